@@ -1,0 +1,150 @@
+"""The fingerprint of a store: everything its logits are a function of, and the naming of what differs.
+
+A fingerprint is a nested dict of JSON values. Dicts nest, field names hold no dot, so every leaf has one dotted name
+("source.weights_sha256"). Two fingerprints are equal when their canonical JSON is: 1, 1.0 and true all differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from cache.errors import StoreDamaged, StoreMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+FORMAT_VERSION = 1
+ABSENT = object()  # stands for the value of a field that one of the two fingerprints does not have
+_SHOWN_FIELDS = 4
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field whose values differ; the value of a field that one side lacks is `ABSENT`."""
+
+    field: str  # dotted, e.g. "source.weights_sha256"
+    stored: Any
+    wanted: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} is {_shown(self.stored)} in the store and {_shown(self.wanted)} in this run"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a store is of (`identity`, compared before every use) and how it came about (`made_by`, for the record).
+
+    The number of views is no part of it: a store grows.
+    """
+
+    identity: dict[str, Any]  # source, input map, plan, target: whatever the logits are a function of
+    made_by: dict[str, Any]  # compute precision, renderer, device, versions, time
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("identity", "made_by"):
+            object.__setattr__(self, name, _plain(getattr(self, name), name))
+
+    @property
+    def folder_name(self) -> str:
+        """The name of the store's folder: the first 12 hex digits of the identity's digest, and `.zarr`."""
+        return f"{digest(self.identity)[:12]}.zarr"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON values, with a checksum of its own under `sha256`."""
+        fields = {
+            "format_version": self.format_version,
+            "identity": self.identity,
+            "made_by": self.made_by,
+        }
+        return {**fields, "sha256": digest(fields)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], store_path: Path) -> Self:
+        """The manifest written by `to_dict`; StoreDamaged if it was edited, is no manifest or is of a newer format."""
+        fields = {name: stored[name] for name in ("format_version", "identity", "made_by") if name in stored}
+        if len(fields) < 3 or "sha256" not in stored:
+            missing = sorted({"format_version", "identity", "made_by", "sha256"} - set(stored))
+            raise StoreDamaged(f"{store_path}: its manifest lacks {', '.join(missing)}; precompute it again")
+        if digest(fields) != stored["sha256"]:
+            raise StoreDamaged(
+                f"{store_path}: its manifest was edited or damaged, it has the checksum {digest(fields)[:12]} and states "
+                f"{str(stored['sha256'])[:12]}; restore zarr.json, or delete the store and precompute again"
+            )
+        if fields["format_version"] != FORMAT_VERSION:
+            raise StoreDamaged(
+                f"{store_path}: it has format version {fields['format_version']}, this program reads version "
+                f"{FORMAT_VERSION}; use the version of the program that made it, or precompute again"
+            )
+        return cls(**fields)
+
+
+def flatten(fingerprint: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a fingerprint as (dotted field, value); lists and empty dicts are leaves."""
+    for name, value in fingerprint.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
+    """Every field whose value differs, in the order of `wanted`, then the fields that only `stored` has."""
+    have, want = dict(flatten(stored)), dict(flatten(wanted))
+    pairs = ((field, have.get(field, ABSENT), want.get(field, ABSENT)) for field in {**want, **have})
+    return [Difference(*pair) for pair in pairs if not _same(*pair[1:])]
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """The sha256, in hex, of a fingerprint's canonical JSON (sorted keys, no spaces, ASCII)."""
+    return hashlib.sha256(_canonical(identity).encode()).hexdigest()
+
+
+def require_match(store_path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise StoreMismatch, naming each field and both values, unless the two fingerprints are equal."""
+    found = differences(stored, wanted)
+    if not found:
+        return
+    shown = "; ".join(map(str, found[:_SHOWN_FIELDS]))
+    more = f"; and {len(found) - _SHOWN_FIELDS} more fields differ" if len(found) > _SHOWN_FIELDS else ""
+    sections = " and ".join(dict.fromkeys(difference.field.partition(".")[0] for difference in found))
+    raise StoreMismatch(
+        f"{store_path}: {shown}{more}; precompute again, or pass the {sections} that made the store, or --labels live",
+        tuple(found),
+    )
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _same(stored: Any, wanted: Any) -> bool:
+    if stored is ABSENT or wanted is ABSENT:
+        return stored is wanted
+    return _canonical(stored) == _canonical(wanted)
+
+
+def _plain(fingerprint: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A deep copy in JSON's own types; TypeError or ValueError for what JSON cannot hold or a dot in a field name."""
+    for name, value in fingerprint.items():
+        if not isinstance(name, str) or "." in name:
+            raise ValueError(f"{where}: the field name {name!r} must be a text without dots, which separate levels")
+        if isinstance(value, dict):
+            _plain(value, f"{where}.{name}")
+    plain: dict[str, Any] = json.loads(_canonical(fingerprint))
+    return plain
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "absent"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value):
+        return value[:12]
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

@@ -1,0 +1,156 @@
+"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN promise 5).
+
+A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run on a
+subset of a store's samples is served too: then each of its pictures must be the very one that the store's row was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.errors import CacheError, StoreMismatch
+from cache.manifest import differences, require_match
+from cache.store import Store, find_stores
+from pipeline.plan import Plan
+from pipeline.render import Renderer
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.spec import target_slug
+from sskt.frozen import InputMap
+from sskt.sources import SourceSpec, source_slug
+
+PROBE_SAMPLES = 4
+PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
+
+_PER_SAMPLE = ("target.n_samples", "target.contents_sha256", "target.labels_sha256")  # a subset is checked row by row
+
+
+def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
+    """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its neighbours."""
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "n_classes": n_classes,
+        "weights_sha256": weights_sha256,
+        "mode": "eval",
+    }
+
+
+def target_identity(index: TargetIndex) -> dict[str, Any]:
+    """The ordered samples, their contents, and the class map."""
+    return {
+        "name": index.target,
+        "split": index.split,
+        "n_samples": len(index),
+        "contents_sha256": index.content_sha256,
+        "class_names_sha256": hashlib.sha256("\n".join(index.classes).encode()).hexdigest(),
+        "labels_sha256": hashlib.sha256(index.labels.astype("<i8").tobytes()).hexdigest(),
+    }
+
+
+def identity(source: dict[str, Any], input_map: InputMap, plan: Plan, index: TargetIndex) -> dict[str, Any]:
+    """The whole fingerprint: nested plain data, compared field by field."""
+    return {
+        "source": source,
+        "input": input_map.to_dict(),
+        "plan": plan.to_dict(),
+        "target": target_identity(index),
+    }
+
+
+def store_folder(cache_dir: Path, index: TargetIndex, source_name: str) -> Path:
+    """Where the stores of one source's logits for one target split lie."""
+    return cache_dir / target_slug(index.target) / index.split / source_slug(source_name)
+
+
+def matching_store(
+    cache_dir: Path, index: TargetIndex, source_name: str, wanted: Callable[[Store], dict[str, Any]]
+) -> Store | None:
+    """The store of `source_name` that serves `index`; None if there is no store at all.
+
+    `wanted(store)` is this run's fingerprint; it is given the store for what the run itself cannot know (the weights of a
+    source that is not on this machine). Raises StoreMismatch, for the store that differs least, if stores exist and none fits.
+    """
+    nearest: tuple[int, Store] | None = None
+    for store in open_stores(store_folder(cache_dir, index, source_name)):
+        n_differences = len(_unmet(store, wanted(store), index))
+        if n_differences == 0:
+            return store
+        if nearest is None or n_differences < nearest[0]:
+            nearest = n_differences, store
+    if nearest is None:
+        return None
+    _refuse(nearest[1], wanted(nearest[1]), index)
+    return None
+
+
+def open_stores(folder: Path) -> Iterator[Store]:
+    """Every store below a folder; a damaged one raises when it is reached."""
+    for path in find_stores(folder):
+        yield Store.open(path)
+
+
+def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
+    """Draw the store's probe pictures again and compare them with the pixels that its sources saw.
+
+    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this machine's
+    renderer does not show the student what the sources were asked about.
+    """
+    positions = np.flatnonzero(np.isin(index.ids, store.probe_ids))
+    if not len(positions):
+        return
+    drawn = probe_pixels(renderer, positions)
+    rows = [int(np.flatnonzero(store.probe_ids == index.ids[p])[0]) for p in positions]
+    error = np.abs(drawn.astype(np.int16) - store.probe[rows].astype(np.int16)).mean(axis=(1, 2, 3))
+    worst = int(error.argmax())
+    if error[worst] > PROBE_TOLERANCE:
+        raise StoreMismatch(
+            f"{store.path}: the probe picture of sample {index.ids[positions[worst]]} was rendered by "
+            f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by {error[worst]:.1f} grey levels "
+            f"(at most {PROBE_TOLERANCE} expected); use the renderer that made the store, or precompute again"
+        )
+
+
+def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """View 0 of a few samples as rendered: uint8 (P, 3, side, side)."""
+    pixels = [batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])]
+    drawn: NDArray[np.uint8] = torch.cat(pixels).numpy()
+    return drawn
+
+
+def _unmet(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Any]:
+    """The fields in which a store does not serve a run; none if it does."""
+    unmet = differences(store.manifest.identity, wanted)
+    if any(d.field not in _PER_SAMPLE for d in unmet):
+        return unmet
+    return unmet if unmet and _first_strange_row(store, index) is not None else []
+
+
+def _first_strange_row(store: Store, index: TargetIndex) -> int | None:
+    """The first index row that the store has no row for, or another picture under its id."""
+    try:
+        rows = store.positions_of(index.ids)
+    except StoreMismatch:
+        return int(np.flatnonzero(~np.isin(index.ids, store.ids))[0])
+    strange = np.flatnonzero((store.contents[rows] != index.contents).any(axis=1))
+    return int(strange[0]) if len(strange) else None
+
+
+def _refuse(store: Store, wanted: dict[str, Any], index: TargetIndex) -> None:
+    """Raise StoreMismatch, naming the picture as well when contents are what differs."""
+    try:
+        require_match(store.path, store.manifest.identity, wanted)
+    except StoreMismatch as mismatch:
+        row = _first_strange_row(store, index)
+        if row is None:
+            raise
+        text = f"{mismatch}; the first picture that differs is sample {index.ids[row]} ({index.name_of(row)})"
+        raise StoreMismatch(text, mismatch.differences) from None
+    raise CacheError(f"{store.path}: was refused without a difference, which is a defect of sskt")

@@ -1,0 +1,68 @@
+"""Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for.
+
+Two renderers share one plan: `dali` (one graph for CPU and GPU) and `torch` (everywhere). Each gives the same
+bytes for the same rows whatever the order, batch size or thread count; they differ from one another by at most
+about one grey level on average after a resize, and not at all without one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.plan import Plan
+from pipeline.targets.index import TargetIndex
+from sskt.errors import RunError
+
+Positions = NDArray[np.int64]  # (N,) rows of a target index
+RENDERERS = ("auto", "dali", "torch")
+
+
+class Renderer(Protocol):
+    """Draws pictures of one target index by one plan."""
+
+    name: str  # "dali-cpu", "dali-gpu" or "torch-cpu": recorded with every store
+
+    def render(self, view: int, batches: Iterable[Positions]) -> Iterator[torch.Tensor]:
+        """One uint8 tensor (n, 3, side, side) for each array of n index positions; at most `batch_size` of them."""
+
+    def close(self) -> None:
+        """Free threads and device memory."""
+
+
+def open_renderer(
+    index: TargetIndex,
+    plan: Plan,
+    *,
+    backend: str = "auto",
+    device: torch.device,
+    batch_size: int,
+    threads: int,
+) -> Renderer:
+    """A renderer for `index` and `plan`; `auto` takes DALI where it is installed, else torch.
+
+    `device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError when DALI is asked for by
+    name and is not installed.
+    """
+    if backend not in RENDERERS:
+        raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
+    installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    if backend == "dali" and not installed:
+        raise RunError("renderer dali is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch")
+    if backend == "torch" or not installed:
+        from pipeline.render.torch import TorchRenderer
+
+        return TorchRenderer(index, plan, threads=threads)
+    from pipeline.render.dali import DaliRenderer
+
+    return DaliRenderer(index, plan, device=device, batch_size=batch_size, threads=threads)
+
+
+def in_batches(positions: Positions, batch_size: int) -> Sequence[Positions]:
+    """Consecutive batches of at most `batch_size` positions; the last may be smaller."""
+    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]

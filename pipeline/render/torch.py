@@ -1,0 +1,72 @@
+"""The torch renderer: Pillow, torch and a thread pool; runs everywhere and is the slow twin of the DALI graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms.v2 import functional as tvf
+
+from pipeline.plan import Plan, Rows
+from pipeline.render import Positions
+from pipeline.targets.index import TargetIndex
+
+
+class TorchRenderer:
+    """See `pipeline.render.Renderer`. Pixels stay in CPU memory."""
+
+    name = "torch-cpu"
+
+    def __init__(self, index: TargetIndex, plan: Plan, *, threads: int) -> None:
+        self._index, self._plan = index, plan
+        self._pool = ThreadPoolExecutor(threads)
+        self._whole_windows = index.kind == "array" and bool((index.sizes == plan.side_px).all())
+
+    def render(self, view: int, batches: Iterable[Positions]) -> Iterator[torch.Tensor]:
+        """See `Renderer.render`."""
+        for positions in batches:
+            rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
+            if self._whole_windows and bool((rows.windows[:, 2:] == self._plan.side_px).all()):
+                yield _gather(self._index.pictures(positions), rows)
+            else:
+                jobs = zip(positions, rows.windows, rows.flips, strict=True)
+                yield torch.stack(list(self._pool.map(self._draw, jobs)))
+
+    def close(self) -> None:
+        """See `Renderer.close`."""
+        self._pool.shutdown()
+
+    def _draw(self, job: tuple[np.int64, NDArray[np.int32], np.bool_]) -> torch.Tensor:
+        """One picture: uint8 (3, side, side)."""
+        position, window, flip = job
+        picture = torch.from_numpy(crop(self._index.pixels_of(int(position)), window)).permute(2, 0, 1)
+        side = self._plan.side_px
+        if picture.shape[1:] != (side, side):
+            picture = tvf.resize(picture, [side, side], tvf.InterpolationMode.BILINEAR, antialias=True)
+        return picture.flip(-1) if flip else picture
+
+
+def crop(picture: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The window (top, left, height, width) of a picture (H, W, 3), black where it lies outside."""
+    top, left, height, width = (int(v) for v in window)
+    out = np.zeros((height, width, 3), dtype=np.uint8)
+    y0, x0 = max(top, 0), max(left, 0)
+    y1, x1 = min(top + height, picture.shape[0]), min(left + width, picture.shape[1])
+    if y0 < y1 and x0 < x1:
+        out[y0 - top : y1 - top, x0 - left : x1 - left] = picture[y0:y1, x0:x1]
+    return out
+
+
+def _gather(pictures: NDArray[np.uint8], rows: Rows) -> torch.Tensor:
+    """Shifted and mirrored pictures of one size, without a resize: (n, S, S, 3) to (n, 3, S, S), all at once."""
+    side = pictures.shape[1]
+    grid = np.arange(side)
+    y = rows.windows[:, 0, None] + grid
+    x = rows.windows[:, 1, None] + np.where(rows.flips[:, None], grid[::-1], grid)
+    inside = ((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None, :]
+    picked = pictures[np.arange(len(pictures))[:, None, None], y.clip(0, side - 1)[:, :, None], x.clip(0, side - 1)[:, None, :]]
+    picked *= inside[..., None]
+    return torch.from_numpy(picked).permute(0, 3, 1, 2).contiguous()
