@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,11 @@ from sskt.sources import SourceSpec, source_slug
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
 
-_PER_SAMPLE = ("target.n_samples", "target.contents_sha256", "target.labels_sha256")  # a subset is checked row by row
+_PER_SAMPLE = (
+    "target.n_samples",
+    "target.contents_sha256",
+    "target.labels_sha256",
+)  # a subset is checked row by row
 
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
@@ -120,7 +123,9 @@ def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
 
 def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
     """View 0 of a few samples as rendered: uint8 (P, 3, side, side)."""
-    pixels = [batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])]
+    pixels = [
+        batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])
+    ]
     drawn: NDArray[np.uint8] = torch.cat(pixels).numpy()
     return drawn
 

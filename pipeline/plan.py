@@ -119,7 +119,9 @@ class RandomResizedCropFlip:
         """One draw per row: windows (N, 4), and which of them lie inside their picture (N,)."""
         unit = draws.astype(np.float64) / 2**32
         low, high = np.log(self.ratio)
-        area = sizes.prod(axis=1, dtype=np.int64) * (self.scale[0] + unit[:, 0] * (self.scale[1] - self.scale[0]))
+        area = sizes.prod(axis=1, dtype=np.int64) * (
+            self.scale[0] + unit[:, 0] * (self.scale[1] - self.scale[0])
+        )
         aspect = np.exp(low + unit[:, 1] * (high - low))
         shape = np.rint(np.sqrt(np.stack([area / aspect, area * aspect], axis=1))).astype(np.int64)
         fits = ((shape > 0) & (shape <= sizes)).all(axis=1)
@@ -131,7 +133,10 @@ class RandomResizedCropFlip:
         """The largest centred window (N, 4) whose aspect ratio is allowed."""
         height, width = sizes.astype(np.float64).T
         shape = np.stack(
-            [np.minimum(height, np.rint(width / self.ratio[0])), np.minimum(width, np.rint(height * self.ratio[1]))],
+            [
+                np.minimum(height, np.rint(width / self.ratio[0])),
+                np.minimum(width, np.rint(height * self.ratio[1])),
+            ],
             axis=1,
         ).astype(np.int64)
         return np.concatenate([(sizes - shape) // 2, shape], axis=1).astype(np.int32)

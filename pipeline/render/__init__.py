@@ -53,7 +53,9 @@ def open_renderer(
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     if backend == "dali" and not installed:
-        raise RunError("renderer dali is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch")
+        raise RunError(
+            "renderer dali is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch"
+        )
     if backend == "torch" or not installed:
         from pipeline.render.torch import TorchRenderer
 

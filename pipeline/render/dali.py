@@ -21,13 +21,17 @@ from pipeline.render import Positions
 from pipeline.targets.index import TargetIndex
 
 _AHEAD = 3  # batches whose files are read while the graph works on earlier ones
-_Feed = tuple[list[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+_Feed = tuple[
+    list[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
+]
 
 
 class DaliRenderer:
     """See `pipeline.render.Renderer`. On a CUDA device the pixels are born there and stay there."""
 
-    def __init__(self, index: TargetIndex, plan: Plan, *, device: torch.device, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, index: TargetIndex, plan: Plan, *, device: torch.device, batch_size: int, threads: int
+    ) -> None:
         self._index, self._plan, self._device = index, plan, device
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
         self._pool = ThreadPoolExecutor(threads)
@@ -90,17 +94,26 @@ class DaliRenderer:
                 ndim=[1 if files else 3, 1, 1, 0],
             )
             if files and not isinstance(self._plan, PadCropFlip):
-                pictures = fn.decoders.image_slice(pictures, start=anchor, shape=shape, axes=[0, 1], **_decoding(gpu))
+                pictures = fn.decoders.image_slice(
+                    pictures, start=anchor, shape=shape, axes=[0, 1], **_decoding(gpu)
+                )
             else:
                 if files:
                     pictures = fn.decoders.image(pictures, **_decoding(gpu))
                 elif gpu:
                     pictures = pictures.gpu()
                 pictures = fn.slice(
-                    pictures, start=anchor, shape=shape, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+                    pictures,
+                    start=anchor,
+                    shape=shape,
+                    axes=[0, 1],
+                    out_of_bounds_policy="pad",
+                    fill_values=0,
                 )
             if resized:
-                pictures = fn.resize(pictures, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
+                pictures = fn.resize(
+                    pictures, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True
+                )
             pictures = fn.flip(pictures, horizontal=flip, vertical=0)
             pipe.set_outputs(fn.transpose(pictures, perm=[2, 0, 1]))
         pipe.build()

@@ -67,6 +67,10 @@ def _gather(pictures: NDArray[np.uint8], rows: Rows) -> torch.Tensor:
     y = rows.windows[:, 0, None] + grid
     x = rows.windows[:, 1, None] + np.where(rows.flips[:, None], grid[::-1], grid)
     inside = ((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None, :]
-    picked = pictures[np.arange(len(pictures))[:, None, None], y.clip(0, side - 1)[:, :, None], x.clip(0, side - 1)[:, None, :]]
+    picked = pictures[
+        np.arange(len(pictures))[:, None, None],
+        y.clip(0, side - 1)[:, :, None],
+        x.clip(0, side - 1)[:, None, :],
+    ]
     picked *= inside[..., None]
     return torch.from_numpy(picked).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,95 @@
+"""What a user chooses and what is chosen for them: places, the augmentation plan, device and precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pipeline.plan import Centre, PadCropFlip, Plan, RandomResizedCropFlip
+from pipeline.precompute import Execution
+from pipeline.targets.spec import TargetSpec
+from sskt.errors import RunError
+from sskt.frozen import InputMap, default_compute
+
+PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things lie: data sets and weights, stores and indexes, and files that stand in for official weights."""
+
+    data_dir: Path = Path("data")
+    cache_dir: Path = Path("stores")
+    weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where official weights are downloaded to."""
+        return self.data_dir / "weights"
+
+    @property
+    def index_dir(self) -> Path:
+        """Where target indexes are kept: beside the stores, since data may lie on a read-only disk."""
+        return self.cache_dir / "indexes"
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """The plan that a user asks for; what is None is the target's own default."""
+
+    seed: int = 0
+    kind: str | None = None  # one of PLANS
+    side_px: int | None = None  # what the student sees
+    source_side_px: int | None = None  # what the sources see
+
+    def training_plan(self, spec: TargetSpec) -> Plan:
+        """The plan of a training view. Raises RunError for an unknown kind or size."""
+        side = self._side(spec)
+        kind = self.kind or spec.plan_kind
+        if kind == "pad-crop-flip":
+            return PadCropFlip(side, seed=self.seed, pad=spec.pad, flip=spec.flip)
+        if kind == "random-resized-crop-flip":
+            return RandomResizedCropFlip(side, seed=self.seed, flip=spec.flip)
+        if kind == "centre":
+            return self.evaluation_plan(spec)
+        raise RunError(f"--plan is {kind!r}, expected one of {', '.join(PLANS)}")
+
+    def evaluation_plan(self, spec: TargetSpec) -> Centre:
+        """The centre view: the whole picture of the small-picture targets, 224 of 256 of the others."""
+        side = self._side(spec)
+        return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
+
+    def input_map(self, spec: TargetSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> InputMap:
+        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures)."""
+        side = self.source_side_px or int(self._side(spec) * spec.source_scale)
+        return InputMap(side_px=side, mean=mean, std=std)
+
+    def _side(self, spec: TargetSpec) -> int:
+        side = spec.side_px if self.side_px is None else self.side_px
+        if side < 1:
+            raise RunError(f"--size is {side}, expected at least 1 pixel")
+        return side
+
+
+def choose_execution(*, device: str, amp: str, renderer: str, threads: int, batch_size: int) -> Execution:
+    """The device and the frozen networks' precision; `auto` takes CUDA and the fastest exact-enough precision there is."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise RunError(f"--device is {device!r}, expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"--device is {device}, and PyTorch sees no CUDA device here; use --device cpu")
+    compute = default_compute(chosen) if amp == "auto" else amp
+    return Execution(
+        device=chosen, compute=compute, renderer=renderer, threads=threads, batch_size=batch_size
+    )
+
+
+def student_precision(execution: Execution) -> str:
+    """bf16 on CUDA devices that have it natively, fp32 elsewhere: what a small student trains fastest in."""
+    return "bf16" if execution.device.type == "cuda" and default_compute(execution.device) == "bf16" else "fp32"

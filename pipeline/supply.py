@@ -1,0 +1,130 @@
+"""Decide where a run's source logits come from: stores that serve it, or the live sources, and say so in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.store import Store, find_stores
+from pipeline.choices import Augmentation, Places
+from pipeline.fingerprint import check_probe, identity, matching_store
+from pipeline.labels import CachedLabels, Labels, LiveLabels
+from pipeline.plan import Plan
+from pipeline.precompute import Execution
+from pipeline.render import open_renderer
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.spec import TargetSpec, target_slug
+from sskt.errors import RunError
+from sskt.frozen import FrozenSource
+from sskt.sources import known_weights_sha256, open_source, parse_source
+
+LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run's target and everything that its source logits depend on."""
+
+    target: str  # as the user named it
+    spec: TargetSpec
+    index: TargetIndex
+    augmentation: Augmentation
+    plan: Plan
+    places: Places
+    execution: Execution
+
+    def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
+        """What `store` must say to serve this run; the weights of a source that is not here are taken on its word."""
+        stored = store.manifest.identity
+        sha256 = known_weights_sha256(
+            source, weights=self.places.weights.get(source), weights_dir=self.places.weights_dir
+        )
+        here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
+        spec = parse_source(source)
+        return identity(here, self.augmentation.input_map(self.spec, spec.mean, spec.std), self.plan, self.index)
+
+    def precompute_command(self, sources: tuple[str, ...]) -> str:
+        """The command that would make the stores this run lacks."""
+        return f"sskt precompute {' '.join(f'--source {s}' for s in sources)} --target {self.target}"
+
+
+def open_labels(
+    request: Request, sources: tuple[str, ...], *, labels: str, views: int | None, say: Say
+) -> Labels:
+    """Labels for a run: `labels` is cached, live, or auto (cached if every source has a store that serves the run).
+
+    Without `sources`, every source with a complete store for the target is taken, and with no such store the paper's
+    two, live. Raises StoreMismatch, StoreIncomplete, RunError or SourceError, never silently changing what was asked for.
+    """
+    if labels == "live":
+        return _live(request, sources or LIVE_DEFAULT_SOURCES, views, say)
+    if not sources:
+        sources = stored_sources(request.places.cache_dir, request.index)
+    stores = _matching_stores(request, sources)
+    absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
+    if not absent:
+        return _cached(request, stores, views, say)
+    if labels == "cached":
+        raise RunError(
+            f"{request.target}: there is no store of {', '.join(absent)} under {request.places.cache_dir}; "
+            f"run `{request.precompute_command(absent)}`, or use --labels live"
+        )
+    sources = sources or LIVE_DEFAULT_SOURCES
+    say(
+        f"no store of {' and '.join(absent)} for {request.target}: every epoch asks {len(sources)} live network(s) about "
+        f"{len(request.index):,} pictures; `{request.precompute_command(absent)}` would pay for them once"
+    )
+    return _live(request, sources, views, say)
+
+
+def stored_sources(cache_dir: Path, index: TargetIndex) -> tuple[str, ...]:
+    """The sources that have a complete store for a target split, in alphabetical order."""
+    folder = cache_dir / target_slug(index.target) / index.split
+    stores = (Store.open(path) for path in find_stores(folder))
+    return tuple(sorted({store.manifest.identity["source"]["name"] for store in stores if store.complete}))
+
+
+def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, Store]:
+    found = {}
+    for name in sources:
+        store = matching_store(
+            request.places.cache_dir, request.index, name, lambda s, name=name: request.fingerprint(s, name)
+        )
+        if store is not None:
+            found[name] = store
+    return found
+
+
+def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
+    execution = request.execution
+    renderer = open_renderer(
+        request.index,
+        request.plan,
+        backend=execution.renderer,
+        device=execution.device,
+        batch_size=1,
+        threads=1,
+    )
+    with closing(renderer):
+        for store in stores.values():
+            check_probe(store, request.index, renderer)
+    views = views or min(store.n_views for store in stores.values())
+    say(f"labels: cached, {views} view(s) of {', '.join(stores)}")
+    return CachedLabels(stores, request.index, views=views, device=execution.device)
+
+
+def _live(request: Request, sources: tuple[str, ...], views: int | None, say: Say) -> LiveLabels:
+    execution, places = request.execution, request.places
+    frozen = {}
+    for name in sources:
+        source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+        input_map = request.augmentation.input_map(request.spec, source.spec.mean, source.spec.std)
+        frozen[name] = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
+    drawn = "a new view every epoch" if views is None else f"{views} view(s)"
+    say(f"labels: live, {', '.join(sources)} in {execution.compute}, {drawn}")
+    return LiveLabels(frozen, views=views)

@@ -1,0 +1,70 @@
+"""Target datasets: what a name stands for, whether its files are there, and the index of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.targets import archive
+from pipeline.targets.arrays import load_binary
+from pipeline.targets.digits import load_digits
+from pipeline.targets.folders import has_split, load_folders
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.spec import SPLITS, TARGETS, TargetSpec, parse_target, target_slug
+from sskt.errors import TargetError
+
+__all__ = ["TargetIndex", "TargetSpec", "load_index", "parse_target", "prepare", "prepared", "target_slug"]
+
+
+def load_index(
+    spec: TargetSpec,
+    split: str,
+    *,
+    data_dir: Path,
+    index_dir: Path,
+    limit: int | None = None,
+    download: bool = True,
+) -> TargetIndex:
+    """The validated index of one split ("train" or "test"), or its fixed stratified subset of `limit`
+    samples.
+
+    `data_dir` is only read, except that an official archive is downloaded and unpacked there if it is missing
+    and `download` allows it. `index_dir` keeps what was learned about picture files; if it cannot be written,
+    `notes` of the index says so. Raises TargetError for anything missing or damaged, DownloadError if
+    fetching fails.
+    """
+    if split not in SPLITS:
+        raise TargetError(f"split is {split!r}, expected {' or '.join(SPLITS)}")
+    if spec.binary:
+        prepare(spec, data_dir, download=download)
+        index = load_binary(spec, spec.binary, split, data_dir)
+    elif spec.root:
+        index = load_folders(spec, split, data_dir / spec.root, index_dir)
+    else:
+        index = load_digits(spec, split)
+    return index if limit is None else index.limit(limit)
+
+
+def prepare(spec: TargetSpec, data_dir: Path, *, download: bool = True) -> None:
+    """Download and unpack an official archive unless its files are there. Picture folders are the user's to
+    prepare.
+    """
+    if spec.binary:
+        archive.obtain(spec, spec.binary, data_dir, download=download)
+
+
+def prepared(data_dir: Path, split: str = "train") -> list[str]:
+    """Registry targets with files of this split under `data_dir`, by a cheap look.
+
+    The digits are left out: they are always there, so listing them would make every bare directory look
+    prepared.
+    """
+    return [name for name, spec in TARGETS.items() if _is_prepared(spec, data_dir, split)]
+
+
+def _is_prepared(spec: TargetSpec, data_dir: Path, split: str) -> bool:
+    if spec.binary:
+        try:
+            return not archive.missing_files(spec, spec.binary, data_dir)
+        except TargetError:  # a file of the wrong length, which using this target will name
+            return False
+    return spec.root is not None and has_split(data_dir / spec.root, split)

@@ -1,0 +1,116 @@
+"""One picture file: is it sound, and its pixels as 8-bit RGB, by Pillow.
+
+The rules, which hold for every renderer: EXIF orientation is ignored (as torchvision's ImageFolder does
+without transforms), alpha is dropped and not composited (as there), grey becomes three equal channels, 16-bit
+values keep their high byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+_FORMATS = ("JPEG", "MPO", "PNG")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableError(Exception):
+    """Why bytes are not a usable picture; its text is a clause for the caller's sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What is known of a sound picture: its size, the first 16 bytes of its file's sha256, and how it must be
+    decoded.
+
+    `transcode`: decoders disagree about this kind of file (CMYK, palette, alpha, 16-bit, ...), so Pillow
+    decodes it for all.
+    """
+
+    height: int
+    width: int
+    content: bytes
+    transcode: bool
+
+
+def inspect(encoded: bytes) -> Inspected:
+    """Decode a file's bytes in full. Raises UnreadableError with the reason if that fails."""
+    if not encoded:
+        raise UnreadableError("zero bytes")
+    try:
+        with _open(encoded) as picture:
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise UnreadableError(
+                    f"{picture.width} x {picture.height} is over {Image.MAX_IMAGE_PIXELS:,} pixels"
+                )
+            picture.load()
+            transcode = not _any_decoder_agrees(picture, encoded)
+            return Inspected(picture.height, picture.width, content_of(encoded), transcode)
+    except UnidentifiedImageError:
+        raise UnreadableError("neither JPEG nor PNG inside") from None
+    except Image.DecompressionBombError:
+        raise UnreadableError(f"over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+    except _BROKEN as error:
+        raise UnreadableError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def content_of(data: bytes | memoryview) -> bytes:
+    """The first 16 bytes of the sha256 of a file's bytes or of raw pixels: a sample's content in index and
+    store.
+    """
+    return hashlib.sha256(data).digest()[:16]
+
+
+def to_pixels(encoded: bytes) -> NDArray[np.uint8]:
+    """The picture as uint8 (H, W, 3), RGB, by the rules above."""
+    with _open(encoded) as picture:
+        if picture.mode.startswith("I"):
+            high = np.asarray(picture).astype(np.int32) >> 8  # Pillow's own conversion would clip at 255
+            return np.repeat(high.astype(np.uint8)[..., None], 3, axis=2)
+        if "transparency" in picture.info:
+            return np.array(picture.convert("RGBA").convert("RGB"))
+        return np.array(picture.convert("RGB"))
+
+
+def to_png(pixels: NDArray[np.uint8]) -> bytes:
+    """An 8-bit RGB PNG of uint8 (H, W, 3), which every decoder reads to the same pixels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _open(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
+
+
+def _any_decoder_agrees(picture: Image.Image, encoded: bytes) -> bool:
+    """Whether libjpeg, nvJPEG, libpng and Pillow give one another's pixels for this file."""
+    if picture.format == "JPEG":
+        stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
+        return picture.mode in ("L", "RGB") and not stored_as_rgb
+    if not encoded.startswith(_PNG_SIGNATURE):
+        return False
+    bit_depth, colour_type = (
+        encoded[24],
+        encoded[25],
+    )  # of the IHDR chunk; the mode does not tell 16-bit RGB from 8-bit
+    single = not getattr(picture, "is_animated", False)
+    return bit_depth == 8 and colour_type in (0, 2) and "transparency" not in picture.info and single

@@ -1,0 +1,90 @@
+"""What was learned about a folder of pictures, kept so that every file is validated once and not once a run.
+
+A kept fact holds for as long as its file has the same path, length and modification time. The file is an .npz
+without pickle; a damaged or older one is as good as none. Not noticed: a file changed in place with both
+length and time restored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FACTS = np.dtype(
+    [
+        ("bytes", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("size", "<i4", (2,)),  # height, width
+        ("content", "u1", (16,)),
+        ("transcode", "?"),
+        ("valid", "?"),  # decoded in full and found sound
+    ]
+)
+_FORMAT = 1
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+Paths = NDArray[np.bytes_]
+Facts = NDArray[np.void]
+
+
+def kept_file(index_dir: Path, slug: str, folder: Path) -> Path:
+    """Where the facts about one folder are kept; the place of the folder is part of the name."""
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+    return index_dir / f"{slug}-{folder.name}-{place}.npz"
+
+
+def read_kept(file: Path) -> tuple[Paths, Facts] | None:
+    """Paths (M,) and facts (M,); None if there are none, or none that can be trusted."""
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            paths, facts, version = data["paths"], data["facts"], int(data["format"])
+    except _DAMAGE:
+        return None
+    sound = (
+        version == _FORMAT and paths.dtype.kind == "S" and facts.dtype == FACTS and paths.shape == facts.shape
+    )
+    return (paths, facts) if sound and paths.ndim == 1 else None
+
+
+def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
+    """Replace the kept facts in one step; those of files not found valid are left out. Raises OSError if that
+    fails.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            np.savez(out, format=_FORMAT, paths=paths[facts["valid"]], facts=facts[facts["valid"]])
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
+    """Fill in `facts` (N,) of the files `paths` (N,), whose lengths and times are set, from what is kept and
+    still holds.
+    """
+    old_paths, old = kept
+    _, new_rows, old_rows = np.intersect1d(paths, old_paths, assume_unique=True, return_indices=True)
+    same = (facts["bytes"][new_rows] == old["bytes"][old_rows]) & (
+        facts["mtime_ns"][new_rows] == old["mtime_ns"][old_rows]
+    )
+    facts[new_rows[same]] = old[old_rows[same]]

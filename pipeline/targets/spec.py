@@ -1,0 +1,205 @@
+"""What a user can name as a target dataset, as frozen data: where its files lie and how its pictures are
+shown.
+
+The recipes of training (epochs, rates) are in `sskt.recipes`; reading files is in the neighbours of this one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from sskt.errors import TargetError
+
+SPLITS = ("train", "test")
+IMAGEFOLDER = "imagefolder:"
+
+_SMALL_PICTURE_SCALE = Fraction(7, 3)  # METHOD.md section 1: 32 -> 74 and 96 -> 224 after augmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One binary file of pictures; `labels` names the file of their labels if these do not stand before each
+    picture.
+    """
+
+    pixels: str
+    n_pictures: int
+    labels: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """An official binary archive and the layout of its files.
+
+    A record is `label_bytes` bytes, of which the last is the label, then three planes (R, G, B) of square
+    pictures.
+    """
+
+    url: str
+    md5: str
+    folder: str
+    class_names: str
+    train: tuple[Part, ...]
+    test: tuple[Part, ...]
+    label_bytes: int
+    first_label: int = 0
+    column_major: bool = False  # each plane is stored column by column
+
+    def parts(self, split: str) -> tuple[Part, ...]:
+        """The files of one split."""
+        return self.train if split == "train" else self.test
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSpec:
+    """One target dataset: its identity, its place, and the pictures that the student and the sources see.
+
+    `name` is what runs and stores record; for imagefolder:PATH it holds the folder's name only, since the
+    contents and not the place identify a folder. Pictures in files lie under `root`, which is relative to the
+    data directory or absolute.
+    """
+
+    name: str
+    kind: Literal["array", "files"]
+    n_classes: int | None  # None: as many as the folder has
+    side_px: int  # the square that the student sees
+    short_px: int  # evaluation: short side resized to this before the central square is cut
+    plan_kind: Literal["pad-crop-flip", "random-resized-crop-flip"]
+    source_scale: Fraction  # side of what the sources see / side_px, rounded down
+    how_to_prepare: str  # a clause for the end of an error message
+    pad: int = 0  # pad-crop-flip: largest shift, in pixels of the picture as stored
+    flip: float = 0.5  # probability of a left-right mirror
+    root: Path | None = None
+    binary: Binary | None = None
+
+
+def parse_target(name: str) -> TargetSpec:
+    """The spec of a registry name or of imagefolder:PATH; reads nothing from disk. Raises TargetError if
+    there is none.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    if name.startswith(IMAGEFOLDER):
+        return _imagefolder(name.removeprefix(IMAGEFOLDER))
+    raise TargetError(
+        f"target {name!r} is not known, expected one of {', '.join(TARGETS)} or {IMAGEFOLDER}PATH"
+    )
+
+
+def target_slug(name: str) -> str:
+    """A name that any file system takes: imagefolder:/data/my scenes -> imagefolder-my_scenes."""
+    if name.startswith(IMAGEFOLDER):
+        name = f"imagefolder-{_folder_name(name.removeprefix(IMAGEFOLDER))}"
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _imagefolder(path: str) -> TargetSpec:
+    """A user's own folder of pictures, shown the ImageNet way."""
+    root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (resolve() would follow a link's name away)
+    if not path or not root.name:
+        raise TargetError(f"target {IMAGEFOLDER}{path} names no folder, expected {IMAGEFOLDER}PATH")
+    prepare = (
+        f"put the pictures as {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg, "
+        f"or as {root}/CLASS/*.jpg to have a fifth of each class held out"
+    )
+    return _pictures_224(f"{IMAGEFOLDER}{root.name}", None, root, prepare)
+
+
+def _folder_name(path: str) -> str:
+    return Path(os.path.abspath(Path(path).expanduser())).name  # noqa: PTH100
+
+
+def _pictures_224(name: str, n_classes: int | None, root: Path, how_to_prepare: str) -> TargetSpec:
+    """JPEG and PNG files shown the ImageNet way: random-resized crops of 224, centre crop of 256 for
+    evaluation.
+    """
+    return TargetSpec(
+        name=name,
+        kind="files",
+        n_classes=n_classes,
+        side_px=224,
+        short_px=256,
+        plan_kind="random-resized-crop-flip",
+        source_scale=Fraction(1),
+        how_to_prepare=how_to_prepare,
+        root=root,
+    )
+
+
+def _official_folders(name: str, n_classes: int, class_folder: str) -> TargetSpec:
+    places = " and ".join(f"DATA_DIR/{name}/{split}/{class_folder}/" for split in ("train", "val"))
+    return _pictures_224(name, n_classes, Path(name), f"put the official pictures into {places}")
+
+
+def _small_pictures(name: str, n_classes: int, side_px: int, binary: Binary) -> TargetSpec:
+    """The paper's small-picture targets: shifts of up to 4 pixels, mirrored or not."""
+    archive = binary.url.rpartition("/")[2]
+    return TargetSpec(
+        name=name,
+        kind="array",
+        n_classes=n_classes,
+        side_px=side_px,
+        short_px=side_px,
+        plan_kind="pad-crop-flip",
+        source_scale=_SMALL_PICTURE_SCALE,
+        how_to_prepare=f"allow the download, or put {archive} from {binary.url} into DATA_DIR",
+        pad=4,
+        binary=binary,
+    )
+
+
+_CIFAR10 = Binary(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    folder="cifar-10-batches-bin",
+    class_names="batches.meta.txt",
+    train=tuple(Part(f"data_batch_{batch}.bin", 10_000) for batch in range(1, 6)),
+    test=(Part("test_batch.bin", 10_000),),
+    label_bytes=1,
+)
+_CIFAR100 = Binary(
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+    folder="cifar-100-binary",
+    class_names="fine_label_names.txt",
+    train=(Part("train.bin", 50_000),),
+    test=(Part("test.bin", 10_000),),
+    label_bytes=2,  # coarse, fine
+)
+_STL10 = Binary(
+    url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+    md5="91f7769df0f17e558f3565bffb0c7dfb",
+    folder="stl10_binary",
+    class_names="class_names.txt",
+    train=(Part("train_X.bin", 5_000, "train_y.bin"),),
+    test=(Part("test_X.bin", 8_000, "test_y.bin"),),
+    label_bytes=0,
+    first_label=1,
+    column_major=True,
+)
+_DIGITS = TargetSpec(
+    name="digits",
+    kind="array",
+    n_classes=10,
+    side_px=16,
+    short_px=16,
+    plan_kind="pad-crop-flip",
+    source_scale=Fraction(2),
+    how_to_prepare="install scikit-learn, which carries them",
+    pad=1,  # of 8 stored pixels
+    flip=0.0,  # a mirrored digit is another sign
+)
+_ALL = (
+    _small_pictures("cifar10", 10, 32, _CIFAR10),
+    _small_pictures("cifar100", 100, 32, _CIFAR100),
+    _small_pictures("stl10", 10, 96, _STL10),
+    _official_folders("imagenet", 1000, "WNID"),
+    _official_folders("places365", 365, "CLASS"),
+    _DIGITS,
+)
+TARGETS = {spec.name: spec for spec in _ALL}
