@@ -146,14 +146,17 @@ def main() -> None:
     click.option(
         "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Students per method."
     ),
+    EXECUTION[2],
     JSON,
 )
-def demo(cache_dir: Path, out: Path | None, seeds: int, as_json: bool) -> None:
+def demo(cache_dir: Path, out: Path | None, seeds: int, threads: int, as_json: bool) -> None:
     """Both stages on handwritten digits with few labels: scratch, SSKT cached and SSKT live, side by side."""
     from pipeline.demo import run_demo
     from pipeline.run import new_run_folder
 
-    result = run_demo(cache_dir=cache_dir, out=out or new_run_folder("demo"), seeds=seeds, say=_say)
+    result = run_demo(
+        cache_dir=cache_dir, out=out or new_run_folder("demo"), seeds=seeds, threads=threads, say=_say
+    )
     click.echo(json.dumps(result, indent=2) if as_json else result["table"])
 
 
@@ -166,7 +169,8 @@ def demo(cache_dir: Path, out: Path | None, seeds: int, as_json: bool) -> None:
 )
 def prepare(targets: tuple[str, ...], data_dir: Path, cache_dir: Path, as_json: bool) -> None:
     """Download a target if it can be downloaded, check every file of it, and keep its index."""
-    from pipeline.api import Places, run_prepare
+    from pipeline.api import run_prepare
+    from pipeline.choices import Places
 
     rows = [
         row for name in targets for row in run_prepare(name, places=Places(data_dir, cache_dir), say=_say)
@@ -247,7 +251,8 @@ def precompute(
     as_json: bool,
 ) -> None:
     """Stage one: ask the frozen sources about every planned view of a target, and keep their logits."""
-    from pipeline.api import Augmentation, Places, choose_execution, run_precompute
+    from pipeline.api import run_precompute
+    from pipeline.choices import Augmentation, Places, choose_execution
 
     reports = run_precompute(
         targets,
@@ -355,6 +360,13 @@ def precompute(
         show_default=True,
         help="Precision of the student; auto: bf16 on CUDA, else fp32.",
     ),
+    click.option(
+        "--eval-every",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Epochs between two looks at the test split.",
+    ),
     *EXECUTION,
     click.option(
         "--out",
@@ -392,6 +404,7 @@ def train(
     limit: int | None,
     weights: tuple[str, ...],
     amp: str,
+    eval_every: int,
     device: str,
     renderer: str,
     threads: int,
@@ -401,7 +414,8 @@ def train(
     as_json: bool,
 ) -> None:
     """Stage two: train a student on its own labels and on what the sources said of the same pixels."""
-    from pipeline.api import Augmentation, Places, Supervision, choose_execution, run_train, student_precision
+    from pipeline.api import Supervision, run_train
+    from pipeline.choices import Augmentation, Places, choose_execution, student_precision
     from pipeline.run import new_run_folder
     from pipeline.targets.spec import target_slug
 
@@ -410,10 +424,11 @@ def train(
     summary = run_train(
         target,
         model=model,
-        supervision=Supervision(
-            method, sources, labels, views, transfer_module, aux_loss, kd_reduction, temperature, alpha
-        ),
+        supervision=Supervision(method, sources, labels, views, transfer_module, kd_reduction),
         overrides={
+            "temperature": temperature,
+            "alpha": alpha,
+            "aux_loss": aux_loss,
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": lr,
@@ -427,6 +442,7 @@ def train(
         execution=execution,
         student_amp=student_precision(execution) if amp == "auto" else amp,
         limit=limit,
+        eval_every=eval_every,
         out=out,
         say=_say,
     )
@@ -439,10 +455,11 @@ def evaluate(
     run: Path, device: str, renderer: str, threads: int, data_dir: Path, cache_dir: Path, as_json: bool
 ) -> None:
     """Score a run's exported student on the test split."""
-    from pipeline.api import Places, choose_execution, run_evaluate
+    from pipeline.api import run_evaluate
+    from pipeline.choices import Places, choose_execution
 
     execution = choose_execution(device=device, amp="auto", renderer=renderer, threads=threads, batch_size=64)
-    figures = run_evaluate(run, places=Places(data_dir, cache_dir), execution=execution)
+    figures = run_evaluate(run, places=Places(data_dir, cache_dir), execution=execution, say=_say)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
@@ -464,12 +481,12 @@ def cache() -> None:
 @options(CACHE_DIR, JSON)
 def cache_ls(cache_dir: Path, as_json: bool) -> None:
     """List every store with its target, source, views and size."""
-    from cache.store import summaries
+    from pipeline.tables import store_rows
 
     _print(
-        summaries(cache_dir),
+        store_rows(cache_dir),
         as_json,
-        columns=("target", "source", "samples", "classes", "views", "complete", "bytes", "path"),
+        columns=("target", "source", "samples", "classes", "views", "units", "bytes", "path", "problem"),
     )
 
 
@@ -477,9 +494,9 @@ def cache_ls(cache_dir: Path, as_json: bool) -> None:
 @options(click.argument("store", type=click.Path(path_type=Path)), JSON)
 def cache_info(store: Path, as_json: bool) -> None:
     """Show what a store depends on, how it was made and what it holds."""
-    from cache.store import info
+    from pipeline.tables import store_fields
 
-    fields = info(store)
+    fields = store_fields(store)
     if as_json:
         click.echo(json.dumps(fields, indent=2))
     else:
@@ -510,7 +527,7 @@ def cache_verify(store: Path, as_json: bool) -> None:
 @options(JSON)
 def sources(as_json: bool) -> None:
     """List the source networks that can be named."""
-    from pipeline.api import source_rows
+    from pipeline.tables import source_rows
 
     _print(source_rows(), as_json, columns=("source", "architecture", "classes", "weights"))
 
@@ -519,12 +536,12 @@ def sources(as_json: bool) -> None:
 @options(DATA_DIR, JSON)
 def targets(data_dir: Path, as_json: bool) -> None:
     """List the targets that can be named, and which are prepared under --data-dir."""
-    from pipeline.api import target_rows
+    from pipeline.tables import target_rows
 
     _print(
         target_rows(data_dir),
         as_json,
-        columns=("target", "classes", "student_px", "source_px", "plan", "prepared"),
+        columns=("target", "classes", "student_px", "source_px", "plan", "model", "prepared"),
     )
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a store: one sentence with the culprit, what was found, what was expected, the remedy."""
+"""What can go wrong with a store: one sentence with the culprit, found, expected and the remedy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class CacheError(Exception):
     """Base of every error that this room raises on purpose; the command line prints its text."""
 
 
-class StoreMismatch(CacheError):
-    """A store answers another question than the one asked; `differences` holds the fields, if it is about fields."""
+class StoreMismatch(CacheError):  # noqa: N818 - the three say what the store is
+    """A store answers another question than the one asked; `differences` holds the fields that differ."""
 
     def __init__(self, message: str, differences: tuple[Difference, ...] = ()) -> None:
         super().__init__(message)
         self.differences = differences
 
 
-class StoreIncomplete(CacheError):
+class StoreIncomplete(CacheError):  # noqa: N818
     """Units that were asked for are not there yet; precomputing again adds them."""
 
 
-class StoreDamaged(CacheError):
+class StoreDamaged(CacheError):  # noqa: N818
     """What lies on disk is not what was written."""

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, renamed into it, and the folder flushed.
+"""Files that are whole or absent: written beside their place, flushed, renamed, and the folder flushed.
 
-Zarr's own LocalStore (3.1.6) also renames into place but never calls fsync, so after a power loss a name may stand for
-an empty file; the promise "payload first, then its entry" needs the disk's word, hence these few lines.
+Zarr's own LocalStore (3.1.6) also writes beside and renames, but never calls fsync: after a power loss a
+name may stand for an empty file. "Payload first, then its entry" needs the disk's word, hence these lines.
 """
 
 from __future__ import annotations
@@ -9,11 +9,6 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 TEMPORARY = ".tmp-"  # part of every unfinished file's and folder's name; no reader looks at those
 
@@ -23,8 +18,8 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex[:12]}")
 
 
-def write_durably(path: Path, *parts: bytes | NDArray[np.uint8]) -> None:
-    """Put the concatenated parts at `path`, atomically and on the disk; OSError leaves what was there before."""
+def write_durably(path: Path, *parts: bytes | memoryview) -> None:
+    """Put the parts, one after the other, at `path`; an OSError leaves what was there before."""
     temporary = temporary_sibling(path)
     try:
         with temporary.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The Zarr v3 group behind a store: which arrays it has, how a new one is put in place, how an existing one is checked.
+"""The Zarr v3 group behind a store: its arrays, how a new one comes into place, how one is checked.
 
 docs/store-format.md says the same for readers in other languages.
 """
@@ -32,15 +32,23 @@ MANIFEST = "sskt"  # the group attribute that holds the manifest
 TABLES_SHA256 = "tables_sha256"  # the group attribute that holds one sha256 per table
 TABLES = ("ids", "contents", "probe_ids", "probe")  # the arrays written once, at creation
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-_KEYS = {"name": "default", "configuration": {"separator": "."}}  # one flat folder an array: one folder to flush
+_FLAT_KEYS = {"name": "default", "configuration": {"separator": "."}}  # one folder an array to make and flush
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # what Zarr raises for damaged metadata
 _MAX_BLOCK_ROWS = 4096
-_MAX_BLOCK_BYTES = 16 << 20  # a kill costs at most one unit, a unit is held in memory once per source
 
 
-def default_block_rows(n_samples: int, n_classes: int) -> int:
-    """Samples per unit: at most 4096 and 16 MiB, chosen so that the last block is nearly full."""
-    most = max(1, min(_MAX_BLOCK_ROWS, _MAX_BLOCK_BYTES // (2 * n_classes)))
-    return math.ceil(n_samples / math.ceil(n_samples / most))
+def default_block_rows(n_samples: int) -> int:
+    """Samples per unit: at most 4096, chosen so that the last block is nearly full.
+
+    Not a matter of the number of classes: stores filled in one pass share their blocks.
+    """
+    return math.ceil(n_samples / math.ceil(n_samples / _MAX_BLOCK_ROWS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +62,33 @@ class Layout:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks a view; the last may be short."""
+        """Blocks to a view; the last may be short."""
         return math.ceil(self.n_samples / self.block_rows)
 
 
+def require_fitting(path: Path, tables: Mapping[str, NDArray[Any]]) -> None:
+    """Raise CacheError unless a new store's tables have their types and shapes and the ids are unique."""
+    n, p = len(tables["ids"]), len(tables["probe_ids"])
+    shapes = {
+        "ids": (n,),
+        "contents": (n, 16),
+        "probe_ids": (p,),
+        "probe": (p, 3, *tables["probe"].shape[2:4]),
+    }
+    for name, shape in shapes.items():
+        table, dtype = tables[name], np.dtype(np.int64 if name.endswith("ids") else np.uint8)
+        if table.shape != shape or table.dtype != dtype:
+            raise CacheError(
+                f"{path}: {name} is {table.shape} {table.dtype}, expected {shape} {dtype}; convert it first"
+            )
+    if n == 0 or len(np.unique(tables["ids"])) != n:
+        raise CacheError(
+            f"{path}: {n} sample ids, expected at least one and none twice; index the target again"
+        )
+
+
 def create_group(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> bool:
-    """Build an empty store beside `path` and rename it into place; False if another store was there or got there first.
+    """Build an empty store beside `path` and rename it there; False if something was there first.
 
     Raises CacheError, leaving nothing behind, if the folder cannot be written.
     """
@@ -74,27 +103,26 @@ def create_group(path: Path, manifest: Manifest, layout: Layout, tables: Mapping
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise CacheError(
-            f"{path}: the store cannot be created ({error.strerror or error}); choose a cache folder that can be written"
+            f"{path}: the store cannot be created ({error.strerror or error}); "
+            f"make room, or choose a cache folder that can be written"
         ) from error
 
 
 def read_group(path: Path) -> tuple[Manifest, Layout, dict[str, str]]:
-    """The manifest, the sizes and the tables' sha256 of the store at `path`; StoreDamaged if it is not a sound store."""
+    """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store."""
     if not (path / "zarr.json").is_file():
         raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; precompute makes one")
     try:
         group = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
         attributes = group.attrs.asdict()
-        logits, units = _array(group, "logits"), _array(group, "units")
-        tables = {name: _array(group, name) for name in TABLES}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreDamaged(f"{path}: is not a readable store ({_first_line(error)}); precompute it again") from error
-    manifest = Manifest.from_dict(_mapping(path, attributes, MANIFEST), path)
-    if logits.ndim != 3:
-        raise StoreDamaged(f"{path}: logits has {logits.ndim} axes, expected 3; precompute it again")
-    layout = Layout(units.shape[0], logits.shape[1], logits.shape[2], logits.chunks[1])
-    _require_layout(path, layout, logits, units, tables)
-    return manifest, layout, {k: str(v) for k, v in _mapping(path, attributes, TABLES_SHA256).items()}
+        arrays = {name: _array(group, name) for name in ("logits", "units", *TABLES)}
+    except _UNREADABLE as error:
+        raise StoreDamaged(
+            f"{path}: is not a readable store ({_first_line(error)}); precompute it again"
+        ) from error
+    manifest = Manifest.from_dict(_attribute(path, attributes, MANIFEST), path)
+    sums = {name: str(value) for name, value in _attribute(path, attributes, TABLES_SHA256).items()}
+    return manifest, _sound_layout(path, arrays), sums
 
 
 def read_table(path: Path, name: str, sha256: str | None) -> NDArray[Any]:
@@ -102,47 +130,49 @@ def read_table(path: Path, name: str, sha256: str | None) -> NDArray[Any]:
 
     The sha256 is needed beside Zarr's checksum, as a chunk whose file is gone reads as zeros.
     """
+    store = LocalStore(path, read_only=True)
     try:
-        table = np.asarray(zarr.open_array(LocalStore(path, read_only=True), path=name, mode="r", zarr_format=3)[...])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreDamaged(f"{path / name}: cannot be read ({_first_line(error)}); precompute the store again") from error
-    if table_sha256(table) != sha256:
+        table = np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[...])
+    except _UNREADABLE as error:
         raise StoreDamaged(
-            f"{path / name}: was edited or damaged, its values have the sha256 {table_sha256(table)[:12]}, expected "
-            f"{str(sha256)[:12]}; precompute the store again"
+            f"{path / name}: cannot be read ({_first_line(error)}); precompute the store again"
+        ) from error
+    found = table_sha256(table)
+    if found != sha256:
+        raise StoreDamaged(
+            f"{path / name}: was edited or damaged, its values have the sha256 {found[:12]}, "
+            f"expected {str(sha256)[:12]}; precompute the store again"
         )
     return table
 
 
 def table_sha256(table: NDArray[Any]) -> str:
     """The sha256 of an array's little-endian bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(table, dtype=table.dtype.newbyteorder("<")).tobytes()).hexdigest()
+    little = table.astype(table.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
 
 
 def set_views(path: Path, name: str, n_views: int) -> None:
-    """Set the length of an array's first axis; Zarr's own resize is not flushed and deletes chunks when it shrinks."""
+    """Set an array's first length; Zarr's own resize is not flushed, and deletes chunks when it shrinks."""
     metadata = json.loads((path / name / "zarr.json").read_text())
     metadata["shape"][0] = n_views
     write_durably(path / name / "zarr.json", json.dumps(metadata, indent=2).encode())
 
 
 def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
-    views, samples, classes = layout.n_views, layout.n_samples, layout.n_classes
+    v, n, k, b = layout.n_views, layout.n_samples, layout.n_classes, layout.block_rows
     sums = {name: table_sha256(table) for name, table in tables.items()}
-    group = zarr.create_group(
-        LocalStore(path), zarr_format=3, attributes={MANIFEST: manifest.to_dict(), TABLES_SHA256: sums}
-    )
-    _create(group, "logits", (views, samples, classes), "float16", (1, layout.block_rows, classes), float("nan"))
-    _create(group, "units", (views, layout.n_blocks), "uint64", (1, 1), 0)
+    attributes = {MANIFEST: manifest.to_dict(), TABLES_SHA256: sums}
+    group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+    _create(group, "logits", "float16", shape=(v, n, k), chunks=(1, b, k), fill=float("nan"))
+    _create(group, "units", "uint64", shape=(v, layout.n_blocks), chunks=(1, 1), fill=0)
     for name, table in tables.items():
         chunks = tuple(max(1, length) for length in table.shape)
-        _create(group, name, table.shape, table.dtype.name, chunks, 0)[...] = table
-    for name in ("logits", "units"):
-        (path / name / "c").mkdir(exist_ok=True)
+        _create(group, name, table.dtype.name, shape=table.shape, chunks=chunks, fill=0)[...] = table
 
 
 def _create(
-    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...], fill: float
+    group: zarr.Group, name: str, dtype: str, *, shape: tuple[int, ...], chunks: tuple[int, ...], fill: float
 ) -> zarr.Array[Any]:
     return group.create_array(
         name,
@@ -150,7 +180,7 @@ def _create(
         dtype=dtype,
         chunks=chunks,
         fill_value=fill,
-        serializer=BytesCodec(endian="little") if dtype != "uint8" else BytesCodec(endian=None),
+        serializer=BytesCodec(endian=None if dtype == "uint8" else "little"),
         compressors=[Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
     )
@@ -174,36 +204,46 @@ def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return array
 
 
-def _mapping(path: Path, attributes: dict[str, Any], name: str) -> dict[str, Any]:
+def _attribute(path: Path, attributes: dict[str, Any], name: str) -> dict[str, Any]:
     found = attributes.get(name)
     if not isinstance(found, dict):
-        raise StoreDamaged(f"{path}: is not a store of this program, its zarr.json has no attribute {name!r}")
+        raise StoreDamaged(
+            f"{path}: is not a store of logits, its zarr.json has no attribute {name!r}; precompute makes one"
+        )
     return found
 
 
-def _require_layout(
-    path: Path, layout: Layout, logits: zarr.Array[Any], units: zarr.Array[Any], tables: Mapping[str, zarr.Array[Any]]
-) -> None:
-    """Raise StoreDamaged unless the arrays fit each other; `logits` may be ahead by views, as it grows first."""
-    views, samples = layout.n_views, layout.n_samples
-    expected: dict[str, tuple[Any, Any]] = {
-        "logits dtype": (logits.dtype.name, "float16"),
-        "logits chunks": (logits.chunks, (1, layout.block_rows, layout.n_classes)),
-        "units dtype": (units.dtype.name, "uint64"),
-        "units shape": (units.shape, (views, layout.n_blocks)),
-        "units chunks": (units.chunks, (1, 1)),
-        "logits views": (max(logits.shape[0], views), logits.shape[0]),
-        "ids shape": (tables["ids"].shape, (samples,)),
-        "contents shape": (tables["contents"].shape, (samples, 16)),
-        "probe samples": (tables["probe"].shape[:1], tables["probe_ids"].shape),
+def _sound_layout(path: Path, arrays: Mapping[str, zarr.Array[Any]]) -> Layout:
+    """The sizes, from the arrays; StoreDamaged unless these fit each other."""
+    logits, units = arrays["logits"], arrays["units"]
+    if logits.ndim != 3 or units.ndim != 2:
+        raise StoreDamaged(
+            f"{path}: logits and units have {logits.ndim} and {units.ndim} axes, expected 3 and 2; "
+            f"precompute it again"
+        )
+    layout = Layout(units.shape[0], logits.shape[1], logits.shape[2], logits.chunks[1])
+    # `logits` may be ahead of `units` by some views: it grows first, and a kill in between must not matter.
+    views = max(layout.n_views, logits.shape[0])
+    wanted = {
+        "logits": ("float16", (views, *logits.shape[1:]), (1, layout.block_rows, layout.n_classes)),
+        "units": ("uint64", (layout.n_views, layout.n_blocks), (1, 1)),
     }
-    for name, array in (("logits", logits), ("units", units)):
-        metadata = array.metadata.to_dict()
-        expected[f"{name} codecs"] = (list(map(dict, metadata["codecs"])), _CODECS)  # type: ignore[arg-type]
-        expected[f"{name} chunk keys"] = (metadata["chunk_key_encoding"], _KEYS)
-    for what, (found, wanted) in expected.items():
-        if found != wanted:
-            raise StoreDamaged(f"{path}: its {what} is {found}, expected {wanted}; precompute it again")
+    for name, (dtype, shape, chunks) in wanted.items():
+        _require(path, f"{name}'s type", arrays[name].dtype.name, dtype)
+        _require(path, f"{name}'s shape", arrays[name].shape, shape)
+        _require(path, f"{name}'s chunks", arrays[name].chunks, chunks)
+        metadata = json.loads(json.dumps(arrays[name].metadata.to_dict(), default=str))
+        _require(path, f"{name}'s codecs", metadata["codecs"], _CODECS)
+        _require(path, f"{name}'s chunk keys", metadata["chunk_key_encoding"], _FLAT_KEYS)
+    _require(path, "ids' shape", arrays["ids"].shape, (layout.n_samples,))
+    _require(path, "contents' shape", arrays["contents"].shape, (layout.n_samples, 16))
+    _require(path, "number of probe pictures", arrays["probe"].shape[:1], arrays["probe_ids"].shape)
+    return layout
+
+
+def _require(path: Path, what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise StoreDamaged(f"{path}: its {what} is {found}, expected {wanted}; precompute it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """The fingerprint of a store: everything its logits are a function of, and the naming of what differs.
 
-A fingerprint is a nested dict of JSON values. Dicts nest, field names hold no dot, so every leaf has one dotted name
-("source.weights_sha256"). Two fingerprints are equal when their canonical JSON is: 1, 1.0 and true all differ.
+A fingerprint is a nested dict of JSON values. Dicts nest and field names hold no dot, so every leaf has one
+dotted name ("source.weights_sha256"). Two are equal when their canonical JSON is: 1, 1.0 and true all differ.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 ABSENT = object()  # stands for the value of a field that one of the two fingerprints does not have
+_FIELDS = ("format_version", "identity", "made_by")
 _SHOWN_FIELDS = 4
 _SHOWN_CHARACTERS = 60
 
@@ -38,9 +39,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a store is of (`identity`, compared before every use) and how it came about (`made_by`, for the record).
+    """What a store is of (`identity`, compared before every use) and how it came about (`made_by`).
 
-    The number of views is no part of it: a store grows.
+    The number of views is no part of it: a store grows. Raises ValueError for a field name with a dot and
+    TypeError or ValueError for what JSON cannot hold.
     """
 
     identity: dict[str, Any]  # source, input map, plan, target: whatever the logits are a function of
@@ -52,35 +54,32 @@ class Manifest:
             object.__setattr__(self, name, _plain(getattr(self, name), name))
 
     @property
-    def folder_name(self) -> str:
-        """The name of the store's folder: the first 12 hex digits of the identity's digest, and `.zarr`."""
-        return f"{digest(self.identity)[:12]}.zarr"
+    def digest(self) -> str:
+        """The first 12 hex digits of the identity's sha256: the store's folder name, before `.zarr`."""
+        return digest(self.identity)[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON values, with a checksum of its own under `sha256`."""
-        fields = {
-            "format_version": self.format_version,
-            "identity": self.identity,
-            "made_by": self.made_by,
-        }
+        fields = {name: getattr(self, name) for name in _FIELDS}
         return {**fields, "sha256": digest(fields)}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], store_path: Path) -> Self:
-        """The manifest written by `to_dict`; StoreDamaged if it was edited, is no manifest or is of a newer format."""
-        fields = {name: stored[name] for name in ("format_version", "identity", "made_by") if name in stored}
-        if len(fields) < 3 or "sha256" not in stored:
-            missing = sorted({"format_version", "identity", "made_by", "sha256"} - set(stored))
+        """What `to_dict` gave; StoreDamaged if it was edited, is no manifest or of another format."""
+        missing = [name for name in (*_FIELDS, "sha256") if name not in stored]
+        if missing:
             raise StoreDamaged(f"{store_path}: its manifest lacks {', '.join(missing)}; precompute it again")
-        if digest(fields) != stored["sha256"]:
+        if stored["format_version"] != FORMAT_VERSION:
             raise StoreDamaged(
-                f"{store_path}: its manifest was edited or damaged, it has the checksum {digest(fields)[:12]} and states "
-                f"{str(stored['sha256'])[:12]}; restore zarr.json, or delete the store and precompute again"
+                f"{store_path}: has format version {stored['format_version']}, expected {FORMAT_VERSION}; "
+                f"use the version of the program that made it, or precompute again"
             )
-        if fields["format_version"] != FORMAT_VERSION:
+        fields = {name: stored[name] for name in _FIELDS}
+        found = digest(fields)
+        if found != stored["sha256"]:
             raise StoreDamaged(
-                f"{store_path}: it has format version {fields['format_version']}, this program reads version "
-                f"{FORMAT_VERSION}; use the version of the program that made it, or precompute again"
+                f"{store_path}: its manifest was edited or damaged, its fields have the sha256 {found[:12]}, "
+                f"expected {str(stored['sha256'])[:12]}; restore its zarr.json, or precompute again"
             )
         return cls(**fields)
 
@@ -115,7 +114,8 @@ def require_match(store_path: Path, stored: Mapping[str, Any], wanted: Mapping[s
     more = f"; and {len(found) - _SHOWN_FIELDS} more fields differ" if len(found) > _SHOWN_FIELDS else ""
     sections = " and ".join(dict.fromkeys(difference.field.partition(".")[0] for difference in found))
     raise StoreMismatch(
-        f"{store_path}: {shown}{more}; precompute again, or pass the {sections} that made the store, or --labels live",
+        f"{store_path}: {shown}{more}; "
+        f"precompute again, or pass the {sections} that made the store, or --labels live",
         tuple(found),
     )
 
@@ -131,10 +131,12 @@ def _same(stored: Any, wanted: Any) -> bool:
 
 
 def _plain(fingerprint: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A deep copy in JSON's own types; TypeError or ValueError for what JSON cannot hold or a dot in a field name."""
+    """A deep copy in JSON's own types."""
     for name, value in fingerprint.items():
         if not isinstance(name, str) or "." in name:
-            raise ValueError(f"{where}: the field name {name!r} must be a text without dots, which separate levels")
+            raise ValueError(
+                f"{where}: the field name {name!r} must be a text without dots, which separate levels"
+            )
         if isinstance(value, dict):
             _plain(value, f"{where}.{name}")
     plain: dict[str, Any] = json.loads(_canonical(fingerprint))

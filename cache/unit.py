@@ -1,8 +1,7 @@
-"""A unit: the logits of one block of samples in one view, as one chunk file, and its entry, which makes it count.
+"""A unit: the logits of one block of samples in one view, one chunk file, and the entry that makes it count.
 
-Both files are what Zarr's codecs `bytes` (little endian) and `crc32c` make of a chunk, written and read here as plain
-files: one copy less each way, the flush that Zarr leaves out, and every fault can be named. Tests read them with Zarr
-and with tensorstore.
+Both files are what Zarr's codecs `bytes` (little endian) and `crc32c` make of a chunk, but written and read
+as plain files: one copy less each way, the flush that Zarr leaves out, and every fault has a name.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 import numpy as np
 
+from cache.errors import CacheError
 from cache.files import write_durably
 
 if TYPE_CHECKING:
@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Rows = NDArray[np.float16]
-
 DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
-_TRAILER_BYTES = 4
-_ENTRY_BYTES = 8 + _TRAILER_BYTES
-_F16_EXPONENT = np.uint16(0x7C00)  # bit patterns from here up, the sign aside, are inf and NaN
+_CRC_BYTES = 4
+_F16_INF = np.uint16(0x7C00)  # bit patterns from here up, the sign aside, are inf and NaN
 
 
-class UnitFault(Exception):
-    """What is wrong with one unit's files, as half a sentence; the store adds the names and the remedy."""
+class UnitFault(Exception):  # noqa: N818 - half a sentence, which the store completes into an error
+    """What is wrong with one unit's files; `UnitFiles.damage` adds the names and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,74 +40,124 @@ class Unit:
         return f"unit (view {self.view}, block {self.block})"
 
 
-def n_non_finite(rows: Rows) -> int:
-    """How many rows hold an inf or a NaN; by bit pattern, as numpy's own float16 test is 15 times slower."""
+@dataclass(frozen=True, slots=True)
+class UnitFiles:
+    """The two files of every unit of the store at `path`, with B rows of K classes to a full block."""
+
+    path: Path
+    block_rows: int
+    n_classes: int
+
+    def payload(self, unit: Unit) -> Path:
+        """The chunk of `logits` that is this unit: B x K float16 and a CRC32C."""
+        return self.path / "logits" / f"c.{unit.view}.{unit.block}.0"
+
+    def entry(self, unit: Unit) -> Path:
+        """The chunk of `units` that is this unit's entry: one uint64 and a CRC32C."""
+        return self.path / "units" / f"c.{unit.view}.{unit.block}"
+
+    def crc_of(self, rows: NDArray[np.float16]) -> int:
+        """The CRC32C of the payload that `rows` (contiguous) make."""
+        return int(google_crc32c.extend(google_crc32c.value(_flat(rows)), self._padding(len(rows))))
+
+    def write(self, unit: Unit, rows: NDArray[np.float16], crc: int) -> None:
+        """Both files, payload first, each on the disk before the next step."""
+        write_durably(self.payload(unit), _flat(rows).data, self._padding(len(rows)), _crc_bytes(crc))
+        entry = (DONE | crc).to_bytes(8, "little")
+        write_durably(self.entry(unit), entry, _crc_bytes(google_crc32c.value(entry)))
+
+    def read_entry(self, unit: Unit) -> int | None:
+        """The payload's CRC32C as the entry states it, None without one; UnitFault if it is damaged."""
+        try:
+            stored = self.entry(unit).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UnitFault(f"its entry cannot be read ({error.strerror})") from error
+        value = int.from_bytes(stored[:8], "little")
+        if len(stored) != 8 + _CRC_BYTES or _crc_bytes(google_crc32c.value(stored[:8])) != stored[8:]:
+            raise UnitFault("its entry is damaged, the bytes and their checksum disagree")
+        if value >> 32 != 1:
+            raise UnitFault(f"its entry holds {value:#x}, expected {DONE:#x} plus a checksum")
+        return value - DONE
+
+    def read_payload(self, unit: Unit, entry: int, out: NDArray[np.float16]) -> None:
+        """Fill `out`, contiguous (rows, K), from the chunk file; UnitFault unless `entry` is its checksum."""
+        expected = self.block_rows * self.n_classes * 2 + _CRC_BYTES
+        try:
+            with self.payload(unit).open("rb") as file:
+                n_read = file.readinto(_flat(out).data)
+                rest = file.read()
+        except FileNotFoundError:
+            raise UnitFault("the file is missing") from None
+        except OSError as error:
+            raise UnitFault(f"the file cannot be read ({error.strerror})") from error
+        if n_read + len(rest) != expected:
+            raise UnitFault(f"the file holds {n_read + len(rest)} bytes, expected {expected}")
+        # One hash serves both sums: the file's own, which any Zarr reader checks, and the entry's.
+        crc = int(google_crc32c.extend(google_crc32c.value(_flat(out)), rest[:-_CRC_BYTES]))
+        if _crc_bytes(crc) != rest[-_CRC_BYTES:]:
+            raise UnitFault(f"its bytes have the checksum {crc:08x}, the file's last four state another")
+        if crc != entry:
+            raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
+
+    def fault(self, unit: Unit, buffer: NDArray[np.float16]) -> UnitFault | None:
+        """What is wrong with a unit, if it is finished at all; `buffer` takes its rows."""
+        try:
+            entry = self.read_entry(unit)
+            if entry is not None:
+                self.read_payload(unit, entry, buffer)
+                if n_bad := n_non_finite(buffer):
+                    raise UnitFault(f"{n_bad} of its {len(buffer)} rows hold NaN or inf")
+        except UnitFault as fault:
+            return fault
+        return None
+
+    def holds(self, unit: Unit, entry: int, rows: NDArray[np.float16]) -> bool:
+        """Whether the chunk file is what `entry` states; `rows` only lends its shape."""
+        try:
+            self.read_payload(unit, entry, np.empty_like(rows))
+        except UnitFault:
+            return False
+        return True
+
+    def damage(self, unit: Unit, fault: UnitFault) -> str:
+        """The whole sentence for a fault."""
+        return (
+            f"{self.payload(unit)}: {unit} is damaged: {fault}; to have just this unit computed again, "
+            f"delete {self.entry(unit)} and run the same precompute again"
+        )
+
+    def _padding(self, n_rows: int) -> bytes:
+        """What fills a short block up: the array's fill value, NaN, as Zarr does it."""
+        return np.full((self.block_rows - n_rows) * self.n_classes, np.nan, dtype="<f2").tobytes()
+
+
+def require_sound_rows(logits: NDArray[np.float16], shape: tuple[int, int], where: str) -> None:
+    """Raise CacheError, starting with `where`, unless the rows are finite float16 of this shape."""
+    if logits.shape != shape or logits.dtype != np.float16:
+        raise CacheError(
+            f"{where} was given {logits.shape} {logits.dtype}, expected {shape} float16; convert them first"
+        )
+    if n_bad := n_non_finite(logits):
+        raise CacheError(
+            f"{where} was given {n_bad} of {len(logits)} rows with NaN or inf, expected finite numbers; "
+            f"compute the source in a wider precision"
+        )
+
+
+def n_non_finite(rows: NDArray[np.float16]) -> int:
+    """How many rows hold an inf or a NaN; by bit pattern, which is 15 times faster than numpy's isfinite."""
     magnitudes = rows.view(np.uint16) & np.uint16(0x7FFF)
-    if magnitudes.max(initial=0) < _F16_EXPONENT:
+    if magnitudes.max(initial=0) < _F16_INF:
         return 0
-    return int((magnitudes >= _F16_EXPONENT).any(axis=1).sum())
+    return int((magnitudes >= _F16_INF).any(axis=1).sum())
 
 
-def payload_crc(rows: Rows, padding: bytes) -> int:
-    """The CRC32C of a unit's payload: its rows and what fills the last block up."""
-    return int(google_crc32c.extend(google_crc32c.value(_bytes_of(rows)), padding))
-
-
-def padding_of(n_rows: int, block_rows: int, n_classes: int) -> bytes:
-    """What fills a block up to its size: the array's fill value, NaN, as Zarr does it."""
-    return np.full((block_rows - n_rows) * n_classes, np.nan, dtype="<f2").tobytes()
-
-
-def write_payload(path: Path, rows: Rows, padding: bytes, crc: int) -> None:
-    """Write the chunk file of a unit: rows, padding, checksum."""
-    write_durably(path, _bytes_of(rows), padding, crc.to_bytes(_TRAILER_BYTES, "little"))
-
-
-def read_payload(path: Path, out: Rows, block_rows: int) -> int:
-    """Fill `out` (rows, K) from a chunk file and return the payload's CRC32C; UnitFault if the file is not sound."""
-    expected = block_rows * out.shape[1] * out.itemsize + _TRAILER_BYTES
-    try:
-        with path.open("rb") as file:
-            n_read = file.readinto(_bytes_of(out))  # type: ignore[arg-type]  # an array is a writable buffer
-            rest = file.read()
-    except FileNotFoundError:
-        raise UnitFault("its file is missing") from None
-    except OSError as error:
-        raise UnitFault(f"its file cannot be read ({error.strerror})") from error
-    if n_read + len(rest) != expected:
-        raise UnitFault(f"its file holds {n_read + len(rest)} bytes, expected {expected}")
-    crc = int(google_crc32c.extend(google_crc32c.value(_bytes_of(out)), rest[:-_TRAILER_BYTES]))
-    stated = int.from_bytes(rest[-_TRAILER_BYTES:], "little")
-    if crc != stated:
-        raise UnitFault(f"its bytes have the checksum {crc:08x}, the file's last four bytes state {stated:08x}")
-    return crc
-
-
-def write_entry(path: Path, crc: int) -> None:
-    """Write the entry that makes a unit count."""
-    value = (DONE | crc).to_bytes(8, "little")
-    write_durably(path, value, int(google_crc32c.value(value)).to_bytes(_TRAILER_BYTES, "little"))
-
-
-def read_entry(path: Path) -> int | None:
-    """The payload's CRC32C as the entry states it, None if there is no entry; UnitFault if the entry is damaged."""
-    try:
-        stored = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UnitFault(f"its entry cannot be read ({error.strerror})") from error
-    value, trailer = stored[:8], stored[8:]
-    if len(stored) != _ENTRY_BYTES or int(google_crc32c.value(value)).to_bytes(_TRAILER_BYTES, "little") != trailer:
-        raise UnitFault("its entry is damaged")
-    number = int.from_bytes(value, "little")
-    if number == 0:  # a Zarr writer may store the fill value as a chunk
-        return None
-    if number >> 32 != 1:
-        raise UnitFault(f"its entry holds {number:#x}, expected {DONE:#x} plus a checksum")
-    return number - DONE
-
-
-def _bytes_of(rows: Rows) -> NDArray[np.uint8]:
-    """The memory of contiguous rows as flat bytes, not copied."""
+def _flat(rows: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """The memory of contiguous rows as bytes, not copied."""
     return rows.reshape(-1).view(np.uint8)
+
+
+def _crc_bytes(crc: int) -> bytes:
+    return int(crc).to_bytes(_CRC_BYTES, "little")

@@ -24,7 +24,18 @@ from sskt.student import build_student
 
 Say = Callable[[str], None]
 
-_FROM_RECIPE = ("epochs", "batch_size", "lr", "milestones", "gamma", "momentum", "weight_decay", "temperature", "alpha", "aux_loss")
+_FROM_RECIPE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "milestones",
+    "gamma",
+    "momentum",
+    "weight_decay",
+    "temperature",
+    "alpha",
+    "aux_loss",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +67,7 @@ def run_prepare(target: str, *, places: Places, say: Say) -> list[dict[str, Any]
     return rows
 
 
-def open_index(
-    target: str, split: str, *, places: Places, say: Say, limit: int | None = None
-) -> TargetIndex:
+def open_index(target: str, split: str, *, places: Places, say: Say, limit: int | None = None) -> TargetIndex:
     """The validated index of one split of a named target; what it has to remark is said."""
     index = load_index(
         parse_target(target), split, data_dir=places.data_dir, index_dir=places.index_dir, limit=limit
@@ -91,7 +100,10 @@ def run_precompute(
         )
     if not targets:
         say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
-    opened = [open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir) for name in sources]
+    opened = [
+        open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+        for name in sources
+    ]
     reports: list[StoreReport] = []
     for name in names:
         spec = parse_target(name)
@@ -120,6 +132,7 @@ def run_train(
     model: str | None = None,
     limit: int | None = None,
     student_amp: str = "fp32",
+    eval_every: int = 1,
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
@@ -151,6 +164,7 @@ def run_train(
         views=labels.views if labels else supervision.views,
         seed=seed,
         limit=limit,
+        eval_every=eval_every,
         amp=student_amp,
         plan=plan.to_dict(),
         eval_plan=asdict(eval_plan),

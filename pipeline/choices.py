@@ -11,8 +11,10 @@ import torch
 from pipeline.plan import Centre, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.precompute import Execution
 from pipeline.targets.spec import TargetSpec
-from sskt.errors import RunError
-from sskt.frozen import InputMap, default_compute
+from sskt.download import digest_of
+from sskt.errors import RunError, SourceError
+from sskt.frozen import InputMap, default_compute, scaled_side
+from sskt.sources import parse_source
 
 PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
 
@@ -29,6 +31,27 @@ class Places:
     def weights_dir(self) -> Path:
         """Where official weights are downloaded to."""
         return self.data_dir / "weights"
+
+    def weights_sha256(self, source: str) -> str | None:
+        """The sha256 of the weights that `source` would have here; None if they are not on this machine.
+
+        Raises SourceError for an unknown source, or for local weights that cannot be read.
+        """
+        spec = parse_source(source)
+        path = self.weights.get(source)
+        if path is None:
+            if spec.task == "program":
+                path = Path(source.partition(":")[2]).expanduser()
+            else:
+                path = self.weights_dir / (spec.url or source).rpartition("/")[2]
+            if not path.is_file():
+                return None
+        try:
+            return digest_of(path)
+        except OSError as error:
+            raise SourceError(
+                f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"
+            ) from error
 
     @property
     def index_dir(self) -> Path:
@@ -64,7 +87,7 @@ class Augmentation:
 
     def input_map(self, spec: TargetSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> InputMap:
         """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures)."""
-        side = self.source_side_px or int(self._side(spec) * spec.source_scale)
+        side = self.source_side_px or scaled_side(self._side(spec), spec.source_scale)
         return InputMap(side_px=side, mean=mean, std=std)
 
     def _side(self, spec: TargetSpec) -> int:
@@ -92,4 +115,6 @@ def choose_execution(*, device: str, amp: str, renderer: str, threads: int, batc
 
 def student_precision(execution: Execution) -> str:
     """bf16 on CUDA devices that have it natively, fp32 elsewhere: what a small student trains fastest in."""
-    return "bf16" if execution.device.type == "cuda" and default_compute(execution.device) == "bf16" else "fp32"
+    return (
+        "bf16" if execution.device.type == "cuda" and default_compute(execution.device) == "bf16" else "fp32"
+    )

@@ -21,12 +21,16 @@ from sskt.student import Student
 _BATCH = 250
 
 
-def accuracy(student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str) -> dict[str, float]:
+def accuracy(
+    student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str
+) -> dict[str, float]:
     """test_top1 and test_top5 in percent (top-5 only with more than five classes)."""
     return _top_k(predict(student, index, plan, execution, amp), index)
 
 
-def report(student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str) -> dict[str, Any]:
+def report(
+    student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str
+) -> dict[str, Any]:
     """`accuracy`, the mean cross-entropy, and each class's top-1 in percent (None for a class without samples)."""
     logits, truth = predict(student, index, plan, execution, amp), torch.from_numpy(index.labels)
     by_class = per_class_accuracy(logits, truth, n_classes=len(index.classes))

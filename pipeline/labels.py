@@ -22,8 +22,14 @@ class Labels(Protocol):
     """Source logits by sample."""
 
     kind: str  # "cached" or "live"
-    n_classes: Mapping[str, int]  # per source
-    views: int | None  # how many views take turns; None: every epoch draws its own
+
+    @property
+    def n_classes(self) -> Mapping[str, int]:
+        """Classes per source."""
+
+    @property
+    def views(self) -> int | None:
+        """How many views take turns; None: every epoch draws its own."""
 
     def view_of(self, epoch: int) -> int:
         """The view that an epoch draws."""
@@ -89,7 +95,7 @@ class LiveLabels:
 
     def __init__(self, sources: Mapping[str, FrozenSource], *, views: int | None) -> None:
         self._sources, self.views = sources, views
-        self.n_classes = {name: frozen.n_classes for name, frozen in sources.items()}
+        self.n_classes = {name: frozen.source.spec.n_classes for name, frozen in sources.items()}
 
     def view_of(self, epoch: int) -> int:
         """See `Labels.view_of`."""

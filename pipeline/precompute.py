@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -21,16 +21,15 @@ import torch
 
 from cache.errors import StoreMismatch
 from cache.manifest import Manifest
-from cache.layout import default_block_rows
-from cache.store import Probe, Store
+from cache.store import Store
 from cache.unit import Unit
 from pipeline.fingerprint import (
+    PROBE_SAMPLES,
     check_probe,
     identity,
     probe_pixels,
     source_identity,
     store_folder,
-    PROBE_SAMPLES,
 )
 from pipeline.plan import Plan
 from pipeline.progress import Progress
@@ -40,8 +39,9 @@ from sskt.errors import RunError, SourceError
 from sskt.frozen import FrozenSource, InputMap
 from sskt.sources import Source
 
-
-_MOST_CLASSES = 2048  # all stores of a target get the same blocks, so that one pass over the pictures feeds every source
+_MOST_CLASSES = (
+    2048  # all stores of a target get the same blocks, so that one pass over the pictures feeds every source
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class StoreReport:
     n_samples: int
     n_classes: int
     views: int
-    rows_done: int = 0
+    rows_done: int = 0  # rows computed by this call; finished units of earlier ones are not counted
     forward_s: float = 0.0
     write_s: float = 0.0
     wall_s: float = 0.0
@@ -72,7 +72,8 @@ class StoreReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"path": str(self.path)}
+        rate = self.rows_done / self.wall_s if self.rows_done else None
+        return {**asdict(self), "path": str(self.path), "images_s": rate}
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ def _open_work(
         source_identity(source.spec, source.weights_sha256, source.spec.n_classes), input_map, plan, index
     )
     manifest = Manifest(identity=wanted, made_by=_made_by(execution, renderer))
-    path = store_folder(cache_dir, index, source.spec.name) / manifest.folder_name
+    path = store_folder(cache_dir, index, source.spec.name) / f"{manifest.digest}.zarr"
     if path.exists():
         store = Store.open(path)
         _check_maker(store, manifest)
@@ -171,8 +172,8 @@ def _open_work(
             contents=index.contents,
             n_classes=source.spec.n_classes,
             views=views,
-            block_rows=default_block_rows(len(index), _MOST_CLASSES),
-            probe=Probe(index.ids[positions], probe_pixels(renderer, positions)),
+            probe_ids=index.ids[positions],
+            probe=probe_pixels(renderer, positions),
         )
     report = StoreReport(source.spec.name, store.path, len(index), store.n_classes, views)
     return _Work(frozen, store, report, set(store.pending(views)))
@@ -226,7 +227,7 @@ def _ask(
 
 def _n_rows(store: Store, unit: Unit) -> int:
     rows = store.rows_of(unit.block)
-    return rows.stop - rows.start
+    return int(rows.stop - rows.start)
 
 
 def _made_by(execution: Execution, renderer: Renderer) -> dict[str, Any]:

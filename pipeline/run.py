@@ -97,7 +97,7 @@ def read_student(path: Path) -> dict[str, torch.Tensor]:
         raise RunError(f"{path}: has no student.safetensors, the run did not come to its end; train it again")
     try:
         state: dict[str, torch.Tensor] = load_file(weights)
-    except Exception as error:  # noqa: BLE001  safetensors raises an error type of its own, kept in a private module
+    except Exception as error:
         raise RunError(f"{weights}: cannot be read ({error}); train it again") from error
     return state
 

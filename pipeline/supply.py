@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from sskt.errors import RunError
 from sskt.frozen import FrozenSource
-from sskt.sources import known_weights_sha256, open_source, parse_source
+from sskt.sources import open_source, parse_source
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 
@@ -41,12 +42,12 @@ class Request:
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its word."""
         stored = store.manifest.identity
-        sha256 = known_weights_sha256(
-            source, weights=self.places.weights.get(source), weights_dir=self.places.weights_dir
-        )
+        sha256 = self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = parse_source(source)
-        return identity(here, self.augmentation.input_map(self.spec, spec.mean, spec.std), self.plan, self.index)
+        return identity(
+            here, self.augmentation.input_map(self.spec, spec.mean, spec.std), self.plan, self.index
+        )
 
     def precompute_command(self, sources: tuple[str, ...]) -> str:
         """The command that would make the stores this run lacks."""
@@ -92,9 +93,8 @@ def stored_sources(cache_dir: Path, index: TargetIndex) -> tuple[str, ...]:
 def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, Store]:
     found = {}
     for name in sources:
-        store = matching_store(
-            request.places.cache_dir, request.index, name, lambda s, name=name: request.fingerprint(s, name)
-        )
+        wanted = partial(request.fingerprint, source=name)
+        store = matching_store(request.places.cache_dir, request.index, name, wanted)
         if store is not None:
             found[name] = store
     return found

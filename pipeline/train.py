@@ -55,6 +55,7 @@ class TrainConfig:
     weight_decay: float
     seed: int
     limit: int | None
+    eval_every: int  # epochs between two looks at the test split; the last epoch always has one
     amp: str  # precision of the student's forward: fp32 or bf16
     plan: dict[str, Any]
     eval_plan: dict[str, int]
@@ -75,7 +76,7 @@ class _Epoch:
 def train(
     config: TrainConfig,
     train_index: TargetIndex,
-    test_index: TargetIndex | None,
+    test_index: TargetIndex,
     *,
     plan: Plan,
     eval_plan: Plan,
@@ -86,8 +87,7 @@ def train(
 ) -> dict[str, Any]:
     """Train, log every epoch, export the student; returns the summary that is also written to the run.
 
-    Without a test split (`test_index` None) no accuracy is measured. Raises RunError, naming epoch and samples, when the loss
-    is no longer finite; the checkpoint of the last whole epoch stays.
+    Raises RunError, naming epoch and samples, when the loss is no longer finite; the checkpoint of the last whole epoch stays.
     """
     torch.manual_seed(config.seed)
     source_classes = labels.n_classes if labels else {}
@@ -128,9 +128,9 @@ def train(
                 progress.advance(len(positions), note=_note(epoch, history))
             pixel_batches.close()  # type: ignore[attr-defined]
             epoch_s = perf_counter() - started
-            metrics = _metrics(epoch, view, schedule.get_last_lr()[0], sums, epoch_s)
+            metrics = _metrics(epoch, view, float(schedule.get_last_lr()[0]), sums, epoch_s)
             schedule.step()
-            if test_index is not None:
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
                 metrics |= accuracy(student, test_index, eval_plan, execution, config.amp)
             history.append(metrics)
             run.log_epoch(metrics)
@@ -201,9 +201,9 @@ def _step(
     optimiser.step()
     sums.n += len(positions)
     sums.correct += int((primary_logits.argmax(dim=1) == truth).sum())
-    sums.primary += primary.item() * len(positions)
+    sums.primary += primary.detach().item() * len(positions)
     for name, value in auxiliary.items():
-        sums.auxiliary[name] = sums.auxiliary.get(name, 0.0) + value.item() * len(positions)
+        sums.auxiliary[name] = sums.auxiliary.get(name, 0.0) + value.detach().item() * len(positions)
 
 
 def _own_view(epoch: int, views: int | None) -> int:

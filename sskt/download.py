@@ -1,6 +1,7 @@
 """Fetch a file over HTTP so that the name it ends up under never holds anything but a complete, checked file.
 
-The transfer goes to a temporary file beside the destination, which is renamed only after its digest was compared.
+The transfer goes to a temporary file beside the destination, which is renamed only after its digest was
+compared.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ def fetch(
 ) -> Path:
     """Download `url` to `path` unless a file is there already; either way it has the digests given.
 
-    `sha256_prefix` is the start of the sha256 that torchvision writes into its file names. A file already at `path` is only
-    read, never replaced or removed. Raises DownloadError when the transfer or the disk fails or a digest differs; nothing
-    is left at `path` then that was not there before.
+    `sha256_prefix` is the start of the sha256 that torchvision writes into its file names. A file already at
+    `path` is only read, never replaced or removed. Raises DownloadError when the transfer or the disk fails
+    or a digest differs; nothing is left at `path` then that was not there before.
     """
     wanted = {"sha256": sha256 or sha256_prefix, "md5": md5}
     if path.exists():
         if problem := _digest_problem(path, wanted):
             raise DownloadError(
-                f"{path}: {problem}; it is not the file published at {url}: move it away to have it downloaded again"
+                f"{path}: {problem}; it is not the file at {url}: move it away to have it downloaded again"
             )
         return path
     by_hand = f"try again, or download {url} by hand to {path}"
@@ -60,21 +61,26 @@ def fetch(
         part.replace(path)
     except requests.HTTPError as error:
         reply = error.response
-        raise DownloadError(f"{url}: the server answered {reply.status_code} {reply.reason}; {by_hand}") from error
+        raise DownloadError(
+            f"{url}: the server answered {reply.status_code} {reply.reason}; {by_hand}"
+        ) from error
     except requests.RequestException as error:
         raise DownloadError(f"{url}: {_failure(error)}; {by_hand}") from error
     except OSError as error:
-        raise DownloadError(f"{path}: cannot be written ({error.strerror}) while downloading {url}; {by_hand}") from error
+        raise DownloadError(
+            f"{path}: cannot be written ({error.strerror}) while downloading {url}; {by_hand}"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
 def fetch_recorded(url: str, path: Path) -> Path:
-    """`fetch` for a file whose publisher gives no checksum: the first copy's sha256 is written to `<path>.sha256`
-    (in the format of `sha256sum`) and every later use of the file is compared with it.
+    """`fetch` for a file whose publisher gives no checksum: the first copy's sha256 is written to
+    `<path>.sha256` (in the format of `sha256sum`) and every later use of the file is compared with it.
 
-    Raises SourceError naming both digests when the file is no longer the one recorded; DownloadError as `fetch`.
+    Raises SourceError naming both digests when the file is no longer the one recorded; DownloadError as
+    `fetch`.
     """
     record = path.with_name(f"{path.name}.sha256")
     try:

@@ -1,8 +1,10 @@
-"""A frozen source at work: the input map f_s (SSKT eq. 6), and logits that are a pure function of one picture.
+"""A frozen source at work: the input map f_s (SSKT eq. 6), and logits that are a pure function of one
+picture.
 
-A row's logits depend on how many rows are computed with it, since kernels are chosen by shape. So every forward here has
-exactly the same number of rows, and a row gives the same bits whatever the batch it came in, its place and its neighbours.
-With bf16 the bits did not depend on the number of CPU threads either; with fp32 they do, in the last places (about 1e-6).
+A row's logits depend on how many rows are computed with it, since kernels are chosen by shape. So every
+forward here has exactly the same number of rows, and a row gives the same bits whatever the batch it came in,
+its place and its neighbours. With bf16 the bits did not depend on the number of CPU threads either; with fp32
+they do, in the last places (about 1e-6).
 
 Departs from the released code: sources are in eval mode (there: train mode, batch statistics).
 """
@@ -26,7 +28,7 @@ __all__ = [
     "IMAGENET_STD",
     "FrozenSource",
     "InputMap",
-    "NonFiniteLogits",
+    "NonFiniteLogitsError",
     "default_compute",
     "normalise",
     "scaled_side",
@@ -36,8 +38,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE = tuple(_DTYPES)
 
 
-class NonFiniteLogits(SourceError):
-    """Some rows came out as NaN or infinite, or beyond float16's 65,504; `rows` are their positions in the call."""
+class NonFiniteLogitsError(SourceError):
+    """Some rows came out as NaN or infinite, or beyond float16's 65,504; `rows` are their positions in the
+    call.
+    """
 
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
@@ -46,7 +50,9 @@ class NonFiniteLogits(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class InputMap:
-    """f_s for pictures (SSKT eq. 6): what a source sees of the target's own augmented picture. All of it is identity."""
+    """f_s for pictures (SSKT eq. 6): what a source sees of the target's own augmented picture. All of it is
+    identity.
+    """
 
     side_px: int
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -57,10 +63,14 @@ class InputMap:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a fingerprint."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float32 (N, 3, side_px, side_px), normalised, then resized where the size differs."""
+        """uint8 (N, 3, H, W) to float32 (N, 3, side_px, side_px), normalised, then resized where the size
+        differs.
+        """
         x = normalise(pixels, self.mean, self.std)
         size = (self.side_px, self.side_px)
         if tuple(x.shape[-2:]) == size:
@@ -78,7 +88,9 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def scaled_side(side_px: int, scale: Fraction) -> int:
-    """floor(side * scale), in whole numbers: 7/3 takes 32 to 74 and 96 to 224 (METHOD.md, released-code facts)."""
+    """floor(side * scale), in whole numbers: 7/3 takes 32 to 74 and 96 to 224 (METHOD.md, released-code
+    facts).
+    """
     return side_px * scale.numerator // scale.denominator
 
 
@@ -97,9 +109,9 @@ def default_compute(device: torch.device) -> str:
 class FrozenSource:
     """One source network on one device, asked for logits.
 
-    `compute` is one of COMPUTE, the precision of autocast ("fp32": none). `rows` is the fixed number of rows of every
-    forward; the last group of a call is filled up with copies of its first row. Raises SourceError when the network cannot
-    read pictures of `input_map.side_px`.
+    `compute` is one of COMPUTE, the precision of autocast ("fp32": none). `rows` is the fixed number of rows
+    of every forward; the last group of a call is filled up with copies of its first row. Raises SourceError
+    when the network cannot read pictures of `input_map.side_px`.
     """
 
     def __init__(
@@ -114,7 +126,9 @@ class FrozenSource:
         if compute not in COMPUTE:
             raise SourceError(f"compute precision is {compute!r}, expected one of {', '.join(COMPUTE)}")
         if compute == "fp16" and device.type == "cpu":
-            raise SourceError(f"{source.spec.name}: fp16 on a CPU is slower than fp32; use bf16 or fp32 there")
+            raise SourceError(
+                f"{source.spec.name}: fp16 on a CPU is slower than fp32; use bf16 or fp32 there"
+            )
         self.source = source
         self.input_map = input_map
         self.device = device
@@ -126,21 +140,24 @@ class FrozenSource:
     def logits(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) on any device to float16 (N, K) on the source's device, without gradient.
 
-        Raises NonFiniteLogits, a SourceError, with the positions of the rows concerned.
+        Raises NonFiniteLogitsError, a SourceError, with the positions of the rows concerned.
         """
         with torch.inference_mode():
-            groups = [self._group(pixels[start : start + self.rows]) for start in range(0, len(pixels), self.rows)]
+            groups = [
+                self._group(pixels[start : start + self.rows]) for start in range(0, len(pixels), self.rows)
+            ]
             if not groups:
                 return torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
             out = torch.cat(groups)
             bad: list[int] = (~torch.isfinite(out).all(dim=1)).nonzero()[:, 0].tolist()
         if bad:
-            raise NonFiniteLogits(
-                f"{self.source.spec.name} gave NaN, infinite or over 65504 logits for {len(bad)} of {len(out)} rows; "
-                f"check its weights ({self.source.weights_path}), or compute it in fp32",
+            raise NonFiniteLogitsError(
+                f"{self.source.spec.name} gave NaN, infinite or over 65504 logits for {len(bad)} of {len(out)} "
+                f"rows; check its weights ({self.source.weights_path}), or compute it in fp32",
                 bad,
             )
-        # a tensor born in inference mode may not enter a graph that autograd saves; the student's loss is such a graph
+        # a tensor born in inference mode may not enter a graph that autograd saves; the student's loss is
+        # such a graph
         return out.clone()
 
     def _group(self, pixels: Tensor) -> Tensor:
@@ -176,10 +193,12 @@ class FrozenSource:
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(
-                f"{name} cannot read {n} pictures of {side} px in {self.compute} ({reason}); choose another source, "
-                f"or export the program with dynamic batch and size"
+                f"{name} cannot read {n} pictures of {side} px in {self.compute} ({reason}); "
+                f"choose another source, or export the program with dynamic batch and size"
             ) from error
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
             found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise SourceError(f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone")
+            raise SourceError(
+                f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone"
+            )

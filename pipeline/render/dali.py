@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
+from torch.utils.dlpack import from_dlpack
 
 from pipeline.plan import PadCropFlip, Plan
 from pipeline.render import Positions
@@ -126,9 +127,9 @@ class DaliRenderer:
         """
         dense = output.as_tensor()  # type: ignore[attr-defined]
         if self._copies is None:
-            return torch.from_dlpack(dense).clone()
+            return from_dlpack(dense).clone()
         with torch.cuda.stream(self._copies):
-            pixels = torch.from_dlpack(dense).clone()
+            pixels = from_dlpack(dense).clone()
         self._copies.synchronize()
         pixels.record_stream(torch.cuda.current_stream(self._device))
         return pixels

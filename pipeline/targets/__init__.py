@@ -45,9 +45,7 @@ def load_index(
 
 
 def prepare(spec: TargetSpec, data_dir: Path, *, download: bool = True) -> None:
-    """Download and unpack an official archive unless its files are there. Picture folders are the user's to
-    prepare.
-    """
+    """Download and unpack an official archive unless its files are there; folders are the user's to fill."""
     if spec.binary:
         archive.obtain(spec, spec.binary, data_dir, download=download)
 

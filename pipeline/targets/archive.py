@@ -6,7 +6,6 @@ extraction never looks complete.
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import tarfile
 import tempfile
@@ -18,9 +17,7 @@ from sskt.errors import TargetError
 
 
 def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
-    """Every file that the archive must hold, with its length in bytes; None for the class names, which are
-    text.
-    """
+    """Every file that is read, with its length in bytes; None for the class names, which are text."""
     sizes: dict[str, int | None] = {binary.class_names: None}
     for part in (part for split in SPLITS for part in binary.parts(split)):
         sizes[part.pixels] = part.n_pictures * (binary.label_bytes + 3 * side_px**2)
@@ -30,9 +27,7 @@ def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
 
 
 def missing_files(spec: TargetSpec, binary: Binary, data_dir: Path) -> list[str]:
-    """Names of the files that are not there yet. Raises TargetError for one of the wrong length, which is
-    left alone.
-    """
+    """Files that are not there yet. Raises TargetError for one of the wrong length, which is left alone."""
     missing = []
     for name, expected in file_sizes(binary, spec.side_px).items():
         path = data_dir / binary.folder / name
@@ -46,8 +41,8 @@ def missing_files(spec: TargetSpec, binary: Binary, data_dir: Path) -> list[str]
 def obtain(spec: TargetSpec, binary: Binary, data_dir: Path, *, download: bool) -> None:
     """Make the unpacked files exist under `data_dir`, from the archive there or from its URL if need be.
 
-    Raises TargetError for a wrong archive or, where nothing may be downloaded, for a missing one;
-    DownloadError if fetching fails.
+    Raises TargetError for wrong contents or, where nothing may be downloaded, a missing archive;
+    DownloadError if fetching fails or the archive there is not the official one.
     """
     missing = missing_files(spec, binary, data_dir)
     if not missing:
@@ -58,25 +53,16 @@ def obtain(spec: TargetSpec, binary: Binary, data_dir: Path, *, download: bool) 
         raise TargetError(
             f"{data_dir / binary.folder}: {listed} not found for {spec.name}; {spec.how_to_prepare}"
         )
+    from sskt.download import fetch  # the import of requests is worth its time only here
+
+    fetch(binary.url, archive, md5=binary.md5)
     try:
-        _fetch_or_check(binary, archive)
         _unpack(spec, binary, archive, missing)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TargetError(
             f"{archive}: cannot be unpacked into {data_dir} ({reason}); make room or allow writing there"
         ) from None
-
-
-def _fetch_or_check(binary: Binary, archive: Path) -> None:
-    """The right archive is there afterwards; a wrong one that the user put there is named and left alone."""
-    if archive.is_file():
-        _check_md5(archive, binary.md5)
-        return
-    from sskt.download import fetch  # costs the import of requests, which only a download is worth
-
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    fetch(binary.url, archive, md5=binary.md5)
 
 
 def _unpack(spec: TargetSpec, binary: Binary, archive: Path, names: list[str]) -> None:
@@ -124,12 +110,3 @@ def _check_size(path: Path, expected: int | None, remedy: str) -> None:
     found = path.stat().st_size
     if expected is not None and found != expected:
         raise TargetError(f"{path}: has {found:,} bytes, expected {expected:,}; {remedy}")
-
-
-def _check_md5(archive: Path, expected: str) -> None:
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != expected:
-        raise TargetError(
-            f"{archive}: has md5 {found}, the official archive has {expected}; move it away and run again"
-        )

@@ -19,9 +19,7 @@ from sskt.errors import TargetError
 
 
 def load_binary(spec: TargetSpec, binary: Binary, split: str, data_dir: Path) -> TargetIndex:
-    """The index of one split, from unpacked files. Raises TargetError for a wrong length, label or list of
-    class names.
-    """
+    """The index of one split, from unpacked files. Raises TargetError for a wrong length, label or class."""
     folder = data_dir / binary.folder
     classes = _class_names(folder / binary.class_names, spec)
     parts = [_read_part(spec, binary, part, folder) for part in binary.parts(split)]

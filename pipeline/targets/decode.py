@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-_FORMATS = ("JPEG", "MPO", "PNG")
+_FORMATS = ("JPEG", "PNG")  # the first includes MPO, a JPEG with more pictures behind it
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BROKEN = (
     OSError,
@@ -26,7 +26,6 @@ _BROKEN = (
     EOFError,
     OverflowError,
     IndexError,
-    KeyError,
     struct.error,
     zlib.error,
 )
@@ -38,8 +37,7 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What is known of a sound picture: its size, the first 16 bytes of its file's sha256, and how it must be
-    decoded.
+    """What is known of a sound picture: its size, its content (see `content_of`), and how to decode it.
 
     `transcode`: decoders disagree about this kind of file (CMYK, palette, alpha, 16-bit, ...), so Pillow
     decodes it for all.
@@ -73,9 +71,7 @@ def inspect(encoded: bytes) -> Inspected:
 
 
 def content_of(data: bytes | memoryview) -> bytes:
-    """The first 16 bytes of the sha256 of a file's bytes or of raw pixels: a sample's content in index and
-    store.
-    """
+    """A sample's content in index and store: the first 16 bytes of the sha256 of file bytes or raw pixels."""
     return hashlib.sha256(data).digest()[:16]
 
 
@@ -102,15 +98,40 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _any_decoder_agrees(picture: Image.Image, encoded: bytes) -> bool:
-    """Whether libjpeg, nvJPEG, libpng and Pillow give one another's pixels for this file."""
+    """Whether libjpeg, nvJPEG, libpng and Pillow all read this file, and give one another's pixels."""
     if picture.format == "JPEG":
         stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
-        return picture.mode in ("L", "RGB") and not stored_as_rgb
-    if not encoded.startswith(_PNG_SIGNATURE):
+        return picture.mode in ("L", "RGB") and not stored_as_rgb and _clean_jpeg(encoded)
+    if picture.format != "PNG" or not _clean_png(encoded):
         return False
-    bit_depth, colour_type = (
-        encoded[24],
-        encoded[25],
-    )  # of the IHDR chunk; the mode does not tell 16-bit RGB from 8-bit
+    bit_depth, colour_type = encoded[24], encoded[25]  # of IHDR; the mode does not tell 16-bit RGB from 8-bit
     single = not getattr(picture, "is_animated", False)
     return bit_depth == 8 and colour_type in (0, 2) and "transparency" not in picture.info and single
+
+
+def _clean_jpeg(encoded: bytes) -> bool:
+    """Whether segment follows segment up to the scan; Pillow skips stray bytes there, at which DALI stops."""
+    at = 2
+    while at + 4 <= len(encoded):
+        marker = encoded[at + 1]
+        known = (0xC0 <= marker <= 0xEF and not 0xD0 <= marker <= 0xD9) or marker == 0xFE
+        if encoded[at] != 0xFF or not known:
+            return False
+        if marker == 0xDA:
+            return True
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return False
+
+
+def _clean_png(encoded: bytes) -> bool:
+    """Whether every chunk up to IEND is there with its right CRC; Pillow forgives some, DALI none."""
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(encoded):
+        length, kind = struct.unpack_from(">I4s", encoded, at)
+        end = at + 8 + length
+        if int.from_bytes(encoded[end : end + 4], "big") != zlib.crc32(encoded[at + 4 : end]):
+            return False
+        if kind == b"IEND":
+            return True
+        at = end + 4
+    return False

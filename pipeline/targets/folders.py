@@ -25,8 +25,7 @@ _HELD_OUT = 5  # one in five
 
 
 def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> TargetIndex:
-    """The index of one split, every file validated. Class labels are the sorted folder names of the train
-    split.
+    """The index of one split, every file validated. Classes are the sorted folder names of the train split.
 
     Raises TargetError for a missing or empty folder, a class that the train split does not have, and damaged
     files.

@@ -53,7 +53,7 @@ def kept_file(index_dir: Path, slug: str, folder: Path) -> Path:
 def read_kept(file: Path) -> tuple[Paths, Facts] | None:
     """Paths (M,) and facts (M,); None if there are none, or none that can be trusted."""
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as data:
             paths, facts, version = data["paths"], data["facts"], int(data["format"])
     except _DAMAGE:
         return None
@@ -64,9 +64,7 @@ def read_kept(file: Path) -> tuple[Paths, Facts] | None:
 
 
 def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
-    """Replace the kept facts in one step; those of files not found valid are left out. Raises OSError if that
-    fails.
-    """
+    """Replace the kept facts in one step, without files not found valid. Raises OSError if that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")
     try:
@@ -79,9 +77,7 @@ def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
 
 
 def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
-    """Fill in `facts` (N,) of the files `paths` (N,), whose lengths and times are set, from what is kept and
-    still holds.
-    """
+    """Fill in `facts` (N,) of `paths` (N,), whose lengths and times are set, where what is kept holds."""
     old_paths, old = kept
     _, new_rows, old_rows = np.intersect1d(paths, old_paths, assume_unique=True, return_indices=True)
     same = (facts["bytes"][new_rows] == old["bytes"][old_rows]) & (

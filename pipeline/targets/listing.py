@@ -66,9 +66,7 @@ def list_pictures(root: Path, *, slug: str, index_dir: Path) -> Listing:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Sorted names of the folders directly below `root`, except those that start with a dot; none if it is no
-    folder.
-    """
+    """Sorted names of the folders directly in `root` without a leading dot; none if it is no folder."""
     try:
         with os.scandir(root) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))

@@ -1,0 +1,93 @@
+"""Rows of plain data for the commands that list: stores, sources, targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cache.errors import CacheError
+from cache.manifest import flatten
+from cache.store import Store, find_stores
+from pipeline.targets import prepared
+from pipeline.targets.spec import TARGETS
+from sskt.frozen import scaled_side
+from sskt.recipes import recipe_for
+from sskt.sources import named_sources
+
+
+def store_rows(cache_dir: Path) -> list[dict[str, Any]]:
+    """One row a store; a damaged one has its error under "problem" and nothing else but its path."""
+    return [_store_row(path) for path in find_stores(cache_dir)]
+
+
+def store_fields(path: Path) -> dict[str, Any]:
+    """Everything about one store, flat: sizes, fingerprint and origin."""
+    store = Store.open(path)
+    return {
+        **_store_row(path),
+        "block_rows": store.block_rows,
+        "bytes_per_row": store.nbytes / max(1, store.n_views * store.n_samples),
+        **{name: value for name, value in flatten(store.manifest.identity)},
+        **{f"made_by.{name}": value for name, value in flatten(store.manifest.made_by)},
+    }
+
+
+def source_rows() -> list[dict[str, Any]]:
+    """Every source that has published weights, and the form of the others."""
+    rows = [
+        {"source": s.name, "architecture": s.architecture, "classes": s.n_classes, "weights": s.weights_note}
+        for s in named_sources()
+    ]
+    program = {
+        "source": "program:FILE.pt2",
+        "architecture": "any",
+        "classes": None,
+        "weights": "your torch.export program",
+    }
+    return [*rows, program]
+
+
+def target_rows(data_dir: Path) -> list[dict[str, Any]]:
+    """Every target that can be named, what is shown of it, and whether its files are there."""
+    ready = {*prepared(data_dir), "digits"}
+    return [
+        {
+            "target": name,
+            "classes": spec.n_classes,
+            "student_px": spec.side_px,
+            "source_px": scaled_side(spec.side_px, spec.source_scale),
+            "plan": spec.plan_kind,
+            "model": recipe_for(name).models[0],
+            "prepared": name in ready,
+        }
+        for name, spec in TARGETS.items()
+    ] + [
+        {
+            "target": "imagefolder:PATH",
+            "classes": None,
+            "student_px": 224,
+            "source_px": 224,
+            "plan": "random-resized-crop-flip",
+            "model": recipe_for("imagefolder:PATH").models[0],
+            "prepared": None,
+        }
+    ]
+
+
+def _store_row(path: Path) -> dict[str, Any]:
+    try:
+        store = Store.open(path)
+        n_units = store.n_views * store.n_blocks
+        n_done = n_units - len(store.pending(store.n_views))
+    except CacheError as error:
+        return {"path": str(path), "problem": str(error)}
+    return {
+        "target": f"{store.manifest.identity['target']['name']}/{store.manifest.identity['target']['split']}",
+        "source": store.manifest.identity["source"]["name"],
+        "samples": store.n_samples,
+        "classes": store.n_classes,
+        "views": store.n_views,
+        "units": f"{n_done}/{n_units}",
+        "bytes": store.nbytes,
+        "path": str(path),
+    }

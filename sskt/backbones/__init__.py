@@ -1,0 +1,25 @@
+"""Target networks by name, without heads: each yields every block's output and the pooled last feature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from sskt.backbones.cifar_resnet import CifarResNet
+from sskt.backbones.features import Backbone, Features
+from sskt.backbones.resnet import ResNet
+from sskt.errors import RunError
+
+__all__ = ["BACKBONES", "Backbone", "Features", "build_backbone"]
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (18, 34, 50)},
+}
+
+
+def build_backbone(name: str) -> Backbone:
+    """A backbone with fresh weights from torch's global generator. Raises RunError for an unknown name."""
+    if name not in BACKBONES:
+        raise RunError(f"model {name!r} is unknown, expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]()

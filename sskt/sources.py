@@ -1,0 +1,200 @@
+"""The source networks that a user can name: `imagenet`, `places365`, `imagenet:resnet18`, `program:FILE.pt2`.
+
+The paper's two are ResNet50 on ImageNet (torchvision IMAGENET1K_V1) and ResNet50 on Places365 (CSAILVision).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torchvision
+from torch import nn
+
+from sskt.download import digest_of, fetch, fetch_recorded
+from sskt.errors import SourceError
+from sskt.programs import read_program
+from sskt.weights import load_into, read_state
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_N_CLASSES = {"imagenet": 1000, "places365": 365}
+_PAPER_ARCHITECTURE = "resnet50"
+_PLACES_URL = "http://places2.csail.mit.edu/models_places365/{}_places365.pth.tar"
+_PLACES_PUBLISHED = ("alexnet", "resnet18", "resnet50", "densenet161")
+# torchvision's files for these two belong to a network that undoes our normalisation on its way in.
+_OWN_NORMALISATION = ("googlenet", "inception_v3")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """What is known of a source before its weights are at hand."""
+
+    name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
+    task: str  # "imagenet", "places365" or "program"
+    architecture: str  # torchvision's name, or "program"
+    n_classes: int  # 0 for a program until `open_source` has read it
+    url: str | None  # of published weights
+    sha256_prefix: str | None  # from torchvision's file name
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights_note: str  # where the weights come from, for a listing
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source with its weights: a float32 module in eval mode on the CPU, (N, 3, H, W) normalised to (N, K)
+    logits.
+    """
+
+    spec: SourceSpec
+    module: nn.Module
+    weights_sha256: str  # of the file's bytes
+    weights_path: Path
+    side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
+
+
+def named_sources() -> list[SourceSpec]:
+    """Every source whose weights are published, the paper's two first."""
+    imagenet = [a for a in _architectures() if _published("imagenet", a)]
+    names = ["imagenet", "places365"]
+    names += [f"imagenet:{a}" for a in imagenet if a != _PAPER_ARCHITECTURE]
+    names += [f"places365:{a}" for a in _PLACES_PUBLISHED if a != _PAPER_ARCHITECTURE]
+    return [parse_source(name) for name in names]
+
+
+def parse_source(name: str) -> SourceSpec:
+    """The source that `name` means; nothing is read from disk or network. Raises SourceError for an unknown
+    name.
+    """
+    task, _, rest = name.partition(":")
+    if task == "program" and rest:
+        note = "a torch.export program, with its own weights"
+        return SourceSpec(
+            f"program:{Path(rest).name}", task, "program", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note
+        )
+    if task not in _N_CLASSES or name.endswith(":"):
+        raise SourceError(
+            f"source {name!r} is unknown, expected imagenet, places365, imagenet:ARCHITECTURE, "
+            f"places365:ARCHITECTURE or program:FILE.pt2; sskt sources lists them"
+        )
+    architecture = rest or _PAPER_ARCHITECTURE
+    if architecture not in _architectures():
+        near = difflib.get_close_matches(architecture, _architectures(), n=3) or [
+            _PAPER_ARCHITECTURE,
+            "resnet18",
+        ]
+        raise SourceError(
+            f"source {name!r}: torchvision has no architecture {architecture!r}, did you mean "
+            f"{' or '.join(near)}; sskt sources lists them"
+        )
+    url = _published(task, architecture)
+    prefix = re.search(r"-([0-9a-f]{8,})\.pth$", url) if url else None
+    mean, std = _normalisation(task, architecture)
+    return SourceSpec(
+        name=task if architecture == _PAPER_ARCHITECTURE else f"{task}:{architecture}",
+        task=task,
+        architecture=architecture,
+        n_classes=_N_CLASSES[task],
+        url=url,
+        sha256_prefix=prefix[1] if prefix else None,
+        mean=mean,
+        std=std,
+        weights_note=_note(url, prefix[1] if prefix else None),
+    )
+
+
+def source_slug(name: str) -> str:
+    """A short name safe for file systems: "imagenet-resnet50", "program-places365_squeezenet"."""
+    spec = parse_source(name)
+    last = Path(spec.name.partition(":")[2]).stem if spec.task == "program" else spec.architecture
+    return re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.task}-{last}")
+
+
+def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) -> Source:
+    """The named source with weights from `weights`, or else from `weights_dir`, downloaded and verified when
+    not there.
+
+    Raises SourceError when the weights do not fit or cannot be read, DownloadError when they cannot be
+    fetched.
+    """
+    spec = parse_source(name)
+    if spec.task == "program":
+        if weights is not None:
+            raise SourceError(
+                f"{spec.name} carries its own weights, {weights} was given beside it; leave that out"
+            )
+        path = Path(name.partition(":")[2]).expanduser()
+        program = read_program(path)
+        opened = replace(spec, n_classes=program.n_classes)
+        return Source(opened, program.module, _digest(path), path, program.side_range_px)
+    path = weights if weights is not None else _downloaded(spec, weights_dir)
+    state = read_state(path)  # before the network is built: a wrong path should not take a second to be told
+    module = _network(spec)
+    load_into(module, state, str(path), task=spec.task, n_classes=spec.n_classes)
+    return Source(spec, module.eval().requires_grad_(False), _digest(path), path)
+
+
+def _downloaded(spec: SourceSpec, weights_dir: Path) -> Path:
+    """The published weights of `spec` in `weights_dir`, the same bytes at every use."""
+    if spec.url is None:
+        raise SourceError(
+            f"{spec.name}: no weights are published; pass a file with --weights {spec.name}=PATH"
+        )
+    path = weights_dir / spec.url.rsplit("/", 1)[-1]
+    if spec.sha256_prefix is None:
+        return fetch_recorded(spec.url, path)
+    return fetch(spec.url, path, sha256_prefix=spec.sha256_prefix)
+
+
+def _network(spec: SourceSpec) -> nn.Module:
+    """The torchvision architecture with a head for the source's classes, as published weights expect it."""
+    own: dict[str, bool] = {}
+    if spec.architecture in _OWN_NORMALISATION:
+        own = {"transform_input": spec.task == "imagenet", "aux_logits": True, "init_weights": False}
+    network: nn.Module = torchvision.models.get_model(
+        spec.architecture, weights=None, num_classes=spec.n_classes, **own
+    )
+    return network
+
+
+def _architectures() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def _published(task: str, architecture: str) -> str | None:
+    """The URL of the weights, None where nobody publishes any."""
+    if task == "places365":
+        return _PLACES_URL.format(architecture) if architecture in _PLACES_PUBLISHED else None
+    entry = getattr(torchvision.models.get_model_weights(architecture), "IMAGENET1K_V1", None)
+    return None if entry is None else str(entry.url)
+
+
+def _normalisation(task: str, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and std, but for the few torchvision networks that were trained with others."""
+    entry = getattr(torchvision.models.get_model_weights(architecture), "IMAGENET1K_V1", None)
+    if task != "imagenet" or entry is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    transforms = entry.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
+
+
+def _note(url: str | None, prefix: str | None) -> str:
+    if url is None:
+        return "none published: pass --weights"
+    if prefix is None:
+        return "CSAILVision; no checksum published: recorded at the first download"
+    return f"torchvision IMAGENET1K_V1, sha256 begins {prefix}"
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+        ) from error

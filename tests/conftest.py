@@ -1,0 +1,26 @@
+"""What several test files need: the real data beside the checkout, where it is there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared(relative: str) -> Path:
+    """A real file or folder of the test data; the test is skipped where the data is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"needs the real data at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the complete CIFAR-10 in its official binary layout."""
+    folder = tmp_path_factory.mktemp("data")
+    script = shared("data/unpack_cifar10.py")
+    subprocess.run([sys.executable, str(script), str(folder)], check=True)
+    return folder

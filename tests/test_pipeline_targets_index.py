@@ -1,0 +1,110 @@
+"""Subsets: stratified, nested, the same whatever was asked before; digests that name what they cover."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.targets import load_index, parse_target
+from pipeline.targets.arrays import array_index
+from pipeline.targets.subset import draws, rank_in_class, stratified
+from sskt.errors import TargetError
+
+
+def _index(n=60, n_classes=4, seed=0):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (n, 5, 6, 3)).astype(np.uint8)
+    labels = np.sort(random.integers(0, n_classes, n)).astype(np.int64)
+    names = tuple(f"class{i}" for i in range(n_classes))
+    return array_index(parse_target("digits"), "train", names, pixels, labels, np.arange(n, dtype=np.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 5), min_size=1, max_size=80),
+    sizes=st.tuples(st.integers(0, 90), st.integers(0, 90)),
+)
+def test_subsets_are_nested_and_give_equal_shares(labels, sizes):
+    labels = np.array(labels, dtype=np.int64)
+    keys = draws(np.arange(len(labels), dtype=np.int64))
+    small, large = (set(stratified(labels, keys, n).tolist()) for n in sorted(sizes))
+    assert small <= large
+    assert len(large) == min(max(sizes), len(labels))
+    taken = np.bincount(labels[sorted(large)], minlength=6)
+    there = np.bincount(labels, minlength=6)
+    unfinished = taken[taken < there]  # classes that could have given more
+    if len(unfinished):
+        assert taken.max() - unfinished.min() <= 1
+
+
+def test_rank_in_class_is_the_place_among_its_own():
+    labels = np.array([1, 0, 1, 1, 0], dtype=np.int64)
+    keys = np.array([30, 5, 10, 20, 4], dtype=np.uint64)
+    assert rank_in_class(labels, keys).tolist() == [2, 1, 0, 1, 0]
+
+
+def test_limit_does_not_depend_on_the_way_there():
+    index = _index()
+    direct, twice = index.limit(12), index.limit(30).limit(12)
+    assert direct.ids.tolist() == twice.ids.tolist() == sorted(direct.ids)
+    np.testing.assert_array_equal(direct.pictures(np.arange(12)), index.pictures(direct.ids))
+    assert direct.content_sha256 == twice.content_sha256 != index.content_sha256
+
+
+def test_draw_of_a_limit_is_pinned():
+    index = load_index(
+        parse_target("digits"), "train", data_dir=Path("unused"), index_dir=Path("unused"), limit=12
+    )
+    assert index.ids.tolist() == LIMIT_12
+
+
+LIMIT_12 = []
+
+
+def test_limit_of_all_or_more_is_the_index_itself():
+    index = _index()
+    assert index.limit(60) is index
+    assert index.limit(10**6) is index
+
+
+@pytest.mark.parametrize("n", [-1, 0, 3])
+def test_limit_below_the_number_of_classes_is_refused(n):
+    with pytest.raises(
+        TargetError, match=rf"digits train: a limit of {n} leaves classes .* at least 4; raise"
+    ):
+        _index().limit(n)
+
+
+def test_unknown_split_is_refused(tmp_path):
+    with pytest.raises(TargetError, match="split is 'val', expected train or test"):
+        load_index(parse_target("digits"), "val", data_dir=tmp_path, index_dir=tmp_path)
+
+
+def test_digests_cover_order_contents_names_and_labels():
+    index = _index()
+    turned = index.take(np.arange(60)[::-1])
+    assert turned.content_sha256 != index.content_sha256
+    assert turned.take(np.arange(60)[::-1]).content_sha256 == index.content_sha256
+    changed = index.contents.copy()
+    changed[5, 3] ^= 1
+    assert replace(index, contents=changed).content_sha256 != index.content_sha256
+    assert replace(index, contents=changed).classes_sha256 == index.classes_sha256
+    labels = index.labels.copy()
+    labels[5] = (labels[5] + 1) % 4
+    swapped = (index.classes[1], index.classes[0], *index.classes[2:])
+    digests = {
+        i.classes_sha256 for i in (index, replace(index, labels=labels), replace(index, classes=swapped))
+    }
+    assert len(digests) == 3
+
+
+def test_encoded_array_picture_is_a_png_of_its_pixels():
+    import io
+
+    from PIL import Image
+
+    index = _index()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(index.encoded(9)))), index.pixels_of(9))

@@ -1,0 +1,48 @@
+"""Names of targets, and how their pictures are shown."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from pipeline.targets.spec import TARGETS, parse_target, target_slug
+from sskt.errors import TargetError
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "source_side", "plan"),
+    [
+        ("cifar10", 32, 74, "pad-crop-flip"),
+        ("cifar100", 32, 74, "pad-crop-flip"),
+        ("stl10", 96, 224, "pad-crop-flip"),
+        ("imagenet", 224, 224, "random-resized-crop-flip"),
+        ("places365", 224, 224, "random-resized-crop-flip"),
+        ("digits", 16, 32, "pad-crop-flip"),
+    ],
+)
+def test_sources_see_what_the_paper_says(name, side, source_side, plan):
+    spec = parse_target(name)
+    assert (spec.name, spec.side_px, spec.plan_kind) == (name, side, plan)
+    assert isinstance(spec.source_scale, Fraction)
+    assert int(spec.side_px * spec.source_scale) == source_side
+
+
+def test_unknown_name_lists_what_exists():
+    with pytest.raises(TargetError, match=r"'cifar' is not known.*cifar10.*digits or imagefolder:PATH"):
+        parse_target("cifar")
+    assert set(TARGETS) == {"cifar10", "cifar100", "stl10", "imagenet", "places365", "digits"}
+
+
+@pytest.mark.parametrize("name", ["imagefolder:", "imagefolder:/"])
+def test_imagefolder_without_a_folder_is_refused(name):
+    with pytest.raises(TargetError, match="names no folder"):
+        parse_target(name)
+
+
+def test_imagefolder_is_recorded_by_its_name_and_not_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (f"{tmp_path}/my scenes", "my scenes", "./x/../my scenes/"):
+        spec = parse_target(f"imagefolder:{path}")
+        assert (spec.name, spec.root) == ("imagefolder:my scenes", Path(tmp_path, "my scenes"))
+        assert target_slug(spec.name) == target_slug(f"imagefolder:{path}") == "imagefolder-my_scenes"
+    assert target_slug("cifar10") == "cifar10"
