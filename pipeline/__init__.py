@@ -1,1 +1,1 @@
-"""The two stages, and everything that moves pixels: targets, the augmentation plan, renderers, labels, training."""
+"""The two stages and all that moves pixels: targets, the augmentation plan, renderers, labels, training."""

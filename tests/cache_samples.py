@@ -26,7 +26,7 @@ def new_store(folder, *, n=10, classes=3, views=2, block_rows=4, identity=IDENTI
         views=views,
         block_rows=block_rows,
         probe_ids=ids[:2],
-        probe=rng.integers(0, 256, (2, 3, 5, 4), dtype=np.uint8),
+        probe=rng.integers(0, 256, (len(ids[:2]), 3, 5, 4), dtype=np.uint8),
         **more,
     )
 

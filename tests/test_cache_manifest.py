@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cache_samples import IDENTITY
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import CacheError, StoreDamaged, StoreMismatch
@@ -55,6 +55,7 @@ def test_values_that_python_calls_equal_but_json_does_not_differ():
     assert [d.field for d in differences({"a": 1, "b": 1}, {"a": True, "b": 1.0})] == ["a", "b"]
 
 
+@settings(deadline=None, derandomize=True)
 @given(fingerprints, fingerprints)
 def test_no_difference_exactly_when_the_digests_agree(one, other):
     assert (differences(one, other) == []) == (digest(one) == digest(other))
@@ -62,6 +63,7 @@ def test_no_difference_exactly_when_the_digests_agree(one, other):
     assert {d.field for d in differences(one, other)} == {d.field for d in differences(other, one)}
 
 
+@settings(deadline=None, derandomize=True)
 @given(fingerprints)
 def test_manifest_survives_the_way_through_json(identity):
     manifest = Manifest(identity=identity, made_by={"created": "now"})

@@ -91,7 +91,7 @@ def _extract(archive: Path, wanted: set[str], into: Path) -> set[str]:
     """Extract the wanted regular files; returns the names that were found."""
     found: set[str] = set()
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 name = posixpath.normpath(member.name)
                 if name in wanted and member.isfile():

@@ -1,0 +1,59 @@
+"""Does a source see through our own preprocessing what it was trained to see? Top-1 on pictures of its own task.
+
+usage: source_accuracy.py SOURCE TARGET [--weights PATH] [--data-dir DIR] [--renderer dali|torch] [--amp fp32|bf16]
+
+Renders the target's test split by its evaluation plan and counts how often the source's best class is the label.
+"""
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.choices import Augmentation, choose_execution
+from pipeline.render import in_batches, open_renderer
+from pipeline.targets import load_index, parse_target
+from sskt.frozen import FrozenSource
+from sskt.sources import open_source
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
+    parser.add_argument("--renderer", default="auto")
+    parser.add_argument("--amp", default="auto")
+    args = parser.parse_args()
+    execution = choose_execution(
+        device="auto", amp=args.amp, renderer=args.renderer, threads=2, batch_size=64
+    )
+    spec = parse_target(args.target)
+    index = load_index(spec, "test", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
+    source = open_source(args.source, weights=args.weights, weights_dir=args.data_dir / "weights")
+    input_map = Augmentation().input_map(spec, source.spec.mean, source.spec.std)
+    frozen = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
+    renderer = open_renderer(
+        index,
+        Augmentation().evaluation_plan(spec),
+        backend=args.renderer,
+        device=execution.device,
+        batch_size=64,
+        threads=2,
+    )
+    with closing(renderer):
+        batches = in_batches(np.arange(len(index)), 64)
+        logits = torch.cat([frozen.logits(pixels).cpu() for pixels in renderer.render(0, batches)])
+    correct = int((logits.argmax(dim=1).numpy() == index.labels).sum())
+    print(
+        f"{args.source} on {len(index)} pictures of {args.target}/test, {renderer.name}, {execution.compute}: "
+        f"top-1 {100 * correct / len(index):.1f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()
