@@ -38,4 +38,6 @@ def kd_divergence(logits: Tensor, source_logits: Tensor, *, temperature: float, 
         raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(KD_REDUCTIONS)}")
     log_p = (source_logits / temperature).log_softmax(dim=1)
     log_q = (logits / temperature).log_softmax(dim=1)
-    return temperature**2 * F.kl_div(log_q, log_p, reduction=reduction, log_target=True)
+    # summed here and not by kl_div, whose "mean" torch announces to change
+    terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
+    return temperature**2 * (terms.mean() if reduction == "mean" else terms.sum(dim=1).mean())

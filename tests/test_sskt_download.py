@@ -1,4 +1,4 @@
-"""A local HTTP server serves good, wrong, missing and truncated files; what stays on disk is checked each time."""
+"""A local HTTP server serves good, wrong, missing and truncated files; what stays on disk is checked."""
 
 import hashlib
 import threading
@@ -72,7 +72,7 @@ def test_file_already_there_with_another_digest_is_named_and_left(server, tmp_pa
     path = tmp_path / "file.bin"
     path.write_bytes(b"the user's own")
     found = hashlib.sha256(b"the user's own").hexdigest()
-    with pytest.raises(DownloadError, match=f"sha256 is {found}, expected {SHA256}; .*move it away"):
+    with pytest.raises(DownloadError, match=rf"sha256 is {found}, expected {SHA256}; .*move it away"):
         fetch(f"{server.url}/good", path, sha256=SHA256)
     assert path.read_bytes() == b"the user's own"
     assert server.asked == 0
@@ -93,7 +93,7 @@ def test_wrong_checksum_names_both_digests_and_leaves_nothing(server, tmp_path, 
 
 
 def test_missing_page_names_the_status(server, tmp_path):
-    with pytest.raises(DownloadError, match="/missing: the server answered 404 Not Found; .*by hand to"):
+    with pytest.raises(DownloadError, match=r"/missing: the server answered 404 Not Found; .*by hand to"):
         fetch(f"{server.url}/missing", tmp_path / "file.bin")
     assert left_in(tmp_path) == []
 
@@ -117,7 +117,7 @@ def test_refused_connection_is_one_sentence(server, tmp_path):
 
 def test_file_in_place_of_the_folder_is_named(server, tmp_path):
     (tmp_path / "weights").write_text("not a folder")
-    with pytest.raises(DownloadError, match="weights: cannot write there"):
+    with pytest.raises(DownloadError, match=r"weights: cannot write there"):
         fetch(f"{server.url}/good", tmp_path / "weights" / "file.bin")
     assert server.asked == 0
 

@@ -1,0 +1,244 @@
+"""f_s against its formula, and logits that depend on nothing but the picture: on real weights where they are."""
+
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from sskt.errors import SourceError
+from sskt.frozen import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FrozenSource,
+    InputMap,
+    NonFiniteLogitsError,
+    default_compute,
+    normalise,
+    scaled_side,
+)
+from sskt.sources import Source, SourceSpec, open_source
+
+SHARED = Path(__file__).parents[2] / "shared"
+CPU = torch.device("cpu")
+
+
+def pictures(n):
+    """The first n CIFAR-10 test pictures, uint8 (n, 3, 32, 32)."""
+    tile = SHARED / "data" / "cifar10" / "test_00.webp"
+    if not tile.exists():
+        pytest.skip("needs the real pictures in ../shared/data/cifar10")
+    mosaic = np.asarray(Image.open(tile).convert("RGB")).reshape(25, 32, 40, 32, 3)
+    return torch.from_numpy(mosaic.transpose(0, 2, 4, 1, 3).reshape(1000, 3, 32, 32)[:n].copy())
+
+
+def real_source(name):
+    weights = SHARED / "weights" / "imagenet_resnet50.safetensors"
+    program = SHARED / "weights" / "places365_squeezenet.pt2"
+    if not (weights.exists() and program.exists()):
+        pytest.skip("needs the real weights in ../shared/weights")
+    if name == "imagenet":
+        return open_source(name, weights=weights, weights_dir=weights.parent)
+    return open_source(f"program:{program}", weights_dir=weights.parent)
+
+
+def made_source(module, n_classes=4, side_range_px=None, task="imagenet"):
+    spec = SourceSpec("imagenet", task, "made", n_classes, None, None, IMAGENET_MEAN, IMAGENET_STD, "")
+    return Source(spec, module.eval().requires_grad_(False), "0" * 64, Path("made.pth"), side_range_px)
+
+
+class Means(nn.Module):
+    """Logits that show what went in: the mean of each channel, and one more."""
+
+    def forward(self, x):
+        means = x.mean(dim=(2, 3))
+        return torch.cat([means, means.sum(dim=1, keepdim=True)], dim=1)
+
+
+def bilinear(picture, side):
+    """Half-pixel bilinear interpolation of (C, H, W), weights from the definition."""
+
+    def matrix(size):
+        at = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, size - 1)
+        weights = np.zeros((side, size))
+        np.add.at(weights, (np.arange(side), low), 1 - (at - low))
+        np.add.at(weights, (np.arange(side), high), at - low)
+        return weights
+
+    return np.einsum("yh,chw,xw->cyx", matrix(picture.shape[1]), picture, matrix(picture.shape[2]))
+
+
+@pytest.mark.parametrize(("from_px", "to_px"), [(32, 74), (96, 224), (16, 32), (64, 40)])
+def test_input_map_normalises_then_interpolates(from_px, to_px):
+    pixels = torch.randint(0, 256, (2, 3, from_px, from_px), dtype=torch.uint8)
+    got = InputMap(to_px)(pixels)
+    assert got.dtype == torch.float32
+    mean, std = (np.array(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    for n in range(2):
+        expected = bilinear((pixels[n].numpy() / 255 - mean) / std, to_px)
+        np.testing.assert_allclose(got[n].numpy(), expected, atol=2e-4)
+
+
+def test_input_map_of_the_same_size_only_normalises():
+    pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
+    assert torch.equal(InputMap(20)(pixels), normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def test_input_map_is_plain_data_and_every_setting_is_in_it():
+    import json
+
+    plain = InputMap(74).to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain == {
+        "side_px": 74,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "interpolation": "bilinear",
+        "align_corners": False,
+        "antialias": False,
+    }
+
+
+def test_scaled_side_is_the_papers():
+    assert [scaled_side(px, Fraction(7, 3)) for px in (32, 96)] == [74, 224]
+    assert scaled_side(16, Fraction(2)) == 32
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["imagenet", "program"])
+def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, compute):
+    source, pixels = real_source(name), pictures(70)
+    frozen = FrozenSource(source, InputMap(74), device=CPU, compute=compute, threads=2)
+    whole = frozen.logits(pixels)
+    assert whole.shape == (70, source.spec.n_classes)
+    assert whole.dtype == torch.float16
+    order = torch.from_numpy(np.random.default_rng(0).permutation(70))
+    for batch in (7, 64):
+        again = torch.empty_like(whole)
+        for rows in order.split(batch):
+            again[rows] = frozen.logits(pixels[rows])
+        assert torch.equal(again, whole), f"shuffled batches of {batch}"
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            other = FrozenSource(source, InputMap(74), device=CPU, compute=compute)
+            assert torch.equal(other.logits(pixels[30:64]), whole[30:64]), f"{threads} threads"
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "program"])
+def test_logits_are_the_plain_forward_of_the_pictures(name):
+    source, pixels = real_source(name), pictures(40)
+    with torch.inference_mode():
+        x = (pixels.float() / 255 - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[
+            :, None, None
+        ]
+        plain = source.module(F.interpolate(x, size=(74, 74), mode="bilinear", align_corners=False)).numpy()
+    ours = FrozenSource(source, InputMap(74), device=CPU).logits(pixels).float().numpy()
+    np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=2e-3)
+    shifted = np.abs(ours[1:] - plain[:-1]).max(axis=1)
+    assert shifted.min() > 0.1, "a shifted pairing must not pass the same comparison"
+    bf16 = FrozenSource(source, InputMap(74), device=CPU, compute="bf16").logits(pixels).float().numpy()
+    cosine = (bf16 * plain).sum(1) / np.linalg.norm(bf16, axis=1) / np.linalg.norm(plain, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_every_forward_has_the_same_number_of_rows():
+    seen = []
+
+    class Spy(Means):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    frozen = FrozenSource(made_source(Spy()), InputMap(8), device=CPU, rows=5)
+    seen.clear()
+    pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8)
+    got = frozen.logits(pixels)
+    assert seen == [5, 5, 5]
+    expected = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD).mean(dim=(2, 3))
+    torch.testing.assert_close(got[:, :3].float(), expected, atol=2e-3, rtol=2e-3)
+    assert frozen.logits(pixels[:0]).shape == (0, 4)
+
+
+def test_logits_may_enter_a_loss_and_carry_no_gradient():
+    frozen = FrozenSource(made_source(Means()), InputMap(8), device=CPU)
+    got = frozen.logits(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    assert not got.requires_grad
+    assert not got.is_inference()
+    weight = torch.ones(4, requires_grad=True)
+    (got.float() * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_source_leaves_the_callers_threads_alone():
+    before = torch.get_num_threads()
+    FrozenSource(made_source(Means()), InputMap(8), device=CPU, threads=3)
+    assert torch.get_num_threads() == before
+    born = []
+    thread = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert born == [before], "threads born later must not inherit the workers' single thread"
+
+
+@pytest.mark.parametrize(
+    ("scale", "what"), [(float("nan"), "NaN"), (float("inf"), "infinite"), (1e6, "too large")]
+)
+def test_non_finite_rows_are_named(scale, what):
+    class Bad(Means):
+        def forward(self, x):
+            z = super().forward(x)
+            return torch.where(z[:, :1] > 1, z * scale, z)
+
+    frozen = FrozenSource(made_source(Bad()), InputMap(8), device=CPU, rows=4)
+    pixels = torch.zeros(11, 3, 8, 8, dtype=torch.uint8)
+    pixels[[3, 9]] = 255
+    with pytest.raises(
+        NonFiniteLogitsError, match="imagenet gave NaN, infinite or over 65504 logits for 2 of 11 rows"
+    ) as e:
+        frozen.logits(pixels)
+    assert e.value.rows == [3, 9]
+    assert isinstance(e.value, SourceError)
+    assert torch.isfinite(frozen.logits(pixels[:3])).all()
+
+
+def test_size_out_of_a_programs_range_is_named():
+    with pytest.raises(SourceError, match="reads pictures of 64 to 1024 px, this target gives it 32 px"):
+        FrozenSource(real_source("program"), InputMap(32), device=CPU)
+    with pytest.raises(SourceError, match="reads pictures of 32 px, this target gives it 74 px"):
+        FrozenSource(made_source(Means(), side_range_px=(32, 32)), InputMap(74), device=CPU)
+
+
+def test_program_tied_to_a_batch_size_is_named(tmp_path):
+    program = torch.export.export(Means().eval(), (torch.zeros(2, 3, 32, 32),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    source = open_source(f"program:{tmp_path / 'net.pt2'}", weights_dir=tmp_path)
+    with pytest.raises(SourceError, match="cannot read 16 pictures of 32 px in fp32 .*dynamic batch"):
+        FrozenSource(source, InputMap(32), device=CPU)
+    assert FrozenSource(source, InputMap(32), device=CPU, rows=2).logits(
+        torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    ).shape == (3, 4)
+
+
+def test_wrong_shape_of_output_is_named():
+    with pytest.raises(SourceError, match=r"imagenet returns \(1, 4\), expected logits of shape \(1, 9\)"):
+        FrozenSource(made_source(Means(), n_classes=9), InputMap(8), device=CPU)
+
+
+def test_precision_is_chosen_for_agreement_and_unknown_ones_are_refused():
+    assert default_compute(CPU) == "fp32"
+    assert default_compute(torch.device("cuda")) == "fp16"
+    with pytest.raises(SourceError, match="'tf32', expected one of fp32, bf16, fp16"):
+        FrozenSource(made_source(Means()), InputMap(8), device=CPU, compute="tf32")
+    with pytest.raises(SourceError, match="fp16 on a CPU"):
+        FrozenSource(made_source(Means()), InputMap(8), device=CPU, compute="fp16")
