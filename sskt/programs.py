@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,11 @@ def read_program(path: Path) -> Program:
         if carried is None and "archive_format" in names:
             with _tensors_only():
                 exported = torch.export.load(str(path))
+    except pickle.UnpicklingError as error:
+        raise SourceError(
+            f"{path}: carries pickled objects beside tensors, refused because loading them could run code; "
+            f"export the plain network"
+        ) from error
     except _UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(

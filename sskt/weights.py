@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,7 +112,8 @@ def load_into(
 def _load_pickle(path: Path) -> Any:
     """torch.load that unpickles tensors and plain containers only."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols, which a user cannot act on
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         if found := re.search(r"(?:Unsupported global: )?GLOBAL (\S+)", str(error)):
             raise SourceError(
