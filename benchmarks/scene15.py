@@ -19,7 +19,9 @@ METHODS = {"scratch": None, "SSKT": False, "SSKT + transfer module": True}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--program", required=True)
@@ -59,9 +61,7 @@ def main() -> None:
             supervision = (
                 Supervision(method="scratch", views=args.views)
                 if transfer is None
-                else Supervision(
-                    sources=sources, labels="cached", views=args.views, transfer_module=transfer
-                )
+                else Supervision(sources=sources, labels="cached", views=args.views, transfer_module=transfer)
             )
             milestones = (args.epochs // 2, args.epochs * 3 // 4)
             run_train(

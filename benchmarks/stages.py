@@ -32,15 +32,17 @@ def main() -> None:
 
 
 def bench(args: argparse.Namespace, scratch: Path) -> None:
-    sources = args.source or [f"program:{drawn_source(t, Path('stores/demo'))}" for t in ("letters", "strokes")]
+    sources = args.source or [
+        f"program:{drawn_source(t, Path('stores/demo'))}" for t in ("letters", "strokes")
+    ]
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     places = Places(args.data_dir, scratch / "stores", weights)
     execution = choose_execution(device="auto", amp=args.amp, renderer="auto", threads=2, batch_size=64)
     spec = parse_target(args.target)
-    index = load_index(
-        spec, "train", data_dir=places.data_dir, index_dir=places.index_dir, limit=args.limit
+    index = load_index(spec, "train", data_dir=places.data_dir, index_dir=places.index_dir, limit=args.limit)
+    print(
+        f"{args.target}, {len(index)} samples, {', '.join(sources)}, {execution.device}, {execution.compute}"
     )
-    print(f"{args.target}, {len(index)} samples, {', '.join(sources)}, {execution.device}, {execution.compute}")
 
     bare_s = bare_forward_s(args, sources, places, execution, spec, index)
     started = perf_counter()
@@ -112,7 +114,9 @@ def bare_forward_s(args, sources, places, execution, spec, index) -> float:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", default="digits")
     parser.add_argument("--source", action="append")
     parser.add_argument("--weights", action="append", default=[])

@@ -1,6 +1,7 @@
 """Sources by name, their weights from files and downloads, and torch.export programs good and bad."""
 
 import io
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_broken_program_is_one_sentence(tmp_path, content, caplog, capfd):
         open_program(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -267,7 +268,8 @@ def rewrite(path, entry, content):
 def test_program_with_a_pickled_constant_is_refused_and_not_run(tmp_path):
     path, mark = export(tiny(), tmp_path / "net.pt2"), tmp_path / "mark"
     rewrite(path, "data/constants/opaque_obj_0", pickle.dumps(Touch(mark)))
-    config = b'{"config": {"x": {"path_name": "opaque_obj_0", "is_param": false, "use_pickle": true, "tensor_meta": null}}}'
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    config = json.dumps({"config": {"x": entry}}).encode()
     rewrite(path, "data/constants/model_constants_config.json", config)
     with pytest.raises(
         SourceError, match="carries data/constants/opaque_obj_0, refused because loading it runs code"
@@ -281,7 +283,7 @@ def test_program_with_code_among_its_sample_inputs_does_not_run_it(tmp_path):
     buffer = io.BytesIO()
     torch.save((Touch(mark), {}), buffer)
     rewrite(path, "data/sample_inputs/model.pt", buffer.getvalue())
-    with pytest.raises(SourceError, match=r"net\.pt2"):
+    with pytest.raises(SourceError, match="carries pickled objects beside tensors, refused"):
         open_program(path)
     assert not mark.exists()
 

@@ -1,0 +1,100 @@
+"""Do a store's rows belong to the pixels that a student sees? Random rows against a plain re-computation.
+
+usage: exactness.py STORE --target NAME --source NAME [--weights PATH] [--data-dir DIR] [--pairs N]
+
+For N random (sample, view) pairs: the stored row against an eager fp32 forward, batch by batch and without any of our
+execution code, on pixels drawn by the renderer that did not make the store; and against our own live path on the renderer that did.
+The same check with every row shifted by one sample must fail.
+"""
+
+import argparse
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache.store import Store
+from pipeline.choices import Augmentation
+from pipeline.render import open_renderer
+from pipeline.targets import load_index, parse_target
+from sskt.frozen import FrozenSource
+from sskt.sources import open_source
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
+    parser.add_argument("--pairs", type=int, default=512)
+    args = parser.parse_args()
+    store, spec = Store.open(args.store), parse_target(args.target)
+    index = load_index(spec, "train", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
+    source = open_source(args.source, weights=args.weights, weights_dir=args.data_dir / "weights")
+    rng = np.random.default_rng(0)
+    rows, views = rng.integers(store.n_samples, size=args.pairs), rng.integers(store.n_views, size=args.pairs)
+    stored_by_view = {int(view): store.view(int(view)) for view in np.unique(views)}
+    stored = torch.from_numpy(np.stack([stored_by_view[int(v)][r] for r, v in zip(rows, views, strict=True)]))
+    positions = np.searchsorted(index.ids, store.ids[rows])
+    shifted = torch.from_numpy(
+        np.stack(
+            [stored_by_view[int(v)][(r + 1) % store.n_samples] for r, v in zip(rows, views, strict=True)]
+        )
+    )
+    made_by = "dali" if store.manifest.made_by["renderer"].startswith("dali") else "torch"
+    other = "torch" if made_by == "dali" else "dali"
+    plan, input_map = (
+        Augmentation().training_plan(spec),
+        Augmentation().input_map(spec, source.spec.mean, source.spec.std),
+    )
+    plain = eager(source.module, input_map, draw(index, plan, other, positions, views))
+    frozen = FrozenSource(
+        source, input_map, device=torch.device("cpu"), compute=store.manifest.made_by["compute"]
+    )
+    live = frozen.logits(draw(index, plan, made_by, positions, views)).float()
+    print(f"{store.path}: {args.pairs} pairs, made by {store.manifest.made_by['renderer']}")
+    report(f"stored / eager fp32, {other} pixels", stored.float(), plain)
+    report(f"stored / live path, {made_by} pixels", stored.float(), live)
+    report("shifted by one sample / eager fp32", shifted.float(), plain)
+
+
+def draw(index, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
+    """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side)."""
+    renderer = open_renderer(
+        index, plan, backend=backend, device=torch.device("cpu"), batch_size=64, threads=2
+    )
+    pixels: dict[int, torch.Tensor] = {}
+    with closing(renderer):
+        for view in np.unique(views):
+            chosen = np.flatnonzero(views == view)
+            batches = [positions[chosen[i : i + 64]] for i in range(0, len(chosen), 64)]
+            drawn = torch.cat(list(renderer.render(int(view), batches)))
+            pixels |= dict(zip(chosen.tolist(), drawn, strict=True))
+    return torch.stack([pixels[row] for row in range(len(positions))])
+
+
+def eager(module, input_map, pixels: torch.Tensor) -> torch.Tensor:
+    """The plain way: float32, 32 at a time, no autocast."""
+    with torch.inference_mode():
+        return torch.cat([module(input_map(batch)) for batch in pixels.split(32)])
+
+
+def report(name: str, ours: torch.Tensor, reference: torch.Tensor) -> None:
+    cosine = torch.cosine_similarity(ours, reference, dim=1)
+    agree = (ours.argmax(dim=1) == reference.argmax(dim=1)).float().mean()
+    error = ((ours - reference).abs().amax(dim=1) / reference.abs().amax(dim=1)).max()
+    passed = bool(cosine.min() >= 0.999) and bool(agree >= 0.99)
+    print(
+        f"  {name:<38} cosine at least {cosine.min():.6f}, same top class {100 * agree:5.1f} %, "
+        f"max error {error:.2e} of the largest logit: {'pass' if passed else 'FAIL'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
