@@ -2,9 +2,9 @@
 
 usage: exactness.py STORE --target NAME --source NAME [--weights PATH] [--data-dir DIR] [--pairs N]
 
-For N random (sample, view) pairs: the stored row against an eager fp32 forward, batch by batch and without any of our
-execution code, on pixels drawn by the renderer that did not make the store; and against our own live path on the renderer that did.
-The same check with every row shifted by one sample must fail.
+For N random (sample, view) pairs: the stored row against an eager fp32 forward, batch by batch and without
+any of our execution code, on pixels drawn by the renderer that did not make the store; and against our own
+live path on the renderer that did. The same check with every row shifted by one sample must fail.
 """
 
 import argparse

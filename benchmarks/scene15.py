@@ -1,9 +1,12 @@
-"""Few labels: ResNet18 on a folder of pictures, from scratch and with two sources, several seeds; prints a table.
+"""Few labels: ResNet18 on a folder of pictures, from scratch and with two sources, several seeds; prints a
+table.
 
-usage: scene15.py FOLDER --weights imagenet=PATH --program PATH [--epochs N] [--seeds N] [--size PX] [--views V] [--out DIR]
+usage: scene15.py FOLDER --weights imagenet=PATH --program PATH [--epochs N] [--seeds N] [--size PX] [--views
+    V] [--out DIR]
 
-FOLDER is an imagefolder (train/ and val/). The sources are ImageNet's ResNet50 and an exported program; their logits are cached
-first, if they are not yet. Runs that are finished already are taken as they are, so an interrupted bench goes on.
+FOLDER is an imagefolder (train/ and val/). The sources are ImageNet's ResNet50 and an exported program; their
+logits are cached first, if they are not yet. Runs that are finished already are taken as they are, so an
+interrupted bench goes on.
 """
 
 import argparse

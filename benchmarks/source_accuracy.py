@@ -1,8 +1,11 @@
-"""Does a source see through our own preprocessing what it was trained to see? Top-1 on pictures of its own task.
+"""Does a source see through our own preprocessing what it was trained to see? Top-1 on pictures of its own
+task.
 
-usage: source_accuracy.py SOURCE TARGET [--weights PATH] [--data-dir DIR] [--renderer dali|torch] [--amp fp32|bf16]
+usage: source_accuracy.py SOURCE TARGET [--weights PATH] [--data-dir DIR] [--renderer dali|torch] [--amp
+    fp32|bf16]
 
-Renders the target's test split by its evaluation plan and counts how often the source's best class is the label.
+Renders the target's test split by its evaluation plan and counts how often the source's best class is the
+label.
 """
 
 import argparse
@@ -52,7 +55,7 @@ def main() -> None:
         logits = torch.cat([frozen.logits(pixels).cpu() for pixels in renderer.render(0, batches)])
     correct = int((logits.argmax(dim=1).numpy() == index.labels).sum())
     print(
-        f"{args.source} on {len(index)} pictures of {args.target}/test, {renderer.name}, {execution.compute}: "
+        f"{args.source} on {len(index)} pictures of {args.target}, {renderer.name}, {execution.compute}: "
         f"top-1 {100 * correct / len(index):.1f} %"
     )
 

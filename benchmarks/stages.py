@@ -1,9 +1,11 @@
-"""Both stages in one run: stage one against the bare forward, and epochs with cached labels, live labels and none.
+"""Both stages in one run: stage one against the bare forward, and epochs with cached labels, live labels and
+none.
 
-usage: stages.py [--target NAME --source NAME ... --weights NAME=PATH ... --data-dir DIR --limit N --model NAME --repeats N]
+usage: stages.py [--target NAME --source NAME ... --weights NAME=PATH ... --data-dir DIR --limit N --model
+    NAME --repeats N]
 
-Without sources it takes the demo's drawn ones, so that it runs anywhere. Stores go to a temporary folder. Every figure is the
-median over repeats, and what is compared is a ratio of two figures of this run.
+Without sources it takes the demo's drawn ones, so that it runs anywhere. Stores go to a temporary folder.
+Every figure is the median over repeats, and what is compared is a ratio of two figures of this run.
 """
 
 import argparse
@@ -85,7 +87,8 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         metrics = read_metrics(out)
         seconds[name] = statistics.median(m["epoch_s"] for m in metrics)
         print(
-            f"epoch, {name:<27}{seconds[name]:>12.2f} s   logits {statistics.median(m['label_s'] for m in metrics):.3f} s"
+            f"epoch, {name:<27}{seconds[name]:>12.2f} s"
+            f"   logits {statistics.median(m['label_s'] for m in metrics):.3f} s"
             f"   data wait {statistics.median(m['data_wait_s'] for m in metrics):.3f} s"
         )
     print(f"\n{'cached / scratch':<34}{seconds['cached'] / seconds['scratch']:>12.2f}")

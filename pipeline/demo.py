@@ -1,7 +1,9 @@
-"""`sskt demo`: both stages on real handwritten digits with few labels, through the very code that other targets use.
+"""`sskt demo`: both stages on real handwritten digits with few labels, through the code of every other
+target.
 
-Three ways to train the same student, over several seeds: from scratch, with cached source logits, and with the live sources on the
-same views. Cached and live should agree in accuracy and differ in price; how much the sources help is for the figures to say.
+Three ways to train the same student, over several seeds: from scratch, with cached source logits, and with
+the live sources on the same views. Cached and live should agree in accuracy and differ in price; how much the
+sources help is for the figures to say.
 """
 
 from __future__ import annotations
@@ -106,9 +108,9 @@ def _report(
     saved_s = n_epochs * (live["label_s"] - cached["label_s"]) - precompute_s
     table = _table(rows)
     remarks = (
-        f"teacher time: {n_epochs} epochs asked the live sources for {n_epochs * live['label_s']:.1f} s, the cached ones took "
-        f"{n_epochs * cached['label_s']:.1f} s and {precompute_s:.1f} s once: {saved_s:.1f} s saved, and "
-        f"{live['epoch_s'] / cached['epoch_s']:.1f} x less time per epoch"
+        f"teacher time: {n_epochs} epochs asked the live sources for {n_epochs * live['label_s']:.1f} s, "
+        f"the cached ones took {n_epochs * cached['label_s']:.1f} s and {precompute_s:.1f} s once: {saved_s:.1f} s "
+        f"saved, and {live['epoch_s'] / cached['epoch_s']:.1f} x less time per epoch"
     )
     figures = {
         "rows": rows,
@@ -118,7 +120,8 @@ def _report(
         "wall_s": wall_s,
     }
     picture = _plot(runs, out / "curves.png")
-    text = f"# Handwritten digits, {N_LABELS} labels\n\n```\n{table}\n```\n\n{remarks}\n\n![test accuracy by epoch](curves.png)\n"
+    title, shown = f"# Handwritten digits, {N_LABELS} labels", "![test accuracy by epoch](curves.png)"
+    text = f"{title}\n\n```\n{table}\n```\n\n{remarks}\n\n{shown}\n"
     (out / "report.md").write_text(text, encoding="utf-8")
     (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     printed = f"\n{table}\n\n{remarks}\n{wall_s:.0f} s in all\n{picture}\n{out / 'report.md'}"
@@ -128,7 +131,8 @@ def _report(
 def _table(rows: list[dict[str, Any]]) -> str:
     head = f"{'digits, 100 labels':<20}{'test top-1 %':>18}{'s / epoch':>12}{'of it logits':>15}"
     lines = [
-        f"{row['method']:<20}{row['top1']:>10.2f} ± {row['spread']:<5.2f}{row['epoch_s']:>12.3f}{row['label_s']:>15.3f}"
+        f"{row['method']:<20}{row['top1']:>10.2f} ± {row['spread']:<5.2f}"
+        f"{row['epoch_s']:>12.3f}{row['label_s']:>15.3f}"
         for row in rows
     ]
     return "\n".join([head, *lines, f"mean and standard deviation over {rows[0]['seeds']} seeds"])

@@ -1,6 +1,6 @@
-"""The demo's sources: two small networks that learn drawn tasks, letters and strokes, so that no weights need downloading.
+"""The demo's sources: two small networks that learn drawn tasks, letters and strokes; no weights to download.
 
-Drawings are bright on black and pass through 8 x 8 pixels, as scikit-learn's digits do; no digit is ever drawn.
+Drawings are bright on black and pass through 8 x 8 pixels, as scikit-learn's digits do; no digit is drawn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Draw = Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None]
 
 
 def drawn_source(task: str, folder: Path) -> Path:
-    """The exported program of a drawn task ("letters" or "strokes"); trained at the first call, kept in `folder`."""
+    """The exported program of a task, "letters" or "strokes": trained at the first call, then kept."""
     path = folder / f"{task}.pt2"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,10 @@ def _trained(task: str) -> nn.Module:
         x, y = torch.from_numpy(pictures), torch.from_numpy(labels)
         with Progress(f"draw and learn {task}", total=_EPOCHS * _N_DRAWINGS) as progress:
             for _ in range(_EPOCHS):
-                for rows in torch.randperm(len(x), generator=order).split(_BATCH):
+                for rows in torch.randperm(len(x), generator=order).split(_BATCH):  # type: ignore[no-untyped-call]
                     logits, _ = network(_seen(x[rows]))
                     optimiser.zero_grad(set_to_none=True)
-                    F.cross_entropy(logits, y[rows]).backward()
+                    F.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
                     schedule.step()
                     progress.advance(len(rows))
