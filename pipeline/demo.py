@@ -109,8 +109,8 @@ def _report(
     table = _table(rows)
     remarks = (
         f"teacher time: {n_epochs} epochs asked the live sources for {n_epochs * live['label_s']:.1f} s, "
-        f"the cached ones took {n_epochs * cached['label_s']:.1f} s and {precompute_s:.1f} s once: {saved_s:.1f} s "
-        f"saved, and {live['epoch_s'] / cached['epoch_s']:.1f} x less time per epoch"
+        f"the cached ones took {n_epochs * cached['label_s']:.1f} s and {precompute_s:.1f} s once: "
+        f"{saved_s:.1f} s saved, and {live['epoch_s'] / cached['epoch_s']:.1f} x less time per epoch"
     )
     figures = {
         "rows": rows,
