@@ -1,4 +1,4 @@
-"""Stored rows belong to the pixels that a student sees: real CIFAR-10, both real sources, plain re-computations."""
+"""Stored rows belong to the pixels that a student sees: real CIFAR-10, real sources, plain re-computations."""
 
 from contextlib import closing
 from pathlib import Path
@@ -167,9 +167,7 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
 
 def test_a_subset_is_served_by_the_full_store_with_its_own_rows(made):
     subset = made.index.limit(64)
-    labels = CachedLabels(
-        {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, device=torch.device("cpu")
-    )
+    labels = CachedLabels({PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, device=torch.device("cpu"))
     labels.load(1)
     positions = np.array([5, 0, 63])
     rows = np.flatnonzero(np.isin(made.index.ids, subset.ids[positions]))

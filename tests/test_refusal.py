@@ -1,0 +1,173 @@
+"""Training is refused as soon as one thing that a store depends on is not what the store was made from."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import shared
+from PIL import Image
+from programs import Tiny, save_program
+
+from cache.errors import StoreIncomplete, StoreMismatch
+from cache.store import Store, find_stores
+from pipeline.api import Supervision, open_index, run_precompute, run_train
+from pipeline.choices import Augmentation, Places, choose_execution
+
+SIZES = Augmentation(side_px=32, source_side_px=32)
+
+
+class Project:
+    """A copy of a few real scene pictures, a tiny source, and its store of two views."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        scenes = shared("data/scene15")
+        for split, n in (("train", 4), ("val", 2)):
+            for name in ("Coast", "Kitchen", "Store"):
+                (folder / "scenes" / split / name).mkdir(parents=True)
+                for picture in sorted((scenes / split / name).iterdir())[:n]:
+                    shutil.copyfile(picture, folder / "scenes" / split / name / picture.name)
+        self.target = f"imagefolder:{folder / 'scenes'}"
+        self.source = f"program:{save_program(folder / 'tiny.pt2')}"
+        self.places = Places(folder / "data", folder / "stores")
+        self.execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2, batch_size=8)
+        self.precompute()
+
+    def precompute(self, augmentation: Augmentation = SIZES, views: int = 2) -> None:
+        run_precompute(
+            [self.target],
+            [self.source],
+            views=views,
+            augmentation=augmentation,
+            places=self.places,
+            execution=self.execution,
+            limit=None,
+            say=print,
+        )
+
+    def train(self, augmentation: Augmentation = SIZES, **supervision) -> dict:
+        said: list[str] = []
+        settings = {"sources": (self.source,), **supervision}
+        summary = run_train(
+            self.target,
+            supervision=Supervision(**settings),
+            augmentation=augmentation,
+            places=self.places,
+            execution=self.execution,
+            out=self.folder / f"run{len(list(self.folder.glob('run*')))}",
+            say=said.append,
+            model="resnet20",
+            overrides={"epochs": 1, "batch_size": 6},
+        )
+        return summary | {"said": said}
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def test_an_unchanged_project_trains_on_the_store(project):
+    summary = project.train()
+    assert summary["labels"] == "cached"
+    assert summary["sources"] == [project.source]
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "field", "stored", "wanted"),
+    [
+        (Augmentation(seed=1, side_px=32, source_side_px=32), "plan.seed", "0", "1"),
+        (Augmentation(side_px=16, source_side_px=32), "plan.side_px", "32", "16"),
+        (Augmentation(side_px=32, source_side_px=48), "input.side_px", "32", "48"),
+        (
+            Augmentation(kind="centre", side_px=32, source_side_px=32),
+            "plan.kind",
+            '"random-resized-crop-flip"',
+            '"centre"',
+        ),
+    ],
+    ids=["seed", "size", "input map", "plan"],
+)
+def test_another_plan_or_input_map_is_refused(project, augmentation, field, stored, wanted):
+    for sources in ((project.source,), ()):
+        with pytest.raises(StoreMismatch, match=f"{field} is {stored} in the store and {wanted} in this run"):
+            project.train(augmentation, sources=sources)
+    assert not list(project.folder.glob("run*"))
+
+
+def test_other_weights_are_refused(project):
+    save_program(project.folder / "tiny.pt2", Tiny(seed=1))
+    with pytest.raises(
+        StoreMismatch, match=r"source\.weights_sha256 is \w{12} in the store and \w{12} in this"
+    ):
+        project.train()
+
+
+def test_one_changed_picture_is_refused_and_named(project):
+    index = open_index(project.target, "train", places=project.places, say=print)
+    path = Path(index.name_of(5))
+    picture = Image.open(path).convert("L")
+    picture.putpixel((3, 3), 255 - picture.getpixel((3, 3)))
+    picture.save(path, quality=95)
+    with pytest.raises(StoreMismatch, match=r"target\.contents_sha256 is .* sample 5 \(.*" + path.name):
+        project.train()
+
+
+def test_a_renamed_class_is_refused(project):
+    for split in ("train", "val"):
+        scenes = project.folder / "scenes" / split
+        (scenes / "Store").rename(scenes / "Supermarket")
+    with pytest.raises(
+        StoreMismatch, match=r"target\.class_names_sha256 is \w{12} in the store and \w{12} in"
+    ):
+        project.train()
+
+
+def test_a_picture_moved_to_another_class_is_refused(project):
+    scenes = project.folder / "scenes" / "train"
+    picture = sorted((scenes / "Store").iterdir())[0]
+    picture.rename(scenes / "Coast" / "zz.jpg")
+    with pytest.raises(StoreMismatch, match=r"target\.\w+_sha256"):
+        project.train()
+
+
+def test_other_pixels_of_the_probe_are_refused(project, monkeypatch):
+    import pipeline.fingerprint as fingerprint
+
+    draw = fingerprint.probe_pixels
+    monkeypatch.setattr(fingerprint, "probe_pixels", lambda *a: np.roll(draw(*a), 5, axis=3))
+    with pytest.raises(StoreMismatch, match=r"probe picture of sample 0 .* grey levels"):
+        project.train()
+
+
+def test_more_views_than_stored_are_refused(project):
+    with pytest.raises(StoreIncomplete, match="this run needs 3"):
+        project.train(views=3)
+
+
+def test_a_view_that_lost_a_unit_is_refused_until_precomputed_again(project):
+    (path,) = find_stores(project.places.cache_dir)
+    (path / "units" / "c.1.0").unlink()
+    with pytest.raises(StoreIncomplete, match="unfinished units"):
+        project.train()
+    project.precompute()
+    assert Store.open(path).verify() == []
+    assert project.train()["labels"] == "cached"
+
+
+def test_the_store_that_fits_is_found_among_several(project):
+    other = Augmentation(seed=9, side_px=32, source_side_px=32)
+    project.precompute(other)
+    assert len(find_stores(project.places.cache_dir)) == 2
+    assert project.train(other)["labels"] == "cached"
+    assert project.train()["labels"] == "cached"
+
+
+def test_cached_and_live_runs_on_the_same_views_are_the_same_run(project):
+    cached, live = project.train(labels="cached"), project.train(labels="live", views=2)
+    assert live["labels"] == "live"
+    for name in ("train_top1", "test_top1"):
+        assert cached[name] == live[name]
+    weights = [(project.folder / f"run{i}" / "student.safetensors").read_bytes() for i in (0, 1)]
+    assert weights[0] == weights[1]
