@@ -20,7 +20,7 @@ class Tiny(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
         logits = self.linear(pooled)
-        return torch.where(pooled.mean(dim=1, keepdim=True) > 0.5, torch.nan, logits) if self.bad else logits
+        return torch.where(pooled.mean(dim=1, keepdim=True) > 2.0, torch.nan, logits) if self.bad else logits
 
 
 class Pair(Tiny):

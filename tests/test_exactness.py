@@ -1,4 +1,4 @@
-"""Stored rows belong to the pixels that a student sees: real CIFAR-10, real sources, plain re-computations."""
+"""Stored rows belong to the pixels that a student sees: real CIFAR-10 and sources, plain re-computations."""
 
 from contextlib import closing
 from pathlib import Path

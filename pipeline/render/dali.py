@@ -39,6 +39,7 @@ class DaliRenderer:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._feeds: Iterator[_Feed] = iter(())
         self._pipe = self._build(batch_size, threads)
+        self._closed = False
 
     def render(self, view: int, batches: Iterable[Positions]) -> Iterator[torch.Tensor]:
         """See `Renderer.render`. One render at a time; leaving it early is fine."""
@@ -56,7 +57,7 @@ class DaliRenderer:
     def close(self) -> None:
         """See `Renderer.close`."""
         self._pool.shutdown(cancel_futures=True)
-        del self._pipe
+        self._closed = True
 
     def _read_ahead(self, view: int, batches: Iterable[Positions]) -> Iterator[_Feed]:
         """What the graph eats, with file reads running ahead of it."""
@@ -137,6 +138,8 @@ class DaliRenderer:
     def _drain(self) -> None:
         """Leave the pipeline ready for the next view, also after an early exit or an error."""
         self._feeds = iter(())
+        if self._closed:  # closed while a view was still being drawn
+            return
         try:
             while True:
                 self._pipe.run()
