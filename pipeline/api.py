@@ -88,21 +88,22 @@ def run_precompute(
     limit: int | None,
     say: Say,
 ) -> list[StoreReport]:
-    """Stage one for each target, or for every prepared one if none is named; see `pipeline.precompute.precompute`.
+    """Stage one for each target, or for every prepared one if none is named; see
+    `pipeline.precompute.precompute`.
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
     names = list(targets) or prepared(places.data_dir)
     if not names:
         raise TargetError(
-            f"no target is prepared under {places.data_dir}; `sskt prepare --target cifar10` downloads one, and "
-            f"--target imagefolder:PATH takes a folder of pictures (sskt targets lists all)"
+            f"no target is prepared under {places.data_dir}; `sskt prepare --target cifar10` downloads one, "
+            f"and --target imagefolder:PATH takes a folder of pictures (sskt targets lists all)"
         )
     if not targets:
         say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
     opened = [
         open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
-        for name in sources
+        for name in dict.fromkeys(sources)
     ]
     reports: list[StoreReport] = []
     for name in names:
@@ -137,8 +138,9 @@ def run_train(
 ) -> dict[str, Any]:
     """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
 
-    `overrides` may set epochs, batch_size, lr, milestones, gamma, momentum, weight_decay, temperature, alpha and aux_loss; None
-    leaves the recipe's value. Returns the run's summary. Nothing is written to `out` before all inputs are known to be good.
+    `overrides` may set epochs, batch_size, lr, milestones, gamma, momentum, weight_decay, temperature, alpha
+    and aux_loss; None leaves the recipe's value. Returns the run's summary. Nothing is written to `out`
+    before all inputs are known to be good.
     """
     spec, recipe = parse_target(target), recipe_for(target)
     index = open_index(target, "train", places=places, say=say, limit=limit)
@@ -194,10 +196,11 @@ def run_evaluate(run: Path, *, places: Places, execution: Execution, say: Say) -
     """
     config = read_config(run)
     index = open_index(config["target"], "test", places=places, say=say)
-    if list(index.classes) != config["classes"]:
+    trained, found = config["classes"], list(index.classes)
+    if found != trained:
         raise RunError(
-            f"{run}: was trained for {len(config['classes'])} classes ({', '.join(config['classes'][:3])}, ...), {config['target']} "
-            f"now has {len(index.classes)} ({', '.join(index.classes[:3])}, ...); evaluate on the data it was trained for"
+            f"{run}: was trained for {len(trained)} classes ({', '.join(trained[:3])}, ...), its target "
+            f"now has {len(found)} ({', '.join(found[:3])}, ...); evaluate on the data it was trained for"
         )
     student = build_student(config["model"], len(config["classes"]), {}, transfer_module=False)
     student.load_state_dict(read_student(run))

@@ -21,7 +21,9 @@ PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things lie: data sets and weights, stores and indexes, and files that stand in for official weights."""
+    """Where things lie: data sets and weights, stores and indexes, and files that stand in for official
+    weights.
+    """
 
     data_dir: Path = Path("data")
     cache_dir: Path = Path("stores")
@@ -98,7 +100,9 @@ class Augmentation:
 
 
 def choose_execution(*, device: str, amp: str, renderer: str, threads: int, batch_size: int) -> Execution:
-    """The device and the frozen networks' precision; `auto` takes CUDA and the fastest exact-enough precision there is."""
+    """The device and the frozen networks' precision; `auto` takes CUDA and the fastest exact-enough
+    precision there is.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

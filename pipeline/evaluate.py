@@ -31,7 +31,9 @@ def accuracy(
 def report(
     student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str
 ) -> dict[str, Any]:
-    """`accuracy`, the mean cross-entropy, and each class's top-1 in percent (None for a class without samples)."""
+    """`accuracy`, the mean cross-entropy, and each class's top-1 in percent (None for a class without
+    samples).
+    """
     logits, truth = predict(student, index, plan, execution, amp), torch.from_numpy(index.labels)
     by_class = per_class_accuracy(logits, truth, n_classes=len(index.classes))
     return {

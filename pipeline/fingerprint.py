@@ -1,7 +1,9 @@
-"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN promise 5).
+"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN
+promise 5).
 
-A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run on a
-subset of a store's samples is served too: then each of its pictures must be the very one that the store's row was made from.
+A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run
+on a subset of a store's samples is served too: then each of its pictures must be the very one that the
+store's row was made from.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _PER_SAMPLE = (
 
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
-    """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its neighbours."""
+    """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its
+    neighbours.
+    """
     return {
         "name": spec.name,
         "architecture": spec.architecture,
@@ -78,8 +82,9 @@ def matching_store(
 ) -> Store | None:
     """The store of `source_name` that serves `index`; None if there is no store at all.
 
-    `wanted(store)` is this run's fingerprint; it is given the store for what the run itself cannot know (the weights of a
-    source that is not on this machine). Raises StoreMismatch, for the store that differs least, if stores exist and none fits.
+    `wanted(store)` is this run's fingerprint; it is given the store for what the run itself cannot know (the
+    weights of a source that is not on this machine). Raises StoreMismatch, for the store that differs least,
+    if stores exist and none fits.
     """
     nearest: tuple[int, Store] | None = None
     for store in open_stores(store_folder(cache_dir, index, source_name)):
@@ -103,8 +108,8 @@ def open_stores(folder: Path) -> Iterator[Store]:
 def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
     """Draw the store's probe pictures again and compare them with the pixels that its sources saw.
 
-    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this machine's
-    renderer does not show the student what the sources were asked about.
+    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this
+    machine's renderer does not show the student what the sources were asked about.
     """
     positions = np.flatnonzero(np.isin(index.ids, store.probe_ids))
     if not len(positions):
@@ -116,7 +121,8 @@ def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
     if error[worst] > PROBE_TOLERANCE:
         raise StoreMismatch(
             f"{store.path}: the probe picture of sample {index.ids[positions[worst]]} was rendered by "
-            f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by {error[worst]:.1f} grey levels "
+            f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by "
+            f"{error[worst]:.1f} grey levels "
             f"(at most {PROBE_TOLERANCE} expected); use the renderer that made the store, or precompute again"
         )
 

@@ -1,6 +1,8 @@
-"""Where a batch's source logits come from: a store, or the live sources. The trainer cannot tell which (DESIGN promise 6).
+"""Where a batch's source logits come from: a store, or the live sources. The trainer cannot tell which
+(DESIGN promise 6).
 
-Both give one float16 tensor (N, K_m) per source on the training device, for the very pixels that the student sees.
+Both give one float16 tensor (N, K_m) per source on the training device, for the very pixels that the student
+sees.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Labels(Protocol):
         """Make one view ready; called before the first batch of every epoch."""
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Each source's logits (N, K_m), float16, for the index rows `positions` whose pixels are uint8 (N, 3, H, W)."""
+        """Each source's logits (N, K_m), float16, for the index rows `positions` whose pixels are uint8 (N,
+        3, H, W).
+        """
 
 
 class CachedLabels:
@@ -62,8 +66,9 @@ class CachedLabels:
             if missing is None or missing:
                 left = "only" if missing is None else f"{len(missing)} unfinished units in"
                 raise StoreIncomplete(
-                    f"{store.path}: {left} {store.n_views} views, this run needs {views} whole ones from {name}; "
-                    f"run sskt precompute with --views {views} again, ask for fewer --views, or train with --labels live"
+                    f"{store.path}: {left} {store.n_views} views, this run needs {views} whole ones from "
+                    f"{name}; run sskt precompute with --views {views} again, ask for fewer --views, or "
+                    f"train with --labels live"
                 )
 
     def view_of(self, epoch: int) -> int:

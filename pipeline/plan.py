@@ -1,9 +1,11 @@
-"""The augmentation plan: every random decision about a picture, made before any pixel is read (DESIGN promise 1).
+"""The augmentation plan: every random decision about a picture, made before any pixel is read (DESIGN
+promise 1).
 
-`plan.rows(view, ids, sizes)` is a pure function: the same (seed, plan, view, id, picture size) gives the same crop window and
-flip whatever the order, batch size, rank, worker or start epoch. All randomness comes from the counter-based
-generator Philox4x32-10 (Salmon et al., SC 2011), with the sample id and view as the counter and the seed as the key.
-Epoch e of training on V cached views uses view e mod V; truly random augmentation is the same plan with view = e.
+`plan.rows(view, ids, sizes)` is a pure function: the same (seed, plan, view, id, picture size) gives the same
+crop window and flip whatever the order, batch size, rank, worker or start epoch. All randomness comes from
+the counter-based generator Philox4x32-10 (Salmon et al., SC 2011), with the sample id and view as the counter
+and the seed as the key. Epoch e of training on V cached views uses view e mod V; truly random augmentation is
+the same plan with view = e.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Plan(Protocol):
         """Height and width of the pictures that the student sees."""
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
-        """Decisions for one view of the samples `ids` (N,), whose pictures measure `sizes` (N, 2) as (height, width)."""
+        """Decisions for one view of the samples `ids` (N,), whose pictures measure `sizes` (N, 2) as
+        (height, width).
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that the decisions depend on, for the fingerprint."""
@@ -67,13 +71,13 @@ class PadCropFlip:
     flip: float = 0.5
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
-        """See `Plan.rows`. Raises TargetError for a picture that is not square, which a resize would distort."""
+        """See `Plan.rows`. Raises TargetError for an oblong picture, which a resize would distort."""
         oblong = np.flatnonzero(sizes[:, 0] != sizes[:, 1])
         if len(oblong):
             height, width = sizes[oblong[0]]
             raise TargetError(
-                f"sample {ids[oblong[0]]}: the picture is {height} x {width}, the pad-crop-flip plan expects square ones; "
-                f"use --plan random-resized-crop-flip"
+                f"sample {ids[oblong[0]]}: the picture is {height} x {width}, the pad-crop-flip plan expects "
+                f"square ones; use --plan random-resized-crop-flip"
             )
         draws = _philox(self.seed, ids, view, _SHIFT)
         shifts = _below(draws[:, :2], 2 * self.pad + 1) - self.pad
@@ -87,7 +91,9 @@ class PadCropFlip:
 
 @dataclass(frozen=True, slots=True)
 class RandomResizedCropFlip:
-    """A random area and aspect ratio, resized to `side_px`, then flip: the ImageNet recipe, as torchvision defines it."""
+    """A random area and aspect ratio, resized to `side_px`, then flip: the ImageNet recipe, as torchvision
+    defines it.
+    """
 
     side_px: int
     seed: int = 0
@@ -144,7 +150,8 @@ class RandomResizedCropFlip:
 
 @dataclass(frozen=True, slots=True)
 class Centre:
-    """The evaluation view: the central square, `side_px` / `short_px` of the short side, resized to `side_px`.
+    """The evaluation view: the central square, `side_px` / `short_px` of the short side, resized to
+    `side_px`.
 
     It is Resize(short_px) then CenterCrop(side_px) in one step; the same for every view.
     """
@@ -187,7 +194,9 @@ def _philox(seed: int, ids: NDArray[np.int64], view: int, purpose: int) -> NDArr
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10: counter uint64 (4, N), each word below 2^32, and a key of two words; returns uint32 (4, N)."""
+    """Philox4x32-10: counter uint64 (4, N), each word below 2^32, and a key of two words; returns uint32 (4,
+    N).
+    """
     mask = np.uint64(0xFFFFFFFF)
     c0, c1, c2, c3 = counter
     k0, k1 = key

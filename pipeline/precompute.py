@@ -1,7 +1,8 @@
-"""Stage one: run the frozen sources over every planned view of a target and keep their logits (SSKT eq. 5, 6).
+"""Stage one: run the frozen sources over every planned view of a target and keep their logits (SSKT eq. 5,
+6).
 
-Work is cut into units, (view, block of samples). One pass over the pictures of a unit feeds every source that still
-lacks it, and each source's unit is committed whole, so a stopped run is continued by running it again.
+Work is cut into units, (view, block of samples). One pass over the pictures of a unit feeds every source that
+still lacks it, and each source's unit is committed whole, so a stopped run is continued by running it again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cache.errors import StoreMismatch
 from cache.manifest import Manifest
@@ -36,7 +38,7 @@ from pipeline.progress import Progress
 from pipeline.render import Renderer, in_batches, open_renderer
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError, SourceError
-from sskt.frozen import FrozenSource, InputMap
+from sskt.frozen import FrozenSource, InputMap, NonFiniteLogitsError
 from sskt.sources import Source
 
 _MOST_CLASSES = (
@@ -46,7 +48,9 @@ _MOST_CLASSES = (
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How work is run. Nothing here enters a fingerprint, save that stage one's precision is recorded with its store."""
+    """How work is run. Nothing here enters a fingerprint, save that stage one's precision is recorded with
+    its store.
+    """
 
     device: torch.device
     compute: str = "fp32"  # precision of the frozen networks: fp32, bf16 or fp16
@@ -83,7 +87,7 @@ class _Work:
     frozen: FrozenSource
     store: Store
     report: StoreReport
-    pending: set[Unit] = field(default_factory=set)
+    pending: set[Unit]
 
 
 def precompute(
@@ -98,9 +102,9 @@ def precompute(
 ) -> list[StoreReport]:
     """Fill the stores of `sources` for views 0..views-1 of `index`; finished units are left alone.
 
-    Raises StoreMismatch if a store with the same fingerprint was made at another precision or its probe pictures no longer
-    come out the same, SourceError naming the samples if a source gives logits that are not finite, CacheError if the store
-    cannot be written. Units finished before an error or Ctrl-C are kept.
+    Raises StoreMismatch if a store with the same fingerprint was made at another precision or its probe
+    pictures no longer come out the same, SourceError naming the samples if a source gives logits that are not
+    finite, CacheError if the store cannot be written. Units finished before an error or Ctrl-C are kept.
     """
     if views < 1:
         raise RunError(f"--views is {views}, expected at least 1")
@@ -113,121 +117,103 @@ def precompute(
         threads=execution.threads,
     )
     with closing(renderer):
-        works = [
-            _open_work(index, source, input_map, plan, views, cache_dir, execution, renderer)
-            for source, input_map in sources
-        ]
-        units = sorted(set().union(*(work.pending for work in works)), key=lambda u: (u.view, u.block))
+        stage = _StageOne(index, plan, views, cache_dir, execution, renderer)
+        works = [stage.open_work(source, input_map) for source, input_map in sources]
+        units = sorted(set().union(*(work.pending for work in works)))
+        name = f"{index.target}/{index.split}"
         if not units:
-            say(
-                f"{index.target}/{index.split}: all {views} views of {len(works)} source(s) are already there"
-            )
+            say(f"{name}: all {views} view(s) of {len(works)} source(s) are already there")
         started = perf_counter()
-        with Progress(
-            f"{index.target}/{index.split}", total=sum(_n_rows(works[0].store, u) for u in units)
-        ) as progress:
+        with Progress(name, total=sum(len(stage.positions_of(works, unit)) for unit in units)) as progress:
             for unit in units:
-                _do_unit(
-                    index,
-                    renderer,
-                    unit,
-                    [w for w in works if unit in w.pending],
-                    execution.batch_size,
-                    progress,
-                )
+                stage.do_unit(unit, [work for work in works if unit in work.pending], progress)
         for work in works:
             work.report.wall_s = perf_counter() - started
             work.report.nbytes = work.store.nbytes
     return [work.report for work in works]
 
 
-def _open_work(
-    index: TargetIndex,
-    source: Source,
-    input_map: InputMap,
-    plan: Plan,
-    views: int,
-    cache_dir: Path,
-    execution: Execution,
-    renderer: Renderer,
-) -> _Work:
-    """Open or create the store of one source, with room for `views`."""
-    frozen = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
-    wanted = identity(
-        source_identity(source.spec, source.weights_sha256, source.spec.n_classes), input_map, plan, index
-    )
-    manifest = Manifest(identity=wanted, made_by=_made_by(execution, renderer))
-    path = store_folder(cache_dir, index, source.spec.name) / f"{manifest.digest}.zarr"
-    if path.exists():
-        store = Store.open(path)
-        _check_maker(store, manifest)
-        check_probe(store, index, renderer)
-        store.grow(views)
-    else:
-        positions = np.arange(min(PROBE_SAMPLES, len(index)))
-        store = Store.create(
-            path,
-            manifest,
-            ids=index.ids,
-            contents=index.contents,
-            n_classes=source.spec.n_classes,
-            views=views,
-            probe_ids=index.ids[positions],
-            probe=probe_pixels(renderer, positions),
+@dataclass(frozen=True, slots=True)
+class _StageOne:
+    """One target's pass: what is drawn, how, and where it is kept."""
+
+    index: TargetIndex
+    plan: Plan
+    views: int
+    cache_dir: Path
+    execution: Execution
+    renderer: Renderer
+
+    def open_work(self, source: Source, input_map: InputMap) -> _Work:
+        """Open or create the store of one source, with room for every view."""
+        index, execution = self.index, self.execution
+        frozen = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
+        n_classes = source.spec.n_classes
+        about_source = source_identity(source.spec, source.weights_sha256, n_classes)
+        manifest = Manifest(
+            identity=identity(about_source, input_map, self.plan, index),
+            made_by=_made_by(execution, self.renderer),
         )
-    report = StoreReport(source.spec.name, store.path, len(index), store.n_classes, views)
-    return _Work(frozen, store, report, set(store.pending(views)))
+        path = store_folder(self.cache_dir, index, source.spec.name) / f"{manifest.digest}.zarr"
+        if path.exists():
+            store = Store.open(path)
+            _check_maker(store, manifest)
+            check_probe(store, index, self.renderer)
+            store.grow(self.views)
+        else:
+            probe = np.arange(min(PROBE_SAMPLES, len(index)))
+            store = Store.create(
+                path,
+                manifest,
+                ids=index.ids,
+                contents=index.contents,
+                n_classes=n_classes,
+                views=self.views,
+                probe_ids=index.ids[probe],
+                probe=probe_pixels(self.renderer, probe),
+            )
+        report = StoreReport(source.spec.name, path, len(index), n_classes, self.views)
+        return _Work(frozen, store, report, set(store.pending(self.views)))
 
+    def positions_of(self, works: list[_Work], unit: Unit) -> NDArray[np.int64]:
+        """The index rows of a unit; all stores of a target have the same blocks."""
+        rows = works[0].store.rows_of(unit.block)
+        return np.arange(rows.start, rows.stop)
 
-def _do_unit(
-    index: TargetIndex,
-    renderer: Renderer,
-    unit: Unit,
-    works: list[_Work],
-    batch_size: int,
-    progress: Progress,
-) -> None:
-    """Render a block of one view once, ask every source, and commit each one's rows."""
-    rows = works[0].store.rows_of(unit.block)
-    positions = np.arange(rows.start, rows.stop)
-    logits = [np.empty((len(positions), work.store.n_classes), dtype=np.float16) for work in works]
-    done = 0
-    for pixels in renderer.render(unit.view, in_batches(positions, batch_size)):
-        pixels_on_device = pixels.to(works[0].frozen.device, non_blocking=True)
+    def do_unit(self, unit: Unit, works: list[_Work], progress: Progress) -> None:
+        """Draw a block of one view once, ask every source, and commit each one's rows."""
+        positions = self.positions_of(works, unit)
+        logits = [np.empty((len(positions), work.store.n_classes), dtype=np.float16) for work in works]
+        done = 0
+        batches = in_batches(positions, self.execution.batch_size)
+        with closing(self.renderer.render(unit.view, batches)) as drawn:
+            for batch, pixels in zip(batches, drawn, strict=True):
+                pixels_there = pixels.to(self.execution.device, non_blocking=True)
+                for work, out in zip(works, logits, strict=True):
+                    started = perf_counter()
+                    out[done : done + len(batch)] = self.ask(work.frozen, pixels_there, batch, unit.view)
+                    work.report.forward_s += perf_counter() - started
+                done += len(batch)
+                progress.advance(len(batch))
         for work, out in zip(works, logits, strict=True):
             started = perf_counter()
-            out[done : done + len(pixels)] = _ask(
-                work.frozen, pixels_on_device, index, positions[done:], unit.view
-            )
-            work.report.forward_s += perf_counter() - started
-        done += len(pixels)
-        progress.advance(len(pixels))
-    for work, out in zip(works, logits, strict=True):
-        started = perf_counter()
-        work.store.write_unit(unit, out)
-        work.report.write_s += perf_counter() - started
-        work.report.rows_done += len(out)
+            work.store.write_unit(unit, out)
+            work.report.write_s += perf_counter() - started
+            work.report.rows_done += len(out)
 
-
-def _ask(
-    frozen: FrozenSource, pixels: torch.Tensor, index: TargetIndex, positions: np.ndarray, view: int
-) -> np.ndarray:
-    """One source's logits for a batch, on the CPU: float16 (n, K)."""
-    try:
-        return frozen.logits(pixels).cpu().numpy()
-    except SourceError as error:
-        rows = getattr(error, "rows", None)
-        if rows is None:
-            raise
-        names = ", ".join(
-            f"{index.ids[positions[r]]} ({index.name_of(int(positions[r]))})" for r in list(rows)[:3]
-        )
-        raise SourceError(f"{error}; view {view}, samples {names}; nothing of this unit was kept") from error
-
-
-def _n_rows(store: Store, unit: Unit) -> int:
-    rows = store.rows_of(unit.block)
-    return int(rows.stop - rows.start)
+    def ask(
+        self, frozen: FrozenSource, pixels: torch.Tensor, positions: NDArray[np.int64], view: int
+    ) -> NDArray[np.float16]:
+        """One source's logits for a batch, on the CPU: float16 (n, K)."""
+        try:
+            logits: NDArray[np.float16] = frozen.logits(pixels).cpu().numpy()
+        except NonFiniteLogitsError as error:
+            bad = [int(positions[row]) for row in error.rows[:3]]
+            names = ", ".join(f"{self.index.ids[p]} ({self.index.name_of(p)})" for p in bad)
+            raise SourceError(
+                f"{error}; view {view}, samples {names}; nothing of this unit was kept"
+            ) from error
+        return logits
 
 
 def _made_by(execution: Execution, renderer: Renderer) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A run directory: what was asked, where it ran, what came out (DESIGN promise 7).
 
-config.json, environment.json, metrics.jsonl (a line an epoch), TensorBoard events, last.pt (network, heads and optimiser),
-student.safetensors (backbone and primary head alone) and summary.json. Every file but the logs appears whole or not at all.
+config.json, environment.json, metrics.jsonl (a line an epoch), TensorBoard events, last.pt (network, heads
+and optimiser), student.safetensors (backbone and primary head alone) and summary.json. Every file but the
+logs appears whole or not at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Decide where a run's source logits come from: stores that serve it, or the live sources, and say so in one line."""
+"""Decide where a run's source logits come from: stores that serve it, or the live sources, and say so in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Request:
     execution: Execution
 
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
-        """What `store` must say to serve this run; the weights of a source that is not here are taken on its word."""
+        """What `store` must say to serve this run; the weights of a source that is not here are taken on its
+        word.
+        """
         stored = store.manifest.identity
         sha256 = self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
@@ -57,10 +61,12 @@ class Request:
 def open_labels(
     request: Request, sources: tuple[str, ...], *, labels: str, views: int | None, say: Say
 ) -> Labels:
-    """Labels for a run: `labels` is cached, live, or auto (cached if every source has a store that serves the run).
+    """Labels for a run: `labels` is cached, live, or auto (cached if every source has a store that serves
+    the run).
 
-    Without `sources`, every source with a complete store for the target is taken, and with no such store the paper's
-    two, live. Raises StoreMismatch, StoreIncomplete, RunError or SourceError, never silently changing what was asked for.
+    Without `sources`, every source with a complete store for the target is taken, and with no such store the
+    paper's two, live. Raises StoreMismatch, StoreIncomplete, RunError or SourceError, never silently changing
+    what was asked for.
     """
     if labels == "live":
         return _live(request, sources or LIVE_DEFAULT_SOURCES, views, say)
@@ -77,8 +83,9 @@ def open_labels(
         )
     sources = sources or LIVE_DEFAULT_SOURCES
     say(
-        f"no store of {' and '.join(absent)} for {request.target}: every epoch asks {len(sources)} live network(s) about "
-        f"{len(request.index):,} pictures; `{request.precompute_command(absent)}` would pay for them once"
+        f"no store of {' and '.join(absent)} for {request.target}: every epoch asks {len(sources)} live "
+        f"network(s) about {len(request.index):,} pictures; `{request.precompute_command(absent)}` would pay "
+        f"for them once"
     )
     return _live(request, sources, views, say)
 

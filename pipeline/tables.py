@@ -27,7 +27,7 @@ def store_fields(path: Path) -> dict[str, Any]:
         **_store_row(path),
         "block_rows": store.block_rows,
         "bytes_per_row": store.nbytes / max(1, store.n_views * store.n_samples),
-        **{name: value for name, value in flatten(store.manifest.identity)},
+        **dict(flatten(store.manifest.identity)),
         **{f"made_by.{name}": value for name, value in flatten(store.manifest.made_by)},
     }
 

@@ -1,7 +1,9 @@
-"""Stage two: train a target network on its own labels and, through one auxiliary head per source, on what the sources said.
+"""Stage two: train a target network on its own labels and, through one auxiliary head per source, on what the
+sources said.
 
-L = L_prim + alpha * sum_m L_aux(m) (SSKT eq. 1, 5, 7). Pixels come from the plan's view of the epoch, source logits from `Labels` by
-sample; SGD with momentum and a multi-step schedule (table 1). Exact resume is not built yet: last.pt holds what it needs.
+L = L_prim + alpha * sum_m L_aux(m) (SSKT eq. 1, 5, 7). Pixels come from the plan's view of the epoch, source
+logits from `Labels` by sample; SGD with momentum and a multi-step schedule (table 1). Exact resume is not
+built yet: last.pt holds what it needs.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -21,13 +24,13 @@ from pipeline.labels import Labels
 from pipeline.plan import Plan
 from pipeline.precompute import Execution
 from pipeline.progress import Progress
-from pipeline.render import Positions, open_renderer
+from pipeline.render import Positions, Renderer, open_renderer
 from pipeline.run import Run
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
 from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.losses import kd_divergence, soft_cross_entropy
-from sskt.student import Student, build_student
+from sskt.student import build_student
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,8 @@ class TrainConfig:
 
 
 @dataclass(slots=True)
-class _Epoch:
-    """Sums over one epoch."""
+class _Sums:
+    """What one epoch adds up: losses and hits over samples, seconds spent on pixels and source logits."""
 
     n: int = 0
     correct: int = 0
@@ -87,16 +90,10 @@ def train(
 ) -> dict[str, Any]:
     """Train, log every epoch, export the student; returns the summary that is also written to the run.
 
-    Raises RunError, naming epoch and samples, when the loss is no longer finite; the checkpoint of the last whole epoch stays.
+    Raises RunError, naming epoch and samples, when the loss is no longer finite; the checkpoint of the last
+    whole epoch stays.
     """
-    torch.manual_seed(config.seed)
-    source_classes = labels.n_classes if labels else {}
-    student = build_student(config.model, len(train_index.classes), source_classes, config.transfer_module)
-    student.to(execution.device)
-    optimiser = torch.optim.SGD(
-        student.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(config.milestones), gamma=config.gamma)
+    trainer = Trainer(config, train_index, labels, execution.device)
     renderer = open_renderer(
         train_index,
         plan,
@@ -106,54 +103,119 @@ def train(
         threads=execution.threads,
     )
     history: list[dict[str, Any]] = []
-    with (
-        closing(renderer),
-        Progress(f"train {config.target}", total=config.epochs * len(train_index)) as progress,
-    ):
+    progress = Progress(f"train {config.target}", total=config.epochs * len(train_index))
+    with closing(renderer), progress:
         for epoch in range(config.epochs):
-            started = perf_counter()
-            view = labels.view_of(epoch) if labels else _own_view(epoch, config.views)
-            sums = _Epoch()
-            if labels:
-                labels.load(view)
-                sums.label_s = perf_counter() - started
-            batches = shuffled_batches(len(train_index), config.batch_size, seed=config.seed, epoch=epoch)
-            student.train()
-            pixel_batches = renderer.render(view, batches)
-            for positions in batches:
-                waited = perf_counter()
-                pixels = next(pixel_batches).to(execution.device, non_blocking=True)
-                sums.data_s += perf_counter() - waited
-                _step(config, student, optimiser, labels, train_index, positions, pixels, sums, epoch)
-                progress.advance(len(positions), note=_note(epoch, history))
-            pixel_batches.close()  # type: ignore[attr-defined]
-            epoch_s = perf_counter() - started
-            metrics = _metrics(epoch, view, float(schedule.get_last_lr()[0]), sums, epoch_s)
-            schedule.step()
+            metrics = trainer.epoch(epoch, renderer, partial(progress.advance, note=_note(epoch, history)))
             if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-                metrics |= accuracy(student, test_index, eval_plan, execution, config.amp)
+                metrics |= accuracy(trainer.student, test_index, eval_plan, execution, config.amp)
             history.append(metrics)
             run.log_epoch(metrics)
-            run.save_checkpoint(
-                {
-                    "epoch": epoch + 1,
-                    "config": asdict(config),
-                    "student": student.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "schedule": schedule.state_dict(),
-                }
-            )
-    run.save_student(student.exported_state())
+            run.save_checkpoint(trainer.state(epoch))
+    run.save_student(trainer.student.exported_state())
     summary = _summary(config, history)
     run.finish(summary)
     say(_sentence(summary))
     return summary
 
 
-def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[Positions]:
-    """Every position 0..n-1 once, in an order that is a function of (seed, epoch), in ceil(n / batch_size) even batches.
+class Trainer:
+    """A student on its way: network, optimiser and schedule, epoch by epoch."""
 
-    Even batches differ by at most one sample, so the last is never a handful with batch statistics of its own.
+    def __init__(
+        self, config: TrainConfig, index: TargetIndex, labels: Labels | None, device: torch.device
+    ) -> None:
+        self._config, self._index, self._labels, self._device = config, index, labels, device
+        torch.manual_seed(config.seed)
+        source_classes = labels.n_classes if labels else {}
+        self.student = build_student(config.model, len(index.classes), source_classes, config.transfer_module)
+        self.student.to(device)
+        self._optimiser = torch.optim.SGD(
+            self.student.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self._schedule = torch.optim.lr_scheduler.MultiStepLR(
+            self._optimiser, list(config.milestones), gamma=config.gamma
+        )
+
+    def epoch(self, epoch: int, renderer: Renderer, advance: Callable[[int], None]) -> dict[str, Any]:
+        """Every training sample once; returns the epoch's figures. `advance` is told of each batch."""
+        started = perf_counter()
+        sums = _Sums()
+        view = self._view_of(epoch)
+        if self._labels:
+            self._labels.load(view)
+            sums.label_s = perf_counter() - started
+        n, batch_size = len(self._index), self._config.batch_size
+        batches = shuffled_batches(n, batch_size, seed=self._config.seed, epoch=epoch)
+        self.student.train()
+        with closing(renderer.render(view, batches)) as drawn:
+            for positions in batches:
+                waited = perf_counter()
+                pixels = next(drawn).to(self._device, non_blocking=True)
+                sums.data_s += perf_counter() - waited
+                self._step(positions, pixels, sums, epoch)
+                advance(len(positions))
+        lr = float(self._schedule.get_last_lr()[0])
+        self._schedule.step()
+        return _metrics(epoch, view, lr, sums, perf_counter() - started)
+
+    def state(self, epoch: int) -> dict[str, Any]:
+        """What a checkpoint after `epoch` holds: plain data and tensors."""
+        return {
+            "epoch": epoch + 1,
+            "config": asdict(self._config),
+            "student": self.student.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+
+    def _view_of(self, epoch: int) -> int:
+        if self._labels:
+            return self._labels.view_of(epoch)
+        return epoch if self._config.views is None else epoch % self._config.views
+
+    def _step(self, positions: Positions, pixels: torch.Tensor, sums: _Sums, epoch: int) -> None:
+        """One optimisation step; adds its figures to `sums`."""
+        asked = perf_counter()
+        source_logits = self._labels.logits(positions, pixels) if self._labels else {}
+        sums.label_s += perf_counter() - asked
+        truth = torch.from_numpy(self._index.labels[positions]).to(self._device)
+        with autocast(self._device, self._config.amp):
+            primary_logits, auxiliary_logits = self.student(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
+        primary = F.cross_entropy(primary_logits.float(), truth, reduction="mean")
+        auxiliary = {
+            name: auxiliary_loss(self._config, logits.float(), source_logits[name].float())
+            for name, logits in auxiliary_logits.items()
+        }
+        loss = primary + self._config.alpha * sum(auxiliary.values(), start=torch.zeros_like(primary))
+        if not torch.isfinite(loss):
+            self._stop(loss.item(), positions, epoch)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        n = len(positions)
+        sums.n += n
+        sums.correct += int((primary_logits.argmax(dim=1) == truth).sum())
+        sums.primary += primary.item() * n
+        for name, value in auxiliary.items():
+            sums.auxiliary[name] = sums.auxiliary.get(name, 0.0) + value.item() * n
+
+    def _stop(self, loss: float, positions: Positions, epoch: int) -> None:
+        ids = ", ".join(str(i) for i in self._index.ids[positions][:5])
+        raise RunError(
+            f"{self._config.target}: the loss is {loss} in epoch {epoch + 1} (samples {ids}, ...); "
+            f"lower --lr or --alpha; the last whole epoch is kept in last.pt"
+        )
+
+
+def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[Positions]:
+    """Every position 0..n-1 once, in an order that is a function of (seed, epoch), in even batches.
+
+    There are ceil(n / batch_size) batches, whose sizes differ by at most one, so that the last is never a
+    handful with batch statistics of its own.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
     return np.array_split(order, -(-n // batch_size))
@@ -166,51 +228,7 @@ def auxiliary_loss(config: TrainConfig, logits: torch.Tensor, source_logits: tor
     return kd_divergence(logits, source_logits, temperature=config.temperature, reduction=config.kd_reduction)
 
 
-def _step(
-    config: TrainConfig,
-    student: Student,
-    optimiser: torch.optim.Optimizer,
-    labels: Labels | None,
-    index: TargetIndex,
-    positions: Positions,
-    pixels: torch.Tensor,
-    sums: _Epoch,
-    epoch: int,
-) -> None:
-    """One optimisation step; adds its figures to `sums`."""
-    asked = perf_counter()
-    source_logits = labels.logits(positions, pixels) if labels else {}
-    sums.label_s += perf_counter() - asked
-    truth = torch.from_numpy(index.labels[positions]).to(pixels.device)
-    with autocast(pixels.device, config.amp):
-        primary_logits, auxiliary_logits = student(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
-    primary = F.cross_entropy(primary_logits.float(), truth)
-    auxiliary = {
-        name: auxiliary_loss(config, logits.float(), source_logits[name].float())
-        for name, logits in auxiliary_logits.items()
-    }
-    loss = primary + config.alpha * sum(auxiliary.values(), start=torch.zeros_like(primary))
-    if not torch.isfinite(loss):
-        ids = ", ".join(str(i) for i in index.ids[positions][:5])
-        raise RunError(
-            f"{config.target}: the loss is {loss.item()} in epoch {epoch + 1} (samples {ids}, ...); "
-            f"lower --lr or --alpha; the last whole epoch is kept in last.pt"
-        )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    sums.n += len(positions)
-    sums.correct += int((primary_logits.argmax(dim=1) == truth).sum())
-    sums.primary += primary.detach().item() * len(positions)
-    for name, value in auxiliary.items():
-        sums.auxiliary[name] = sums.auxiliary.get(name, 0.0) + value.detach().item() * len(positions)
-
-
-def _own_view(epoch: int, views: int | None) -> int:
-    return epoch if views is None else epoch % views
-
-
-def _metrics(epoch: int, view: int, lr: float, sums: _Epoch, epoch_s: float) -> dict[str, Any]:
+def _metrics(epoch: int, view: int, lr: float, sums: _Sums, epoch_s: float) -> dict[str, Any]:
     auxiliary = {f"aux_loss/{name}": total / sums.n for name, total in sums.auxiliary.items()}
     return {
         "epoch": epoch + 1,
@@ -227,7 +245,7 @@ def _metrics(epoch: int, view: int, lr: float, sums: _Epoch, epoch_s: float) -> 
 
 
 def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
-    last = history[-1] if history else {}
+    last = history[-1]
     return {
         "target": config.target,
         "model": config.model,
@@ -236,21 +254,20 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
         "labels": config.labels,
         "seed": config.seed,
         "epochs": len(history),
-        "test_top1": last.get("test_top1"),
-        "best_test_top1": max((m["test_top1"] for m in history if "test_top1" in m), default=None),
-        "train_top1": last.get("train_top1"),
-        "epoch_s": float(np.median([m["epoch_s"] for m in history])) if history else None,
-        "label_s": float(np.median([m["label_s"] for m in history])) if history else None,
+        "test_top1": last["test_top1"],
+        "best_test_top1": max(m["test_top1"] for m in history if "test_top1" in m),
+        "train_top1": last["train_top1"],
+        "epoch_s": float(np.median([m["epoch_s"] for m in history])),
+        "label_s": float(np.median([m["label_s"] for m in history])),
     }
 
 
 def _sentence(summary: dict[str, Any]) -> str:
-    test = (
-        ""
-        if summary["test_top1"] is None
-        else f"test top-1 {summary['test_top1']:.2f} % (best {summary['best_test_top1']:.2f}), "
+    return (
+        f"{summary['epochs']} epochs: test top-1 {summary['test_top1']:.2f} % "
+        f"(best {summary['best_test_top1']:.2f}), {summary['epoch_s']:.1f} s an epoch, "
+        f"of which source logits {summary['label_s']:.2f} s"
     )
-    return f"{summary['epochs']} epochs: {test}{summary['epoch_s']:.1f} s an epoch, of which source logits {summary['label_s']:.2f} s"
 
 
 def _note(epoch: int, history: list[dict[str, Any]]) -> str:

@@ -1,8 +1,12 @@
-"""The errors that a user can act on: one sentence with the culprit, what was found, what was expected, the remedy."""
+"""The errors that a user can act on: one sentence with the culprit, what was found, what was expected, the
+remedy.
+"""
 
 
 class SsktError(Exception):
-    """Base of every error that the method and the pipeline raise on purpose; the command line prints its text."""
+    """Base of every error that the method and the pipeline raise on purpose; the command line prints its
+    text.
+    """
 
 
 class SourceError(SsktError):

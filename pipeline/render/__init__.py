@@ -1,14 +1,14 @@
 """Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for.
 
 Two renderers share one plan: `dali` (one graph for CPU and GPU) and `torch` (everywhere). Each gives the same
-bytes for the same rows whatever the order, batch size or thread count; they differ from one another by at most
-about one grey level on average after a resize, and not at all without one.
+bytes for the same rows whatever the order, batch size or thread count; they differ from one another by at
+most about one grey level on average after a resize, and not at all without one.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,8 +28,10 @@ class Renderer(Protocol):
 
     name: str  # "dali-cpu", "dali-gpu" or "torch-cpu": recorded with every store
 
-    def render(self, view: int, batches: Iterable[Positions]) -> Iterator[torch.Tensor]:
-        """One uint8 tensor (n, 3, side, side) for each array of n index positions; at most `batch_size` of them."""
+    def render(self, view: int, batches: Iterable[Positions]) -> Generator[torch.Tensor, None, None]:
+        """One uint8 tensor (n, 3, side, side) for each array of n index positions; at most `batch_size` of
+        them.
+        """
 
     def close(self) -> None:
         """Free threads and device memory."""
@@ -46,15 +48,15 @@ def open_renderer(
 ) -> Renderer:
     """A renderer for `index` and `plan`; `auto` takes DALI where it is installed, else torch.
 
-    `device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError when DALI is asked for by
-    name and is not installed.
+    `device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError when DALI
+    is asked for by name and is not installed.
     """
     if backend not in RENDERERS:
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     if backend == "dali" and not installed:
         raise RunError(
-            "renderer dali is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch"
+            "DALI is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch"
         )
     if backend == "torch" or not installed:
         from pipeline.render.torch import TorchRenderer

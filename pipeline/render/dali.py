@@ -1,15 +1,16 @@
 """The DALI renderer: one graph for pictures in memory or JPEG/PNG files, on the CPU or a GPU.
 
-Every random decision comes in as a tensor from the plan; the graph holds no random operator. File pictures are decoded
-only inside their window where the plan allows it. On a GPU the hardware JPEG engine stays off, because it and the
-CUDA decoder give different pixels.
+Every random decision comes in as a tensor from the plan; the graph holds no random operator. File pictures
+are decoded only inside their window where the plan allows it. On a GPU the hardware JPEG engine stays off,
+because it and the CUDA decoder give different pixels.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,12 @@ class DaliRenderer:
         self._index, self._plan, self._device = index, plan, device
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
         self._pool = ThreadPoolExecutor(threads)
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._feeds: Iterator[_Feed] = iter(())
         self._pipe = self._build(batch_size, threads)
         self._closed = False
 
-    def render(self, view: int, batches: Iterable[Positions]) -> Iterator[torch.Tensor]:
+    def render(self, view: int, batches: Iterable[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`. One render at a time; leaving it early is fine."""
         self._feeds = self._read_ahead(view, batches)
         try:
@@ -70,7 +71,7 @@ class DaliRenderer:
             yield pending.popleft().result()
 
     def _feed(self, view: int, positions: Positions) -> _Feed:
-        """Pictures or encoded files, window anchors (n, 2), window shapes (n, 2) and flips (n,) of one batch."""
+        """Pictures or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,) of one batch."""
         rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
         pictures: list[NDArray[np.uint8]] | NDArray[np.uint8]
         if self._index.kind == "array":
@@ -81,7 +82,7 @@ class DaliRenderer:
         return pictures, anchors, shapes, rows.flips.astype(np.int32)
 
     def _build(self, batch_size: int, threads: int) -> Pipeline:
-        """The graph: decode (inside the window if it lies in the picture), window, resize, flip, planes first."""
+        """The graph: decode, cut the window, resize, flip, planes first."""
         gpu = self._device.type == "cuda"
         files = self._index.kind == "files"
         side = self._plan.side_px
@@ -95,23 +96,15 @@ class DaliRenderer:
                 dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
                 ndim=[1 if files else 3, 1, 1, 0],
             )
-            if files and not isinstance(self._plan, PadCropFlip):
-                pictures = fn.decoders.image_slice(
-                    pictures, start=anchor, shape=shape, axes=[0, 1], **_decoding(gpu)
-                )
+            window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
+            if files and not isinstance(self._plan, PadCropFlip):  # the window lies inside the picture
+                pictures = fn.decoders.image_slice(pictures, **window, **_decoding(gpu))
             else:
                 if files:
                     pictures = fn.decoders.image(pictures, **_decoding(gpu))
                 elif gpu:
                     pictures = pictures.gpu()
-                pictures = fn.slice(
-                    pictures,
-                    start=anchor,
-                    shape=shape,
-                    axes=[0, 1],
-                    out_of_bounds_policy="pad",
-                    fill_values=0,
-                )
+                pictures = fn.slice(pictures, **window, out_of_bounds_policy="pad", fill_values=0)
             if resized:
                 pictures = fn.resize(
                     pictures, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True
@@ -124,7 +117,8 @@ class DaliRenderer:
     def _to_torch(self, output: object) -> torch.Tensor:
         """A tensor that owns its memory: DALI reuses the buffer at the next run.
 
-        On a GPU the copy has a stream of its own, so that waiting for it does not wait for the training step as well.
+        On a GPU the copy has a stream of its own, so that waiting for it does not wait for the training step
+        as well.
         """
         dense = output.as_tensor()  # type: ignore[attr-defined]
         if self._copies is None:
@@ -147,9 +141,9 @@ class DaliRenderer:
             self._pipe.reset()
 
 
-def _decoding(gpu: bool) -> dict[str, object]:
+def _decoding(gpu: bool) -> dict[str, Any]:
     """Decoder settings that make the pixels those of libjpeg's and Pillow's defaults."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "device": "mixed" if gpu else "cpu",
         "output_type": types.RGB,
         "adjust_orientation": False,

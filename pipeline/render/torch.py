@@ -1,8 +1,10 @@
-"""The torch renderer: Pillow, torch and a thread pool; runs everywhere and is the slow twin of the DALI graph."""
+"""The torch renderer: Pillow, torch and a thread pool; runs everywhere and is the slow twin of the DALI
+graph.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -25,7 +27,7 @@ class TorchRenderer:
         self._pool = ThreadPoolExecutor(threads)
         self._whole_windows = index.kind == "array" and bool((index.sizes == plan.side_px).all())
 
-    def render(self, view: int, batches: Iterable[Positions]) -> Iterator[torch.Tensor]:
+    def render(self, view: int, batches: Iterable[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
         for positions in batches:
             rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
@@ -61,7 +63,7 @@ def crop(picture: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.ui
 
 
 def _gather(pictures: NDArray[np.uint8], rows: Rows) -> torch.Tensor:
-    """Shifted and mirrored pictures of one size, without a resize: (n, S, S, 3) to (n, 3, S, S), all at once."""
+    """Shifted and mirrored pictures of one size, all at once: uint8 (n, S, S, 3) to (n, 3, S, S)."""
     side = pictures.shape[1]
     grid = np.arange(side)
     y = rows.windows[:, 0, None] + grid
