@@ -1,6 +1,7 @@
 """The front door: each command parses, calls one function of the pipeline, and prints what came out.
 
-The errors of our own rooms become one line and exit code 1; nothing heavy is imported before a command needs it.
+The errors of our own rooms become one line and exit code 1; nothing heavy is imported before a command needs
+it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ PLAN = (
         "source_side_px",
         type=int,
         default=None,
-        help="Side in pixels of what the sources see. [default: 7/3 of --size for small pictures, else --size]",
+        help="Side in pixels of what the sources see. [default: small pictures 7/3 of --size, else --size]",
     ),
 )
 EXECUTION = (
@@ -85,6 +86,12 @@ LIMIT = click.option(
     help="Use a fixed stratified subset of N training samples.",
 )
 
+_STOPPED = {  # what Ctrl-C leaves behind
+    "precompute": "stopped; finished units are kept, and the same command goes on from there",
+    "train": "stopped; the run folder holds the last whole epoch (last.pt), a run cannot be continued yet",
+    "demo": "stopped; trained sources and stores are kept for the next run",
+}
+
 
 def options(*decorators: Any) -> Callable[[Any], Any]:
     """Several click options as one decorator, in the order in which --help shows them."""
@@ -105,10 +112,7 @@ class FrontDoor(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(
-                "stopped; what was finished is kept, and the same precompute command goes on from there",
-                err=True,
-            )
+            click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
             sys.exit(130)
         except Exception as error:
             from cache.errors import CacheError
@@ -125,13 +129,13 @@ class FrontDoor(click.Group):
 )
 @click.version_option(package_name="sskt")
 def main() -> None:
-    """Pay for the teachers once: keep what frozen networks say of your data, then train any student with it for free.
+    """Pay for the teachers once: keep what frozen networks say of your data, then train any student with it.
 
     \b
-    sskt demo                                            see it work, no download, three minutes
-    sskt precompute --source places365 --target stl10    stage one: the sources' logits, once
-    sskt train --target stl10                            stage two: a student, with every stored source
-    """
+    sskt demo                                          see it work: no download, three minutes
+    sskt precompute --source places365 --target stl10  stage one: what the source says, once
+    sskt train --target stl10                          stage two: a student, taught from the store
+    """  # noqa: D301  (click's mark for "do not rewrap" is the character, not the two signs)
 
 
 @main.command()
@@ -150,7 +154,11 @@ def main() -> None:
     JSON,
 )
 def demo(cache_dir: Path, out: Path | None, seeds: int, threads: int, as_json: bool) -> None:
-    """Both stages on handwritten digits with few labels: scratch, SSKT cached and SSKT live, side by side."""
+    """See both stages work on handwritten digits.
+
+    Few labels, one student, three ways: from scratch, SSKT with cached logits, SSKT with the live sources.
+    The sources are trained on drawn letters and strokes at the first run and kept. Writes a report.
+    """
     from pipeline.demo import run_demo
     from pipeline.run import new_run_folder
 
@@ -168,7 +176,10 @@ def demo(cache_dir: Path, out: Path | None, seeds: int, threads: int, as_json: b
     JSON,
 )
 def prepare(targets: tuple[str, ...], data_dir: Path, cache_dir: Path, as_json: bool) -> None:
-    """Download a target if it can be downloaded, check every file of it, and keep its index."""
+    """Download and check a target.
+
+    Official archives are fetched if they are not there; of folders, every picture is checked and indexed.
+    """
     from pipeline.api import run_prepare
     from pipeline.choices import Places
 
@@ -185,7 +196,7 @@ def prepare(targets: tuple[str, ...], data_dir: Path, cache_dir: Path, as_json: 
         "sources",
         multiple=True,
         required=True,
-        help="imagenet, places365, imagenet:ARCH, program:FILE.pt2 ... Repeatable.",
+        help="imagenet, places365, imagenet:ARCH or program:FILE.pt2. Repeatable.",
     ),
     click.option(
         "--target",
@@ -250,7 +261,11 @@ def precompute(
     cache_dir: Path,
     as_json: bool,
 ) -> None:
-    """Stage one: ask the frozen sources about every planned view of a target, and keep their logits."""
+    """Stage one: keep what sources say of a target.
+
+    Every planned view of every training picture is drawn once and shown to each source. Stop at any time: the
+    same command goes on from there, and more --views or another --source extend what is kept.
+    """
     from pipeline.api import run_precompute
     from pipeline.choices import Augmentation, Places, choose_execution
 
@@ -319,13 +334,23 @@ def precompute(
         show_default=True,
         help="mean = over batch and classes, as released.",
     ),
-    click.option("--temperature", type=float, default=None, help="[default: the recipe's]"),
     click.option(
-        "--alpha", type=float, default=None, help="Weight of the auxiliary losses. [default: the recipe's]"
+        "--temperature",
+        type=click.FloatRange(min=0, min_open=True),
+        default=None,
+        help="[default: the recipe's]",
+    ),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(min=0),
+        default=None,
+        help="Weight of the auxiliary losses. [default: the recipe's]",
     ),
     click.option("--epochs", type=click.IntRange(min=1), default=None, help="[default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=1), default=None, help="[default: the recipe's]"),
-    click.option("--lr", type=float, default=None, help="[default: the recipe's]"),
+    click.option(
+        "--lr", type=click.FloatRange(min=0, min_open=True), default=None, help="[default: the recipe's]"
+    ),
     click.option(
         "--milestones",
         default=None,
@@ -413,7 +438,11 @@ def train(
     cache_dir: Path,
     as_json: bool,
 ) -> None:
-    """Stage two: train a student on its own labels and on what the sources said of the same pixels."""
+    """Stage two: train a student, taught by sources.
+
+    It learns its own labels and, in one auxiliary head per source, what the source said of the same pixels.
+    What is not given is the paper's recipe for the target (table 1).
+    """
     from pipeline.api import Supervision, run_train
     from pipeline.choices import Augmentation, Places, choose_execution, student_precision
     from pipeline.run import new_run_folder
@@ -454,7 +483,7 @@ def train(
 def evaluate(
     run: Path, device: str, renderer: str, threads: int, data_dir: Path, cache_dir: Path, as_json: bool
 ) -> None:
-    """Score a run's exported student on the test split."""
+    """Score a run's student on the test split."""
     from pipeline.api import run_evaluate
     from pipeline.choices import Places, choose_execution
 
@@ -526,7 +555,7 @@ def cache_verify(store: Path, as_json: bool) -> None:
 @main.command()
 @options(JSON)
 def sources(as_json: bool) -> None:
-    """List the source networks that can be named."""
+    """List the sources that can be named."""
     from pipeline.tables import source_rows
 
     _print(source_rows(), as_json, columns=("source", "architecture", "classes", "weights"))
@@ -535,7 +564,7 @@ def sources(as_json: bool) -> None:
 @main.command()
 @options(DATA_DIR, JSON)
 def targets(data_dir: Path, as_json: bool) -> None:
-    """List the targets that can be named, and which are prepared under --data-dir."""
+    """List the targets, and which are prepared."""
     from pipeline.tables import target_rows
 
     _print(
@@ -579,6 +608,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: tuple[str, ...]) 
     if not rows:
         click.echo("none")
         return
+    columns = tuple(name for name in columns if any(row.get(name) is not None for row in rows))
     from rich.console import Console
     from rich.table import Table
 

@@ -101,6 +101,7 @@ def run_precompute(
         )
     if not targets:
         say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
+    _require_named(places, sources)
     opened = [
         open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
         for name in dict.fromkeys(sources)
@@ -148,6 +149,7 @@ def run_train(
     plan, eval_plan = augmentation.training_plan(spec), augmentation.evaluation_plan(spec)
     labels = None
     if supervision.method == "sskt":
+        _require_named(places, supervision.sources or tuple(places.weights))
         request = Request(target, spec, index, augmentation, plan, places, execution)
         labels = open_labels(
             request, supervision.sources, labels=supervision.labels, views=supervision.views, say=say
@@ -206,3 +208,13 @@ def run_evaluate(run: Path, *, places: Places, execution: Execution, say: Say) -
     student.load_state_dict(read_student(run))
     student.to(execution.device)
     return report(student, index, Centre(**config["eval_plan"]), execution, config["amp"])
+
+
+def _require_named(places: Places, sources: Sequence[str]) -> None:
+    """Local weights that no source of this run would read are a slip of the pen."""
+    strange = sorted(set(places.weights) - set(sources))
+    if strange:
+        raise RunError(
+            f"--weights names {strange[0]}, this run's sources are {', '.join(sources)}; "
+            f"give it under the name of one of them, or leave it out"
+        )
