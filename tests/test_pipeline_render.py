@@ -1,0 +1,119 @@
+"""Both renderers draw what the plan says: real JPEGs against torchvision, and each other, in any order."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvf
+
+from pipeline.plan import Centre, PadCropFlip, RandomResizedCropFlip
+from pipeline.render import in_batches, open_renderer
+from pipeline.targets import load_index, parse_target
+from sskt.errors import RunError, TargetError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """40 of the real ImageNet pictures, colour JPEGs of many sizes."""
+    data = shared("data/imagenet").parent
+    index = load_index(
+        parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path_factory.mktemp("index")
+    )
+    return index.take(np.arange(0, 1000, 25))
+
+
+def draw(index, plan, backend, *, view=3, batches=None, batch_size=16, threads=2) -> torch.Tensor:
+    batches = in_batches(np.arange(len(index)), batch_size) if batches is None else batches
+    renderer = open_renderer(index, plan, backend=backend, device=CPU, batch_size=batch_size, threads=threads)
+    with closing(renderer):
+        return torch.cat(list(renderer.render(view, batches)))
+
+
+def plain(index, plan, view: int) -> torch.Tensor:
+    """Pillow and torchvision's own resized crop, picture by picture."""
+    rows = plan.rows(view, index.ids, index.sizes)
+    pictures = []
+    for i, ((top, left, height, width), flip) in enumerate(
+        zip(rows.windows.tolist(), rows.flips, strict=True)
+    ):
+        picture = tvf.pil_to_tensor(Image.open(index.name_of(i)).convert("RGB"))
+        side = [plan.side_px, plan.side_px]
+        picture = tvf.resized_crop(picture, top, left, height, width, side, antialias=True)
+        pictures.append(tvf.horizontal_flip(picture) if flip else picture)
+    return torch.stack(pictures)
+
+
+@pytest.mark.parametrize(
+    "plan", [RandomResizedCropFlip(112, seed=4), Centre(112, 128)], ids=["random", "centre"]
+)
+def test_jpegs_come_out_as_torchvision_has_them(photos, plan):
+    reference = plain(photos, plan, view=3)
+    assert torch.equal(draw(photos, plan, "torch"), reference)
+    gap = (draw(photos, plan, "dali").int() - reference.int()).abs().float()
+    assert gap.mean(dim=(1, 2, 3)).max() <= 1.0
+    assert (gap > 3).float().mean() < 1e-3  # chroma at the window's edge: DALI decodes only the window
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_picture_does_not_depend_on_order_batch_or_threads(photos, backend):
+    plan = RandomResizedCropFlip(64, seed=1)
+    whole = draw(photos, plan, backend)
+    order = np.random.default_rng(0).permutation(len(photos))
+    for batch_size, threads in ((1, 1), (7, 4), (40, 2)):
+        shuffled = draw(
+            photos,
+            plan,
+            backend,
+            batches=in_batches(order, batch_size),
+            batch_size=batch_size,
+            threads=threads,
+        )
+        assert torch.equal(shuffled, whole[order])
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_leaving_a_view_early_does_not_disturb_the_next(photos, backend):
+    plan = RandomResizedCropFlip(64, seed=1)
+    batches = in_batches(np.arange(len(photos)), 4)
+    renderer = open_renderer(photos, plan, backend=backend, device=CPU, batch_size=4, threads=2)
+    with closing(renderer):
+        with closing(renderer.render(0, batches)) as drawn:
+            next(drawn)
+        again = torch.cat(list(renderer.render(1, batches)))
+    assert torch.equal(again, draw(photos, plan, backend, view=1))
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_file_that_vanishes_while_it_is_needed_is_named(photos, backend, tmp_path):
+    import shutil
+
+    folder = tmp_path / "pictures"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for i in range(5):
+            shutil.copyfile(photos.name_of(i), folder / name / f"{i}.jpg")
+    index = load_index(
+        parse_target(f"imagefolder:{folder}"), "train", data_dir=tmp_path, index_dir=tmp_path / "index"
+    )
+    gone = index.name_of(3)
+    (folder / gone).unlink()
+    with pytest.raises(TargetError, match="cannot be read since it was indexed"):
+        draw(index, RandomResizedCropFlip(64), backend)
+
+
+def test_small_pictures_are_resized_alike_by_both(tmp_path):
+    index = load_index(parse_target("digits"), "train", data_dir=tmp_path, index_dir=tmp_path, limit=50)
+    plan = PadCropFlip(16, pad=1, flip=0.0)
+    ours, theirs = draw(index, plan, "torch"), draw(index, plan, "dali")
+    assert ours.shape == (50, 3, 16, 16)
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def test_an_unknown_renderer_is_refused(photos):
+    with pytest.raises(RunError, match="renderer is 'opencv', expected one of auto, dali, torch"):
+        open_renderer(photos, Centre(32, 32), backend="opencv", device=CPU, batch_size=1, threads=1)

@@ -1,0 +1,135 @@
+"""One training step is the paper's equation; an epoch sees every sample once; a broken run says so."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from programs import save_program
+
+from cache.store import Store, find_stores
+from pipeline.api import Supervision, open_index, run_precompute, run_train
+from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.targets import parse_target
+from pipeline.train import shuffled_batches
+from sskt.errors import RunError
+from sskt.student import build_student
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    source = f"program:{save_program(folder / 'tiny.pt2')}"
+    places = Places(folder / "data", folder / "stores")
+    execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2, batch_size=64)
+    shared_arguments = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": N}
+    run_precompute(["digits"], [source], views=2, say=print, **shared_arguments)
+    return folder, source, shared_arguments
+
+
+def train(project, out: str, *, overrides=None, seed=0, **supervision) -> dict:
+    folder, source, arguments = project
+    settings = {"sources": (source,), **supervision}
+    return run_train(
+        "digits",
+        supervision=Supervision(**settings),
+        overrides={"epochs": 1, "batch_size": N, **(overrides or {})},
+        out=folder / out,
+        say=print,
+        seed=seed,
+        **arguments,
+    )
+
+
+def metrics_of(project, out: str) -> list[dict]:
+    return [json.loads(line) for line in (project[0] / out / "metrics.jsonl").read_text().splitlines()]
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("transfer_module", [False, True])
+@pytest.mark.parametrize("aux_loss", ["ce", "kd"])
+def test_the_first_step_has_the_papers_losses(project, aux_loss, transfer_module):
+    """One batch holds everything, so the epoch's losses are those of the freshly made student."""
+    _, source, arguments = project
+    out = f"{aux_loss}-{transfer_module}"
+    train(project, out, transfer_module=transfer_module, overrides={"aux_loss": aux_loss, "temperature": 2.0})
+    (metrics,) = metrics_of(project, out)
+
+    index = open_index("digits", "train", places=arguments["places"], say=print, limit=N)
+    rows = Augmentation().training_plan(parse_target("digits")).rows(0, index.ids, index.sizes)
+    padded = np.pad(index.pictures(np.arange(N)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    crops = np.stack(
+        [p[t + 1 : t + 9, s + 1 : s + 9] for p, (t, s, _, _) in zip(padded, rows.windows, strict=True)]
+    )
+    x = torch.nn.functional.interpolate(
+        torch.from_numpy(crops).permute(0, 3, 1, 2).float(), size=(16, 16), mode="bilinear", antialias=True
+    ).round()
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    torch.manual_seed(0)
+    student = build_student("resnet20", 10, {source: 7}, transfer_module).train()
+    with torch.no_grad():
+        primary, auxiliary = student((x / 255 - mean) / std)
+    z_s = Store.open(find_stores(arguments["places"].cache_dir)[0]).view(0).astype(np.float64)
+    z_t = auxiliary[source].double().numpy()
+    p, log_p, log_q = np.exp(log_softmax(z_s / 2)), log_softmax(z_s / 2), log_softmax(z_t / 2)
+    expected = 4 * -(p * log_q).sum(axis=1).mean() if aux_loss == "ce" else 4 * (p * (log_p - log_q)).mean()
+    assert metrics[f"aux_loss/{source}"] == pytest.approx(expected, rel=2e-3)
+    hard = -log_softmax(primary.double().numpy())[np.arange(N), index.labels].mean()
+    assert metrics["train_loss"] == pytest.approx(hard, rel=2e-3)
+
+
+def test_alpha_scales_what_the_sources_teach(project):
+    """With alpha 0 the heads teach the backbone nothing: the student is the one trained from scratch."""
+    train(project, "alpha0", overrides={"alpha": 0.0, "epochs": 2, "weight_decay": 0.0})
+    train(project, "scratch", method="scratch", views=2, overrides={"epochs": 2, "weight_decay": 0.0})
+    train(project, "alpha1", overrides={"alpha": 1.0, "epochs": 2, "weight_decay": 0.0})
+    weights = [
+        (project[0] / out / "student.safetensors").read_bytes() for out in ("alpha0", "scratch", "alpha1")
+    ]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_scratch_and_sskt_start_from_the_same_student(project):
+    states = []
+    for sources, transfer in (({}, False), ({"a": 1000, "b": 365}, False), ({"a": 1000}, True)):
+        torch.manual_seed(3)
+        states.append(build_student("resnet20", 10, sources, transfer).exported_state())
+    for state in states[1:]:
+        assert all(torch.equal(state[name], value) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(50_000, 128), (450, 32), (33, 32), (5, 128), (129, 128)])
+def test_an_epoch_holds_every_sample_once_in_even_batches(n, batch_size):
+    batches = shuffled_batches(n, batch_size, seed=1, epoch=4)
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(n))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    if n > 100:
+        assert not np.array_equal(batches[0], shuffled_batches(n, batch_size, seed=1, epoch=5)[0])
+        assert not np.array_equal(batches[0], shuffled_batches(n, batch_size, seed=2, epoch=4)[0])
+
+
+def test_the_order_of_samples_is_pinned():
+    assert np.concatenate(shuffled_batches(10, 4, seed=1, epoch=2)).tolist() == [1, 4, 5, 0, 7, 6, 8, 2, 3, 9]
+
+
+def test_the_rate_drops_at_the_milestones(project):
+    train(project, "rates", overrides={"epochs": 4, "lr": 0.1, "milestones": (1, 3), "gamma": 0.5})
+    assert [m["lr"] for m in metrics_of(project, "rates")] == pytest.approx([0.1, 0.05, 0.05, 0.025])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(project):
+    with pytest.raises(RunError, match=r"digits: the loss is .* in epoch \d .*lower --lr"):
+        train(project, "nan", overrides={"lr": 1e12, "epochs": 6})
+    kept = torch.load(project[0] / "nan" / "last.pt", weights_only=True)
+    assert kept["epoch"] == len(metrics_of(project, "nan"))
+    assert not (project[0] / "nan" / "student.safetensors").exists()
