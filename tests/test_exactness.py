@@ -149,7 +149,7 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
             [made.names[PROGRAM]],
             views=views,
             augmentation=Augmentation(),
-            places=made.places,
+            places=Places(made.places.data_dir, made.places.cache_dir),
             execution=made.execution,
             limit=N,
             say=print,
