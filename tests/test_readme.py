@@ -1,0 +1,50 @@
+"""What the documents tell a reader to type exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cli import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+COMMANDS = sorted(
+    set(re.findall(r"^(sskt [^\n]*?)\s*(?:#.*)?$", (TEXT + RESULTS).replace("\\\n", ""), re.MULTILINE))
+)
+
+
+def test_the_readme_shows_commands():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_parses(command):
+    words = shlex.split(command)[1:]
+    subcommand = main.commands[words[0]]
+    subcommand.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b(?!-)", TEXT))))
+def test_a_make_target_of_the_readme_exists(target):
+    assert re.search(rf"^{target}:.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"\]\(([^)#:]+)\)|python (benchmarks/\w+\.py)", TEXT + RESULTS)))
+)
+def test_a_file_of_the_readme_exists(path):
+    assert (ROOT / next(name for name in path if name)).is_file()
+
+
+def test_every_setting_named_in_the_readme_is_an_option():
+    known = {
+        opt
+        for command in main.commands.values()
+        for p in command.params
+        for opt in (*p.opts, *p.secondary_opts)
+    }
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
+    assert named <= known, named - known
