@@ -286,7 +286,6 @@ BAD = [
     (lambda b: b.train("--model", "resnet21"), "resnet21"),
     (lambda b: b.precompute("--source", "imagenet:resnet19"), "resnet19"),
     (lambda b: b.train("--plan", "zoom"), "zoom"),
-    (lambda b: b.train("--size", "0"), "--size"),
     (lambda b: b.train("--device", "tpu"), "tpu"),
     (lambda b: b.train("--limit", "1"), "limit"),
     (lambda b: b.train("--lr", "1e30", "--epochs", "3"), "epoch"),
@@ -304,3 +303,26 @@ def test_a_bad_input_is_named_in_one_line_and_costs_nothing(bench, act, words, m
         return  # these break a good file themselves
     after = bench.good()
     assert {name: after.get(name) for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--size", "0"),
+        ("--views", "0"),
+        ("--temperature", "0"),
+        ("--alpha", "-1"),
+        ("--lr", "-0.1"),
+        ("--epochs", "none"),
+        ("--milestones", "ten,20"),
+        ("--weights", "resnet50.pth"),
+        ("--labels", "cache"),
+    ],
+)
+def test_an_option_out_of_range_is_a_usage_error(bench, option, value):
+    result = bench.train(option, value)
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert value in result.stderr
+    assert "Traceback" not in result.output
+    assert not (bench.folder / "again").exists()
