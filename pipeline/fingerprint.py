@@ -9,7 +9,7 @@ store's row was made from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import CacheError, StoreMismatch
-from cache.manifest import differences, require_match
+from cache.errors import StoreMismatch
+from cache.manifest import Difference, differences, require_match
 from cache.store import Store, find_stores
 from pipeline.plan import Plan
 from pipeline.render import Renderer
@@ -86,23 +86,14 @@ def matching_store(
     weights of a source that is not on this machine). Raises StoreMismatch, for the store that differs least,
     if stores exist and none fits.
     """
-    nearest: tuple[int, Store] | None = None
-    for store in open_stores(store_folder(cache_dir, index, source_name)):
-        n_differences = len(_unmet(store, wanted(store), index))
-        if n_differences == 0:
-            return store
-        if nearest is None or n_differences < nearest[0]:
-            nearest = n_differences, store
-    if nearest is None:
+    stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, index, source_name))]
+    unmet = [len(_unmet(store, wanted(store), index)) for store in stores]
+    if not stores:
         return None
-    _refuse(nearest[1], wanted(nearest[1]), index)
-    return None
-
-
-def open_stores(folder: Path) -> Iterator[Store]:
-    """Every store below a folder; a damaged one raises when it is reached."""
-    for path in find_stores(folder):
-        yield Store.open(path)
+    nearest = stores[int(np.argmin(unmet))]
+    if min(unmet) > 0:
+        _refuse(nearest, wanted(nearest), index)
+    return nearest
 
 
 def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
@@ -122,8 +113,8 @@ def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
         raise StoreMismatch(
             f"{store.path}: the probe picture of sample {index.ids[positions[worst]]} was rendered by "
             f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by "
-            f"{error[worst]:.1f} grey levels "
-            f"(at most {PROBE_TOLERANCE} expected); use the renderer that made the store, or precompute again"
+            f"{error[worst]:.1f} grey levels, expected at most {PROBE_TOLERANCE}; use the renderer that made "
+            f"the store, or precompute again"
         )
 
 
@@ -136,12 +127,11 @@ def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np
     return drawn
 
 
-def _unmet(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Any]:
+def _unmet(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Difference]:
     """The fields in which a store does not serve a run; none if it does."""
     unmet = differences(store.manifest.identity, wanted)
-    if any(d.field not in _PER_SAMPLE for d in unmet):
-        return unmet
-    return unmet if unmet and _first_strange_row(store, index) is not None else []
+    is_subset = len(index) < store.n_samples and all(d.field in _PER_SAMPLE for d in unmet)
+    return [] if is_subset and _first_strange_row(store, index) is None else unmet
 
 
 def _first_strange_row(store: Store, index: TargetIndex) -> int | None:
@@ -162,6 +152,7 @@ def _refuse(store: Store, wanted: dict[str, Any], index: TargetIndex) -> None:
         row = _first_strange_row(store, index)
         if row is None:
             raise
-        text = f"{mismatch}; the first picture that differs is sample {index.ids[row]} ({index.name_of(row)})"
-        raise StoreMismatch(text, mismatch.differences) from None
-    raise CacheError(f"{store.path}: was refused without a difference, which is a defect of sskt")
+        sample = f"{index.ids[row]} ({index.name_of(row)})"
+        raise StoreMismatch(
+            f"{mismatch}; the first sample without a row of its own is {sample}", mismatch.differences
+        ) from None

@@ -1,6 +1,7 @@
 """Training is refused as soon as one thing that a store depends on is not what the store was made from."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,9 @@ def test_one_changed_picture_is_refused_and_named(project):
     picture = Image.open(path).convert("L")
     picture.putpixel((3, 3), 255 - picture.getpixel((3, 3)))
     picture.save(path, quality=95)
-    with pytest.raises(StoreMismatch, match=r"target\.contents_sha256 is .* sample 5 \(.*" + path.name):
+    with pytest.raises(
+        StoreMismatch, match=r"target\.contents_sha256 is .* without a row of its own is 5 \(.*" + path.name
+    ):
         project.train()
 
 
@@ -129,6 +132,31 @@ def test_a_picture_moved_to_another_class_is_refused(project):
     picture = sorted((scenes / "Store").iterdir())[0]
     picture.rename(scenes / "Coast" / "zz.jpg")
     with pytest.raises(StoreMismatch, match=r"target\.\w+_sha256"):
+        project.train()
+
+
+def test_other_labels_of_the_same_pictures_are_refused(project, monkeypatch):
+    import pipeline.api as api
+
+    load = api.load_index
+
+    def swapped(spec, split, **options):
+        index = load(spec, split, **options)
+        return replace(index, labels=(index.labels + 1) % 3)
+
+    monkeypatch.setattr(api, "load_index", swapped)
+    with pytest.raises(
+        StoreMismatch, match=r"target\.labels_sha256 is \w{12} in the store and \w{12} in this run"
+    ):
+        project.train()
+
+
+def test_more_samples_than_the_store_has_are_refused(project):
+    picture = sorted((project.folder / "scenes" / "train" / "Store").iterdir())[0]
+    shutil.copyfile(picture, picture.with_name("zz.jpg"))
+    with pytest.raises(
+        StoreMismatch, match=r"target\.n_samples is 12 in the store and 13 .* is 12 \(.*zz\.jpg"
+    ):
         project.train()
 
 
