@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.progress import Progress
+from sskt.errors import RunError
 from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, InputMap
 from sskt.student import build_student
 
@@ -44,7 +45,12 @@ def drawn_source(task: str, folder: Path) -> Path:
     """The exported program of a task, "letters" or "strokes": trained at the first call, then kept."""
     path = folder / f"{task}.pt2"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{folder}: cannot be made ({error.strerror}); choose another --cache-dir"
+            ) from error
         network = _trained(task)
         batch = torch.export.Dim("batch", min=1, max=4096)
         example = torch.zeros(2, 3, _SOURCE_PX, _SOURCE_PX)

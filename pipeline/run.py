@@ -7,11 +7,13 @@ logs appears whole or not at all.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,32 +32,31 @@ class Run:
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         """Make the directory. Raises RunError if it already holds a run or cannot be written."""
         self.path = path
-        try:
+        with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise RunError(
                     f"{path}: the folder is not empty; choose another --out, so that no run is overwritten"
                 )
-            self._write_json("config.json", config)
-            self._write_json("environment.json", _environment())
             self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-        self._events = SummaryWriter(str(path))
+            self._events = SummaryWriter(str(path))
+        self._write_json("config.json", config)
+        self._write_json("environment.json", _environment())
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl and to the TensorBoard events."""
-        self._metrics.write(json.dumps(metrics) + "\n")
-        self._metrics.flush()
+        with _writing(self.path / "metrics.jsonl"):
+            self._metrics.write(json.dumps(metrics) + "\n")
+            self._metrics.flush()
         for name, value in metrics.items():
             if isinstance(value, int | float) and name != "epoch":
                 self._events.add_scalar(name, value, metrics["epoch"])
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace last.pt by `state`, plain data and tensors that load with `weights_only=True`."""
-        partial = self.path / "last.pt.partial"
-        torch.save(dict(state), partial)
-        partial.replace(self.path / "last.pt")
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        _write_whole(self.path / "last.pt", buffer.getvalue())
 
     def save_student(self, state: Mapping[str, torch.Tensor]) -> Path:
         """Write the exported student, which holds no head for a source."""
@@ -116,8 +117,20 @@ def new_run_folder(name: str) -> Path:
 
 def _write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with _writing(path):
+        partial.write_bytes(content)
+        partial.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
+        ) from error
 
 
 def _environment() -> dict[str, Any]:

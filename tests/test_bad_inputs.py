@@ -1,5 +1,6 @@
 """Bad inputs end in one line that says what to do, or are handled; nothing that was good is lost."""
 
+import errno
 import hashlib
 import io
 import pickle
@@ -249,6 +250,14 @@ def occupied_out(b: Bench) -> Result:
     return b.train(out="run")
 
 
+def out_below_a_file(b: Bench) -> Result:
+    return b.train(out="tiny.pt2/run")
+
+
+def demo_below_a_file(b: Bench) -> Result:
+    return b.run("demo", "--cache-dir", b.program / "stores", "--out", b.folder / "demo")
+
+
 def no_run(b: Bench) -> Result:
     return b.run("evaluate", b.scenes, *b.places)
 
@@ -280,6 +289,8 @@ BAD = [
     (truncated_unit, "c.0.0.0"),
     (flipped_byte, "c.0.0.0"),
     (occupied_out, "not empty"),
+    (out_below_a_file, "tiny.pt2/run"),
+    (demo_below_a_file, "tiny.pt2/stores"),
     (no_run, "config.json"),
     (damaged_student, "student.safetensors"),
     (lambda b: b.run("train", "--target", "cifar11", *b.places), "cifar11"),
@@ -326,3 +337,17 @@ def test_an_option_out_of_range_is_a_usage_error(bench, option, value):
     assert value in result.stderr
     assert "Traceback" not in result.output
     assert not (bench.folder / "again").exists()
+
+
+def test_a_disk_that_fills_up_while_training_is_named(bench, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name.startswith("last.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    before = bench.good()
+    assert_refused(bench.train(), "last.pt: cannot be written (No space left on device)")
+    assert bench.good() == before
