@@ -117,6 +117,9 @@ def test_undivided_folder_holds_out_a_fifth_of_each_class(tmp_path):
         (f"crow/{i:02d}.png" for i in range(10)), key=lambda n: hashlib.sha256(n.encode()).digest()
     )
     assert {n for n in _names(test, root) if n.startswith("crow")} == set(by_hash[:2])
+    assert test.notes == (
+        f"{root}: has no train/ and val/, so a fixed fifth of each class is held out (8 pictures)",
+    )
 
 
 def test_undivided_folder_stays_divided_alike_when_pictures_change_or_come(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,15 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
     classes = _classes(spec, root, folder)
     listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir)
     index = _index(spec, split, classes, listing)
-    if folder == root:
-        return index.take(np.flatnonzero(held_out(listing.paths, index.labels) == (split == "test")))
-    return index
+    if folder != root:
+        return index
+    held = held_out(listing.paths, index.labels)
+    if split == "train":
+        return index.take(np.flatnonzero(~held))
+    note = (
+        f"{root}: has no train/ and val/, so a fixed fifth of each class is held out ({held.sum()} pictures)"
+    )
+    return replace(index.take(np.flatnonzero(held)), notes=(note,))
 
 
 def has_split(root: Path, split: str) -> bool:
