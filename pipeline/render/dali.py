@@ -37,7 +37,6 @@ class DaliRenderer:
         self._index, self._plan, self._device = index, plan, device
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
         self._pool = ThreadPoolExecutor(threads)
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._feeds: Iterator[_Feed] = iter(())
         self._pipe = self._build(batch_size, threads)
         self._closed = False
@@ -51,7 +50,8 @@ class DaliRenderer:
                     (output,) = self._pipe.run()
                 except StopIteration:
                     return
-                yield self._to_torch(output)
+                # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
+                yield from_dlpack(output.as_tensor())
         finally:
             self._drain()
 
@@ -87,7 +87,13 @@ class DaliRenderer:
         files = self._index.kind == "files"
         side = self._plan.side_px
         resized = files or not isinstance(self._plan, PadCropFlip) or bool((self._index.sizes != side).any())
-        pipe = Pipeline(batch_size, threads, self._device.index or 0 if gpu else None, prefetch_queue_depth=2)
+        pipe = Pipeline(
+            batch_size,
+            threads,
+            device_id=self._device.index or 0 if gpu else None,
+            prefetch_queue_depth=2,
+            exec_dynamic=True,
+        )
         with pipe:
             pictures, anchor, shape, flip = fn.external_source(
                 source=lambda: next(self._feeds),
@@ -113,21 +119,6 @@ class DaliRenderer:
             pipe.set_outputs(fn.transpose(pictures, perm=[2, 0, 1]))
         pipe.build()
         return pipe
-
-    def _to_torch(self, output: object) -> torch.Tensor:
-        """A tensor that owns its memory: DALI reuses the buffer at the next run.
-
-        On a GPU the copy has a stream of its own, so that waiting for it does not wait for the training step
-        as well.
-        """
-        dense = output.as_tensor()  # type: ignore[attr-defined]
-        if self._copies is None:
-            return from_dlpack(dense).clone()
-        with torch.cuda.stream(self._copies):
-            pixels = from_dlpack(dense).clone()
-        self._copies.synchronize()
-        pixels.record_stream(torch.cuda.current_stream(self._device))
-        return pixels
 
     def _drain(self) -> None:
         """Leave the pipeline ready for the next view, also after an early exit or an error."""
