@@ -1,4 +1,4 @@
-"""What must hold on a CUDA device as well: the same pixels, the same pairing of rows, no round trip to the host."""
+"""What must hold on a CUDA device too: the same pixels, the same rows, no round trip to the host."""
 
 from contextlib import closing
 
