@@ -471,7 +471,9 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
     from rich.table import Table
 
     shown = [name for name in columns.split() if any(row.get(name) is not None for row in rows)]
-    table = Table(*(name.replace("_", " ") for name in shown), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in shown:
+        table.add_column(name.replace("_", " "), overflow="fold")  # a path is never cut short
     for row in rows:
         table.add_row(*(_cell(name, row.get(name)) for name in shown))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
