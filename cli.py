@@ -467,16 +467,12 @@ def _print(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
     if not rows:
         click.echo("none")
         return
-    from rich.console import Console
-    from rich.table import Table
-
     shown = [name for name in columns.split() if any(row.get(name) is not None for row in rows)]
-    table = Table(box=None, pad_edge=False)
-    for name in shown:
-        table.add_column(name.replace("_", " "), overflow="fold")  # a path is never cut short
-    for row in rows:
-        table.add_row(*(_cell(name, row.get(name)) for name in shown))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    lines = [[name.replace("_", " ") for name in shown]]
+    lines += [[_cell(name, row.get(name)) for name in shown] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:  # never cut or folded: a path must be fit to be copied
+        click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _cell(name: str, value: Any) -> str:
