@@ -55,7 +55,16 @@ class Request:
 
     def precompute_command(self, sources: tuple[str, ...]) -> str:
         """The command that would make the stores this run lacks."""
-        return f"sskt precompute {' '.join(f'--source {s}' for s in sources)} --target {self.target}"
+        chosen = self.augmentation
+        settings = {
+            "--seed": chosen.seed or None,
+            "--plan": chosen.kind,
+            "--size": chosen.side_px,
+            "--source-size": chosen.source_side_px,
+        }
+        words = [f"--source {name}" for name in sources] + [f"--target {self.target}"]
+        words += [f"{option} {value}" for option, value in settings.items() if value is not None]
+        return f"sskt precompute {' '.join(words)}"
 
 
 def open_labels(

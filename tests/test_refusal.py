@@ -1,19 +1,23 @@
 """Training is refused as soon as one thing that a store depends on is not what the store was made from."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import shared
 from PIL import Image
 from programs import Tiny, save_program
 
 from cache.errors import StoreIncomplete, StoreMismatch
 from cache.store import Store, find_stores
+from cli import main
 from pipeline.api import Supervision, open_index, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
+from sskt.errors import RunError
 
 SIZES = Augmentation(side_px=32, source_side_px=32)
 
@@ -199,3 +203,14 @@ def test_cached_and_live_runs_on_the_same_views_are_the_same_run(project):
         assert cached[name] == live[name]
     weights = [(project.folder / f"run{i}" / "student.safetensors").read_bytes() for i in (0, 1)]
     assert weights[0] == weights[1]
+
+
+def test_the_command_that_is_named_makes_the_store_that_was_missing(project):
+    wanted = Augmentation(seed=4, kind="centre", side_px=16, source_side_px=24)
+    shutil.rmtree(project.places.cache_dir)
+    with pytest.raises(RunError) as refused:
+        project.train(wanted, labels="cached")
+    (command,) = re.findall(r"`sskt (precompute .*?)`", str(refused.value))
+    words = [*command.split(), "--cache-dir", str(project.places.cache_dir), "--renderer", "torch"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert project.train(wanted, labels="cached")["labels"] == "cached"
