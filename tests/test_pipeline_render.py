@@ -1,6 +1,10 @@
 """Both renderers draw what the plan says: real JPEGs against torchvision, and each other, in any order."""
 
+import hashlib
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +78,26 @@ def test_a_picture_does_not_depend_on_order_batch_or_threads(photos, backend):
             threads=threads,
         )
         assert torch.equal(shuffled, whole[order])
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_another_process_draws_the_same_bytes(photos, backend, tmp_path):
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import hashlib
+from pathlib import Path
+import numpy as np
+from pipeline.plan import RandomResizedCropFlip
+from pipeline.targets import load_index, parse_target
+from test_pipeline_render import draw
+data, index_dir = Path({str(shared("data/imagenet").parent)!r}), Path({str(tmp_path)!r})
+index = load_index(parse_target("imagenet"), "test", data_dir=data, index_dir=index_dir)
+pixels = draw(index.take(np.arange(0, 1000, 25)), RandomResizedCropFlip(64, seed=1), {backend!r}, threads=1)
+print(hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    here = draw(photos, RandomResizedCropFlip(64, seed=1), backend).numpy().tobytes()
+    assert done.stdout.split()[-1] == hashlib.sha256(here).hexdigest()
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
