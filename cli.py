@@ -19,7 +19,7 @@ import click
 if TYPE_CHECKING:
     from pipeline.api import Supervision
     from pipeline.choices import Augmentation, Places
-    from pipeline.precompute import Execution
+    from pipeline.execution import Execution
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.choices import Augmentation, Places
 from pipeline.evaluate import report
+from pipeline.execution import Execution
 from pipeline.plan import Centre
-from pipeline.precompute import Execution, StoreReport, precompute
+from pipeline.precompute import StoreReport, precompute
 from pipeline.run import Run, read_config, read_student
 from pipeline.supply import Request, open_labels
 from pipeline.targets import load_index, parse_target, prepared

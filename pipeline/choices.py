@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from pipeline.execution import Execution
 from pipeline.plan import Centre, PadCropFlip, Plan, RandomResizedCropFlip
-from pipeline.precompute import Execution
 from pipeline.targets.spec import TargetSpec
 from sskt.download import digest_of
 from sskt.errors import RunError, SourceError

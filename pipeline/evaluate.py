@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from pipeline.execution import Execution
 from pipeline.plan import Plan
-from pipeline.precompute import Execution
-from pipeline.render import in_batches, open_renderer
+from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
 from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.metrics import per_class_accuracy, topk_correct
@@ -53,14 +53,7 @@ def predict(student: Student, index: TargetIndex, plan: Plan, execution: Executi
     """Primary logits of every sample, in index order: float32 (N, classes) on the CPU."""
     student.eval()
     positions: NDArray[np.int64] = np.arange(len(index))
-    renderer = open_renderer(
-        index,
-        plan,
-        backend=execution.renderer,
-        device=execution.device,
-        batch_size=_BATCH,
-        threads=execution.threads,
-    )
+    renderer = execution.open_renderer(index, plan, batch_size=_BATCH)
     with closing(renderer), torch.inference_mode(), autocast(execution.device, amp):
         batches = renderer.render(0, in_batches(positions, _BATCH))
         logits = [

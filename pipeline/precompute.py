@@ -25,6 +25,7 @@ from cache.errors import StoreMismatch
 from cache.manifest import Manifest
 from cache.store import Store
 from cache.unit import Unit
+from pipeline.execution import Execution
 from pipeline.fingerprint import (
     PROBE_SAMPLES,
     check_probe,
@@ -35,7 +36,7 @@ from pipeline.fingerprint import (
 )
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.render import Renderer, in_batches, open_renderer
+from pipeline.render import Renderer, in_batches
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError, SourceError
 from sskt.frozen import FrozenSource, InputMap, NonFiniteLogitsError
@@ -44,19 +45,6 @@ from sskt.sources import Source
 _MOST_CLASSES = (
     2048  # all stores of a target get the same blocks, so that one pass over the pictures feeds every source
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How work is run. Nothing here enters a fingerprint, save that stage one's precision is recorded with
-    its store.
-    """
-
-    device: torch.device
-    compute: str = "fp32"  # precision of the frozen networks: fp32, bf16 or fp16
-    renderer: str = "auto"
-    threads: int = 2
-    batch_size: int = 64  # pictures rendered at a time
 
 
 @dataclass(slots=True)
@@ -108,14 +96,7 @@ def precompute(
     """
     if views < 1:
         raise RunError(f"--views is {views}, expected at least 1")
-    renderer = open_renderer(
-        index,
-        plan,
-        backend=execution.renderer,
-        device=execution.device,
-        batch_size=execution.batch_size,
-        threads=execution.threads,
-    )
+    renderer = execution.open_renderer(index, plan, batch_size=execution.batch_size)
     with closing(renderer):
         stage = _StageOne(index, plan, views, cache_dir, execution, renderer)
         works = [stage.open_work(source, input_map) for source, input_map in sources]

@@ -13,11 +13,10 @@ from typing import Any
 
 from cache.store import Store, find_stores
 from pipeline.choices import Augmentation, Places
+from pipeline.execution import Execution
 from pipeline.fingerprint import check_probe, identity, matching_store
 from pipeline.labels import CachedLabels, Labels, LiveLabels
 from pipeline.plan import Plan
-from pipeline.precompute import Execution
-from pipeline.render import open_renderer
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from sskt.errors import RunError
@@ -117,21 +116,13 @@ def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, St
 
 
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
-    execution = request.execution
-    renderer = open_renderer(
-        request.index,
-        request.plan,
-        backend=execution.renderer,
-        device=execution.device,
-        batch_size=1,
-        threads=1,
-    )
+    renderer = request.execution.open_renderer(request.index, request.plan, batch_size=1)
     with closing(renderer):
         for store in stores.values():
             check_probe(store, request.index, renderer)
     views = views or min(store.n_views for store in stores.values())
     say(f"labels: cached, {views} view(s) of {', '.join(stores)}")
-    return CachedLabels(stores, request.index, views=views, device=execution.device)
+    return CachedLabels(stores, request.index, views=views, device=request.execution.device)
 
 
 def _live(request: Request, sources: tuple[str, ...], views: int | None, say: Say) -> LiveLabels:

@@ -20,11 +20,11 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.evaluate import accuracy, autocast
+from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.plan import Plan
-from pipeline.precompute import Execution
 from pipeline.progress import Progress
-from pipeline.render import Positions, Renderer, open_renderer
+from pipeline.render import Positions, Renderer
 from pipeline.run import Run
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
@@ -94,14 +94,7 @@ def train(
     whole epoch stays.
     """
     trainer = Trainer(config, train_index, labels, execution.device)
-    renderer = open_renderer(
-        train_index,
-        plan,
-        backend=execution.renderer,
-        device=execution.device,
-        batch_size=config.batch_size,
-        threads=execution.threads,
-    )
+    renderer = execution.open_renderer(train_index, plan, batch_size=config.batch_size)
     history: list[dict[str, Any]] = []
     progress = Progress(f"train {config.target}", total=config.epochs * len(train_index))
     with closing(renderer), progress:

@@ -127,4 +127,5 @@ def test_mismatch_shows_four_fields_and_counts_the_rest_and_shortens_long_values
 
 
 def test_equal_fingerprints_match():
-    require_match(STORE, IDENTITY, copy.deepcopy(IDENTITY))
+    assert differences(IDENTITY, copy.deepcopy(IDENTITY)) == []
+    require_match(STORE, IDENTITY, copy.deepcopy(IDENTITY))  # raises nothing

@@ -24,7 +24,7 @@ def test_the_readme_shows_commands():
 def test_a_command_of_the_readme_parses(command):
     words = shlex.split(command)[1:]
     subcommand = main.commands[words[0]]
-    subcommand.make_context(words[0], words[1:])
+    assert subcommand.make_context(words[0], words[1:]).params
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b(?!-)", TEXT))))
