@@ -10,34 +10,38 @@ Departs from the released code: sources are in eval mode (there: train mode, bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from threading import Barrier
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sskt.errors import SourceError
+from sskt.forward import (
+    COMPUTE,
+    DTYPES,
+    Forward,
+    compiled,
+    compiler_errors,
+    default_compute,
+    default_rows,
+    one_thread_each,
+)
 from sskt.sources import IMAGENET_MEAN, IMAGENET_STD, Source
 
 __all__ = [
-    "COMPUTE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "FrozenSource",
     "InputMap",
     "NonFiniteLogitsError",
-    "default_compute",
     "normalise",
     "scaled_side",
 ]
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COMPUTE = tuple(_DTYPES)
 
 
 class NonFiniteLogitsError(SourceError):
@@ -69,6 +73,12 @@ class InputMap:
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """What `to_dict` gave."""
+        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**own)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float32 (N, 3, side_px, side_px), normalised, then resized where the size
         differs.
@@ -96,22 +106,13 @@ def scaled_side(side_px: int, scale: Fraction) -> int:
     return side_px * scale.numerator // scale.denominator
 
 
-def default_compute(device: torch.device) -> str:
-    """The fastest precision whose logits agree with fp32 on the top class in at least 99 of 100 pictures.
-
-    On CIFAR-10 pictures at 74 px ResNet50 keeps its top class in 96 % with bf16 (8 significant bits; cosine
-    at least 0.9994): too few for a default. fp16 has 11 bits; on a CPU it is several times slower than fp32.
-    """
-    return "fp16" if device.type == "cuda" else "fp32"
-
-
 class FrozenSource:
     """One source network on one device, asked for logits; it takes over the source's module.
 
-    `compute` is one of COMPUTE, the precision of autocast ("fp32": none). `rows` is the fixed number of rows
-    of every forward (left out: 16 on a CPU, 64 elsewhere); the last group of a call is filled up with copies
-    of its first row. `threads` is how many forwards a CPU runs at once (left out: torch's number). Raises
-    SourceError when the network cannot read pictures of `input_map.side_px`.
+    The last group of a call is filled up to `forward.rows` with copies of its first row. `threads` is how
+    many forwards a CPU runs at once (left out: torch's number). `picture_px` is the side of the pictures that
+    will come (left out: `input_map.side_px`); code is compiled for that size. Raises SourceError when the
+    network cannot read pictures of `input_map.side_px`, or cannot be compiled.
     """
 
     def __init__(
@@ -120,69 +121,100 @@ class FrozenSource:
         input_map: InputMap,
         *,
         device: torch.device,
-        compute: str = "fp32",
-        rows: int | None = None,
+        forward: Forward | None = None,
+        picture_px: int | None = None,
         threads: int | None = None,
     ) -> None:
-        if compute not in COMPUTE:
-            raise SourceError(f"compute precision is {compute!r}, expected one of {', '.join(COMPUTE)}")
+        forward = forward or Forward(default_compute(device), default_rows(device))
+        if forward.compute not in COMPUTE:
+            raise SourceError(
+                f"compute precision is {forward.compute!r}, expected one of {', '.join(COMPUTE)}"
+            )
         on_cpu = device.type == "cpu"
-        if compute == "fp16" and on_cpu:
+        if forward.compute == "fp16" and on_cpu:
             raise SourceError(
                 f"{source.spec.name}: fp16 on a CPU is slower than fp32; use bf16 or fp32 there"
             )
         self.source = source
         self.input_map = input_map
         self.device = device
-        self.compute = compute
-        self.rows = rows or (16 if on_cpu else 64)
-        # a program's kernels were traced for its own layout; elsewhere channels last is up to 1.6 x faster
-        self._layout = torch.contiguous_format if source.spec.task == "program" else torch.channels_last
-        self._module = source.module.to(device).to(memory_format=self._layout)
-        self._pool = _one_thread_each(threads or torch.get_num_threads()) if on_cpu else None
-        self._require_readable()
+        self.forward = forward
+        self._pool = one_thread_each(threads or torch.get_num_threads()) if on_cpu else None
+        self._network = self._require_readable(picture_px or input_map.side_px)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) on any device to float16 (N, K) on the source's device, without gradient.
 
         Raises NonFiniteLogitsError, a SourceError, with the positions of the rows concerned.
         """
+        out = self.begin(pixels)()
+        self.require_finite(out)
+        return out
+
+    def begin(self, pixels: Tensor) -> Callable[[], Tensor]:
+        """Start on `pixels`; returns what waits for their logits, (N, K) float16, not checked to be finite.
+
+        On a CPU the workers go on while the caller prepares the next batch; on CUDA the kernels are queued,
+        and the tensor is there as soon as it is used.
+        """
         if not len(pixels):
-            return torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
-        groups = [pixels[start : start + self.rows] for start in range(0, len(pixels), self.rows)]
-        run: Callable[..., Iterable[Tensor]] = self._pool.map if self._pool else map
+            nothing = torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
+            return lambda: nothing
+        rows = self.forward.rows
+        groups = [pixels[start : start + rows] for start in range(0, len(pixels), rows)]
+        if self._pool is None:
+            done = torch.cat([self._group(group) for group in groups])
+            return lambda: done
+        started = [self._pool.submit(self._group, group) for group in groups]
         # outside inference mode, so that the result may enter the graph of the student's loss
-        out = torch.cat(list(run(self._group, groups)))
-        bad: list[int] = (~torch.isfinite(out).all(dim=1)).nonzero()[:, 0].tolist()
+        return lambda: torch.cat([future.result() for future in started])
+
+    def require_finite(self, logits: Tensor) -> None:
+        """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite."""
+        bad: list[int] = (~torch.isfinite(logits).all(dim=1)).nonzero()[:, 0].tolist()
         if bad:
             raise NonFiniteLogitsError(
                 f"{self.source.spec.name} gave NaN, infinite or over 65504 logits for {len(bad)} of "
-                f"{len(out)} rows; check its weights ({self.source.weights_path}), or compute it in fp32",
+                f"{len(logits)} rows; check its weights ({self.source.weights_path}), or compute it in fp32",
                 bad,
             )
-        return out
 
     def _group(self, pixels: Tensor) -> Tensor:
         """At most `rows` pictures, computed as exactly `rows`."""
-        n = len(pixels)
+        n, rows = len(pixels), self.forward.rows
         pixels = pixels.to(self.device)
-        if n < self.rows:
-            pixels = torch.cat([pixels, pixels[:1].expand(self.rows - n, -1, -1, -1)])
-        return self._forward(pixels)[:n].to(torch.float16)
+        if n < rows:
+            pixels = torch.cat([pixels, pixels[:1].expand(rows - n, -1, -1, -1)])
+        return self._in_modes(self._network, pixels)[:n].to(torch.float16)
 
-    def _forward(self, pixels: Tensor) -> Tensor:
+    def _in_modes(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Raw logits of all rows; modes are entered here because each belongs to one thread."""
-        dtype = _DTYPES[self.compute]
+        dtype = DTYPES[self.forward.compute]
+        reduced = dtype != torch.float32
+        on_cuda = self.device.type == "cuda"
         with (
             torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
+            torch.autocast(self.device.type, dtype=dtype, enabled=reduced),
+            # fp32 shall mean fp32
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=reduced) if on_cuda else nullcontext(),
         ):
-            z: Tensor = self._module(self.input_map(pixels).contiguous(memory_format=self._layout))
-        return z
+            return network(pixels)
 
-    def _require_readable(self) -> None:
-        """Fail here, in words, and not in the first batch: some networks read only some sizes."""
-        name, side = self.source.spec.name, self.input_map.side_px
+    def _eager(self) -> Callable[[Tensor], Tensor]:
+        """Normalised and resized pixels through the network, in the memory layout that it runs fastest in."""
+        # a program's kernels were traced for its own layout; elsewhere channels last is up to 1.6 x faster
+        layout = torch.contiguous_format if self.source.spec.task == "program" else torch.channels_last
+        module, input_map = self.source.module.to(self.device).to(memory_format=layout), self.input_map
+
+        def network(pixels: Tensor) -> Tensor:
+            z: Tensor = module(input_map(pixels).contiguous(memory_format=layout))
+            return z
+
+        return network
+
+    def _require_readable(self, picture_px: int) -> Callable[[Tensor], Tensor]:
+        """The function to call, tried out: fail here, in words, and not in the first batch."""
+        name, side, forward = self.source.spec.name, self.input_map.side_px, self.forward
         if self.source.side_range_px is not None:
             low, high = self.source.side_range_px
             if not low <= side <= high:
@@ -192,13 +224,14 @@ class FrozenSource:
                     f"choose another source, or export the program for that size"
                 )
         # only an exported program may be tied to a batch size; for the others one row tells as much
-        n = self.rows if self.source.spec.task == "program" else 1
+        n = forward.rows if self.source.spec.task == "program" else 1
+        network = self._eager()
         try:
-            z = self._forward(torch.zeros(n, 3, side, side, dtype=torch.uint8, device=self.device))
+            z = self._try(network, n, picture_px)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(
-                f"{name} cannot read {n} pictures of {side} px in {self.compute} ({reason}); "
+                f"{name} cannot read {n} pictures of {side} px in {forward.compute} ({reason}); "
                 f"choose another source, or export the program with dynamic batch and size"
             ) from error
         wanted = (n, self.source.spec.n_classes)
@@ -207,19 +240,16 @@ class FrozenSource:
             raise SourceError(
                 f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone"
             )
+        if not forward.compiled:
+            return network
+        network = compiled(network)
+        with compiler_errors(name):
+            self._try(network, forward.rows, picture_px)
+        return network
 
-
-def _one_thread_each(n_workers: int) -> ThreadPoolExecutor:
-    """Worker threads in which torch computes without helpers; the caller's own number of threads stays."""
-    before = torch.get_num_threads()
-    started = Barrier(n_workers)
-
-    def begin(_: int) -> None:
-        torch.get_num_threads()  # a thread's first use of torch resets its number, so let that come before
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="frozen-source")
-    list(pool.map(begin, range(n_workers)))
-    torch.set_num_threads(before)  # the number is also the default of every thread born later
-    return pool
+    def _try(self, network: Callable[[Tensor], Tensor], n_rows: int, picture_px: int) -> Tensor:
+        """A forward of black pictures where the others will run: code is compiled for a number of threads."""
+        black = torch.zeros(n_rows, 3, picture_px, picture_px, dtype=torch.uint8, device=self.device)
+        if self._pool is None:
+            return self._in_modes(network, black)
+        return self._pool.submit(self._in_modes, network, black).result()

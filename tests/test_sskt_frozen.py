@@ -14,13 +14,13 @@ from PIL import Image
 from torch import nn
 
 from sskt.errors import SourceError
+from sskt.forward import Forward, default_compute
 from sskt.frozen import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     FrozenSource,
     InputMap,
     NonFiniteLogitsError,
-    default_compute,
     normalise,
     scaled_side,
 )
@@ -116,7 +116,7 @@ def test_scaled_side_is_the_papers():
 @pytest.mark.parametrize("name", ["imagenet", "program"])
 def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, compute):
     source, pixels = real_source(name), pictures(70)
-    frozen = FrozenSource(source, InputMap(74), device=CPU, compute=compute, threads=2)
+    frozen = FrozenSource(source, InputMap(74), device=CPU, forward=Forward(compute), threads=2)
     whole = frozen.logits(pixels)
     assert whole.shape == (70, source.spec.n_classes)
     assert whole.dtype == torch.float16
@@ -130,7 +130,7 @@ def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, 
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
-            other = FrozenSource(source, InputMap(74), device=CPU, compute=compute)
+            other = FrozenSource(source, InputMap(74), device=CPU, forward=Forward(compute))
             assert torch.equal(other.logits(pixels[30:64]), whole[30:64]), f"{threads} threads"
         finally:
             torch.set_num_threads(before)
@@ -147,7 +147,9 @@ def test_logits_are_the_plain_forward_of_the_pictures(name):
     np.testing.assert_allclose(ours, plain, rtol=2e-3, atol=2e-3)
     shifted = np.abs(ours[1:] - plain[:-1]).max(axis=1)
     assert shifted.min() > 0.1, "a shifted pairing must not pass the same comparison"
-    bf16 = FrozenSource(source, InputMap(74), device=CPU, compute="bf16").logits(pixels).float().numpy()
+    bf16 = (
+        FrozenSource(source, InputMap(74), device=CPU, forward=Forward("bf16")).logits(pixels).float().numpy()
+    )
     cosine = (bf16 * plain).sum(1) / np.linalg.norm(bf16, axis=1) / np.linalg.norm(plain, axis=1)
     assert cosine.min() > 0.999
 
@@ -160,7 +162,7 @@ def test_every_forward_has_the_same_number_of_rows():
             seen.append(len(x))
             return super().forward(x)
 
-    frozen = FrozenSource(made_source(Spy()), InputMap(8), device=CPU, rows=5)
+    frozen = FrozenSource(made_source(Spy()), InputMap(8), device=CPU, forward=Forward(rows=5))
     seen.clear()
     pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8)
     got = frozen.logits(pixels)
@@ -200,7 +202,7 @@ def test_non_finite_rows_are_named(scale, what):
             z = super().forward(x)
             return torch.where(z[:, :1] > 1, z * scale, z)
 
-    frozen = FrozenSource(made_source(Bad()), InputMap(8), device=CPU, rows=4)
+    frozen = FrozenSource(made_source(Bad()), InputMap(8), device=CPU, forward=Forward(rows=4))
     pixels = torch.zeros(11, 3, 8, 8, dtype=torch.uint8)
     pixels[[3, 9]] = 255
     with pytest.raises(
@@ -225,7 +227,7 @@ def test_program_tied_to_a_batch_size_is_named(tmp_path):
     source = open_source(f"program:{tmp_path / 'net.pt2'}", weights_dir=tmp_path)
     with pytest.raises(SourceError, match=r"cannot read 16 pictures of 32 px in fp32 .*dynamic batch"):
         FrozenSource(source, InputMap(32), device=CPU)
-    assert FrozenSource(source, InputMap(32), device=CPU, rows=2).logits(
+    assert FrozenSource(source, InputMap(32), device=CPU, forward=Forward(rows=2)).logits(
         torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     ).shape == (3, 4)
 
@@ -239,6 +241,6 @@ def test_precision_is_chosen_for_agreement_and_unknown_ones_are_refused():
     assert default_compute(CPU) == "fp32"
     assert default_compute(torch.device("cuda")) == "fp16"
     with pytest.raises(SourceError, match="'tf32', expected one of fp32, bf16, fp16"):
-        FrozenSource(made_source(Means()), InputMap(8), device=CPU, compute="tf32")
+        FrozenSource(made_source(Means()), InputMap(8), device=CPU, forward=Forward("tf32"))
     with pytest.raises(SourceError, match="fp16 on a CPU"):
-        FrozenSource(made_source(Means()), InputMap(8), device=CPU, compute="fp16")
+        FrozenSource(made_source(Means()), InputMap(8), device=CPU, forward=Forward("fp16"))

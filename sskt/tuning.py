@@ -1,0 +1,44 @@
+"""How many rows a forward should have: measured, where memory and speed differ from device to device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+
+from sskt.frozen import FrozenSource
+
+_FORWARDS = 4
+_GAIN = 1.05  # a doubling that is not this much faster is not worth its memory
+
+
+def fastest_rows(open_with: Callable[[int], FrozenSource], picture_px: int, *, first: int, most: int) -> int:
+    """Rows of a forward, doubled from `first` to at most `most` while that makes pictures faster and fits.
+
+    `open_with(rows)` gives the source, which is timed on black pictures of `picture_px` after one forward to
+    warm up.
+    """
+    best, best_rate = first, 0.0
+    rows = first
+    while rows <= most:
+        try:
+            rate = _rate(open_with(rows), rows, picture_px)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if rate < best_rate * _GAIN:
+            break
+        best, best_rate = rows, rate
+        rows *= 2
+    return best
+
+
+def _rate(frozen: FrozenSource, rows: int, picture_px: int) -> float:
+    """Pictures per second."""
+    black = torch.zeros(rows, 3, picture_px, picture_px, dtype=torch.uint8, device=frozen.device)
+    frozen.logits(black)
+    started = perf_counter()
+    for _ in range(_FORWARDS):
+        frozen.logits(black)  # checks its rows, so that the device is done when it returns
+    return _FORWARDS * rows / (perf_counter() - started)
