@@ -9,27 +9,30 @@ import errno
 import hashlib
 import json
 import math
-import shutil
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import LocalStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
-from cache.files import sync_folder, sync_tree, temporary_sibling, write_durably
+from cache.files import Location, new_folder, sync_folder, sync_tree, write_durably
+from cache.form import TAIL_NUMBERS, Form
 from cache.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
 MANIFEST = "sskt"  # the group attribute that holds the manifest
 TABLES_SHA256 = "tables_sha256"  # the group attribute that holds one sha256 per table
+N_CLASSES = "n_classes"  # the group attribute with K, which the rows of a top-k store do not show
 TABLES = ("ids", "contents", "probe_ids", "probe")  # the arrays written once, at creation
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _FLAT_KEYS = {"name": "default", "configuration": {"separator": "."}}  # one folder an array to make and flush
@@ -41,6 +44,8 @@ _UNREADABLE = (
     AttributeError,
 )  # what Zarr raises for damaged metadata
 _MAX_BLOCK_ROWS = 4096
+BACKUP = "backup.json"  # beside the group's metadata: a copy of all of it as created, with a checksum
+_RESTORE = "`sskt cache verify {} --repair` restores it"
 
 
 def default_block_rows(n_samples: int) -> int:
@@ -53,11 +58,11 @@ def default_block_rows(n_samples: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The sizes of a store: V views of N samples of K classes, B samples to a block."""
+    """The sizes of a store: V views of N samples, B samples to a block, rows of a form."""
 
     n_views: int
     n_samples: int
-    n_classes: int
+    form: Form
     block_rows: int
 
     @property
@@ -66,7 +71,7 @@ class Layout:
         return math.ceil(self.n_samples / self.block_rows)
 
 
-def require_fitting(path: Path, tables: Mapping[str, NDArray[Any]]) -> None:
+def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:
     """Raise CacheError unless a new store's tables have their types and shapes and the ids are unique."""
     n, p = len(tables["ids"]), len(tables["probe_ids"])
     shapes = {
@@ -87,20 +92,23 @@ def require_fitting(path: Path, tables: Mapping[str, NDArray[Any]]) -> None:
         )
 
 
-def create_group(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> bool:
+def create_group(
+    path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]
+) -> bool:
     """Build an empty store beside `path` and rename it there; False if something was there first.
 
+    In an object store the files are put in place with the group's own last: without it there is no store.
     Raises CacheError, leaving nothing behind, if the folder cannot be written.
     """
-    temporary = temporary_sibling(path)
     try:
+        if not isinstance(path, Path):
+            _upload(path, manifest, layout, tables)
+            return True
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with new_folder(path) as temporary:
             _build(temporary, manifest, layout, tables)
             sync_tree(temporary)
             return _moved_into_place(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise CacheError(
             f"{path}: the store cannot be created ({error.strerror or error}); "
@@ -108,42 +116,54 @@ def create_group(path: Path, manifest: Manifest, layout: Layout, tables: Mapping
         ) from error
 
 
-def read_group(path: Path) -> tuple[Manifest, Layout, dict[str, str]]:
+def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store."""
     if not (path / "zarr.json").is_file():
         raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; precompute makes one")
     try:
-        group = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
+        names = [name for name in ("logits", "topk") if (path / name / "zarr.json").is_file()]
+        metadata = [f"{name}/zarr.json" for name in (*names, "units", *TABLES)]
+        group = zarr.open_group(_in_memory(path, ["zarr.json", *metadata]), mode="r", zarr_format=3)
         attributes = group.attrs.asdict()
-        arrays = {name: _array(group, name) for name in ("logits", "units", *TABLES)}
+        arrays = {name: _array(group, name) for name in (names[0] if names else "logits", "units", *TABLES)}
     except _UNREADABLE as error:
         raise StoreDamaged(
-            f"{path}: is not a readable store ({_first_line(error)}); precompute it again"
+            f"{path}: is not a readable store ({_first_line(error)}); {_RESTORE.format(path)}"
         ) from error
     manifest = Manifest.from_dict(_attribute(path, attributes, MANIFEST), path)
     sums = {name: str(value) for name, value in _attribute(path, attributes, TABLES_SHA256).items()}
-    return manifest, _sound_layout(path, arrays), sums
+    return manifest, _sound_layout(path, arrays, attributes.get(N_CLASSES)), sums
 
 
-def read_table(path: Path, name: str, sha256: str | None) -> NDArray[Any]:
+def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
     """One of the arrays that were written at creation; StoreDamaged unless its bytes are the ones written.
 
     The sha256 is needed beside Zarr's checksum, as a chunk whose file is gone reads as zeros.
     """
-    store = LocalStore(path, read_only=True)
     try:
+        files = [f"{name}/zarr.json", f"{name}/{_only_chunk(name)}"]
+        store = _in_memory(path, files, absent=files[1:])
         table = np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[...])
     except _UNREADABLE as error:
         raise StoreDamaged(
-            f"{path / name}: cannot be read ({_first_line(error)}); precompute the store again"
+            f"{path / name}: cannot be read ({_first_line(error)}); {_RESTORE.format(path)}"
         ) from error
     found = table_sha256(table)
     if found != sha256:
         raise StoreDamaged(
             f"{path / name}: was edited or damaged, its values have the sha256 {found[:12]}, "
-            f"expected {str(sha256)[:12]}; precompute the store again"
+            f"expected {str(sha256)[:12]}; {_RESTORE.format(path)}"
         )
     return table
+
+
+def write_table(path: Location, name: str, table: NDArray[Any]) -> None:
+    """Put a table's only chunk back in place; the table is the one that was there."""
+    memory = MemoryStore()
+    _create_table(zarr.create_group(memory, zarr_format=3), name, table)
+    for file in (f"{name}/zarr.json", f"{name}/{_only_chunk(name)}"):
+        if file in memory._store_dict:
+            write_durably(path / file, memory._store_dict[file].to_bytes())
 
 
 def table_sha256(table: NDArray[Any]) -> str:
@@ -152,7 +172,7 @@ def table_sha256(table: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
 
 
-def set_views(path: Path, name: str, n_views: int) -> None:
+def set_views(path: Location, name: str, n_views: int) -> None:
     """Set an array's first length; Zarr's own resize is not flushed, and deletes chunks when it shrinks."""
     metadata = json.loads((path / name / "zarr.json").read_text())
     metadata["shape"][0] = n_views
@@ -160,15 +180,52 @@ def set_views(path: Path, name: str, n_views: int) -> None:
 
 
 def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
-    v, n, k, b = layout.n_views, layout.n_samples, layout.n_classes, layout.block_rows
-    sums = {name: table_sha256(table) for name, table in tables.items()}
-    attributes = {MANIFEST: manifest.to_dict(), TABLES_SHA256: sums}
+    v, n, b, form = layout.n_views, layout.n_samples, layout.block_rows, layout.form
+    attributes = {
+        MANIFEST: manifest.to_dict(),
+        TABLES_SHA256: {name: table_sha256(table) for name, table in tables.items()},
+        N_CLASSES: form.n_classes,
+    }
     group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
-    _create(group, "logits", "float16", shape=(v, n, k), chunks=(1, b, k), fill=float("nan"))
+    shape, chunks = (v, n, form.width), (1, b, form.width)
+    _create(group, form.array, form.dtype.name, shape=shape, chunks=chunks, fill=form.fill)
     _create(group, "units", "uint64", shape=(v, layout.n_blocks), chunks=(1, 1), fill=0)
     for name, table in tables.items():
-        chunks = tuple(max(1, length) for length in table.shape)
-        _create(group, name, table.dtype.name, shape=table.shape, chunks=chunks, fill=0)[...] = table
+        _create_table(group, name, table)
+    files = {str(f.relative_to(path)): f.read_text() for f in sorted(path.rglob("zarr.json"))}
+    sha256 = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    (path / BACKUP).write_text(json.dumps({"files": files, "sha256": sha256}))
+
+
+def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder)
+        _build(built, manifest, layout, tables)
+        files = sorted(file for file in built.rglob("*") if file.is_file() and file.parent != built)
+        for file in (*files, built / BACKUP, built / "zarr.json"):
+            (path / str(file.relative_to(built))).write_bytes(file.read_bytes())
+
+
+def _create_table(group: zarr.Group, name: str, table: NDArray[Any]) -> None:
+    chunks = tuple(max(1, length) for length in table.shape)
+    _create(group, name, table.dtype.name, shape=table.shape, chunks=chunks, fill=0)[...] = table
+
+
+def _only_chunk(table: str) -> str:
+    """The file name of a table's one chunk."""
+    return ".".join(["c"] + ["0"] * {"ids": 1, "contents": 2, "probe_ids": 1, "probe": 4}[table])
+
+
+def _in_memory(path: Location, files: list[str], absent: list[str] | None = None) -> MemoryStore:
+    """Some small files of a store, wherever it lies, for Zarr to read; those of `absent` may be missing."""
+    buffer, found = default_buffer_prototype().buffer, {}
+    for name in files:
+        try:
+            found[name] = buffer.from_bytes((path / name).read_bytes())
+        except FileNotFoundError:
+            if name not in (absent or []):
+                raise
+    return MemoryStore(found, read_only=True)
 
 
 def _create(
@@ -204,7 +261,7 @@ def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     return array
 
 
-def _attribute(path: Path, attributes: dict[str, Any], name: str) -> dict[str, Any]:
+def _attribute(path: Location, attributes: dict[str, Any], name: str) -> dict[str, Any]:
     found = attributes.get(name)
     if not isinstance(found, dict):
         raise StoreDamaged(
@@ -213,19 +270,25 @@ def _attribute(path: Path, attributes: dict[str, Any], name: str) -> dict[str, A
     return found
 
 
-def _sound_layout(path: Path, arrays: Mapping[str, zarr.Array[Any]]) -> Layout:
+def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_classes: object) -> Layout:
     """The sizes, from the arrays; StoreDamaged unless these fit each other."""
-    logits, units = arrays["logits"], arrays["units"]
-    if logits.ndim != 3 or units.ndim != 2:
+    name = "topk" if "topk" in arrays else "logits"
+    rows, units = arrays[name], arrays["units"]
+    if rows.ndim != 3 or units.ndim != 2:
         raise StoreDamaged(
-            f"{path}: logits and units have {logits.ndim} and {units.ndim} axes, expected 3 and 2; "
-            f"precompute it again"
+            f"{path}: {name} and units have {rows.ndim} and {units.ndim} axes, expected 3 and 2; "
+            f"{_RESTORE.format(path)}"
         )
-    layout = Layout(units.shape[0], logits.shape[1], logits.shape[2], logits.chunks[1])
+    width = rows.shape[2]
+    n_classes = width if n_classes is None and name == "logits" else n_classes  # stores from before top-k
+    if not isinstance(n_classes, int):
+        raise StoreDamaged(f"{path}: its attribute {N_CLASSES} is {n_classes!r}; {_RESTORE.format(path)}")
+    form = Form(n_classes, None if name == "logits" else (width - TAIL_NUMBERS) // 2)
+    layout = Layout(units.shape[0], rows.shape[1], form, rows.chunks[1])
     # `logits` may be ahead of `units` by some views: it grows first, and a kill in between must not matter.
-    views = max(layout.n_views, logits.shape[0])
+    views = max(layout.n_views, rows.shape[0])
     wanted = {
-        "logits": ("float16", (views, *logits.shape[1:]), (1, layout.block_rows, layout.n_classes)),
+        name: (form.dtype.name, (views, rows.shape[1], form.width), (1, layout.block_rows, form.width)),
         "units": ("uint64", (layout.n_views, layout.n_blocks), (1, 1)),
     }
     for name, (dtype, shape, chunks) in wanted.items():
@@ -241,9 +304,9 @@ def _sound_layout(path: Path, arrays: Mapping[str, zarr.Array[Any]]) -> Layout:
     return layout
 
 
-def _require(path: Path, what: str, found: object, wanted: object) -> None:
+def _require(path: Location, what: str, found: object, wanted: object) -> None:
     if found != wanted:
-        raise StoreDamaged(f"{path}: its {what} is {found}, expected {wanted}; precompute it again")
+        raise StoreDamaged(f"{path}: its {what} is {found}, expected {wanted}; {_RESTORE.format(path)}")
 
 
 def _first_line(error: Exception) -> str:

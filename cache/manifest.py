@@ -16,7 +16,8 @@ from cache.errors import StoreDamaged, StoreMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
+
+    from cache.files import Location
 
 FORMAT_VERSION = 1
 ABSENT = object()  # stands for the value of a field that one of the two fingerprints does not have
@@ -64,7 +65,7 @@ class Manifest:
         return {**fields, "sha256": digest(fields)}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any], store_path: Path) -> Self:
+    def from_dict(cls, stored: Mapping[str, Any], store_path: Location) -> Self:
         """What `to_dict` gave; StoreDamaged if it was edited, is no manifest or of another format."""
         missing = [name for name in (*_FIELDS, "sha256") if name not in stored]
         if missing:
@@ -79,7 +80,8 @@ class Manifest:
         if found != stored["sha256"]:
             raise StoreDamaged(
                 f"{store_path}: its manifest was edited or damaged, its fields have the sha256 {found[:12]}, "
-                f"expected {str(stored['sha256'])[:12]}; restore its zarr.json, or precompute again"
+                f"expected {str(stored['sha256'])[:12]}; "
+                f"`sskt cache verify {store_path} --repair` restores it"
             )
         return cls(**fields)
 
@@ -105,7 +107,7 @@ def digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(identity).encode()).hexdigest()
 
 
-def require_match(store_path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require_match(store_path: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise StoreMismatch, naming each field and both values, unless the two fingerprints are equal."""
     found = differences(stored, wanted)
     if not found:

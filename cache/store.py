@@ -1,33 +1,41 @@
 """A store: one source's float16 logits for every view of every sample, in units whole or not there.
 
-Written unit by unit, read a whole view at a time. Opening and creating use Zarr; rows move as plain files
-(cache/unit.py), so Zarr's event loop plays no part while a pipeline runs. No repair, no object stores.
+Written unit by unit, read a whole view at a time, in a local folder or an object store. Opening and creating
+use Zarr; rows move as plain files (cache/unit.py), so Zarr's event loop plays no part while a pipeline runs.
 """
 
 from __future__ import annotations
 
-import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 
 from cache import layout as layouts
+from cache.claims import Claims
 from cache.errors import CacheError, StoreDamaged, StoreIncomplete, StoreMismatch
-from cache.files import TEMPORARY
+from cache.files import TEMPORARY, Location, sweep
+from cache.form import Form
 from cache.layout import Layout, default_block_rows
 from cache.manifest import require_match
 from cache.unit import Unit, UnitFault, UnitFiles, require_sound_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import ArrayLike, NDArray
 
+    from cache.form import Rows
     from cache.manifest import Manifest
 
 __all__ = ["Problem", "Store", "Unit", "default_block_rows", "find_stores"]
+
+_AT_ONCE = 16  # requests to an object store
+
+
+T = TypeVar("T")
 
 
 class Problem(NamedTuple):
@@ -40,23 +48,27 @@ class Problem(NamedTuple):
 class Store:
     """An open store, from `create` or `open`; its sizes are as of then, or of this object's last `grow`."""
 
-    def __init__(self, path: Path, manifest: Manifest, layout: Layout, tables_sha256: dict[str, str]) -> None:
+    def __init__(
+        self, path: Location, manifest: Manifest, layout: Layout, tables_sha256: dict[str, str]
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self._layout = layout
         self._tables_sha256 = tables_sha256
-        self._files = UnitFiles(path, layout.block_rows, layout.n_classes)
+        self._files = UnitFiles(path, layout.block_rows, layout.form)
+        self._claims = Claims(path)
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Location,
         manifest: Manifest,
         *,
         ids: NDArray[np.int64],
         contents: NDArray[np.uint8],
         n_classes: int,
         views: int,
+        top_k: int | None = None,
         block_rows: int | None = None,
         probe_ids: NDArray[np.int64] | None = None,
         probe: NDArray[np.uint8] | None = None,
@@ -64,6 +76,7 @@ class Store:
         """Make an empty store at `path`, or open the one that is there or that another process makes first.
 
         ids: (N,) int64, unique. contents: (N, 16) uint8, what identifies each sample's picture.
+        top_k: keep only so many classes of every row (see `cache.form.Form`); None keeps all.
         probe_ids: (P,) int64 and probe: (P, 3, H, W) uint8, a few samples of view 0 as rendered.
         Raises StoreMismatch if the store that is there has another identity or other ids, CacheError if the
         arguments do not fit each other or the folder cannot be written.
@@ -75,23 +88,24 @@ class Store:
             "probe": np.empty((0, 3, 1, 1), np.uint8) if probe is None else probe,
         }
         layouts.require_fitting(path, tables)
-        layout = Layout(views, len(ids), n_classes, block_rows or default_block_rows(len(ids)))
-        if n_classes < 1 or views < 1 or layout.block_rows < 1:
+        form = Form(n_classes, top_k)
+        layout = Layout(views, len(ids), form, block_rows or default_block_rows(len(ids)))
+        if views < 1 or layout.block_rows < 1:
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")
-        if not path.exists() and layouts.create_group(path, manifest, layout, tables):
+        if not (path / "zarr.json").exists() and layouts.create_group(path, manifest, layout, tables):
             return cls.open(path)
         store = cls.open(path)
         require_match(path, store.manifest.identity, manifest.identity)
-        if store.n_classes != n_classes or not np.array_equal(store.ids, ids):
+        if store.form != form or not np.array_equal(store.ids, ids):
             raise StoreMismatch(
-                f"{path}: holds {store.n_samples} samples of {store.n_classes} classes, this run has "
+                f"{path}: holds {store.n_samples} samples of {store.form.n_classes} classes, this run has "
                 f"{len(ids)} of {n_classes}, or other sample ids; precompute into another cache folder"
             )
         store.grow(views)
         return store
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Location) -> Self:
         """Open a store to read or to go on writing; StoreDamaged if it is none, was edited or is newer."""
         return cls(path, *layouts.read_group(path))
 
@@ -108,7 +122,17 @@ class Store:
     @property
     def n_classes(self) -> int:
         """K: the source's classes."""
-        return self._layout.n_classes
+        return self.form.n_classes
+
+    @property
+    def form(self) -> Form:
+        """What a row holds."""
+        return self._layout.form
+
+    @property
+    def top_k(self) -> int | None:
+        """How many classes a row holds; None for all."""
+        return self.form.top_k
 
     @property
     def block_rows(self) -> int:
@@ -141,10 +165,15 @@ class Store:
         return self._table("probe")
 
     @property
+    def tables_sha256(self) -> dict[str, str]:
+        """The sha256 of every table as it was written."""
+        return dict(self._tables_sha256)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all files of the store, but for those that are being written."""
-        files = [Path(folder) / name for folder, _, names in os.walk(self.path) for name in names]
-        return sum(file.stat().st_size for file in files if TEMPORARY not in file.name)
+        files = [file for file in self.path.rglob("*") if TEMPORARY not in file.name and file.is_file()]
+        return sum(int(file.stat().st_size) for file in files)
 
     @property
     def complete(self) -> bool:
@@ -153,7 +182,14 @@ class Store:
 
     def pending(self, views: int) -> list[Unit]:
         """The unfinished units of the first `views` views, in order; StoreDamaged if an entry is damaged."""
-        return [unit for unit in self._units(views) if self._entry(unit) is None]
+        there = self._files.entries()
+        listed = [unit for unit in self._units(views) if self._files.entry(unit).name in there]
+        entries = dict(zip(listed, self._map(self._entry, listed), strict=True))
+        return [unit for unit in self._units(views) if entries.get(unit) is None]
+
+    def finished(self, unit: Unit) -> bool:
+        """Whether a unit counts; StoreDamaged if its entry is damaged."""
+        return self._entry(unit) is not None
 
     def rows_of(self, block: int) -> slice:
         """The rows of `ids` and of a view that a block holds."""
@@ -172,8 +208,8 @@ class Store:
             )
         return order[places]
 
-    def view(self, view: int) -> NDArray[np.float16]:
-        """One whole view, (N, K) float16, every byte checked.
+    def view(self, view: int) -> Rows:
+        """One whole view, every byte checked: (N, K) float16, or (N, 2k + 4) uint16 of a top-k store.
 
         Raises StoreIncomplete if a unit is not finished or there is no such view, StoreDamaged, naming unit
         and file, if what was finished is not what is there.
@@ -190,16 +226,21 @@ class Store:
                 f"{self.path}: view {view} lacks {len(units) - len(entries)} of {len(units)} units; "
                 f"run the same precompute again to finish it, or pass --labels live"
             )
-        out = np.empty((self.n_samples, self.n_classes), dtype=np.float16)
-        for unit, entry in entries.items():
-            try:
-                self._files.read_payload(unit, entry, out[self.rows_of(unit.block)])
-            except UnitFault as fault:
-                raise StoreDamaged(self._files.damage(unit, fault)) from None
+        out = np.empty((self.n_samples, self.form.width), dtype=self.form.dtype)
+        self._map(lambda unit: self._read(unit, entries[unit], out[self.rows_of(unit.block)]), units)
         return out
 
-    def write_unit(self, unit: Unit, logits: NDArray[np.float16]) -> None:
-        """Finish a unit: its file on the disk, then its entry. logits: (rows of the block, K) finite float16.
+    def unit(self, unit: Unit) -> Rows:
+        """The rows of one finished unit, checked like a view. Raises StoreIncomplete or StoreDamaged."""
+        entry = self._entry(unit)
+        if entry is None:
+            raise StoreIncomplete(f"{self.path}: {unit} is not finished; run the same precompute again")
+        out = np.empty((self._n_rows(unit), self.form.width), dtype=self.form.dtype)
+        self._read(unit, entry, out)
+        return out
+
+    def write_unit(self, unit: Unit, rows: Rows) -> None:
+        """Finish a unit: its file on the disk, then its entry. rows: all of the block, finite, of our form.
 
         A finished unit is never overwritten. The same rows again change nothing, or heal a file that was lost
         or damaged since; other rows raise CacheError. So does a full or read-only disk, which leaves all
@@ -209,8 +250,8 @@ class Store:
             raise CacheError(
                 f"{self.path}: has no {unit}, only {self.n_views} views of {self.n_blocks} blocks; grow it"
             )
-        require_sound_rows(logits, (self._n_rows(unit), self.n_classes), f"{self.path}: {unit}")
-        rows = np.ascontiguousarray(logits)
+        require_sound_rows(rows, self._n_rows(unit), self.form, f"{self.path}: {unit}")
+        rows = cast("Rows", np.ascontiguousarray(rows))
         crc = self._files.crc_of(rows)
         entry = self._entry(unit)
         if entry is not None and entry != crc:
@@ -228,21 +269,52 @@ class Store:
                 f"folder writable and run the same command again, finished units are kept"
             ) from error
 
+    @property
+    def has_claims(self) -> bool:
+        """Whether claims keep other processes away here: not in an object store, and not on Windows."""
+        return self._claims.exist
+
+    def claim(self, unit: Unit) -> bool:
+        """Take a unit for this process until `release`, or its end; False if another process has it.
+
+        Look again whether it is finished once it is claimed. Raises CacheError in a folder that cannot be
+        written.
+        """
+        return self._claims.take(unit.view * self.n_blocks + unit.block)
+
+    def release(self, unit: Unit) -> None:
+        """Let other processes claim a unit again."""
+        self._claims.give_up(unit.view * self.n_blocks + unit.block)
+
+    def sweep(self) -> int:
+        """Remove what dead writers left unfinished, here and of half-made stores beside this one; returns how
+        many files and folders. What is being written is left alone.
+        """
+        folders = (self.path, self.path / self.form.array, self.path / "units")
+        return sum(map(sweep, folders)) + sweep(self.path.parent, self.path.name)
+
     def grow(self, views: int) -> None:
         """Make room for `views` views in all, if there are fewer; finished units stay as they are."""
         if views <= self.n_views:
             return
-        self._layout = layouts.read_group(self.path)[1]  # another process may have grown it further meanwhile
-        try:
-            # In this order: a kill in between leaves a store that opens and has not grown.
-            for name in ("logits", "units") if views > self.n_views else ():
-                layouts.set_views(self.path, name, views)
-        except OSError as error:
-            raise CacheError(
-                f"{self.path}: cannot grow to {views} views ({error.strerror or error}); "
-                f"make room or make the folder writable and run the same command again"
-            ) from error
-        self._layout = layouts.read_group(self.path)[1]
+        with self._claims.whole_store():
+            self._layout = layouts.read_group(self.path)[1]  # another process may have grown it meanwhile
+            if views > self.n_views:  # a kill between the two leaves a store that opens and has not grown
+                self._set_views((self.form.array, "units"), views)
+
+    def trim(self, views: int) -> None:
+        """Keep only the first `views` views, and give the space of the others back."""
+        if not 1 <= views <= self.n_views:
+            raise CacheError(f"{self.path}: has {self.n_views} views and cannot be cut to {views}")
+        with self._claims.whole_store():
+            gone = [unit for unit in self._units(self.n_views) if unit.view >= views]
+            self._set_views(("units", self.form.array), views)
+            for unit in gone:
+                self._files.delete(unit)
+
+    def discard(self, unit: Unit) -> None:
+        """Give a unit up, so that it is unfinished again."""
+        self._files.delete(unit)
 
     def verify(self) -> list[Problem]:
         """Everything on the disk that is wrong, unfinished units aside; damage is reported, never raised."""
@@ -258,7 +330,7 @@ class Store:
                 self._table(name)
             except StoreDamaged as error:
                 yield Problem(None, str(error))
-        buffer = np.empty((self.block_rows, self.n_classes), dtype=np.float16)
+        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
         for unit in self._units(self.n_views):
             rows = buffer[: self._n_rows(unit)]
             if fault := self._files.fault(unit, rows):
@@ -269,6 +341,31 @@ class Store:
 
     def _n_rows(self, unit: Unit) -> int:
         return min(self.block_rows, self.n_samples - unit.block * self.block_rows)
+
+    def _set_views(self, names: tuple[str, str], views: int) -> None:
+        """Change both arrays' number of views, in the order given."""
+        try:
+            for name in names:
+                layouts.set_views(self.path, name, views)
+        except OSError as error:
+            raise CacheError(
+                f"{self.path}: cannot be set to {views} views ({error.strerror or error}); "
+                f"make room or make the folder writable and run the same command again"
+            ) from error
+        self._layout = layouts.read_group(self.path)[1]
+
+    def _map(self, act: Callable[[Unit], T], units: list[Unit]) -> list[T]:
+        """Act on every unit; several at once where each is a request to a server."""
+        if isinstance(self.path, Path):
+            return [act(unit) for unit in units]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(act, units))
+
+    def _read(self, unit: Unit, entry: int, out: Rows) -> None:
+        try:
+            self._files.read_payload(unit, entry, out)
+        except UnitFault as fault:
+            raise StoreDamaged(self._files.damage(unit, fault)) from None
 
     def _entry(self, unit: Unit) -> int | None:
         try:
@@ -285,11 +382,11 @@ class Store:
         return order, self.ids[order]
 
 
-def find_stores(root: Path) -> list[Path]:
+def find_stores(root: Location) -> list[Location]:
     """Every store folder below `root`, sorted; unfinished ones and the insides of stores are not visited."""
-    found: list[Path] = []
-    for folder, names, _ in os.walk(root):
-        stores = [name for name in names if name.endswith(".zarr")]
-        found += [Path(folder) / name for name in stores if (Path(folder) / name / "zarr.json").is_file()]
-        names[:] = [name for name in names if name not in stores and TEMPORARY not in name]
-    return sorted(found)
+    if root.suffix == ".zarr":
+        return [root] if (root / "zarr.json").is_file() else []
+    if TEMPORARY in root.name or not root.is_dir():
+        return []
+    inner: list[Location] = sorted(root.iterdir(), key=str)
+    return [store for place in inner for store in find_stores(place)]

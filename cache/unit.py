@@ -1,4 +1,4 @@
-"""A unit: the logits of one block of samples in one view, one chunk file, and the entry that makes it count.
+"""A unit: the rows of one block of samples in one view, one chunk file, and the entry that makes it count.
 
 Both files are what Zarr's codecs `bytes` (little endian) and `crc32c` make of a chunk, but written and read
 as plain files: one copy less each way, the flush that Zarr leaves out, and every fault has a name.
@@ -7,22 +7,22 @@ as plain files: one copy less each way, the flush that Zarr leaves out, and ever
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 
 from cache.errors import CacheError
-from cache.files import write_durably
+from cache.files import Location, sync_folder, write_durably
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
+
+    from cache.form import Form, Rows
 
 DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
 _CRC_BYTES = 4
-_F16_INF = np.uint16(0x7C00)  # bit patterns from here up, the sign aside, are inf and NaN
 
 
 class UnitFault(Exception):  # noqa: N818 - half a sentence, which the store completes into an error
@@ -42,25 +42,25 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class UnitFiles:
-    """The two files of every unit of the store at `path`, with B rows of K classes to a full block."""
+    """The two files of every unit of the store at `path`, with B rows of a form to a full block."""
 
-    path: Path
+    path: Location
     block_rows: int
-    n_classes: int
+    form: Form
 
-    def payload(self, unit: Unit) -> Path:
-        """The chunk of `logits` that is this unit: B x K float16 and a CRC32C."""
-        return self.path / "logits" / f"c.{unit.view}.{unit.block}.0"
+    def payload(self, unit: Unit) -> Location:
+        """The chunk of rows that is this unit: B rows and a CRC32C."""
+        return self.path / self.form.array / f"c.{unit.view}.{unit.block}.0"
 
-    def entry(self, unit: Unit) -> Path:
+    def entry(self, unit: Unit) -> Location:
         """The chunk of `units` that is this unit's entry: one uint64 and a CRC32C."""
         return self.path / "units" / f"c.{unit.view}.{unit.block}"
 
-    def crc_of(self, rows: NDArray[np.float16]) -> int:
+    def crc_of(self, rows: Rows) -> int:
         """The CRC32C of the payload that `rows` (contiguous) make."""
         return int(google_crc32c.extend(google_crc32c.value(_flat(rows)), self._padding(len(rows))))
 
-    def write(self, unit: Unit, rows: NDArray[np.float16], crc: int) -> None:
+    def write(self, unit: Unit, rows: Rows, crc: int) -> None:
         """Both files, payload first, each on the disk before the next step."""
         write_durably(self.payload(unit), _flat(rows).data, self._padding(len(rows)), _crc_bytes(crc))
         entry = (DONE | crc).to_bytes(8, "little")
@@ -73,7 +73,7 @@ class UnitFiles:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UnitFault(f"its entry cannot be read ({error.strerror})") from error
+            raise UnitFault(f"its entry cannot be read ({error.strerror or error})") from error
         value = int.from_bytes(stored[:8], "little")
         if len(stored) != 8 + _CRC_BYTES or _crc_bytes(google_crc32c.value(stored[:8])) != stored[8:]:
             raise UnitFault("its entry is damaged, the bytes and their checksum disagree")
@@ -81,17 +81,32 @@ class UnitFiles:
             raise UnitFault(f"its entry holds {value:#x}, expected {DONE:#x} plus a checksum")
         return value - DONE
 
-    def read_payload(self, unit: Unit, entry: int, out: NDArray[np.float16]) -> None:
-        """Fill `out`, contiguous (rows, K), from the chunk file; UnitFault unless `entry` is its checksum."""
-        expected = self.block_rows * self.n_classes * 2 + _CRC_BYTES
+    def entries(self) -> set[str]:
+        """The names of the files in `units`: one listing, however many units there are."""
         try:
-            with self.payload(unit).open("rb") as file:
+            return {file.name for file in (self.path / "units").iterdir()}
+        except FileNotFoundError:
+            return set()
+
+    def delete(self, unit: Unit) -> None:
+        """Remove the entry, then the payload; a reader in between finds no unit."""
+        self.entry(unit).unlink(missing_ok=True)
+        if isinstance(self.path, Path):
+            sync_folder(self.path / "units")
+        self.payload(unit).unlink(missing_ok=True)
+
+    def read_payload(self, unit: Unit, entry: int, out: Rows) -> None:
+        """Fill `out`, contiguous (rows, K), from the chunk file; UnitFault unless `entry` is its checksum."""
+        expected = self.block_rows * self.form.width * 2 + _CRC_BYTES
+        try:
+            with self.payload(unit).open("rb") as opened:
+                file: Any = opened  # typeshed's BinaryIO lacks readinto
                 n_read = file.readinto(_flat(out).data)
                 rest = file.read()
         except FileNotFoundError:
             raise UnitFault("the file is missing") from None
         except OSError as error:
-            raise UnitFault(f"the file cannot be read ({error.strerror})") from error
+            raise UnitFault(f"the file cannot be read ({error.strerror or error})") from error
         if n_read + len(rest) != expected:
             raise UnitFault(f"the file holds {n_read + len(rest)} bytes, expected {expected}")
         # One hash serves both sums: the file's own, which any Zarr reader checks, and the entry's.
@@ -101,19 +116,19 @@ class UnitFiles:
         if crc != entry:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
 
-    def fault(self, unit: Unit, buffer: NDArray[np.float16]) -> UnitFault | None:
+    def fault(self, unit: Unit, buffer: Rows) -> UnitFault | None:
         """What is wrong with a unit, if it is finished at all; `buffer` takes its rows."""
         try:
             entry = self.read_entry(unit)
             if entry is not None:
                 self.read_payload(unit, entry, buffer)
-                if n_bad := n_non_finite(buffer):
+                if n_bad := self.form.n_unsound(buffer):
                     raise UnitFault(f"{n_bad} of its {len(buffer)} rows hold NaN or inf")
         except UnitFault as fault:
             return fault
         return None
 
-    def holds(self, unit: Unit, entry: int, rows: NDArray[np.float16]) -> bool:
+    def holds(self, unit: Unit, entry: int, rows: Rows) -> bool:
         """Whether the chunk file is what `entry` states; `rows` only lends its shape."""
         try:
             self.read_payload(unit, entry, np.empty_like(rows))
@@ -124,37 +139,31 @@ class UnitFiles:
     def damage(self, unit: Unit, fault: UnitFault) -> str:
         """The whole sentence for a fault."""
         return (
-            f"{self.payload(unit)}: {unit} is damaged: {fault}; to have just this unit computed again, "
-            f"delete {self.entry(unit)} and run the same precompute again"
+            f"{self.payload(unit)}: {unit} is damaged: {fault}; to have just this unit computed again, run "
+            f"`sskt cache verify {self.path} --repair`, or delete {self.entry(unit)} and precompute again"
         )
 
     def _padding(self, n_rows: int) -> bytes:
-        """What fills a short block up: the array's fill value, NaN, as Zarr does it."""
-        return np.full((self.block_rows - n_rows) * self.n_classes, np.nan, dtype="<f2").tobytes()
+        """What fills a short block up: the array's fill value, as Zarr does it."""
+        missing = (self.block_rows - n_rows) * self.form.width
+        return np.full(missing, self.form.fill, dtype=self.form.dtype.newbyteorder("<")).tobytes()
 
 
-def require_sound_rows(logits: NDArray[np.float16], shape: tuple[int, int], where: str) -> None:
-    """Raise CacheError, starting with `where`, unless the rows are finite float16 of this shape."""
-    if logits.shape != shape or logits.dtype != np.float16:
+def require_sound_rows(rows: Rows, n_rows: int, form: Form, where: str) -> None:
+    """Raise CacheError, starting with `where`, unless these are `n_rows` finite rows of a form."""
+    if rows.shape != (n_rows, form.width) or rows.dtype != form.dtype:
         raise CacheError(
-            f"{where} was given {logits.shape} {logits.dtype}, expected {shape} float16; convert them first"
+            f"{where} was given {rows.shape} {rows.dtype}, expected {(n_rows, form.width)} {form.dtype}; "
+            f"convert them first"
         )
-    if n_bad := n_non_finite(logits):
+    if n_bad := form.n_unsound(rows):
         raise CacheError(
-            f"{where} was given {n_bad} of {len(logits)} rows with NaN or inf, expected finite numbers; "
+            f"{where} was given {n_bad} of {len(rows)} rows with NaN or inf, expected finite numbers; "
             f"compute the source in a wider precision"
         )
 
 
-def n_non_finite(rows: NDArray[np.float16]) -> int:
-    """How many rows hold an inf or a NaN; by bit pattern, which is 15 times faster than numpy's isfinite."""
-    magnitudes = rows.view(np.uint16) & np.uint16(0x7FFF)
-    if magnitudes.max(initial=0) < _F16_INF:
-        return 0
-    return int((magnitudes >= _F16_INF).any(axis=1).sum())
-
-
-def _flat(rows: NDArray[np.float16]) -> NDArray[np.uint8]:
+def _flat(rows: Rows) -> NDArray[np.uint8]:
     """The memory of contiguous rows as bytes, not copied."""
     return rows.reshape(-1).view(np.uint8)
 

@@ -340,7 +340,7 @@ def test_growing_on_a_full_disk_changes_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(CacheError, match=r"cannot grow to 5 views \(No space left on device\)"):
+    with pytest.raises(CacheError, match=r"cannot be set to 5 views \(No space left on device\)"):
         store.grow(5)
     monkeypatch.undo()
     assert store.n_views == Store.open(store.path).n_views == 2
