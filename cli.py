@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -31,16 +32,25 @@ _STOPPED = {  # what Ctrl-C leaves behind
 _OF_RECIPE = "[default: the recipe's]"
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is being written is finished."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise _Terminated
+
+
 class FrontDoor(click.Group):
     """A click group that prints our own errors as one line, and Ctrl-C as what it means."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; exits with 1 on an error of ours and with 130 on Ctrl-C."""
+        """Run a command; exits with 1 on an error of ours, with 130 on Ctrl-C and with 143 on SIGTERM."""
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
-            sys.exit(130)
+            sys.exit(143 if isinstance(stop, _Terminated) else 130)
         except Exception as error:
             from cache.errors import CacheError
             from sskt.errors import SsktError
@@ -80,8 +90,9 @@ def together(argument: str, build: Callable[..., Any], *decorators: Decorator) -
     return apply
 
 
-def _places(data_dir: Path, cache_dir: Path, weights: tuple[str, ...] = ()) -> Places:
+def _places(data_dir: Path, cache_dir: str, weights: tuple[str, ...] = ()) -> Places:
     """NAME=PATH pairs: a name holds no '=', a path may."""
+    from cache.files import location
     from pipeline.choices import Places
 
     for pair in weights:
@@ -89,15 +100,24 @@ def _places(data_dir: Path, cache_dir: Path, weights: tuple[str, ...] = ()) -> P
             raise click.BadParameter(
                 f"{pair!r} is not NAME=PATH, e.g. imagenet=resnet50.pth", param_hint="--weights"
             )
-    return Places(data_dir, cache_dir, {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)})
+    return Places(
+        data_dir, location(cache_dir), {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)}
+    )
 
 
 def _execution(
-    device: str, renderer: str, threads: int, amp: str = "auto", batch_size: int = 64
+    device: str,
+    renderer: str,
+    threads: int,
+    amp: str = "auto",
+    batch_size: int | None = None,
+    compiled: bool | None = None,
 ) -> Execution:
     from pipeline.choices import choose_execution
 
-    return choose_execution(device=device, amp=amp, renderer=renderer, threads=threads, batch_size=batch_size)
+    return choose_execution(
+        device=device, amp=amp, renderer=renderer, threads=threads, batch_size=batch_size, compiled=compiled
+    )
 
 
 def _augmentation(
@@ -120,6 +140,15 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         return None if text is None else tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
+
+
+def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> int | None:
+    """A number of at least 1; None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number of at least 1")
+    return int(text)
 
 
 def _folder(flag: str, default: str | None, text: str, **more: Any) -> Decorator:
@@ -154,8 +183,14 @@ def _text(flag: str, text: str, name: str | None = None, **more: Any) -> Decorat
 DATA_DIR = _folder(
     "--data-dir", "data", "Data sets and downloaded weights.", envvar="SSKT_DATA_DIR", show_envvar=True
 )
-CACHE_DIR = _folder(
-    "--cache-dir", "stores", "Stores and target indexes.", envvar="SSKT_CACHE_DIR", show_envvar=True
+CACHE_DIR = click.option(
+    "--cache-dir",
+    default="stores",
+    show_default=True,
+    metavar="DIRECTORY|URL",
+    help="Stores and target indexes; s3://bucket/stores and the like keep the stores elsewhere.",
+    envvar="SSKT_CACHE_DIR",
+    show_envvar=True,
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 LIMIT = _count("--limit", "Use a fixed stratified subset of N training samples.")
@@ -212,7 +247,7 @@ def main() -> None:
     THREADS,
     JSON,
 )
-def demo(cache_dir: Path, out: Path | None, seeds: int, threads: int, as_json: bool) -> None:
+def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bool) -> None:
     """See both stages work on handwritten digits.
 
     Few labels, one student, three ways: from scratch, SSKT with cached logits, SSKT with the live sources.
@@ -222,7 +257,7 @@ def demo(cache_dir: Path, out: Path | None, seeds: int, threads: int, as_json: b
     from pipeline.run import new_run_folder
 
     out = out or new_run_folder("demo")
-    result = run_demo(cache_dir=cache_dir, out=out, seeds=seeds, threads=threads, say=_say)
+    result = run_demo(cache_dir=Path(cache_dir), out=out, seeds=seeds, threads=threads, say=_say)
     click.echo(json.dumps(result, indent=2) if as_json else result["table"])
 
 
@@ -266,27 +301,58 @@ def prepare(targets: tuple[str, ...], places: Places, as_json: bool) -> None:
         *SHOWN,
     ),
     LIMIT,
+    _count(
+        "--top-k",
+        "Keep the K largest logits and the tail's sum; 0: all. [default: all, 64 beyond 100 GB a store]",
+        low=0,
+    ),
     together(
         "execution",
         _execution,
         _choice(
             "--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources; auto: fp16 on CUDA, else fp32."
         ),
-        _count("--batch-size", "Pictures rendered at a time.", 64),
+        click.option(
+            "--batch-size",
+            default="auto",
+            show_default=True,
+            callback=_count_or_auto,
+            help="Rows of one forward; auto: 16 on a CPU, on CUDA what is measured to be fastest.",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            "compiled",
+            default=None,
+            help="Compile the sources. [default: for 10,000 pictures and more]",
+        ),
         *HOW,
     ),
     together("places", _places, WEIGHTS, DATA_DIR, CACHE_DIR),
+    click.option(
+        "--estimate", is_flag=True, help="Measure for some seconds what it would cost; make nothing."
+    ),
     JSON,
 )
-def precompute(as_json: bool, **what: Any) -> None:
+def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: keep what sources say of a target.
 
     Every planned view of every training picture is drawn once and shown to each source. Stop at any time:
-    the same command goes on from there, and more --views or another --source extend what is kept.
+    the same command goes on from there, and more --views or another --source extend what is kept. Several
+    processes, or torchrun's, share the work.
     """
-    from pipeline.api import run_precompute
+    from pipeline.api import run_estimate, run_precompute
 
+    if estimate:
+        rows = run_estimate(**what, say=_say)
+        _print(
+            rows,
+            as_json,
+            "target source rows bytes bytes_per_row draw_img_s forward_img_s write_mb_s hours pays_after",
+        )
+        return
     rows = [report.to_dict() for report in run_precompute(**what, say=_say)]
+    if os.environ.get("RANK", "0") != "0":  # torchrun's first rank speaks for all
+        return
     _print(rows, as_json, "source n_samples n_classes views rows_done images_s nbytes path")
 
 
@@ -395,20 +461,26 @@ def cache() -> None:
 
 @cache.command("ls")
 @options(CACHE_DIR, JSON)
-def cache_ls(cache_dir: Path, as_json: bool) -> None:
+def cache_ls(cache_dir: str, as_json: bool) -> None:
     """List every store with its target, source, views and size."""
+    from cache.files import location
     from pipeline.tables import store_rows
 
-    _print(store_rows(cache_dir), as_json, "target source samples classes views units bytes path problem")
+    _print(
+        store_rows(location(cache_dir)),
+        as_json,
+        "target source samples classes views units bytes path problem",
+    )
 
 
 @cache.command("info")
-@options(click.argument("store", type=click.Path(path_type=Path)), JSON)
-def cache_info(store: Path, as_json: bool) -> None:
-    """Show what a store depends on and holds."""
+@options(click.argument("store"), JSON)
+def cache_info(store: str, as_json: bool) -> None:
+    """Show what a store depends on and holds, and what a label costs."""
+    from cache.files import location
     from pipeline.tables import store_fields
 
-    fields = store_fields(store)
+    fields = store_fields(location(store))
     if as_json:
         click.echo(json.dumps(fields, indent=2))
     else:
@@ -416,24 +488,77 @@ def cache_info(store: Path, as_json: bool) -> None:
 
 
 @cache.command("verify")
-@options(click.argument("store", type=click.Path(path_type=Path)), JSON)
-def cache_verify(store: Path, as_json: bool) -> None:
-    """Check every finished unit of a store.
+@options(
+    click.argument("store"),
+    _count("--recompute", "Ask the source again about N random rows and compare.", name="n_rows"),
+    click.option("--repair", is_flag=True, help="Compute damaged units again, and nothing else."),
+    _text("--target", "Where the pictures are now. [default: as recorded]"),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Where the source's weights or program are now. [default: as recorded]",
+    ),
+    together(
+        "execution",
+        _execution,
+        *HOW,
+    ),
+    together("places", _places, DATA_DIR, CACHE_DIR),
+    _count("--seed", "Which rows are random.", 0, low=0),
+    JSON,
+)
+def cache_verify(store: str, as_json: bool, **what: Any) -> None:
+    """Check a store: every finished unit, and its rows against the source.
 
-    Checksum, shape, NaN and inf. Exits with 1 if anything is wrong, and says how to mend it.
+    Checksum, shape, NaN and inf, manifest, tables. Exits with 1 if anything is wrong, and says how to mend
+    it.
     """
-    from cache.store import Store
+    from cache.files import location
+    from pipeline.check import verify_store
 
-    opened = Store.open(store)
-    problems = [{"unit": str(p.unit), "problem": p.what} for p in opened.verify()]
-    if problems or as_json:
-        _print(problems, as_json, "unit problem")
+    found = verify_store(location(store), **what, say=_say)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        click.echo(
-            f"{store}: every finished unit is sound ({opened.n_views} views of {opened.n_samples} samples)"
-        )
-    if problems:
+        if found.problems:
+            _print(found.problems, as_json, "unit problem")
+        if found.agreement:
+            row = found.agreement.to_dict()
+            _print([row], as_json, "rows max_error mean_error min_cosine same_top identical worst")
+        click.echo(found.verdict)
+    if not found.good:
         sys.exit(1)
+
+
+@cache.command("prune")
+@options(
+    click.argument("stores", nargs=-1),
+    _count("--views", "Keep the first N views of each STORE, instead of removing it."),
+    click.option("--dry-run", is_flag=True, help="Only say what would go."),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+    CACHE_DIR,
+    JSON,
+)
+def cache_prune(
+    stores: tuple[str, ...], views: int | None, dry_run: bool, yes: bool, cache_dir: str, as_json: bool
+) -> None:
+    """Give disk space back.
+
+    Without a STORE, removes what killed runs left behind in the cache folder; with some, removes these, or
+    all their views beyond the first N.
+    """
+    from pipeline.pruning import plan_pruning, prune
+
+    rows = plan_pruning(cache_dir, stores, views)
+    if not as_json or dry_run:
+        _print(rows, as_json, "what bytes path")
+    if not rows or dry_run:
+        return
+    if stores and not yes:
+        click.confirm(f"remove these {len(rows)}?", abort=True, err=True)
+    prune(rows, views)
+    if as_json:
+        _print(rows, as_json, "")
 
 
 @main.command()

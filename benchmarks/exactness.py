@@ -18,6 +18,7 @@ from cache.store import Store
 from pipeline.choices import Augmentation
 from pipeline.render import open_renderer
 from pipeline.targets import load_index, parse_target
+from sskt.forward import Forward
 from sskt.frozen import FrozenSource
 from sskt.sources import open_source
 
@@ -54,9 +55,8 @@ def main() -> None:
         Augmentation().input_map(spec, source.spec.mean, source.spec.std),
     )
     plain = eager(source.module, input_map, draw(index, plan, other, positions, views))
-    frozen = FrozenSource(
-        source, input_map, device=torch.device("cpu"), compute=store.manifest.made_by["compute"]
-    )
+    forward = Forward.from_dict(store.manifest.made_by)
+    frozen = FrozenSource(source, input_map, device=torch.device("cpu"), forward=forward)
     live = frozen.logits(draw(index, plan, made_by, positions, views)).float()
     print(f"{store.path}: {args.pairs} pairs, made by {store.manifest.made_by['renderer']}")
     report(f"stored / eager fp32, {other} pixels", stored.float(), plain)

@@ -42,7 +42,7 @@ def main() -> None:
     sources = (name, f"program:{args.program}")
     target = f"imagefolder:{args.folder}"
     augmentation = Augmentation(side_px=args.size, source_side_px=224)
-    execution = choose_execution(device="auto", amp="auto", renderer="auto", threads=2, batch_size=64)
+    execution = choose_execution(device="auto", amp="auto", renderer="auto", threads=2)
     started = perf_counter()
     run_precompute(
         [target],

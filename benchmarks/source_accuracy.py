@@ -34,14 +34,12 @@ def main() -> None:
     parser.add_argument("--renderer", default="auto")
     parser.add_argument("--amp", default="auto")
     args = parser.parse_args()
-    execution = choose_execution(
-        device="auto", amp=args.amp, renderer=args.renderer, threads=2, batch_size=64
-    )
+    execution = choose_execution(device="auto", amp=args.amp, renderer=args.renderer, threads=2)
     spec = parse_target(args.target)
     index = load_index(spec, "test", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
     source = open_source(args.source, weights=args.weights, weights_dir=args.data_dir / "weights")
     input_map = Augmentation().input_map(spec, source.spec.mean, source.spec.std)
-    frozen = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
+    frozen = FrozenSource(source, input_map, device=execution.device, forward=execution.forward(len(index)))
     renderer = open_renderer(
         index,
         Augmentation().evaluation_plan(spec),

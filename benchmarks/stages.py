@@ -39,7 +39,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     ]
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     places = Places(args.data_dir, scratch / "stores", weights)
-    execution = choose_execution(device="auto", amp=args.amp, renderer="auto", threads=2, batch_size=64)
+    execution = choose_execution(device="auto", amp=args.amp, renderer="auto", threads=2)
     spec = parse_target(args.target)
     index = load_index(spec, "train", data_dir=places.data_dir, index_dir=places.index_dir, limit=args.limit)
     print(
@@ -105,7 +105,8 @@ def bare_forward_s(args, sources, places, execution, spec, index) -> float:
     for name in sources:
         source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
         input_map = Augmentation().input_map(spec, source.spec.mean, source.spec.std)
-        frozen = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
+        forward = execution.forward(len(index))
+        frozen = FrozenSource(source, input_map, device=execution.device, forward=forward)
         frozen.logits(pixels)
         times = []
         for _ in range(5 * args.repeats):

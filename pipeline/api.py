@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.choices import Augmentation, Places
+from pipeline.estimate import estimate
 from pipeline.evaluate import report
 from pipeline.execution import Execution
+from pipeline.job import Job
 from pipeline.plan import Centre
 from pipeline.precompute import StoreReport, precompute
 from pipeline.run import Run, read_config, read_student
+from pipeline.schedule import Share
 from pipeline.supply import Request, open_labels
 from pipeline.targets import load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
@@ -88,9 +91,52 @@ def run_precompute(
     execution: Execution,
     limit: int | None,
     say: Say,
+    top_k: int | None = None,
 ) -> list[StoreReport]:
     """Stage one for each target, or for every prepared one if none is named; see
-    `pipeline.precompute.precompute`.
+    `pipeline.precompute.precompute`. Under torchrun the ranks share the work.
+    """
+    share = Share.from_environment()
+    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k, say)
+    return [
+        report
+        for job in jobs
+        for report in precompute(job, cache_dir=places.cache_dir, execution=execution, share=share, say=say)
+    ]
+
+
+def run_estimate(
+    targets: Sequence[str],
+    sources: Sequence[str],
+    *,
+    views: int,
+    augmentation: Augmentation,
+    places: Places,
+    execution: Execution,
+    limit: int | None,
+    say: Say,
+    top_k: int | None = None,
+) -> list[dict[str, Any]]:
+    """What `run_precompute` would cost; see `pipeline.estimate.estimate`."""
+    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k, say)
+    return [
+        {"target": job.name, **row}
+        for job in jobs
+        for row in estimate(job, cache_dir=places.cache_dir, execution=execution, say=say)
+    ]
+
+
+def _jobs(
+    targets: Sequence[str],
+    sources: Sequence[str],
+    views: int,
+    augmentation: Augmentation,
+    places: Places,
+    limit: int | None,
+    top_k: int | None,
+    say: Say,
+) -> Iterator[Job]:
+    """One job a target, one after the other.
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
@@ -107,19 +153,16 @@ def run_precompute(
         open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
         for name in dict.fromkeys(sources)
     ]
-    reports: list[StoreReport] = []
     for name in names:
         spec = parse_target(name)
-        reports += precompute(
+        yield Job(
+            name,
             open_index(name, "train", places=places, say=say, limit=limit),
             [(source, augmentation.input_map(spec, source.spec.mean, source.spec.std)) for source in opened],
             augmentation.training_plan(spec),
-            views=views,
-            cache_dir=places.cache_dir,
-            execution=execution,
-            say=say,
+            views,
+            top_k,
         )
-    return reports
 
 
 def run_train(
@@ -151,7 +194,8 @@ def run_train(
     labels = None
     if supervision.method == "sskt":
         _require_named(places, supervision.sources or tuple(places.weights))
-        request = Request(target, spec, index, augmentation, plan, places, execution)
+        temperature = (overrides or {}).get("temperature") or recipe.temperature
+        request = Request(target, spec, index, augmentation, plan, places, execution, temperature)
         labels = open_labels(
             request, supervision.sources, labels=supervision.labels, views=supervision.views, say=say
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from cache.files import Location
 from pipeline.execution import Execution
 from pipeline.plan import Centre, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
 from sskt.download import digest_of
 from sskt.errors import RunError, SourceError
-from sskt.frozen import InputMap, default_compute, scaled_side
+from sskt.forward import default_compute
+from sskt.frozen import InputMap, scaled_side
 from sskt.sources import parse_source
 
 PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
@@ -26,7 +29,7 @@ class Places:
     """
 
     data_dir: Path = Path("data")
-    cache_dir: Path = Path("stores")
+    cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
 
     @property
@@ -58,7 +61,7 @@ class Places:
     @property
     def index_dir(self) -> Path:
         """Where target indexes are kept: beside the stores, since data may lie on a read-only disk."""
-        return self.cache_dir / "indexes"
+        return self.cache_dir / "indexes" if isinstance(self.cache_dir, Path) else self.data_dir / "indexes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,20 @@ class Augmentation:
         return side
 
 
-def choose_execution(*, device: str, amp: str, renderer: str, threads: int, batch_size: int) -> Execution:
-    """The device and the frozen networks' precision; `auto` takes CUDA and the fastest exact-enough
-    precision there is.
+def choose_execution(
+    *,
+    device: str,
+    amp: str,
+    renderer: str,
+    threads: int,
+    batch_size: int | None = None,
+    compiled: bool | None = None,
+) -> Execution:
+    """The device and how frozen networks run; `auto` takes CUDA (torchrun's local rank's) and the fastest
+    precision that is exact enough. `batch_size` is the rows of one forward.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -112,9 +123,7 @@ def choose_execution(*, device: str, amp: str, renderer: str, threads: int, batc
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise RunError(f"--device is {device}, and PyTorch sees no CUDA device here; use --device cpu")
     compute = default_compute(chosen) if amp == "auto" else amp
-    return Execution(
-        device=chosen, compute=compute, renderer=renderer, threads=threads, batch_size=batch_size
-    )
+    return Execution(chosen, compute, renderer, threads, rows=batch_size, compiled=compiled)
 
 
 def student_precision(execution: Execution) -> str:

@@ -35,7 +35,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int, say: Say) 
     sources_s = perf_counter() - started
     say(f"sources: letters and strokes, ready after {sources_s:.0f} s")
     places = Places(data_dir=Path("data"), cache_dir=cache_dir)
-    execution = choose_execution(device="cpu", amp="fp32", renderer="auto", threads=threads, batch_size=64)
+    execution = choose_execution(device="cpu", amp="fp32", renderer="auto", threads=threads)
     asked = perf_counter()
     reports = run_precompute(
         ["digits"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -9,17 +10,22 @@ import torch
 from pipeline.plan import Plan
 from pipeline.render import Renderer, open_renderer
 from pipeline.targets.index import TargetIndex
+from sskt.forward import Forward, default_rows
+
+_COMPILE_FROM = 10_000  # forwards that pay for some ten seconds of compiling, also at 74 px
+_DRAWN_AT_A_TIME = 64  # pictures, or one forward's rows where those are more
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Device, threads and the like. Stage one records precision and renderer with its store all the same."""
+    """Device, threads and the like. What of it changes a row's last bits is recorded with a store."""
 
     device: torch.device
     compute: str = "fp32"  # precision of the frozen networks: fp32, bf16 or fp16
     renderer: str = "auto"
     threads: int = 2
-    batch_size: int = 64  # stage one: pictures rendered at a time
+    rows: int | None = None  # of one forward of a frozen network; None: what is fastest here
+    compiled: bool | None = None  # frozen networks compiled; None: where a job is long enough to pay for it
 
     def open_renderer(self, index: TargetIndex, plan: Plan, *, batch_size: int) -> Renderer:
         """A renderer for batches of at most `batch_size`; see `pipeline.render.open_renderer`."""
@@ -31,3 +37,21 @@ class Execution:
             batch_size=batch_size,
             threads=self.threads,
         )
+
+    def forward(self, n_forwards: int, *, rows: int | None = None) -> Forward:
+        """How a job of `n_forwards` pictures is computed; `rows` is what was measured to be fastest."""
+        compiled = n_forwards >= _COMPILE_FROM if self.compiled is None else self.compiled
+        return Forward(self.compute, self.rows or rows or default_rows(self.device), compiled)
+
+
+def drawn_at_a_time(rows: int) -> int:
+    """Pictures to a rendered batch: whole forwards of `rows`."""
+    return max(1, _DRAWN_AT_A_TIME // rows) * rows
+
+
+def memory_for_pictures() -> int:
+    """Bytes that decoded pictures may take up in this process: an eighth of the memory for all ranks."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return 1 << 30
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.errors import StoreMismatch
+from cache.files import Location
 from cache.manifest import Difference, differences, require_match
 from cache.store import Store, find_stores
 from pipeline.plan import Plan
@@ -62,23 +62,26 @@ def target_identity(index: TargetIndex) -> dict[str, Any]:
     }
 
 
-def identity(source: dict[str, Any], input_map: InputMap, plan: Plan, index: TargetIndex) -> dict[str, Any]:
-    """The whole fingerprint: nested plain data, compared field by field."""
-    return {
+def identity(
+    source: dict[str, Any], input_map: InputMap, plan: Plan, index: TargetIndex, *, top_k: int | None
+) -> dict[str, Any]:
+    """The whole fingerprint: nested plain data, compared field by field; `top_k` is None for all logits."""
+    fields = {
         "source": source,
         "input": input_map.to_dict(),
         "plan": plan.to_dict(),
         "target": target_identity(index),
     }
+    return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
 
 
-def store_folder(cache_dir: Path, index: TargetIndex, source_name: str) -> Path:
+def store_folder(cache_dir: Location, index: TargetIndex, source_name: str) -> Location:
     """Where the stores of one source's logits for one target split lie."""
     return cache_dir / target_slug(index.target) / index.split / source_slug(source_name)
 
 
 def matching_store(
-    cache_dir: Path, index: TargetIndex, source_name: str, wanted: Callable[[Store], dict[str, Any]]
+    cache_dir: Location, index: TargetIndex, source_name: str, wanted: Callable[[Store], dict[str, Any]]
 ) -> Store | None:
     """The store of `source_name` that serves `index`; None if there is no store at all.
 
@@ -87,6 +90,7 @@ def matching_store(
     if stores exist and none fits.
     """
     stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, index, source_name))]
+    stores.sort(key=lambda store: store.top_k is not None)  # of two that serve, the one with all logits
     unmet = [len(_unmet(store, wanted(store), index)) for store in stores]
     if not stores:
         return None

@@ -18,6 +18,7 @@ from cache.errors import StoreIncomplete
 from cache.store import Store
 from pipeline.targets.index import TargetIndex
 from sskt.frozen import FrozenSource
+from sskt.topk import decode
 
 
 class Labels(Protocol):
@@ -51,10 +52,19 @@ class CachedLabels:
     kind = "cached"
 
     def __init__(
-        self, stores: Mapping[str, Store], index: TargetIndex, *, views: int, device: torch.device
+        self,
+        stores: Mapping[str, Store],
+        index: TargetIndex,
+        *,
+        views: int,
+        device: torch.device,
+        temperature: float,
     ) -> None:
-        """Raises StoreIncomplete if any of the views 0..views-1 is not finished in any store."""
-        self._stores, self.views, self._device = stores, views, device
+        """`temperature` is the one that the labels are for: it decides what classes beyond the top k get.
+
+        Raises StoreIncomplete if any of the views 0..views-1 is not finished in any store.
+        """
+        self._stores, self.views, self._device, self._temperature = stores, views, device, temperature
         self.n_classes = {name: store.n_classes for name, store in stores.items()}
         self._rows = {
             name: torch.from_numpy(store.positions_of(index.ids)).to(device) for name, store in stores.items()
@@ -79,7 +89,7 @@ class CachedLabels:
         """See `Labels.load`. Reads and verifies the whole view of every store."""
         if view != self._loaded:
             self._view = {
-                name: torch.from_numpy(store.view(view)).to(self._device)
+                name: torch.from_numpy(store.view(view).view(np.float16)).to(self._device)
                 for name, store in self._stores.items()
             }
             self._loaded = view
@@ -87,7 +97,14 @@ class CachedLabels:
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `Labels.logits`."""
         picked = torch.from_numpy(positions).to(self._device)
-        return {name: view[self._rows[name][picked]] for name, view in self._view.items()}
+        rows = {name: view[self._rows[name][picked]] for name, view in self._view.items()}
+        return {name: self._all_classes(name, found) for name, found in rows.items()}
+
+    def _all_classes(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Stored rows as logits of every class."""
+        if self._stores[name].top_k is None:
+            return rows
+        return decode(rows.view(torch.uint16), self.n_classes[name], self._temperature)
 
 
 class LiveLabels:

@@ -171,6 +171,24 @@ class Centre:
         return {"kind": "centre", **asdict(self)}
 
 
+def plan_from(fields: dict[str, Any], where: str) -> Plan:
+    """The plan whose `to_dict` gave `fields`; TargetError, starting with `where`, if there is none."""
+    kinds = {
+        "pad-crop-flip": PadCropFlip,
+        "random-resized-crop-flip": RandomResizedCropFlip,
+        "centre": Centre,
+    }
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    kind, algorithm = own.pop("kind", None), own.pop("algorithm", ALGORITHM)
+    if kind not in kinds or algorithm != ALGORITHM:
+        raise TargetError(
+            f"{where}: its plan is {kind} by {algorithm}, expected one of {', '.join(kinds)} by {ALGORITHM}; "
+            f"use the version of the program that made it"
+        )
+    plan: Plan = kinds[kind](**own)
+    return plan
+
+
 def _flips(seed: int, ids: NDArray[np.int64], view: int, probability: float) -> NDArray[np.bool_]:
     """Which rows are mirrored: bool (N,)."""
     flips: NDArray[np.bool_] = _philox(seed, ids, view, _FLIP)[:, 0] < probability * 2**32

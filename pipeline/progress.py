@@ -1,32 +1,40 @@
-"""The progress bar of every long piece of work: on standard error, silent where that is not a terminal."""
+"""The progress bars of long pieces of work: on standard error, silent where that is not a terminal."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 console = Console(stderr=True, highlight=False)
 
 
 class Progress:
-    """A bar over `total` items with their rate and the time left; use it in a `with` block."""
+    """Bars over items, with their rate, the time gone and the time left; use it in a `with` block."""
 
-    def __init__(self, title: str, *, total: int) -> None:
+    def __init__(self, title: str | None = None, *, total: int = 0) -> None:
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task(title, total=total, rate="", note="")
+        self._first = None if title is None else self.add(title, total=total)
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -37,8 +45,14 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, n: int, note: str = "") -> None:
-        """`n` more items are done; `note` replaces the text at the end of the bar."""
-        self._bar.update(self._task, advance=n, note=note)
-        speed = self._bar.tasks[0].speed
-        self._bar.update(self._task, rate=f"{speed:,.0f}/s" if speed else "")
+    def add(self, title: str, *, total: int, done: int = 0) -> TaskID:
+        """One more bar, of which `done` items are there from before; returns its number."""
+        return self._bar.add_task(title, total=total, completed=done, rate="", note="")
+
+    def advance(self, n: int, note: str = "", *, bar: TaskID | None = None) -> None:
+        """`n` more items of a bar (left out: the first) are done; `note` replaces the text at its end."""
+        task = self._first if bar is None else bar
+        if task is not None:
+            self._bar.update(task, advance=n, note=note)
+            speed = self._bar.tasks[task].speed
+            self._bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from cache.files import Location
 from cache.store import Store, find_stores
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
@@ -19,8 +19,8 @@ from pipeline.labels import CachedLabels, Labels, LiveLabels
 from pipeline.plan import Plan
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
+from pipeline.teachers import open_teacher
 from sskt.errors import RunError
-from sskt.frozen import FrozenSource
 from sskt.sources import open_source, parse_source
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
@@ -39,6 +39,7 @@ class Request:
     plan: Plan
     places: Places
     execution: Execution
+    temperature: float  # at which the student learns: what a store of top-k logits is read for
 
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its
@@ -48,9 +49,8 @@ class Request:
         sha256 = self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = parse_source(source)
-        return identity(
-            here, self.augmentation.input_map(self.spec, spec.mean, spec.std), self.plan, self.index
-        )
+        input_map = self.augmentation.input_map(self.spec, spec.mean, spec.std)
+        return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 
     def precompute_command(self, sources: tuple[str, ...]) -> str:
         """The command that would make the stores this run lacks."""
@@ -98,7 +98,7 @@ def open_labels(
     return _live(request, sources, views, say)
 
 
-def stored_sources(cache_dir: Path, index: TargetIndex) -> tuple[str, ...]:
+def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
     """The sources that have a complete store for a target split, in alphabetical order."""
     folder = cache_dir / target_slug(index.target) / index.split
     stores = (Store.open(path) for path in find_stores(folder))
@@ -122,7 +122,13 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None, say: 
             check_probe(store, request.index, renderer)
     views = views or min(store.n_views for store in stores.values())
     say(f"labels: cached, {views} view(s) of {', '.join(stores)}")
-    return CachedLabels(stores, request.index, views=views, device=request.execution.device)
+    return CachedLabels(
+        stores,
+        request.index,
+        views=views,
+        device=request.execution.device,
+        temperature=request.temperature,
+    )
 
 
 def _live(request: Request, sources: tuple[str, ...], views: int | None, say: Say) -> LiveLabels:
@@ -131,7 +137,8 @@ def _live(request: Request, sources: tuple[str, ...], views: int | None, say: Sa
     for name in sources:
         source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
         input_map = request.augmentation.input_map(request.spec, source.spec.mean, source.spec.std)
-        frozen[name] = FrozenSource(source, input_map, device=execution.device, compute=execution.compute)
+        forward = execution.forward(len(request.index))
+        frozen[name] = open_teacher(source, input_map, forward, execution, request.plan.side_px, say)
     drawn = "a new view every epoch" if views is None else f"{views} view(s)"
     say(f"labels: live, {', '.join(sources)} in {execution.compute}, {drawn}")
     return LiveLabels(frozen, views=views)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
+from cache.files import Location
 from cache.manifest import flatten
 from cache.store import Store, find_stores
 from pipeline.targets import prepared
@@ -15,12 +16,12 @@ from sskt.recipes import recipe_for
 from sskt.sources import named_sources
 
 
-def store_rows(cache_dir: Path) -> list[dict[str, Any]]:
+def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
     """One row a store; a damaged one has its error under "problem" and nothing else but its path."""
     return [_store_row(path) for path in find_stores(cache_dir)]
 
 
-def store_fields(path: Path) -> dict[str, Any]:
+def store_fields(path: Location) -> dict[str, Any]:
     """Everything about one store, flat: sizes, fingerprint and origin."""
     store = Store.open(path)
     return {
@@ -74,7 +75,7 @@ def target_rows(data_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _store_row(path: Path) -> dict[str, Any]:
+def _store_row(path: Location) -> dict[str, Any]:
     try:
         store = Store.open(path)
         n_units = store.n_views * store.n_blocks

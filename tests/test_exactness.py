@@ -34,7 +34,7 @@ class Made:
         self.weights = shared("weights/imagenet_resnet50.safetensors")
         self.places = Places(data_dir, cache_dir, {"imagenet": self.weights})
         self.names = {"imagenet": "imagenet", PROGRAM: f"program:{self.program}"}
-        self.execution = choose_execution(device="cpu", amp="auto", renderer="dali", threads=2, batch_size=64)
+        self.execution = choose_execution(device="cpu", amp="auto", renderer="dali", threads=2)
         self.reports = run_precompute(
             ["cifar10"],
             list(self.names.values()),
@@ -113,7 +113,9 @@ def test_live_logits_equal_stored_ones_for_any_batch_and_order(made, name):
     input_map = Augmentation().input_map(parse_target("cifar10"), source.spec.mean, source.spec.std)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"))
     live = LiveLabels({name: frozen}, views=VIEWS)
-    cached = CachedLabels({name: made.stores[name]}, made.index, views=VIEWS, device=torch.device("cpu"))
+    cached = CachedLabels(
+        {name: made.stores[name]}, made.index, views=VIEWS, device=torch.device("cpu"), temperature=3.0
+    )
     order = np.random.default_rng(3).permutation(N)[:128]
     for epoch, batch_size in enumerate((7, 64, 128)):
         view = cached.view_of(epoch)
@@ -167,7 +169,9 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
 
 def test_a_subset_is_served_by_the_full_store_with_its_own_rows(made):
     subset = made.index.limit(64)
-    labels = CachedLabels({PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, device=torch.device("cpu"))
+    labels = CachedLabels(
+        {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, device=torch.device("cpu"), temperature=3.0
+    )
     labels.load(1)
     positions = np.array([5, 0, 63])
     rows = np.flatnonzero(np.isin(made.index.ids, subset.ids[positions]))

@@ -48,7 +48,7 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
     rows = {}
     for device in ("cpu", "cuda"):
         places = Places(tmp_path / "data", tmp_path / device)
-        execution = choose_execution(device=device, amp="fp32", renderer="auto", threads=2, batch_size=64)
+        execution = choose_execution(device=device, amp="fp32", renderer="auto", threads=2)
         shown = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": 100}
         run_precompute(["digits"], [source], views=1, say=print, **shown)
         rows[device] = Store.open(find_stores(places.cache_dir)[0]).view(0).astype(np.float32)

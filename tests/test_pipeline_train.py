@@ -23,7 +23,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     places = Places(folder / "data", folder / "stores")
-    execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2, batch_size=64)
+    execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2)
     shared_arguments = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": N}
     run_precompute(["digits"], [source], views=2, say=print, **shared_arguments)
     return folder, source, shared_arguments

@@ -36,7 +36,7 @@ class Project:
         self.target = f"imagefolder:{folder / 'scenes'}"
         self.source = f"program:{save_program(folder / 'tiny.pt2')}"
         self.places = Places(folder / "data", folder / "stores")
-        self.execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2, batch_size=8)
+        self.execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2)
         self.precompute()
 
     def precompute(self, augmentation: Augmentation = SIZES, views: int = 2) -> None:

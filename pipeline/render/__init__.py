@@ -8,7 +8,8 @@ most about one grey level on average after a resize, and not at all without one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import numpy as np
@@ -28,10 +29,13 @@ class Renderer(Protocol):
 
     name: str  # "dali-cpu", "dali-gpu" or "torch-cpu": recorded with every store
 
-    def render(self, view: int, batches: Iterable[Positions]) -> Generator[torch.Tensor, None, None]:
+    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """One uint8 tensor (n, 3, side, side) for each array of n index positions; at most `batch_size` of
         them.
         """
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Within it, a file is decoded once for all renders, and its whole picture kept in memory."""
 
     def close(self) -> None:
         """Free threads and device memory."""

@@ -1,16 +1,18 @@
 """The DALI renderer: one graph for pictures in memory or JPEG/PNG files, on the CPU or a GPU.
 
 Every random decision comes in as a tensor from the plan; the graph holds no random operator. File pictures
-are decoded only inside their window where the plan allows it. On a GPU the hardware JPEG engine stays off,
+are decoded only inside their window where the plan allows it, which gives the same bytes as cutting the
+whole picture (tests/test_pipeline_render.py). On a GPU the hardware JPEG engine stays off,
 because it and the CUDA decoder give different pixels.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from pipeline.plan import PadCropFlip, Plan
 from pipeline.render import Positions
 from pipeline.targets.index import TargetIndex
 
+# what enters the graph: encoded files, of which only the window is decoded; files whose whole pictures are
+# handed out as well; pictures in memory
+_Entry = Literal["files", "keep", "pixels"]
 _AHEAD = 3  # batches whose files are read while the graph works on earlier ones
 _Feed = tuple[
     list[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
@@ -36,60 +41,88 @@ class DaliRenderer:
     ) -> None:
         self._index, self._plan, self._device = index, plan, device
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
+        self._batch_size, self._threads = batch_size, threads
         self._pool = ThreadPoolExecutor(threads)
         self._feeds: Iterator[_Feed] = iter(())
-        self._pipe = self._build(batch_size, threads)
+        self._pipes: dict[_Entry, Pipeline] = {}  # built at first use
+        self._kept: dict[int, NDArray[np.uint8]] | None = None
         self._closed = False
 
-    def render(self, view: int, batches: Iterable[Positions]) -> Generator[torch.Tensor, None, None]:
+    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`. One render at a time; leaving it early is fine."""
-        self._feeds = self._read_ahead(view, batches)
+        entry = self._entry(batches)
+        pipe = self._pipes.get(entry) or self._pipes.setdefault(entry, self._build(entry))
+        self._feeds = self._read_ahead(view, batches, entry)
         try:
-            while True:
-                try:
-                    (output,) = self._pipe.run()
-                except StopIteration:
-                    return
+            for positions in batches:
+                output = pipe.run()
+                if entry == "keep":
+                    self._keep(positions, output[1])
                 # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
-                yield from_dlpack(output.as_tensor())
+                yield from_dlpack(output[0].as_tensor())
         finally:
-            self._drain()
+            self._drain(pipe)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """See `Renderer.keeping`."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def close(self) -> None:
         """See `Renderer.close`."""
         self._pool.shutdown(cancel_futures=True)
         self._closed = True
 
-    def _read_ahead(self, view: int, batches: Iterable[Positions]) -> Iterator[_Feed]:
+    def _entry(self, batches: Sequence[Positions]) -> _Entry:
+        """How pictures enter the graph; a file is decoded no more than once while pictures are kept."""
+        if self._index.kind == "array":
+            return "pixels"
+        if self._kept is None:
+            return "files"
+        return "pixels" if all(int(p) in self._kept for batch in batches for p in batch) else "keep"
+
+    def _keep(self, positions: Positions, decoded: Any) -> None:
+        """Hold on to the whole pictures of a batch, in the host's memory."""
+        assert self._kept is not None  # noqa: S101 - "keep" is no entry otherwise
+        decoded = decoded.as_cpu() if self._device.type == "cuda" else decoded
+        for i, position in enumerate(positions):
+            self._kept[int(position)] = np.array(decoded.at(i))
+
+    def _read_ahead(self, view: int, batches: Sequence[Positions], entry: _Entry) -> Iterator[_Feed]:
         """What the graph eats, with file reads running ahead of it."""
         pending: deque[Future[_Feed]] = deque()
         for positions in batches:
-            pending.append(self._pool.submit(self._feed, view, positions))
+            pending.append(self._pool.submit(self._feed, view, positions, entry))
             if len(pending) > _AHEAD:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
-    def _feed(self, view: int, positions: Positions) -> _Feed:
+    def _feed(self, view: int, positions: Positions, entry: _Entry) -> _Feed:
         """Pictures or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,) of one batch."""
         rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
         pictures: list[NDArray[np.uint8]] | NDArray[np.uint8]
-        if self._index.kind == "array":
-            pictures = self._index.pictures(positions)
-        else:
+        if entry != "pixels":
             pictures = [np.frombuffer(self._index.encoded(int(p)), dtype=np.uint8) for p in positions]
+        elif self._kept is not None:
+            pictures = [self._kept[int(p)] for p in positions]
+        else:
+            pictures = self._index.pictures(positions)
         anchors, shapes = (np.ascontiguousarray(part) for part in np.split(rows.windows, 2, axis=1))
         return pictures, anchors, shapes, rows.flips.astype(np.int32)
 
-    def _build(self, batch_size: int, threads: int) -> Pipeline:
-        """The graph: decode, cut the window, resize, flip, planes first."""
+    def _build(self, entry: _Entry) -> Pipeline:
+        """The graph: decode, cut the window, resize, flip, planes first; "keep" hands out whole pictures
+        too.
+        """
         gpu = self._device.type == "cuda"
-        files = self._index.kind == "files"
-        side = self._plan.side_px
-        resized = files or not isinstance(self._plan, PadCropFlip) or bool((self._index.sizes != side).any())
         pipe = Pipeline(
-            batch_size,
-            threads,
+            self._batch_size,
+            self._threads,
             device_id=self._device.index or 0 if gpu else None,
             prefetch_queue_depth=2,
             exec_dynamic=True,
@@ -100,36 +133,42 @@ class DaliRenderer:
                 num_outputs=4,
                 batch=True,
                 dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-                ndim=[1 if files else 3, 1, 1, 0],
+                ndim=[3 if entry == "pixels" else 1, 1, 1, 0],
             )
             window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
-            if files and not isinstance(self._plan, PadCropFlip):  # the window lies inside the picture
-                pictures = fn.decoders.image_slice(pictures, **window, **_decoding(gpu))
+            if entry == "files" and not isinstance(self._plan, PadCropFlip):  # windows lie inside the picture
+                cut = fn.decoders.image_slice(pictures, **window, **_decoding(gpu))
             else:
-                if files:
+                if entry != "pixels":
                     pictures = fn.decoders.image(pictures, **_decoding(gpu))
                 elif gpu:
                     pictures = pictures.gpu()
-                pictures = fn.slice(pictures, **window, out_of_bounds_policy="pad", fill_values=0)
-            if resized:
-                pictures = fn.resize(
-                    pictures, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True
-                )
-            pictures = fn.flip(pictures, horizontal=flip, vertical=0)
-            pipe.set_outputs(fn.transpose(pictures, perm=[2, 0, 1]))
+                cut = fn.slice(pictures, **window, out_of_bounds_policy="pad", fill_values=0)
+            drawn = fn.transpose(
+                fn.flip(self._resized(cut), horizontal=flip, vertical=0),
+                perm=[2, 0, 1],
+            )
+            pipe.set_outputs(*((drawn, pictures) if entry == "keep" else (drawn,)))
         pipe.build()
         return pipe
 
-    def _drain(self) -> None:
-        """Leave the pipeline ready for the next view, also after an early exit or an error."""
+    def _resized(self, cut: Any) -> Any:
+        """The window at the plan's size; left alone where it has that size already."""
+        side = self._plan.side_px
+        if isinstance(self._plan, PadCropFlip) and not (self._index.sizes != side).any():
+            return cut
+        return fn.resize(cut, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
+
+    def _drain(self, pipe: Pipeline) -> None:
+        """Leave a pipeline ready for the next view, also after an early exit or an error."""
         self._feeds = iter(())
         if self._closed:  # closed while a view was still being drawn
             return
         try:
             while True:
-                self._pipe.run()
+                pipe.run()
         except StopIteration:
-            self._pipe.reset()
+            pipe.reset()
 
 
 def _decoding(gpu: bool) -> dict[str, Any]:

@@ -4,8 +4,9 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ class TorchRenderer:
     def __init__(self, index: TargetIndex, plan: Plan, *, threads: int) -> None:
         self._index, self._plan = index, plan
         self._pool = ThreadPoolExecutor(threads)
+        self._kept: dict[int, NDArray[np.uint8]] | None = None
         self._whole_windows = index.kind == "array" and bool((index.sizes == plan.side_px).all())
 
-    def render(self, view: int, batches: Iterable[Positions]) -> Generator[torch.Tensor, None, None]:
+    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
         for positions in batches:
             rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
@@ -37,6 +39,15 @@ class TorchRenderer:
                 jobs = zip(positions, rows.windows, rows.flips, strict=True)
                 yield torch.stack(list(self._pool.map(self._draw, jobs)))
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """See `Renderer.keeping`."""
+        self._kept = {} if self._index.kind == "files" else None
+        try:
+            yield
+        finally:
+            self._kept = None
+
     def close(self) -> None:
         """See `Renderer.close`."""
         self._pool.shutdown()
@@ -44,11 +55,19 @@ class TorchRenderer:
     def _draw(self, job: tuple[np.int64, NDArray[np.int32], np.bool_]) -> torch.Tensor:
         """One picture: uint8 (3, side, side)."""
         position, window, flip = job
-        picture = torch.from_numpy(crop(self._index.pixels_of(int(position)), window)).permute(2, 0, 1)
+        picture = torch.from_numpy(crop(self._whole(int(position)), window)).permute(2, 0, 1)
         side = self._plan.side_px
         if picture.shape[1:] != (side, side):
             picture = tvf.resize(picture, [side, side], tvf.InterpolationMode.BILINEAR, antialias=True)
         return picture.flip(-1) if flip else picture
+
+    def _whole(self, position: int) -> NDArray[np.uint8]:
+        """A picture before it is cut: uint8 (H, W, 3)."""
+        if self._kept is None:
+            return self._index.pixels_of(position)
+        if position not in self._kept:
+            self._kept[position] = self._index.pixels_of(position)
+        return self._kept[position]
 
 
 def crop(picture: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -1,0 +1,159 @@
+"""Stage one beside its limits, in one run: the bare forwards, a plain loop, one source against two, writing.
+
+    python benchmarks/precompute.py --target imagenet --weights imagenet=resnet50.safetensors \
+        --source imagenet --source program:squeezenet.pt2 --amp bf16
+
+The target's pictures are drawn by its training plan. "bare" is the source, as stage one runs it, on one batch
+that is in memory; it is measured before and after, since a shared machine drifts. The plain loop is what one
+would write without us: a DataLoader, two workers, Pillow, torchvision's transforms, an eager fp32 forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.job import Job
+from pipeline.precompute import precompute
+from pipeline.render import in_batches
+from pipeline.schedule import Share
+from pipeline.targets import load_index, parse_target
+from pipeline.teachers import choose_forward, open_teacher
+from sskt.sources import IMAGENET_MEAN, IMAGENET_STD, open_source
+
+
+def main() -> None:
+    args = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        bench(args, Path(scratch))
+
+
+def bench(args: argparse.Namespace, scratch: Path) -> None:
+    weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
+    places = Places(args.data_dir, scratch, weights)
+    execution = choose_execution(
+        device="auto", amp=args.amp, renderer="auto", threads=2, batch_size=args.batch_size, compiled=True
+    )
+    spec = parse_target(args.target)
+    index = load_index(spec, args.split, data_dir=places.data_dir, index_dir=scratch / "ix", limit=args.limit)
+    augmentation = Augmentation()
+    plan = augmentation.training_plan(spec)
+    sources = []
+    for name in args.source:
+        source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+        sources.append((source, augmentation.input_map(spec, source.spec.mean, source.spec.std)))
+    side = sources[0][1].side_px
+    print(f"{args.target}, {len(index)} pictures, {args.views} views, sources at {side} px, {args.amp}")
+
+    with closing(execution.open_renderer(index, plan, batch_size=64)) as renderer:
+        pixels = next(iter(renderer.render(0, in_batches(np.arange(64), 64)))).clone()
+
+    def bare() -> list[float]:
+        """Pictures per second of every source on a resident batch."""
+        rates = []
+        for source, input_map in sources:
+            forward = choose_forward(source, input_map, execution, plan.side_px, len(index) * args.views)
+            frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
+            frozen.logits(pixels)
+            times = []
+            while sum(times) < args.seconds:
+                started = perf_counter()
+                waiting = [frozen.begin(pixels) for _ in range(4)]
+                for logits in waiting:
+                    logits().cpu()
+                times.append(perf_counter() - started)
+            rates.append(4 * len(pixels) / statistics.median(times))
+        return rates
+
+    before = bare()
+    took = {}
+    for n in range(1, len(sources) + 1):
+        job = Job(index, sources[:n], plan, args.views)
+        folder = scratch / f"stores{n}"
+        reports = precompute(job, cache_dir=folder, execution=execution, share=Share(), say=print)
+        took[n] = reports[0].wall_s
+        writing = sum(report.write_s for report in reports) / reports[0].wall_s
+        rate = len(index) * args.views / took[n]
+        print(f"{f'stage one, {n} source(s)':<40}{rate:>10.1f} images/s, writing {writing:.2%} of the time")
+    rates = [statistics.mean(pair) for pair in zip(before, bare(), strict=True)]
+    for (source, _), rate in zip(sources, rates, strict=True):
+        print(f"{'bare ' + source.spec.name:<40}{rate:>10.1f} images/s")
+    each = [len(index) * args.views / rate for rate in rates]
+    for n, seconds in took.items():
+        print(f"{f'stage one / bare, {n} source(s)':<40}{sum(each[:n]) / seconds:>10.2f}")
+    if len(sources) > 1:  # one pass for all against the first pass and the other bare forwards
+        alone = took[1] + sum(each[1:])
+        print(f"{'all sources / (first pass + forwards)':<40}{took[len(sources)] / alone:>10.3f}")
+    if index.kind == "files":
+        plain = plain_loop(args, index, sources[0][0], side)
+        print(f"{'plain loop, first source':<40}{plain:>10.1f} images/s")
+        print(f"{'stage one / plain loop':<40}{len(index) * args.views / took[1] / plain:>10.2f}")
+
+
+def plain_loop(args, index, source, side: int) -> float:
+    """Pictures per second of the loop that everyone writes first."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(side, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    rows = np.random.default_rng(0).permutation(len(index))[: args.plain]
+    loader = torch.utils.data.DataLoader(
+        _Pictures(index, rows, transform), batch_size=32, num_workers=2, multiprocessing_context="spawn"
+    )
+    module = source.module.to(memory_format=torch.contiguous_format)
+    logits, started = [], None
+    with torch.inference_mode():
+        for pixels in loader:
+            started = started or perf_counter()  # the workers are up
+            logits.append(module(pixels).to(torch.float16))
+    return len(rows) / (perf_counter() - started)
+
+
+class _Pictures(torch.utils.data.Dataset):
+    def __init__(self, index, rows, transform) -> None:
+        self._index, self._rows, self._transform = index, rows, transform
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        from PIL import Image
+
+        with Image.open(self._index.access.path_of(int(self._rows[i]))) as picture:
+            return self._transform(picture.convert("RGB"))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="cifar10")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--source", action="append", required=True)
+    parser.add_argument("--weights", action="append", default=[])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--amp", default="auto")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each bare measurement")
+    parser.add_argument("--plain", type=int, default=320, help="pictures of the plain loop")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Check a store, and mend what can be mended: metadata from its copy, tables from the target, units from the
+source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import StoreDamaged
+from cache.files import Location
+from cache.layout import TABLES, table_sha256, write_table
+from cache.restore import restore_metadata
+from cache.store import Problem, Store
+from cache.unit import Unit
+from pipeline.agreement import Agreement, recompute
+from pipeline.choices import Places
+from pipeline.execution import Execution, drawn_at_a_time
+from pipeline.fingerprint import PROBE_SAMPLES, probe_pixels
+from pipeline.origin import Origin, open_index_of, open_origin
+from pipeline.plan import plan_from
+from pipeline.progress import Progress
+from pipeline.schedule import Share
+from pipeline.teachers import open_teacher
+from pipeline.work import Crew, Work
+from sskt.forward import Forward
+from sskt.frozen import FrozenSource
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `verify_store` found."""
+
+    store: str
+    problems: list[dict[str, Any]]  # what is wrong now, after a repair
+    repaired: list[str]  # units computed again, and files put back
+    agreement: Agreement | None
+    verdict: str
+
+    @property
+    def good(self) -> bool:
+        """Whether the store passes."""
+        return not self.problems and (self.agreement is None or self.agreement.good)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            **asdict(self),
+            "agreement": None if self.agreement is None else self.agreement.to_dict(),
+            "good": self.good,
+        }
+
+
+def verify_store(
+    path: Location,
+    *,
+    n_rows: int | None = None,
+    repair: bool = False,
+    target: str | None = None,
+    weights: Path | None = None,
+    places: Places,
+    execution: Execution,
+    seed: int = 0,
+    say: Say,
+) -> Verified:
+    """Check everything on the disk, mend it if `repair`, and compare `n_rows` random rows with the source.
+
+    `target` and `weights` say where these are if they have moved. Raises what opening them raises; nothing
+    has been given up then.
+    """
+    mended = _open_mended(path, repair)
+    store = Store.open(path)
+    problems = store.verify()
+    if problems and repair:
+        mended += _mend(store, problems, places, execution, target, weights, say)
+        store = Store.open(path)
+        problems = store.verify()
+    agreement = None
+    if n_rows and not problems:
+        origin = open_origin(store, places, target=target, weights=weights, say=say)
+        frozen = _teacher(store, origin, execution, say, exact=False)
+        agreement = recompute(store, origin, frozen, execution, n=n_rows, seed=seed)
+    rows = [{"unit": str(p.unit) if p.unit else None, "problem": p.what} for p in problems]
+    verdict = _verdict(store, rows, mended, agreement)
+    return Verified(str(path), rows, mended, agreement, verdict)
+
+
+def _open_mended(path: Location, repair: bool) -> list[str]:
+    """Try to open a store; with `repair`, metadata that cannot be read comes back from its copy."""
+    try:
+        Store.open(path)
+    except StoreDamaged:
+        if not repair:
+            raise
+        return restore_metadata(path)
+    return []
+
+
+def _mend(
+    store: Store,
+    problems: list[Problem],
+    places: Places,
+    execution: Execution,
+    target: str | None,
+    weights: Path | None,
+    say: Say,
+) -> list[str]:
+    """Put tables back and compute units again; what could fail comes before anything is given up."""
+    index = open_index_of(store, places, target=target, say=say)
+    tables = _damaged_tables(store)
+    if tables:
+        plan = plan_from(store.manifest.identity["plan"], str(store.path))
+        with closing(execution.open_renderer(index, plan, batch_size=1)) as renderer:
+            n_probe = min(PROBE_SAMPLES, len(index))
+            rebuilt: dict[str, NDArray[Any]] = {
+                "ids": index.ids,
+                "contents": index.contents,
+                "probe_ids": index.ids[:n_probe],
+                "probe": probe_pixels(renderer, np.arange(n_probe)),
+            }
+        for name in tables:
+            if table_sha256(rebuilt[name]) == store.tables_sha256[name]:
+                write_table(store.path, name, rebuilt[name])
+        store = Store.open(store.path)
+    mended = sorted(set(tables) - set(_damaged_tables(store)))
+    units = [problem.unit for problem in problems if problem.unit is not None]
+    if units:
+        origin = open_origin(store, places, target=target, weights=weights, say=say)
+        frozen = _teacher(store, origin, execution, say, exact=True)
+        _redo(store, origin, frozen, units, execution)
+        mended += map(str, units)
+    return mended
+
+
+def _redo(
+    store: Store, origin: Origin, frozen: FrozenSource, units: list[Unit], execution: Execution
+) -> None:
+    """Compute just these units again."""
+    batch = drawn_at_a_time(frozen.forward.rows)
+    renderer = execution.open_renderer(origin.index, origin.plan, batch_size=batch)
+    with closing(renderer), Progress() as progress:
+        for unit in units:
+            store.discard(unit)
+        works = [Work(origin.source, frozen, store, set(units))]
+        crew = Crew(origin.index, works, renderer, Share(), batch_size=batch, progress=progress)
+        crew.work(store.n_views)
+
+
+def _teacher(store: Store, origin: Origin, execution: Execution, say: Say, *, exact: bool) -> FrozenSource:
+    """The source as the store's rows were computed; a CPU that cannot do fp16 compares in fp32."""
+    forward = Forward.from_dict(store.manifest.made_by)
+    if not exact and forward.compute == "fp16" and execution.device.type == "cpu":
+        say("the rows were computed in fp16 on a GPU; this CPU compares them with fp32")
+        forward = replace(forward, compute="fp32")
+    return open_teacher(origin.source, origin.input_map, forward, execution, origin.plan.side_px, say)
+
+
+def _damaged_tables(store: Store) -> list[str]:
+    damaged = []
+    for name in TABLES:
+        try:
+            getattr(store, name)
+        except StoreDamaged:
+            damaged.append(name)
+    return damaged
+
+
+def _verdict(
+    store: Store, problems: list[dict[str, Any]], mended: list[str], agreement: Agreement | None
+) -> str:
+    """One sentence."""
+    done = f"{len(mended)} part(s) repaired; " if mended else ""
+    if problems:
+        return f"{store.path}: {done}{len(problems)} problem(s); --repair mends what can be mended"
+    left = len(store.pending(store.n_views))
+    more = f", {left} unit(s) are not finished yet" if left else ""
+    sound = f"{done}every finished unit is sound ({store.n_views} views of {store.n_samples} samples{more})"
+    if agreement is None:
+        return f"{store.path}: {sound}"
+    if agreement.good:
+        return f"{store.path}: {sound}, and {agreement.rows} rows are what the source says"
+    return (
+        f"{store.path}: {sound}, but its rows are not what the source says of these pixels; "
+        f"remove it (sskt cache prune {store.path}) and precompute again"
+    )

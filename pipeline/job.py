@@ -1,0 +1,89 @@
+"""A job of stage one: whose pictures, which sources, how many views, and the store that each source's logits
+belong in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cache.files import Location
+from cache.manifest import digest
+from cache.store import Store
+from pipeline.fingerprint import identity, source_identity, store_folder
+from pipeline.plan import Plan
+from pipeline.targets.index import TargetIndex
+from sskt.frozen import InputMap
+from sskt.sources import Source
+from sskt.topk import row_width
+
+DENSE_BUDGET = 100_000_000_000  # bytes of one store beyond which only the top classes are kept
+DEFAULT_TOP_K = 64
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What stage one is to do for one target.
+
+    `target` is the name that it was asked for by, which a store records beside its fingerprint. `top_k` is
+    the number of classes to keep of every row, 0 for all; None takes all below DENSE_BUDGET.
+    """
+
+    target: str
+    index: TargetIndex
+    sources: list[tuple[Source, InputMap]]
+    plan: Plan
+    views: int
+    top_k: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The target and its split, for messages."""
+        return f"{self.index.target}/{self.index.split}"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where one source's logits belong."""
+
+    path: Location
+    fields: dict[str, Any]  # the fingerprint
+    top_k: int | None  # None: all logits
+    exists: bool
+
+    @property
+    def store(self) -> Store | None:
+        """The store, if it is there."""
+        return Store.open(self.path) if self.exists else None
+
+
+def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location, say: Say) -> Destination:
+    """The store for a source: with all logits if such a one is there, or else what `job.top_k` asks for."""
+    spec = source.spec
+    about = source_identity(spec, source.weights_sha256, spec.n_classes)
+    folder = store_folder(cache_dir, job.index, spec.name)
+
+    def of_form(top_k: int | None) -> Destination:
+        fields = identity(about, input_map, job.plan, job.index, top_k=top_k)
+        path = folder / f"{digest(fields)[:12]}.zarr"
+        return Destination(path, fields, top_k, (path / "zarr.json").exists())
+
+    dense, wanted = of_form(None), job.top_k
+    if wanted is None:
+        nbytes = 2 * spec.n_classes * len(job.index) * job.views
+        if dense.exists or nbytes <= DENSE_BUDGET:
+            return dense
+        say(
+            f"{spec.name}: all {spec.n_classes} logits of {job.views} view(s) would take "
+            f"{nbytes / 1e9:,.0f} GB, the top {DEFAULT_TOP_K} are kept; --top-k 0 keeps all"
+        )
+        wanted = DEFAULT_TOP_K
+    if wanted == 0:
+        return dense
+    if row_width(wanted) >= spec.n_classes:
+        say(f"{spec.name}: all {spec.n_classes} logits are kept, the top {wanted} would take no less")
+        return dense
+    return of_form(wanted)

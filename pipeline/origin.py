@@ -1,0 +1,81 @@
+"""Where a store's rows came from: pictures, plan, input map and source, opened again from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.errors import StoreMismatch
+from cache.manifest import require_match
+from cache.store import Store
+from pipeline.choices import Places
+from pipeline.fingerprint import identity, source_identity
+from pipeline.plan import Plan, plan_from
+from pipeline.targets import load_index, parse_target
+from pipeline.targets.index import TargetIndex
+from sskt.frozen import InputMap
+from sskt.sources import Source, open_source
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Everything that a store's logits are a function of."""
+
+    index: TargetIndex  # the store's samples, in the order of its rows
+    plan: Plan
+    source: Source
+    input_map: InputMap
+
+
+def open_origin(
+    store: Store, places: Places, *, target: str | None = None, weights: Path | None = None, say: Say
+) -> Origin:
+    """Open what a store was made from; `target` and `weights` say where it is if it has moved since.
+
+    Raises StoreMismatch, naming the field, unless it is exactly what the store's fingerprint says, and what
+    opening a target or a source raises.
+    """
+    recorded, asked = store.manifest.identity, store.manifest.made_by.get("asked", {})
+    index = open_index_of(store, places, target=target, say=say)
+    name = recorded["source"]["name"]
+    file = weights or asked.get("weights")
+    if name.startswith("program:"):
+        source = open_source(f"program:{file or name.partition(':')[2]}", weights_dir=places.weights_dir)
+    else:
+        source = open_source(name, weights=file and Path(file), weights_dir=places.weights_dir)
+    origin = Origin(
+        index,
+        plan_from(recorded["plan"], str(store.path)),
+        source,
+        InputMap.from_dict(recorded["input"]),
+    )
+    about = source_identity(source.spec, source.weights_sha256, source.spec.n_classes)
+    found = identity(about, origin.input_map, origin.plan, origin.index, top_k=store.top_k)
+    require_match(store.path, recorded, found)
+    return origin
+
+
+def open_index_of(store: Store, places: Places, *, target: str | None, say: Say) -> TargetIndex:
+    """The store's samples, in the order of its rows; the subset that --limit takes, if it has fewer.
+
+    Raises StoreMismatch if the target has other samples by now.
+    """
+    about = store.manifest.identity["target"]
+    name = target or store.manifest.made_by.get("asked", {}).get("target") or about["name"]
+    index = load_index(
+        parse_target(name), about["split"], data_dir=places.data_dir, index_dir=places.index_dir
+    )
+    for note in index.notes:
+        say(note)
+    if about["n_samples"] < len(index):
+        index = index.limit(about["n_samples"])
+    if index.content_sha256 != about["contents_sha256"]:
+        raise StoreMismatch(
+            f"{store.path}: {name} has other pictures by now, their sha256 is {index.content_sha256[:12]}, "
+            f"expected {about['contents_sha256'][:12]}; restore them, say where they are with --target, or "
+            f"precompute again"
+        )
+    return index

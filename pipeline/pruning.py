@@ -1,0 +1,54 @@
+"""What `sskt cache prune` would remove, and its removal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cache.errors import CacheError
+from cache.files import location
+from cache.prune import leftovers, remove_store, sweep_all
+from cache.store import Store
+
+
+def plan_pruning(cache_dir: str, stores: Sequence[str], views: int | None) -> list[dict[str, Any]]:
+    """One row of plain data for each thing that would go: what it is, its bytes and path.
+
+    Without `stores`: everything in `cache_dir` that writers left unfinished when they died. Raises CacheError
+    if one of the stores is none, or `views` is given without stores.
+    """
+    if not stores:
+        if views is not None:
+            raise CacheError(
+                "--views says how many views of a STORE to keep; name one (sskt cache ls lists them)"
+            )
+        found = leftovers(location(cache_dir))
+        return [{"what": "unfinished", "bytes": _size(path), "path": str(path)} for path in found]
+    rows = []
+    for name in stores:
+        store = Store.open(location(name))
+        if views is None:
+            rows.append({"what": "store", "bytes": store.nbytes, "path": str(store.path)})
+        elif views < store.n_views:
+            gone = store.n_views - views
+            nbytes = store.nbytes * gone // store.n_views
+            rows.append({"what": f"{gone} views", "bytes": nbytes, "path": str(store.path)})
+    return rows
+
+
+def prune(rows: Sequence[dict[str, Any]], views: int | None) -> None:
+    """Do what `plan_pruning` said."""
+    for row in rows:
+        path = location(row["path"])
+        if row["what"] == "unfinished":
+            sweep_all(path.parent)
+        elif views is None:
+            remove_store(path)
+        else:
+            Store.open(path).trim(views)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

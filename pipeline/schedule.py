@@ -1,0 +1,48 @@
+"""Who does what: how the ranks of a job share tasks. Pure arithmetic; claims and entries keep it safe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from sskt.errors import RunError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of `n_ranks` equal shares."""
+
+    rank: int = 0
+    n_ranks: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """RANK and WORLD_SIZE as torchrun sets them, else the only share; RunError if they make no sense."""
+        rank, n_ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and n_ranks.isdecimal() and int(rank) < int(n_ranks)):
+            raise RunError(
+                f"RANK is {rank!r} and WORLD_SIZE is {n_ranks!r}, expected 0 <= RANK < WORLD_SIZE; "
+                f"unset both, or start the processes with torchrun"
+            )
+        return cls(int(rank), int(n_ranks))
+
+
+def own(tasks: Sequence[T], share: Share) -> list[T]:
+    """Every n-th task: disjoint and exhaustive over the ranks, and early tasks are done early."""
+    return list(tasks[share.rank :: share.n_ranks])
+
+
+def in_turn(tasks: Sequence[T], share: Share, *, steal: bool) -> list[T]:
+    """A rank's own tasks in order, then, to `steal`, the others', each share from its end.
+
+    Whoever steals from a living rank meets it as late as possible, and two thieves start at different shares.
+    """
+    order = own(tasks, share)
+    if steal:
+        for further in range(1, share.n_ranks):
+            order += reversed(own(tasks, Share((share.rank + further) % share.n_ranks, share.n_ranks)))
+    return order

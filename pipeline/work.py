@@ -1,0 +1,244 @@
+"""The loop of stage one: claim a unit, draw it, ask every source, commit.
+
+All of it overlaps: one thread draws ahead, the caller's starts forwards and collects them, one thread
+writes. A unit is committed only after the one before, so a process that dies loses at most one computed unit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import TaskID
+
+from cache.errors import CacheError
+from cache.store import Store
+from cache.unit import Unit
+from pipeline.ahead import ahead
+from pipeline.execution import memory_for_pictures
+from pipeline.progress import Progress
+from pipeline.render import Renderer, in_batches
+from pipeline.schedule import Share, in_turn
+from pipeline.targets.index import TargetIndex
+from sskt.errors import SourceError
+from sskt.frozen import FrozenSource, NonFiniteLogitsError
+from sskt.sources import Source
+from sskt.topk import encode
+
+_DRAWN_AHEAD = 2  # batches
+_IN_FLIGHT = 2  # batches whose forwards have begun
+_VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
+_WAIT_S = 1.0  # between two looks at units that other processes have claimed
+
+
+@dataclass(slots=True)
+class Work:
+    """One source on its way through stage one; `frozen` is None if its store lacks nothing."""
+
+    source: Source
+    frozen: FrozenSource | None
+    store: Store
+    pending: set[Unit]
+    rows_done: int = 0
+    write_s: float = 0.0
+    bar: TaskID | None = None
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A unit that is being computed, for the sources that lack it: one (n, K) float16 tensor each."""
+
+    unit: Unit
+    works: list[Work]
+    positions: NDArray[np.int64]  # index rows
+    logits: list[torch.Tensor] = field(default_factory=list)
+    begun: int = 0  # rows whose forwards have begun
+
+
+_Begun = tuple[_Filling, int, list[Callable[[], torch.Tensor]]]
+
+
+class Crew:
+    """What does the units of one target's stores, which all have the same blocks."""
+
+    def __init__(
+        self,
+        index: TargetIndex,
+        works: list[Work],
+        renderer: Renderer,
+        share: Share,
+        *,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self._index, self._works, self._renderer, self._share = index, works, renderer, share
+        self._batch_size, self._progress = batch_size, progress
+        self._claims = all(work.store.has_claims for work in works)
+        self._open: list[_Filling] = []  # claimed and not committed
+        self._writing: Future[None] | None = None
+
+    def work(self, views: int) -> None:
+        """Do what is unfinished of the first `views` views, and wait for what other processes have claimed.
+
+        Where stores have no claims (on object stores) each rank does its own share and waits for nobody.
+        """
+        for work in self._works:
+            total, left = views * len(self._index), sum(map(self._n_rows, work.pending))
+            work.bar = self._progress.add(work.source.spec.name, total=total, done=total - left)
+        while True:
+            n_done = self._once()
+            if not self._claims:
+                return
+            for work in self._works:
+                self._look_again(work, views)
+            if not any(work.pending for work in self._works):
+                return
+            if not n_done:
+                time.sleep(_WAIT_S)
+
+    def _once(self) -> int:
+        """Do every unit that can be claimed; returns how many."""
+        begun: deque[_Begun] = deque()
+        n_units = 0
+        with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+            drawn = ahead(self._drawn(), _DRAWN_AHEAD)
+            try:
+                for filling, pixels in drawn:
+                    n_units += filling.begun == 0
+                    asked = [work.frozen.begin(pixels) for work in filling.works if work.frozen]
+                    begun.append((filling, filling.begun, asked))
+                    filling.begun += len(pixels)
+                    if len(begun) > _IN_FLIGHT:
+                        self._collect(begun.popleft(), writer)
+                while begun:
+                    self._collect(begun.popleft(), writer)
+                self._written()
+            finally:
+                drawn.close()
+                for filling in self._open:
+                    for work in filling.works:
+                        work.store.release(filling.unit)
+                self._open = []
+        return n_units
+
+    def _drawn(self) -> Generator[tuple[_Filling, torch.Tensor]]:
+        """The pictures of every unit that this process gets hold of, batch by batch."""
+        units = sorted(set().union(*(work.pending for work in self._works)))
+        for task in in_turn(self._tasks(units), self._share, steal=self._claims):
+            with self._renderer.keeping() if self._fit_in_memory(task) else nullcontext():
+                for unit in task:
+                    works = self._claimed(unit)
+                    if works:
+                        filling = _Filling(unit, works, self._positions(unit))
+                        self._open.append(filling)
+                        batches = in_batches(filling.positions, self._batch_size)
+                        with closing(self._renderer.render(unit.view, batches)) as drawn:
+                            for pixels in drawn:
+                                yield filling, pixels
+
+    def _tasks(self, units: list[Unit]) -> list[tuple[Unit, ...]]:
+        """Units that are done one after the other: of files, some views of a block, which share a decode."""
+        if self._index.kind != "files":
+            return [(unit,) for unit in units]
+        tasks: dict[tuple[int, int], list[Unit]] = {}
+        for unit in units:
+            tasks.setdefault((unit.view // _VIEWS_TO_A_DECODE, unit.block), []).append(unit)
+        return [tuple(tasks[key]) for key in sorted(tasks)]
+
+    def _fit_in_memory(self, task: tuple[Unit, ...]) -> bool:
+        """Whether a task's pictures are worth keeping decoded, and few enough."""
+        sizes = self._index.sizes[self._positions(task[0])]
+        return len(task) > 1 and 3 * int(sizes.prod(axis=1, dtype=np.int64).sum()) <= memory_for_pictures()
+
+    def _claimed(self, unit: Unit) -> list[Work]:
+        """The sources that lack a unit and whose stores let this process do it."""
+        held = [work for work in self._works if unit in work.pending and work.store.claim(unit)]
+        done = [work for work in held if work.store.finished(unit)]  # by another process, since we looked
+        for work in done:
+            work.store.release(unit)
+        return [work for work in held if work not in done]
+
+    def _collect(self, begun: _Begun, writer: ThreadPoolExecutor) -> None:
+        """Wait for a batch's logits; the last of a unit sends it to the writer."""
+        filling, at, asked = begun
+        n = 0
+        for work, out, wait in zip(filling.works, self._room(filling), asked, strict=True):
+            logits = wait()
+            n = len(logits)
+            out[at : at + n] = logits
+            self._progress.advance(n, bar=work.bar)
+        if at + n == len(filling.positions):
+            self._written()
+            self._writing = writer.submit(self._commit, filling)
+
+    def _room(self, filling: _Filling) -> list[torch.Tensor]:
+        if not filling.logits:
+            n = len(filling.positions)
+            filling.logits = [
+                torch.empty((n, work.store.n_classes), dtype=torch.float16, device=work.frozen.device)
+                for work in filling.works
+                if work.frozen
+            ]
+        return filling.logits
+
+    def _written(self) -> None:
+        """Wait for the unit that is being written, and raise what went wrong with it."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _commit(self, filling: _Filling) -> None:
+        """Write a unit to every store that lacks it; a source that failed does not cost the others theirs."""
+        failed: Exception | None = None
+        for work, logits in zip(filling.works, filling.logits, strict=True):
+            started = perf_counter()
+            try:
+                self._require_finite(work, filling, logits)
+                top_k = work.store.top_k
+                rows = logits if top_k is None else encode(logits, top_k)
+                work.store.write_unit(filling.unit, rows.cpu().numpy())
+            except (SourceError, CacheError) as error:
+                failed = failed or error
+                continue
+            work.pending.discard(filling.unit)
+            work.store.release(filling.unit)
+            work.rows_done += len(logits)
+            work.write_s += perf_counter() - started
+        if failed is not None:
+            raise failed
+        self._open.remove(filling)
+
+    def _require_finite(self, work: Work, filling: _Filling, logits: torch.Tensor) -> None:
+        """Raise SourceError, naming the samples, if any row is not finite."""
+        try:
+            if work.frozen is not None:
+                work.frozen.require_finite(logits)
+        except NonFiniteLogitsError as error:
+            bad = [int(filling.positions[row]) for row in error.rows[:3]]
+            names = ", ".join(f"{self._index.ids[p]} ({self._index.name_of(p)})" for p in bad)
+            raise SourceError(
+                f"{error}; view {filling.unit.view}, samples {names}; nothing of this unit was kept"
+            ) from error
+
+    def _look_again(self, work: Work, views: int) -> None:
+        """What other processes have finished meanwhile is not pending any more."""
+        if work.pending:
+            left = set(work.store.pending(views)) & work.pending
+            self._progress.advance(sum(map(self._n_rows, work.pending - left)), bar=work.bar)
+            work.pending = left
+
+    def _positions(self, unit: Unit) -> NDArray[np.int64]:
+        """The index rows of a unit."""
+        rows = self._works[0].store.rows_of(unit.block)
+        return np.arange(rows.start, rows.stop)
+
+    def _n_rows(self, unit: Unit) -> int:
+        return len(self._positions(unit))
