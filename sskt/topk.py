@@ -6,8 +6,8 @@ With K classes, z_k the k-th largest logit and beta = 1 / T, the tail's sum is
 
 z_k + h(beta) is the logit that every class of the tail would have if they shared their weight evenly: the
 mean of the tail's logits for beta -> 0, and its log-sum-exp, less log(K - k), for beta = 1. h rises slowly
-and smoothly, so its values at four temperatures give it at all others: from T = 1/2 up, the probability of the
-top 64 together is off by less than 0.01 in every real row that was tried (benchmarks/topk.py), where
+and smoothly, so its values at four temperatures give it at all others: from T = 1/2 up, the probability of
+the top 64 together is off by less than 0.01 in every real row that was tried (benchmarks/topk.py), where
 renormalising the top k is off by the whole tail.
 """
 

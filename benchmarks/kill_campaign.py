@@ -1,0 +1,179 @@
+"""Kill stage one with SIGKILL, again and again, at random moments; then look at its store.
+
+    python benchmarks/kill_campaign.py --data-dir data --kills 100 --ranks 1 \
+        --source imagenet --weights imagenet=resnet50.safetensors --source program:squeezenet.pt2
+
+Every life is a process of its own (two with --ranks 2, killed together or one at a time) that runs the real
+precompute from the beginning. Checked at the end, after one run that is left alone: every unit and table is
+the same bytes as in a store that was never interrupted, nothing unfinished lies about, verify is silent, and
+no more units were computed twice than processes were killed. All the while, a reader asks for whole views and
+must get one that is right, or an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cache.errors import StoreIncomplete
+from cache.prune import leftovers
+from cache.store import Store, find_stores
+
+
+def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) -> None:
+    """One run of stage one; what it computes is noted before it is written."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
+    from pipeline import work
+    from pipeline.api import run_precompute
+    from pipeline.choices import Augmentation, Places, choose_execution
+
+    commit = work.Crew._commit
+
+    def noted(crew, filling):
+        if log is not None:
+            with log.open("a") as file:
+                file.writelines(f"{w.store.path.parent.name} {filling.unit}\n" for w in filling.works)
+        commit(crew, filling)
+
+    work.Crew._commit = noted
+    weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
+    run_precompute(
+        [args.target],
+        args.source,
+        views=args.views,
+        augmentation=Augmentation(),
+        places=Places(args.data_dir, stores, weights),
+        execution=choose_execution(device="cpu", amp="auto", renderer="auto", threads=2, compiled=False),
+        limit=args.samples,
+        say=lambda _: None,
+    )
+
+
+def campaign(args: argparse.Namespace, folder: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "zarr", "pipeline.api", "pipeline.render.dali"])
+    rng = random.Random(args.seed)
+    whole, hurt, log = folder / "whole", folder / "hurt", folder / "log"
+    log.touch()
+
+    def start(stores: Path, rank: int, log: Path | None):
+        process = context.Process(target=life, args=(args, stores, rank, log))
+        process.start()
+        return process
+
+    started = time.perf_counter()
+    for process in [start(whole, rank, None) for rank in range(args.ranks)]:
+        process.join()
+        assert process.exitcode == 0, "the run that is left alone failed"
+    alone_s = time.perf_counter() - started
+    rights = {path.parent.name: Store.open(path) for path in find_stores(whole)}
+    print(
+        f"{len(rights)} stores of {args.views} units, {alone_s:.0f} s without kills, {args.ranks} process(es)"
+    )
+
+    reading = Reading(hurt, rights)
+    kills = 0
+    while kills < args.kills:
+        processes = [start(hurt, rank, log) for rank in range(args.ranks)]
+        time.sleep(rng.uniform(0, args.longest))
+        victims = processes if rng.random() < 0.5 else [rng.choice(processes)]
+        for process in victims:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        for process in processes:  # the ranks that live on take over, for a moment
+            process.join(timeout=0 if process in victims else rng.uniform(0, args.longest))
+            if process.is_alive() and process not in victims:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            process.join()
+        left = sum(len(Store.open(p).pending(args.views)) for p in find_stores(hurt))
+        print(f"\r{kills} kills, {left} units left, {reading.views} whole views read  ", end="", flush=True)
+        if kills < args.kills and left == 0 and find_stores(hurt):
+            raise SystemExit(
+                f"\nall units were done after {kills} kills; use more --views or a smaller --longest"
+            )
+    for process in [start(hurt, rank, log) for rank in range(args.ranks)]:
+        process.join()
+        assert process.exitcode == 0, "the last run failed"
+    reading.stop()
+
+    lines = log.read_text().splitlines()
+    twice = len(lines) - len(set(lines))
+    for name, right in rights.items():
+        (path,) = [p for p in find_stores(hurt) if p.parent.name == name]
+        assert Store.open(path).verify() == []
+        for folder_name in ("logits", "units", "ids", "contents", "probe_ids", "probe"):
+            ours, theirs = (sorted((s / folder_name).iterdir()) for s in (path, right.path))
+            assert [f.name for f in ours] == [f.name for f in theirs], folder_name
+            for a, b in zip(ours, theirs, strict=True):
+                assert a.read_bytes() == b.read_bytes(), f"{a} differs"
+    assert leftovers(hurt) == []
+    assert twice <= kills * len(rights), f"{twice} units computed twice"
+    assert not reading.wrong, reading.wrong
+    print(
+        f"\n{kills} kills: every file the same bytes as without; {len(set(lines))} units, {twice} computed "
+        f"twice (at most {kills * len(rights)} allowed: one a source and kill); {reading.views} whole views "
+        f"read, {reading.refused} refused, none wrong"
+    )
+
+
+class Reading:
+    """A thread that reads whole views of the store while it is being hurt."""
+
+    def __init__(self, folder: Path, rights: dict[str, Store]) -> None:
+        self.views, self.refused, self.wrong = 0, 0, ""
+        self._folder, self._rights, self._going = folder, rights, True
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        rng = random.Random(0)
+        while self._going:
+            time.sleep(0.02)
+            for path in find_stores(self._folder):
+                view = rng.randrange(next(iter(self._rights.values())).n_views)
+                try:
+                    found = Store.open(path).view(view)
+                except StoreIncomplete:
+                    self.refused += 1
+                    continue
+                self.views += 1
+                if not np.array_equal(found, self._rights[path.parent.name].view(view)):
+                    self.wrong = f"{path}: view {view} was read and is wrong"
+
+    def stop(self) -> None:
+        self._going = False
+        self._thread.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="cifar10")
+    parser.add_argument("--source", action="append", required=True)
+    parser.add_argument("--weights", action="append", default=[])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--views", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--longest", type=float, default=6.0, help="seconds of a life, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        campaign(args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
