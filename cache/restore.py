@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from cache.errors import StoreDamaged
 from cache.files import Location, write_durably
 from cache.layout import BACKUP
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+_GROWING = ("logits/zarr.json", "topk/zarr.json", "units/zarr.json")
 
 
 def restore_metadata(path: Location) -> list[str]:
@@ -29,19 +31,45 @@ def restore_metadata(path: Location) -> list[str]:
             f"{path / BACKUP}: the copy of the store's metadata is damaged too ({error}); "
             f"precompute into another cache folder"
         ) from error
-    views = 1 + max((int(e[1]) for e in entries if len(e) == 3 and e[1].isdecimal()), default=0)
+    there = {name: _read(path / name) for name in files}
+    sizes = [_views(metadata) for name, metadata in there.items() if name in _GROWING]
+    views = max(1 + max((int(e[1]) for e in entries if len(e) == 3 and e[1].isdecimal()), default=0), *sizes)
     restored = []
     for name, text in files.items():
-        metadata = json.loads(text)
-        if name in ("logits/zarr.json", "topk/zarr.json", "units/zarr.json"):
-            metadata["shape"][0] = max(views, metadata["shape"][0])
-        try:
-            there = json.loads((path / name).read_text())
-            if name != "zarr.json" and there.get("shape", [0])[0] > metadata["shape"][0]:
-                metadata["shape"][0] = there["shape"][0]  # grown, and nothing written there yet
-        except _UNREADABLE:
-            there = None
-        if there != metadata:
-            write_durably(path / name, json.dumps(metadata, indent=2).encode())
+        wanted = json.loads(text)
+        if name in _GROWING:
+            wanted["shape"][0] = max(views, wanted["shape"][0])
+            if _same_but_views(there[name], wanted):
+                continue
+        if there[name] != wanted:
+            write_durably(path / name, json.dumps(wanted, indent=2).encode())
             restored.append(name)
     return restored
+
+
+def _read(file: Location) -> dict[str, Any] | None:
+    """A JSON object; None if it is not there or none."""
+    try:
+        metadata = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return metadata if isinstance(metadata, dict) else None
+
+
+def _views(metadata: dict[str, Any] | None) -> int:
+    """How many views an array has room for, as far as its metadata can be understood."""
+    shape = (metadata or {}).get("shape")
+    return shape[0] if isinstance(shape, list) and shape and isinstance(shape[0], int) else 0
+
+
+def _same_but_views(found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """Whether an array's metadata is sound, however many views it has room for."""
+    return (
+        found is not None
+        and _views(found) > 0
+        and found
+        == {
+            **wanted,
+            "shape": [_views(found), *wanted["shape"][1:]],
+        }
+    )

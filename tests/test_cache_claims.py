@@ -1,0 +1,321 @@
+"""Several processes on one store: claims, sweeping, growing; and the same store behind a URL."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cache_samples import ALL_UNITS, fill, filled_store, flip_byte, logits_of, new_store, payload_file
+from upath import UPath
+
+from cache.errors import CacheError, StoreDamaged, StoreIncomplete, StoreMismatch
+from cache.files import location, write_durably
+from cache.prune import leftovers, remove_store, sweep_all
+from cache.restore import restore_metadata
+from cache.store import Store, Unit, find_stores
+
+TESTS = Path(__file__).parent
+START = f"import sys; sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]\n"
+
+
+def other_process(code, *, wait=True):
+    """Another Python process; with `wait` its output, else the process after its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", START + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    if wait:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        return out.decode().split()
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+HOLDER = """
+from pathlib import Path
+from cache.store import Store, Unit
+store = Store.open(Path({path!r}))
+assert store.claim(Unit(0, 1)) and store.claim(Unit(1, 2))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_unit_is_claimed_by_one_process_and_free_again_when_that_is_killed(tmp_path):
+    store = new_store(tmp_path)
+    holder = other_process(HOLDER.format(path=str(store.path)), wait=False)
+    assert store.has_claims
+    assert [unit for unit in ALL_UNITS if not store.claim(unit)] == [Unit(0, 1), Unit(1, 2)]
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert all(store.claim(unit) for unit in ALL_UNITS)
+
+
+def test_a_released_unit_can_be_claimed_by_another_process(tmp_path):
+    store = new_store(tmp_path)
+    code = (
+        "from pathlib import Path\nfrom cache.store import Store, Unit\n"
+        f"store = Store.open(Path({str(store.path)!r}))\n"
+        "print(*[store.claim(Unit(v, b)) for v in range(2) for b in range(3)])"
+    )
+    assert all(store.claim(unit) for unit in ALL_UNITS)
+    assert other_process(code) == ["False"] * 6
+    store.release(Unit(1, 0))
+    assert other_process(code) == ["False"] * 3 + ["True"] + ["False"] * 2
+
+
+def test_reading_a_store_makes_no_file(tmp_path):
+    store, _ = filled_store(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    again = Store.open(store.path)
+    again.view(1), again.pending(2), again.verify()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_processes_that_grow_a_store_at_once_end_at_the_largest(tmp_path):
+    store, logits = filled_store(tmp_path)
+    code = (
+        "from pathlib import Path\nfrom cache.store import Store\n"
+        f"store = Store.open(Path({str(store.path)!r}))\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\nstore.grow({views})\n"
+    )
+    growing = [other_process(code.format(views=views), wait=False) for views in (5, 9, 3, 7)]
+    for process in growing:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    for process in growing:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    grown = Store.open(store.path)
+    assert grown.n_views == 9
+    assert len(grown.pending(9)) == 7 * 3
+    np.testing.assert_array_equal(grown.view(1), logits[1])
+
+
+WRITING = """
+from pathlib import Path
+from cache import files
+class Stuck(bytes):
+    pass
+def stop(descriptor):
+    print("ready", flush=True)
+    sys.stdin.read()
+files.os.fsync = stop
+files.write_durably(Path({path!r}), b"half a unit")
+"""
+
+
+def test_sweeping_takes_what_the_dead_left_and_leaves_what_is_being_written(tmp_path):
+    store, _ = filled_store(tmp_path)
+    file = store.path / "logits" / "c.9.9.0"
+    writer = other_process(WRITING.format(path=str(file)), wait=False)
+    (being_written,) = store.path.rglob("*.tmp-*")
+    assert store.sweep() == 0
+    assert leftovers(tmp_path) == []
+    assert being_written.exists()
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    half_made = tmp_path / "s.zarr.tmp-0123456789abcdef"
+    (half_made / "logits").mkdir(parents=True)
+    os.utime(being_written, (4e9, 4e9))  # a clock that went back would see a file from the future
+    assert leftovers(tmp_path) == [half_made, being_written]
+    assert store.sweep() == 2
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert store.verify() == []
+
+
+def test_sweeping_all_finds_the_stores_below(tmp_path):
+    store, _ = filled_store(tmp_path / "target" / "train")
+    (store.path / "units" / "c.0.0.tmp-ffff").write_bytes(b"")
+    assert sweep_all(tmp_path) == 1
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_that_is_swept_before_it_is_held_is_made_again(tmp_path, monkeypatch):
+    from cache import files
+
+    lock, swept = files._lock, []
+
+    def late(descriptor, *, wait):
+        if wait and not swept:
+            swept.extend(tmp_path.glob("*.tmp-*"))
+            swept[0].unlink()
+        return lock(descriptor, wait=wait)
+
+    monkeypatch.setattr(files, "_lock", late)
+    write_durably(tmp_path / "file", b"whole")
+    assert len(swept) == 1
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"whole")]
+
+
+def in_memory():
+    """A folder of its own in fsspec's memory file system, which stands for an object store."""
+    return location(f"memory://{uuid.uuid4().hex}/stores")
+
+
+def test_a_store_behind_a_url_lives_the_same_life():
+    place = in_memory()
+    assert isinstance(place, UPath)
+    store = new_store(place)
+    assert not store.has_claims
+    assert store.claim(Unit(0, 0))
+    logits = logits_of(store)
+    for unit in ALL_UNITS[:2]:
+        store.write_unit(unit, logits[unit.view, store.rows_of(unit.block)])
+    with pytest.raises(StoreIncomplete, match="view 0 lacks 1 of 3"):
+        store.view(0)
+    assert Store.open(store.path).pending(2) == ALL_UNITS[2:]
+    fill(store, logits)
+    store.grow(4)
+    assert find_stores(place) == [store.path]
+    again = Store.open(find_stores(place)[0])
+    assert (again.n_views, again.pending(2), len(again.pending(4))) == (4, [], 6)
+    for view in range(2):
+        np.testing.assert_array_equal(again.view(view), logits[view])
+    np.testing.assert_array_equal(again.ids, store.ids)
+    assert again.verify() == []
+    again.trim(1)
+    assert (again.n_views, again.complete) == (1, True)
+    remove_store(store.path)
+    assert find_stores(place) == []
+
+
+def test_files_behind_a_url_are_the_local_ones(tmp_path):
+    store, logits = filled_store(tmp_path)
+    remote = new_store(in_memory())
+    fill(remote, logits)
+    there = {
+        str(f.path).partition(".zarr/")[2]: f.read_bytes() for f in remote.path.rglob("*") if f.is_file()
+    }
+    here = {str(f.relative_to(store.path)): f.read_bytes() for f in store.path.rglob("*") if f.is_file()}
+    assert there == here
+
+
+def test_damage_behind_a_url_is_named():
+    store = new_store(in_memory())
+    fill(store, logits_of(store))
+    payload = payload_file(store, 1, 0)
+    payload.write_bytes(payload.read_bytes()[:-1])
+    with pytest.raises(StoreDamaged, match=r"memory://.*unit \(view 1, block 0\) is damaged: the file holds"):
+        store.view(1)
+    assert [p.unit for p in store.verify()] == [Unit(1, 0)]
+
+
+def test_another_identity_behind_a_url_is_refused():
+    place = in_memory()
+    new_store(place)
+    with pytest.raises(StoreMismatch, match=r"plan\.seed is 7 in the store and 8 in this run"):
+        new_store(place, identity={"plan": {"seed": 8}})
+
+
+def test_a_url_that_no_package_opens_is_told():
+    with pytest.raises(CacheError, match=r"nosuch://bucket/x: this kind of URL cannot be opened .* install"):
+        location("nosuch://bucket/x")
+    assert location("file:///some/folder") == Path("/some/folder")
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "logits/zarr.json", "units/zarr.json", "ids/zarr.json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_metadata_comes_back_from_its_copy(tmp_path, name, damage):
+    store, logits = filled_store(tmp_path)
+    store.grow(4)
+    file = store.path / name
+    whole = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else whole[: len(whole) // 2])
+    if damage != "gone" or name != "zarr.json":
+        with pytest.raises(StoreDamaged):
+            Store.open(store.path)
+    assert restore_metadata(store.path) == [name]
+    again = Store.open(store.path)
+    assert again.verify() == []
+    np.testing.assert_array_equal(again.view(1), logits[1])
+    again.grow(4)
+    assert (Store.open(store.path).n_views, len(again.pending(4))) == (4, 6)
+
+
+def test_a_damaged_copy_of_the_metadata_is_told(tmp_path):
+    store, _ = filled_store(tmp_path)
+    (store.path / "zarr.json").write_bytes(b"{")
+    flip_byte(store.path / "backup.json", 40)
+    with pytest.raises(StoreDamaged, match=r"backup\.json: the copy of the store's metadata is damaged too"):
+        restore_metadata(store.path)
+
+
+def test_trimming_gives_the_space_back_and_keeps_the_first_views(tmp_path):
+    store, logits = filled_store(tmp_path, n=400, classes=100, block_rows=150)
+    before = store.nbytes
+    store.trim(1)
+    assert store.n_views == Store.open(store.path).n_views == 1
+    assert store.nbytes < 0.75 * before
+    np.testing.assert_array_equal(store.view(0), logits[0])
+    assert not list(store.path.glob("*/c.1.*"))
+    with pytest.raises(CacheError, match="has 1 views and cannot be cut to 2"):
+        store.trim(2)
+    store.grow(2)
+    assert store.pending(2) == ALL_UNITS[3:]
+    assert store.verify() == []
+
+
+def test_only_a_store_is_ever_removed(tmp_path):
+    store, _ = filled_store(tmp_path)
+    store.claim(Unit(0, 0))
+    (tmp_path / "precious").mkdir()
+    for path in (tmp_path / "precious", tmp_path):
+        with pytest.raises(StoreDamaged, match="is not a store, nothing was removed"):
+            remove_store(path)
+    remove_store(store.path)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def topk_rows(rng, n, classes, k):
+    """Sound top-k rows: values, class indices, four numbers."""
+    rows = np.empty((n, 2 * k + 4), np.uint16)
+    rows[:, :k] = -np.sort(-rng.normal(0, 9, (n, k)).astype(np.float16)).view(np.uint16)
+    rows[:, k : 2 * k] = np.argsort(rng.random((n, classes)))[:, :k]
+    rows[:, 2 * k :] = -rng.random((n, 4)).astype(np.float16).view(np.uint16)
+    return rows
+
+
+def test_a_top_k_store_keeps_its_rows_and_any_zarr_reader_reads_them(tmp_path):
+    import tensorstore
+    import zarr
+
+    store = new_store(tmp_path, classes=50, top_k=6)
+    assert (store.top_k, store.n_classes, store.form.width) == (6, 50, 16)
+    rng = np.random.default_rng(3)
+    rows = {
+        u: topk_rows(rng, store.rows_of(u.block).stop - store.rows_of(u.block).start, 50, 6)
+        for u in ALL_UNITS
+    }
+    for unit, block in rows.items():
+        store.write_unit(unit, block)
+    again = Store.open(store.path)
+    want = np.concatenate([rows[Unit(1, block)] for block in range(3)])
+    np.testing.assert_array_equal(again.view(1), want)
+    assert again.view(1).dtype == np.uint16
+    assert again.verify() == []
+    np.testing.assert_array_equal(zarr.open_group(store.path, mode="r")["topk"][1], want)
+    spec = {"driver": "zarr3", "kvstore": f"file://{store.path}/topk/"}
+    np.testing.assert_array_equal(tensorstore.open(spec).result()[1].read().result(), want)
+
+
+def test_unsound_top_k_rows_are_refused(tmp_path):
+    store = new_store(tmp_path, classes=50, top_k=6)
+    good = topk_rows(np.random.default_rng(0), 4, 50, 6)
+    for column, value in ((0, np.float16(np.inf).view(np.uint16)), (13, 0x7E00), (7, 50)):
+        bad = good.copy()
+        bad[2, column] = value
+        with pytest.raises(CacheError, match="was given 1 of 4 rows with NaN"):
+            store.write_unit(Unit(0, 0), bad)
+    with pytest.raises(CacheError, match=r"was given \(4, 16\) float16, expected \(4, 16\) uint16"):
+        store.write_unit(Unit(0, 0), good.view(np.float16))
+    for k in (0, 50, 51):
+        with pytest.raises(CacheError, match=f"top {k} of 50 classes cannot be made"):
+            new_store(tmp_path / "other", classes=50, top_k=k)
