@@ -141,3 +141,19 @@ def test_small_pictures_are_resized_alike_by_both(tmp_path):
 def test_an_unknown_renderer_is_refused(photos):
     with pytest.raises(RunError, match="renderer is 'opencv', expected one of auto, dali, torch"):
         open_renderer(photos, Centre(32, 32), backend="opencv", device=CPU, batch_size=1, threads=1)
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+@pytest.mark.parametrize(
+    "plan", [RandomResizedCropFlip(96, seed=4), Centre(96, 112)], ids=["random", "centre"]
+)
+def test_kept_pictures_give_the_same_bytes_and_no_file_is_read_twice(photos, plan, backend, monkeypatch):
+    batches = in_batches(np.arange(len(photos)), 16)
+    plain = [draw(photos, plan, backend, view=view) for view in range(3)]
+    reads, read = [], type(photos.access)._read
+    monkeypatch.setattr(type(photos.access), "_read", lambda self, row: reads.append(row) or read(self, row))
+    renderer = open_renderer(photos, plan, backend=backend, device=CPU, batch_size=16, threads=2)
+    with closing(renderer), renderer.keeping():
+        for view in range(3):
+            assert torch.equal(torch.cat(list(renderer.render(view, batches))), plain[view])
+    assert sorted(reads) == list(range(len(photos)))
