@@ -93,8 +93,12 @@ class Crew:
         for work in self._works:
             total, left = views * len(self._index), sum(map(self._n_rows, work.pending))
             work.bar = self._progress.add(work.source.spec.name, total=total, done=total - left)
+        blocks = range(self._works[0].store.n_blocks)
+        units = [Unit(view, block) for view in range(views) for block in blocks]
+        # shares are cut from all units, not from what is left now: another rank may look at another moment
+        tasks = in_turn(self._tasks(units), self._share, steal=self._claims)
         while True:
-            n_done = self._once()
+            n_done = self._once(tasks)
             if not self._claims:
                 return
             for work in self._works:
@@ -104,12 +108,12 @@ class Crew:
             if not n_done:
                 time.sleep(_WAIT_S)
 
-    def _once(self) -> int:
+    def _once(self, tasks: list[tuple[Unit, ...]]) -> int:
         """Do every unit that can be claimed; returns how many."""
         begun: deque[_Begun] = deque()
         n_units = 0
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
-            drawn = ahead(self._drawn(), _DRAWN_AHEAD)
+            drawn = ahead(self._drawn(tasks), _DRAWN_AHEAD)
             try:
                 for filling, pixels in drawn:
                     n_units += filling.begun == 0
@@ -129,10 +133,10 @@ class Crew:
                 self._open = []
         return n_units
 
-    def _drawn(self) -> Generator[tuple[_Filling, torch.Tensor]]:
+    def _drawn(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_Filling, torch.Tensor]]:
         """The pictures of every unit that this process gets hold of, batch by batch."""
-        units = sorted(set().union(*(work.pending for work in self._works)))
-        for task in in_turn(self._tasks(units), self._share, steal=self._claims):
+        for units in tasks:
+            task = [unit for unit in units if any(unit in work.pending for work in self._works)]
             with self._renderer.keeping() if self._fit_in_memory(task) else nullcontext():
                 for unit in task:
                     works = self._claimed(unit)
@@ -153,10 +157,12 @@ class Crew:
             tasks.setdefault((unit.view // _VIEWS_TO_A_DECODE, unit.block), []).append(unit)
         return [tuple(tasks[key]) for key in sorted(tasks)]
 
-    def _fit_in_memory(self, task: tuple[Unit, ...]) -> bool:
+    def _fit_in_memory(self, task: list[Unit]) -> bool:
         """Whether a task's pictures are worth keeping decoded, and few enough."""
+        if len(task) < 2 or self._index.kind != "files":
+            return False
         sizes = self._index.sizes[self._positions(task[0])]
-        return len(task) > 1 and 3 * int(sizes.prod(axis=1, dtype=np.int64).sum()) <= memory_for_pictures()
+        return 3 * int(sizes.prod(axis=1, dtype=np.int64).sum()) <= memory_for_pictures()
 
     def _claimed(self, unit: Unit) -> list[Work]:
         """The sources that lack a unit and whose stores let this process do it."""

@@ -1,0 +1,367 @@
+"""Stage one as users run it: several processes, signals, object stores, shared decodes, compiled sources."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from programs import Tiny, save_program
+
+import pipeline.work as work
+from cache.files import location
+from cache.store import Store, find_stores
+from pipeline.api import Supervision, run_estimate, run_precompute, run_train
+from pipeline.choices import Augmentation, Places, choose_execution
+from sskt.errors import SourceError
+from sskt.topk import decode
+
+ROOT = Path(__file__).resolve().parents[1]
+CLI = [sys.executable, "-m", "cli", "precompute", "--target", "digits", "--source"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return f"program:{save_program(tmp_path_factory.mktemp('source') / 'tiny.pt2')}"
+
+
+def precompute(stores, source, *, target="digits", views=2, said=None, **more):
+    """Stage one in this process; `more` goes to choose_execution and run_precompute."""
+    how = {k: more.pop(k) for k in ("batch_size", "compiled", "renderer") if k in more}
+    execution = choose_execution(**{"device": "cpu", "amp": "fp32", "renderer": "torch", "threads": 2, **how})
+    settings = {"limit": 300, "augmentation": Augmentation(), **more}
+    return run_precompute(
+        [target],
+        [source] if isinstance(source, str) else source,
+        views=views,
+        places=Places(stores.parent / "data", stores),
+        execution=execution,
+        say=(said if said is not None else []).append,
+        **settings,
+    )
+
+
+def only_store(folder):
+    (path,) = find_stores(folder)
+    return Store.open(path)
+
+
+def files_of(store):
+    """Every unit, entry and table of a store, by name."""
+    names = ("logits", "units", "ids", "contents", "probe_ids", "probe")
+    return {f"{n}/{f.name}": f.read_bytes() for n in names for f in (store.path / n).glob("c*")}
+
+
+def environment(rank, n_ranks):
+    return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(n_ranks), "OMP_NUM_THREADS": "1"}
+
+
+def run_ranks(words, n_ranks, **more):
+    return [
+        subprocess.Popen(
+            words, cwd=ROOT, env=environment(rank, n_ranks), stdout=subprocess.PIPE, text=True, **more
+        )
+        for rank in range(n_ranks)
+    ]
+
+
+def test_torchruns_ranks_fill_one_store_and_one_of_them_reports(tmp_path, source):
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cli", *CLI[3:], source]
+    words += ["--cache-dir", str(tmp_path / "two"), "--views", "8", "--limit", "300", "--json"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert 0 < row["rows_done"] <= 8 * 300
+    precompute(tmp_path / "one", source, views=8, renderer="auto")
+    assert files_of(only_store(tmp_path / "two")) == files_of(only_store(tmp_path / "one"))
+
+
+def test_a_rank_that_dies_is_made_up_for_by_the_others(tmp_path, source):
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "two"), "--views", "40", "--limit", "300"]
+    ranks = run_ranks(words, 2, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "two").rglob("units/c.*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    ranks[1].send_signal(signal.SIGKILL)
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, -signal.SIGKILL]
+    assert "tiny.pt2" in outputs[0]
+    store = only_store(tmp_path / "two")
+    assert store.complete
+    assert store.verify() == []
+
+
+def test_independent_processes_share_the_work_and_one_waits_for_the_other(tmp_path, source):
+    words = [
+        *CLI,
+        source,
+        "--cache-dir",
+        str(tmp_path / "stores"),
+        "--views",
+        "30",
+        "--limit",
+        "300",
+        "--json",
+    ]
+    processes = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    rows = [json.loads(process.communicate(timeout=120)[0])[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(row["rows_done"] for row in rows) == 30 * 300, "every unit was computed once"
+    store = only_store(tmp_path / "stores")
+    assert store.complete
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, source, number, code):
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "stores"), "--views", "60", "--limit", "300"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.rglob("units/c.*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (
+        said.splitlines()[-1] == "stopped; finished units are kept, and the same command goes on from there"
+    )
+    assert "Traceback" not in said
+    store = only_store(tmp_path / "stores")
+    done = 60 - len(store.pending(60))
+    assert 0 < done < 60
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    (report,) = precompute(tmp_path / "stores", source, views=60, renderer="auto")
+    assert report.rows_done == (60 - done) * 300
+    precompute(tmp_path / "whole", source, views=60, renderer="auto")
+    assert files_of(store) == files_of(only_store(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_path, source, n_ranks):
+    """A short form of benchmarks/kill_campaign.py."""
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "400", "--limit", "300"]
+    rng = random.Random(n_ranks)
+    left = 400
+    for _ in range(3):
+        ranks = run_ranks(words, n_ranks, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (
+            (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(400)) < left
+        ):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+        left = len(only_store(tmp_path / "hurt").pending(400))
+        assert only_store(tmp_path / "hurt").verify() == []
+    (report,) = precompute(tmp_path / "hurt", source, views=400, renderer="auto")
+    assert report.rows_done == left * 300
+    precompute(tmp_path / "whole", source, views=400, renderer="auto")
+    assert files_of(only_store(tmp_path / "hurt")) == files_of(only_store(tmp_path / "whole"))
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_a_source_that_fails_does_not_cost_the_other_its_unit(tmp_path, source):
+    class Bad(Tiny):
+        def forward(self, x):
+            return super().forward(x) * torch.nan
+
+    bad = f"program:{save_program(tmp_path / 'bad.pt2', Bad())}"
+    with pytest.raises(
+        SourceError, match=r"bad\.pt2 gave NaN.*view 0, samples .*nothing of this unit was kept"
+    ):
+        precompute(tmp_path / "stores", [bad, source])
+    units = {path.parent.name: len(Store.open(path).pending(2)) for path in find_stores(tmp_path / "stores")}
+    assert units == {"program-bad": 2, "program-tiny": 1}
+
+
+def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkeypatch):
+    place = location(f"memory://{uuid.uuid4().hex}")
+    places = Places(tmp_path / "data", place)
+    execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
+    said: list[str] = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        common = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": 300}
+        (report,) = run_precompute(["digits"], [source], views=4, say=said.append, **common)
+        assert report.rows_done == 2 * 300
+    assert said == [
+        "digits/train: 2 units are the other ranks'; run the command again if one of them is lost"
+    ]
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    precompute(tmp_path / "local", source, views=4)
+    assert only_store(place).view(3).tobytes() == only_store(tmp_path / "local").view(3).tobytes()
+    summary = run_train(
+        "digits",
+        supervision=Supervision(),
+        overrides={"epochs": 1},
+        out=tmp_path / "run",
+        say=said.append,
+        **common,
+    )
+    assert summary["labels"] == "cached"
+
+
+@pytest.mark.parametrize("renderer", ["dali", "torch"])
+def test_views_that_share_a_decode_make_the_same_store(tmp_path, source, renderer, monkeypatch):
+    settings = {"target": f"imagefolder:{shared('data/scene15')}", "views": 6, "renderer": renderer}
+    settings["augmentation"] = Augmentation(side_px=48, source_side_px=48)
+    kept: list[int] = []
+    memory = work.memory_for_pictures
+    monkeypatch.setattr(work, "memory_for_pictures", lambda: kept.append(1) or memory())
+    precompute(tmp_path / "shared", source, limit=60, **settings)
+    assert len(kept) == 2, "views 0 to 3 and 4 to 5 are a decode each"
+    monkeypatch.setattr(work, "memory_for_pictures", lambda: 0)
+    precompute(tmp_path / "apart", source, limit=60, **settings)
+    assert files_of(only_store(tmp_path / "shared")) == files_of(only_store(tmp_path / "apart"))
+
+
+def test_more_views_and_another_source_add_to_what_is_there(tmp_path, source):
+    other = f"program:{save_program(tmp_path / 'other.pt2', Tiny(seed=5))}"
+    precompute(tmp_path / "stores", source, views=2)
+    before = files_of(only_store(tmp_path / "stores"))
+    reports = precompute(tmp_path / "stores", [source, other], views=5)
+    assert [report.rows_done for report in reports] == [3 * 300, 5 * 300]
+    (path,) = [p for p in find_stores(tmp_path / "stores") if p.parent.name == "program-tiny"]
+    after = files_of(Store.open(path))
+    assert {name: after[name] for name in before} == before
+
+
+def test_what_is_finished_is_noticed_before_any_picture_or_source_is_touched(tmp_path, source, monkeypatch):
+    precompute(tmp_path / "stores", source)
+    import pipeline.precompute as stage_one
+
+    def never(*_args, **_options):
+        raise AssertionError("nothing is to be done")
+
+    monkeypatch.setattr(stage_one, "open_teacher", never)
+    monkeypatch.setattr(stage_one, "Crew", never)
+    said: list[str] = []
+    (report,) = precompute(tmp_path / "stores", source, said=said)
+    assert report.rows_done == 0
+    assert said == ["digits/train: all 2 view(s) of 1 source(s) are already there"]
+
+
+def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
+    from torch import nn
+
+    class Wide(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 80)
+            with torch.no_grad():
+                self.linear.weight.copy_(torch.randn(80, 12, generator=torch.Generator().manual_seed(1)))
+
+    wide = f"program:{save_program(tmp_path / 'wide.pt2', Wide())}"
+    precompute(tmp_path / "all", wide)
+    said: list[str] = []
+    precompute(tmp_path / "top", wide, top_k=10, said=said)
+    dense, top = only_store(tmp_path / "all"), only_store(tmp_path / "top")
+    assert (top.top_k, top.form.width, said) == (10, 24, [])
+    logits = torch.from_numpy(dense.view(1))
+    back = decode(torch.from_numpy(top.view(1)), 80, 3.0)
+    assert torch.equal(back.topk(10, dim=1).values, logits.topk(10, dim=1).values)
+    gap = (logits.double() / 3).softmax(1).topk(10, dim=1).values - (back.double() / 3).softmax(1).topk(
+        10, 1
+    ).values
+    assert gap.abs().max() < 0.01
+    common = {"augmentation": Augmentation(), "limit": 300, "supervision": Supervision(labels="cached")}
+    execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
+    for stores in ("all", "top"):
+        places = Places(tmp_path / "data", tmp_path / stores)
+        out = tmp_path / f"run-{stores}"
+        summary = run_train(
+            "digits",
+            overrides={"epochs": 1},
+            out=out,
+            places=places,
+            execution=execution,
+            say=print,
+            **common,
+        )
+        assert summary["labels"] == "cached"
+    precompute(tmp_path / "top", wide, top_k=70, said=said)
+    assert said == ["program:wide.pt2: all 80 logits are kept, the top 70 would take no less"]
+
+
+def test_a_large_store_keeps_the_top_64_unless_told_otherwise(tmp_path, monkeypatch):
+    import pipeline.job as job
+
+    class Huge(Tiny):
+        def forward(self, x):
+            return super().forward(x).repeat(1, 30)
+
+    huge = f"program:{save_program(tmp_path / 'huge.pt2', Huge())}"
+    monkeypatch.setattr(job, "DENSE_BUDGET", 300 * 210 * 2 * 2 - 1)
+    said: list[str] = []
+    precompute(tmp_path / "stores", huge, said=said)
+    assert only_store(tmp_path / "stores").top_k == 64
+    assert said[0].startswith("program:huge.pt2: all 210 logits of 2 view(s) would take")
+    precompute(tmp_path / "other", huge, top_k=0)
+    assert only_store(tmp_path / "other").top_k is None
+    precompute(tmp_path / "other", huge, views=4)  # grown beyond the budget, what is there decides
+    assert (only_store(tmp_path / "other").top_k, only_store(tmp_path / "other").n_views) == (None, 4)
+
+
+def test_compiled_rows_are_the_plain_ones_up_to_rounding_and_a_resumed_run_stays_compiled(tmp_path, source):
+    precompute(tmp_path / "plain", source, views=1)
+    precompute(tmp_path / "compiled", source, views=1, compiled=True)
+    a, b = only_store(tmp_path / "plain").view(0), only_store(tmp_path / "compiled").view(0)
+    np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=2e-3, atol=2e-3)
+    assert only_store(tmp_path / "compiled").manifest.made_by["compiled"] is True
+    precompute(tmp_path / "compiled", source, views=2)  # auto: a job this small would not be compiled
+    precompute(tmp_path / "again", source, views=2, compiled=True)
+    assert files_of(only_store(tmp_path / "compiled")) == files_of(only_store(tmp_path / "again"))
+
+
+def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source, monkeypatch):
+    import pipeline.execution as execution
+    import sskt.frozen as frozen
+
+    def no_compiler(_function):
+        def fail(*_args):
+            raise RuntimeError("no C++ compiler\nat all")
+
+        return fail
+
+    monkeypatch.setattr(frozen, "compiled", no_compiler)
+    monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
+    said: list[str] = []
+    precompute(tmp_path / "stores", source, said=said)
+    assert only_store(tmp_path / "stores").complete
+    (sentence,) = said
+    assert sentence.startswith(
+        "program:tiny.pt2 cannot be compiled here (no C++ compiler); install a C++ comp"
+    )
+    assert sentence.endswith("it runs without")
+    with pytest.raises(SourceError, match="cannot be compiled here"):
+        precompute(tmp_path / "other", source, compiled=True)
+
+
+def test_an_estimate_counts_what_is_left_and_makes_nothing(tmp_path, source, monkeypatch):
+    import pipeline.estimate as estimate
+
+    monkeypatch.setattr(estimate, "_PROBE_S", 0.05)
+    precompute(tmp_path / "stores", source, views=2)
+    before = sorted((tmp_path / "stores").rglob("*"))
+    execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
+    places = Places(tmp_path / "data", tmp_path / "stores")
+    common = {"augmentation": Augmentation(), "limit": 300, "places": places, "execution": execution}
+    one, total = run_estimate(["digits"], [source], views=10, say=print, **common)
+    assert (one["rows"], one["bytes_per_row"], one["bytes"]) == (8 * 300, 14, 10 * 300 * 14)
+    assert total["rows"] == 8 * 300
+    assert total["hours"] >= one["hours"] > 0
+    expected = total["hours"] * 3600 / (300 / one["forward_img_s"])
+    assert total["pays_after"] == pytest.approx(expected)
+    assert sorted((tmp_path / "stores").rglob("*")) == before
