@@ -12,6 +12,8 @@ from programs import Tiny, save_program
 from cache.errors import StoreMismatch
 from cache.store import Store, Unit, find_stores
 from cli import main
+from pipeline.choices import Places
+from pipeline.origin import open_index_of
 
 UNITS = 6  # three views of two blocks
 
@@ -184,29 +186,21 @@ def test_recomputed_rows_agree_and_wrong_ones_fail(made, store):
 def test_another_source_is_refused_before_anything_is_given_up(made, store, tmp_path):
     flip_byte(store.path / "logits" / "c.0.1.0", 5)
     hurt = contents(store)
-    other = (
-        save_program(tmp_path / "other" / "tiny.pt2", Tiny(seed=3))
-        if (tmp_path / "other").mkdir() is None
-        else None
-    )
+    (tmp_path / "other").mkdir()
+    other = save_program(tmp_path / "other" / "tiny.pt2", Tiny(seed=3))
     result = CliRunner().invoke(
         main, ["cache", "verify", str(store.path), "--repair", "--weights", str(other)]
     )
     assert result.exit_code == 1
     assert "source.weights_sha256 is" in result.stderr
     assert contents(store) == hurt
-    moved = shutil.copyfile(made / "tiny.pt2", tmp_path / "elsewhere.pt2").rename(
-        tmp_path / "other" / "tiny.pt2"
-    )
-    assert verify(store, "--repair", "--weights", str(moved))["good"]
+    shutil.copyfile(made / "tiny.pt2", other)
+    assert verify(store, "--repair", "--weights", str(other))["good"]
 
 
 def test_a_target_that_has_other_pictures_is_refused(store):
+    store.manifest.identity["target"]["contents_sha256"] = "0" * 64
     with pytest.raises(StoreMismatch, match="digits has other pictures by now"):
-        from pipeline.choices import Places
-        from pipeline.origin import open_index_of
-
-        store.manifest.identity["target"]["contents_sha256"] = "0" * 64
         open_index_of(store, Places(), target=None, say=print)
 
 
