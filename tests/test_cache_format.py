@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore  # noqa: F401 - the second example's only need
+import torch
 from cache_samples import filled_store, new_store
 
+from cache.unit import Unit
+from sskt.topk import encode
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "store-format.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+ZARR, TOP_K, TENSORSTORE = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
 PATH = "stores/cifar10/train/imagenet-resnet50/0123456789ab.zarr"
 
 
@@ -20,7 +24,7 @@ def adapted(example, store):
     return of_sample.replace(PATH, str(store.path))
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["zarr", "tensorstore"])
+@pytest.mark.parametrize("example", [ZARR, TENSORSTORE], ids=["zarr", "tensorstore"])
 def test_the_documented_example_finds_the_row_of_a_sample(tmp_path, capsys, example):
     store, logits = filled_store(tmp_path)
     found = {}
@@ -30,8 +34,20 @@ def test_the_documented_example_finds_the_row_of_a_sample(tmp_path, capsys, exam
     np.testing.assert_allclose([float(x) for x in shown], logits[0, 4], rtol=1e-3)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["zarr", "tensorstore"])
+@pytest.mark.parametrize("example", [ZARR, TENSORSTORE], ids=["zarr", "tensorstore"])
 def test_the_documented_example_refuses_an_incomplete_view(tmp_path, example):
     store = new_store(tmp_path)
     with pytest.raises((SystemExit, AssertionError), match="view 0 is not complete"):
         exec(adapted(example, store), {})
+
+
+def test_the_documented_example_reads_the_top_of_a_row(tmp_path, capsys):
+    z = (np.random.default_rng(2).normal(0, 4, (50, 300)) + np.linspace(0, 6, 300)).astype(np.float16)
+    store = new_store(tmp_path, n=50, classes=300, views=1, block_rows=50, top_k=64)
+    store.write_unit(Unit(0, 0), encode(torch.from_numpy(z), 64).numpy())
+    exec(TOP_K.replace(PATH, str(store.path)), {})
+    p = np.exp(z[42].astype(float) / 5)
+    p /= p.sum()
+    shown = re.findall(r"(\d+): (?:np.float64\()?([\d.e-]+)", capsys.readouterr().out)
+    assert [int(c) for c, _ in shown] == np.argsort(-z[42].astype(float), kind="stable")[:5].tolist()
+    np.testing.assert_allclose([float(x) for _, x in shown], np.sort(p)[::-1][:5], rtol=5e-3)

@@ -1,11 +1,22 @@
 """Shares of ranks: everything once, evenly, early tasks early, thieves far from the owner."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.schedule import Share, in_turn, own
 from sskt.errors import RunError
+
+_SPEC = importlib.util.spec_from_file_location(
+    "scheduling", Path(__file__).parents[1] / "benchmarks" / "scheduling.py"
+)
+scheduling = importlib.util.module_from_spec(_SPEC)
+sys.modules["scheduling"] = scheduling  # its dataclasses look themselves up
+_SPEC.loader.exec_module(scheduling)
 
 COUNTS = st.integers(0, 60)
 RANKS = st.integers(1, 9)
@@ -45,3 +56,44 @@ def test_the_share_comes_from_torchruns_variables(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", size)
         with pytest.raises(RunError, match=f"RANK is '{rank}' and WORLD_SIZE is '{size}'"):
             Share.from_environment()
+
+
+@given(
+    n_units=st.integers(1, 80),
+    n_workers=st.integers(1, 12),
+    mtbf_s=st.sampled_from([None, 200.0, 1000.0]),
+    locks=st.booleans(),
+    seed=st.integers(0, 1000),
+    all_die_at=st.sampled_from([None, 70.0, 500.0]),
+    stay_dead=st.booleans(),
+)
+def test_a_cluster_that_fails_finishes_every_unit_once(
+    n_units, n_workers, mtbf_s, locks, seed, all_die_at, stay_dead
+):
+    """The simulation asserts on its way: one claim a unit, a unit counts once, a death costs one unit."""
+    job = scheduling.simulate(
+        n_units,
+        100,
+        n_workers,
+        rate=2.0,
+        mtbf_s=mtbf_s,
+        locks=locks,
+        seed=seed,
+        all_die_at=all_die_at,
+        restart_s=None
+        if stay_dead and locks
+        else 30.0,  # without locks, nobody takes a lost rank's share over
+    )
+    assert job.seconds >= job.ideal
+    if mtbf_s is None and all_die_at is None:
+        assert job.lost == job.deaths == 0
+        if locks:  # start-up, and at the end one unit of the slowest worker
+            assert job.seconds <= job.ideal + 60 + 100 / (2.0 * 0.9) + 1 + 1e-6
+
+
+def test_locks_let_the_living_do_a_dead_ranks_share_at_once():
+    common = {"rate": 10.0, "mtbf_s": 2000.0, "seed": 3}
+    shared_work = scheduling.simulate(200, 100, 8, locks=True, restart_s=None, **common)
+    alone = scheduling.simulate(200, 100, 8, locks=False, restart_s=3600.0, **common)
+    assert alone.deaths > 0
+    assert shared_work.seconds < alone.seconds

@@ -4,15 +4,19 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from cli import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SCALE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
-    set(re.findall(r"^(sskt [^\n]*?)\s*(?:#.*)?$", (TEXT + RESULTS).replace("\\\n", ""), re.MULTILINE))
+    set(
+        re.findall(r"^(sskt [^\n]*?)\s*(?:#.*)?$", (TEXT + SCALE + RESULTS).replace("\\\n", ""), re.MULTILINE)
+    )
 )
 
 
@@ -23,8 +27,10 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_parses(command):
     words = shlex.split(command)[1:]
-    subcommand = main.commands[words[0]]
-    assert subcommand.make_context(words[0], words[1:]).params
+    group = main
+    while isinstance(found := group.commands[words.pop(0)], click.Group):
+        group = found
+    assert found.make_context(found.name, words).params
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b(?!-)", TEXT))))
@@ -40,11 +46,7 @@ def test_a_file_of_the_readme_exists(path):
 
 
 def test_every_setting_named_in_the_readme_is_an_option():
-    known = {
-        opt
-        for command in main.commands.values()
-        for p in command.params
-        for opt in (*p.opts, *p.secondary_opts)
-    }
+    commands = [*main.commands.values(), *main.commands["cache"].commands.values()]
+    known = {opt for command in commands for p in command.params for opt in (*p.opts, *p.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
     assert named <= known, named - known

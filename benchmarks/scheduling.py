@@ -1,0 +1,166 @@
+"""A cluster that fails, simulated: how units are shared, what is lost, how long it takes.
+
+    python benchmarks/scheduling.py --rate 3000
+
+Workers take units as pipeline/schedule.py says and stage one does: their own share, then what is unfinished
+and unclaimed (a file system with locks), or their own share only (an object store). Times between failures
+are exponential; a failure loses the unit in hand and the start-up time. Asserted on the way: no unit is
+claimed twice at once or counted twice, no death costs more than one unit, all units are finished in the end.
+--rate is one worker's images/s: take it from `sskt precompute --estimate` on yours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import random
+from dataclasses import dataclass, field
+
+from cache.layout import default_block_rows
+from pipeline.schedule import Share, in_turn
+
+JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
+HOUR = 3600.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a simulated job."""
+
+    seconds: float  # until the last unit was finished
+    ideal: float  # without failures, start-up or a last unit to wait for
+    deaths: int
+    lost: int  # units that were being computed when their worker died
+
+
+@dataclass(slots=True)
+class _Worker:
+    share: Share
+    speed: float  # rows per second
+    order: list[int] = field(default_factory=list)
+    at: int = 0
+    doing: int | None = None
+    life: int = 0  # events of an earlier life are void
+
+
+def simulate(
+    n_units: int,
+    rows: int,
+    n_workers: int,
+    *,
+    rate: float,
+    mtbf_s: float | None,
+    locks: bool,
+    seed: int = 0,
+    spread: float = 0.1,
+    start_s: float = 60.0,
+    restart_s: float | None = 300.0,
+    all_die_at: float | None = None,
+) -> Outcome:
+    """Run one job; `mtbf_s` is a worker's mean time between failures, None for never; with `restart_s` None
+    the dead stay dead, but for the first worker.
+    """
+    rng = random.Random(seed)
+    workers = [
+        _Worker(Share(rank, n_workers), rate * rng.uniform(1 - spread, 1 + spread))
+        for rank in range(n_workers)
+    ]
+    finished, claimed = set[int](), dict[int, int]()
+    events: list[tuple[float, int, str, int, int]] = []
+    outcome = Outcome(0.0, n_units * rows / sum(worker.speed for worker in workers), 0, 0)
+    number = 0
+
+    def push(at: float, kind: str, rank: int) -> None:
+        nonlocal number
+        number += 1
+        heapq.heappush(events, (at, number, kind, rank, workers[rank].life))
+
+    def start(rank: int, now: float) -> None:
+        worker = workers[rank]
+        worker.order, worker.at = in_turn(range(n_units), worker.share, steal=locks), 0
+        push(now + start_s, "look", rank)
+        if mtbf_s is not None:
+            push(now + rng.expovariate(1 / mtbf_s), "die", rank)
+
+    def die(rank: int, now: float) -> None:
+        worker = workers[rank]
+        outcome.deaths += 1
+        if worker.doing is not None:
+            assert claimed.pop(worker.doing) == rank, "a claim belongs to one worker"
+            outcome.lost += 1
+            worker.doing = None
+        worker.life += 1
+        if restart_s is not None or rank == 0:
+            push(now + (restart_s or 300.0), "start", rank)
+
+    for rank in range(n_workers):
+        start(rank, 0.0)
+        if all_die_at is not None:
+            push(all_die_at, "die", rank)
+    while len(finished) < n_units:
+        now, _, kind, rank, life = heapq.heappop(events)
+        worker = workers[rank]
+        if life != worker.life:
+            continue
+        if kind == "start":
+            start(rank, now)
+        elif kind == "die":
+            die(rank, now)
+        elif kind == "done":
+            unit = worker.doing
+            assert unit is not None
+            assert claimed.pop(unit) == rank, "a claim belongs to one worker"
+            assert unit not in finished, "a unit counts once"
+            finished.add(unit)
+            worker.doing = None
+            push(now, "look", rank)
+            outcome.seconds = now
+        else:
+            _take_next(worker, rank, finished, claimed)
+            if worker.doing is not None:
+                push(now + rows / worker.speed, "done", rank)
+            elif locks and len(finished) < n_units:
+                worker.at = 0
+                push(now + 1.0, "look", rank)  # everything left is claimed: look again
+    assert outcome.lost <= outcome.deaths, "no death costs more than one unit"
+    return outcome
+
+
+def _take_next(worker: _Worker, rank: int, finished: set[int], claimed: dict[int, int]) -> None:
+    """Claim the next unit in turn that nobody has, if there is one."""
+    while worker.at < len(worker.order):
+        unit = worker.order[worker.at]
+        worker.at += 1
+        if unit not in finished and unit not in claimed:
+            claimed[unit] = rank
+            worker.doing = unit
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rate", type=float, default=3000.0, help="images/s of one worker, all sources")
+    parser.add_argument("--views", type=int, default=10)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 256])
+    args = parser.parse_args()
+    print("| job | units | workers | each fails every | store | hours | of the ideal | deaths | units lost |")
+    print("|---" * 9 + "|")
+    for name, n in JOBS.items():
+        rows = default_block_rows(n)
+        n_units = args.views * -(-n // rows)
+        for n_workers in args.workers:
+            for mtbf_h, locks in ((None, True), (24, True), (1, True), (1, False)):
+                mtbf_s = None if mtbf_h is None else mtbf_h * HOUR
+                job = simulate(n_units, rows, n_workers, rate=args.rate, mtbf_s=mtbf_s, locks=locks)
+                fails = "never" if mtbf_h is None else f"{mtbf_h} h"
+                where = "locks" if locks else "object store"
+                print(
+                    f"| {name} | {n_units:,} | {n_workers} | {fails} | {where} | {job.seconds / HOUR:.2f} | "
+                    f"{job.seconds / job.ideal:.2f} | {job.deaths} | {job.lost} |"
+                )
+
+
+if __name__ == "__main__":
+    main()
