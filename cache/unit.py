@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
 _CRC_BYTES = 4
+_HASHED_BYTES = 1 << 20  # read and hashed at a time
 
 
 class UnitFault(Exception):  # noqa: N818 - half a sentence, which the store completes into an error
@@ -99,9 +100,8 @@ class UnitFiles:
         """Fill `out`, contiguous (rows, K), from the chunk file; UnitFault unless `entry` is its checksum."""
         expected = self.block_rows * self.form.width * 2 + _CRC_BYTES
         try:
-            with self.payload(unit).open("rb") as opened:
-                file: Any = opened  # typeshed's BinaryIO lacks readinto
-                n_read = file.readinto(_flat(out).data)
+            with self.payload(unit).open("rb", buffering=0) as file:
+                n_read, crc = _read_and_hash(file, _flat(out))
                 rest = file.read()
         except FileNotFoundError:
             raise UnitFault("the file is missing") from None
@@ -110,7 +110,7 @@ class UnitFiles:
         if n_read + len(rest) != expected:
             raise UnitFault(f"the file holds {n_read + len(rest)} bytes, expected {expected}")
         # One hash serves both sums: the file's own, which any Zarr reader checks, and the entry's.
-        crc = int(google_crc32c.extend(google_crc32c.value(_flat(out)), rest[:-_CRC_BYTES]))
+        crc = int(google_crc32c.extend(crc, rest[:-_CRC_BYTES]))
         if _crc_bytes(crc) != rest[-_CRC_BYTES:]:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, the file's last four state another")
         if crc != entry:
@@ -161,6 +161,19 @@ def require_sound_rows(rows: Rows, n_rows: int, form: Form, where: str) -> None:
             f"{where} was given {n_bad} of {len(rows)} rows with NaN or inf, expected finite numbers; "
             f"compute the source in a wider precision"
         )
+
+
+def _read_and_hash(file: Any, out: NDArray[np.uint8]) -> tuple[int, int]:
+    """Fill `out` from an open file; bytes read and their CRC32C, hashed while in the processor's cache."""
+    n_read, crc = 0, 0
+    while n_read < len(out):
+        piece = out[n_read : n_read + _HASHED_BYTES]
+        n = file.readinto(piece.data)
+        if not n:
+            break
+        crc = google_crc32c.extend(crc, piece[:n])
+        n_read += n
+    return n_read, crc
 
 
 def _flat(rows: Rows) -> NDArray[np.uint8]:
