@@ -77,7 +77,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     before = bare()
     took = {}
     for n in range(1, len(sources) + 1):
-        job = Job(index, sources[:n], plan, args.views)
+        job = Job(args.target, index, sources[:n], plan, args.views)
         folder = scratch / f"stores{n}"
         reports = precompute(job, cache_dir=folder, execution=execution, share=Share(), say=print)
         took[n] = reports[0].wall_s

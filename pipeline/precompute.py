@@ -101,11 +101,14 @@ def _open_work(
     """Open or create the store of one source, with room for every view; wake the source if it is needed."""
     index, picture_px = job.index, job.plan.side_px
     place = destination(job, source, input_map, cache_dir, say)
+    store = place.store
+    if store is not None:
+        forward = recorded_forward(store.path, store.manifest.made_by, execution)
+        if job.views <= store.n_views and not store.pending(job.views):
+            return Work(source, None, store, set())
     with closing(execution.open_renderer(index, job.plan, batch_size=1)) as renderer:
-        store = place.store
         if store is None:
-            n_forwards = len(index) * job.views
-            forward = choose_forward(source, input_map, execution, picture_px, n_forwards)
+            forward = choose_forward(source, input_map, execution, picture_px, len(index) * job.views)
             probe = np.arange(min(PROBE_SAMPLES, len(index)))
             store = Store.create(
                 place.path,
@@ -117,14 +120,13 @@ def _open_work(
                 top_k=place.top_k,
                 probe_ids=index.ids[probe],
                 probe=probe_pixels(renderer, probe),
-            )
-        forward = recorded_forward(store.path, store.manifest.made_by, execution)
+            )  # or another process's, if that was faster
+            forward = recorded_forward(store.path, store.manifest.made_by, execution)
         check_probe(store, index, renderer)
     store.grow(job.views)
     store.sweep()
-    pending = set(store.pending(job.views))
-    frozen = open_teacher(source, input_map, forward, execution, picture_px, say) if pending else None
-    return Work(source, frozen, store, pending)
+    frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
+    return Work(source, frozen, store, set(store.pending(job.views)))
 
 
 def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer) -> dict[str, Any]:

@@ -39,7 +39,7 @@ _VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
 _WAIT_S = 1.0  # between two looks at units that other processes have claimed
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
     """One source on its way through stage one; `frozen` is None if its store lacks nothing."""
 
@@ -52,7 +52,7 @@ class Work:
     bar: TaskID | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Filling:
     """A unit that is being computed, for the sources that lack it: one (n, K) float16 tensor each."""
 

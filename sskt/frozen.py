@@ -164,10 +164,24 @@ class FrozenSource:
         groups = [pixels[start : start + rows] for start in range(0, len(pixels), rows)]
         if self._pool is None:
             done = torch.cat([self._group(group) for group in groups])
-            return lambda: done
+            return self._when_computed(done, pixels)
         started = [self._pool.submit(self._group, group) for group in groups]
         # outside inference mode, so that the result may enter the graph of the student's loss
         return lambda: torch.cat([future.result() for future in started])
+
+    def _when_computed(self, done: Tensor, pixels: Tensor) -> Callable[[], Tensor]:
+        """Hold on to the pixels until the device has read them: their memory may be used again after."""
+        event: Any = torch.cuda.Event  # not typed by torch
+        computed = event() if self.device.type == "cuda" else None
+        if computed is not None:
+            computed.record()
+
+        def wait(_held: Tensor = pixels) -> Tensor:
+            if computed is not None:
+                computed.synchronize()
+            return done
+
+        return wait
 
     def require_finite(self, logits: Tensor) -> None:
         """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite."""
