@@ -187,6 +187,11 @@ class Store:
         entries = dict(zip(listed, self._map(self._entry, listed), strict=True))
         return [unit for unit in self._units(views) if entries.get(unit) is None]
 
+    def finished_units(self) -> list[Unit]:
+        """Every unit that counts, in order; StoreDamaged if an entry is damaged."""
+        left = set(self.pending(self.n_views))
+        return [unit for unit in self._units(self.n_views) if unit not in left]
+
     def finished(self, unit: Unit) -> bool:
         """Whether a unit counts; StoreDamaged if its entry is damaged."""
         return self._entry(unit) is not None

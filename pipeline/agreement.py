@@ -53,13 +53,7 @@ def recompute(
     Top-k rows are compared as the logits of all classes that they stand for at temperature 1. Raises
     StoreIncomplete if no unit is finished, StoreDamaged if one that is asked for cannot be read.
     """
-    unfinished = set(store.pending(store.n_views))
-    blocks = [
-        (view, store.rows_of(block))
-        for view in range(store.n_views)
-        for block in range(store.n_blocks)
-        if Unit(view, block) not in unfinished
-    ]
+    blocks = [(unit.view, store.rows_of(unit.block)) for unit in store.finished_units()]
     if not blocks:
         raise StoreIncomplete(f"{store.path}: no unit is finished; run the same precompute again first")
     sizes = np.array([rows.stop - rows.start for _, rows in blocks])

@@ -24,10 +24,14 @@ def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
 def store_fields(path: Location) -> dict[str, Any]:
     """Everything about one store, flat: sizes, fingerprint and origin."""
     store = Store.open(path)
+    blocks = [store.rows_of(unit.block) for unit in store.finished_units()]
+    bytes_per_label = store.nbytes / max(1, sum(rows.stop - rows.start for rows in blocks))
     return {
         **_store_row(path),
+        "top_k": store.top_k,
         "block_rows": store.block_rows,
-        "bytes_per_row": store.nbytes / max(1, store.n_views * store.n_samples),
+        "bytes_per_label": bytes_per_label,
+        "bytes_per_class": bytes_per_label / store.n_classes,
         **dict(flatten(store.manifest.identity)),
         **{f"made_by.{name}": value for name, value in flatten(store.manifest.made_by)},
     }
