@@ -43,6 +43,22 @@ def test_jpegs_differ_by_at_most_a_grey_level_on_average(tmp_path):
     assert gap.abs().float().mean(dim=(1, 2, 3)).max() <= 1.0
 
 
+def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
+    data = shared("data/imagenet").parent
+    index = load_index(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)
+    index = index.take(np.arange(0, 1000, 50))
+    plan = RandomResizedCropFlip(112, seed=4)
+    renderer = open_renderer(
+        index, plan, backend="dali", device=torch.device("cuda"), batch_size=8, threads=2
+    )
+    batches = in_batches(np.arange(len(index)), 8)
+    with closing(renderer):
+        alone = [torch.cat(list(renderer.render(view, batches))) for view in (0, 1)]
+        with renderer.keeping():
+            kept = [torch.cat(list(renderer.render(view, batches))) for view in (0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, kept, strict=True))
+
+
 def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
     rows = {}

@@ -1,0 +1,44 @@
+"""How a command ends: our own errors become one line and exit code 1, signals say what they leave behind."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+_STOPPED = {  # what Ctrl-C leaves behind
+    "precompute": "stopped; finished units are kept, and the same command goes on from there",
+    "train": "stopped; the run folder holds the last whole epoch (last.pt), a run cannot be continued yet",
+    "demo": "stopped; trained sources and stores are kept for the next run",
+}
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is being written is finished."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise _Terminated
+
+
+class FrontDoor(click.Group):
+    """A click group that prints our own errors as one line, and Ctrl-C as what it means."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; exits with 1 on an error of ours, with 130 on Ctrl-C and with 143 on SIGTERM."""
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
+            sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        except Exception as error:
+            from cache.errors import CacheError
+            from sskt.errors import SsktError
+
+            if not isinstance(error, CacheError | SsktError):
+                raise
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)

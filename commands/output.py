@@ -1,0 +1,41 @@
+"""Results on standard output, as a table or as JSON; remarks on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+def say(sentence: str) -> None:
+    """Pass a remark on to the user, apart from results."""
+    click.echo(sentence, err=True)
+
+
+def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
+    """Rows as JSON, or as a table of those columns that any row has."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo("none")
+        return
+    shown = [name for name in columns.split() if any(row.get(name) is not None for row in rows)]
+    lines = [[name.replace("_", " ") for name in shown]]
+    lines += [[_cell(name, row.get(name)) for name in shown] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:  # never cut or folded: a path must be fit to be copied
+        click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in ("bytes", "nbytes"):
+        return f"{value / 1e6:,.1f} MB"
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
