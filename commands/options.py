@@ -149,7 +149,7 @@ THREADS = click.option(
 )
 HOW = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    choice_option("--renderer", "auto dali torch", "auto", "What draws the pictures."),
+    choice_option("--renderer", "auto dali torch resident", "auto", "What draws the pictures."),
     THREADS,
 )
 SHOWN = (

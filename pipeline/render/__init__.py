@@ -1,8 +1,9 @@
 """Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for.
 
-Two renderers share one plan: `dali` (one graph for CPU and GPU) and `torch` (everywhere). Each gives the same
-bytes for the same rows whatever the order, batch size or thread count; they differ from one another by at
-most about one grey level on average after a resize, and not at all without one.
+Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
+pictures in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
+count; they differ from one another by at most about one grey level on average after a resize, and not at all
+without one.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
 
 Positions = NDArray[np.int64]  # (N,) rows of a target index
-RENDERERS = ("auto", "dali", "torch")
+RENDERERS = ("auto", "dali", "torch", "resident")
 
 
 class Renderer(Protocol):
     """Draws pictures of one target index by one plan."""
 
-    name: str  # "dali-cpu", "dali-gpu" or "torch-cpu": recorded with every store
+    name: str  # "dali-cpu", "resident-gpu" and so on: recorded with every store
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """One uint8 tensor (n, 3, side, side) for each array of n index positions; at most `batch_size` of
@@ -50,13 +51,24 @@ def open_renderer(
     batch_size: int,
     threads: int,
 ) -> Renderer:
-    """A renderer for `index` and `plan`; `auto` takes DALI where it is installed, else torch.
+    """A renderer for `index` and `plan`: `auto` takes the fastest that can draw them (benchmarks/loaders.py),
+    resident for small pictures, DALI where it is installed, else torch.
 
-    `device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError when DALI
-    is asked for by name and is not installed.
+    `device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError when one
+    is asked for by name that is not installed, or cannot draw these pictures.
     """
     if backend not in RENDERERS:
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
+    from pipeline.render.resident import ResidentRenderer, can_be_resident
+
+    if backend in ("auto", "resident"):
+        if can_be_resident(index, plan, device):
+            return ResidentRenderer(index, plan, device=device)
+        if backend == "resident":
+            raise RunError(
+                f"--renderer resident draws pictures that lie in memory and keep their size, and "
+                f"{index.target} has others; use --renderer auto"
+            )
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     if backend == "dali" and not installed:
         raise RunError(
