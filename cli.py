@@ -7,7 +7,6 @@ commands/, with what all of them share.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,8 +174,6 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
         )
         return
     rows = [report.to_dict() for report in run_precompute(**what, say=say)]
-    if os.environ.get("RANK", "0") != "0":  # torchrun's first rank speaks for all
-        return
     show(rows, as_json, "source n_samples n_classes views rows_done images_s nbytes path")
 
 

@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from time import perf_counter
 
-from pipeline.api import Supervision, run_precompute, run_train
+from pipeline.api import Supervision, Tuning, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 
 METHODS = {"scratch": None, "SSKT": False, "SSKT + transfer module": True}
@@ -76,7 +76,7 @@ def main() -> None:
                 out=folder,
                 say=lambda text, label=f"{method}, seed {seed}": print(f"{label}: {text}", flush=True),
                 seed=seed,
-                student_amp=args.amp,
+                tuning=Tuning(amp=args.amp),
                 overrides={"epochs": args.epochs, "milestones": milestones},
                 eval_every=5,
             )

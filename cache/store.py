@@ -23,14 +23,14 @@ from cache.manifest import require_match
 from cache.unit import Unit, UnitFault, UnitFiles, require_sound_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
     from cache.form import Rows
     from cache.manifest import Manifest
 
-__all__ = ["Problem", "Store", "Unit", "default_block_rows", "find_stores"]
+__all__ = ["MappedView", "Problem", "Store", "Unit", "default_block_rows", "find_stores"]
 
 _AT_ONCE = 16  # requests to an object store
 
@@ -43,6 +43,23 @@ class Problem(NamedTuple):
 
     unit: Unit | None
     what: str
+
+
+class MappedView:
+    """Rows of one view that stay on the disk; the operating system reads those that are asked for."""
+
+    def __init__(self, blocks: Mapping[int, Rows], form: Form) -> None:
+        self._blocks, self._form = blocks, form
+        self._block_rows = max((len(rows) for rows in blocks.values()), default=1)
+
+    def rows(self, rows: NDArray[np.int64]) -> Rows:
+        """The rows of the view, in the order asked: (n, K) float16 or (n, 2k + 4) uint16, a copy."""
+        blocks, places = np.divmod(rows, self._block_rows)
+        out = np.empty((len(rows), self._form.width), dtype=self._form.dtype)
+        for block in np.unique(blocks):
+            here = blocks == block
+            out[here] = self._blocks[int(block)][places[here]]
+        return out
 
 
 class Store:
@@ -219,21 +236,39 @@ class Store:
         Raises StoreIncomplete if a unit is not finished or there is no such view, StoreDamaged, naming unit
         and file, if what was finished is not what is there.
         """
-        if not 0 <= view < self.n_views:
-            raise StoreIncomplete(
-                f"{self.path}: has no view {view}, its {self.n_views} views count from 0; "
-                f"precompute with a larger --views, or pass --labels live"
-            )
-        units = [Unit(view, block) for block in range(self.n_blocks)]
-        entries = {unit: entry for unit in units if (entry := self._entry(unit)) is not None}
-        if len(entries) < len(units):
-            raise StoreIncomplete(
-                f"{self.path}: view {view} lacks {len(units) - len(entries)} of {len(units)} units; "
-                f"run the same precompute again to finish it, or pass --labels live"
-            )
+        entries = self._entries_of(view, range(self.n_blocks))
         out = np.empty((self.n_samples, self.form.width), dtype=self.form.dtype)
-        self._map(lambda unit: self._read(unit, entries[unit], out[self.rows_of(unit.block)]), units)
+        self._map(lambda unit: self._read(unit, entries[unit], out[self.rows_of(unit.block)]), [*entries])
         return out
+
+    def rows(self, view: int, rows: NDArray[np.int64]) -> Rows:
+        """Some rows of a view, in the order asked: (n, K) float16 or (n, 2k + 4) uint16.
+
+        Only the units that hold them are read, one after the other, and checked like a view.
+        """
+        if len(rows) == self.n_samples and np.array_equal(rows, np.arange(len(rows))):
+            return self.view(view)
+        blocks = rows // self.block_rows
+        entries = self._entries_of(view, np.unique(blocks).tolist())
+        out = np.empty((len(rows), self.form.width), dtype=self.form.dtype)
+        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
+        for unit, entry in entries.items():
+            block = buffer[: self._n_rows(unit)]
+            self._read(unit, entry, block)
+            here = np.flatnonzero(blocks == unit.block)
+            out[here] = block[rows[here] - unit.block * self.block_rows]
+        return out
+
+    def mapped(self, view: int, rows: NDArray[np.int64]) -> MappedView:
+        """Like `rows`, but they stay on the disk: the units that hold them are checked once and mapped.
+
+        Only for a store in a local folder.
+        """
+        entries = self._entries_of(view, np.unique(rows // self.block_rows).tolist())
+        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
+        for unit, entry in entries.items():
+            self._read(unit, entry, buffer[: self._n_rows(unit)])
+        return MappedView({unit.block: self._files.mapped(unit) for unit in entries}, self.form)
 
     def unit(self, unit: Unit) -> Rows:
         """The rows of one finished unit, checked like a view. Raises StoreIncomplete or StoreDamaged."""
@@ -343,6 +378,22 @@ class Store:
 
     def _units(self, views: int) -> Iterator[Unit]:
         return (Unit(view, block) for view in range(views) for block in range(self.n_blocks))
+
+    def _entries_of(self, view: int, blocks: Iterable[int]) -> dict[Unit, int]:
+        """The entries of some units of a view; StoreIncomplete unless all of them are finished."""
+        if not 0 <= view < self.n_views:
+            raise StoreIncomplete(
+                f"{self.path}: has no view {view}, its {self.n_views} views count from 0; "
+                f"precompute with a larger --views, or pass --labels live"
+            )
+        units = [Unit(view, block) for block in blocks]
+        entries = {unit: entry for unit in units if (entry := self._entry(unit)) is not None}
+        if len(entries) < len(units):
+            raise StoreIncomplete(
+                f"{self.path}: view {view} lacks {len(units) - len(entries)} of {len(units)} units; "
+                f"run the same precompute again to finish it, or pass --labels live"
+            )
+        return entries
 
     def _n_rows(self, unit: Unit) -> int:
         return min(self.block_rows, self.n_samples - unit.block * self.block_rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import google_crc32c
 import numpy as np
@@ -115,6 +115,11 @@ class UnitFiles:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, the file's last four state another")
         if crc != entry:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
+
+    def mapped(self, unit: Unit) -> Rows:
+        """The chunk file's B rows as a read-only memory map; they are not checked."""
+        shape = (self.block_rows, self.form.width)
+        return cast("Rows", np.memmap(str(self.payload(unit)), self.form.dtype, "r", shape=shape))
 
     def fault(self, unit: Unit, buffer: Rows) -> UnitFault | None:
         """What is wrong with a unit, if it is finished at all; `buffer` takes its rows."""

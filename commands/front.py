@@ -10,7 +10,7 @@ import click
 
 _STOPPED = {  # what Ctrl-C leaves behind
     "precompute": "stopped; finished units are kept, and the same command goes on from there",
-    "train": "stopped; the run folder holds the last whole epoch (last.pt), a run cannot be continued yet",
+    "train": "stopped; the run folder is kept",
     "demo": "stopped; trained sources and stores are kept for the next run",
 }
 

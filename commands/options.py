@@ -103,9 +103,10 @@ def count_option(
     return click.option(*names, type=kind, default=default, show_default=default is not None, help=text)
 
 
-def number_option(flag: str, text: str, *, positive: bool = True) -> Decorator:
+def number_option(flag: str, text: str, *, positive: bool = True, default: float | None = None) -> Decorator:
     """A number above 0, or from 0 on."""
-    return click.option(flag, type=click.FloatRange(min=0, min_open=positive), default=None, help=text)
+    kind = click.FloatRange(min=0, min_open=positive)
+    return click.option(flag, type=kind, default=default, show_default=default is not None, help=text)
 
 
 def choice_option(flag: str, values: str, default: str | None, text: str) -> Decorator:

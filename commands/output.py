@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
 
 
 def say(sentence: str) -> None:
-    """Pass a remark on to the user, apart from results."""
-    click.echo(sentence, err=True)
+    """Pass a remark on to the user, apart from results; torchrun's first rank speaks for all."""
+    if _is_first_rank():
+        click.echo(sentence, err=True)
+
+
+def tell(result: str) -> None:
+    """Print a result."""
+    if _is_first_rank():
+        click.echo(result)
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
     """Rows as JSON, or as a table of those columns that any row has."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        tell(json.dumps(rows, indent=2))
         return
     if not rows:
-        click.echo("none")
+        tell("none")
         return
     shown = [name for name in columns.split() if any(row.get(name) is not None for row in rows)]
     lines = [[name.replace("_", " ") for name in shown]]
     lines += [[_cell(name, row.get(name)) for name in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:  # never cut or folded: a path must be fit to be copied
-        click.echo("  ".join(map(str.ljust, line, widths)).rstrip())
+        tell("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _cell(name: str, value: Any) -> str:

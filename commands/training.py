@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from commands.options import (
     CACHE_DIR,
@@ -27,10 +28,10 @@ from commands.options import (
     text_option,
     together,
 )
-from commands.output import say, show
+from commands.output import say, show, tell
 
 if TYPE_CHECKING:
-    from pipeline.api import Supervision
+    from pipeline.api import Supervision, Tuning
     from pipeline.choices import Places
     from pipeline.execution import Execution
 
@@ -43,6 +44,38 @@ def _supervision(**values: Any) -> Supervision:
     return Supervision(**values)
 
 
+def _tuning(**values: Any) -> Tuning:
+    from pipeline.api import Tuning
+
+    return Tuning(**values)
+
+
+def _places_of(run: Path) -> Places:
+    """Where a run found its data, stores and weights, but for what the command line says."""
+    from pipeline.api import places_of
+
+    context = click.get_current_context()
+    told = {name: value for name, value in context.params.items() if _is_told(context, name)}
+    built = build_places(told.get("data_dir", Path()), told.get("cache_dir", ""), told.get("weights", ()))
+    names = [name for name in ("data_dir", "cache_dir", "weights") if name in told]
+    return places_of(run, **{name: getattr(built, name) for name in names})
+
+
+def _require_alone(allowed: str) -> None:
+    """Refuse options that a run which goes on has settled already."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name not in allowed.split() and _is_told(context, option.name or ""):
+            raise click.UsageError(
+                f"{option.opts[0]} is settled by the run that --resume goes on with; leave it out"
+            )
+
+
+def _is_told(context: click.Context, name: str) -> bool:
+    """Whether the user gave an option, on the command line or in the environment."""
+    return context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
 def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
     """60,120 as numbers."""
     try:
@@ -53,9 +86,8 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
 
 @click.command()
 @options(
-    text_option(
-        "--target", "cifar10, cifar100, stl10, imagenet, places365, digits, imagefolder:PATH.", required=True
-    ),
+    text_option("--target", "cifar10, cifar100, stl10, imagenet, places365, digits, imagefolder:PATH."),
+    folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
     text_option("--model", f"resnet20, resnet32, resnet44, resnet18, resnet34, resnet50. {_OF_RECIPE}"),
     together(
         "supervision",
@@ -69,9 +101,9 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         ),
         choice_option(
             "--labels",
-            "auto cached live",
+            "auto cached live write-through",
             "auto",
-            "Logits from the store, or from the sources in every step.",
+            "Logits from the store, from the sources in every step, or both: asked once and kept.",
         ),
         count_option(
             "--views", "Views to go through in turn. [default: all stored; live: a new one each epoch]"
@@ -85,6 +117,12 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         choice_option(
             "--kd-reduction", "mean batchmean", "mean", "mean = over batch and classes, as released."
         ),
+        choice_option(
+            "--teacher-bn",
+            "frozen batch-stats",
+            "frozen",
+            "batch-stats: the sources' batch norm as in the released code; live only.",
+        ),
     ),
     together(
         "overrides",
@@ -95,6 +133,7 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         count_option("--epochs", _OF_RECIPE),
         count_option("--batch-size", _OF_RECIPE),
         number_option("--lr", _OF_RECIPE),
+        choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
         text_option(
             "--milestones", f"Epochs at which the rate drops. {_OF_RECIPE}", metavar="E,E", callback=_epochs
         ),
@@ -109,8 +148,21 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         *SHOWN,
     ),
     LIMIT,
-    choice_option(
-        "--amp", "auto fp32 bf16", "auto", "Precision of the student; auto: bf16 on CUDA, else fp32."
+    together(
+        "tuning",
+        _tuning,
+        number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
+        number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
+        number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
+        number_option("--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False),
+        choice_option(
+            "--amp",
+            "auto fp32 bf16 fp16",
+            "auto",
+            "Precision of the student; auto: bf16 or fp16 on CUDA, else fp32.",
+        ),
+        click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
+        click.option("--deterministic", is_flag=True, help="Only kernels that give the same bits each time."),
     ),
     count_option("--eval-every", "Epochs between two looks at the test split.", 1),
     together("execution", build_execution, *HOW),
@@ -118,35 +170,54 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
     together("places", build_places, WEIGHTS, DATA_DIR, CACHE_DIR),
     JSON,
 )
-def train(target: str, amp: str, execution: Execution, out: Path | None, as_json: bool, **what: Any) -> None:
+def train(
+    target: str | None,
+    resume: Path | None,
+    execution: Execution,
+    out: Path | None,
+    as_json: bool,
+    **what: Any,
+) -> None:
     """Stage two: train a student, taught by sources.
 
     It learns its own labels and, in one auxiliary head per source, what the source said of the same pixels.
-    What is not given is the paper's recipe for the target (table 1).
+    What is not given is the paper's recipe for the target (table 1). A run that was stopped goes on with
+    --resume, to the same numbers. Under torchrun, the processes share every batch.
     """
-    from pipeline.api import run_train
-    from pipeline.choices import student_precision
+    from pipeline.api import resume_train, run_train
     from pipeline.run import new_run_folder
     from pipeline.targets.spec import target_slug
 
-    out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
-    student_amp = student_precision(execution) if amp == "auto" else amp
-    summary = run_train(target, execution=execution, student_amp=student_amp, out=out, say=say, **what)
-    click.echo(json.dumps(summary | {"run": str(out)}, indent=2) if as_json else str(out))
+    if resume is not None:
+        _require_alone("resume device renderer threads data_dir cache_dir weights as_json")
+        summary = resume_train(resume, execution=execution, places=_places_of(resume), say=say)
+    elif target is not None:
+        out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
+        summary = run_train(target, execution=execution, out=out, say=say, **what)
+    else:
+        raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
+    run = str(resume or out)
+    tell(json.dumps(summary | {"run": run}, indent=2) if as_json else run)
 
 
 @click.command()
 @options(
     click.argument("run", type=click.Path(path_type=Path)),
+    click.option("--best", is_flag=True, help="The student of the best epoch, instead of the last one's."),
     together("execution", build_execution, *HOW),
-    together("places", build_places, DATA_DIR, CACHE_DIR),
+    DATA_DIR,
+    CACHE_DIR,
     JSON,
 )
-def evaluate(run: Path, execution: Execution, places: Places, as_json: bool) -> None:
-    """Score a run's student on the test split."""
+def evaluate(run: Path, best: bool, execution: Execution, as_json: bool, **_told: Any) -> None:
+    """Score a run's student on the test split.
+
+    The data are looked for where the run found them, unless --data-dir says otherwise.
+    """
     from pipeline.api import run_evaluate
 
-    figures = run_evaluate(run, places=places, execution=execution, say=say)
+    which = "best" if best else "last"
+    figures = run_evaluate(run, places=_places_of(run), execution=execution, say=say, which=which)
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return

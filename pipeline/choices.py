@@ -19,6 +19,7 @@ from sskt.forward import default_compute
 from sskt.frozen import InputMap, scaled_side
 from sskt.sources import parse_source
 
+DEFAULT_VIEWS = 10
 PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
 
 
@@ -104,15 +105,16 @@ class Augmentation:
 
 def choose_execution(
     *,
-    device: str,
-    amp: str,
-    renderer: str,
-    threads: int,
+    device: str = "auto",
+    amp: str = "auto",
+    renderer: str = "auto",
+    threads: int | None = None,
     batch_size: int | None = None,
     compiled: bool | None = None,
 ) -> Execution:
     """The device and how frozen networks run; `auto` takes CUDA (torchrun's local rank's) and the fastest
-    precision that is exact enough. `batch_size` is the rows of one forward.
+    precision that is exact enough. `threads` decode (left out: one a core); `batch_size` is the rows of one
+    forward.
     """
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
@@ -123,11 +125,26 @@ def choose_execution(
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise RunError(f"--device is {device}, and PyTorch sees no CUDA device here; use --device cpu")
     compute = default_compute(chosen) if amp == "auto" else amp
-    return Execution(chosen, compute, renderer, threads, rows=batch_size, compiled=compiled)
-
-
-def student_precision(execution: Execution) -> str:
-    """bf16 on CUDA devices that have it natively, fp32 elsewhere: what a small student trains fastest in."""
-    return (
-        "bf16" if execution.device.type == "cuda" and default_compute(execution.device) == "bf16" else "fp32"
+    return Execution(
+        chosen, compute, renderer, threads or os.cpu_count() or 1, rows=batch_size, compiled=compiled
     )
+
+
+def student_precision(amp: str, device: torch.device) -> str:
+    """`amp`, or for auto what a student trains fastest in: bf16 on CUDA devices that have it, else fp16,
+    and fp32 on a CPU. Raises RunError for fp16 on a CPU.
+    """
+    if amp == "fp16" and device.type == "cpu":
+        raise RunError(
+            "--amp fp16 trains on CUDA alone, a CPU is slower in it than in fp32; use fp32 or bf16"
+        )
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def channels_last(device: torch.device) -> bool:
+    """The memory layout that a student trains fastest in (benchmarks/student_step.py)."""
+    return device.type in ("cuda", "cpu")

@@ -1,17 +1,19 @@
-"""How good a student is: top-1 and top-5 over the evaluation view of a split, its source heads left aside."""
+"""How good a student is: top-1, top-5 and loss over the evaluation view of a split, without source heads."""
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.execution import Execution
+from pipeline.execution import Execution, memory_for_pictures
 from pipeline.plan import Plan
+from pipeline.precision import autocast
+from pipeline.ranks import Ranks
 from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
 from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -21,54 +23,71 @@ from sskt.student import Student
 _BATCH = 250
 
 
-def accuracy(
-    student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str
-) -> dict[str, float]:
-    """test_top1 and test_top5 in percent (top-5 only with more than five classes)."""
-    return _top_k(predict(student, index, plan, execution, amp), index)
+class Evaluator:
+    """Scores students on one split; its pixels are drawn once and kept where there is room for them."""
 
+    def __init__(
+        self, index: TargetIndex, plan: Plan, execution: Execution, ranks: Ranks | None = None
+    ) -> None:
+        """`ranks` share the samples (left out: this process sees all)."""
+        self._index, self._plan, self._execution = index, plan, execution
+        self._ranks = ranks or Ranks()
+        every = np.arange(len(index))
+        self._positions = every[self._ranks.share(len(every))]
+        nbytes = 3 * plan.side_px**2 * len(self._positions)
+        self._kept: list[torch.Tensor] | None = [] if nbytes <= memory_for_pictures() // 4 else None
 
-def report(
-    student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str
-) -> dict[str, Any]:
-    """`accuracy`, the mean cross-entropy, and each class's top-1 in percent (None for a class without
-    samples).
-    """
-    logits, truth = predict(student, index, plan, execution, amp), torch.from_numpy(index.labels)
-    by_class = per_class_accuracy(logits, truth, n_classes=len(index.classes))
-    return {
-        "target": index.target,
-        "split": index.split,
-        "n_samples": len(index),
-        **_top_k(logits, index),
-        "test_loss": float(F.cross_entropy(logits, truth, reduction="mean")),
-        "class_top1": {
-            name: None if bool(torch.isnan(value)) else 100 * float(value)
-            for name, value in zip(index.classes, by_class, strict=True)
-        },
-    }
+    def accuracy(self, student: Student, amp: str) -> dict[str, float]:
+        """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
+        cross-entropy test_loss; over all ranks.
+        """
+        logits = self.predict(student, amp)
+        truth = torch.from_numpy(self._index.labels[self._positions])
+        ks = (1, 5) if len(self._index.classes) > 5 else (1,)
+        sums = [float(F.cross_entropy(logits, truth, reduction="sum"))] if len(truth) else [0.0]
+        sums += [topk_correct(logits, truth, k=k) for k in ks]
+        summed = self._ranks.total(
+            torch.tensor(sums, dtype=torch.float64, device=self._execution.device)
+        ).tolist()
+        n = len(self._index)
+        tops = {f"test_top{k}": 100 * right / n for k, right in zip(ks, summed[1:], strict=True)}
+        return {**tops, "test_loss": summed[0] / n}
 
+    def report(self, student: Student, amp: str) -> dict[str, Any]:
+        """`accuracy`, and each class's top-1 in percent (None for a class without samples). One process."""
+        index = self._index
+        figures = self.accuracy(student, amp)
+        truth = torch.from_numpy(index.labels)
+        by_class = per_class_accuracy(self.predict(student, amp), truth, n_classes=len(index.classes))
+        return {
+            "target": index.target,
+            "split": index.split,
+            "n_samples": len(index),
+            **figures,
+            "class_top1": {
+                name: None if bool(torch.isnan(value)) else 100 * float(value)
+                for name, value in zip(index.classes, by_class, strict=True)
+            },
+        }
 
-def predict(student: Student, index: TargetIndex, plan: Plan, execution: Execution, amp: str) -> torch.Tensor:
-    """Primary logits of every sample, in index order: float32 (N, classes) on the CPU."""
-    student.eval()
-    positions: NDArray[np.int64] = np.arange(len(index))
-    renderer = execution.open_renderer(index, plan, batch_size=_BATCH)
-    with closing(renderer), torch.inference_mode(), autocast(execution.device, amp):
-        batches = renderer.render(0, in_batches(positions, _BATCH))
-        logits = [
-            student.predict(normalise(pixels.to(execution.device), IMAGENET_MEAN, IMAGENET_STD)).float().cpu()
-            for pixels in batches
-        ]
-    return torch.cat(logits)
+    def predict(self, student: Student, amp: str) -> torch.Tensor:
+        """Primary logits of this rank's samples, in index order: float32 (n, classes) on the CPU."""
+        student.eval()
+        device = self._execution.device
+        with torch.inference_mode(), autocast(device, amp):
+            logits = [
+                student.predict(normalise(pixels.to(device), IMAGENET_MEAN, IMAGENET_STD)).float().cpu()
+                for pixels in self._pixels()
+            ]
+        return torch.cat(logits) if logits else torch.empty(0, len(self._index.classes))
 
-
-def autocast(device: torch.device, amp: str) -> torch.autocast | nullcontext[None]:
-    """The precision of a student's forward pass: plain fp32, or autocast to bf16."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if amp == "bf16" else nullcontext()
-
-
-def _top_k(logits: torch.Tensor, index: TargetIndex) -> dict[str, float]:
-    truth = torch.from_numpy(index.labels)
-    ks = (1, 5) if len(index.classes) > 5 else (1,)
-    return {f"test_top{k}": 100 * topk_correct(logits, truth, k=k) / len(index) for k in ks}
+    def _pixels(self) -> Iterator[torch.Tensor]:
+        if self._kept:
+            yield from self._kept
+            return
+        renderer = self._execution.open_renderer(self._index, self._plan, batch_size=_BATCH)
+        with closing(renderer):
+            for pixels in renderer.render(0, in_batches(self._positions, _BATCH)):
+                if self._kept is not None:
+                    self._kept.append(pixels)
+                yield pixels

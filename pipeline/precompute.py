@@ -69,7 +69,7 @@ def precompute(
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
     works = [
-        _open_work(job, source, input_map, cache_dir, execution, say) for source, input_map in job.sources
+        open_work(job, source, input_map, cache_dir, execution, say) for source, input_map in job.sources
     ]
     started = perf_counter()
     todo = sum(len(work.pending) for work in works)
@@ -90,7 +90,7 @@ def precompute(
     return [_report(work, job, perf_counter() - started) for work in works]
 
 
-def _open_work(
+def open_work(
     job: Job,
     source: Source,
     input_map: InputMap,

@@ -21,7 +21,7 @@ console = Console(stderr=True, highlight=False)
 class Progress:
     """Bars over items, with their rate, the time gone and the time left; use it in a `with` block."""
 
-    def __init__(self, title: str | None = None, *, total: int = 0) -> None:
+    def __init__(self, title: str | None = None, *, total: int = 0, done: int = 0) -> None:
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -34,7 +34,7 @@ class Progress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._first = None if title is None else self.add(title, total=total)
+        self._first = None if title is None else self.add(title, total=total, done=done)
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -1,8 +1,9 @@
 """A run directory: what was asked, where it ran, what came out (DESIGN promise 7).
 
-config.json, environment.json, metrics.jsonl (a line an epoch), TensorBoard events, last.pt (network, heads
-and optimiser), student.safetensors (backbone and primary head alone) and summary.json. Every file but the
-logs appears whole or not at all.
+config.json and environment.json; metrics.jsonl, a line an epoch, and TensorBoard events; last.pt, from which
+the run goes on; best.safetensors and student.safetensors, backbone and primary head of the best and of the
+last epoch; summary.json, the mark of a run that came to its end. Every file but the logs appears whole or not
+at all, and on the disk.
 """
 
 from __future__ import annotations
@@ -12,36 +13,50 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
+from cache.files import TEMPORARY, write_durably
 from sskt.errors import RunError
+
+STUDENTS = ("last", "best")
+_STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors"}
 
 
 class Run:
     """A run directory open for writing."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        """Make the directory. Raises RunError if it already holds a run or cannot be written."""
+    def __init__(self, path: Path, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Open the logs of a run whose first epochs, `history`, are done; what they say beyond is dropped."""
         self.path = path
         with _writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise RunError(
-                    f"{path}: the folder is not empty; choose another --out, so that no run is overwritten"
-                )
+            lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
+            write_durably(path / "metrics.jsonl", lines.encode())
             self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(path))
-        self._write_json("config.json", config)
-        self._write_json("environment.json", _environment())
+            self._events = SummaryWriter(str(path), purge_step=len(history) + 1 if history else None)
+
+    @classmethod
+    def begin(cls, path: Path, config: Mapping[str, Any], places: Mapping[str, Any]) -> Self:
+        """Make the directory. Raises RunError if it already holds a run or cannot be written."""
+        with _writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            # a run that was killed while it began has left no more than this
+            if any(p.name != "environment.json" and TEMPORARY not in p.name for p in path.iterdir()):
+                raise RunError(
+                    f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
+                    f"or continue the run in it with --resume {path}"
+                )
+        _write_json(path / "environment.json", _environment() | {"places": dict(places)})
+        _write_json(path / "config.json", config)
+        return cls(path)
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl and to the TensorBoard events."""
@@ -56,25 +71,21 @@ class Run:
         """Replace last.pt by `state`, plain data and tensors that load with `weights_only=True`."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        _write_whole(self.path / "last.pt", buffer.getvalue())
+        _write(self.path / "last.pt", buffer.getvalue())
 
-    def save_student(self, state: Mapping[str, torch.Tensor]) -> Path:
-        """Write the exported student, which holds no head for a source."""
-        path = self.path / "student.safetensors"
-        _write_whole(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
-        return path
+    def save_student(self, state: Mapping[str, torch.Tensor], which: str = "last") -> None:
+        """Write an exported student, which holds no head for a source; `which` is one of STUDENTS."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        _write(self.path / _STUDENT_FILES[which], save(tensors))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, the mark of a run that came to its end."""
-        self._write_json("summary.json", summary)
+        _write_json(self.path / "summary.json", summary)
 
     def close(self) -> None:
         """Close the logs; the run can be read from here on."""
         self._metrics.close()
         self._events.close()
-
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        _write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -92,11 +103,41 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_student(path: Path) -> dict[str, torch.Tensor]:
-    """The exported student's weights. Raises RunError if the run has none or the file is damaged."""
-    weights = path / "student.safetensors"
+def read_places(path: Path) -> dict[str, Any]:
+    """Where a run found its data and stores: data_dir, cache_dir and weights, as text."""
+    try:
+        places: dict[str, Any] = json.loads((path / "environment.json").read_text(encoding="utf-8"))["places"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise RunError(
+            f"{path / 'environment.json'}: cannot be read ({error}); say --data-dir, --cache-dir and "
+            f"--weights yourself"
+        ) from error
+    return places
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The state of last.pt; None for a run that was stopped before it had one. RunError if it is damaged."""
+    checkpoint = path / "last.pt"
+    if not checkpoint.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RunError(
+            f"{checkpoint}: cannot be read ({str(error).splitlines()[0]}); restore it, or train again into "
+            f"another folder"
+        ) from error
+    return state
+
+
+def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    """An exported student's weights, `which` of STUDENTS. RunError if there are none or they are damaged."""
+    weights = path / _STUDENT_FILES[which]
     if not weights.is_file():
-        raise RunError(f"{path}: has no student.safetensors, the run did not come to its end; train it again")
+        raise RunError(
+            f"{path}: has no {weights.name}, the run did not come to its end; continue it with "
+            f"`sskt train --resume {path}`"
+        )
     try:
         state: dict[str, torch.Tensor] = load_file(weights)
     except Exception as error:
@@ -110,16 +151,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """What a run that came to its end came to; None for any other."""
+    summary = path / "summary.json"
+    if not summary.is_file():
+        return None
+    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    return found
+
+
 def new_run_folder(name: str) -> Path:
     """A fresh default for `--out`: runs/<name>-<time>."""
     return Path("runs") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
     with _writing(path):
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_durably(path, content)
 
 
 @contextmanager

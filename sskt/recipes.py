@@ -26,6 +26,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     batch_size: int
+    schedule: str = "multistep"  # one of sskt.schedules.SCHEDULES
     temperature: float = 3.0  # T and alpha: the released 2D code's defaults
     alpha: float = 0.1
     aux_loss: str = "ce"  # "ce" or "kd"; the table has both, CE first

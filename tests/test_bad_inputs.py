@@ -19,6 +19,7 @@ from programs import Pair, Tiny, save_program
 
 from cache.store import find_stores
 from cli import main
+from pipeline import run as run_files
 
 SMALL = ("--size", "32", "--source-size", "32", "--threads", "2")
 TRAIN = ("--epochs", "1", "--model", "resnet20", "--batch-size", "6")
@@ -340,14 +341,14 @@ def test_an_option_out_of_range_is_a_usage_error(bench, option, value):
 
 
 def test_a_disk_that_fills_up_while_training_is_named(bench, monkeypatch):
-    write = Path.write_bytes
+    write = run_files.write_durably
 
-    def full(path: Path, content: bytes) -> int:
+    def full(path: Path, *parts: bytes) -> None:
         if path.name.startswith("last.pt"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
+        write(path, *parts)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(run_files, "write_durably", full)
     before = bench.good()
     assert_refused(bench.train(), "last.pt: cannot be written (No space left on device)")
     assert bench.good() == before

@@ -123,7 +123,7 @@ def test_two_runs_of_one_command_are_the_same_run(folder):
         assert result.exit_code == 0, result.output
         assert result.stdout.strip() == out
         lines = (folder / out / "metrics.jsonl").read_text().splitlines()
-        timing = ("epoch_s", "label_s", "data_wait_s", "images_s")
+        timing = ("epoch_s", "label_s", "data_wait_s", "images_s", "data_wait_share", "peak_memory_mb")
         return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
 
     assert metrics("runs/a") == metrics("runs/b")

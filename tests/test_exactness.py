@@ -14,13 +14,16 @@ from torch.nn import functional as F
 from cache.store import Store, find_stores
 from pipeline.api import open_index, run_precompute
 from pipeline.choices import Augmentation, Places, choose_execution
-from pipeline.labels import CachedLabels, LiveLabels
+from pipeline.labels.cached import CachedLabels
+from pipeline.labels.live import LiveLabels
+from pipeline.labels.residence import Residence
 from pipeline.render import in_batches, open_renderer
 from pipeline.targets import parse_target
 from sskt.frozen import FrozenSource
 from sskt.sources import open_source
 
 N, VIEWS = 256, 2
+HERE = Residence("device", torch.device("cpu"))
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 PROGRAM = "program:places365_squeezenet.pt2"
@@ -113,14 +116,11 @@ def test_live_logits_equal_stored_ones_for_any_batch_and_order(made, name):
     input_map = Augmentation().input_map(parse_target("cifar10"), source.spec.mean, source.spec.std)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"))
     live = LiveLabels({name: frozen}, views=VIEWS)
-    cached = CachedLabels(
-        {name: made.stores[name]}, made.index, views=VIEWS, device=torch.device("cpu"), temperature=3.0
-    )
+    cached = CachedLabels({name: made.stores[name]}, made.index, views=VIEWS, residence=HERE, temperature=3.0)
     order = np.random.default_rng(3).permutation(N)[:128]
     for epoch, batch_size in enumerate((7, 64, 128)):
-        view = cached.view_of(epoch)
-        assert view == live.view_of(epoch) == epoch % VIEWS
-        cached.load(view)
+        view = epoch % VIEWS
+        cached.load(view, np.arange(N))
         for positions in in_batches(order[:21] if batch_size == 7 else order, batch_size):
             pixels = made.draw("dali", view, [positions])
             ours, theirs = cached.logits(positions, pixels)[name], live.logits(positions, pixels)[name]
@@ -170,9 +170,9 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
 def test_a_subset_is_served_by_the_full_store_with_its_own_rows(made):
     subset = made.index.limit(64)
     labels = CachedLabels(
-        {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, device=torch.device("cpu"), temperature=3.0
+        {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, residence=HERE, temperature=3.0
     )
-    labels.load(1)
+    labels.load(1, np.arange(64))
     positions = np.array([5, 0, 63])
     rows = np.flatnonzero(np.isin(made.index.ids, subset.ids[positions]))
     expected = {int(made.index.ids[row]): made.stores[PROGRAM].view(1)[row] for row in rows}

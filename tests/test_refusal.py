@@ -140,7 +140,7 @@ def test_a_picture_moved_to_another_class_is_refused(project):
 
 
 def test_other_labels_of_the_same_pictures_are_refused(project, monkeypatch):
-    import pipeline.api as api
+    import pipeline.api.stage_one as api
 
     load = api.load_index
 

@@ -1,4 +1,4 @@
-"""The resident renderer: small pictures lie on the device as uint8, and a batch of a view is one gather there.
+"""The resident renderer: small pictures lie on the device as uint8, a batch of a view is one gather there.
 
 For pictures in memory whose windows keep their size (shifted and mirrored, as the CIFAR recipes do it). It
 gives the same bytes as the other two renderers there, and is the fastest of the three.

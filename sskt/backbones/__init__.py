@@ -8,9 +8,10 @@ from functools import partial
 from sskt.backbones.cifar_resnet import CifarResNet
 from sskt.backbones.features import Backbone, Features
 from sskt.backbones.resnet import ResNet
+from sskt.backbones.tapped import Tapped
 from sskt.errors import RunError
 
-__all__ = ["BACKBONES", "Backbone", "Features", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "Features", "Tapped", "build_backbone"]
 
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},

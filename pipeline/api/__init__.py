@@ -1,0 +1,26 @@
+"""Names in, results out: what the command line and a Python user call for either stage."""
+
+from pipeline.api.lesson import Supervision
+from pipeline.api.plain import TaughtBatch, TaughtData, open_taught_data
+from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run_prepare
+from pipeline.api.stage_two import Tuning, places_of, resume_train, run_evaluate, run_train
+from pipeline.choices import Augmentation, Places, choose_execution
+
+__all__ = [
+    "Augmentation",
+    "Places",
+    "Supervision",
+    "TaughtBatch",
+    "TaughtData",
+    "Tuning",
+    "choose_execution",
+    "open_index",
+    "open_taught_data",
+    "places_of",
+    "resume_train",
+    "run_estimate",
+    "run_evaluate",
+    "run_precompute",
+    "run_prepare",
+    "run_train",
+]

@@ -1,0 +1,85 @@
+"""What a student learns from: its pictures, its plan, and what its sources say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.api.stage_one import open_index, require_named
+from pipeline.choices import Augmentation, Places
+from pipeline.execution import Execution
+from pipeline.labels import Labels
+from pipeline.labels.supply import Request, open_labels
+from pipeline.ranks import Ranks
+from pipeline.targets import parse_target
+from pipeline.training.train import Lesson
+from sskt.errors import RunError
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """How a student is taught."""
+
+    method: str = "sskt"  # or "scratch"
+    sources: tuple[str, ...] = ()  # none: every source with a complete store
+    labels: str = "auto"  # or "cached", "live" or "write-through"
+    views: int | None = None  # None: all that are stored
+    transfer_module: bool = False
+    kd_reduction: str = "mean"  # or "batchmean"
+    teacher_bn: str = "frozen"  # or "batch-stats", as the released code has it; live only
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What decides the pixels and logits of a run."""
+
+    target: str
+    supervision: Supervision
+    augmentation: Augmentation
+    places: Places
+    execution: Execution
+    limit: int | None
+    ranks: Ranks
+    settings: Mapping[str, Any]  # of the recipe
+
+
+def open_lesson(asked: Asked, say: Say) -> Lesson:
+    """Open everything that a student learns from."""
+    spec = parse_target(asked.target)
+    index = open_index(asked.target, "train", places=asked.places, say=say, limit=asked.limit)
+    test_index = open_index(asked.target, "test", places=asked.places, say=say)
+    plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
+    taught = asked.supervision
+    labels: Labels | None = None
+    if taught.method == "sskt":
+        require_named(asked.places, taught.sources or tuple(asked.places.weights))
+        n_rows = -(-len(index) // asked.ranks.world)
+        request = Request(
+            asked.target,
+            spec,
+            index,
+            asked.augmentation,
+            plan,
+            asked.places,
+            asked.execution,
+            temperature=asked.settings["temperature"],
+            n_rows=n_rows,
+            n_forwards=n_rows * asked.settings["epochs"],
+        )
+        if taught.labels == "write-through" and asked.ranks.world > 1:
+            raise RunError(
+                "--labels write-through fills a store from one process, and no rank sees all samples; "
+                "run sskt precompute under torchrun first, or train in one process"
+            )
+        labels = open_labels(
+            request,
+            taught.sources,
+            labels=taught.labels,
+            views=taught.views,
+            teacher_bn=taught.teacher_bn,
+            say=say,
+        )
+    return Lesson(index, test_index, plan, eval_plan, labels)

@@ -1,0 +1,276 @@
+"""Stage two by name: train a student, go on with one, score one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.files import location
+from pipeline.api.lesson import Asked, Supervision, open_lesson
+from pipeline.api.stage_one import open_index
+from pipeline.choices import Augmentation, Places, channels_last, choose_execution, student_precision
+from pipeline.evaluate import Evaluator
+from pipeline.execution import Execution
+from pipeline.plan import Centre
+from pipeline.ranks import Ranks, joined
+from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
+from pipeline.training.config import TrainConfig
+from pipeline.training.train import Lesson, train
+from sskt.backbones import Backbone, build_backbone
+from sskt.errors import RunError
+from sskt.recipes import recipe_for
+from sskt.student import Student
+
+Say = Callable[[str], None]
+
+_FROM_RECIPE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "milestones",
+    "gamma",
+    "momentum",
+    "weight_decay",
+    "temperature",
+    "alpha",
+    "aux_loss",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the paper's recipes leave out, off by default, and how the student's step is computed."""
+
+    clip_norm: float | None = None  # largest norm of all gradients together
+    label_smoothing: float = 0.0
+    mixup: float = 0.0  # a of Beta(a, a)
+    cutmix: float = 0.0
+    amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
+    compiled: bool = False
+    deterministic: bool = False
+
+
+def run_train(
+    target: str,
+    *,
+    out: Path,
+    supervision: Supervision | None = None,
+    augmentation: Augmentation | None = None,
+    places: Places | None = None,
+    execution: Execution | None = None,
+    say: Say = print,
+    seed: int = 0,
+    model: str | Backbone | None = None,
+    limit: int | None = None,
+    eval_every: int = 1,
+    tuning: Tuning | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
+
+    `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.backbones.Tapped`
+    makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
+    momentum, weight_decay, temperature, alpha and aux_loss; None leaves the recipe's value. Under torchrun
+    the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all inputs are
+    known to be good.
+    """
+    supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
+    places, execution = places or Places(), execution or choose_execution()
+    recipe, tuning = recipe_for(target), tuning or Tuning()
+    chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
+    settings = {name: chosen.pop(name, getattr(recipe, name)) for name in _FROM_RECIPE}
+    if chosen:
+        raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(_FROM_RECIPE)}")
+    with joined(execution.device) as ranks:
+        asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
+        lesson = open_lesson(asked, say)
+        labels = lesson.labels
+        config = TrainConfig(
+            target=target,
+            classes=lesson.index.classes,
+            model=_name_of(model or recipe.models[0]),
+            method=supervision.method,
+            sources=tuple(labels.n_classes) if labels else (),
+            transfer_module=supervision.transfer_module,
+            kd_reduction=supervision.kd_reduction,
+            labels=labels.kind if labels else "none",
+            teacher_bn=supervision.teacher_bn,
+            views=labels.views if labels else supervision.views,
+            seed=seed,
+            limit=limit,
+            eval_every=eval_every,
+            ranks=ranks.world,
+            plan=lesson.plan.to_dict(),
+            eval_plan=asdict(lesson.eval_plan),
+            augmentation=asdict(augmentation),
+            contents=lesson.contents(),
+            channels_last=channels_last(execution.device),
+            **(asdict(tuning) | {"amp": student_precision(tuning.amp, execution.device)}),
+            **settings,
+        )
+        _require_trainable(config, len(lesson.index))
+        backbone = _backbone(model or config.model, seed)
+        run = Run.begin(out, config.to_dict(), _to_dict(places)) if ranks.first else None
+        return _trained(config, backbone, lesson, execution, ranks, run, None, say)
+
+
+def resume_train(
+    out: Path,
+    *,
+    execution: Execution | None = None,
+    say: Say = print,
+    places: Places | None = None,
+    backbone: Backbone | None = None,
+) -> dict[str, Any]:
+    """Go on with the run in `out`, to the numbers that it would have had without a stop; returns its summary.
+
+    Data, stores and weights are looked for where they were (`places_of`), or in `places`. A `backbone` is
+    needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
+    last.pt is damaged, or the data or the number of ranks are others by now.
+    """
+    config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
+    summary = read_summary(out)
+    if summary is not None:
+        say(f"{out}: has come to its end already, nothing is left to do")
+        return summary
+    state = read_checkpoint(out)
+    if state is not None and state["config"] != config.to_dict():
+        raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
+    places, execution = places or places_of(out), execution or choose_execution()
+    with joined(execution.device) as ranks:
+        if ranks.world != config.ranks:
+            raise RunError(
+                f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
+                f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
+            )
+        settings = {name: getattr(config, name) for name in _FROM_RECIPE}
+        supervision = Supervision(
+            config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn
+        )
+        augmentation = Augmentation(**config.augmentation)
+        asked = Asked(
+            config.target, supervision, augmentation, places, execution, config.limit, ranks, settings
+        )
+        lesson = open_lesson(asked, say)
+        _require_same(config, lesson, out)
+        if config.model.startswith(_OWN) and backbone is None:
+            raise RunError(
+                f"{out}: its student is {config.model}; continue it from Python, with that backbone"
+            )
+        done = state["epoch"] if state else 0
+        say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
+        run = Run(out, state["history"] if state else ()) if ranks.first else None
+        backbone = backbone or _backbone(config.model, config.seed)
+        return _trained(config, backbone, lesson, execution, ranks, run, state, say)
+
+
+def run_evaluate(
+    run: Path,
+    *,
+    places: Places | None = None,
+    execution: Execution | None = None,
+    say: Say = print,
+    which: str = "last",
+) -> dict[str, Any]:
+    """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
+    evaluation view.
+
+    The data are looked for where they were (`places_of`), or in `places`. Raises RunError if `run` is no
+    finished run or its target has other classes by now.
+    """
+    config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
+    places, execution = places or places_of(run), execution or choose_execution()
+    index = open_index(config.target, "test", places=places, say=say)
+    _require_classes(config, index.classes, run)
+    if config.model.startswith(_OWN):
+        raise RunError(f"{run}: its student is {config.model}; load {run}/student.safetensors in Python")
+    student = Student(build_backbone(config.model), len(config.classes), {}, transfer_module=False)
+    student.load_state_dict(read_student(run, which))
+    student.to(execution.device)
+    return Evaluator(index, Centre(**config.eval_plan), execution).report(student, config.amp)
+
+
+def places_of(run: Path, **given: Any) -> Places:
+    """Where a run found its data_dir, cache_dir and weights, but for those that are `given`."""
+    read_config(run)  # names what is no run at all
+    found = read_places(run)
+    weights = {name: Path(path) for name, path in found["weights"].items()}
+    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights)
+    return replace(recorded, **given)
+
+
+def _trained(
+    config: TrainConfig,
+    backbone: Backbone,
+    lesson: Lesson,
+    execution: Execution,
+    ranks: Ranks,
+    run: Run | None,
+    state: dict[str, Any] | None,
+    say: Say,
+) -> dict[str, Any]:
+    try:
+        return train(
+            config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say
+        )
+    finally:
+        if run is not None:
+            run.close()
+
+
+_OWN = "own:"  # before the class name of a backbone that the caller made
+
+
+def _name_of(model: str | Backbone) -> str:
+    return model if isinstance(model, str) else f"{_OWN}{type(model).__name__}"
+
+
+def _backbone(model: str | Backbone, seed: int) -> Backbone:
+    """A named one starts from the seed; its heads' weights follow it in either case."""
+    torch.manual_seed(seed)
+    return build_backbone(model) if isinstance(model, str) else model
+
+
+def _require_trainable(config: TrainConfig, n_samples: int) -> None:
+    smallest = n_samples // -(-n_samples // config.batch_size)
+    if smallest < config.ranks:
+        raise RunError(
+            f"a step has {smallest} samples and {config.ranks} processes share them; raise --batch-size"
+        )
+
+
+def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
+    """Raise RunError unless a run that goes on sees what it saw."""
+    _require_classes(config, lesson.index.classes, out)
+    now = {"plan": lesson.plan.to_dict(), "contents": lesson.contents(), "views": config.views}
+    if lesson.labels is not None:
+        now["views"] = lesson.labels.views
+    for name, value in now.items():
+        if value != getattr(config, name):
+            raise RunError(
+                f"{out}: its {name} was {getattr(config, name)} and is {value} now; "
+                f"continue it with the program and stores that it began with"
+            )
+
+
+def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> None:
+    if found != config.classes:
+        raise RunError(
+            f"{out}: was trained for {len(config.classes)} classes ({', '.join(config.classes[:3])}, ...), "
+            f"its target now has {len(found)} ({', '.join(found[:3])}, ...); use the data it was trained for"
+        )
+
+
+def _to_dict(places: Places) -> dict[str, Any]:
+    """Plain data that means the same from any folder."""
+    cache_dir = places.cache_dir
+    return {
+        "data_dir": str(places.data_dir.absolute()),
+        "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
+        "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
+    }

@@ -1,0 +1,201 @@
+"""Decide where a run's source logits come from: stores that serve it, or the live sources, and say so in one
+line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cache.files import Location
+from cache.store import Store, find_stores
+from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
+from pipeline.execution import Execution
+from pipeline.fingerprint import check_probe, identity, matching_store
+from pipeline.job import Job
+from pipeline.labels import Labels
+from pipeline.labels.cached import CachedLabels
+from pipeline.labels.live import LiveLabels, Teacher
+from pipeline.labels.residence import choose_residence
+from pipeline.labels.through import WriteThroughLabels
+from pipeline.plan import Plan
+from pipeline.precompute import open_work
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.spec import TargetSpec, target_slug
+from pipeline.teachers import open_teacher
+from sskt.errors import RunError
+from sskt.frozen import InputMap
+from sskt.reference import BatchStatisticsSource
+from sskt.sources import Source, open_source, parse_source
+
+LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
+LABELS = ("auto", "cached", "live", "write-through")
+TEACHER_BN = ("frozen", "batch-stats")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run's target and everything that its source logits depend on."""
+
+    target: str  # as the user named it
+    spec: TargetSpec
+    index: TargetIndex
+    augmentation: Augmentation
+    plan: Plan
+    places: Places
+    execution: Execution
+    temperature: float  # at which the student learns: what a store of top-k logits is read for
+    n_rows: int  # samples of an epoch that this process trains on
+    n_forwards: int  # pictures that a live source would be asked about in the whole run
+
+    def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
+        """What `store` must say to serve this run; the weights of a source that is not here are taken on its
+        word.
+        """
+        stored = store.manifest.identity
+        sha256 = self.places.weights_sha256(source)
+        here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
+        spec = parse_source(source)
+        input_map = self.augmentation.input_map(self.spec, spec.mean, spec.std)
+        return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
+
+    def precompute_command(self, sources: tuple[str, ...]) -> str:
+        """The command that would make the stores this run lacks."""
+        chosen = self.augmentation
+        settings = {
+            "--seed": chosen.seed or None,
+            "--plan": chosen.kind,
+            "--size": chosen.side_px,
+            "--source-size": chosen.source_side_px,
+        }
+        words = [f"--source {name}" for name in sources] + [f"--target {self.target}"]
+        words += [f"{option} {value}" for option, value in settings.items() if value is not None]
+        return f"sskt precompute {' '.join(words)}"
+
+
+def open_labels(
+    request: Request,
+    sources: tuple[str, ...],
+    *,
+    labels: str,
+    views: int | None,
+    teacher_bn: str,
+    say: Say,
+) -> Labels:
+    """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
+    run, else live.
+
+    Without `sources`, every source with a complete store for the target is taken, and with no such store the
+    paper's two. Which it is is said in one line. Raises StoreMismatch, StoreIncomplete, RunError or
+    SourceError, never silently changing what was asked for.
+    """
+    if teacher_bn != "frozen" and labels != "live":
+        raise RunError(
+            f"--teacher-bn {teacher_bn} makes a row depend on its batch, so it cannot be stored; "
+            f"add --labels live, or leave it out"
+        )
+    if labels == "live":
+        return _live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked", say)
+    if labels == "write-through":
+        return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS, say)
+    if not sources:
+        sources = stored_sources(request.places.cache_dir, request.index)
+    stores = _matching_stores(request, sources)
+    absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
+    if not absent:
+        return _cached(request, stores, views, say)
+    command = request.precompute_command(absent)
+    if labels == "cached":
+        raise RunError(
+            f"{request.target}: there is no store of {', '.join(absent)} under {request.places.cache_dir}; "
+            f"run `{command}`, or use --labels live"
+        )
+    sources = sources or LIVE_DEFAULT_SOURCES
+    why = (
+        f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) about "
+        f"{len(request.index):,} pictures; `{command}` would pay for them once"
+    )
+    return _live(request, sources, views, teacher_bn, why, say)
+
+
+def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
+    """The sources that have a complete store for a target split, in alphabetical order."""
+    folder = cache_dir / target_slug(index.target) / index.split
+    stores = (Store.open(path) for path in find_stores(folder))
+    return tuple(sorted({store.manifest.identity["source"]["name"] for store in stores if store.complete}))
+
+
+def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, Store]:
+    found = {}
+    for name in sources:
+        wanted = partial(request.fingerprint, source=name)
+        store = matching_store(request.places.cache_dir, request.index, name, wanted)
+        if store is not None:
+            found[name] = store
+    return found
+
+
+def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
+    renderer = request.execution.open_renderer(request.index, request.plan, batch_size=1)
+    with closing(renderer):
+        for store in stores.values():
+            check_probe(store, request.index, renderer)
+    views = views or min(store.n_views for store in stores.values())
+    residence = choose_residence(stores, request.n_rows, request.execution.device)
+    labels = CachedLabels(
+        stores, request.index, views=views, residence=residence, temperature=request.temperature
+    )
+    say(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
+    return labels
+
+
+def _live(
+    request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str, say: Say
+) -> LiveLabels:
+    execution = request.execution
+    drawn = "a new view every epoch" if views is None else f"{views} view(s)"
+    say(f"labels: live, {', '.join(sources)} in {execution.compute}, {drawn}: {why}")
+    teachers: dict[str, Teacher] = {}
+    for name in sources:
+        source, input_map = _opened(request, name)
+        if teacher_bn == "frozen":
+            forward = execution.forward(request.n_forwards)
+            teachers[name] = open_teacher(source, input_map, forward, execution, request.plan.side_px, say)
+        else:
+            teachers[name] = BatchStatisticsSource(
+                source, input_map, device=execution.device, compute=execution.compute
+            )
+    return LiveLabels(teachers, views=views)
+
+
+def _write_through(request: Request, sources: tuple[str, ...], views: int, say: Say) -> WriteThroughLabels:
+    opened = [_opened(request, name) for name in sources]
+    job = Job(request.target, request.index, opened, request.plan, views)
+    works = {
+        name: open_work(job, source, input_map, request.places.cache_dir, request.execution, say)
+        for name, (source, input_map) in zip(sources, opened, strict=True)
+    }
+    missing = sorted({unit.view for work in works.values() for unit in work.pending})
+    say(
+        f"labels: write-through, {', '.join(sources)}: {len(missing)} of {views} view(s) will be asked for "
+        f"once and kept in {', '.join(str(work.store.path) for work in works.values())}"
+    )
+
+    def cached() -> CachedLabels:
+        stores = {name: work.store for name, work in works.items()}
+        return _cached(request, stores, views, say)
+
+    return WriteThroughLabels(
+        works, request.index, views=views, cached=cached, temperature=request.temperature
+    )
+
+
+def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
+    places = request.places
+    source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+    return source, request.augmentation.input_map(request.spec, source.spec.mean, source.spec.std)

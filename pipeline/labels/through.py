@@ -1,0 +1,113 @@
+"""Train with the live sources and fill their stores on the way; once all views are there, read them.
+
+A unit is written when its rows have all been asked for, at the end of the epoch; rows that a killed run asked
+for are lost with it, and its view is live once more when its turn comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.store import Unit
+from pipeline.labels.cached import CachedLabels
+from pipeline.targets.index import TargetIndex
+from pipeline.work import Work
+from sskt.topk import decode, encode
+
+
+@dataclass(slots=True)
+class _Filling:
+    """The rows of one view that have been asked for: whole store rows, and which of them are there."""
+
+    view: int
+    rows: dict[str, torch.Tensor]  # float16 or uint16 (N, width) on the host
+    there: NDArray[np.bool_]  # (N,)
+
+
+class WriteThroughLabels:
+    """See `pipeline.labels.Labels`. The sources see the views as planned; of mixtures, logits are mixed."""
+
+    kind = "write-through"
+    sees_mixtures = False
+
+    def __init__(
+        self,
+        works: Mapping[str, Work],
+        index: TargetIndex,
+        *,
+        views: int,
+        cached: Callable[[], CachedLabels],
+        temperature: float,
+    ) -> None:
+        """`cached` opens the labels of the finished stores, to read from once all views are there."""
+        self._works, self._index, self.views = works, index, views
+        self._open_cached, self._temperature = cached, temperature
+        self._cached: CachedLabels | None = None
+        self._filling: _Filling | None = None
+        self.n_classes = {name: work.store.n_classes for name, work in works.items()}
+
+    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+        """See `Labels.load`."""
+        if self._cached is None and not any(work.store.pending(self.views) for work in self._works.values()):
+            self._cached = self._open_cached()
+        if self._cached is not None:
+            self._cached.load(view, positions)
+            return
+        n = len(self._index)
+        rows = {
+            name: torch.empty((n, work.store.form.width), dtype=_DTYPES[work.store.top_k is None])
+            for name, work in self._works.items()
+        }
+        self._filling = _Filling(view, rows, np.zeros(n, dtype=np.bool_))
+
+    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+        """See `Labels.prepare`."""
+        if self._cached is not None:
+            self._cached.prepare(view, positions)
+
+    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `Labels.logits`."""
+        if self._cached is not None:
+            return self._cached.logits(positions, pixels)
+        filling = self._filling
+        if filling is None:
+            raise RuntimeError("no view is loaded")
+        answers = {}
+        for name, work in self._works.items():
+            if work.frozen is None:
+                raise RuntimeError(f"{name} was not opened")
+            answers[name] = self._kept(filling.rows[name], work, positions, work.frozen.logits(pixels))
+        filling.there[positions] = True
+        return answers
+
+    def finish(self) -> None:
+        """See `Labels.finish`. Writes every unit of the view whose rows have all been asked for."""
+        filling, self._filling = self._filling, None
+        if filling is None:
+            return
+        for name, work in self._works.items():
+            pending = set(work.store.pending(self.views))
+            for block in range(work.store.n_blocks):
+                unit, at = Unit(filling.view, block), work.store.rows_of(block)
+                if unit in pending and filling.there[at].all():
+                    work.store.write_unit(unit, filling.rows[name][at].numpy())
+
+    def _kept(
+        self, table: torch.Tensor, work: Work, positions: NDArray[np.int64], logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Put rows where their unit will be written from; returns the logits that a reader will get."""
+        top_k, at = work.store.top_k, torch.from_numpy(positions)
+        if top_k is None:
+            table[at] = logits.cpu()
+            return logits
+        rows = encode(logits, top_k)
+        table.view(torch.int16)[at] = rows.view(torch.int16).cpu()
+        return decode(rows, work.store.n_classes, self._temperature)
+
+
+_DTYPES = {True: torch.float16, False: torch.uint16}  # by whether a row holds all logits

@@ -1,0 +1,88 @@
+"""The processes that train one student together: torchrun's ranks, or one process alone.
+
+Each step's batch is cut into one share a rank; gradients are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.schedule import Share
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The place of this process among `world` processes."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """The part of n rows that is this rank's; parts differ by at most one row."""
+        return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """`module` with gradients that are averaged over the ranks."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+    def weight(self, n_share: int, n_all: int) -> float:
+        """What a rank's mean loss is multiplied by, so that the ranks' average is the whole batch's mean."""
+        return n_share * self.world / n_all
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's `values`, on every rank."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gathered(self, mine: Any) -> list[Any]:
+        """Every rank's plain data, in order of rank."""
+        if self.world == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
+    def agreed(self, value: bool) -> bool:
+        """The first rank's `value`, on every rank."""
+        if self.world == 1:
+            return value
+        said = [value]
+        dist.broadcast_object_list(said, src=0)
+        return bool(said[0])
+
+    def align(self, module: nn.Module) -> None:
+        """Give every rank the first one's buffers: each has batch statistics of its own parts."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """The ranks that torchrun's environment names, joined until the end of the block; else one alone."""
+    if Share.from_environment().n_ranks == 1:
+        yield Ranks()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

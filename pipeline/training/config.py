@@ -1,0 +1,73 @@
+"""Everything that changes the numbers of a run, as plain data; how it is executed is `Execution`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from sskt.errors import RunError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One run. It is written to config.json, and a run is only ever continued with the same."""
+
+    target: str
+    classes: tuple[str, ...]
+    model: str
+    method: str  # "sskt" or "scratch"
+    sources: tuple[str, ...]
+    transfer_module: bool
+    aux_loss: str  # "ce" or "kd"
+    kd_reduction: str  # "mean" over batch and classes, as released, or "batchmean"
+    temperature: float
+    alpha: float
+    labels: str  # "cached", "live", "write-through" or "none"
+    teacher_bn: str  # "frozen", or "batch-stats" as released
+    views: int | None  # None: every epoch draws a view of its own
+    epochs: int
+    batch_size: int  # over all ranks
+    lr: float
+    schedule: str  # one of sskt.schedules.SCHEDULES
+    milestones: tuple[int, ...]
+    gamma: float
+    momentum: float
+    weight_decay: float
+    clip_norm: float | None  # largest norm of all gradients together
+    label_smoothing: float
+    mixup: float  # a of Beta(a, a); 0: off
+    cutmix: float
+    seed: int
+    limit: int | None
+    eval_every: int  # epochs between two looks at the test split; the last epoch always has one
+    amp: str  # precision of the student's forward: one of PRECISIONS
+    compiled: bool  # the student's step
+    channels_last: bool
+    deterministic: bool
+    ranks: int  # processes that share the batches
+    plan: dict[str, Any]
+    eval_plan: dict[str, Any]
+    augmentation: dict[str, Any]  # as it was asked for
+    contents: dict[str, str]  # sha256 of what each split holds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON has it: tuples are lists."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any], where: str) -> Self:
+        """What `to_dict` gave. Raises RunError, starting with `where`, if that was another version's."""
+        names = {field.name for field in fields(cls)}
+        if strange := sorted(names ^ set(found)):
+            raise RunError(
+                f"{where}: its settings are not this version's, {strange[0]} is "
+                f"{'missing' if strange[0] in names else 'unknown'}; use the version that began it"
+            )
+        own: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
+        return cls(**own)

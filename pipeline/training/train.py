@@ -1,0 +1,226 @@
+"""Stage two: train a target network on its own labels and, through one auxiliary head per source, on what the
+sources said.
+
+L = L_prim + alpha * sum_m L_aux(m) (SSKT eq. 1, 5, 7). Pixels come from the plan's view of the epoch, source
+logits from `Labels` by sample. A run is stopped at any time and goes on from its last checkpoint to the
+numbers that it would have had anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.evaluate import Evaluator
+from pipeline.execution import Execution
+from pipeline.labels import Labels
+from pipeline.loader import Loader, Order
+from pipeline.plan import Centre, Plan
+from pipeline.progress import Progress
+from pipeline.ranks import Ranks
+from pipeline.run import Run
+from pipeline.targets.index import TargetIndex
+from pipeline.training.config import TrainConfig
+from pipeline.training.trainer import DivergedError, Trainer
+from sskt.backbones import Backbone
+
+_SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
+_SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are shorter than that
+_ASK_EVERY = 50  # steps between two looks at the first rank's clock
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a student is trained and tested on."""
+
+    index: TargetIndex
+    test_index: TargetIndex
+    plan: Plan
+    eval_plan: Centre
+    labels: Labels | None  # None: no sources
+
+    def contents(self) -> dict[str, str]:
+        """The sha256 of what each split holds."""
+        return {"train": self.index.content_sha256, "test": self.test_index.content_sha256}
+
+
+def train(
+    config: TrainConfig,
+    backbone: Backbone,
+    lesson: Lesson,
+    *,
+    execution: Execution,
+    ranks: Ranks,
+    run: Run | None,
+    state: dict[str, Any] | None,
+    say: Say,
+) -> dict[str, Any]:
+    """Train, log every epoch, export the student; returns the summary that is also written to the run.
+
+    `run` is None on all ranks but the first. `state` is what an earlier call left in last.pt. Raises
+    RunError, naming step and samples, when a loss or weight is no longer finite; the last good state stays.
+    """
+    with _kernels(config, execution.device):
+        trainer = Trainer(config, backbone, lesson.index, lesson.labels, execution, ranks)
+        course = _Course(config, trainer, lesson, execution, ranks, run)
+        if state is not None:
+            course.load_state(state)
+        try:
+            course.go()
+        except KeyboardInterrupt:
+            say(f"{course.saved}; `sskt train --resume {run.path}` goes on from there" if run else "")
+            raise
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {course.saved}") from None
+    summary = _summary(config, course.history)
+    if run is not None:
+        run.save_student(trainer.student.exported_state())
+        run.finish(summary)
+    say(_sentence(summary))
+    return summary
+
+
+class _Course:
+    """The epochs of a run, their record and its checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        lesson: Lesson,
+        execution: Execution,
+        ranks: Ranks,
+        run: Run | None,
+    ) -> None:
+        self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
+        self._ranks, self._run = ranks, run
+        self._evaluator = Evaluator(lesson.test_index, lesson.eval_plan, execution, ranks)
+        self._best: dict[str, torch.Tensor] | None = None  # not yet written
+        self._saved_at, self._saving_s = monotonic(), 0.0
+        self.saved = "nothing was saved yet"  # for messages
+        self.history: list[dict[str, Any]] = []
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what was saved."""
+        self.history = list(state["history"])
+        self._trainer.load_state(state)
+        self._note_saved()
+
+    def go(self) -> None:
+        """All epochs that are left."""
+        config, trainer, index = self._config, self._trainer, self._lesson.index
+        order = Order(len(index), config.batch_size, config.seed, self._ranks)
+        share = -(-config.batch_size // self._ranks.world)
+        renderer = self._execution.open_renderer(index, self._lesson.plan, batch_size=share)
+        done = trainer.epoch * len(index) + sum(order.size_of(step) for step in range(trainer.step))
+        bar = Progress(f"train {config.target}", total=config.epochs * len(index), done=done)
+        loader = Loader(index, renderer, order, self._execution.device)
+        with closing(renderer), bar if self._run else nullcontext():
+            while trainer.epoch < config.epochs:
+                advance = partial(bar.advance, note=self._note())
+                figures = trainer.train_epoch(loader, advance, self._between_steps)
+                self._end_epoch(figures)
+
+    def _end_epoch(self, figures: dict[str, Any]) -> None:
+        """Test, log, and save where it is time to."""
+        config, trainer = self._config, self._trainer
+        last = trainer.epoch + 1 == config.epochs
+        if last or (trainer.epoch + 1) % config.eval_every == 0:
+            figures |= self._evaluator.accuracy(trainer.student, config.amp)
+            if figures["test_top1"] > max((m.get("test_top1", -1.0) for m in self.history), default=-1.0):
+                self._best = {k: v.detach().clone() for k, v in trainer.student.exported_state().items()}
+        self.history.append(figures)
+        if self._run is not None:
+            self._run.log_epoch(figures)
+        trainer.end_epoch(figures.get("test_loss"))
+        if last or self._is_due(self._saving_s / _SAVING_SHARE):
+            self._save()
+
+    def _between_steps(self) -> None:
+        alone = self._ranks.world == 1
+        if (alone or self._trainer.step % _ASK_EVERY == 0) and self._is_due(_SAVE_EVERY_S):
+            self._save()
+
+    def _is_due(self, after_s: float) -> bool:
+        return self._ranks.agreed(monotonic() - self._saved_at >= after_s)
+
+    def _save(self) -> None:
+        """The best student first: a checkpoint must never know of a best one that is not there."""
+        started, state = monotonic(), self._trainer.state()
+        if self._run is not None:
+            if self._best is not None:
+                self._run.save_student(self._best, "best")
+            self._run.save_checkpoint({**state, "history": self.history, "config": self._config.to_dict()})
+        self._best = None
+        self._saved_at = monotonic()
+        self._saving_s = self._saved_at - started
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        epoch, step = self._trainer.epoch, self._trainer.step
+        self.saved = f"last.pt holds the state after {epoch} epoch(s)" + (
+            f" and {step} steps" if step else ""
+        )
+
+    def _note(self) -> str:
+        tested = [m["test_top1"] for m in self.history if "test_top1" in m]
+        return f"epoch {self._trainer.epoch + 1}" + (f", test {tested[-1]:.1f} %" if tested else "")
+
+
+@contextmanager
+def _kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Deterministic kernels alone, or, on CUDA, the fastest of them; as it was afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    on_cuda = device.type == "cuda"
+    if config.deterministic and on_cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch
+    torch.use_deterministic_algorithms(config.deterministic)
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=not config.deterministic, deterministic=config.deterministic
+    )
+    try:
+        with flags if on_cuda else nullcontext():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    last = history[-1]
+    tested = [m for m in history if "test_top1" in m]
+    best = max(tested, key=lambda m: m["test_top1"])
+    return {
+        "target": config.target,
+        "model": config.model,
+        "method": config.method,
+        "sources": list(config.sources),
+        "labels": config.labels,
+        "seed": config.seed,
+        "epochs": len(history),
+        "test_top1": last["test_top1"],
+        "best_test_top1": best["test_top1"],
+        "best_epoch": best["epoch"],
+        "train_top1": last["train_top1"],
+        **{
+            name: float(np.median([m[name] for m in history]))
+            for name in ("epoch_s", "label_s", "data_wait_share")
+        },
+    }
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['epochs']} epochs: test top-1 {summary['test_top1']:.2f} % "
+        f"(best {summary['best_test_top1']:.2f}), {summary['epoch_s']:.1f} s an epoch, "
+        f"of which source logits {summary['label_s']:.2f} s"
+    )

@@ -1,0 +1,71 @@
+"""A backbone made of any module, for students of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sskt.backbones.features import Backbone, Features
+from sskt.errors import RunError
+
+
+class Tapped(Backbone):
+    """A module whose output is the last feature, (N, C) or (N, C, H, W), tapped at named submodules.
+
+    `blocks` are names as in `module.named_modules()`, in order from the input on, each with a (N, C, H, W)
+    output; only transfer modules look at them. `transfer_width` is the output width of their bottlenecks: the
+    paper takes 64 for CIFAR-style networks and 1000 for ImageNet-style ones. The module is asked once about
+    pictures of `side_px`, to learn its widths. Raises RunError for a name or a shape that does not fit.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, side_px: int, blocks: Sequence[str] = (), transfer_width: int = 1000
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.transfer_width = transfer_width
+        self._taken: dict[str, Tensor] = {}
+        named = dict(module.named_modules())
+        for name in blocks:
+            if name not in named:
+                near = ", ".join([n for n in named if n and "." not in n][:8])
+                raise RunError(
+                    f"{type(module).__name__} has no submodule {name!r}, expected one of {near}, ..."
+                )
+            named[name].register_forward_hook(self._taker(name))
+        self._names = tuple(blocks)
+        self.block_channels, self.n_features = self._learn_widths(side_px)
+
+    def forward(self, x: Tensor) -> Features:
+        """From float (N, 3, H, W) to the outputs of the tapped submodules and the pooled output."""
+        self._taken.clear()
+        last = self.module(x)
+        blocks = [self._taken.pop(name) for name in self._names]
+        return Features(blocks, last.mean(dim=(2, 3)) if last.ndim == 4 else last)
+
+    def _taker(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._taken[name] = output
+
+        return take
+
+    def _learn_widths(self, side_px: int) -> tuple[tuple[int, ...], int]:
+        training = self.module.training
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            seen = self.eval()(torch.zeros(2, 3, side_px, side_px, device=device))
+        self.train(training)
+        shapes = {name: tuple(block.shape) for name, block in zip(self._names, seen.blocks, strict=True)}
+        shapes["the module itself"] = tuple(seen.pooled.shape)
+        for name, shape in shapes.items():
+            n_axes = 2 if name == "the module itself" else 4
+            if len(shape) != n_axes:
+                raise RunError(
+                    f"{type(self.module).__name__}: {name} gives {shape} for 2 pictures, expected "
+                    f"{n_axes} axes, (N, C{', H, W' if n_axes == 4 else ''})"
+                )
+        *widths, n_features = (shape[1] for shape in shapes.values())
+        return tuple(widths), n_features

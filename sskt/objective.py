@@ -1,0 +1,100 @@
+"""What a student minimises: L = L_prim + alpha * sum over sources of L_aux (SSKT eq. 1, 5, 7).
+
+One module from pixels to losses, so that it can be compiled, or run on several devices, as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
+from sskt.losses import kd_divergence, soft_cross_entropy
+from sskt.student import Student
+
+
+class Pairs(NamedTuple):
+    """The mixture that MixUp or CutMix made of a batch: `share` of row n, the rest of row `partner[n]`."""
+
+    partner: Tensor  # int64 (N,)
+    share: Tensor  # float32 scalar, in [0, 1]
+
+
+class Losses(NamedTuple):
+    """Means over the batch; only `total` carries a gradient."""
+
+    total: Tensor  # float32 scalar
+    primary: Tensor  # float32 scalar
+    auxiliary: Tensor  # float32 (M,), in the order of the student's sources, not weighted by alpha
+    correct: Tensor  # int64 scalar: rows whose largest primary logit is their label's (of a mixture: row n's)
+
+
+class Objective(nn.Module):
+    """A student and how it is taught; see `sskt.losses` for the terms."""
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        alpha: float,
+        temperature: float,
+        aux_loss: str,
+        kd_reduction: str,
+        label_smoothing: float,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self._alpha, self._temperature = alpha, temperature
+        self._aux_loss, self._kd_reduction = aux_loss, kd_reduction
+        self._label_smoothing = label_smoothing
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        source_logits: Mapping[str, Tensor],
+        mixed: Pairs | None = None,
+        mixed_sources: Pairs | None = None,
+    ) -> Losses:
+        """Losses of one batch: pixels uint8 (N, 3, H, W), labels int64 (N,), each source's logits (N, K).
+
+        `mixed` says that the pixels are mixtures: the primary loss is that of both labels, by their share.
+        `mixed_sources` says it of the source logits, which then are those of the unmixed pictures; where the
+        sources have seen the mixtures themselves it is None. Losses are computed in float32.
+        """
+        x = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD).contiguous(memory_format=self._layout)
+        primary_logits, auxiliary_logits = self.student(x)
+        primary = self._of_both(self._primary, primary_logits.float(), labels, mixed)
+        auxiliary = [
+            self._of_both(self._auxiliary, logits.float(), source_logits[name].float(), mixed_sources)
+            for name, logits in auxiliary_logits.items()
+        ]
+        stacked = torch.stack(auxiliary) if auxiliary else primary.new_zeros(0)
+        total = primary + self._alpha * stacked.sum()
+        correct = (primary_logits.detach().argmax(dim=1) == labels).sum()
+        return Losses(total, primary.detach(), stacked.detach(), correct)
+
+    def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=self._label_smoothing)
+
+    def _auxiliary(self, logits: Tensor, source_logits: Tensor) -> Tensor:
+        if self._aux_loss == "ce":
+            return soft_cross_entropy(logits, source_logits, temperature=self._temperature)
+        return kd_divergence(
+            logits, source_logits, temperature=self._temperature, reduction=self._kd_reduction
+        )
+
+    @staticmethod
+    def _of_both(
+        loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, truth: Tensor, pairs: Pairs | None
+    ) -> Tensor:
+        """The loss against a row's own truth and its partner's, by their share of the mixture."""
+        if pairs is None:
+            return loss(logits, truth)
+        return pairs.share * loss(logits, truth) + (1 - pairs.share) * loss(logits, truth[pairs.partner])

@@ -1,0 +1,52 @@
+"""Sources as the released SSKT code asks them: in train mode, so that batch norm takes the batch's own
+statistics (METHOD.md, released-code facts).
+
+A row's logits then depend on the other rows of its batch, which is why they cannot be stored: only for runs
+that are compared with the released code. Our own sources are frozen (`sskt.frozen`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sskt.errors import SourceError
+from sskt.forward import DTYPES
+from sskt.frozen import InputMap
+from sskt.sources import Source
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class BatchStatisticsSource:
+    """A source whose weights stay and whose batch norms do not: it takes over the source's module."""
+
+    def __init__(self, source: Source, input_map: InputMap, *, device: torch.device, compute: str) -> None:
+        """Raises SourceError for a network without batch norm, or whose batch norms were folded away."""
+        norms = [module for module in source.module.modules() if isinstance(module, _NORMS)]
+        if not norms:
+            raise SourceError(
+                f"{source.spec.name}: has no batch norm to take batch statistics in; leave --teacher-bn out"
+            )
+        if all(_is_folded(norm) for norm in norms):
+            raise SourceError(
+                f"{source.weights_path}: its batch norms were folded into other weights, their means are all "
+                f"0 and variances 1; use the original weights, or leave --teacher-bn out"
+            )
+        self.source = source
+        self._input_map, self._device, self._dtype = input_map, device, DTYPES[compute]
+        self._module = source.module.to(device).train()
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) to float16 (N, K), without gradient; the running statistics move on."""
+        with (
+            torch.no_grad(),
+            torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
+        ):
+            z: Tensor = self._module(self._input_map(pixels.to(self._device)))
+        return z.to(torch.float16)
+
+
+def _is_folded(norm: nn.Module) -> bool:
+    mean, var = norm.running_mean, norm.running_var
+    return isinstance(mean, Tensor) and isinstance(var, Tensor) and not mean.any() and bool((var == 1).all())

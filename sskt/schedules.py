@@ -1,0 +1,58 @@
+"""Learning-rate schedules by name: drops at milestones (SSKT table 1), drops when a loss stands still (its
+video recipe), and half a cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnPlateau
+
+from sskt.errors import RunError
+
+SCHEDULES = ("multistep", "plateau", "cosine")
+
+_PATIENCE = 10  # evaluations without a lower loss before the rate drops: the released 3D code's
+
+
+class Schedule:
+    """The learning rate of an optimiser, moved once an epoch."""
+
+    def __init__(
+        self, optimiser: Optimizer, kind: str, *, epochs: int, milestones: Sequence[int], gamma: float
+    ) -> None:
+        """`kind`: "multistep", times `gamma` after each of `milestones` epochs; "plateau", times `gamma`
+        after ten evaluations without a lower test loss; "cosine", from the full rate to 0 over `epochs`.
+        """
+        if kind not in SCHEDULES:
+            raise RunError(f"schedule is {kind!r}, expected one of {', '.join(SCHEDULES)}")
+        self._optimiser = optimiser
+        self._torch: MultiStepLR | ReduceLROnPlateau | CosineAnnealingLR
+        if kind == "multistep":
+            self._torch = MultiStepLR(optimiser, list(milestones), gamma=gamma)
+        elif kind == "plateau":
+            self._torch = ReduceLROnPlateau(optimiser, mode="min", factor=gamma, patience=_PATIENCE)
+        else:
+            self._torch = CosineAnnealingLR(optimiser, T_max=epochs, eta_min=0.0)
+
+    @property
+    def lr(self) -> float:
+        """The rate in force."""
+        return float(self._optimiser.param_groups[0]["lr"])
+
+    def step(self, test_loss: float | None) -> None:
+        """An epoch is over; `test_loss` is None if it was not evaluated, and then a plateau waits."""
+        if not isinstance(self._torch, ReduceLROnPlateau):
+            self._torch.step()
+        elif test_loss is not None:
+            self._torch.step(test_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes: plain data."""
+        return dict(self._torch.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the optimiser's own state holds the rate."""
+        self._torch.load_state_dict(state)

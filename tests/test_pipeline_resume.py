@@ -1,0 +1,266 @@
+"""A run that was stopped goes on to the very numbers of one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from programs import save_program
+
+from cli import main
+from pipeline.api import (
+    Places,
+    Supervision,
+    Tuning,
+    choose_execution,
+    resume_train,
+    run_precompute,
+    run_train,
+)
+from pipeline.training import train as training
+from pipeline.training.trainer import Trainer
+from sskt.backbones import Tapped
+from sskt.errors import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ("_s", "_share", "_mb")  # ends of the names of what a clock or the memory tells
+N = 60
+SCHEDULE = {"epochs": 4, "batch_size": 20, "lr": 0.05, "milestones": (2,), "gamma": 0.5}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    source = f"program:{save_program(folder / 'tiny.pt2')}"
+    places = Places(folder / "data", folder / "stores")
+    execution = choose_execution(device="cpu", renderer="torch", threads=2)
+    common = {"places": places, "execution": execution, "limit": N, "say": lambda _: None}
+    run_precompute(["digits"], [source], views=3, **common)
+    return folder, source, common
+
+
+def numbers(run: Path) -> list[dict]:
+    """What an epoch's metrics say, but for the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith(MEASURED)} for line in lines]
+
+
+def student(run: Path) -> bytes:
+    return (run / "student.safetensors").read_bytes() + (run / "best.safetensors").read_bytes()
+
+
+def stop_after(monkeypatch, n_steps: int) -> None:
+    """Ctrl-C in the middle of a step."""
+    step, taken = Trainer._take_step, []
+
+    def interrupted(self, batch):
+        taken.append(1)
+        if len(taken) > n_steps:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_take_step", interrupted)
+
+
+VARIANTS = {
+    "multistep": {},
+    "plateau": {"overrides": {"schedule": "plateau"}},
+    "cosine": {"overrides": {"schedule": "cosine"}},
+    "live": {"supervision": {"labels": "live"}},
+    "mixed": {"tuning": Tuning(mixup=0.4, cutmix=1.0, clip_norm=1.0, label_smoothing=0.1)},
+    "module": {"supervision": {"transfer_module": True}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant, monkeypatch, tmp_path):
+    folder, source, common = project
+    chosen = VARIANTS[variant]
+    settings = {
+        "overrides": {**SCHEDULE, **chosen.get("overrides", {})},
+        "supervision": Supervision(sources=(source,), **chosen.get("supervision", {})),
+        "tuning": chosen.get("tuning"),
+        "seed": 3,
+    }
+    run_train("digits", out=tmp_path / "whole", **settings, **common)
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)  # between all steps
+    for n_steps in (0, 1, 5, 6, 11):  # an epoch has three
+        out = tmp_path / f"stopped-{n_steps}"
+        with monkeypatch.context() as stopping:
+            stop_after(stopping, n_steps)
+            with pytest.raises(KeyboardInterrupt):
+                run_train("digits", out=out, **settings, **common)
+        assert not (out / "summary.json").exists()
+        torch.rand(3)  # the process that goes on is in another state
+        resume_train(out, execution=common["execution"], say=lambda _: None)
+        assert numbers(out) == numbers(tmp_path / "whole")
+        assert student(out) == student(tmp_path / "whole")
+
+
+def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):
+    """As a user has it: the same numbers after three kills, wherever they fall."""
+    folder, source, _ = project
+    words = [sys.executable, "-m", "cli", "train", "--threads", "1"]
+    begin = [*words, "--target", "digits", "--source", source, "--limit", str(N), "--lr", "0.05"]
+    begin += ["--cache-dir", str(folder / "stores"), "--data-dir", str(folder / "data")]
+    begin += ["--epochs", "150", "--batch-size", "20", "--eval-every", "7"]
+    subprocess.run([*begin, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    out, moments = tmp_path / "killed", random.Random(5)
+    for _ in range(3):
+        goes_on = (out / "config.json").exists()
+        run = [*words, "--resume", str(out)] if goes_on else [*begin, "--out", str(out)]
+        process = subprocess.Popen(run, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(out / "last.pt", process)
+        time.sleep(moments.uniform(0, 1.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*words, "--resume", str(out)], cwd=ROOT, check=True, capture_output=True)
+    assert len(numbers(out)) == 150
+    assert numbers(out) == numbers(tmp_path / "whole")
+    assert student(out) == student(tmp_path / "whole")
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def stopped(project, tmp_path, monkeypatch):
+    """A run that was stopped in its second epoch, and how to go on with it."""
+    folder, source, common = project
+    out = tmp_path / "run"
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 4)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(
+                "digits",
+                out=out,
+                supervision=Supervision(sources=(source,)),
+                overrides=SCHEDULE,
+                **common,
+            )
+    return out
+
+
+def go_on(out: Path, **more) -> list[str]:
+    said: list[str] = []
+    execution = choose_execution(device="cpu", renderer="torch", threads=2)
+    resume_train(out, execution=execution, say=said.append, **more)
+    return said
+
+
+def test_a_torn_line_of_metrics_is_written_again(stopped):
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "train_lo')
+    (said,) = [line for line in go_on(stopped) if "goes on" in line]
+    assert said == f"{stopped}: goes on in epoch 2 of 4"
+    assert [m["epoch"] for m in numbers(stopped)] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_left_alone(stopped):
+    go_on(stopped)
+    before = {path: path.read_bytes() for path in stopped.iterdir()}
+    assert go_on(stopped) == [f"{stopped}: has come to its end already, nothing is left to do"]
+    assert {path: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_changes(stopped):
+    checkpoint = stopped / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"last\.pt: cannot be read .*; restore it, or train again"):
+        go_on(stopped)
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_settings_that_were_edited_are_refused(stopped):
+    config = json.loads((stopped / "config.json").read_text())
+    (stopped / "config.json").write_text(json.dumps({**config, "lr": 1.0}))
+    with pytest.raises(RunError, match=r"config\.json and last\.pt are of different runs"):
+        go_on(stopped)
+    del config["lr"]
+    (stopped / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r"its settings are not this version's, lr is missing"):
+        go_on(stopped)
+
+
+def test_other_pictures_are_refused(stopped, monkeypatch):
+    import pipeline.api.stage_one as api
+
+    load = api.load_index
+    monkeypatch.setattr(
+        api,
+        "load_index",
+        lambda spec, split, **options: load(spec, split, **options).take(
+            range(N - 1) if split == "train" else slice(None)
+        ),
+    )
+    with pytest.raises(RunError, match="its contents was .* and is .* now"):
+        go_on(stopped)
+
+
+def test_another_number_of_processes_is_refused(stopped):
+    for name in ("config.json",):
+        config = json.loads((stopped / name).read_text())
+        (stopped / name).write_text(json.dumps({**config, "ranks": 4}))
+    (stopped / "last.pt").unlink()
+    with pytest.raises(RunError, match=r"was begun by 4 process\(es\), this is one of 1"):
+        go_on(stopped)
+
+
+def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypatch):
+    _, source, common = project
+
+    def own():
+        torch.manual_seed(1)
+        convolution = torch.nn.Conv2d(3, 8, 3, stride=2)
+        return Tapped(torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(8)), side_px=32)
+
+    settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE}
+    run_train("digits", out=tmp_path / "whole", model=own(), **settings, **common)
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 7)
+        with pytest.raises(KeyboardInterrupt):
+            run_train("digits", out=tmp_path / "run", model=own(), **settings, **common)
+    with pytest.raises(RunError, match="its student is own:Tapped; continue it from Python"):
+        go_on(tmp_path / "run")
+    go_on(tmp_path / "run", backbone=own())
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--lr", "0.3"], "--lr is settled by the run that --resume goes on with; leave it out"),
+        (["--target", "digits"], "--target is settled by the run"),
+        ([], "has no config.json; give the folder that sskt train printed"),
+    ],
+)
+def test_the_command_line_says_what_does_not_go_with_resume(tmp_path, words, expected):
+    result = CliRunner().invoke(main, ["train", "--resume", str(tmp_path), *words])
+    assert result.exit_code != 0
+    assert expected in result.stderr
+
+
+def test_the_command_line_goes_on_with_data_that_moved(stopped, project):
+    folder, _, _ = project
+    (folder / "stores").rename(folder / "elsewhere")
+    try:
+        result = CliRunner().invoke(main, ["train", "--resume", str(stopped), "--threads", "1"])
+        assert result.exit_code == 1
+        assert "there is no store of" in result.stderr
+        words = ["train", "--resume", str(stopped), "--cache-dir", str(folder / "elsewhere")]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.strip() == str(stopped)
+    finally:
+        (folder / "elsewhere").rename(folder / "stores")
