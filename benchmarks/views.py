@@ -1,11 +1,11 @@
-"""How many views are enough? The same student from V = 1, 2, 5, 10 stored views and from a new one every epoch.
+"""How many views are enough? One student from V = 1, 2, 5, 10 stored views, and from a new one every epoch.
 
     python benchmarks/views.py --target cifar10 --limit 5000 --source imagenet --weights imagenet=FILE
 
-"live" is the plan with view = epoch, whose logits are precomputed as well: that gives the numbers of --labels
-live (tests/test_pipeline_labels.py) without its price. Agreement is how often a source head names the source's
-own top class, on a view of the training pictures that no student has seen. Finished runs are kept in --out and
-skipped.
+"live" is the plan with view = epoch, whose logits are precomputed as well: that gives the numbers of
+--labels live (tests/test_pipeline_labels.py) without its price. Agreement is how often a source head names
+the source's own top class, on a view of the training pictures that no student has seen. Finished runs are
+kept in --out and skipped.
 """
 
 import argparse

@@ -81,7 +81,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant, monkeypatch, tmp_path):
-    folder, source, common = project
+    _folder, source, common = project
     chosen = VARIANTS[variant]
     settings = {
         "overrides": {**SCHEDULE, **chosen.get("overrides", {})},
@@ -136,7 +136,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.fixture
 def stopped(project, tmp_path, monkeypatch):
     """A run that was stopped in its second epoch, and how to go on with it."""
-    folder, source, common = project
+    _folder, source, common = project
     out = tmp_path / "run"
     with monkeypatch.context() as stopping:
         stop_after(stopping, 4)
@@ -204,7 +204,7 @@ def test_other_pictures_are_refused(stopped, monkeypatch):
             range(N - 1) if split == "train" else slice(None)
         ),
     )
-    with pytest.raises(RunError, match="its contents was .* and is .* now"):
+    with pytest.raises(RunError, match=r"its contents was .* and is .* now"):
         go_on(stopped)
 
 

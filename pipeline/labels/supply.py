@@ -117,8 +117,8 @@ def open_labels(
         )
     sources = sources or LIVE_DEFAULT_SOURCES
     why = (
-        f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) about "
-        f"{len(request.index):,} pictures; `{command}` would pay for them once"
+        f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
+        f"about {len(request.index):,} pictures; `{command}` would pay for them once"
     )
     return _live(request, sources, views, teacher_bn, why, say)
 

@@ -1,0 +1,173 @@
+"""Several processes train one student: each sample once, and the gradients of the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from programs import save_program
+
+from cache.store import Store, find_stores
+from pipeline.api import Places, Supervision, choose_execution, run_precompute, run_train
+from pipeline.loader import Order, shuffled_batches
+from pipeline.ranks import Ranks
+from sskt.errors import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+N = 90
+
+TRAIN = """
+import json, os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from pipeline.api import *
+from pipeline.training.trainer import Trainer
+from sskt.backbones import Tapped
+
+folder, source, out, batch_norm = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "bn"
+torch.manual_seed(0)
+layers = [nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6) if batch_norm else nn.Identity(), nn.ReLU(),
+          nn.Conv2d(6, 9, 3)]
+seen, step = [], Trainer._take_step
+def watched(self, batch):
+    seen.append((self.epoch, batch.positions.tolist()))
+    step(self, batch)
+Trainer._take_step = watched
+run_train("digits", out=out, model=Tapped(nn.Sequential(*layers), side_px=32),
+    supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
+    places=Places(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
+    execution=choose_execution(device="cpu", threads=1), say=lambda _: None)
+rank = os.environ.get("RANK", "0")
+out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    source = f"program:{save_program(folder / 'tiny.pt2')}"
+    places = Places(folder / "data", folder / "stores")
+    run_precompute(["digits"], [source], views=2, places=places, limit=N, say=lambda _: None)
+    (folder / "train.py").write_text(TRAIN)
+    return folder, source
+
+
+def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
+    folder, source = project
+    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
+    words = [sys.executable, *ranks, str(folder / "train.py"), str(folder), source, str(out), kind]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def both(project, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("both")
+    for n_ranks in (1, 2):
+        launch(project, folder / str(n_ranks), n_ranks)
+    return folder
+
+
+def test_two_ranks_see_every_sample_once_an_epoch(both):
+    seen = [json.loads((both / f"2.{rank}.json").read_text()) for rank in range(2)]
+    alone = json.loads((both / "1.0.json").read_text())
+    assert len(seen[0]) == len(seen[1]) == len(alone) == 3 * 7
+    for epoch in range(3):
+        together = [p for rank in seen for e, positions in rank for p in positions if e == epoch]
+        assert sorted(together) == list(range(N))
+    for (_, first), (_, second), (_, whole) in zip(*seen, alone, strict=True):
+        assert first + second == whole
+
+
+def test_two_ranks_take_the_steps_of_one_process(both):
+    """No batch norm, uneven parts (13 samples a step): the weights after 21 steps are the same."""
+    from safetensors.torch import load_file
+
+    one, two = (load_file(both / str(n) / "student.safetensors") for n in (1, 2))
+    assert set(one) == set(two)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(metrics(both / "1"), metrics(both / "2"), strict=True):
+        for name in ("train_loss", "primary_loss", "train_top1", "test_top1", "test_loss"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-5), name
+
+
+def test_one_rank_writes_and_the_run_goes_on_with_two(project, both, tmp_path):
+    assert json.loads((both / "2" / "config.json").read_text())["ranks"] == 2
+    assert (both / "2" / "summary.json").is_file()
+    launch(project, tmp_path / "bn", 2, "bn")  # ranks whose batch statistics differ must agree in the end
+    state = torch.load(tmp_path / "bn" / "last.pt", weights_only=True)
+    assert len(state["ranks"]) == 2
+    assert state["ranks"][0]["sums"]["n"] == 0, "after a whole epoch nothing is half counted"
+
+
+@pytest.mark.parametrize(("n", "batch_size", "world"), [(90, 13, 2), (101, 10, 3), (64, 64, 4), (7, 7, 7)])
+def test_the_parts_of_a_step_make_the_whole(n, batch_size, world):
+    orders = [Order(n, batch_size, 5, Ranks(rank, world)) for rank in range(world)]
+    whole = shuffled_batches(n, batch_size, seed=5, epoch=2)
+    for step, positions in enumerate(whole):
+        parts = [order.steps(2)[step] for order in orders]
+        assert np.array_equal(np.concatenate(parts), positions)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert orders[0].size_of(step) == len(positions)
+        weights = [Ranks(r, world).weight(len(part), len(positions)) for r, part in enumerate(parts)]
+        assert sum(weights) == pytest.approx(world)
+    rows = np.concatenate([order.rows(2) for order in orders])
+    assert sorted(rows) == list(range(n))
+
+
+def test_a_rank_reads_only_its_rows_of_a_view(project):
+    folder, _ = project
+    store = Store.open(find_stores(folder / "stores")[0])
+    share = Order(N, 13, 0, Ranks(1, 2)).rows(0)
+    assert abs(len(share) - N / 2) <= 7
+    rows = store.rows(1, share)
+    assert rows.shape == (len(share), 7)
+    assert np.array_equal(rows, store.view(1)[share])
+
+
+def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
+    folder, source = project
+    monkeypatch.setattr("pipeline.api.stage_two.joined", _Joined)
+    arguments = {
+        "places": Places(folder / "data", folder / "stores"),
+        "execution": choose_execution(device="cpu", threads=1),
+        "limit": N,
+        "say": lambda _: None,
+    }
+    with pytest.raises(RunError, match=r"a step has 2 samples and 4 processes share them"):
+        run_train(
+            "digits",
+            out=tmp_path / "a",
+            supervision=Supervision(sources=(source,)),
+            overrides={"batch_size": 2},
+            **arguments,
+        )
+    with pytest.raises(RunError, match=r"--labels write-through fills a store from one process"):
+        run_train(
+            "digits",
+            out=tmp_path / "b",
+            supervision=Supervision(sources=(source,), labels="write-through"),
+            **arguments,
+        )
+
+
+class _Joined:
+    """Four ranks, without their processes."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def __enter__(self) -> Ranks:
+        return Ranks(0, 4)
+
+    def __exit__(self, *_: object) -> None: ...
