@@ -33,8 +33,8 @@ lint: setup  ## Check format, lint, types and the arrows between rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup  ## Measure stage one, and epochs with cached and live labels
-	$(BIN)/python benchmarks/stages.py $(ARGS)
+bench: setup  ## Measure epochs with cached, constant, live and no labels
+	$(BIN)/python benchmarks/epochs.py $(ARGS)
 
 precompute: setup  ## Stage one: make precompute SOURCE=places365 TARGET=stl10
 	$(BIN)/sskt precompute --source $(SOURCE) --target $(TARGET) $(ARGS)

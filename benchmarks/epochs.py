@@ -1,0 +1,321 @@
+"""The price of an epoch of stage two, in one run: with cached, constant or live logits, or without sources.
+
+    python benchmarks/epochs.py --target cifar10 --limit 4096 --source imagenet --weights imagenet=FILE
+
+Without sources it takes the demo's drawn ones and the digits, so that it runs anywhere. The kinds take turns,
+an epoch each, and what is compared are medians over the rounds of ratios within a round. "constant" is the
+same student with the same heads, fed soft labels that lie in memory: the least that knowledge can cost.
+"plain" is what one would write without us: a DataLoader with two workers, torchvision's transforms, eager
+fp32 teachers in the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from pipeline.api import Augmentation, Places, choose_execution
+from pipeline.choices import channels_last, student_precision
+from pipeline.drawn import drawn_source
+from pipeline.job import Job
+from pipeline.labels.cached import CachedLabels
+from pipeline.labels.live import LiveLabels
+from pipeline.labels.residence import choose_residence
+from pipeline.loader import Loader, Order
+from pipeline.precompute import precompute
+from pipeline.ranks import Ranks
+from pipeline.schedule import Share
+from pipeline.targets import load_index, parse_target
+from pipeline.teachers import open_teacher
+from pipeline.training.config import TrainConfig
+from pipeline.training.trainer import Trainer
+from sskt.backbones import build_backbone
+from sskt.losses import soft_cross_entropy
+from sskt.sources import IMAGENET_MEAN, IMAGENET_STD, open_source
+from sskt.student import build_student
+
+KINDS = ("scratch", "constant", "cached", "cached, transfer module", "live", "plain")
+
+
+def main() -> None:
+    args = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        Bench(args, Path(scratch)).run()
+
+
+class Bench:
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        self.args = args
+        weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
+        self.places = Places(args.data_dir, scratch / "stores", weights)
+        self.execution = choose_execution(amp=args.source_amp, compiled=True)
+        spec = parse_target(args.target)
+        self.index = load_index(
+            spec, args.split, data_dir=args.data_dir, index_dir=scratch / "ix", limit=args.limit
+        )
+        augmentation = Augmentation(side_px=args.size)
+        self.plan = augmentation.training_plan(spec)
+        names = args.source or [
+            f"program:{drawn_source(task, Path('stores/demo'))}" for task in ("letters", "strokes")
+        ]
+        self.sources = {}
+        for name in names:
+            source = open_source(name, weights=weights.get(name), weights_dir=self.places.weights_dir)
+            input_map = augmentation.input_map(spec, source.spec.mean, source.spec.std)
+            self.sources[name] = (source, input_map)
+        job = Job(args.target, self.index, list(self.sources.values()), self.plan, args.views)
+        reports = precompute(
+            job, cache_dir=scratch / "stores", execution=self.execution, share=Share(), say=print
+        )
+        self.stores = {name: _open(report.path) for name, report in zip(self.sources, reports, strict=True)}
+        device = self.execution.device
+        amp = student_precision(args.amp, device)
+        print(
+            f"{args.target}, {len(self.index)} pictures of {self.plan.side_px} px, {args.model} in {amp} on "
+            f"{device}, batch {args.batch_size}, sources {', '.join(names)} in {self.execution.compute}"
+        )
+
+    def run(self) -> None:
+        """The kinds take turns."""
+        epochs = {kind: self.of(kind) for kind in KINDS if kind not in self.args.skip}
+        for epoch in epochs.values():
+            epoch()  # compiles, fills caches, starts workers
+        seconds: dict[str, list[float]] = {kind: [] for kind in epochs}
+        waits: dict[str, list[float]] = {kind: [] for kind in epochs}
+        for i in range(self.args.rounds):
+            for kind, epoch in epochs.items():
+                if kind in ("live", "plain") and i >= self.args.slow_rounds:
+                    continue
+                took, wait = epoch()
+                seconds[kind].append(took)
+                waits[kind].append(wait)
+        print("\n| epoch | seconds, median (least to most) | data wait |\n|---|---|---|")
+        for kind, times in seconds.items():
+            spread = f"{statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+            print(f"| {kind} | {spread} | {statistics.median(waits[kind]):.1%} |")
+        print("\n| ratio | median over rounds |\n|---|---|")
+        for over, under in (
+            ("cached", "constant"),
+            ("cached", "scratch"),
+            ("cached, transfer module", "scratch"),
+            ("live", "cached"),
+            ("plain", "cached"),
+        ):
+            if over in seconds and under in seconds:
+                pairs = zip(seconds[over], seconds[under], strict=False)
+                print(f"| {over} / {under} | {statistics.median(a / b for a, b in pairs):.3f} |")
+
+    def of(self, kind: str):
+        """A function that trains an epoch of a kind; returns its seconds and its share of data waits."""
+        if kind == "plain":
+            return self.plain()
+        labels = None
+        if kind.startswith("cached"):
+            residence = choose_residence(self.stores, len(self.index), self.execution.device)
+            labels = CachedLabels(
+                self.stores, self.index, views=self.args.views, residence=residence, temperature=3.0
+            )
+        elif kind == "constant":
+            labels = Constant({name: store.n_classes for name, store in self.stores.items()}, self)
+        elif kind == "live":
+            teachers = {}
+            for name, (source, input_map) in self.sources.items():
+                forward = self.execution.forward(len(self.index))
+                teachers[name] = open_teacher(
+                    source, input_map, forward, self.execution, self.plan.side_px, print
+                )
+            labels = LiveLabels(teachers, views=self.args.views)
+        config = self.config(labels, transfer_module="transfer" in kind)
+        torch.manual_seed(0)
+        trainer = Trainer(
+            config, build_backbone(self.args.model), self.index, labels, self.execution, Ranks()
+        )
+        order = Order(len(self.index), self.args.batch_size, 0, Ranks())
+        renderer = self.execution.open_renderer(self.index, self.plan, batch_size=self.args.batch_size)
+        loader = Loader(self.index, renderer, order, self.execution.device)
+
+        def epoch() -> tuple[float, float]:
+            started = perf_counter()
+            figures = trainer.train_epoch(loader, lambda _: None, lambda: None)
+            trainer.end_epoch(None)
+            return perf_counter() - started, figures["data_wait_share"]
+
+        return epoch
+
+    def config(self, labels, *, transfer_module: bool) -> TrainConfig:
+        device = self.execution.device
+        return TrainConfig(
+            target=self.args.target,
+            classes=self.index.classes,
+            model=self.args.model,
+            method="sskt" if labels else "scratch",
+            sources=tuple(labels.n_classes) if labels else (),
+            transfer_module=transfer_module,
+            aux_loss="ce",
+            kd_reduction="mean",
+            temperature=3.0,
+            alpha=0.1,
+            labels="cached",
+            teacher_bn="frozen",
+            views=self.args.views,
+            epochs=1000,
+            batch_size=self.args.batch_size,
+            lr=0.01,
+            schedule="multistep",
+            milestones=(),
+            gamma=0.1,
+            momentum=0.9,
+            weight_decay=5e-4,
+            clip_norm=None,
+            label_smoothing=0.0,
+            mixup=0.0,
+            cutmix=0.0,
+            seed=0,
+            limit=None,
+            eval_every=1,
+            amp=student_precision(self.args.amp, device),
+            compiled=self.args.compile,
+            channels_last=channels_last(device),
+            deterministic=False,
+            ranks=1,
+            plan={},
+            eval_plan={},
+            augmentation={},
+            contents={},
+        )
+
+    def plain(self):
+        """The loop that everyone writes first."""
+        device, side = self.execution.device, self.plan.side_px
+        if self.index.kind == "array":
+            drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
+        else:
+            drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+        scaled = [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+        loader = torch.utils.data.DataLoader(
+            Pictures(self.index, v2.Compose([*drawn, *scaled])),
+            batch_size=self.args.batch_size,
+            shuffle=True,
+            num_workers=2,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+        )
+        teachers = {
+            name: (
+                open_source(
+                    name, weights=self.places.weights.get(name), weights_dir=self.places.weights_dir
+                ).module.to(device),
+                input_map.side_px,
+            )
+            for name, (_, input_map) in self.sources.items()
+        }
+        torch.manual_seed(0)
+        classes = {name: store.n_classes for name, store in self.stores.items()}
+        student = build_student(self.args.model, len(self.index.classes), classes, False).to(device).train()
+        optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+        def epoch() -> tuple[float, float]:
+            started = perf_counter()
+            waited, asked = 0.0, started
+            for x, y in loader:
+                waited += perf_counter() - asked
+                x, y = x.to(device), y.to(device)
+                with torch.no_grad():
+                    soft = {
+                        name: module(x if x.shape[-1] == px else F.interpolate(x, size=px, mode="bilinear"))
+                        for name, (module, px) in teachers.items()
+                    }
+                primary, auxiliary = student(x)
+                loss = F.cross_entropy(primary, y)
+                for name, logits in auxiliary.items():
+                    loss = loss + 0.1 * soft_cross_entropy(logits, soft[name], temperature=3.0)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                loss.item()
+                asked = perf_counter()
+            took = perf_counter() - started
+            return took, waited / took
+
+        return epoch
+
+
+class Constant:
+    """The same soft labels for every batch: nothing to look up."""
+
+    kind, sees_mixtures = "cached", False
+
+    def __init__(self, n_classes: dict[str, int], bench: Bench) -> None:
+        self.n_classes, self.views = n_classes, bench.args.views
+        size, device = bench.args.batch_size, bench.execution.device
+        self._logits = {name: torch.randn(size, k, device=device).half() for name, k in n_classes.items()}
+
+    def load(self, view, positions) -> None: ...
+
+    def prepare(self, view, positions) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def logits(self, positions, _pixels) -> dict[str, torch.Tensor]:
+        return {name: logits[: len(positions)] for name, logits in self._logits.items()}
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, index, transform) -> None:
+        self._index, self._transform = index, transform
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        if self._index.kind == "array":
+            picture = Image.fromarray(self._index.pixels_of(i))
+        else:
+            picture = Image.open(self._index.access.path_of(i)).convert("RGB")
+        return self._transform(picture), int(self._index.labels[i])
+
+
+def _open(path):
+    from cache.store import Store
+
+    return Store.open(path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="digits")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--source", action="append")
+    parser.add_argument("--weights", action="append", default=[])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--amp", default="auto", help="of the student")
+    parser.add_argument("--source-amp", default="auto")
+    parser.add_argument("--compile", action="store_true", help="the student's step")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--slow-rounds", type=int, default=2, help="of the live and the plain epoch")
+    parser.add_argument("--skip", nargs="*", default=[], choices=KINDS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Loaders alone, in one run: ours, by each renderer, beside a DataLoader with torchvision and two workers.
+
+    python benchmarks/loaders.py --target cifar10 --data-dir data
+    python benchmarks/loaders.py --target imagenet --split test --data-dir data --batch-size 64
+
+Batches are drawn in a shuffled order and thrown away. Rounds alternate between the loaders; figures are
+medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from epochs import Pictures
+from torchvision.transforms import v2
+
+from pipeline.api import Augmentation
+from pipeline.loader import Loader, Order
+from pipeline.ranks import Ranks
+from pipeline.render import open_renderer
+from pipeline.targets import load_index, parse_target
+from sskt.errors import RunError
+
+
+def main() -> None:
+    args = _arguments()
+    spec = parse_target(args.target)
+    with tempfile.TemporaryDirectory() as scratch:
+        index = load_index(
+            spec, args.split, data_dir=args.data_dir, index_dir=Path(scratch), limit=args.limit
+        )
+    plan = Augmentation(side_px=args.size).training_plan(spec)
+    device = torch.device(args.device)
+    order = Order(len(index), args.batch_size, 0, Ranks())
+    epochs = {"DataLoader, torchvision v2, 2 workers": plain(args, index, plan.side_px)}
+    for backend in ("torch", "dali", "resident"):
+        try:
+            renderer = open_renderer(
+                index, plan, backend=backend, device=device, batch_size=args.batch_size, threads=args.threads
+            )
+        except RunError:  # no resident renderer for files
+            continue
+        epochs[f"ours, {renderer.name}"] = ours(Loader(index, renderer, order, device))
+    for epoch in epochs.values():
+        epoch(0)
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    for i in range(args.rounds):
+        for name, epoch in epochs.items():
+            started = perf_counter()
+            epoch(i + 1)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            rates[name].append(len(index) / (perf_counter() - started))
+    print(f"{args.target}, {len(index)} pictures drawn at {plan.side_px} px, batch {args.batch_size}\n")
+    print("| loader | images/s, median (least to most) | of the DataLoader |\n|---|---|---|")
+    base = statistics.median(next(iter(rates.values())))
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        print(f"| {name} | {middle:,.0f} ({min(found):,.0f} to {max(found):,.0f}) | {middle / base:.2f} |")
+
+
+def ours(loader: Loader):
+    def epoch(number: int) -> None:
+        for batch in loader.epoch(number, number):
+            _ = batch.pixels
+
+    return epoch
+
+
+def plain(args: argparse.Namespace, index, side: int):
+    if index.kind == "array":
+        drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
+    else:
+        drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+    loader = torch.utils.data.DataLoader(  # uint8, as ours: to normalise is the student's part
+        Pictures(index, v2.Compose([*drawn, v2.ToImage()])),
+        batch_size=args.batch_size,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+
+    def epoch(_number: int) -> None:
+        for pixels, _ in loader:
+            _ = pixels
+
+    return epoch
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="cifar10")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
