@@ -96,8 +96,8 @@ def compiler_errors(name: str) -> Iterator[None]:
 
 
 @cache
-def one_thread_each(n_workers: int) -> ThreadPoolExecutor:
-    """Worker threads, shared by all sources, in which torch computes without helpers.
+def one_thread_each(n_workers: int, purpose: str) -> ThreadPoolExecutor:
+    """Worker threads, shared by all who have the same purpose, in which torch computes without helpers.
 
     The caller's own number of threads stays.
     """
@@ -109,7 +109,7 @@ def one_thread_each(n_workers: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()
 
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="frozen-source")
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix=purpose)
     list(pool.map(begin, range(n_workers)))
     torch.set_num_threads(before)  # the number is also the default of every thread born later
     return pool

@@ -139,7 +139,7 @@ class FrozenSource:
         self.input_map = input_map
         self.device = device
         self.forward = forward
-        self._pool = one_thread_each(threads or torch.get_num_threads()) if on_cpu else None
+        self._pool = one_thread_each(threads or torch.get_num_threads(), "frozen-source") if on_cpu else None
         self._network = self._require_readable(picture_px or input_map.side_px)
 
     def logits(self, pixels: Tensor) -> Tensor:

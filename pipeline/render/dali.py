@@ -2,8 +2,8 @@
 
 Every random decision comes in as a tensor from the plan; the graph holds no random operator. File pictures
 are decoded only inside their window where the plan allows it, which gives the same bytes as cutting the
-whole picture (tests/test_pipeline_render.py). On a GPU the hardware JPEG engine stays off,
-because it and the CUDA decoder give different pixels.
+whole picture (tests/test_pipeline_render.py). On a CPU the graph ends with the windows, and torch resizes
+them. On a GPU the hardware JPEG engine stays off, because it and the CUDA decoder give different pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.plan import PadCropFlip, Plan
 from pipeline.render import Positions
+from pipeline.render.torch import fitted
 from pipeline.targets.index import TargetIndex
+from sskt.forward import one_thread_each
 
 # what enters the graph: encoded files, of which only the window is decoded; files whose whole pictures are
 # handed out as well; pictures in memory
@@ -47,6 +49,11 @@ class DaliRenderer:
         self._pipes: dict[_Entry, Pipeline] = {}  # built at first use
         self._kept: dict[int, NDArray[np.uint8]] | None = None
         self._closed = False
+        self._has_its_size = isinstance(plan, PadCropFlip) and not (index.sizes != plan.side_px).any()
+        # on a CPU DALI takes three times as long to resize a picture as torch, twice as long as to decode it
+        self._fits_on_host = device.type == "cpu" and not self._has_its_size
+        self._resizers = one_thread_each(threads, "resize")
+        self._flips: deque[NDArray[np.int32]] = deque()  # of the batches in the graph
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`. One render at a time; leaving it early is fine."""
@@ -58,8 +65,10 @@ class DaliRenderer:
                 output = pipe.run()
                 if entry == "keep":
                     self._keep(positions, output[1])
-                # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
-                yield from_dlpack(output[0].as_tensor())
+                if self._fits_on_host:
+                    yield self._fitted(output[0])
+                else:  # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
+                    yield from_dlpack(output[0].as_tensor())
         finally:
             self._drain(pipe)
 
@@ -85,6 +94,18 @@ class DaliRenderer:
             return "files"
         return "pixels" if all(int(p) in self._kept for batch in batches for p in batch) else "keep"
 
+    def _fitted(self, windows: Any) -> torch.Tensor:
+        """Windows of the next batch, resized and flipped by the host: uint8 (n, 3, side, side)."""
+        side, flips = self._plan.side_px, self._flips.popleft()
+        drawn = torch.empty(len(flips), 3, side, side, dtype=torch.uint8)
+
+        def fit(i: int) -> None:
+            drawn[i] = fitted(np.asarray(windows.at(i)), side, bool(flips[i]))
+
+        for _ in self._resizers.map(fit, range(len(flips))):
+            pass
+        return drawn
+
     def _keep(self, positions: Positions, decoded: Any) -> None:
         """Hold on to the whole pictures of a batch, in the host's memory."""
         assert self._kept is not None  # noqa: S101 - "keep" is no entry otherwise
@@ -101,6 +122,14 @@ class DaliRenderer:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    def _next_feed(self) -> _Feed | tuple[Any, ...]:
+        """What the graph eats of a batch; what the host does with it is kept until the batch comes out."""
+        feed = next(self._feeds)
+        if not self._fits_on_host:
+            return feed
+        self._flips.append(feed[3])
+        return feed[:3]
 
     def _feed(self, view: int, positions: Positions, entry: _Entry) -> _Feed:
         """Pictures or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,) of one batch."""
@@ -128,12 +157,13 @@ class DaliRenderer:
             exec_dynamic=True,
         )
         with pipe:
-            pictures, anchor, shape, flip = fn.external_source(
-                source=lambda: next(self._feeds),
-                num_outputs=4,
+            n_fed = 3 if self._fits_on_host else 4
+            pictures, anchor, shape, *flip = fn.external_source(
+                source=self._next_feed,
+                num_outputs=n_fed,
                 batch=True,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-                ndim=[3 if entry == "pixels" else 1, 1, 1, 0],
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32][:n_fed],
+                ndim=[3 if entry == "pixels" else 1, 1, 1, 0][:n_fed],
             )
             window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
             if entry == "files" and not isinstance(self._plan, PadCropFlip):  # windows lie inside the picture
@@ -144,10 +174,13 @@ class DaliRenderer:
                 elif gpu:
                     pictures = pictures.gpu()
                 cut = fn.slice(pictures, **window, out_of_bounds_policy="pad", fill_values=0)
-            drawn = fn.transpose(
-                fn.flip(self._resized(cut), horizontal=flip, vertical=0),
-                perm=[2, 0, 1],
-            )
+            if self._fits_on_host:
+                drawn = cut
+            else:
+                drawn = fn.transpose(
+                    fn.flip(self._resized(cut), horizontal=flip[0], vertical=0),
+                    perm=[2, 0, 1],
+                )
             pipe.set_outputs(*((drawn, pictures) if entry == "keep" else (drawn,)))
         pipe.build()
         return pipe
@@ -155,13 +188,14 @@ class DaliRenderer:
     def _resized(self, cut: Any) -> Any:
         """The window at the plan's size; left alone where it has that size already."""
         side = self._plan.side_px
-        if isinstance(self._plan, PadCropFlip) and not (self._index.sizes != side).any():
+        if self._has_its_size:
             return cut
         return fn.resize(cut, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
 
     def _drain(self, pipe: Pipeline) -> None:
         """Leave a pipeline ready for the next view, also after an early exit or an error."""
         self._feeds = iter(())
+        self._flips.clear()
         if self._closed:  # closed while a view was still being drawn
             return
         try:

@@ -55,11 +55,7 @@ class TorchRenderer:
     def _draw(self, job: tuple[np.int64, NDArray[np.int32], np.bool_]) -> torch.Tensor:
         """One picture: uint8 (3, side, side)."""
         position, window, flip = job
-        picture = torch.from_numpy(crop(self._whole(int(position)), window)).permute(2, 0, 1)
-        side = self._plan.side_px
-        if picture.shape[1:] != (side, side):
-            picture = tvf.resize(picture, [side, side], tvf.InterpolationMode.BILINEAR, antialias=True)
-        return picture.flip(-1) if flip else picture
+        return fitted(crop(self._whole(int(position)), window), self._plan.side_px, bool(flip))
 
     def _whole(self, position: int) -> NDArray[np.uint8]:
         """A picture before it is cut: uint8 (H, W, 3)."""
@@ -68,6 +64,14 @@ class TorchRenderer:
         if position not in self._kept:
             self._kept[position] = self._index.pixels_of(position)
         return self._kept[position]
+
+
+def fitted(window: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
+    """A window (h, w, 3) at its final size and side: uint8 (3, side, side), as torchvision resizes."""
+    picture = torch.from_numpy(window).permute(2, 0, 1)
+    if picture.shape[1:] != (side_px, side_px):
+        picture = tvf.resize(picture, [side_px, side_px], tvf.InterpolationMode.BILINEAR, antialias=True)
+    return picture.flip(-1) if flip else picture
 
 
 def crop(picture: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:

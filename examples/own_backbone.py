@@ -1,0 +1,26 @@
+"""Train a backbone of your own on a folder of your own: python examples/own_backbone.py FOLDER [SOURCE]."""
+
+import sys
+
+from torch import nn
+
+from pipeline.api import Supervision, run_precompute, run_train
+from sskt.backbones import Tapped
+
+folder, source = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "imagenet"
+
+
+def block(channels: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.BatchNorm2d(out), nn.ReLU())
+
+
+network = nn.Sequential(block(3, 32), block(32, 64), block(64, 128))
+backbone = Tapped(network, side_px=224, blocks=("0", "1", "2"), transfer_width=128)
+run_precompute([f"imagefolder:{folder}"], [source], views=4)
+run_train(
+    f"imagefolder:{folder}",
+    out=f"runs/{folder.strip('/').replace('/', '-')}",
+    model=backbone,
+    supervision=Supervision(sources=(source,), transfer_module=True),
+    overrides={"epochs": 10},
+)

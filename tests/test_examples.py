@@ -1,0 +1,55 @@
+"""The examples run as they are shown."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import shared
+from programs import save_program
+
+from pipeline.api import Places, run_precompute
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder: Path, example: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / example), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_network_of_ones_own_is_trained_on_a_folder_of_ones_own(tmp_path):
+    for scene in ("Forest", "Highway"):
+        for i, picture in enumerate(sorted((shared("data/scene15/train") / scene).glob("*.jpg"))[:8]):
+            (tmp_path / "pictures" / scene).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, tmp_path / "pictures" / scene / f"{i}.jpg")
+    source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
+    out = run(tmp_path, "own_backbone.py", "pictures", source)
+    assert "10 epochs: test top-1" in out
+    assert (tmp_path / "runs" / "pictures" / "student.safetensors").is_file()
+
+
+def test_a_plain_loop_takes_stored_logits(tmp_path):
+    source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
+    places = Places(tmp_path / "data", tmp_path / "stores")
+    run_precompute(["digits"], [source], views=2, places=places, say=lambda _: None)
+    (tmp_path / "use.py").write_text("")
+    out = run(tmp_path, "plain_loop.py", "digits")
+    first, second = (float(line.rpartition(" ")[2]) for line in out.splitlines() if "loss" in line)
+    assert second < first
+
+
+@pytest.mark.parametrize("name", ["own_backbone.py", "plain_loop.py"])
+def test_an_example_is_short(name):
+    lines = (ROOT / "examples" / name).read_text().splitlines()
+    code = [line for line in lines if line.strip() and not line.lstrip().startswith(('"""', "#"))]
+    assert len(code) <= 25
