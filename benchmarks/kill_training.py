@@ -41,7 +41,8 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
     taught += [word for pair in args.weights for word in ("--weights", pair)]
     what = [*taught, "--target", args.target, *where]
     subprocess.run([*words, "precompute", *what, "--views", "2"], check=True)
-    begin = [*words, "train", *what, "--epochs", str(args.epochs), "--model", "resnet20", "--eval-every", "10"]
+    settings = ["--epochs", str(args.epochs), "--model", "resnet20", "--eval-every", "10"]
+    begin = [*words, "train", *what, *settings]
     whole, killed = folder / "whole", folder / "killed"
     started = time.monotonic()
     subprocess.run([*begin, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL)

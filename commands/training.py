@@ -159,7 +159,7 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
             "--amp",
             "auto fp32 bf16 fp16",
             "auto",
-            "Precision of the student; auto: bf16 or fp16 on CUDA, else fp32.",
+            "Precision of the student; auto: bf16 where the device has it.",
         ),
         click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
         click.option("--deterministic", is_flag=True, help="Only kernels that give the same bits each time."),

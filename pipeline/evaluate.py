@@ -74,11 +74,11 @@ class Evaluator:
         """Primary logits of this rank's samples, in index order: float32 (n, classes) on the CPU."""
         student.eval()
         device = self._execution.device
-        with torch.inference_mode(), autocast(device, amp):
-            logits = [
-                student.predict(normalise(pixels.to(device), IMAGENET_MEAN, IMAGENET_STD)).float().cpu()
-                for pixels in self._pixels()
-            ]
+        logits = []
+        for pixels in self._pixels():
+            with torch.inference_mode(), autocast(device, amp):
+                z = student.predict(normalise(pixels.to(device), IMAGENET_MEAN, IMAGENET_STD))
+            logits.append(z.float().cpu())
         return torch.cat(logits) if logits else torch.empty(0, len(self._index.classes))
 
     def _pixels(self) -> Iterator[torch.Tensor]:

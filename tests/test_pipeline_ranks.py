@@ -41,7 +41,7 @@ Trainer._take_step = watched
 run_train("digits", out=out, model=Tapped(nn.Sequential(*layers), side_px=32),
     supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
     places=Places(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
-    execution=choose_execution(device="cpu", threads=1), say=lambda _: None)
+    execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"), say=lambda _: None)
 rank = os.environ.get("RANK", "0")
 out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
 """

@@ -8,7 +8,7 @@ import torch
 from programs import save_program
 
 from cache.store import Store, find_stores
-from pipeline.api import Supervision, open_index, run_precompute, run_train
+from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.loader import shuffled_batches
 from pipeline.targets import parse_target
@@ -36,6 +36,7 @@ def train(project, out: str, *, overrides=None, seed=0, **supervision) -> dict:
         "digits",
         supervision=Supervision(**settings),
         overrides={"epochs": 1, "batch_size": N, **(overrides or {})},
+        tuning=Tuning(amp="fp32"),
         out=folder / out,
         say=print,
         seed=seed,

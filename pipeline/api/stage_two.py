@@ -58,7 +58,7 @@ class Tuning:
 def run_train(
     target: str,
     *,
-    out: Path,
+    out: Path | str,
     supervision: Supervision | None = None,
     augmentation: Augmentation | None = None,
     places: Places | None = None,
@@ -80,7 +80,7 @@ def run_train(
     known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
-    places, execution = places or Places(), execution or choose_execution()
+    places, execution, out = places or Places(), execution or choose_execution(), Path(out)
     recipe, tuning = recipe_for(target), tuning or Tuning()
     chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
     settings = {name: chosen.pop(name, getattr(recipe, name)) for name in _FROM_RECIPE}
@@ -120,7 +120,7 @@ def run_train(
 
 
 def resume_train(
-    out: Path,
+    out: Path | str,
     *,
     execution: Execution | None = None,
     say: Say = print,
@@ -133,6 +133,7 @@ def resume_train(
     needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
     last.pt is damaged, or the data or the number of ranks are others by now.
     """
+    out = Path(out)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None:

@@ -97,14 +97,14 @@ class DaliRenderer:
     def _fitted(self, windows: Any) -> torch.Tensor:
         """Windows of the next batch, resized and flipped by the host: uint8 (n, 3, side, side)."""
         side, flips = self._plan.side_px, self._flips.popleft()
-        drawn = torch.empty(len(flips), 3, side, side, dtype=torch.uint8)
+        drawn = np.empty((len(flips), 3, side, side), dtype=np.uint8)  # filled by threads
 
         def fit(i: int) -> None:
-            drawn[i] = fitted(np.asarray(windows.at(i)), side, bool(flips[i]))
+            drawn[i] = fitted(np.asarray(windows.at(i)), side, bool(flips[i])).numpy()
 
         for _ in self._resizers.map(fit, range(len(flips))):
             pass
-        return drawn
+        return torch.from_numpy(drawn)
 
     def _keep(self, positions: Positions, decoded: Any) -> None:
         """Hold on to the whole pictures of a batch, in the host's memory."""
