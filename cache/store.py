@@ -6,74 +6,32 @@ use Zarr; rows move as plain files (cache/unit.py), so Zarr's event loop plays n
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
 from cache import layout as layouts
 from cache.claims import Claims
-from cache.errors import CacheError, StoreDamaged, StoreIncomplete, StoreMismatch
+from cache.errors import CacheError, StoreMismatch
 from cache.files import TEMPORARY, Location, sweep
 from cache.form import Form
 from cache.layout import Layout, default_block_rows
 from cache.manifest import require_match
-from cache.unit import Unit, UnitFault, UnitFiles, require_sound_rows
+from cache.reader import MappedView, Problem, StoreReader
+from cache.unit import Unit, require_sound_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from cache.form import Rows
     from cache.manifest import Manifest
 
 __all__ = ["MappedView", "Problem", "Store", "Unit", "default_block_rows", "find_stores"]
 
-_AT_ONCE = 16  # requests to an object store
 
-
-T = TypeVar("T")
-
-
-class Problem(NamedTuple):
-    """One finding of `Store.verify`; `unit` is None when it is about the store as a whole."""
-
-    unit: Unit | None
-    what: str
-
-
-class MappedView:
-    """Rows of one view that stay on the disk; the operating system reads those that are asked for."""
-
-    def __init__(self, blocks: Mapping[int, Rows], form: Form) -> None:
-        self._blocks, self._form = blocks, form
-        self._block_rows = max((len(rows) for rows in blocks.values()), default=1)
-
-    def rows(self, rows: NDArray[np.int64]) -> Rows:
-        """The rows of the view, in the order asked: (n, K) float16 or (n, 2k + 4) uint16, a copy."""
-        blocks, places = np.divmod(rows, self._block_rows)
-        out = np.empty((len(rows), self._form.width), dtype=self._form.dtype)
-        for block in np.unique(blocks):
-            here = blocks == block
-            out[here] = self._blocks[int(block)][places[here]]
-        return out
-
-
-class Store:
+class Store(StoreReader):
     """An open store, from `create` or `open`; its sizes are as of then, or of this object's last `grow`."""
-
-    def __init__(
-        self, path: Location, manifest: Manifest, layout: Layout, tables_sha256: dict[str, str]
-    ) -> None:
-        self.path = path
-        self.manifest = manifest
-        self._layout = layout
-        self._tables_sha256 = tables_sha256
-        self._files = UnitFiles(path, layout.block_rows, layout.form)
-        self._claims = Claims(path)
 
     @classmethod
     def create(
@@ -121,163 +79,9 @@ class Store:
         store.grow(views)
         return store
 
-    @classmethod
-    def open(cls, path: Location) -> Self:
-        """Open a store to read or to go on writing; StoreDamaged if it is none, was edited or is newer."""
-        return cls(path, *layouts.read_group(path))
-
-    @property
-    def n_views(self) -> int:
-        """V: views that the store has room for."""
-        return self._layout.n_views
-
-    @property
-    def n_samples(self) -> int:
-        """N: samples of every view."""
-        return self._layout.n_samples
-
-    @property
-    def n_classes(self) -> int:
-        """K: the source's classes."""
-        return self.form.n_classes
-
-    @property
-    def form(self) -> Form:
-        """What a row holds."""
-        return self._layout.form
-
-    @property
-    def top_k(self) -> int | None:
-        """How many classes a row holds; None for all."""
-        return self.form.top_k
-
-    @property
-    def block_rows(self) -> int:
-        """B: samples to a unit; the last block of a view may hold fewer."""
-        return self._layout.block_rows
-
-    @property
-    def n_blocks(self) -> int:
-        """Units to a view."""
-        return self._layout.n_blocks
-
     @cached_property
-    def ids(self) -> NDArray[np.int64]:
-        """(N,) int64: the sample id of every row; read and checked at first use, as are the other tables."""
-        return self._table("ids")
-
-    @cached_property
-    def contents(self) -> NDArray[np.uint8]:
-        """(N, 16) uint8: what identifies each sample's picture."""
-        return self._table("contents")
-
-    @cached_property
-    def probe_ids(self) -> NDArray[np.int64]:
-        """(P,) int64: the samples of the probe; P is 0 for a store made without."""
-        return self._table("probe_ids")
-
-    @cached_property
-    def probe(self) -> NDArray[np.uint8]:
-        """(P, 3, H, W) uint8: view 0 of the probe's samples as rendered when the store was made."""
-        return self._table("probe")
-
-    @property
-    def tables_sha256(self) -> dict[str, str]:
-        """The sha256 of every table as it was written."""
-        return dict(self._tables_sha256)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all files of the store, but for those that are being written."""
-        files = [file for file in self.path.rglob("*") if TEMPORARY not in file.name and file.is_file()]
-        return sum(int(file.stat().st_size) for file in files)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every unit of every view is finished."""
-        return not self.pending(self.n_views)
-
-    def pending(self, views: int) -> list[Unit]:
-        """The unfinished units of the first `views` views, in order; StoreDamaged if an entry is damaged."""
-        there = self._files.entries()
-        listed = [unit for unit in self._units(views) if self._files.entry(unit).name in there]
-        entries = dict(zip(listed, self._map(self._entry, listed), strict=True))
-        return [unit for unit in self._units(views) if entries.get(unit) is None]
-
-    def finished_units(self) -> list[Unit]:
-        """Every unit that counts, in order; StoreDamaged if an entry is damaged."""
-        left = set(self.pending(self.n_views))
-        return [unit for unit in self._units(self.n_views) if unit not in left]
-
-    def finished(self, unit: Unit) -> bool:
-        """Whether a unit counts; StoreDamaged if its entry is damaged."""
-        return self._entry(unit) is not None
-
-    def rows_of(self, block: int) -> slice:
-        """The rows of `ids` and of a view that a block holds."""
-        return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
-
-    def positions_of(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """The row of each sample id, in the order asked; StoreMismatch naming the first id that has none."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        order, in_order = self._sorted_ids
-        places = np.minimum(np.searchsorted(in_order, wanted), self.n_samples - 1)
-        absent = np.flatnonzero(in_order[places] != wanted)
-        if len(absent):
-            raise StoreMismatch(
-                f"{self.path}: has no row for sample id {wanted[absent[0]]} ({len(absent)} of {len(wanted)} "
-                f"ids are absent); precompute this set of samples, or pass --labels live"
-            )
-        return order[places]
-
-    def view(self, view: int) -> Rows:
-        """One whole view, every byte checked: (N, K) float16, or (N, 2k + 4) uint16 of a top-k store.
-
-        Raises StoreIncomplete if a unit is not finished or there is no such view, StoreDamaged, naming unit
-        and file, if what was finished is not what is there.
-        """
-        entries = self._entries_of(view, range(self.n_blocks))
-        out = np.empty((self.n_samples, self.form.width), dtype=self.form.dtype)
-        self._map(lambda unit: self._read(unit, entries[unit], out[self.rows_of(unit.block)]), [*entries])
-        return out
-
-    def rows(self, view: int, rows: NDArray[np.int64]) -> Rows:
-        """Some rows of a view, in the order asked: (n, K) float16 or (n, 2k + 4) uint16.
-
-        Only the units that hold them are read, one after the other, and checked like a view.
-        """
-        if len(rows) == self.n_samples and np.array_equal(rows, np.arange(len(rows))):
-            return self.view(view)
-        blocks = rows // self.block_rows
-        entries = self._entries_of(view, np.unique(blocks).tolist())
-        out = np.empty((len(rows), self.form.width), dtype=self.form.dtype)
-        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
-        for unit, entry in entries.items():
-            block = buffer[: self._n_rows(unit)]
-            self._read(unit, entry, block)
-            here = np.flatnonzero(blocks == unit.block)
-            out[here] = block[rows[here] - unit.block * self.block_rows]
-        return out
-
-    def mapped(self, view: int, rows: NDArray[np.int64]) -> MappedView:
-        """Like `rows`, but they stay on the disk: the units that hold them are checked once and mapped.
-
-        Only for a store in a local folder.
-        """
-        entries = self._entries_of(view, np.unique(rows // self.block_rows).tolist())
-        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
-        for unit, entry in entries.items():
-            self._read(unit, entry, buffer[: self._n_rows(unit)])
-        return MappedView({unit.block: self._files.mapped(unit) for unit in entries}, self.form)
-
-    def unit(self, unit: Unit) -> Rows:
-        """The rows of one finished unit, checked like a view. Raises StoreIncomplete or StoreDamaged."""
-        entry = self._entry(unit)
-        if entry is None:
-            raise StoreIncomplete(f"{self.path}: {unit} is not finished; run the same precompute again")
-        out = np.empty((self._n_rows(unit), self.form.width), dtype=self.form.dtype)
-        self._read(unit, entry, out)
-        return out
+    def _claims(self) -> Claims:
+        return Claims(self.path)
 
     def write_unit(self, unit: Unit, rows: Rows) -> None:
         """Finish a unit: its file on the disk, then its entry. rows: all of the block, finite, of our form.
@@ -356,48 +160,6 @@ class Store:
         """Give a unit up, so that it is unfinished again."""
         self._files.delete(unit)
 
-    def verify(self) -> list[Problem]:
-        """Everything on the disk that is wrong, unfinished units aside; damage is reported, never raised."""
-        try:
-            fresh = Store.open(self.path)
-        except StoreDamaged as error:
-            return [Problem(None, str(error))]
-        return list(fresh._problems())
-
-    def _problems(self) -> Iterator[Problem]:
-        for name in layouts.TABLES:
-            try:
-                self._table(name)
-            except StoreDamaged as error:
-                yield Problem(None, str(error))
-        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
-        for unit in self._units(self.n_views):
-            rows = buffer[: self._n_rows(unit)]
-            if fault := self._files.fault(unit, rows):
-                yield Problem(unit, self._files.damage(unit, fault))
-
-    def _units(self, views: int) -> Iterator[Unit]:
-        return (Unit(view, block) for view in range(views) for block in range(self.n_blocks))
-
-    def _entries_of(self, view: int, blocks: Iterable[int]) -> dict[Unit, int]:
-        """The entries of some units of a view; StoreIncomplete unless all of them are finished."""
-        if not 0 <= view < self.n_views:
-            raise StoreIncomplete(
-                f"{self.path}: has no view {view}, its {self.n_views} views count from 0; "
-                f"precompute with a larger --views, or pass --labels live"
-            )
-        units = [Unit(view, block) for block in blocks]
-        entries = {unit: entry for unit in units if (entry := self._entry(unit)) is not None}
-        if len(entries) < len(units):
-            raise StoreIncomplete(
-                f"{self.path}: view {view} lacks {len(units) - len(entries)} of {len(units)} units; "
-                f"run the same precompute again to finish it, or pass --labels live"
-            )
-        return entries
-
-    def _n_rows(self, unit: Unit) -> int:
-        return min(self.block_rows, self.n_samples - unit.block * self.block_rows)
-
     def _set_views(self, names: tuple[str, str], views: int) -> None:
         """Change both arrays' number of views, in the order given."""
         try:
@@ -409,33 +171,6 @@ class Store:
                 f"make room or make the folder writable and run the same command again"
             ) from error
         self._layout = layouts.read_group(self.path)[1]
-
-    def _map(self, act: Callable[[Unit], T], units: list[Unit]) -> list[T]:
-        """Act on every unit; several at once where each is a request to a server."""
-        if isinstance(self.path, Path):
-            return [act(unit) for unit in units]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(act, units))
-
-    def _read(self, unit: Unit, entry: int, out: Rows) -> None:
-        try:
-            self._files.read_payload(unit, entry, out)
-        except UnitFault as fault:
-            raise StoreDamaged(self._files.damage(unit, fault)) from None
-
-    def _entry(self, unit: Unit) -> int | None:
-        try:
-            return self._files.read_entry(unit)
-        except UnitFault as fault:
-            raise StoreDamaged(self._files.damage(unit, fault)) from None
-
-    def _table(self, name: str) -> NDArray[Any]:
-        return layouts.read_table(self.path, name, self._tables_sha256.get(name))
-
-    @cached_property
-    def _sorted_ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = np.argsort(self.ids).astype(np.int64)
-        return order, self.ids[order]
 
 
 def find_stores(root: Location) -> list[Location]:
