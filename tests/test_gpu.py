@@ -9,11 +9,15 @@ from conftest import shared
 from programs import save_program
 
 from cache.store import Store, find_stores
-from pipeline.api import Supervision, run_precompute, run_train
+from pipeline.api import Supervision, Tuning, open_index, resume_train, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.labels.cached import CachedLabels
+from pipeline.labels.residence import Residence
 from pipeline.plan import PadCropFlip, RandomResizedCropFlip
 from pipeline.render import in_batches, open_renderer
+from pipeline.run import read_metrics
 from pipeline.targets import load_index, parse_target
+from pipeline.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -78,3 +82,56 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
         )
         assert summary["labels"] == "cached"
     np.testing.assert_allclose(rows["cuda"], rows["cpu"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned", "map"])
+def test_rows_are_the_same_wherever_they_lie(tmp_path, kind):
+    source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
+    places = Places(tmp_path / "data", tmp_path / "stores")
+    run_precompute(["digits"], [source], views=2, places=places, limit=100, say=print)
+    store = Store.open(find_stores(places.cache_dir)[0])
+    index = open_index("digits", "train", places=places, say=print, limit=100)
+    residence = Residence(kind, torch.device("cuda"))
+    labels = CachedLabels({"a": store}, index, views=2, residence=residence, temperature=3.0)
+    asked = np.random.default_rng(0).permutation(100)[:30]
+    for view in (0, 1):
+        labels.load(view, np.arange(100))
+        found = labels.logits(asked, torch.empty(0))["a"]
+        assert found.device.type == "cuda"
+        assert np.array_equal(found.cpu().numpy(), store.view(view)[asked])
+
+
+@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
+def test_a_deterministic_run_goes_on_to_the_same_numbers(tmp_path, amp, monkeypatch):
+    source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
+    places = Places(tmp_path / "data", tmp_path / "stores")
+    run_precompute(["digits"], [source], views=2, places=places, limit=100, say=print)
+    arguments = {
+        "places": places,
+        "execution": choose_execution(device="cuda"),
+        "limit": 100,
+        "supervision": Supervision(sources=(source,)),
+        "tuning": Tuning(amp=amp, deterministic=True, mixup=0.2, clip_norm=5.0),
+        "overrides": {"epochs": 3, "batch_size": 20},
+    }
+    run_train("digits", out=tmp_path / "whole", **arguments)
+    monkeypatch.setattr("pipeline.training.train._SAVE_EVERY_S", 0.0)
+    step, taken = Trainer._take_step, []
+
+    def interrupted(self, batch):
+        taken.append(1)
+        if len(taken) > 7:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_take_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_train("digits", out=tmp_path / "run", **arguments)
+    resume_train(tmp_path / "run", execution=arguments["execution"])
+    whole, again = (read_metrics(tmp_path / name) for name in ("whole", "run"))
+    for ours, theirs in zip(whole, again, strict=True):
+        assert [ours[n] for n in ("train_loss", "test_loss")] == [
+            theirs[n] for n in ("train_loss", "test_loss")
+        ]
+    assert whole[0]["peak_cuda_mb"] > 0

@@ -29,14 +29,14 @@ def project(tmp_path_factory):
     return folder, source, shared_arguments
 
 
-def train(project, out: str, *, overrides=None, seed=0, **supervision) -> dict:
+def train(project, out: str, *, overrides=None, seed=0, tuning=None, **supervision) -> dict:
     folder, source, arguments = project
     settings = {"sources": (source,), **supervision}
     return run_train(
         "digits",
         supervision=Supervision(**settings),
         overrides={"epochs": 1, "batch_size": N, **(overrides or {})},
-        tuning=Tuning(amp="fp32"),
+        tuning=tuning or Tuning(amp="fp32"),
         out=folder / out,
         say=print,
         seed=seed,
@@ -127,6 +127,55 @@ def test_the_order_of_samples_is_pinned():
 def test_the_rate_drops_at_the_milestones(project):
     train(project, "rates", overrides={"epochs": 4, "lr": 0.1, "milestones": (1, 3), "gamma": 0.5})
     assert [m["lr"] for m in metrics_of(project, "rates")] == pytest.approx([0.1, 0.05, 0.05, 0.025])
+
+
+def test_deterministic_kernels_are_asked_for_while_it_trains_and_not_after(project, monkeypatch):
+    from pipeline.training.trainer import Trainer
+
+    step, seen = Trainer._take_step, []
+
+    def watched(self, batch):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_take_step", watched)
+    train(project, "plain")
+    train(project, "deterministic", tuning=Tuning(deterministic=True))
+    assert seen == [False, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_gradients_are_clipped_as_one_vector(project, monkeypatch):
+    """The first step moves the weights by lr * clip_norm in all, weight decay and momentum aside."""
+    from pipeline.training.trainer import Trainer
+
+    step, moved = Trainer._take_step, []
+
+    def watched(self, batch):
+        before = [p.detach().clone() for p in self.student.parameters()]
+        step(self, batch)
+        gaps = [(p.detach() - b).norm() for p, b in zip(self.student.parameters(), before, strict=True)]
+        moved.append(float(torch.stack(gaps).norm()))
+
+    monkeypatch.setattr(Trainer, "_take_step", watched)
+    settings = {"weight_decay": 0.0, "lr": 0.5}
+    train(project, "clipped", overrides=settings, tuning=Tuning(clip_norm=0.01, amp="fp32"))
+    train(project, "free", overrides=settings)
+    assert moved[0] == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert moved[1] > 10 * moved[0]
+
+
+def test_the_best_student_is_kept_and_can_be_scored(project):
+    from pipeline.api import run_evaluate
+
+    folder, _, arguments = project
+    summary = train(project, "best", overrides={"epochs": 8, "lr": 0.3})
+    by_epoch = [m["test_top1"] for m in metrics_of(project, "best")]
+    assert summary["best_test_top1"] == max(by_epoch)
+    assert summary["best_epoch"] == by_epoch.index(max(by_epoch)) + 1
+    for which, expected in (("best", max(by_epoch)), ("last", by_epoch[-1])):
+        figures = run_evaluate(folder / "best", execution=arguments["execution"], say=print, which=which)
+        assert figures["test_top1"] == expected
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(project):
