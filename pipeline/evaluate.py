@@ -35,7 +35,8 @@ class Evaluator:
         every = np.arange(len(index))
         self._positions = every[self._ranks.share(len(every))]
         nbytes = 3 * plan.side_px**2 * len(self._positions)
-        self._kept: list[torch.Tensor] | None = [] if nbytes <= memory_for_pictures() // 4 else None
+        self._keeps = nbytes <= memory_for_pictures() // 4
+        self._kept: list[torch.Tensor] = []
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
@@ -85,9 +86,11 @@ class Evaluator:
         if self._kept:
             yield from self._kept
             return
+        drawn: list[torch.Tensor] = []
         renderer = self._execution.open_renderer(self._index, self._plan, batch_size=_BATCH)
         with closing(renderer):
             for pixels in renderer.render(0, in_batches(self._positions, _BATCH)):
-                if self._kept is not None:
-                    self._kept.append(pixels)
+                if self._keeps:
+                    drawn.append(pixels)
                 yield pixels
+        self._kept = drawn

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.ahead import ahead
+from pipeline.device import moved
 from pipeline.ranks import Ranks
 from pipeline.render import Positions, Renderer
 from pipeline.targets.index import TargetIndex
@@ -86,16 +87,10 @@ class Loader:
         steps = self.order.steps(epoch)[first_step:]
         with closing(ahead(self._drawn(view, steps), _AHEAD)) as drawn:
             for step, (positions, pixels) in enumerate(drawn, start=first_step):
-                at = torch.from_numpy(positions).to(self._device)
-                yield Batch(step, positions, pixels, self._labels[at], self.order.size_of(step))
+                labels = self._labels[moved(positions, self._device)]
+                yield Batch(step, positions, pixels, labels, self.order.size_of(step))
 
     def _drawn(self, view: int, steps: list[Positions]) -> Generator[tuple[Positions, torch.Tensor]]:
         with closing(self._renderer.render(view, steps)) as drawn:
             for positions, pixels in zip(steps, drawn, strict=True):
-                yield positions, self._moved(pixels)
-
-    def _moved(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels on the device; a copy to it does not make anyone wait."""
-        if pixels.device.type == self._device.type:
-            return pixels
-        return pixels.pin_memory().to(self._device, non_blocking=True)
+                yield positions, moved(pixels, self._device)

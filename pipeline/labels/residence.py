@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import MappedView, Store
+from pipeline.device import moved
 from pipeline.execution import memory_for_pictures
 
 _OF_DEVICE = 4  # labels may take a quarter of what is free on a CUDA device
@@ -66,7 +67,7 @@ class _OnDevice:
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
         """See `Resident.rows`."""
-        return self.table[torch.from_numpy(at).to(self.table.device)]
+        return self.table[moved(at, self.table.device)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,4 +90,4 @@ class _Mapped:
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
         """See `Resident.rows`."""
-        return torch.from_numpy(self.view.rows(self.wanted[at]).view(np.float16)).to(self.device)
+        return moved(self.view.rows(self.wanted[at]).view(np.float16), self.device)

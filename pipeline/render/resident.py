@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from pipeline.device import moved
 from pipeline.plan import Centre, PadCropFlip, Plan
 from pipeline.render import Positions
 from pipeline.targets.index import TargetIndex
@@ -33,8 +34,8 @@ class ResidentRenderer:
         side, border = self._plan.side_px, self._border
         for positions in batches:
             rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
-            shifts = torch.from_numpy(rows.windows[:, :2].astype(np.int64)).to(self._device) + border
-            flips = torch.from_numpy(rows.flips).to(self._device)
+            shifts = moved(rows.windows[:, :2].astype(np.int64), self._device) + border
+            flips = moved(rows.flips, self._device)
             framed = torch.zeros(
                 (len(positions), 3, side + 2 * border, side + 2 * border),
                 dtype=torch.uint8,
@@ -42,8 +43,9 @@ class ResidentRenderer:
             )
             inner = slice(border, border + side)
             framed[:, :, inner, inner] = self._pictures(positions).permute(0, 3, 1, 2)
+            every = torch.arange(len(positions), device=self._device)
             windows = framed.unfold(2, side, 1).unfold(3, side, 1)  # a strided look at every shift
-            drawn = windows[torch.arange(len(positions)), :, shifts[:, 0], shifts[:, 1]]
+            drawn = windows[every, :, shifts[:, 0], shifts[:, 1]]
             yield torch.where(flips[:, None, None, None], drawn.flip(-1), drawn)
 
     @contextmanager
@@ -62,7 +64,7 @@ class ResidentRenderer:
         if self._on_device is None:
             everything = self._index.pictures(np.arange(len(self._index)))
             self._on_device = torch.from_numpy(everything).to(self._device)
-        return self._on_device[torch.from_numpy(positions).to(self._device)]
+        return self._on_device[moved(positions, self._device)]
 
 
 def can_be_resident(index: TargetIndex, plan: Plan, device: torch.device) -> bool:

@@ -78,7 +78,8 @@ def train(
         try:
             course.go()
         except KeyboardInterrupt:
-            say(f"{course.saved}; `sskt train --resume {run.path}` goes on from there" if run else "")
+            if run is not None:
+                say(f"{course.saved}; `sskt train --resume {run.path}` goes on from there")
             raise
         except DivergedError as error:
             raise DivergedError(f"{error}; {course.saved}") from None

@@ -23,6 +23,7 @@ from pipeline.loader import Batch, Loader
 from pipeline.mixing import Mixing
 from pipeline.precision import autocast
 from pipeline.ranks import Ranks
+from pipeline.render import Positions
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
 from sskt.backbones import Backbone
@@ -101,7 +102,7 @@ class Trainer:
         )
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
         self._mixing = Mixing(config.mixup, config.cutmix)
-        self._unchecked: list[tuple[Batch, Losses]] = []
+        self._unchecked: list[tuple[int, Positions, Losses]] = []  # step and samples of each
         self.epoch, self.step, self.sums = 0, 0, Sums()
 
     def train_epoch(
@@ -144,7 +145,7 @@ class Trainer:
         self._check()
         for name, weight in self.student.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                self._stop(f"the weights {name} are not finite", None)
+                self._stop(f"the weights {name} are not finite", f"after step {self.step}")
         mine = {
             "sums": asdict(self.sums),
             "rng": torch.get_rng_state(),
@@ -211,7 +212,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.student.parameters(), self._config.clip_norm)
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        self._unchecked.append((batch, losses._replace(total=losses.total.detach())))
+        self._unchecked.append((batch.step, batch.positions, losses._replace(total=losses.total.detach())))
         if self._device.type == "cpu" or len(self._unchecked) == _CHECK_EVERY:
             self._check()
 
@@ -222,36 +223,26 @@ class Trainer:
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
             return
-        numbers = (
-            torch.stack(
-                [
-                    torch.cat([losses.total[None], losses.primary[None], losses.auxiliary])
-                    for _, losses in unchecked
-                ]
-            )
-            .double()
-            .tolist()
-        )
-        hits = torch.stack([losses.correct for _, losses in unchecked]).tolist()
-        for (batch, _), (total, primary, *auxiliary), correct in zip(unchecked, numbers, hits, strict=True):
+        rows = [torch.cat([each.total[None], each.primary[None], each.auxiliary]) for *_, each in unchecked]
+        hits = torch.stack([each.correct for *_, each in unchecked]).tolist()
+        for (step, positions, _), (total, primary, *auxiliary), correct in zip(
+            unchecked, torch.stack(rows).double().tolist(), hits, strict=True
+        ):
             if not math.isfinite(total):
-                self._stop(f"the loss is {total}", batch)
-            n = len(batch.positions)
+                ids = ", ".join(str(i) for i in self._index.ids[positions][:5])
+                self._stop(f"the loss is {total}", f"step {step + 1} (samples {ids}, ...)")
+            n = len(positions)
             self.sums.n += n
             self.sums.correct += correct
             self.sums.primary += primary * n
             for name, value in zip(self.student.source_names, auxiliary, strict=True):
                 self.sums.auxiliary[name] = self.sums.auxiliary.get(name, 0.0) + value * n
 
-    def _stop(self, what: str, batch: Batch | None) -> None:
+    def _stop(self, what: str, where: str) -> None:
         """There is no going on from here."""
-        step, samples = self.step, ""
-        if batch is not None:
-            ids = ", ".join(str(i) for i in self._index.ids[batch.positions][:5])
-            step, samples = batch.step + 1, f" (samples {ids}, ...)"
         raise DivergedError(
-            f"{self._config.target}: {what} in epoch {self.epoch + 1}, step {step}{samples}; lower --lr or "
-            f"--alpha, or add --clip-norm"
+            f"{self._config.target}: {what} in epoch {self.epoch + 1}, {where}; lower --lr or --alpha, "
+            f"or add --clip-norm"
         )
 
     def _figures(self, view: int) -> dict[str, Any]:
