@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pipeline.api import Supervision, run_precompute, run_train
+from pipeline.api import Supervision, Tuning, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.drawn import drawn_source
 from pipeline.run import read_metrics
@@ -70,6 +70,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int, say: Say) 
                 seed=seed,
                 limit=N_LABELS,
                 eval_every=5,
+                tuning=Tuning(amp="fp32"),  # the same figures on every machine, or nearly
             )
             runs[method].append(folder)
             say(f"seed {seed}, {method}: {read_metrics(folder)[-1]['test_top1']:.1f} % of the test digits")

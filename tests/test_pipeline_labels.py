@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from programs import save_program
+from programs import Tiny, save_program
 from torch import nn
 
 from cache.errors import StoreDamaged
@@ -226,6 +226,42 @@ def test_write_through_takes_up_a_store_that_stage_one_began(project, stored, tm
     assert "2 of 3 view(s) will be asked for once" in said[0]
     made = Store.open(find_stores(folder / "begun")[0])
     assert [made.view(v).tobytes() for v in range(3)] == [stored[0].view(v).tobytes() for v in range(3)]
+
+
+def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, monkeypatch):
+    """One source has all views, the other one of them: only what is missing is asked for."""
+    from sskt.frozen import FrozenSource
+
+    folder, source, common = project
+    second = f"program:{save_program(tmp_path / 'second.pt2', Tiny(seed=5))}"
+    here = {"places": places(folder, "two"), **common}
+    run_precompute(["digits"], [source], views=3, **here)
+    run_precompute(["digits"], [second], views=1, **here)
+    logits, asked = FrozenSource.logits, []
+
+    def watched(self, pixels):
+        asked.append(self.source.spec.name)
+        return logits(self, pixels)
+
+    settings = {"epochs": 4, "batch_size": 32, "lr": 0.05}
+    with monkeypatch.context() as watching:
+        watching.setattr(FrozenSource, "logits", watched)
+        run_train(
+            "digits",
+            out=tmp_path / "through",
+            supervision=Supervision(sources=(source, second), labels="write-through", views=3),
+            overrides=settings,
+            **here,
+        )
+    assert asked == ["program:second.pt2"] * 8  # two views of four batches
+    run_train(
+        "digits",
+        out=tmp_path / "cached",
+        supervision=Supervision(sources=(source, second), labels="cached", views=3),
+        overrides=settings,
+        **here,
+    )
+    assert losses(tmp_path / "through") == losses(tmp_path / "cached")
 
 
 def test_write_through_survives_a_kill_and_loses_no_view_that_was_whole(project, tmp_path, monkeypatch):

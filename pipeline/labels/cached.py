@@ -73,7 +73,10 @@ class CachedLabels:
         if self._now is None:
             raise RuntimeError("no view is loaded")
         at = np.searchsorted(self._now.positions, positions)
-        return {name: self._all_classes(name, table.rows(at)) for name, table in self._now.tables.items()}
+        return {
+            name: all_classes(self._stores[name], table.rows(at), self._temperature)
+            for name, table in self._now.tables.items()
+        }
 
     def finish(self) -> None:
         """See `Labels.finish`. Nothing to do."""
@@ -89,11 +92,12 @@ class CachedLabels:
         }
         return _View(view, wanted, tables)
 
-    def _all_classes(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Stored rows as logits of every class."""
-        if self._stores[name].top_k is None:
-            return rows
-        return decode(rows.view(torch.uint16), self.n_classes[name], self._temperature)
+
+def all_classes(store: Store, rows: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Stored rows, float16 (n, width), as logits of every class (n, K)."""
+    if store.top_k is None:
+        return rows
+    return decode(rows.view(torch.uint16), store.n_classes, temperature)
 
 
 def require_views(store: Store, name: str, views: int) -> None:

@@ -186,12 +186,18 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
         f"once and kept in {', '.join(str(work.store.path) for work in works.values())}"
     )
 
+    stores = {name: work.store for name, work in works.items()}
+
     def cached() -> CachedLabels:
-        stores = {name: work.store for name, work in works.items()}
         return _cached(request, stores, views, say)
 
     return WriteThroughLabels(
-        works, request.index, views=views, cached=cached, temperature=request.temperature
+        works,
+        request.index,
+        views=views,
+        cached=cached,
+        residence=choose_residence(stores, request.n_rows, request.execution.device),
+        temperature=request.temperature,
     )
 
 

@@ -1,4 +1,4 @@
-"""Train with the live sources and fill their stores on the way; once all views are there, read them.
+"""Train with the live sources and fill their stores on the way; what is stored of a view is read.
 
 A unit is written when its rows have all been asked for, at the end of the epoch; rows that a killed run asked
 for are lost with it, and its view is live once more when its turn comes again.
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import Unit
-from pipeline.labels.cached import CachedLabels
+from pipeline.labels.cached import CachedLabels, all_classes
+from pipeline.labels.residence import Residence, Resident
 from pipeline.targets.index import TargetIndex
 from pipeline.work import Work
 from sskt.topk import decode, encode
@@ -42,13 +43,15 @@ class WriteThroughLabels:
         *,
         views: int,
         cached: Callable[[], CachedLabels],
+        residence: Residence,
         temperature: float,
     ) -> None:
         """`cached` opens the labels of the finished stores, to read from once all views are there."""
         self._works, self._index, self.views = works, index, views
-        self._open_cached, self._temperature = cached, temperature
+        self._open_cached, self._residence, self._temperature = cached, residence, temperature
         self._cached: CachedLabels | None = None
         self._filling: _Filling | None = None
+        self._stored: dict[str, Resident] = {}  # of sources that have this view already
         self.n_classes = {name: work.store.n_classes for name, work in works.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
@@ -59,9 +62,15 @@ class WriteThroughLabels:
             self._cached.load(view, positions)
             return
         n = len(self._index)
+        lacking = {name: work for name, work in self._works.items() if _lacks(work, view)}
+        self._stored = {
+            name: self._residence.of(work.store, view, np.arange(n))
+            for name, work in self._works.items()
+            if name not in lacking
+        }
         rows = {
             name: torch.empty((n, work.store.form.width), dtype=_DTYPES[work.store.top_k is None])
-            for name, work in self._works.items()
+            for name, work in lacking.items()
         }
         self._filling = _Filling(view, rows, np.zeros(n, dtype=np.bool_))
 
@@ -79,9 +88,10 @@ class WriteThroughLabels:
             raise RuntimeError("no view is loaded")
         answers = {}
         for name, work in self._works.items():
-            if work.frozen is None:
-                raise RuntimeError(f"{name} was not opened")
-            answers[name] = self._kept(filling.rows[name], work, positions, work.frozen.logits(pixels))
+            if name in self._stored:
+                answers[name] = all_classes(work.store, self._stored[name].rows(positions), self._temperature)
+            elif work.frozen is not None:
+                answers[name] = self._kept(filling.rows[name], work, positions, work.frozen.logits(pixels))
         filling.there[positions] = True
         return answers
 
@@ -90,12 +100,13 @@ class WriteThroughLabels:
         filling, self._filling = self._filling, None
         if filling is None:
             return
-        for name, work in self._works.items():
+        for name, rows in filling.rows.items():
+            work = self._works[name]
             pending = set(work.store.pending(self.views))
             for block in range(work.store.n_blocks):
                 unit, at = Unit(filling.view, block), work.store.rows_of(block)
                 if unit in pending and filling.there[at].all():
-                    work.store.write_unit(unit, filling.rows[name][at].numpy())
+                    work.store.write_unit(unit, rows[at].numpy())
 
     def _kept(
         self, table: torch.Tensor, work: Work, positions: NDArray[np.int64], logits: torch.Tensor
@@ -108,6 +119,11 @@ class WriteThroughLabels:
         rows = encode(logits, top_k)
         table.view(torch.int16)[at] = rows.view(torch.int16).cpu()
         return decode(rows, work.store.n_classes, self._temperature)
+
+
+def _lacks(work: Work, view: int) -> bool:
+    """Whether a unit of a view is unfinished; then the source is awake."""
+    return any(unit.view == view for unit in work.store.pending(view + 1))
 
 
 _DTYPES = {True: torch.float16, False: torch.uint16}  # by whether a row holds all logits
