@@ -16,7 +16,7 @@ from pipeline.choices import Augmentation, Places, channels_last, choose_executi
 from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
 from pipeline.plan import Centre
-from pipeline.ranks import Ranks, joined
+from pipeline.ranks import joined
 from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
 from pipeline.training.config import TrainConfig
 from pipeline.training.train import Lesson, train
@@ -116,7 +116,7 @@ def run_train(
         _require_trainable(config, len(lesson.index))
         backbone = _backbone(model or config.model, seed)
         run = Run.begin(out, config.to_dict(), _to_dict(places)) if ranks.first else None
-        return _trained(config, backbone, lesson, execution, ranks, run, None, say)
+        return train(config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
 
 
 def resume_train(
@@ -167,7 +167,9 @@ def resume_train(
         say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
         run = Run(out, state["history"] if state else ()) if ranks.first else None
         backbone = backbone or _backbone(config.model, config.seed)
-        return _trained(config, backbone, lesson, execution, ranks, run, state, say)
+        return train(
+            config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say
+        )
 
 
 def run_evaluate(
@@ -203,25 +205,6 @@ def places_of(run: Path, **given: Any) -> Places:
     weights = {name: Path(path) for name, path in found["weights"].items()}
     recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights)
     return replace(recorded, **given)
-
-
-def _trained(
-    config: TrainConfig,
-    backbone: Backbone,
-    lesson: Lesson,
-    execution: Execution,
-    ranks: Ranks,
-    run: Run | None,
-    state: dict[str, Any] | None,
-    say: Say,
-) -> dict[str, Any]:
-    try:
-        return train(
-            config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say
-        )
-    finally:
-        if run is not None:
-            run.close()
 
 
 _OWN = "own:"  # before the class name of a backbone that the caller made

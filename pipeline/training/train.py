@@ -67,10 +67,11 @@ def train(
 ) -> dict[str, Any]:
     """Train, log every epoch, export the student; returns the summary that is also written to the run.
 
-    `run` is None on all ranks but the first. `state` is what an earlier call left in last.pt. Raises
-    RunError, naming step and samples, when a loss or weight is no longer finite; the last good state stays.
+    `run` is None on all ranks but the first, and closed at the end. `state` is what an earlier call left in
+    last.pt. Raises DivergedError, naming step and samples, when a loss or weight is no longer finite; the last
+    good state stays.
     """
-    with _kernels(config, execution.device):
+    with closing(run) if run else nullcontext(), _kernels(config, execution.device):
         trainer = Trainer(config, backbone, lesson.index, lesson.labels, execution, ranks)
         course = _Course(config, trainer, lesson, execution, ranks, run)
         if state is not None:
@@ -83,10 +84,10 @@ def train(
             raise
         except DivergedError as error:
             raise DivergedError(f"{error}; {course.saved}") from None
-    summary = _summary(config, course.history)
-    if run is not None:
-        run.save_student(trainer.student.exported_state())
-        run.finish(summary)
+        summary = _summary(config, course.history)
+        if run is not None:
+            run.save_student(trainer.student.exported_state())
+            run.finish(summary)
     say(_sentence(summary))
     return summary
 
