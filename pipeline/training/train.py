@@ -68,7 +68,7 @@ def train(
     """Train, log every epoch, export the student; returns the summary that is also written to the run.
 
     `run` is None on all ranks but the first, and closed at the end. `state` is what an earlier call left in
-    last.pt. Raises DivergedError, naming step and samples, when a loss or weight is no longer finite; the last
+    last.pt. Raises DivergedError, naming step and samples, when a loss or weight is not finite; the last
     good state stays.
     """
     with closing(run) if run else nullcontext(), _kernels(config, execution.device):
