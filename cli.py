@@ -20,11 +20,14 @@ from commands.options import (
     JSON,
     LIMIT,
     SHOWN,
+    SPLIT,
     THREADS,
     WEIGHTS,
     build_augmentation,
     build_execution,
+    build_packing,
     build_places,
+    build_targets,
     choice_option,
     count_option,
     folder_option,
@@ -37,6 +40,7 @@ from commands.training import evaluate, train
 
 if TYPE_CHECKING:
     from pipeline.choices import Places
+    from pipeline.targets.video.pack import Packing
 
 
 def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> int | None:
@@ -86,18 +90,41 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
 
 @main.command()
 @options(
-    click.option("--target", "targets", multiple=True, required=True, help="Repeatable."),
+    together(
+        "targets",
+        build_targets,
+        click.option("--target", "targets", multiple=True, required=True, help="Repeatable."),
+        SPLIT,
+    ),
+    click.option("--allow-missing", is_flag=True, help="Go on without videos that are missing or damaged."),
+    together(
+        "packing",
+        build_packing,
+        count_option("--short-side", "Packed frames: short side in pixels.", 128, low=16, name="short_px"),
+        count_option("--quality", "Packed frames: JPEG quality, at most 100.", 90, high=100),
+    ),
     together("places", build_places, DATA_DIR, CACHE_DIR),
     JSON,
 )
-def prepare(targets: tuple[str, ...], places: Places, as_json: bool) -> None:
-    """Download and check a target.
+def prepare(
+    targets: list[str],
+    allow_missing: bool,
+    packing: Packing,
+    places: Places,
+    as_json: bool,
+) -> None:
+    """Download and check a target; pack its videos.
 
-    Official archives are fetched if they are not there; of folders, every picture is checked and indexed.
+    Official archives are fetched if they are not there; of folders, every picture is checked and indexed. Of
+    videos, every frame is decoded once and packed under --cache-dir. Stopped half-way, it goes on from there.
     """
     from pipeline.api import run_prepare
 
-    rows = [row for name in targets for row in run_prepare(name, places=places, say=say)]
+    rows = [
+        row
+        for name in targets
+        for row in run_prepare(name, places=places, say=say, packing=packing, allow_missing=allow_missing)
+    ]
     show(rows, as_json, "target split samples classes contents")
 
 
@@ -108,13 +135,18 @@ def prepare(targets: tuple[str, ...], places: Places, as_json: bool) -> None:
         "sources",
         multiple=True,
         required=True,
-        help="imagenet, places365, imagenet:ARCH or program:FILE.pt2. Repeatable.",
+        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH or program:FILE.pt2. Repeatable.",
     ),
-    click.option(
-        "--target",
+    together(
         "targets",
-        multiple=True,
-        help="Repeatable. [default: every target prepared under --data-dir]",
+        build_targets,
+        click.option(
+            "--target",
+            "targets",
+            multiple=True,
+            help="Repeatable. [default: every target prepared under --data-dir]",
+        ),
+        SPLIT,
     ),
     count_option("--views", "Augmented views of every sample.", 10),
     together(
@@ -187,12 +219,12 @@ def sources(as_json: bool) -> None:
 
 
 @main.command()
-@options(DATA_DIR, JSON)
-def targets(data_dir: Path, as_json: bool) -> None:
+@options(together("places", build_places, DATA_DIR, CACHE_DIR), JSON)
+def targets(places: Places, as_json: bool) -> None:
     """List the targets, and which are prepared."""
     from pipeline.tables import target_rows
 
-    show(target_rows(data_dir), as_json, "target classes student_px source_px plan model prepared")
+    show(target_rows(places), as_json, "target classes student_px source_px plan model prepared")
 
 
 for command in (train, evaluate, cache):

@@ -38,7 +38,8 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.trainer import Trainer
 from sskt.backbones import build_backbone
 from sskt.losses import soft_cross_entropy
-from sskt.sources import IMAGENET_MEAN, IMAGENET_STD, open_source
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.sources import open_source
 from sskt.student import build_student
 
 KINDS = ("scratch", "constant", "cached", "cached, transfer module", "live", "plain")

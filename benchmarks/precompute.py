@@ -28,7 +28,8 @@ from pipeline.render import in_batches
 from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target
 from pipeline.teachers import choose_forward, open_teacher
-from sskt.sources import IMAGENET_MEAN, IMAGENET_STD, open_source
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.sources import open_source
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from pipeline.render import in_batches
 from pipeline.run import read_checkpoint, read_config, read_metrics, read_summary
 from pipeline.targets import parse_target
 from sskt.backbones import build_backbone
-from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.student import Student
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 MANIFEST = "sskt"  # the group attribute that holds the manifest
 TABLES_SHA256 = "tables_sha256"  # the group attribute that holds one sha256 per table
 N_CLASSES = "n_classes"  # the group attribute with K, which the rows of a top-k store do not show
-TABLES = ("ids", "contents", "probe_ids", "probe")  # the arrays written once, at creation
+_TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # pictures or clips
+TABLES = tuple(_TABLE_AXES)  # the arrays written once, at creation
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _FLAT_KEYS = {"name": "default", "configuration": {"separator": "."}}  # one folder an array to make and flush
 _UNREADABLE = (
@@ -78,7 +79,7 @@ def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:
         "ids": (n,),
         "contents": (n, 16),
         "probe_ids": (p,),
-        "probe": (p, 3, *tables["probe"].shape[2:4]),
+        "probe": (p, 3, *tables["probe"].shape[2:5]),
     }
     for name, shape in shapes.items():
         table, dtype = tables[name], np.dtype(np.int64 if name.endswith("ids") else np.uint8)
@@ -141,8 +142,8 @@ def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
     The sha256 is needed beside Zarr's checksum, as a chunk whose file is gone reads as zeros.
     """
     try:
-        files = [f"{name}/zarr.json", f"{name}/{_only_chunk(name)}"]
-        store = _in_memory(path, files, absent=files[1:])
+        chunks = [f"{name}/{_only_chunk(n_axes)}" for n_axes in _TABLE_AXES[name]]
+        store = _in_memory(path, [f"{name}/zarr.json", *chunks], absent=chunks)
         table = np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[...])
     except _UNREADABLE as error:
         raise StoreDamaged(
@@ -161,7 +162,7 @@ def write_table(path: Location, name: str, table: NDArray[Any]) -> None:
     """Put a table's only chunk back in place; the table is the one that was there."""
     memory = MemoryStore()
     _create_table(zarr.create_group(memory, zarr_format=3), name, table)
-    for file in (f"{name}/zarr.json", f"{name}/{_only_chunk(name)}"):
+    for file in (f"{name}/zarr.json", f"{name}/{_only_chunk(table.ndim)}"):
         if file in memory._store_dict:
             write_durably(path / file, memory._store_dict[file].to_bytes())
 
@@ -211,9 +212,9 @@ def _create_table(group: zarr.Group, name: str, table: NDArray[Any]) -> None:
     _create(group, name, table.dtype.name, shape=table.shape, chunks=chunks, fill=0)[...] = table
 
 
-def _only_chunk(table: str) -> str:
+def _only_chunk(n_axes: int) -> str:
     """The file name of a table's one chunk."""
-    return ".".join(["c"] + ["0"] * {"ids": 1, "contents": 2, "probe_ids": 1, "probe": 4}[table])
+    return ".".join(["c"] + ["0"] * n_axes)
 
 
 def _in_memory(path: Location, files: list[str], absent: list[str] | None = None) -> MemoryStore:

@@ -52,7 +52,8 @@ class Store(StoreReader):
 
         ids: (N,) int64, unique. contents: (N, 16) uint8, what identifies each sample's picture.
         top_k: keep only so many classes of every row (see `cache.form.Form`); None keeps all.
-        probe_ids: (P,) int64 and probe: (P, 3, H, W) uint8, a few samples of view 0 as rendered.
+        probe_ids: (P,) int64 and probe: (P, 3, H, W) uint8, or (P, 3, F, H, W), a few samples of view
+            0 as rendered.
         Raises StoreMismatch if the store that is there has another identity or other ids, CacheError if the
         arguments do not fit each other or the folder cannot be written.
         """

@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from pipeline.choices import Augmentation, Places
     from pipeline.execution import Execution
+    from pipeline.targets.video.pack import Packing
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -77,13 +78,28 @@ def build_execution(
     )
 
 
-def build_augmentation(
-    plan_seed: int, plan_kind: str | None, side_px: int | None, source_side_px: int | None
-) -> Augmentation:
+def build_augmentation(plan_seed: int, plan_kind: str | None, **shown: Any) -> Augmentation:
     """The plan that a user asks for; see `Augmentation`."""
     from pipeline.choices import Augmentation
 
-    return Augmentation(plan_seed, plan_kind, side_px, source_side_px)
+    return Augmentation(plan_seed, plan_kind, **shown)
+
+
+def build_packing(short_px: int, quality: int) -> Packing:
+    """How frames of videos are packed; see `Packing`."""
+    from pipeline.targets.video.pack import Packing
+
+    return Packing(short_px, quality)
+
+
+def build_target(target: str | None, split: str | None) -> str | None:
+    """A target by name and --split."""
+    return target if target is None or split is None else f"{target}:{split}"
+
+
+def build_targets(targets: tuple[str, ...], split: str | None) -> list[str]:
+    """Several of them."""
+    return [target if split is None else f"{target}:{split}" for target in targets]
 
 
 def folder_option(flag: str, default: str | None, text: str, **more: Any) -> Decorator:
@@ -95,11 +111,16 @@ def folder_option(flag: str, default: str | None, text: str, **more: Any) -> Dec
 
 
 def count_option(
-    flag: str, text: str, default: int | None = None, low: int = 1, name: str | None = None
+    flag: str,
+    text: str,
+    default: int | None = None,
+    low: int = 1,
+    high: int | None = None,
+    name: str | None = None,
 ) -> Decorator:
-    """A whole number of at least `low`; `name` is the argument's, where it is not the flag's."""
+    """A whole number from `low` on; `name` is the argument's, where it is not the flag's."""
     names = (flag, name) if name else (flag,)
-    kind = click.IntRange(min=low)
+    kind = click.IntRange(min=low, max=high)
     return click.option(*names, type=kind, default=default, show_default=default is not None, help=text)
 
 
@@ -155,14 +176,26 @@ HOW = (
 )
 SHOWN = (
     text_option(
-        "--plan", "pad-crop-flip, random-resized-crop-flip or centre. [default: the target's]", "plan_kind"
+        "--plan",
+        "pad-crop-flip, random-resized-crop-flip or centre; of clips corner-clip or centre-clip. "
+        "[default: the target's]",
+        "plan_kind",
     ),
     count_option(
         "--size", "Side in pixels of what the student sees. [default: the target's]", name="side_px"
     ),
     count_option(
         "--source-size",
-        "Side in pixels of what the sources see. [default: small pictures 7/3 of --size, else --size]",
+        "Side in pixels of what the sources see. [default: 7/3 of --size for small pictures, "
+        "twice for clips, else --size]",
         name="source_side_px",
     ),
+    count_option("--clip-frames", "Frames of a clip. [default: 16]", name="n_frames"),
+    count_option("--stride", "Frames from one of a clip's to the next. [default: 1]"),
+    text_option(
+        "--source-frames",
+        "What picture sources see of a clip: center_frame, mean_frame, frames:K, "
+        "frames:K:log-probabilities or reference. [default: center_frame]",
+    ),
 )
+SPLIT = choice_option("--split", "1 2 3", None, "Official split of ucf101 or hmdb51. [default: 1]")

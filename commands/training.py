@@ -16,10 +16,12 @@ from commands.options import (
     JSON,
     LIMIT,
     SHOWN,
+    SPLIT,
     WEIGHTS,
     build_augmentation,
     build_execution,
     build_places,
+    build_target,
     choice_option,
     count_option,
     folder_option,
@@ -86,9 +88,18 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
 
 @click.command()
 @options(
-    text_option("--target", "cifar10, cifar100, stl10, imagenet, places365, digits, imagefolder:PATH."),
+    together(
+        "target",
+        build_target,
+        text_option(
+            "--target",
+            "cifar10, cifar100, stl10, imagenet, places365, ucf101, hmdb51, digits, imagefolder:PATH or "
+            "videofolder:PATH.",
+        ),
+        SPLIT,
+    ),
     folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
-    text_option("--model", f"resnet20, resnet32, resnet44, resnet18, resnet34, resnet50. {_OF_RECIPE}"),
+    text_option("--model", f"resnet20, resnet18, ...; of clips resnet3d18, r3d_18, ... {_OF_RECIPE}"),
     together(
         "supervision",
         _supervision,
@@ -152,6 +163,12 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         "tuning",
         _tuning,
         number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
+        click.option(
+            "--finetune-from",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+        ),
+        text_option("--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."),
         number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
         number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
         number_option("--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False),
@@ -203,24 +220,31 @@ def train(
 @click.command()
 @options(
     click.argument("run", type=click.Path(path_type=Path)),
+    count_option("--clips", "Clips of a video that are looked at.", 10),
     click.option("--best", is_flag=True, help="The student of the best epoch, instead of the last one's."),
     together("execution", build_execution, *HOW),
     DATA_DIR,
     CACHE_DIR,
     JSON,
 )
-def evaluate(run: Path, best: bool, execution: Execution, as_json: bool, **_told: Any) -> None:
-    """Score a run's student on the test split.
+def evaluate(run: Path, clips: int, best: bool, execution: Execution, as_json: bool, **_told: Any) -> None:
+    """Score a run's student on the test split, and write its confusion matrix into the run.
 
-    The data are looked for where the run found them, unless --data-dir says otherwise.
+    A video's answer is the mean of its clips'. The data are looked for where the run found them, unless
+    --data-dir says otherwise.
     """
     from pipeline.api import run_evaluate
 
     which = "best" if best else "last"
-    figures = run_evaluate(run, places=_places_of(run), execution=execution, say=say, which=which)
+    figures = run_evaluate(
+        run, places=_places_of(run), execution=execution, say=say, which=which, clips=clips
+    )
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
     by_class = figures.pop("class_top1")
+    written = [figures.pop("confusion_csv"), figures.pop("confusion_png")]
     show([figures], as_json, " ".join(figures))
     show([{"class": name, "top1": value} for name, value in by_class.items()], as_json, "class top1")
+    for path in written:
+        click.echo(path)

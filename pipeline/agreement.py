@@ -62,7 +62,7 @@ def recompute(
     where = np.searchsorted(ends, picked, side="right")
     stored, live, names = [], [], []
     batch = drawn_at_a_time(frozen.forward.rows)
-    with closing(execution.open_renderer(origin.index, origin.plan, batch_size=batch)) as renderer:
+    with closing(execution.open_renderer(origin.index, origin.seen, batch_size=batch)) as renderer:
         for at in np.unique(where):
             view, rows = blocks[at]
             inside = picked[where == at] - (ends[at] - sizes[at])

@@ -22,7 +22,7 @@ from cache.unit import Unit
 from pipeline.agreement import Agreement, recompute
 from pipeline.choices import Places
 from pipeline.execution import Execution, drawn_at_a_time
-from pipeline.fingerprint import PROBE_SAMPLES, probe_pixels
+from pipeline.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
 from pipeline.origin import Origin, open_index_of, open_origin
 from pipeline.plan import plan_from
 from pipeline.progress import Progress
@@ -30,7 +30,7 @@ from pipeline.schedule import Share
 from pipeline.teachers import open_teacher
 from pipeline.work import Crew, Work
 from sskt.forward import Forward
-from sskt.frozen import FrozenSource
+from sskt.frozen import FrozenSource, InputMap
 
 Say = Callable[[str], None]
 
@@ -118,7 +118,8 @@ def _mend(
     tables = _damaged_tables(store)
     if tables:
         plan = plan_from(store.manifest.identity["plan"], str(store.path))
-        with closing(execution.open_renderer(index, plan, batch_size=1)) as renderer:
+        seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), plan)
+        with closing(execution.open_renderer(index, seen, batch_size=1)) as renderer:
             n_probe = min(PROBE_SAMPLES, len(index))
             rebuilt: dict[str, NDArray[Any]] = {
                 "ids": index.ids,
@@ -145,7 +146,7 @@ def _redo(
 ) -> None:
     """Compute just these units again."""
     batch = drawn_at_a_time(frozen.forward.rows)
-    renderer = execution.open_renderer(origin.index, origin.plan, batch_size=batch)
+    renderer = execution.open_renderer(origin.index, origin.seen, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:
             store.discard(unit)

@@ -11,16 +11,22 @@ import torch
 
 from cache.files import Location
 from pipeline.execution import Execution
-from pipeline.plan import Centre, PadCropFlip, Plan, RandomResizedCropFlip
+from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
+from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.download import digest_of
 from sskt.errors import RunError, SourceError
 from sskt.forward import default_compute
 from sskt.frozen import InputMap, scaled_side
-from sskt.sources import parse_source
+from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS
+from sskt.sources import SourceSpec, parse_source
 
 DEFAULT_VIEWS = 10
-PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
+DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
+TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains, as in the released code
+_PICTURE_PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
+_CLIP_PLANS = ("corner-clip", "centre-clip")
+PLANS = (*_PICTURE_PLANS, *_CLIP_PLANS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +79,68 @@ class Augmentation:
     kind: str | None = None  # one of PLANS
     side_px: int | None = None  # what the student sees
     source_side_px: int | None = None  # what the sources see
+    n_frames: int | None = None  # of a clip
+    stride: int | None = None  # between a clip's frames
+    source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.clip_frames
 
     def training_plan(self, spec: TargetSpec) -> Plan:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
         side = self._side(spec)
         kind = self.kind or spec.plan_kind
+        possible = _CLIP_PLANS if spec.videos else _PICTURE_PLANS
+        if kind not in possible:
+            raise RunError(f"--plan is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
+        if kind == "corner-clip":
+            n_frames, stride = self._clip(spec)
+            return CornerClip(side, seed=self.seed, n_frames=n_frames, stride=stride, flip=spec.flip)
         if kind == "pad-crop-flip":
             return PadCropFlip(side, seed=self.seed, pad=spec.pad, flip=spec.flip)
         if kind == "random-resized-crop-flip":
             return RandomResizedCropFlip(side, seed=self.seed, flip=spec.flip)
-        if kind == "centre":
-            return self.evaluation_plan(spec)
-        raise RunError(f"--plan is {kind!r}, expected one of {', '.join(PLANS)}")
+        return self.evaluation_plan(spec, n_clips=1)
 
-    def evaluation_plan(self, spec: TargetSpec) -> Centre:
-        """The centre view: the whole picture of the small-picture targets, 224 of 256 of the others."""
+    def evaluation_plan(self, spec: TargetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
+        """The centre view: the whole picture of the small-picture targets, 224 of 256 of the others; of
+        videos, `n_clips` views.
+        """
         side = self._side(spec)
+        if spec.videos:
+            n_frames, stride = self._clip(spec)
+            return CentreClip(side, n_frames, stride, n_clips)
         return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
 
-    def input_map(self, spec: TargetSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> InputMap:
-        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures)."""
+    def input_map(self, spec: TargetSpec, source: SourceSpec) -> InputMap:
+        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures).
+
+        Of clips, a source for pictures sees what `source_frames` says; "reference" is the released code's
+        way: the centre frame as the student sees it, with Kinetics' mean taken off and nothing scaled.
+        Sources that read clips see the student's clips. Raises RunError where target and source do not go
+        together.
+        """
+        if not spec.videos:
+            if source.reads_clips:
+                raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
+            side = self.source_side_px or scaled_side(self._side(spec), spec.source_scale)
+            return InputMap(side_px=side, mean=source.mean, std=source.std)
+        n_frames, _ = self._clip(spec)
+        if source.reads_clips:
+            return InputMap(self._side(spec), source.mean, source.std, frames=ClipFrames(CLIP, n_frames))
+        name = self.source_frames or CENTER_FRAME
+        frames = ClipFrames.parse(name, n_frames)
+        if name == REFERENCE:
+            return InputMap(self._side(spec), KINETICS_MEAN, WHOLE_LEVELS, frames=frames)
         side = self.source_side_px or scaled_side(self._side(spec), spec.source_scale)
-        return InputMap(side_px=side, mean=mean, std=std)
+        return InputMap(side, source.mean, source.std, frames=frames)
+
+    def _clip(self, spec: TargetSpec) -> tuple[int, int]:
+        """Frames and stride. Raises RunError unless both are at least 1."""
+        n_frames = DEFAULT_CLIP[0] if self.n_frames is None else self.n_frames
+        stride = DEFAULT_CLIP[1] if self.stride is None else self.stride
+        if min(n_frames, stride) < 1:
+            raise RunError(
+                f"{spec.name}: clips of {n_frames} frames with stride {stride}, expected 1 or more"
+            )
+        return n_frames, stride
 
     def _side(self, spec: TargetSpec) -> int:
         side = spec.side_px if self.side_px is None else self.side_px

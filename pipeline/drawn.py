@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from pipeline.progress import Progress
 from sskt.errors import RunError
-from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, InputMap
+from sskt.frozen import InputMap
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.student import build_student
 
 _CANVAS_PX = 64

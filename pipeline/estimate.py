@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from cache.files import Location, write_durably
 from cache.store import default_block_rows
@@ -81,7 +80,7 @@ def _one(
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
     frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
     width = 2 * (source.spec.n_classes if place.top_k is None else row_width(place.top_k))
-    rate = _asking_rate(frozen, picture_px)
+    rate = _asking_rate(frozen)
     written = _writing_rate(cache_dir, width * default_block_rows(len(job.index)))
     seconds, write_s = left / rate, left * width / written
     return {
@@ -107,10 +106,10 @@ def _rows_left(job: Job, place: Destination) -> int:
     return sum(int(rows.stop - rows.start) for rows in sizes) + new_views * store.n_samples
 
 
-def _asking_rate(frozen: FrozenSource, picture_px: int) -> float:
+def _asking_rate(frozen: FrozenSource) -> float:
     """Pictures per second through a source, for some seconds."""
     batch = drawn_at_a_time(frozen.forward.rows)
-    pixels = torch.zeros(batch, 3, picture_px, picture_px, dtype=torch.uint8, device=frozen.device)
+    pixels = frozen.black(batch)
     frozen.logits(pixels)
     return batch * _per_second(lambda: frozen.logits(pixels))
 
@@ -120,7 +119,7 @@ def _drawing_rate(job: Job, execution: Execution) -> float:
     index: TargetIndex = job.index
     positions = np.unique(np.linspace(0, len(index) - 1, _PROBE_PICTURES).astype(np.int64))
     batches = in_batches(positions, 64)
-    with closing(execution.open_renderer(index, job.plan, batch_size=64)) as renderer:
+    with closing(execution.open_renderer(index, job.seen, batch_size=64)) as renderer:
         for _ in renderer.render(0, batches[:1]):  # builds the graph
             pass
         started = perf_counter()

@@ -1,4 +1,7 @@
-"""How good a student is: top-1, top-5 and loss over the evaluation view of a split, without source heads."""
+"""How good a student is: top-1, top-5 and loss over the evaluation views of a split, without source heads.
+
+A picture has one view; a video has several clips, and its answer is the mean of their probabilities.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from pipeline.execution import Execution, memory_for_pictures
-from pipeline.plan import Plan
+from pipeline.plan import CentreClip, Plan
 from pipeline.precision import autocast
 from pipeline.ranks import Ranks
 from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
-from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
-from sskt.metrics import per_class_accuracy, topk_correct
+from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
+from sskt.normalise import normalise
 from sskt.student import Student
 
 _BATCH = 250
+_CLIPS = 16  # of a batch
 
 
 class Evaluator:
@@ -34,63 +39,91 @@ class Evaluator:
         self._ranks = ranks or Ranks()
         every = np.arange(len(index))
         self._positions = every[self._ranks.share(len(every))]
-        nbytes = 3 * plan.side_px**2 * len(self._positions)
+        self._n_views, n_frames, self._batch = 1, 1, _BATCH
+        if isinstance(plan, CentreClip):
+            self._n_views, n_frames, self._batch = plan.n_clips, plan.n_frames, _CLIPS
+        nbytes = 3 * plan.side_px**2 * n_frames * self._n_views * len(self._positions)
         self._keeps = nbytes <= memory_for_pictures() // 4
-        self._kept: list[torch.Tensor] = []
+        self._kept: dict[int, list[torch.Tensor]] = {}  # by view
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
-        cross-entropy test_loss; over all ranks.
+        cross-entropy test_loss of the views; of videos also test_clip_top1 and test_clip_top5, by view. Over
+        all ranks.
         """
-        logits = self.predict(student, amp)
-        truth = torch.from_numpy(self._index.labels[self._positions])
-        ks = (1, 5) if len(self._index.classes) > 5 else (1,)
-        sums = [float(F.cross_entropy(logits, truth, reduction="sum"))] if len(truth) else [0.0]
-        sums += [topk_correct(logits, truth, k=k) for k in ks]
-        summed = self._ranks.total(
-            torch.tensor(sums, dtype=torch.float64, device=self._execution.device)
-        ).tolist()
-        n = len(self._index)
-        tops = {f"test_top{k}": 100 * right / n for k, right in zip(ks, summed[1:], strict=True)}
-        return {**tops, "test_loss": summed[0] / n}
+        return self._figures(self.predict(student, amp))
 
-    def report(self, student: Student, amp: str) -> dict[str, Any]:
-        """`accuracy`, and each class's top-1 in percent (None for a class without samples). One process."""
+    def report(self, student: Student, amp: str) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """`accuracy`, each class's top-1 in percent (None for a class without samples), and the confusion
+        matrix, true classes as rows. One process.
+        """
         index = self._index
-        figures = self.accuracy(student, amp)
-        truth = torch.from_numpy(index.labels)
-        by_class = per_class_accuracy(self.predict(student, amp), truth, n_classes=len(index.classes))
-        return {
+        logits = self.predict(student, amp)
+        truth, n_classes = torch.from_numpy(index.labels), len(index.classes)
+        answers = _answers(logits)
+        by_class = per_class_accuracy(answers, truth, n_classes=n_classes)
+        figures = {
             "target": index.target,
             "split": index.split,
             "n_samples": len(index),
-            **figures,
+            **({"n_clips": self._n_views} if self._n_views > 1 else {}),
+            **self._figures(logits),
             "class_top1": {
                 name: None if bool(torch.isnan(value)) else 100 * float(value)
                 for name, value in zip(index.classes, by_class, strict=True)
             },
         }
+        return figures, confusion_matrix(answers, truth, n_classes=n_classes).numpy()
 
     def predict(self, student: Student, amp: str) -> torch.Tensor:
-        """Primary logits of this rank's samples, in index order: float32 (n, classes) on the CPU."""
+        """Primary logits of this rank's samples, in index order: float32 (views, n, classes) on the CPU."""
         student.eval()
-        device = self._execution.device
-        logits = []
-        for pixels in self._pixels():
-            with torch.inference_mode(), autocast(device, amp):
-                z = student.predict(normalise(pixels.to(device), IMAGENET_MEAN, IMAGENET_STD))
-            logits.append(z.float().cpu())
-        return torch.cat(logits) if logits else torch.empty(0, len(self._index.classes))
+        device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
+        views = []
+        for view in range(self._n_views):
+            logits = [torch.empty(0, len(self._index.classes))]
+            for pixels in self._pixels(view):
+                with torch.inference_mode(), autocast(device, amp):
+                    z = student.predict(normalise(pixels.to(device), mean, std))
+                logits.append(z.float().cpu())
+            views.append(torch.cat(logits))
+        return torch.stack(views)
 
-    def _pixels(self) -> Iterator[torch.Tensor]:
-        if self._kept:
-            yield from self._kept
+    def _figures(self, logits: torch.Tensor) -> dict[str, float]:
+        """See `accuracy`; logits are (views, n, classes)."""
+        truth = torch.from_numpy(self._index.labels[self._positions])
+        of_views = truth.repeat(self._n_views)
+        flat = logits.flatten(0, 1)
+        ks = (1, 5) if len(self._index.classes) > 5 else (1,)
+        sums = [float(F.cross_entropy(flat, of_views, reduction="sum"))]
+        sums += [topk_correct(_answers(logits), truth, k=k) for k in ks]
+        sums += [topk_correct(flat, of_views, k=k) for k in ks]
+        summed = self._ranks.total(
+            torch.tensor(sums, dtype=torch.float64, device=self._execution.device)
+        ).tolist()
+        n = len(self._index)
+        loss, by_sample, by_view = summed[0], summed[1 : 1 + len(ks)], summed[1 + len(ks) :]
+        figures = {f"test_top{k}": 100 * right / n for k, right in zip(ks, by_sample, strict=True)}
+        if isinstance(self._plan, CentreClip):
+            n_clips = n * self._n_views
+            figures |= {f"test_clip_top{k}": 100 * r / n_clips for k, r in zip(ks, by_view, strict=True)}
+        return {**figures, "test_loss": loss / (n * self._n_views)}
+
+    def _pixels(self, view: int) -> Iterator[torch.Tensor]:
+        if view in self._kept:
+            yield from self._kept[view]
             return
         drawn: list[torch.Tensor] = []
-        renderer = self._execution.open_renderer(self._index, self._plan, batch_size=_BATCH)
+        renderer = self._execution.open_renderer(self._index, self._plan, batch_size=self._batch)
         with closing(renderer):
-            for pixels in renderer.render(0, in_batches(self._positions, _BATCH)):
+            for pixels in renderer.render(view, in_batches(self._positions, self._batch)):
                 if self._keeps:
                     drawn.append(pixels)
                 yield pixels
-        self._kept = drawn
+        if self._keeps:
+            self._kept[view] = drawn
+
+
+def _answers(logits: torch.Tensor) -> torch.Tensor:
+    """One answer a sample, (views, n, classes) to (n, classes): the mean of several views' probabilities."""
+    return logits[0] if len(logits) == 1 else logits.softmax(dim=2).mean(dim=0)

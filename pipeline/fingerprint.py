@@ -20,10 +20,11 @@ from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.manifest import Difference, differences, require_match
 from cache.store import Store, find_stores
-from pipeline.plan import Plan
+from pipeline.plan import CentreClip, CornerClip, OfClip, Plan
 from pipeline.render import Renderer
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import target_slug
+from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.sources import SourceSpec, source_slug
 
@@ -75,6 +76,15 @@ def identity(
     return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
 
 
+def seen_by(input_map: InputMap, plan: Plan) -> Plan:
+    """What has to be drawn of a plan for a source: its pictures as they are, of its clips some frames."""
+    if input_map.frames is None:
+        return plan
+    if not isinstance(plan, CornerClip | CentreClip):
+        raise RunError(f"{type(plan).__name__} is a plan for pictures, {input_map.frames.kind} is of clips")
+    return OfClip(plan, input_map.frames.picks)
+
+
 def store_folder(cache_dir: Location, index: TargetIndex, source_name: str) -> Location:
     """Where the stores of one source's logits for one target split lie."""
     return cache_dir / target_slug(index.target) / index.split / source_slug(source_name)
@@ -111,7 +121,11 @@ def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
         return
     drawn = probe_pixels(renderer, positions)
     rows = [int(np.flatnonzero(store.probe_ids == index.ids[p])[0]) for p in positions]
-    error = np.abs(drawn.astype(np.int16) - store.probe[rows].astype(np.int16)).mean(axis=(1, 2, 3))
+    error = (
+        np.abs(drawn.astype(np.int16) - store.probe[rows].astype(np.int16))
+        .reshape(len(drawn), -1)
+        .mean(axis=1)
+    )
     worst = int(error.argmax())
     if error[worst] > PROBE_TOLERANCE:
         raise StoreMismatch(
@@ -123,7 +137,7 @@ def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
 
 
 def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """View 0 of a few samples as rendered: uint8 (P, 3, side, side)."""
+    """View 0 of a few samples as rendered: uint8 (P, 3, side, side), of clips (P, 3, F, side, side)."""
     pixels = [
         batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])
     ]

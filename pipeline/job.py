@@ -11,7 +11,7 @@ from typing import Any
 from cache.files import Location
 from cache.manifest import digest
 from cache.store import Store
-from pipeline.fingerprint import identity, source_identity, store_folder
+from pipeline.fingerprint import identity, seen_by, source_identity, store_folder
 from pipeline.plan import Plan
 from pipeline.targets.index import TargetIndex
 from sskt.frozen import InputMap
@@ -34,10 +34,15 @@ class Job:
 
     target: str
     index: TargetIndex
-    sources: list[tuple[Source, InputMap]]
+    sources: list[tuple[Source, InputMap]]  # at least one; all look at the same frames of clips
     plan: Plan
     views: int
     top_k: int | None = None
+
+    @property
+    def seen(self) -> Plan:
+        """What is drawn: as much of `plan` as the sources look at, all of them at the same."""
+        return seen_by(self.sources[0][1], self.plan)
 
     @property
     def name(self) -> str:

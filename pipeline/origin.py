@@ -10,7 +10,7 @@ from cache.errors import StoreMismatch
 from cache.manifest import require_match
 from cache.store import Store
 from pipeline.choices import Places
-from pipeline.fingerprint import identity, source_identity
+from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.plan import Plan, plan_from
 from pipeline.targets import load_index, parse_target
 from pipeline.targets.index import TargetIndex
@@ -28,6 +28,11 @@ class Origin:
     plan: Plan
     source: Source
     input_map: InputMap
+
+    @property
+    def seen(self) -> Plan:
+        """What the source looks at."""
+        return seen_by(self.input_map, self.plan)
 
 
 def open_origin(

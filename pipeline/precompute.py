@@ -78,7 +78,7 @@ def precompute(
     else:
         rows = max(work.frozen.forward.rows for work in works if work.frozen)
         batch = drawn_at_a_time(rows)
-        renderer = execution.open_renderer(job.index, job.plan, batch_size=batch)
+        renderer = execution.open_renderer(job.index, job.seen, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Crew(job.index, works, renderer, share, batch_size=batch, progress=progress)
             crew.work(job.views)
@@ -106,7 +106,7 @@ def open_work(
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
         if job.views <= store.n_views and not store.pending(job.views):
             return Work(source, None, store, set())
-    with closing(execution.open_renderer(index, job.plan, batch_size=1)) as renderer:
+    with closing(execution.open_renderer(index, job.seen, batch_size=1)) as renderer:
         if store is None:
             forward = choose_forward(source, input_map, execution, picture_px, len(index) * job.views)
             probe = np.arange(min(PROBE_SAMPLES, len(index)))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
 from cache.files import Location
 from cache.manifest import flatten
 from cache.store import Store, find_stores
+from pipeline.choices import Places
 from pipeline.targets import prepared
-from pipeline.targets.spec import TARGETS
+from pipeline.targets.spec import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
 from sskt.frozen import scaled_side
 from sskt.recipes import recipe_for
 from sskt.sources import named_sources
@@ -52,9 +52,9 @@ def source_rows() -> list[dict[str, Any]]:
     return [*rows, program]
 
 
-def target_rows(data_dir: Path) -> list[dict[str, Any]]:
+def target_rows(places: Places) -> list[dict[str, Any]]:
     """Every target that can be named, what is shown of it, and whether its files are there."""
-    ready = {*prepared(data_dir), "digits"}
+    ready = {*prepared(places.data_dir, places.index_dir), "digits"}
     return [
         {
             "target": name,
@@ -68,14 +68,15 @@ def target_rows(data_dir: Path) -> list[dict[str, Any]]:
         for name, spec in TARGETS.items()
     ] + [
         {
-            "target": "imagefolder:PATH",
+            "target": f"{kind}PATH",
             "classes": None,
-            "student_px": 224,
-            "source_px": 224,
-            "plan": "random-resized-crop-flip",
-            "model": recipe_for("imagefolder:PATH").models[0],
+            "student_px": spec.side_px,
+            "source_px": scaled_side(spec.side_px, spec.source_scale),
+            "plan": spec.plan_kind,
+            "model": recipe_for(kind).models[0],
             "prepared": None,
         }
+        for kind, spec in ((kind, parse_target(f"{kind}PATH")) for kind in (IMAGEFOLDER, VIDEOFOLDER))
     ]
 
 

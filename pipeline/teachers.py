@@ -52,7 +52,7 @@ def choose_forward(
                 source, input_map, device=execution.device, forward=how, picture_px=picture_px
             )
 
-        rows = fastest_rows(opened, picture_px, first=default_rows(execution.device), most=_MOST_ROWS)
+        rows = fastest_rows(opened, first=default_rows(execution.device), most=_MOST_ROWS)
     return execution.forward(n_forwards, rows=rows)
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sskt.clip_frames import ClipFrames
 from sskt.errors import SourceError
 from sskt.forward import (
     COMPUTE,
@@ -31,17 +32,8 @@ from sskt.forward import (
     default_rows,
     one_thread_each,
 )
-from sskt.sources import IMAGENET_MEAN, IMAGENET_STD, Source
-
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "FrozenSource",
-    "InputMap",
-    "NonFiniteLogitsError",
-    "normalise",
-    "scaled_side",
-]
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
+from sskt.sources import Source
 
 
 class NonFiniteLogitsError(SourceError):
@@ -56,7 +48,7 @@ class NonFiniteLogitsError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class InputMap:
-    """f_s for pictures (SSKT eq. 6): what a source sees of the target's own augmented picture. All of it is
+    """f_s (SSKT eq. 6): what a source sees of the target's own augmented picture or clip. All of it is
     identity.
     """
 
@@ -66,37 +58,42 @@ class InputMap:
     interpolation: str = "bilinear"
     align_corners: bool = False
     antialias: bool = False
+    frames: ClipFrames | None = None  # of clips
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a fingerprint."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        frames = own.pop("frames")
+        return own if frames is None else {**own, "frames": frames}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """What `to_dict` gave."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**own)
+        frames = own.pop("frames", None)
+        return cls(**own, frames=frames and ClipFrames(**frames))
+
+    def picked(self, pixels: Tensor) -> Tensor:
+        """Of whole clips, uint8 (N, 3, D, H, W), the frames that are looked at; pictures are left alone."""
+        return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) to float32 (N, 3, side_px, side_px), normalised, then resized where the size
-        differs.
+        differs; clips (N, 3, D, H, W) frame by frame.
         """
         x = normalise(pixels, self.mean, self.std)
         size = (self.side_px, self.side_px)
         if tuple(x.shape[-2:]) == size:
             return x
-        return F.interpolate(
-            x, size=size, mode=self.interpolation, align_corners=self.align_corners, antialias=self.antialias
+        pictures = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
+        sized = F.interpolate(
+            pictures,
+            size=size,
+            mode=self.interpolation,
+            align_corners=self.align_corners,
+            antialias=self.antialias,
         )
-
-
-def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(pixels / 255 - mean) / std by channel: uint8 (N, 3, H, W) to float32 of the same shape and device."""
-    mean_c11 = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-    std_c11 = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-    return (pixels.to(torch.float32) / 255 - mean_c11) / std_c11
+        return sized.view(len(x), -1, *sized.shape[1:]).transpose(1, 2) if x.ndim == 5 else sized
 
 
 def scaled_side(side_px: int, scale: Fraction) -> int:
@@ -140,12 +137,14 @@ class FrozenSource:
         self.device = device
         self.forward = forward
         self._pool = one_thread_each(threads or torch.get_num_threads(), "frozen-source") if on_cpu else None
-        self._network = self._require_readable(picture_px or input_map.side_px)
+        self._picture_px = picture_px or input_map.side_px
+        self._network = self._require_readable()
 
     def logits(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) on any device to float16 (N, K) on the source's device, without gradient.
 
-        Raises NonFiniteLogitsError, a SourceError, with the positions of the rows concerned.
+        Of clips, (N, 3, F, H, W), the frames that `input_map.picked` takes of them. Raises
+        NonFiniteLogitsError, a SourceError, with the positions of the rows concerned.
         """
         out = self.begin(pixels)()
         self.require_finite(out)
@@ -161,13 +160,28 @@ class FrozenSource:
             nothing = torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
             return lambda: nothing
         rows = self.forward.rows
-        groups = [pixels[start : start + rows] for start in range(0, len(pixels), rows)]
+        frames = self.input_map.frames
+        pictures = pixels if frames is None else frames.pictures(pixels)
+        groups = [pictures[start : start + rows] for start in range(0, len(pictures), rows)]
         if self._pool is None:
-            done = torch.cat([self._group(group) for group in groups])
+            done = self._answers([self._group(group) for group in groups])
             return self._when_computed(done, pixels)
         started = [self._pool.submit(self._group, group) for group in groups]
         # outside inference mode, so that the result may enter the graph of the student's loss
-        return lambda: torch.cat([future.result() for future in started])
+        return lambda: self._answers([future.result() for future in started])
+
+    def black(self, n: int) -> Tensor:
+        """As many black pictures, or frames of so many clips, uint8, as they will be drawn."""
+        frames = self.input_map.frames
+        n_frames = () if frames is None else (len(frames.picks),)
+        side = self._picture_px
+        return torch.zeros(n, 3, *n_frames, side, side, dtype=torch.uint8, device=self.device)
+
+    def _answers(self, groups: list[Tensor]) -> Tensor:
+        """All rows of a call, float16."""
+        frames = self.input_map.frames
+        rows = torch.cat(groups)
+        return (rows if frames is None else frames.answer(rows)).to(torch.float16)
 
     def _when_computed(self, done: Tensor, pixels: Tensor) -> Callable[[], Tensor]:
         """Hold on to the pixels until the device has read them: their memory may be used again after."""
@@ -198,8 +212,8 @@ class FrozenSource:
         n, rows = len(pixels), self.forward.rows
         pixels = pixels.to(self.device)
         if n < rows:
-            pixels = torch.cat([pixels, pixels[:1].expand(rows - n, -1, -1, -1)])
-        return self._in_modes(self._network, pixels)[:n].to(torch.float16)
+            pixels = torch.cat([pixels, pixels[:1].expand(rows - n, *pixels.shape[1:])])
+        return self._in_modes(self._network, pixels)[:n].float()
 
     def _in_modes(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Raw logits of all rows; modes are entered here because each belongs to one thread."""
@@ -217,7 +231,10 @@ class FrozenSource:
     def _eager(self) -> Callable[[Tensor], Tensor]:
         """Normalised and resized pixels through the network, in the memory layout that it runs fastest in."""
         # a program's kernels were traced for its own layout; elsewhere channels last is up to 1.6 x faster
-        layout = torch.contiguous_format if self.source.spec.task == "program" else torch.channels_last
+        if self.source.spec.task == "program":
+            layout = torch.contiguous_format
+        else:
+            layout = torch.channels_last_3d if self.source.spec.reads_clips else torch.channels_last
         module, input_map = self.source.module.to(self.device).to(memory_format=layout), self.input_map
 
         def network(pixels: Tensor) -> Tensor:
@@ -226,7 +243,7 @@ class FrozenSource:
 
         return network
 
-    def _require_readable(self, picture_px: int) -> Callable[[Tensor], Tensor]:
+    def _require_readable(self) -> Callable[[Tensor], Tensor]:
         """The function to call, tried out: fail here, in words, and not in the first batch."""
         name, side, forward = self.source.spec.name, self.input_map.side_px, self.forward
         if self.source.side_range_px is not None:
@@ -241,7 +258,7 @@ class FrozenSource:
         n = forward.rows if self.source.spec.task == "program" else 1
         network = self._eager()
         try:
-            z = self._try(network, n, picture_px)
+            z = self._try(network, n)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(
@@ -258,12 +275,13 @@ class FrozenSource:
             return network
         network = compiled(network)
         with compiler_errors(name):
-            self._try(network, forward.rows, picture_px)
+            self._try(network, forward.rows)
         return network
 
-    def _try(self, network: Callable[[Tensor], Tensor], n_rows: int, picture_px: int) -> Tensor:
+    def _try(self, network: Callable[[Tensor], Tensor], n_rows: int) -> Tensor:
         """A forward of black pictures where the others will run: code is compiled for a number of threads."""
-        black = torch.zeros(n_rows, 3, picture_px, picture_px, dtype=torch.uint8, device=self.device)
+        black, frames = self.black(n_rows), self.input_map.frames
+        black = black if frames is None else frames.pictures(black)[:n_rows]
         if self._pool is None:
             return self._in_modes(network, black)
         return self._pool.submit(self._in_modes, network, black).result()

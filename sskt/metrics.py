@@ -20,3 +20,9 @@ def per_class_accuracy(logits: Tensor, labels: Tensor, *, n_classes: int) -> Ten
     n_right = torch.bincount(right, minlength=n_classes)
     n_all = torch.bincount(labels, minlength=n_classes)
     return n_right.to(torch.float64) / n_all
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor, *, n_classes: int) -> Tensor:
+    """How often each true class (row) was taken for each class (column): int64 (n_classes, n_classes)."""
+    pairs = labels * n_classes + logits.argmax(dim=1)
+    return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)

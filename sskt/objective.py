@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sskt.frozen import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.losses import kd_divergence, soft_cross_entropy
-from sskt.student import Student
+from sskt.normalise import normalise
+from sskt.student import Student, memory_layout
 
 
 class Pairs(NamedTuple):
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         self._alpha, self._temperature = alpha, temperature
         self._aux_loss, self._kd_reduction = aux_loss, kd_reduction
         self._label_smoothing = label_smoothing
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._layout = memory_layout(student) if channels_last else torch.contiguous_format
 
     def forward(
         self,
@@ -62,13 +62,15 @@ class Objective(nn.Module):
         mixed: Pairs | None = None,
         mixed_sources: Pairs | None = None,
     ) -> Losses:
-        """Losses of one batch: pixels uint8 (N, 3, H, W), labels int64 (N,), each source's logits (N, K).
+        """Losses of one batch: pixels uint8 (N, 3, H, W) or (N, 3, D, H, W), labels int64 (N,), each source's
+        logits (N, K).
 
         `mixed` says that the pixels are mixtures: the primary loss is that of both labels, by their share.
         `mixed_sources` says it of the source logits, which then are those of the unmixed pictures; where the
         sources have seen the mixtures themselves it is None. Losses are computed in float32.
         """
-        x = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD).contiguous(memory_format=self._layout)
+        backbone = self.student.backbone
+        x = normalise(pixels, backbone.mean, backbone.std).contiguous(memory_format=self._layout)
         primary_logits, auxiliary_logits = self.student(x)
         primary = self._of_both(self._primary, primary_logits.float(), labels, mixed)
         auxiliary = [

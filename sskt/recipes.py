@@ -27,6 +27,8 @@ class Recipe:
     weight_decay: float
     batch_size: int
     schedule: str = "multistep"  # one of sskt.schedules.SCHEDULES
+    dampening: float = 0.0  # of the momentum
+    finetune_lr: float | None = None  # in place of lr, for a student that begins with pretrained weights
     temperature: float = 3.0  # T and alpha: the released 2D code's defaults
     alpha: float = 0.1
     aux_loss: str = "ce"  # "ce" or "kd"; the table has both, CE first
@@ -63,6 +65,19 @@ _IMAGEFOLDER = replace(
     batch_size=32,
     published=False,
 )
+_UCF101 = replace(
+    _CIFAR10,
+    target="ucf101",
+    models=("resnet3d18",),
+    epochs=200,
+    milestones=(),
+    schedule="plateau",
+    dampening=0.9,
+    weight_decay=1e-3,
+    finetune_lr=0.01,
+    temperature=1.0,  # T and alpha: the released 3D code's defaults
+    alpha=1.0,
+)
 _RECIPES = {
     recipe.target: recipe
     for recipe in (
@@ -72,6 +87,19 @@ _RECIPES = {
         _IMAGENET,
         replace(_IMAGENET, target="places365"),
         _IMAGEFOLDER,
+        _UCF101,
+        replace(_UCF101, target="hmdb51"),
+        replace(
+            _UCF101,
+            target="videofolder",
+            models=("resnet3d18", "resnet3d10", "r3d_18"),
+            epochs=60,
+            lr=0.02,
+            schedule="cosine",
+            dampening=0.0,
+            batch_size=16,
+            published=False,
+        ),
         replace(
             _IMAGEFOLDER,
             target="digits",

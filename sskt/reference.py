@@ -34,17 +34,19 @@ class BatchStatisticsSource:
                 f"0 and variances 1; use the original weights, or leave --teacher-bn out"
             )
         self.source = source
-        self._input_map, self._device, self._dtype = input_map, device, DTYPES[compute]
+        self.input_map, self._device, self._dtype = input_map, device, DTYPES[compute]
         self._module = source.module.to(device).train()
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float16 (N, K), without gradient; the running statistics move on."""
+        """See `sskt.frozen.FrozenSource.logits`; the running statistics move on."""
         with (
             torch.no_grad(),
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
         ):
-            z: Tensor = self._module(self._input_map(pixels.to(self._device)))
-        return z.to(torch.float16)
+            frames = self.input_map.frames
+            pictures = pixels if frames is None else frames.pictures(pixels)
+            z: Tensor = self._module(self.input_map(pictures.to(self._device))).float()
+        return (z if frames is None else frames.answer(z)).to(torch.float16)
 
 
 def _is_folded(norm: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""The source networks that a user can name: `imagenet`, `places365`, `imagenet:resnet18`, `program:FILE.pt2`.
+"""The source networks that a user can name: `imagenet`, `places365`, `imagenet:resnet18`,
+`kinetics:r3d_18`, `program:FILE.pt2`.
 
 The paper's two are ResNet50 on ImageNet (torchvision IMAGENET1K_V1) and ResNet50 on Places365 (CSAILVision).
 """
@@ -13,16 +14,19 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
+from sskt.backbones import CLIP_BACKBONES
+from sskt.backbones.resnet3d import ResNet3D
+from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
+from sskt.clip_classifier import ClipClassifier, renamed
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.programs import read_program
 from sskt.weights import load_into, read_state
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-_N_CLASSES = {"imagenet": 1000, "places365": 365}
-_PAPER_ARCHITECTURE = "resnet50"
+_N_CLASSES = {"imagenet": 1000, "places365": 365, "kinetics": 400}
+_CLIP_TASK = "kinetics"  # its networks read clips
+_PAPER_ARCHITECTURE = {"imagenet": "resnet50", "places365": "resnet50", "kinetics": "resnet3d18"}
 _PLACES_URL = "http://places2.csail.mit.edu/models_places365/{}_places365.pth.tar"
 _PLACES_PUBLISHED = ("alexnet", "resnet18", "resnet50", "densenet161")
 # torchvision's files for these two belong to a network that undoes our normalisation on its way in.
@@ -34,20 +38,21 @@ class SourceSpec:
     """What is known of a source before its weights are at hand."""
 
     name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
-    task: str  # "imagenet", "places365" or "program"
-    architecture: str  # torchvision's name, or "program"
+    task: str  # "imagenet", "places365", "kinetics" or "program"
+    architecture: str  # torchvision's name, of `sskt.backbones.CLIP_BACKBONES` for kinetics, or "program"
     n_classes: int  # 0 for a program until `open_source` has read it
     url: str | None  # of published weights
     sha256_prefix: str | None  # from torchvision's file name
     mean: tuple[float, ...]
     std: tuple[float, ...]
     weights_note: str  # where the weights come from, for a listing
+    reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source with its weights: a float32 module in eval mode on the CPU, (N, 3, H, W) normalised to (N, K)
-    logits.
+    """A source with its weights: a float32 module in eval mode on the CPU, (N, 3, H, W) normalised, or
+    (N, 3, D, H, W), to (N, K) logits.
     """
 
     spec: SourceSpec
@@ -61,8 +66,9 @@ def named_sources() -> list[SourceSpec]:
     """Every source whose weights are published, the paper's two first."""
     imagenet = [a for a in _architectures() if _published("imagenet", a)]
     names = ["imagenet", "places365"]
-    names += [f"imagenet:{a}" for a in imagenet if a != _PAPER_ARCHITECTURE]
-    names += [f"places365:{a}" for a in _PLACES_PUBLISHED if a != _PAPER_ARCHITECTURE]
+    names += [f"imagenet:{a}" for a in imagenet if a != _PAPER_ARCHITECTURE["imagenet"]]
+    names += [f"places365:{a}" for a in _PLACES_PUBLISHED if a != _PAPER_ARCHITECTURE["places365"]]
+    names += [f"{_CLIP_TASK}:{a}" for a in CLIP_BACKBONES if _published(_CLIP_TASK, a)]
     return [parse_source(name) for name in names]
 
 
@@ -79,23 +85,21 @@ def parse_source(name: str) -> SourceSpec:
     if task not in _N_CLASSES or name.endswith(":"):
         raise SourceError(
             f"source {name!r} is unknown, expected imagenet, places365, imagenet:ARCHITECTURE, "
-            f"places365:ARCHITECTURE or program:FILE.pt2; sskt sources lists them"
+            f"places365:ARCHITECTURE, kinetics:ARCHITECTURE or program:FILE.pt2; sskt sources lists them"
         )
-    architecture = rest or _PAPER_ARCHITECTURE
-    if architecture not in _architectures():
-        near = difflib.get_close_matches(architecture, _architectures(), n=3) or [
-            _PAPER_ARCHITECTURE,
-            "resnet18",
-        ]
+    architecture = rest or _PAPER_ARCHITECTURE[task]
+    known = list(CLIP_BACKBONES) if task == _CLIP_TASK else _architectures()
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3) or known[:2]
         raise SourceError(
-            f"source {name!r}: torchvision has no architecture {architecture!r}, did you mean "
+            f"source {name!r}: there is no architecture {architecture!r}, did you mean "
             f"{' or '.join(near)}; sskt sources lists them"
         )
     url = _published(task, architecture)
     prefix = re.search(r"-([0-9a-f]{8,})\.pth$", url) if url else None
     mean, std = _normalisation(task, architecture)
     return SourceSpec(
-        name=task if architecture == _PAPER_ARCHITECTURE else f"{task}:{architecture}",
+        name=task if architecture == _PAPER_ARCHITECTURE[task] else f"{task}:{architecture}",
         task=task,
         architecture=architecture,
         n_classes=_N_CLASSES[task],
@@ -104,6 +108,7 @@ def parse_source(name: str) -> SourceSpec:
         mean=mean,
         std=std,
         weights_note=_note(url, prefix[1] if prefix else None),
+        reads_clips=task == _CLIP_TASK,
     )
 
 
@@ -133,7 +138,11 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
         return Source(opened, program.module, _digest(path), path, program.side_range_px)
     path = weights if weights is not None else _downloaded(spec, weights_dir)
     state = read_state(path)  # before the network is built: a wrong path should not take a second to be told
-    module = _network(spec)
+    module: nn.Module
+    if spec.task == _CLIP_TASK:
+        module, state = ClipClassifier(spec.architecture, spec.n_classes), renamed(state)
+    else:
+        module = _network(spec)
     load_into(module, state, str(path), task=spec.task, n_classes=spec.n_classes)
     return Source(spec, module.eval().requires_grad_(False), _digest(path), path)
 
@@ -170,12 +179,19 @@ def _published(task: str, architecture: str) -> str | None:
     """The URL of the weights, None where nobody publishes any."""
     if task == "places365":
         return _PLACES_URL.format(architecture) if architecture in _PLACES_PUBLISHED else None
+    if task == _CLIP_TASK:
+        if architecture not in TORCH_VIDEO:
+            return None
+        return str(torchvision.models.get_model_weights(architecture)["KINETICS400_V1"].url)
     entry = getattr(torchvision.models.get_model_weights(architecture), "IMAGENET1K_V1", None)
     return None if entry is None else str(entry.url)
 
 
 def _normalisation(task: str, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """ImageNet's mean and std, but for the few torchvision networks that were trained with others."""
+    if task == _CLIP_TASK:
+        network = TorchVideo if architecture in TORCH_VIDEO else ResNet3D
+        return network.mean, network.std
     entry = getattr(torchvision.models.get_model_weights(architecture), "IMAGENET1K_V1", None)
     if task != "imagenet" or entry is None:
         return IMAGENET_MEAN, IMAGENET_STD

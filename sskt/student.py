@@ -6,17 +6,21 @@ Only backbone and primary head remain after training.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from sskt.backbones import Backbone, build_backbone
+from sskt.errors import RunError
 from sskt.transfer import TransferModule
 
 _AUXILIARY = "auxiliary."
 
 
 class Student(nn.Module):
-    """Backbone, primary head and auxiliary heads; inputs are normalised float (N, 3, H, W).
+    """Backbone, primary head and auxiliary heads; inputs are normalised float (N, 3, H, W), or
+    (N, 3, D, H, W) where the backbone reads clips.
 
     `source_classes` maps a source's name to its number of classes. With the transfer module each source has
     one of its own, otherwise a Linear on the pooled last feature that the primary head reads too. Backbone
@@ -30,10 +34,13 @@ class Student(nn.Module):
         self.backbone = backbone
         self.head = nn.Linear(backbone.n_features, n_classes)
         self.source_names = tuple(source_classes)
+        self._frozen: list[nn.Module] = []
         self.transfer_module = transfer_module
         # a list, since names of sources hold dots and colons, which names of modules must not
         self.auxiliary = nn.ModuleList(
-            TransferModule(backbone.block_channels, backbone.transfer_width, n)
+            TransferModule(
+                backbone.block_channels, backbone.transfer_width, n, reads_clips=backbone.reads_clips
+            )
             if transfer_module
             else nn.Linear(backbone.n_features, n)
             for n in source_classes.values()
@@ -55,9 +62,36 @@ class Student(nn.Module):
         """The state dict without auxiliary heads: what a student built with no source loads strictly."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith(_AUXILIARY)}
 
+    def freeze_until(self, block: str) -> None:
+        """Keep every part of the backbone before `block` as it is: no gradient, batch norms in eval mode.
+
+        `block` is a name among the backbone's children ("layer4" is the released code's ft_begin_index 4),
+        or "head" for the whole backbone. Raises RunError for another name.
+        """
+        children = dict(self.backbone.named_children())
+        if block != "head" and block not in children:
+            raise RunError(f"--freeze-until is {block!r}, expected one of {', '.join([*children, 'head'])}")
+        for name, child in children.items():
+            if name == block:
+                break
+            self._frozen.append(child.requires_grad_(requires_grad=False))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """See `torch.nn.Module.train`; frozen parts stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
 
 def build_student(
     model: str, n_classes: int, source_classes: Mapping[str, int], transfer_module: bool
 ) -> Student:
     """A student with fresh weights from torch's global generator. Raises RunError for an unknown model."""
     return Student(build_backbone(model), n_classes, source_classes, transfer_module)
+
+
+def memory_layout(student: Student) -> torch.memory_format:
+    """The layout with channels last of this student's inputs and weights."""
+    return torch.channels_last_3d if student.backbone.reads_clips else torch.channels_last

@@ -13,17 +13,16 @@ _FORWARDS = 4
 _GAIN = 1.05  # a doubling that is not this much faster is not worth its memory
 
 
-def fastest_rows(open_with: Callable[[int], FrozenSource], picture_px: int, *, first: int, most: int) -> int:
+def fastest_rows(open_with: Callable[[int], FrozenSource], *, first: int, most: int) -> int:
     """Rows of a forward, doubled from `first` to at most `most` while that makes pictures faster and fits.
 
-    `open_with(rows)` gives the source, which is timed on black pictures of `picture_px` after one forward to
-    warm up.
+    `open_with(rows)` gives the source, which is timed on black pictures, after one forward to warm up.
     """
     best, best_rate = first, 0.0
     rows = first
     while rows <= most:
         try:
-            rate = _rate(open_with(rows), rows, picture_px)
+            rate = _rate(open_with(rows), rows)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
@@ -34,9 +33,9 @@ def fastest_rows(open_with: Callable[[int], FrozenSource], picture_px: int, *, f
     return best
 
 
-def _rate(frozen: FrozenSource, rows: int, picture_px: int) -> float:
+def _rate(frozen: FrozenSource, rows: int) -> float:
     """Pictures per second."""
-    black = torch.zeros(rows, 3, picture_px, picture_px, dtype=torch.uint8, device=frozen.device)
+    black = frozen.black(rows)
     frozen.logits(black)
     started = perf_counter()
     for _ in range(_FORWARDS):

@@ -15,15 +15,8 @@ from torch import nn
 
 from sskt.errors import SourceError
 from sskt.forward import Forward, default_compute
-from sskt.frozen import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FrozenSource,
-    InputMap,
-    NonFiniteLogitsError,
-    normalise,
-    scaled_side,
-)
+from sskt.frozen import FrozenSource, InputMap, NonFiniteLogitsError, scaled_side
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.sources import Source, SourceSpec, open_source
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -14,7 +14,8 @@ from torch.export import Dim
 
 from sskt.download import digest_of
 from sskt.errors import SourceError
-from sskt.sources import IMAGENET_MEAN, named_sources, open_source, parse_source, source_slug
+from sskt.normalise import IMAGENET_MEAN
+from sskt.sources import named_sources, open_source, parse_source, source_slug
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
 PROGRAM = SHARED / "places365_squeezenet.pt2"

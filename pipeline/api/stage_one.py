@@ -14,15 +14,39 @@ from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import SPLITS
+from pipeline.targets.video.pack import Packing
+from pipeline.targets.video.prepare import prepare_videos
+from sskt.clip_frames import ClipFrames
 from sskt.errors import RunError, TargetError
-from sskt.sources import open_source
+from sskt.frozen import InputMap
+from sskt.sources import Source, open_source
 
 Say = Callable[[str], None]
 
 
-def run_prepare(target: str, *, places: Places, say: Say) -> list[dict[str, Any]]:
-    """Download a target if it can be, check every file, keep its index; one row of plain data per split."""
-    rows = []
+def run_prepare(
+    target: str,
+    *,
+    places: Places,
+    say: Say,
+    packing: Packing | None = None,
+    allow_missing: bool = False,
+) -> list[dict[str, Any]]:
+    """Download a target if it can be, check every file, keep its index; one row of plain data per split.
+
+    Of a target of videos every frame is packed, by `packing`; with `allow_missing` it may go on without
+    videos that are listed and not there, or damaged.
+    """
+    spec, rows = parse_target(target), []
+    if spec.videos is not None:
+        prepare_videos(
+            spec,
+            places.data_dir,
+            places.index_dir,
+            packing=packing or Packing(),
+            allow_missing=allow_missing,
+            say=say,
+        )
     for split in SPLITS:
         index = open_index(target, split, places=places, say=say)
         rows.append(
@@ -104,11 +128,11 @@ def _jobs(
     top_k: int | None,
     say: Say,
 ) -> Iterator[Job]:
-    """One job a target, one after the other.
+    """One job a target, one after the other; one for each part of a clip that some sources look at.
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
-    names = list(targets) or prepared(places.data_dir)
+    names = list(targets) or prepared(places.data_dir, places.index_dir)
     if not names:
         raise TargetError(
             f"no target is prepared under {places.data_dir}; `sskt prepare --target cifar10` downloads one, "
@@ -123,14 +147,14 @@ def _jobs(
     ]
     for name in names:
         spec = parse_target(name)
-        yield Job(
-            name,
-            open_index(name, "train", places=places, say=say, limit=limit),
-            [(source, augmentation.input_map(spec, source.spec.mean, source.spec.std)) for source in opened],
-            augmentation.training_plan(spec),
-            views,
-            top_k,
-        )
+        index = open_index(name, "train", places=places, say=say, limit=limit)
+        plan = augmentation.training_plan(spec)
+        together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
+        for source in opened:
+            input_map = augmentation.input_map(spec, source.spec)
+            together.setdefault(input_map.frames, []).append((source, input_map))
+        for seen_alike in together.values():
+            yield Job(name, index, seen_alike, plan, views, top_k)
 
 
 def require_named(places: Places, sources: Sequence[str]) -> None:

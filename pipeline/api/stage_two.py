@@ -13,19 +13,25 @@ from cache.files import location
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.stage_one import open_index
 from pipeline.choices import Augmentation, Places, channels_last, choose_execution, student_precision
+from pipeline.confusion import write_confusion
 from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
-from pipeline.plan import Centre
+from pipeline.plan import CentreClip, plan_from
 from pipeline.ranks import joined
 from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
+from pipeline.targets.spec import TargetSpec, parse_target
 from pipeline.training.config import TrainConfig
 from pipeline.training.train import Lesson, train
-from sskt.backbones import Backbone, build_backbone
+from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone, build_backbone
+from sskt.download import digest_of
 from sskt.errors import RunError
+from sskt.finetune import load_pretrained
 from sskt.recipes import recipe_for
 from sskt.student import Student
 
 Say = Callable[[str], None]
+
+EVALUATION_CLIPS = 10  # of a video
 
 _FROM_RECIPE = (
     "epochs",
@@ -35,6 +41,7 @@ _FROM_RECIPE = (
     "milestones",
     "gamma",
     "momentum",
+    "dampening",
     "weight_decay",
     "temperature",
     "alpha",
@@ -48,6 +55,8 @@ class Tuning:
 
     clip_norm: float | None = None  # largest norm of all gradients together
     label_smoothing: float = 0.0
+    finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.finetune
+    freeze_until: str | None = None  # the backbone's part before this one stays as it is
     mixup: float = 0.0  # a of Beta(a, a)
     cutmix: float = 0.0
     amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
@@ -75,14 +84,16 @@ def run_train(
 
     `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.backbones.Tapped`
     makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
-    momentum, weight_decay, temperature, alpha and aux_loss; None leaves the recipe's value. Under torchrun
-    the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all inputs are
-    known to be good.
+    momentum, dampening, weight_decay, temperature, alpha and aux_loss; None leaves the recipe's value. Under
+    torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all
+    inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution, out = places or Places(), execution or choose_execution(), Path(out)
     recipe, tuning = recipe_for(target), tuning or Tuning()
     chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
+    if tuning.finetune_from is not None and recipe.finetune_lr is not None:
+        chosen.setdefault("lr", recipe.finetune_lr)
     settings = {name: chosen.pop(name, getattr(recipe, name)) for name in _FROM_RECIPE}
     if chosen:
         raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(_FROM_RECIPE)}")
@@ -106,15 +117,18 @@ def run_train(
             eval_every=eval_every,
             ranks=ranks.world,
             plan=lesson.plan.to_dict(),
-            eval_plan=asdict(lesson.eval_plan),
+            eval_plan=lesson.eval_plan.to_dict(),
             augmentation=asdict(augmentation),
             contents=lesson.contents(),
             channels_last=channels_last(execution.device),
-            **(asdict(tuning) | {"amp": student_precision(tuning.amp, execution.device)}),
+            **_tuned(tuning, execution),
             **settings,
         )
         _require_trainable(config, len(lesson.index))
         backbone = _backbone(model or config.model, seed)
+        _require_reads(backbone, config, parse_target(target))
+        if tuning.finetune_from is not None:
+            load_pretrained(backbone, tuning.finetune_from, config.model)
         run = Run.begin(out, config.to_dict(), _to_dict(places)) if ranks.first else None
         return train(config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
 
@@ -179,9 +193,10 @@ def run_evaluate(
     execution: Execution | None = None,
     say: Say = print,
     which: str = "last",
+    clips: int = EVALUATION_CLIPS,
 ) -> dict[str, Any]:
     """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
-    evaluation view.
+    evaluation view; of videos, by `clips` of each. Its confusion matrix goes into the run's folder.
 
     The data are looked for where they were (`places_of`), or in `places`. Raises RunError if `run` is no
     finished run or its target has other classes by now.
@@ -195,7 +210,11 @@ def run_evaluate(
     student = Student(build_backbone(config.model), len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
-    return Evaluator(index, Centre(**config.eval_plan), execution).report(student, config.amp)
+    plan = plan_from(config.eval_plan, str(run / "config.json"))
+    if isinstance(plan, CentreClip):
+        plan = replace(plan, n_clips=clips)
+    figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
+    return {**figures, **write_confusion(confusion, index.classes, run)}
 
 
 def places_of(run: Path, **given: Any) -> Places:
@@ -218,6 +237,35 @@ def _backbone(model: str | Backbone, seed: int) -> Backbone:
     """A named one starts from the seed; its heads' weights follow it in either case."""
     torch.manual_seed(seed)
     return build_backbone(model) if isinstance(model, str) else model
+
+
+def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
+    """`tuning` as a config has it."""
+    began_with = tuning.finetune_from
+    return asdict(tuning) | {
+        "amp": student_precision(tuning.amp, execution.device),
+        "finetune_from": began_with and f"{began_with.name} sha256 {_digest(began_with)[:16]}",
+    }
+
+
+def _digest(weights: Path) -> str:
+    try:
+        return digest_of(weights)
+    except OSError as error:
+        raise RunError(
+            f"{weights}: cannot be read ({error.strerror or error}); check --finetune-from"
+        ) from None
+
+
+def _require_reads(backbone: Backbone, config: TrainConfig, spec: TargetSpec) -> None:
+    wanted = spec.videos is not None
+    if backbone.reads_clips != wanted:
+        reads, holds = ("clips", "pictures") if backbone.reads_clips else ("pictures", "videos")
+        able = [name for name in BACKBONES if (name in CLIP_BACKBONES) == wanted]
+        raise RunError(
+            f"--model {config.model} reads {reads}, and {spec.name} holds {holds}; "
+            f"choose one of {', '.join(able)}"
+        )
 
 
 def _require_trainable(config: TrainConfig, n_samples: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sskt.frozen import InputMap
 from sskt.sources import Source
 
 
@@ -16,9 +17,10 @@ class Teacher(Protocol):
     """A source that answers: `sskt.frozen.FrozenSource`, or the released code's way of asking it."""
 
     source: Source
+    input_map: InputMap
 
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, H, W) to float16 (N, K)."""
+        """uint8 (N, 3, H, W) to float16 (N, K); of clips, the frames that `input_map` picks."""
 
 
 class LiveLabels:
@@ -41,7 +43,9 @@ class LiveLabels:
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `Labels.logits`."""
-        return {name: frozen.logits(pixels) for name, frozen in self._sources.items()}
+        return {
+            name: frozen.logits(frozen.input_map.picked(pixels)) for name, frozen in self._sources.items()
+        }
 
     def finish(self) -> None:
         """See `Labels.finish`. Nothing to do."""

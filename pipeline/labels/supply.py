@@ -14,7 +14,7 @@ from cache.files import Location
 from cache.store import Store, find_stores
 from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
 from pipeline.execution import Execution
-from pipeline.fingerprint import check_probe, identity, matching_store
+from pipeline.fingerprint import check_probe, identity, matching_store, seen_by
 from pipeline.job import Job
 from pipeline.labels import Labels
 from pipeline.labels.cached import CachedLabels
@@ -61,7 +61,7 @@ class Request:
         sha256 = self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = parse_source(source)
-        input_map = self.augmentation.input_map(self.spec, spec.mean, spec.std)
+        input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 
     def precompute_command(self, sources: tuple[str, ...]) -> str:
@@ -72,6 +72,9 @@ class Request:
             "--plan": chosen.kind,
             "--size": chosen.side_px,
             "--source-size": chosen.source_side_px,
+            "--clip-frames": chosen.n_frames,
+            "--stride": chosen.stride,
+            "--source-frames": chosen.source_frames,
         }
         words = [f"--source {name}" for name in sources] + [f"--target {self.target}"]
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
@@ -141,9 +144,9 @@ def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, St
 
 
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
-    renderer = request.execution.open_renderer(request.index, request.plan, batch_size=1)
-    with closing(renderer):
-        for store in stores.values():
+    for store in stores.values():
+        seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
+        with closing(request.execution.open_renderer(request.index, seen, batch_size=1)) as renderer:
             check_probe(store, request.index, renderer)
     views = views or min(store.n_views for store in stores.values())
     residence = choose_residence(stores, request.n_rows, request.execution.device)
@@ -204,4 +207,4 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
 def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
     places = request.places
     source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
-    return source, request.augmentation.input_map(request.spec, source.spec.mean, source.spec.std)
+    return source, request.augmentation.input_map(request.spec, source.spec)

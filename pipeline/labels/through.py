@@ -91,7 +91,12 @@ class WriteThroughLabels:
             if name in self._stored:
                 answers[name] = all_classes(work.store, self._stored[name].rows(positions), self._temperature)
             elif work.frozen is not None:
-                answers[name] = self._kept(filling.rows[name], work, positions, work.frozen.logits(pixels))
+                answers[name] = self._kept(
+                    filling.rows[name],
+                    work,
+                    positions,
+                    work.frozen.logits(work.frozen.input_map.picked(pixels)),
+                )
         filling.there[positions] = True
         return answers
 

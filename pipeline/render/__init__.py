@@ -1,4 +1,5 @@
-"""Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for.
+"""Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for;
+of videos clips, (N, 3, F, side, side), the frames that the plan says.
 
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
 pictures in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.plan import Plan
+from pipeline.plan import ClipPlan, Plan
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
 
@@ -31,8 +32,8 @@ class Renderer(Protocol):
     name: str  # "dali-cpu", "resident-gpu" and so on: recorded with every store
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
-        """One uint8 tensor (n, 3, side, side) for each array of n index positions; at most `batch_size` of
-        them.
+        """One uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), for each array of n index positions;
+        at most `batch_size` of them.
         """
 
     def keeping(self) -> AbstractContextManager[None]:
@@ -59,6 +60,24 @@ def open_renderer(
     """
     if backend not in RENDERERS:
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
+    if index.kind == "video":
+        from pipeline.render.clips import ClipRenderer
+
+        if not isinstance(plan, ClipPlan):
+            raise RunError(f"{index.target} holds videos, {type(plan).__name__} is a plan for pictures")
+        n_frames = plan.n_frames
+
+        def of_frames(frames: TargetIndex, frame_plan: Plan) -> Renderer:
+            return open_renderer(
+                frames,
+                frame_plan,
+                backend=backend,
+                device=device,
+                batch_size=batch_size * n_frames,
+                threads=threads,
+            )
+
+        return ClipRenderer(index, plan, of_frames)
     from pipeline.render.resident import ResidentRenderer, can_be_resident
 
     if backend in ("auto", "resident"):

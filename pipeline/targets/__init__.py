@@ -10,6 +10,8 @@ from pipeline.targets.digits import load_digits
 from pipeline.targets.folders import has_split, load_folders
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import SPLITS, TARGETS, TargetSpec, parse_target, target_slug
+from pipeline.targets.video.index import load_videos
+from pipeline.targets.video.record import read_record
 from sskt.errors import TargetError
 
 __all__ = ["TargetIndex", "TargetSpec", "load_index", "parse_target", "prepare", "prepared", "target_slug"]
@@ -28,15 +30,17 @@ def load_index(
     samples.
 
     `data_dir` is only read, except that an official archive is downloaded and unpacked there if it is missing
-    and `download` allows it. `index_dir` keeps what was learned about picture files; if it cannot be written,
-    `notes` of the index says so. Raises TargetError for anything missing or damaged, DownloadError if
-    fetching fails.
+    and `download` allows it. `index_dir` keeps what was learned about picture files, and packed videos; if it
+    cannot be written, `notes` of the index says so. Raises TargetError for anything missing or damaged,
+    DownloadError if fetching fails.
     """
     if split not in SPLITS:
         raise TargetError(f"split is {split!r}, expected {' or '.join(SPLITS)}")
     if spec.binary:
         prepare(spec, data_dir, download=download)
         index = load_binary(spec, spec.binary, split, data_dir)
+    elif spec.videos:
+        index = load_videos(spec, split, data_dir, index_dir)
     elif spec.root:
         index = load_folders(spec, split, data_dir / spec.root, index_dir)
     else:
@@ -50,16 +54,19 @@ def prepare(spec: TargetSpec, data_dir: Path, *, download: bool = True) -> None:
         archive.obtain(spec, spec.binary, data_dir, download=download)
 
 
-def prepared(data_dir: Path, split: str = "train") -> list[str]:
-    """Registry targets with files of this split under `data_dir`, by a cheap look.
+def prepared(data_dir: Path, index_dir: Path, split: str = "train") -> list[str]:
+    """Registry targets with files of this split under `data_dir`, or videos packed in `index_dir`, by a cheap
+    look.
 
     The digits are left out: they are always there, so listing them would make every bare directory look
     prepared.
     """
-    return [name for name, spec in TARGETS.items() if _is_prepared(spec, data_dir, split)]
+    return [name for name, spec in TARGETS.items() if _is_prepared(spec, data_dir, index_dir, split)]
 
 
-def _is_prepared(spec: TargetSpec, data_dir: Path, split: str) -> bool:
+def _is_prepared(spec: TargetSpec, data_dir: Path, index_dir: Path, split: str) -> bool:
+    if spec.videos:
+        return read_record(spec, data_dir, index_dir) is not None
     if spec.binary:
         try:
             return not archive.missing_files(spec, spec.binary, data_dir)

@@ -33,8 +33,8 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
     """
     if not root.is_dir():
         raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
-    folder = _split_folder(spec, split, root)
-    classes = _classes(spec, root, folder)
+    folder = split_folder(spec, split, root)
+    classes = class_names(spec, root, folder)
     listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir)
     index = _index(spec, split, classes, listing)
     if folder != root:
@@ -66,7 +66,7 @@ def held_out(paths: NDArray[np.bytes_], labels: NDArray[np.int64]) -> NDArray[np
     return held
 
 
-def _split_folder(spec: TargetSpec, split: str, root: Path) -> Path:
+def split_folder(spec: TargetSpec, split: str, root: Path) -> Path:
     """The folder whose subfolders are the classes of this split; `root` itself if it is not divided."""
     if spec.n_classes is None and not has_split(root, "train") and not has_split(root, "test"):
         return root
@@ -81,7 +81,7 @@ def _split_folder(spec: TargetSpec, split: str, root: Path) -> Path:
     )
 
 
-def _classes(spec: TargetSpec, root: Path, folder: Path) -> tuple[str, ...]:
+def class_names(spec: TargetSpec, root: Path, folder: Path) -> tuple[str, ...]:
     """Class names in label order, checked against the official number and this split's folders."""
     defining = root / "train" if folder != root and has_split(root, "train") else folder
     classes = class_folders(defining)

@@ -126,13 +126,14 @@ class TargetIndex:
     """N samples of one split.
 
     target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
-    (height, width) of the picture as stored. contents: uint8 (N, 16), first bytes of the sha256 of the file,
-    or of the raw (H, W, 3) pixels of an array. notes: sentences that the caller should pass on to the user.
+    (height, width) of the picture as stored; of videos (N, 3), (frames, height, width). contents: uint8
+    (N, 16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes:
+    sentences that the caller should pass on to the user.
     """
 
     target: str
     split: str
-    kind: Literal["array", "files"]
+    kind: Literal["array", "files", "video"]
     classes: tuple[str, ...]
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]

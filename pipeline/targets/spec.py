@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from sskt.errors import TargetError
 
 SPLITS = ("train", "test")
 IMAGEFOLDER = "imagefolder:"
+VIDEOFOLDER = "videofolder:"
 
 _SMALL_PICTURE_SCALE = Fraction(7, 3)  # METHOD.md section 1: 32 -> 74 and 96 -> 224 after augmentation
 
@@ -56,58 +57,103 @@ class Binary:
 
 
 @dataclass(frozen=True, slots=True)
+class Videos:
+    """Where videos and their lists lie below a target's root; without `lists`, class folders tell."""
+
+    folders: tuple[str, ...] = ()  # of class folders of videos, or of folders of extracted frames
+    lists: str | None = None  # folder of the official lists
+    annotation: str = ""  # JSON file in the form of 3D-ResNets-PyTorch, where there is no such folder
+    split: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class TargetSpec:
     """One target dataset: its identity, its place, and the pictures that the student and the sources see.
 
-    `name` is what runs and stores record; for imagefolder:PATH it holds the folder's name only, since the
-    contents and not the place identify a folder. Pictures in files lie under `root`, which is relative to the
-    data directory or absolute.
+    `name` is what runs and stores record; for imagefolder:PATH and videofolder:PATH it holds the folder's
+    name only, since the contents and not the place identify a folder. Files lie under `root`, which is
+    relative to the data directory or absolute.
     """
 
     name: str
-    kind: Literal["array", "files"]
+    kind: Literal["array", "files", "video"]
     n_classes: int | None  # None: as many as the folder has
     side_px: int  # the square that the student sees
     short_px: int  # evaluation: short side resized to this before the central square is cut
-    plan_kind: Literal["pad-crop-flip", "random-resized-crop-flip"]
+    plan_kind: Literal["pad-crop-flip", "random-resized-crop-flip", "corner-clip"]
     source_scale: Fraction  # side of what the sources see / side_px, rounded down
     how_to_prepare: str  # a clause for the end of an error message
     pad: int = 0  # pad-crop-flip: largest shift, in pixels of the picture as stored
     flip: float = 0.5  # probability of a left-right mirror
     root: Path | None = None
     binary: Binary | None = None
+    videos: Videos | None = None
 
 
 def parse_target(name: str) -> TargetSpec:
-    """The spec of a registry name or of imagefolder:PATH; reads nothing from disk. Raises TargetError if
-    there is none.
+    """The spec of a registry name, of imagefolder:PATH or videofolder:PATH; reads nothing from disk.
+
+    "ucf101:2" is the second official split of a target that has several. Raises TargetError if there is none.
     """
     if name in TARGETS:
         return TARGETS[name]
     if name.startswith(IMAGEFOLDER):
         return _imagefolder(name.removeprefix(IMAGEFOLDER))
+    if name.startswith(VIDEOFOLDER):
+        return _videofolder(name.removeprefix(VIDEOFOLDER))
+    base, _, split = name.partition(":")
+    if base in TARGETS and TARGETS[base].videos is not None:
+        return _of_split(TARGETS[base], split)
     raise TargetError(
-        f"target {name!r} is not known, expected one of {', '.join(TARGETS)} or {IMAGEFOLDER}PATH"
+        f"target {name!r} is not known, expected one of {', '.join(TARGETS)}, {IMAGEFOLDER}PATH or "
+        f"{VIDEOFOLDER}PATH"
     )
 
 
 def target_slug(name: str) -> str:
     """A name that any file system takes: imagefolder:/data/my scenes -> imagefolder-my_scenes."""
-    if name.startswith(IMAGEFOLDER):
-        name = f"imagefolder-{_folder_name(name.removeprefix(IMAGEFOLDER))}"
+    for kind in (IMAGEFOLDER, VIDEOFOLDER):
+        if name.startswith(kind):
+            name = f"{kind[:-1]}-{_folder_name(name.removeprefix(kind))}"
     return re.sub(r"[^\w.-]", "_", name)
 
 
 def _imagefolder(path: str) -> TargetSpec:
     """A user's own folder of pictures, shown the ImageNet way."""
-    root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (resolve() would follow a link's name away)
-    if not path or not root.name:
-        raise TargetError(f"target {IMAGEFOLDER}{path} names no folder, expected {IMAGEFOLDER}PATH")
+    root = _own_folder(IMAGEFOLDER, path)
     prepare = (
         f"put the pictures as {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg, "
         f"or as {root}/CLASS/*.jpg to have a fifth of each class held out"
     )
     return _pictures_224(f"{IMAGEFOLDER}{root.name}", None, root, prepare)
+
+
+def _videofolder(path: str) -> TargetSpec:
+    """A user's own folder of videos."""
+    root = _own_folder(VIDEOFOLDER, path)
+    prepare = (
+        f"put the videos as {root}/train/CLASS/*.mp4 and {root}/val/CLASS/*.mp4, or as {root}/CLASS/*.mp4 "
+        f"to have a fifth of each class held out; a folder of frames stands for a video as well"
+    )
+    return _clips_112(f"{VIDEOFOLDER}{root.name}", None, root, prepare, Videos())
+
+
+def _own_folder(kind: str, path: str) -> Path:
+    root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (resolve() would follow a link's name away)
+    if not path or not root.name:
+        raise TargetError(f"target {kind}{path} names no folder, expected {kind}PATH")
+    return root
+
+
+def _of_split(spec: TargetSpec, split: str) -> TargetSpec:
+    """One of the three official splits of a target of videos; the first has the plain name."""
+    assert spec.videos is not None  # noqa: S101 - asked of those only
+    if split not in ("1", "2", "3"):
+        raise TargetError(f"target {spec.name}:{split}: its splits are 1, 2 and 3")
+    number = int(split)
+    annotation = spec.videos.annotation.replace("1.json", f"{number}.json")
+    videos = replace(spec.videos, split=number, annotation=annotation)
+    return replace(spec, name=spec.name if number == 1 else f"{spec.name}:{number}", videos=videos)
 
 
 def _folder_name(path: str) -> str:
@@ -129,6 +175,36 @@ def _pictures_224(name: str, n_classes: int | None, root: Path, how_to_prepare: 
         how_to_prepare=how_to_prepare,
         root=root,
     )
+
+
+def _clips_112(
+    name: str, n_classes: int | None, root: Path, how_to_prepare: str, videos: Videos
+) -> TargetSpec:
+    """Videos shown the paper's way: clips of 112 px by multi-scale corner crops, the central square for
+    evaluation; sources see their frames at twice that.
+    """
+    return TargetSpec(
+        name=name,
+        kind="video",
+        n_classes=n_classes,
+        side_px=112,
+        short_px=112,
+        plan_kind="corner-clip",
+        source_scale=Fraction(2),
+        how_to_prepare=how_to_prepare,
+        root=root,
+        videos=videos,
+    )
+
+
+def _official_videos(
+    name: str, n_classes: int, folders: tuple[str, ...], lists: str, annotation: str
+) -> TargetSpec:
+    prepare = (
+        f"put the official videos into DATA_DIR/{name}/{folders[0]}/CLASS/ and their lists into "
+        f"DATA_DIR/{name}/{lists}/ (DATA_DIR is --data-dir)"
+    )
+    return _clips_112(name, n_classes, Path(name), prepare, Videos(folders, lists, annotation))
 
 
 def _official_folders(name: str, n_classes: int, class_folder: str) -> TargetSpec:
@@ -200,6 +276,10 @@ _ALL = (
     _small_pictures("stl10", 10, 96, _STL10),
     _official_folders("imagenet", 1000, "WNID"),
     _official_folders("places365", 365, "CLASS"),
+    _official_videos("ucf101", 101, ("UCF-101", "jpg", "frames"), "ucfTrainTestlist", "ucf101_01.json"),
+    _official_videos(
+        "hmdb51", 51, ("hmdb51_org", "jpg", "frames"), "testTrainMulti_7030_splits", "hmdb51_1.json"
+    ),
     _DIGITS,
 )
 TARGETS = {spec.name: spec for spec in _ALL}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.plan import philox4x32
+from pipeline.plan.rows import philox4x32
 
 _KEY = (0x5357_4B54, 0x5355_4253)  # fixed for good: it decides the digits' test split and what --limit takes
 

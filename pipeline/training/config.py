@@ -34,9 +34,12 @@ class TrainConfig:
     milestones: tuple[int, ...]
     gamma: float
     momentum: float
+    dampening: float
     weight_decay: float
     clip_norm: float | None  # largest norm of all gradients together
     label_smoothing: float
+    finetune_from: str | None  # name and sha256 of the weights that the backbone began with
+    freeze_until: str | None  # the backbone's part before this one stays as it is
     mixup: float  # a of Beta(a, a); 0: off
     cutmix: float
     seed: int

@@ -23,7 +23,7 @@ from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Loader, Order
-from pipeline.plan import Centre, Plan
+from pipeline.plan import Centre, CentreClip, Plan
 from pipeline.progress import Progress
 from pipeline.ranks import Ranks
 from pipeline.run import Run
@@ -46,7 +46,7 @@ class Lesson:
     index: TargetIndex
     test_index: TargetIndex
     plan: Plan
-    eval_plan: Centre
+    eval_plan: Centre | CentreClip
     labels: Labels | None  # None: no sources
 
     def contents(self) -> dict[str, str]:

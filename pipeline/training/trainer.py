@@ -30,7 +30,7 @@ from sskt.backbones import Backbone
 from sskt.errors import RunError
 from sskt.objective import Losses, Objective
 from sskt.schedules import Schedule
-from sskt.student import Student
+from sskt.student import Student, memory_layout
 
 # None on Windows
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
@@ -72,9 +72,11 @@ class Trainer:
         self._device = execution.device
         n_sources = labels.n_classes if labels else {}
         self.student = Student(backbone, len(index.classes), n_sources, config.transfer_module)
+        if config.freeze_until is not None:
+            self.student.freeze_until(config.freeze_until)
         self.student.to(self._device)
         if config.channels_last:
-            self.student.to(memory_format=torch.channels_last)
+            self.student.to(memory_format=memory_layout(self.student))
         objective: nn.Module = Objective(
             self.student,
             alpha=config.alpha,
@@ -87,9 +89,10 @@ class Trainer:
         objective = ranks.parallel(objective, self._device)
         self._objective: Callable[..., Losses] = torch.compile(objective) if config.compiled else objective
         self._optimiser = torch.optim.SGD(
-            self.student.parameters(),
+            [weight for weight in self.student.parameters() if weight.requires_grad],
             lr=config.lr,
             momentum=config.momentum,
+            dampening=config.dampening,
             weight_decay=config.weight_decay,
             fused=True,
         )

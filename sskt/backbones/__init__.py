@@ -8,14 +8,22 @@ from functools import partial
 from sskt.backbones.cifar_resnet import CifarResNet
 from sskt.backbones.features import Backbone, Features
 from sskt.backbones.resnet import ResNet
+from sskt.backbones.resnet3d import ResNet3D
 from sskt.backbones.tapped import Tapped
+from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.errors import RunError
 
-__all__ = ["BACKBONES", "Backbone", "Features", "Tapped", "build_backbone"]
+__all__ = ["BACKBONES", "CLIP_BACKBONES", "Backbone", "Features", "Tapped", "build_backbone"]
 
+CLIP_BACKBONES: dict[str, Callable[[], Backbone]] = {
+    **{f"resnet3d{depth}": partial(ResNet3D, depth, "A") for depth in (10, 18, 34, 50)},
+    **{f"resnet3d{depth}-b": partial(ResNet3D, depth, "B") for depth in (10, 18, 34, 50)},
+    **{name: partial(TorchVideo, name) for name in TORCH_VIDEO},
+}
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (18, 34, 50)},
+    **CLIP_BACKBONES,
 }
 
 

@@ -1,0 +1,95 @@
+"""What a plan decides, and where its randomness comes from.
+
+The counter-based generator Philox4x32-10 (Salmon et al., SC 2011), with the sample id and view as the counter
+and the seed as the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALGORITHM = "philox4x32-10/v1"  # enters the fingerprint: a changed draw must never pass for the same plan
+# counter word 3: what a draw is for; the tries of a resized crop follow RESIZED
+FLIP, SHIFT, RESIZED, CLIP = 0, 1, 2, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What to do with each of N pictures or videos.
+
+    ids: int64 (N,). windows: int32 (N, 4), (top, left, height, width) in picture pixels; a window may
+    reach outside the picture, where pixels are black. flips: bool (N,), mirror left-right after the resize.
+    frames: int32 (N, F), which frames of each video, all through the same window; None for pictures.
+    """
+
+    ids: NDArray[np.int64]
+    windows: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    frames: NDArray[np.int32] | None = None
+
+    def sha256(self) -> str:
+        """Hex digest of the decisions, for tests and records."""
+        parts = [self.ids, self.windows, self.flips] + ([] if self.frames is None else [self.frames])
+        return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
+
+
+class Plan(Protocol):
+    """A frozen recipe of augmentation that turns (view, ids, picture sizes) into `Rows`."""
+
+    @property
+    def side_px(self) -> int:
+        """Height and width of the pictures or clips that the student sees."""
+
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+        """Decisions for one view of the samples `ids` (N,), whose pictures measure `sizes` (N, 2) as
+        (height, width), or whose videos measure (N, 3) as (frames, height, width).
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that the decisions depend on, for the fingerprint."""
+
+
+def flips_of(seed: int, ids: NDArray[np.int64], view: int, probability: float) -> NDArray[np.bool_]:
+    """Which rows are mirrored: bool (N,)."""
+    flips: NDArray[np.bool_] = draws_of(seed, ids, view, FLIP)[:, 0] < probability * 2**32
+    return flips
+
+
+def below(draws: NDArray[np.uint32], bound: NDArray[Any] | int) -> NDArray[np.int64]:
+    """Integers in [0, bound) from 32-bit draws, by multiply-shift (bias below bound / 2^32)."""
+    product: NDArray[np.uint64] = draws.astype(np.uint64) * np.asarray(bound, dtype=np.uint64)
+    return (product >> np.uint64(32)).astype(np.int64)
+
+
+def draws_of(seed: int, ids: NDArray[np.int64], view: int, purpose: int) -> NDArray[np.uint32]:
+    """Four independent uint32 draws (N, 4) for each id, from Philox4x32 with ten rounds."""
+    if view < 0 or seed < 0:
+        raise ValueError(f"view is {view} and seed is {seed}, both must be 0 or more")
+    counter = np.empty((4, len(ids)), dtype=np.uint64)
+    counter[0], counter[1] = ids & 0xFFFFFFFF, ids >> 32
+    counter[2], counter[3] = view, purpose
+    return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)).T
+
+
+def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Philox4x32-10: counter uint64 (4, N), each word below 2^32, and a key of two words; returns uint32 (4,
+    N).
+    """
+    mask = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        left, right = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (right >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
+            right & mask,
+            (left >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
+            left & mask,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3]).astype(np.uint32)

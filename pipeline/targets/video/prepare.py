@@ -1,0 +1,120 @@
+"""Pack every video of a target once: side by side, to be stopped and gone on with at any time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from cache.files import sweep
+from pipeline.progress import Progress
+from pipeline.targets.decode import UnreadableError
+from pipeline.targets.spec import TargetSpec
+from pipeline.targets.video.lists import Clip, list_videos
+from pipeline.targets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
+from pipeline.targets.video.record import Record, pack_path, write_record
+from sskt.errors import TargetError
+
+_NAMED = 5  # videos that a message names
+_KEPT, _NEW, _MISSING = "kept", "new", "missing"  # what became of a video
+
+Say = Callable[[str], None]
+
+
+def prepare_videos(
+    spec: TargetSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool, say: Say
+) -> None:
+    """Pack what is not packed yet below `index_dir`, and record which listed videos there are not.
+
+    A pack is done again if its video or `packing` has changed, or its bytes. Raises TargetError, after all
+    others are packed, that names what is missing or cannot be decoded, unless `allow_missing`; and
+    TargetError if packs cannot be written.
+    """
+    listing = list_videos(spec, data_dir)
+    clips = [clip for split in listing.clips.values() for clip in split]
+    for note in listing.notes:
+        say(note)
+    found = _pack_all(spec, data_dir, index_dir, clips, packing)
+    missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
+    damaged = {name: what for name, what in found.items() if what not in (_MISSING, _KEPT, _NEW)}
+    kept, new = (sum(what == state for what in found.values()) for state in (_KEPT, _NEW))
+    say(
+        f"{spec.name}: {kept + new:,} of {len(clips):,} listed videos are packed ({kept:,} from before), "
+        f"short side {packing.short_px} px, JPEG quality {packing.quality}"
+    )
+    problems = _problems(missing, damaged)
+    if not kept + new:
+        what = "; ".join(problems)
+        raise TargetError(f"{data_dir / str(spec.root)}: no video to train on: {what}; {spec.how_to_prepare}")
+    if problems and not allow_missing:
+        raise TargetError(
+            f"{spec.name}: {'; '.join(problems)}; the rest is packed. Restore them and prepare again, "
+            f"or go on without them: sskt prepare --target {spec.name} --allow-missing"
+        )
+    for problem in problems:
+        say(f"{spec.name}: {problem}; left out, as asked")
+    write_record(spec, data_dir, index_dir, Record(packing, missing, damaged))
+
+
+def _pack_all(
+    spec: TargetSpec, data_dir: Path, index_dir: Path, clips: list[Clip], packing: Packing
+) -> dict[str, str]:
+    """What became of each: `_KEPT`, `_NEW`, `_MISSING`, or why it cannot be used."""
+    paths = {clip.name: pack_path(spec, data_dir, index_dir, clip.name) for clip in clips}
+    found: dict[str, str] = {}
+    # threads, since FFmpeg, the resize and the JPEG encoder all run outside the interpreter
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pack")
+    with Progress(f"packing {spec.name}", total=len(clips)) as progress:
+        jobs = {pool.submit(_pack, clip, paths[clip.name], packing): clip.name for clip in clips}
+        try:
+            for job in as_completed(jobs):
+                name = jobs[job]
+                try:
+                    found[name] = job.result()
+                except OSError as error:
+                    raise TargetError(
+                        f"{paths[name]}: cannot be written ({error.strerror or error}); make room, or choose "
+                        f"another --cache-dir"
+                    ) from error
+                progress.advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for folder in {path.parent for path in paths.values()}:
+                sweep(folder)
+    return found
+
+
+def _pack(clip: Clip, path: Path, packing: Packing) -> str:
+    """Pack one video, unless a sound pack of it is there; if a video has gone since, its pack is kept."""
+    try:
+        stamp = None if clip.source is None else Stamp.of(clip.source)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    packed = read_pack(path)
+    same = packed is not None and packed.packing == packing and stamp in (None, packed.stamp)
+    if same and packed is not None and is_sound(path, packed):
+        return _KEPT
+    if clip.source is None:
+        return _MISSING
+    try:
+        write_pack(clip.source, path, packing)
+    except UnreadableError as error:
+        return str(error)
+    return _NEW
+
+
+def _problems(missing: tuple[str, ...], damaged: dict[str, str]) -> list[str]:
+    """One clause for each kind of trouble."""
+    problems = []
+    if missing:
+        problems.append(f"{len(missing):,} listed videos are not there ({_first(missing)})")
+    if damaged:
+        named = [f"{name}: {damaged[name]}" for name in sorted(damaged)]
+        problems.append(f"{len(damaged):,} videos cannot be used ({_first(named)})")
+    return problems
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,68 @@
+"""Where a target's packs lie, and what is known of those listed videos that have none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cache.files import write_durably
+from pipeline.targets.spec import TargetSpec, target_slug
+from pipeline.targets.video.pack import SUFFIX, Packing
+from sskt.errors import TargetError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One split's preparation, as it ended."""
+
+    packing: Packing
+    missing: tuple[str, ...] = ()  # listed, and nowhere to be found
+    damaged: dict[str, str] = field(default_factory=dict)  # name to reason
+
+    @property
+    def left_out(self) -> set[str]:
+        """Videos that the user goes on without."""
+        return {*self.missing, *self.damaged}
+
+
+def pack_path(spec: TargetSpec, data_dir: Path, index_dir: Path, name: str) -> Path:
+    """Where the pack of one video lies; the splits of a target share their packs."""
+    return _folder(spec, data_dir, index_dir) / f"{name}{SUFFIX}"
+
+
+def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | None:
+    """How the preparation of this split ended; None if it has not. Raises TargetError for a damaged file."""
+    path = _file(spec, data_dir, index_dir)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Record(Packing(**found["packing"]), tuple(found["missing"]), dict(found["damaged"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TargetError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); remove it and run "
+            f"sskt prepare --target {spec.name} again"
+        ) from None
+
+
+def write_record(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
+    """Keep how it ended."""
+    text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
+    write_durably(_file(spec, data_dir, index_dir), text.encode())
+
+
+def _folder(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Path:
+    """Videos of one's own share a name with others' too easily: the place of the folder is added."""
+    slug = target_slug(spec.name.partition(":")[0])
+    if spec.videos is not None and spec.videos.lists is None:
+        place = hashlib.sha256(os.fsencode((data_dir / str(spec.root)).resolve())).hexdigest()[:12]
+        slug = f"{target_slug(spec.name)}-{place}"
+    return index_dir / slug
+
+
+def _file(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Path:
+    split = 1 if spec.videos is None else spec.videos.split
+    return _folder(spec, data_dir, index_dir) / f"prepared-{split}.json"

@@ -1,0 +1,30 @@
+"""A pretrained network for clips as a source: one of our backbones with the head that its weights bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from sskt.backbones import build_backbone
+
+_HEAD = "fc."  # torchvision's and 3D-ResNets-PyTorch's name
+
+
+class ClipClassifier(nn.Module):
+    """Normalised clips (N, 3, D, H, W) to logits (N, n_classes)."""
+
+    def __init__(self, architecture: str, n_classes: int) -> None:
+        super().__init__()
+        self.backbone = build_backbone(architecture)
+        self.fc = nn.Linear(self.backbone.n_features, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, from normalised clips."""
+        logits: Tensor = self.fc(self.backbone(x).pooled)
+        return logits
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A published state dict with the keys of a `ClipClassifier`."""
+    return {key if key.startswith(_HEAD) else f"backbone.{key}": value for key, value in state.items()}

@@ -1,0 +1,83 @@
+"""f_s for clips (SSKT eq. 6): which frames of a clip a source sees, and how several answers become one.
+
+The paper takes the centre frame, and names better functions as open work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sskt.errors import SourceError
+
+CENTER_FRAME = "center_frame"
+MEAN_FRAME = "mean_frame"
+FRAMES = "frames"
+CLIP = "clip"  # every frame at once: for sources that read clips
+REFERENCE = "reference"  # the centre frame as the released code shows it; see pipeline.choices
+NAMES = f"{CENTER_FRAME}, {MEAN_FRAME}, {FRAMES}:K, {FRAMES}:K:log-probabilities or {REFERENCE}"
+_LOGITS, _LOG_PROBABILITIES = "logits", "log-probabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """One function, of clips of `n_frames`; all of it is identity."""
+
+    kind: str
+    n_frames: int
+    k: int = 1  # answers of which one is made
+    average: str = _LOGITS  # of the k answers; or "log-probabilities"
+
+    @classmethod
+    def parse(cls, name: str, n_frames: int) -> ClipFrames:
+        """What a user names. Raises SourceError for anything else, and for more frames than a clip has."""
+        kind, _, rest = name.partition(":")
+        if kind in (CENTER_FRAME, MEAN_FRAME, REFERENCE) and not rest:
+            return cls(CENTER_FRAME if kind == REFERENCE else kind, n_frames)
+        count, _, average = rest.partition(":")
+        if kind != FRAMES or not count.isdecimal() or average not in ("", _LOG_PROBABILITIES):
+            raise SourceError(f"what a source sees of a clip is {name!r}, expected {NAMES}")
+        if not 0 < int(count) <= n_frames:
+            raise SourceError(f"{name} takes {count} frames of clips of {n_frames}; take at most {n_frames}")
+        return cls(kind, n_frames, int(count), average or _LOGITS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a fingerprint."""
+        return asdict(self)
+
+    @property
+    def picks(self) -> tuple[int, ...]:
+        """The places in a clip that have to be drawn, in order.
+
+        K frames are the middles of K equal parts of the clip; the centre frame is n_frames // 2, as in the
+        released code.
+        """
+        if self.kind == CENTER_FRAME:
+            return (self.n_frames // 2,)
+        if self.kind == FRAMES:
+            return tuple((2 * i + 1) * self.n_frames // (2 * self.k) for i in range(self.k))
+        return tuple(range(self.n_frames))
+
+    def pictures(self, picked: Tensor) -> Tensor:
+        """What the network is asked about: uint8 (N, 3, F, H, W) of picked frames to (N * r, 3, H, W).
+
+        r is K for K frames and else 1; a mean frame is rounded to whole grey levels. A source that reads
+        clips gets (N, 3, F, H, W) as it is.
+        """
+        if self.kind == CLIP:
+            return picked
+        if self.kind == MEAN_FRAME:
+            return picked.to(torch.float32).mean(dim=2).round().to(torch.uint8)
+        return picked.transpose(1, 2).flatten(0, 1)
+
+    def answer(self, logits: Tensor) -> Tensor:
+        """One row for each clip: float (N * r, classes) to (N, classes)."""
+        if self.kind != FRAMES:
+            return logits
+        each = logits.view(-1, self.k, logits.shape[1])
+        if self.average == _LOG_PROBABILITIES:
+            each = each.log_softmax(dim=2)
+        return each.mean(dim=1)
