@@ -69,7 +69,7 @@ class Bench:
         self.sources = {}
         for name in names:
             source = open_source(name, weights=weights.get(name), weights_dir=self.places.weights_dir)
-            input_map = augmentation.input_map(spec, source.spec.mean, source.spec.std)
+            input_map = augmentation.input_map(spec, source.spec)
             self.sources[name] = (source, input_map)
         job = Job(args.target, self.index, list(self.sources.values()), self.plan, args.views)
         reports = precompute(

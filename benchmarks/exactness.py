@@ -52,7 +52,7 @@ def main() -> None:
     other = "torch" if made_by == "dali" else "dali"
     plan, input_map = (
         Augmentation().training_plan(spec),
-        Augmentation().input_map(spec, source.spec.mean, source.spec.std),
+        Augmentation().input_map(spec, source.spec),
     )
     plain = eager(source.module, input_map, draw(index, plan, other, positions, views))
     forward = Forward.from_dict(store.manifest.made_by)

@@ -51,7 +51,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     sources = []
     for name in args.source:
         source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
-        sources.append((source, augmentation.input_map(spec, source.spec.mean, source.spec.std)))
+        sources.append((source, augmentation.input_map(spec, source.spec)))
     side = sources[0][1].side_px
     print(f"{args.target}, {len(index)} pictures, {args.views} views, sources at {side} px, {args.amp}")
 

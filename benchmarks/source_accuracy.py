@@ -38,7 +38,7 @@ def main() -> None:
     spec = parse_target(args.target)
     index = load_index(spec, "test", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
     source = open_source(args.source, weights=args.weights, weights_dir=args.data_dir / "weights")
-    input_map = Augmentation().input_map(spec, source.spec.mean, source.spec.std)
+    input_map = Augmentation().input_map(spec, source.spec)
     frozen = FrozenSource(source, input_map, device=execution.device, forward=execution.forward(len(index)))
     renderer = open_renderer(
         index,

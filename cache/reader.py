@@ -123,8 +123,8 @@ class StoreReader:
 
     @cached_property
     def probe(self) -> NDArray[np.uint8]:
-        """(P, 3, H, W) uint8, of clips (P, 3, F, H, W): view 0 of the probe's samples as rendered when the store
-        was made.
+        """(P, 3, H, W) uint8, of clips (P, 3, F, H, W): view 0 of the probe's samples as rendered when the
+        store was made.
         """
         return self._table("probe")
 

@@ -99,7 +99,7 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         SPLIT,
     ),
     folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
-    text_option("--model", f"resnet20, resnet18, ...; of clips resnet3d18, r3d_18, ... {_OF_RECIPE}"),
+    text_option("--model", f"resnet20, resnet18 and the like; of clips resnet3d18, r3d_18. {_OF_RECIPE}"),
     together(
         "supervision",
         _supervision,
@@ -228,10 +228,10 @@ def train(
     JSON,
 )
 def evaluate(run: Path, clips: int, best: bool, execution: Execution, as_json: bool, **_told: Any) -> None:
-    """Score a run's student on the test split, and write its confusion matrix into the run.
+    """Score a run's student on the test split.
 
-    A video's answer is the mean of its clips'. The data are looked for where the run found them, unless
-    --data-dir says otherwise.
+    Its confusion matrix goes into the run's folder. A video's answer is the mean of its clips'. The data are
+    looked for where the run found them, unless --data-dir says otherwise.
     """
     from pipeline.api import run_evaluate
 

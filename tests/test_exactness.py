@@ -113,7 +113,7 @@ def test_512_stored_rows_are_those_of_a_plain_forward_on_the_other_renderers_pix
 @pytest.mark.parametrize("name", ["imagenet", PROGRAM])
 def test_live_logits_equal_stored_ones_for_any_batch_and_order(made, name):
     source = open_source(made.names[name], weights=made.places.weights.get(name), weights_dir=Path("none"))
-    input_map = Augmentation().input_map(parse_target("cifar10"), source.spec.mean, source.spec.std)
+    input_map = Augmentation().input_map(parse_target("cifar10"), source.spec)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"))
     live = LiveLabels({name: frozen}, views=VIEWS)
     cached = CachedLabels({name: made.stores[name]}, made.index, views=VIEWS, residence=HERE, temperature=3.0)

@@ -46,7 +46,7 @@ def test_real_cifar10_gives_the_pictures_that_its_mosaics_show(cifar_dir):
                 digest = hashlib.sha256(picture.tobytes()).digest()[:16]
                 assert index.contents[row].tobytes() == digest
         assert index.sizes.tolist() == [[32, 32]] * n
-    assert prepared(cifar_dir) == ["cifar10"]
+    assert prepared(cifar_dir, cifar_dir) == ["cifar10"]
 
 
 def test_subset_keeps_ids_and_pictures(cifar_dir):

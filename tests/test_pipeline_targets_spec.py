@@ -28,9 +28,20 @@ def test_sources_see_what_the_paper_says(name, side, source_side, plan):
 
 
 def test_unknown_name_lists_what_exists():
-    with pytest.raises(TargetError, match=r"'cifar' is not known.*cifar10.*digits or imagefolder:PATH"):
+    with pytest.raises(
+        TargetError, match=r"'cifar' is not known.*cifar10.*digits, imagefolder:PATH or videofolder:PATH"
+    ):
         parse_target("cifar")
-    assert set(TARGETS) == {"cifar10", "cifar100", "stl10", "imagenet", "places365", "digits"}
+    assert set(TARGETS) == {
+        "cifar10",
+        "cifar100",
+        "stl10",
+        "imagenet",
+        "places365",
+        "ucf101",
+        "hmdb51",
+        "digits",
+    }
 
 
 @pytest.mark.parametrize("name", ["imagefolder:", "imagefolder:/"])

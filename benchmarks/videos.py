@@ -1,0 +1,193 @@
+"""Videos: the clip loader beside seeking in the files, and what stage one pays for a view.
+
+    python benchmarks/videos.py --data-dir DATA --source imagenet --weights imagenet=FILE
+
+The target (UCF101) must be prepared under --cache-dir. "seeking" is a DataLoader with two workers that opens
+the video with PyAV, seeks to the key frame before a random start, decodes on to the clip, and cuts, resizes
+and mirrors it with torchvision. Stage one is set beside what a view cannot do without: its frames drawn, and
+as many forwards of the same compiled source on a resident batch.
+"""
+
+import argparse
+import statistics
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from time import perf_counter
+
+import av
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as tvf
+
+from pipeline.api import Augmentation, Places, choose_execution, open_index
+from pipeline.fingerprint import seen_by
+from pipeline.job import Job
+from pipeline.loader import Loader, Order
+from pipeline.precompute import precompute
+from pipeline.ranks import Ranks
+from pipeline.render import in_batches
+from pipeline.schedule import Share
+from pipeline.targets import parse_target
+from pipeline.targets.video.lists import list_videos
+from pipeline.teachers import choose_forward, open_teacher
+from sskt.sources import open_source
+
+N_FRAMES = 16
+
+
+def main() -> None:
+    args = _arguments()
+    weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
+    places = Places(args.data_dir, args.cache_dir, weights)
+    spec = parse_target(args.target)
+    index = open_index(args.target, "train", places=places, say=print)
+    clips = list_videos(spec, args.data_dir).clips["train"]
+    files = [clips[i].source for i in index.ids]
+    packed = sum(Path(index.name_of(row)).stat().st_size for row in range(len(index)))
+    stored = sum(file.stat().st_size for file in files)
+    frames = int(index.sizes[:, 0].sum())
+    print(
+        f"{len(index)} videos, {frames:,} frames: packed {packed / 1e6:.1f} MB, {packed / frames:,.0f} bytes "
+        f"a frame, {packed / stored:.2f} x the files ({stored / 1e6:.1f} MB)"
+    )
+    loaders(args, index, files, parse_target(args.target))
+    if args.source:
+        stage_one(args, index, places, spec)
+
+
+def loaders(args: argparse.Namespace, index, files: list[Path], spec) -> None:
+    execution = choose_execution(device="cpu", threads=2)
+    plan = Augmentation().training_plan(spec)
+    rates: dict[str, list[float]] = {"seeking, DataLoader, 2 workers": [], "ours": []}
+    order = Order(len(index), args.batch_size, 0, Ranks())
+    seeking = torch.utils.data.DataLoader(
+        Seeking(files, [int(n) for n in index.sizes[:, 0]], plan.side_px),
+        batch_size=args.batch_size,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+    with closing(execution.open_renderer(index, plan, batch_size=args.batch_size)) as renderer:
+        loader = Loader(index, renderer, order, torch.device("cpu"))
+        for round_ in range(args.rounds + 1):
+            started = perf_counter()
+            n = sum(len(clips) for clips in seeking)
+            took = perf_counter() - started
+            started = perf_counter()
+            ours = sum(
+                len(batch.pixels)
+                for repeat in range(4)
+                for batch in loader.epoch(repeat, 4 * round_ + repeat)
+            )
+            took_ours = perf_counter() - started
+            if round_:  # the first warms both up
+                rates["seeking, DataLoader, 2 workers"].append(n / took)
+                rates["ours"].append(ours / took_ours)
+    base = statistics.median(rates["seeking, DataLoader, 2 workers"])
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        print(
+            f"{name:<40}{middle:>8.1f} clips/s ({min(found):.1f} to {max(found):.1f}){middle / base:>8.2f} x"
+        )
+
+
+class Seeking(torch.utils.data.Dataset):
+    """What everyone writes first."""
+
+    def __init__(self, files: list[Path], lengths: list[int], side_px: int) -> None:
+        self._files, self._lengths, self._side = files, lengths, side_px
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        torch.set_num_threads(1)
+        start = int(torch.randint(0, max(1, self._lengths[i] - N_FRAMES + 1), ()))
+        frames: list[np.ndarray] = []
+        with av.open(str(self._files[i]), metadata_errors="ignore") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            container.seek(int(start / stream.average_rate / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                if frame.pts * stream.time_base * stream.average_rate >= start:
+                    frames.append(frame.to_ndarray(format="rgb24"))
+                if len(frames) == N_FRAMES:
+                    break
+        while len(frames) < N_FRAMES:
+            frames.append(frames[len(frames) % max(1, len(frames))])
+        clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        side = int(min(clip.shape[2:]) * 2 ** (-int(torch.randint(0, 5, ())) / 4))
+        top, left = (int(torch.randint(0, size - side + 1, ())) for size in clip.shape[2:])
+        clip = tvf.resized_crop(clip, top, left, side, side, [self._side, self._side], antialias=True)
+        return clip.flip(-1) if torch.rand(()) < 0.5 else clip
+
+
+def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
+    execution = choose_execution(device="cpu", threads=2, compiled=True, amp=args.amp)
+    augmentation = Augmentation(source_side_px=args.source_size)
+    plan = augmentation.training_plan(spec)
+    name = args.source
+    source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+    input_map = augmentation.input_map(spec, source.spec)
+    n = len(index) * args.views
+
+    def drawing(what) -> float:
+        """Seconds to draw every view."""
+        batches = in_batches(np.arange(len(index)), 64)
+        with closing(execution.open_renderer(index, what, batch_size=64)) as renderer:
+            for _ in renderer.render(0, batches):
+                pass
+            started = perf_counter()
+            for view in range(args.views):
+                for _ in renderer.render(view, batches):
+                    pass
+            return perf_counter() - started
+
+    def asking() -> float:
+        """Seconds of as many forwards on a resident batch."""
+        forward = choose_forward(source, input_map, execution, plan.side_px, n)
+        frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
+        pixels = torch.randint(0, 256, frozen.black(64).shape, dtype=torch.uint8)
+        frozen.logits(pixels)
+        times = []
+        while sum(times) < args.seconds:
+            started = perf_counter()
+            for waiting in [frozen.begin(pixels) for _ in range(4)]:
+                waiting()
+            times.append(perf_counter() - started)
+        return n / (4 * len(pixels) / statistics.median(times))
+
+    before = asking()
+    seen, whole = drawing(seen_by(input_map, plan)), drawing(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(args.target, index, [(source, input_map)], plan, args.views)
+        (report,) = precompute(job, cache_dir=Path(folder), execution=execution, share=Share(), say=print)
+    asked = statistics.mean([before, asking()])
+    print(
+        f"{n} rows: stage one {report.wall_s:.1f} s; frames drawn {seen:.1f} s + forwards {asked:.1f} s: "
+        f"ratio {report.wall_s / (seen + asked):.3f}; whole clips would take {whole:.1f} s to draw"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="ucf101")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
+    parser.add_argument("--source")
+    parser.add_argument("--weights", action="append", default=[])
+    parser.add_argument("--source-size", type=int)
+    parser.add_argument("--amp", default="auto")
+    parser.add_argument("--views", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Both stages on videos: what is stored is what the source says of the student's own clips."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import shared
+from programs import save_program
+from safetensors.torch import load_file, save_file
+from videos import make_folder
+
+from cache.errors import StoreMismatch
+from cache.store import Store, find_stores
+from pipeline.api import (
+    Augmentation,
+    Places,
+    Supervision,
+    Tuning,
+    choose_execution,
+    open_index,
+    run_evaluate,
+    run_precompute,
+    run_prepare,
+    run_train,
+)
+from pipeline.plan import CentreClip, CornerClip
+from pipeline.render import open_renderer
+from pipeline.run import read_metrics
+from sskt.backbones import build_backbone
+from sskt.clip_classifier import ClipClassifier
+from sskt.errors import RunError, TargetError
+from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS, normalise
+from sskt.sources import open_source
+from sskt.student import build_student
+
+CPU = torch.device("cpu")
+SMALL = Augmentation(side_px=32, n_frames=4)
+
+
+def quiet(_text):
+    pass
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A prepared folder of made videos, and a program that looks at one picture."""
+    folder = tmp_path_factory.mktemp("videos")
+    root = make_folder(folder / "videos", n_per_class=6, n_frames=12)
+    places = Places(folder / "data", folder / "stores")
+    target = f"videofolder:{root}"
+    run_prepare(target, places=places, say=quiet)
+    program = save_program(folder / "colours.pt2")
+    return target, places, f"program:{program}"
+
+
+def train(target, places, out, **more):
+    settings = {"epochs": 2, "batch_size": 4, "lr": 0.01, **more.pop("overrides", {})}
+    return run_train(
+        target,
+        places=places,
+        out=out,
+        say=quiet,
+        model=more.pop("model", "resnet3d10"),
+        augmentation=more.pop("augmentation", SMALL),
+        tuning=more.pop("tuning", Tuning(amp="fp32")),
+        execution=choose_execution(device="cpu"),
+        overrides=settings,
+        **more,
+    )
+
+
+def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_path):
+    """200 rows of real clips, against a plain forward on the other renderer's whole clips."""
+    data, weights = shared("data"), shared("weights/imagenet_resnet50.safetensors")
+    places = Places(data, tmp_path / "stores", {"imagenet": weights})
+    run_prepare("ucf101", places=places, say=quiet, allow_missing=True)
+    augmentation = Augmentation(source_side_px=112)
+    run_precompute(
+        ["ucf101"], ["imagenet"], views=4, augmentation=augmentation, places=places,
+        execution=choose_execution(device="cpu", compiled=False), say=quiet,
+    )  # fmt: skip
+    (path,) = find_stores(tmp_path / "stores")
+    store = Store.open(path)
+    index = open_index("ucf101", "train", places=places, say=quiet)
+    assert store.manifest.identity["plan"]["n_frames"] == 16
+    assert store.manifest.identity["input"]["frames"]["kind"] == "center_frame"
+    network = open_source("imagenet", weights=weights, weights_dir=tmp_path).module
+    rng, rows = np.random.default_rng(0), 0
+    positions = rng.permutation(len(index))[:50]
+    for backend in ("torch", "dali"):
+        for view in (0, 3) if backend == "torch" else (1, 2):
+            renderer = open_renderer(
+                index, CornerClip(112), backend=backend, device=CPU, batch_size=50, threads=2
+            )
+            with (
+                closing(renderer),
+                closing(renderer.render(view, [positions])) as drawn,
+                torch.inference_mode(),
+            ):
+                (clips,) = drawn
+                x = normalise(clips[:, :, 8].contiguous(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+                truth = network(x)
+            stored = torch.from_numpy(store.view(view)[positions].astype(np.float32))
+            cosine = F.cosine_similarity(stored, truth, dim=1)
+            assert float(cosine.min()) >= 0.999, (backend, view, int(cosine.argmin()))
+            rows += len(cosine)
+    assert rows == 200
+
+
+@pytest.mark.parametrize("frames", ["center_frame", "frames:2", "mean_frame", "reference"])
+def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_path, frames):
+    target, places, source = made
+    places = replace(places, cache_dir=places.cache_dir)
+    augmentation = replace(SMALL, source_frames=frames)
+    run_precompute([target], [source], views=2, augmentation=augmentation, places=places, say=quiet)
+    runs = {}
+    for labels in ("cached", "live"):
+        taught = Supervision(sources=(source,), labels=labels, views=2)
+        train(target, places, tmp_path / labels, supervision=taught, augmentation=augmentation)
+        runs[labels] = read_metrics(tmp_path / labels)
+    for cached, live in zip(*runs.values(), strict=True):
+        assert cached["train_loss"] == live["train_loss"]
+        assert cached["test_loss"] == live["test_loss"]
+
+
+def test_a_store_for_other_frames_of_a_clip_is_refused(made, tmp_path):
+    target, places, source = made
+    other = replace(places, cache_dir=tmp_path / "stores")
+    run_prepare(target, places=other, say=quiet)
+    run_precompute([target], [source], views=1, augmentation=SMALL, places=other, say=quiet)
+    for changed, field in (
+        (replace(SMALL, source_frames="frames:2"), r"input\.frames\.kind is .center_frame. in the store"),
+        (replace(SMALL, stride=2), r"plan\.stride is 1 in the store"),
+        (replace(SMALL, n_frames=6), r"n_frames is 4 in the store"),
+    ):
+        with pytest.raises(StoreMismatch, match=field):
+            train(target, other, tmp_path / "no", supervision=Supervision(sources=(source,), labels="cached"),
+                  augmentation=changed)  # fmt: skip
+    assert not (tmp_path / "no").exists()
+
+
+def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path):
+    target, places, program = made
+    torch.manual_seed(0)
+    network = ClipClassifier("resnet3d10", 400).eval()
+    state = {k.removeprefix("backbone."): v for k, v in network.state_dict().items()}
+    save_file(state, tmp_path / "kinetics.safetensors")
+    places = replace(places, weights={"kinetics:resnet3d10": tmp_path / "kinetics.safetensors"})
+    reports = run_precompute(
+        [target], ["kinetics:resnet3d10", program], views=1, augmentation=SMALL, places=places, say=quiet
+    )
+    index = open_index(target, "train", places=places, say=quiet)
+    plan = CornerClip(32, n_frames=4)
+    renderer = open_renderer(index, plan, backend="torch", device=CPU, batch_size=12, threads=1)
+    with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn, torch.inference_mode():
+        (clips,) = drawn
+        truth = network(normalise(clips, KINETICS_MEAN, WHOLE_LEVELS))
+    stored = Store.open(reports[0].path).view(0).astype(np.float32)
+    np.testing.assert_allclose(stored, truth, rtol=0.05, atol=0.02 * float(truth.abs().max()))
+    summary = train(
+        target, places, tmp_path / "run", supervision=Supervision(labels="cached"), overrides={"epochs": 1}
+    )
+    assert set(summary["sources"]) >= {"kinetics:resnet3d10"}
+    with pytest.raises(RunError, match="reads clips, and digits holds pictures"):
+        run_precompute(["digits"], ["kinetics:resnet3d10"], places=places, say=quiet)
+
+
+def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
+    target, places, _ = made
+    train(target, places, tmp_path / "run", supervision=Supervision(method="scratch"))
+    figures = run_evaluate(
+        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), say=quiet, clips=4
+    )
+    index = open_index(target, "test", places=places, say=quiet)
+    student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
+    student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
+    renderer = open_renderer(
+        index, CentreClip(32, 4, 1, 4), backend="torch", device=CPU, batch_size=4, threads=1
+    )
+    clips_right, shares = 0, np.zeros((len(index), 2))
+    with closing(renderer), torch.inference_mode():
+        for view in range(4):
+            (clips,) = renderer.render(view, [np.arange(len(index))])
+            for n, clip in enumerate(clips):
+                z = student.predict(normalise(clip[None], KINETICS_MEAN, WHOLE_LEVELS))[0].numpy()
+                clips_right += int(z.argmax() == index.labels[n])
+                shares[n] += np.exp(z) / np.exp(z).sum() / 4
+    right = shares.argmax(axis=1) == index.labels
+    assert figures["test_top1"] == pytest.approx(100 * right.mean())
+    assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / (4 * len(index)))
+    assert figures["n_clips"] == 4
+    lines = (tmp_path / "run" / "confusion.csv").read_text().splitlines()
+    matrix = np.array([[int(v) for v in line.split(",")[1:]] for line in lines[1:]])
+    expected = np.zeros((2, 2), dtype=int)
+    np.add.at(expected, (index.labels, shares.argmax(axis=1)), 1)
+    np.testing.assert_array_equal(matrix, expected)
+    assert (tmp_path / "run" / "confusion.png").stat().st_size > 1000
+
+
+def test_fine_tuning_begins_with_the_weights_and_leaves_frozen_blocks_alone(made, tmp_path):
+    target, places, _ = made
+    torch.manual_seed(3)
+    pretrained = build_backbone("resnet3d10")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in pretrained.state_dict().items()}}, tmp_path / "k.pth"
+    )
+    tuning = Tuning(amp="fp32", finetune_from=tmp_path / "k.pth", freeze_until="layer4")
+    run_train(
+        target, places=places, out=tmp_path / "run", say=quiet, augmentation=SMALL, model="resnet3d10",
+        supervision=Supervision(method="scratch"), tuning=tuning, execution=choose_execution(device="cpu"),
+        overrides={"epochs": 1, "batch_size": 4},
+    )  # fmt: skip
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["lr"] == 0.01, "table 1: a tenth of the rate from scratch"
+    assert config["finetune_from"].startswith("k.pth sha256 ")
+    trained = load_file(tmp_path / "run" / "student.safetensors")
+    assert torch.equal(trained["backbone.layer1.0.conv1.weight"], pretrained.layer1[0].conv1.weight)
+    assert torch.equal(trained["backbone.bn1.running_mean"], pretrained.bn1.running_mean)
+    assert not torch.equal(trained["backbone.layer4.0.conv1.weight"], pretrained.layer4[0].conv1.weight)
+
+
+def test_pictures_and_videos_are_not_mixed_up(made, tmp_path):
+    target, places, _ = made
+    with pytest.raises(
+        RunError, match=r"--model resnet20 reads pictures, and videofolder:videos holds videos"
+    ):
+        train(target, places, tmp_path / "run", model="resnet20", supervision=Supervision(method="scratch"))
+    with pytest.raises(RunError, match=r"--model r3d_18 reads clips, and digits holds pictures"):
+        train("digits", places, tmp_path / "run", model="r3d_18", augmentation=Augmentation(),
+              supervision=Supervision(method="scratch"))  # fmt: skip
+    with pytest.raises(
+        RunError, match="--plan is 'pad-crop-flip', for videofolder:videos expected one of corner-clip"
+    ):
+        train(target, places, tmp_path / "run", augmentation=Augmentation(kind="pad-crop-flip"),
+              supervision=Supervision(method="scratch"))  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_of_videos_that_is_not_prepared_says_what_to_run(tmp_path):
+    places = Places(tmp_path / "data", tmp_path / "stores")
+    with pytest.raises(TargetError) as caught:
+        train("ucf101", places, tmp_path / "run")
+    lines = str(caught.value).splitlines()
+    assert "DATA_DIR/ucf101/UCF-101/CLASS/" in lines[1]
+    assert [line.strip() for line in lines[2:]] == [
+        "sskt prepare --target ucf101",
+        "sskt precompute --target ucf101 --source imagenet --source places365",
+        "sskt train --target ucf101",
+    ]
