@@ -7,13 +7,22 @@ import pytest
 import torch
 from conftest import shared
 from programs import save_program
+from videos import make_folder
 
 from cache.store import Store, find_stores
-from pipeline.api import Supervision, Tuning, open_index, resume_train, run_precompute, run_train
+from pipeline.api import (
+    Supervision,
+    Tuning,
+    open_index,
+    resume_train,
+    run_precompute,
+    run_prepare,
+    run_train,
+)
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.residence import Residence
-from pipeline.plan import PadCropFlip, RandomResizedCropFlip
+from pipeline.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
 from pipeline.render import in_batches, open_renderer
 from pipeline.run import read_metrics
 from pipeline.targets import load_index, parse_target
@@ -61,6 +70,28 @@ def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
         with renderer.keeping():
             kept = [torch.cat(list(renderer.render(view, batches))) for view in (0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(alone, kept, strict=True))
+
+
+def test_clips_differ_by_at_most_a_grey_level_on_average(tmp_path):
+    root = make_folder(tmp_path / "videos")
+    places, target = Places(tmp_path, tmp_path / "stores"), f"videofolder:{root}"
+    run_prepare(target, places=places, say=print)
+    index, plan = open_index(target, "train", places=places, say=print), CornerClip(24, n_frames=6)
+    on_gpu = draw(index, plan, "dali", "cuda")
+    assert on_gpu.shape == (len(index), 3, 6, 24, 24)
+    assert (on_gpu.int() - draw(index, plan, "torch", "cpu").int()).abs().float().mean() <= 1.0
+    summary = run_train(
+        target,
+        supervision=Supervision(method="scratch"),
+        augmentation=Augmentation(side_px=32, n_frames=4),
+        model="resnet3d10",
+        overrides={"epochs": 1, "batch_size": 4},
+        places=places,
+        execution=choose_execution(device="cuda"),
+        out=tmp_path / "run",
+        say=print,
+    )
+    assert np.isfinite(summary["test_top1"])
 
 
 def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):

@@ -29,6 +29,7 @@ from sskt.forward import one_thread_each
 # what enters the graph: encoded files, of which only the window is decoded; files whose whole pictures are
 # handed out as well; pictures in memory
 _Entry = Literal["files", "keep", "pixels"]
+_TOGETHER = 16  # windows of one size that are resized in one call
 _AHEAD = 3  # batches whose files are read while the graph works on earlier ones
 _Feed = tuple[
     list[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
@@ -98,11 +99,14 @@ class DaliRenderer:
         """Windows of the next batch, resized and flipped by the host: uint8 (n, 3, side, side)."""
         side, flips = self._plan.side_px, self._flips.popleft()
         drawn = np.empty((len(flips), 3, side, side), dtype=np.uint8)  # filled by threads
+        cut = [np.asarray(windows.at(i)) for i in range(len(flips))]
 
-        def fit(i: int) -> None:
-            drawn[i] = fitted(np.asarray(windows.at(i)), side, bool(flips[i])).numpy()
+        def fit(alike: slice) -> None:
+            same = cut[alike]
+            together = np.stack(same) if len(same) > 1 else same[0][None]
+            drawn[alike] = fitted(together, side, bool(flips[alike.start])).numpy()
 
-        for _ in self._resizers.map(fit, range(len(flips))):
+        for _ in self._resizers.map(fit, _runs([(*c.shape, f) for c, f in zip(cut, flips, strict=True)])):
             pass
         return torch.from_numpy(drawn)
 
@@ -203,6 +207,17 @@ class DaliRenderer:
                 pipe.run()
         except StopIteration:
             pipe.reset()
+
+
+def _runs(kinds: list[tuple[int, ...]]) -> list[slice]:
+    """Neighbours of one kind, such as a clip's frames, at most `_TOGETHER` of them each."""
+    runs: list[slice] = []
+    for i, kind in enumerate(kinds):
+        if runs and kinds[runs[-1].start] == kind and i - runs[-1].start < _TOGETHER:
+            runs[-1] = slice(runs[-1].start, i + 1)
+        else:
+            runs.append(slice(i, i + 1))
+    return runs
 
 
 def _decoding(gpu: bool) -> dict[str, Any]:

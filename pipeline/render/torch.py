@@ -55,7 +55,7 @@ class TorchRenderer:
     def _draw(self, job: tuple[np.int64, NDArray[np.int32], np.bool_]) -> torch.Tensor:
         """One picture: uint8 (3, side, side)."""
         position, window, flip = job
-        return fitted(crop(self._whole(int(position)), window), self._plan.side_px, bool(flip))
+        return fitted(crop(self._whole(int(position)), window)[None], self._plan.side_px, bool(flip))[0]
 
     def _whole(self, position: int) -> NDArray[np.uint8]:
         """A picture before it is cut: uint8 (H, W, 3)."""
@@ -66,12 +66,12 @@ class TorchRenderer:
         return self._kept[position]
 
 
-def fitted(window: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
-    """A window (h, w, 3) at its final size and side: uint8 (3, side, side), as torchvision resizes."""
-    picture = torch.from_numpy(window).permute(2, 0, 1)
-    if picture.shape[1:] != (side_px, side_px):
-        picture = tvf.resize(picture, [side_px, side_px], tvf.InterpolationMode.BILINEAR, antialias=True)
-    return picture.flip(-1) if flip else picture
+def fitted(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
+    """Windows (n, h, w, 3) at their final size and side: uint8 (n, 3, side, side), as torchvision resizes."""
+    pictures = torch.from_numpy(windows).permute(0, 3, 1, 2)
+    if pictures.shape[2:] != (side_px, side_px):
+        pictures = tvf.resize(pictures, [side_px, side_px], tvf.InterpolationMode.BILINEAR, antialias=True)
+    return pictures.flip(-1) if flip else pictures
 
 
 def crop(picture: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:
