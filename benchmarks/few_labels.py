@@ -1,0 +1,129 @@
+"""Few labels: a folder of pictures or videos, from scratch and with two sources, several seeds; prints a table.
+
+    python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
+    python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
+        --clip-frames 8 --methods "scratch,SSKT,SSKT frames:3"
+
+The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, if they are not
+yet. What is not given is the recipe's. Runs that are finished already are taken as they are, so an interrupted
+bench goes on.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from pipeline.api import Augmentation, Places, Supervision, Tuning, run_precompute, run_prepare, run_train
+from pipeline.run import read_summary
+from pipeline.targets import parse_target
+
+# transfer module, and what the sources see of a clip
+METHODS: dict[str, tuple[bool, str | None] | None] = {
+    "scratch": None,
+    "SSKT": (False, None),
+    "SSKT transfer module": (True, None),
+    "SSKT mean_frame": (False, "mean_frame"),
+    "SSKT frames:3": (False, "frames:3"),
+}
+
+
+def main() -> None:
+    args = _arguments()
+    started = perf_counter()
+    methods = args.methods.split(",")
+    name, _, path = args.weights.partition("=")
+    places = Places(cache_dir=args.cache_dir, weights={name: Path(path)})
+    sources = (name, f"program:{args.program}")
+    plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
+    if parse_target(args.target).videos:
+        run_prepare(args.target, places=places, say=print)
+    seen = {}
+    for method in methods:
+        taught = METHODS[method]
+        seen[method] = replace(plain, source_frames=taught[1]) if taught else plain
+        if taught:
+            run_precompute(
+                [args.target], sources, views=args.views, augmentation=seen[method], places=places, say=print
+            )
+    print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
+    for seed in range(args.seeds):
+        for method in methods:
+            folder = _folder(args, method, seed)
+            if read_summary(folder) is None:
+                train(args, method, seed, sources, seen[method], places, folder)
+    print(f"\n| {'':<22} | last top-1 | best top-1 | by seed (last) | s / epoch |\n|---|---|---|---|---|")
+    for method in methods:
+        runs = [read_summary(_folder(args, method, seed)) or {} for seed in range(args.seeds)]
+        last, best = ([run[key] for run in runs] for key in ("test_top1", "best_test_top1"))
+        each = ", ".join(f"{value:.2f}" for value in last)
+        seconds = statistics.median(run["epoch_s"] for run in runs)
+        print(f"| {method:<22} | {_spread(last)} | {_spread(best)} | {each} | {seconds:.2f} |")
+    print(f"{perf_counter() - started:.0f} s in all")
+
+
+def train(args, method, seed, sources, augmentation, places, folder) -> None:
+    taught = METHODS[method]
+    supervision = (
+        Supervision(method="scratch", views=args.views)
+        if taught is None
+        else Supervision(sources=sources, labels="cached", views=args.views, transfer_module=taught[0])
+    )
+    epochs = args.epochs
+    run_train(
+        args.target,
+        supervision=supervision,
+        augmentation=augmentation,
+        places=places,
+        out=folder,
+        say=lambda text: print(f"{method}, seed {seed}: {text}", flush=True),
+        seed=seed,
+        model=args.model,
+        tuning=Tuning(amp=args.amp),
+        overrides={
+            "epochs": epochs,
+            "milestones": (epochs // 2, epochs * 3 // 4),
+            "lr": args.lr,
+            "alpha": args.alpha,
+            "batch_size": args.batch_size,
+        },
+        eval_every=5,
+    )
+
+
+def _folder(args, method: str, seed: int) -> Path:
+    return args.out / f"{method.replace(' ', '-').replace(':', '')}-{seed}"
+
+
+def _spread(values: list[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {spread:.2f} %"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--source-size", type=int)
+    parser.add_argument("--clip-frames", type=int)
+    parser.add_argument("--views", type=int, default=10)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--alpha", type=float)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--amp", default="auto")
+    parser.add_argument("--methods", default="scratch,SSKT")
+    parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
+    parser.add_argument("--out", type=Path, default=Path("runs/few-labels"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
