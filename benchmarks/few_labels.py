@@ -1,12 +1,12 @@
-"""Few labels: a folder of pictures or videos, from scratch and with two sources, several seeds; prints a table.
+"""Few labels: a folder of pictures or videos, from scratch and with two sources, several seeds; a table.
 
     python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
     python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
         --clip-frames 8 --methods "scratch,SSKT,SSKT frames:3"
 
 The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, if they are not
-yet. What is not given is the recipe's. Runs that are finished already are taken as they are, so an interrupted
-bench goes on.
+yet. What is not given is the recipe's. Runs that are finished already are taken as they are, so an
+interrupted bench goes on.
 """
 
 import argparse

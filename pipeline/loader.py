@@ -28,7 +28,7 @@ class Batch:
 
     step: int  # of the epoch, from 0
     positions: Positions  # (n,) rows of the index
-    pixels: torch.Tensor  # uint8 (n, 3, side, side), on the device
+    pixels: torch.Tensor  # uint8 (n, 3, side, side), of videos (n, 3, D, side, side), on the device
     labels: torch.Tensor  # int64 (n,), on the device
     n_step: int  # samples of the step over all ranks
 

@@ -36,7 +36,7 @@ class Mixing:
     def __call__(
         self, pixels: torch.Tensor, *, seed: int, epoch: int, step: int
     ) -> tuple[torch.Tensor, Pairs]:
-        """Mixtures of uint8 (N, 3, H, W), and what they are mixtures of.
+        """Mixtures of uint8 (N, 3, H, W) or (N, 3, D, H, W), and what they are mixtures of.
 
         Row n's partner is row n - 1: batches are shuffled already.
         """
@@ -64,5 +64,5 @@ def _with_window_of(
     top, bottom = (min(max(round(y + sign * side * height / 2), 0), height) for sign in (-1, 1))
     left, right = (min(max(round(x + sign * side * width / 2), 0), width) for sign in (-1, 1))
     mixed = pixels.clone()
-    mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)

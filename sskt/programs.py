@@ -44,18 +44,19 @@ _LOADING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """An opened program: float32 (N, 3, H, W) to (N, n_classes) logits."""
+    """An opened program: float32 (N, 3, H, W), or (N, 3, D, H, W), to (N, n_classes) logits."""
 
     module: nn.Module
     n_classes: int
     side_range_px: tuple[int, int] | None  # pictures it reads, None where any
+    reads_clips: bool
 
 
 def read_program(path: Path) -> Program:
     """Open a torch.export program that was exported in eval mode.
 
     Raises SourceError when it is missing, unreadable, carries code, was exported in train mode, or does not
-    map one batch of RGB pictures to one matrix of logits.
+    map one batch of RGB pictures or clips to one matrix of logits.
     """
     if not path.is_file():
         raise SourceError(f"{path}: no such program; give a .pt2 file written by torch.export.save")
@@ -87,9 +88,11 @@ def read_program(path: Path) -> Program:
             f"{path}: is in the format of torch before 2.8; save the program again with a newer torch"
         )
     _require_eval(exported, path)
-    side_range_px = _side_range(exported, path)
+    shape = _input_shape(exported, path)
     n_classes = _n_classes(exported, path)
-    return Program(exported.module().requires_grad_(False), n_classes, side_range_px)
+    return Program(
+        exported.module().requires_grad_(False), n_classes, _side_range(exported, shape), len(shape) == 5
+    )
 
 
 @contextmanager
@@ -132,8 +135,8 @@ def _require_eval(exported: ExportedProgram, path: Path) -> None:
             )
 
 
-def _side_range(exported: ExportedProgram, path: Path) -> tuple[int, int] | None:
-    """Smallest and largest side that both picture axes accept."""
+def _input_shape(exported: ExportedProgram, path: Path) -> tuple[Any, ...]:
+    """The axes of the one input, some of them symbols."""
     inputs = [
         spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
     ]
@@ -141,16 +144,22 @@ def _side_range(exported: ExportedProgram, path: Path) -> tuple[int, int] | None
     found = values.get(inputs[0]) if len(inputs) == 1 else None
     if (
         not isinstance(found, torch.Tensor)
-        or found.ndim != 4
+        or found.ndim not in (4, 5)
         or found.dtype != torch.float32
         or found.shape[1] != 3
     ):
         what = f"{_shape(found)}" if len(inputs) == 1 else f"{len(inputs)} inputs"
         raise SourceError(
-            f"{path}: takes {what}, expected one float32 (N, 3, H, W) input; export the network for pictures"
+            f"{path}: takes {what}, expected one float32 (N, 3, H, W) or (N, 3, D, H, W) input; export the "
+            f"network for pictures or clips"
         )
+    return tuple(found.shape)
+
+
+def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
+    """Smallest and largest side that both picture axes accept."""
     low, high = 0, None
-    for size in found.shape[2:]:
+    for size in shape[-2:]:
         lower, upper = _bounds(exported, size)
         low = max(low, lower)
         high = upper if high is None else high if upper is None else min(high, upper)

@@ -40,7 +40,7 @@ class SourceSpec:
     name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
     task: str  # "imagenet", "places365", "kinetics" or "program"
     architecture: str  # torchvision's name, of `sskt.backbones.CLIP_BACKBONES` for kinetics, or "program"
-    n_classes: int  # 0 for a program until `open_source` has read it
+    n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
     url: str | None  # of published weights
     sha256_prefix: str | None  # from torchvision's file name
     mean: tuple[float, ...]
@@ -134,7 +134,7 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
             )
         path = Path(name.partition(":")[2]).expanduser()
         program = read_program(path)
-        opened = replace(spec, n_classes=program.n_classes)
+        opened = replace(spec, n_classes=program.n_classes, reads_clips=program.reads_clips)
         return Source(opened, program.module, _digest(path), path, program.side_range_px)
     path = weights if weights is not None else _downloaded(spec, weights_dir)
     state = read_state(path)  # before the network is built: a wrong path should not take a second to be told

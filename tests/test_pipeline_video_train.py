@@ -32,8 +32,8 @@ from pipeline.render import open_renderer
 from pipeline.run import read_metrics
 from sskt.backbones import build_backbone
 from sskt.clip_classifier import ClipClassifier
-from sskt.errors import RunError, TargetError
-from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS, normalise
+from sskt.errors import RunError, SourceError, TargetError
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, WHOLE_LEVELS, normalise
 from sskt.sources import open_source
 from sskt.student import build_student
 
@@ -167,6 +167,36 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
     assert set(summary["sources"]) >= {"kinetics:resnet3d10"}
     with pytest.raises(RunError, match="reads clips, and digits holds pictures"):
         run_precompute(["digits"], ["kinetics:resnet3d10"], places=places, say=quiet)
+
+
+def test_a_program_may_read_clips(made, tmp_path):
+    class Motion(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([x.mean(dim=(2, 3, 4)), (x[:, :, -1] - x[:, :, 0]).mean(dim=(2, 3))], dim=1)
+
+    target, places, _ = made
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    example = torch.zeros(2, 3, 4, 32, 32)
+    program = torch.export.export(Motion().eval(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "motion.pt2")
+    name = f"program:{tmp_path / 'motion.pt2'}"
+    (report,) = run_precompute([target], [name], views=1, augmentation=SMALL, places=places, say=quiet)
+    stored = Store.open(report.path)
+    assert stored.n_classes == 6
+    index = open_index(target, "train", places=places, say=quiet)
+    plan = CornerClip(32, n_frames=4)
+    renderer = open_renderer(index, plan, backend="torch", device=CPU, batch_size=12, threads=1)
+    with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn:
+        (clips,) = drawn
+    truth = Motion()(normalise(clips, IMAGENET_MEAN, IMAGENET_STD))
+    np.testing.assert_allclose(stored.view(0).astype(np.float32), truth, atol=0.02)
+    summary = train(
+        target, places, tmp_path / "run", supervision=Supervision(sources=(name,), labels="cached")
+    )
+    assert summary["labels"] == "cached"
+    other = Augmentation(side_px=32, n_frames=5)
+    with pytest.raises(SourceError, match="cannot read"):
+        run_precompute([target], [name], views=1, augmentation=other, places=places, say=quiet)
 
 
 def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):

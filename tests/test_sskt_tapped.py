@@ -67,3 +67,21 @@ def test_it_learns_with_transfer_modules_and_is_copied_into_a_fresh_one():
 def test_what_does_not_fit_is_named(module, blocks, expected):
     with pytest.raises(RunError, match=expected):
         Tapped(module, side_px=16, blocks=blocks)
+
+
+def test_a_module_for_clips_is_tapped_too():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv3d(3, 5, 3, padding=1), torch.nn.Conv3d(5, 7, 3, padding=1))
+    backbone = Tapped(module, side_px=16, n_frames=4, blocks=("0", "1"), transfer_width=8)
+    assert backbone.reads_clips
+    assert (backbone.block_channels, backbone.n_features) == ((5, 7), 7)
+    primary, auxiliary = Student(backbone, 2, {"a": 9}, True)(torch.randn(3, 3, 4, 16, 16))
+    assert primary.shape == (3, 2)
+    assert auxiliary["a"].shape == (3, 9)
+    with pytest.raises(RunError, match=r"expected 5 axes, \(N, C, D, H, W\)"):
+        Tapped(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 64, 5)),
+            side_px=8,
+            n_frames=4,
+            blocks=("0",),
+        )

@@ -23,7 +23,7 @@ class TaughtBatch:
     """n samples on the training device."""
 
     ids: torch.Tensor  # int64 (n,), on the host
-    pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB
+    pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB; of videos (n, 3, D, side, side)
     labels: torch.Tensor  # int64 (n,)
     logits: dict[str, torch.Tensor]  # each source's, float16 (n, K), for these very pixels
 

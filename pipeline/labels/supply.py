@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.precompute import open_work
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.teachers import open_teacher
+from sskt.clip_frames import CLIP
 from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.reference import BatchStatisticsSource
@@ -61,6 +62,9 @@ class Request:
         sha256 = self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = parse_source(source)
+        if spec.task == "program":  # what it reads is the program's, and that is known by its sha256
+            frames = stored["input"].get("frames") or {}
+            spec = replace(spec, reads_clips=frames.get("kind") == CLIP)
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 

@@ -17,15 +17,23 @@ class Tapped(Backbone):
 
     `blocks` are names as in `module.named_modules()`, in order from the input on, each with a (N, C, H, W)
     output; only transfer modules look at them. `transfer_width` is the output width of their bottlenecks: the
-    paper takes 64 for CIFAR-style networks and 1000 for ImageNet-style ones. The module is asked once about
-    pictures of `side_px`, to learn its widths. Raises RunError for a name or a shape that does not fit.
+    paper takes 64 for CIFAR-style networks and 1000 for ImageNet-style and 3D ones. A module that reads clips
+    of `n_frames` has one more axis after C. The module is asked once about pictures of `side_px`, to learn
+    its widths. Raises RunError for a name or a shape that does not fit.
     """
 
     def __init__(
-        self, module: nn.Module, *, side_px: int, blocks: Sequence[str] = (), transfer_width: int = 1000
+        self,
+        module: nn.Module,
+        *,
+        side_px: int,
+        n_frames: int | None = None,
+        blocks: Sequence[str] = (),
+        transfer_width: int = 1000,
     ) -> None:
         super().__init__()
         self.module = module
+        self.reads_clips = n_frames is not None
         self.transfer_width = transfer_width
         self._taken: dict[str, Tensor] = {}
         named = dict(module.named_modules())
@@ -37,14 +45,17 @@ class Tapped(Backbone):
                 )
             named[name].register_forward_hook(self._taker(name))
         self._names = tuple(blocks)
-        self.block_channels, self.n_features = self._learn_widths(side_px)
+        self.block_channels, self.n_features = self._learn_widths(
+            (side_px, side_px) if n_frames is None else (n_frames, side_px, side_px)
+        )
 
     def forward(self, x: Tensor) -> Features:
-        """From float (N, 3, H, W) to the outputs of the tapped submodules and the pooled output."""
+        """From float (N, 3, [D,] H, W) to the outputs of the tapped submodules and the pooled output."""
         self._taken.clear()
         last = self.module(x)
         blocks = [self._taken.pop(name) for name in self._names]
-        return Features(blocks, last.mean(dim=(2, 3)) if last.ndim == 4 else last)
+        n_axes = 5 if self.reads_clips else 4
+        return Features(blocks, last.flatten(start_dim=2).mean(dim=2) if last.ndim == n_axes else last)
 
     def _taker(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -52,20 +63,20 @@ class Tapped(Backbone):
 
         return take
 
-    def _learn_widths(self, side_px: int) -> tuple[tuple[int, ...], int]:
+    def _learn_widths(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         training = self.module.training
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         with torch.no_grad():
-            seen = self.eval()(torch.zeros(2, 3, side_px, side_px, device=device))
+            seen = self.eval()(torch.zeros(2, 3, *size, device=device))
         self.train(training)
         shapes = {name: tuple(block.shape) for name, block in zip(self._names, seen.blocks, strict=True)}
         shapes["the module itself"] = tuple(seen.pooled.shape)
         for name, shape in shapes.items():
-            n_axes = 2 if name == "the module itself" else 4
+            n_axes = 2 if name == "the module itself" else 2 + len(size)
             if len(shape) != n_axes:
                 raise RunError(
                     f"{type(self.module).__name__}: {name} gives {shape} for 2 pictures, expected "
-                    f"{n_axes} axes, (N, C{', H, W' if n_axes == 4 else ''})"
+                    f"{n_axes} axes, (N, C{', D, H, W'[-3 * (n_axes - 2) :] if n_axes > 2 else ''})"
                 )
         *widths, n_features = (shape[1] for shape in shapes.values())
         return tuple(widths), n_features
