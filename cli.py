@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from commands.front import FrontDoor
+from commands.front import FrontDoor, Sectioned
 from commands.options import (
     CACHE_DIR,
     DATA_DIR,
+    EXECUTION,
     HOW,
     JSON,
     LIMIT,
+    PLACES,
     SHOWN,
     SPLIT,
     THREADS,
+    VIEWS,
     WEIGHTS,
     build_augmentation,
     build_execution,
@@ -32,6 +35,7 @@ from commands.options import (
     count_option,
     folder_option,
     options,
+    section,
     together,
 )
 from commands.output import say, show
@@ -128,7 +132,7 @@ def prepare(
     show(rows, as_json, "target split samples classes contents")
 
 
-@main.command()
+@main.command(cls=Sectioned)
 @options(
     click.option(
         "--source",
@@ -149,44 +153,53 @@ def prepare(
         SPLIT,
     ),
     count_option("--views", "Augmented views of every sample.", 10),
-    together(
-        "augmentation",
-        build_augmentation,
-        count_option("--seed", "Seed of the augmentation plan.", 0, low=0, name="plan_seed"),
-        *SHOWN,
-    ),
     LIMIT,
     count_option(
         "--top-k",
         "Keep the K largest logits and the tail's sum; 0: all. [default: all, 64 beyond 100 GB a store]",
         low=0,
     ),
-    together(
-        "execution",
-        build_execution,
-        choice_option(
-            "--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources; auto: fp16 on CUDA, else fp32."
-        ),
-        click.option(
-            "--batch-size",
-            default="auto",
-            show_default=True,
-            callback=_count_or_auto,
-            help="Rows of one forward; auto: 16 on a CPU, on CUDA what is measured to be fastest.",
-        ),
-        click.option(
-            "--compile/--no-compile",
-            "compiled",
-            default=None,
-            help="Compile the sources. [default: for 10,000 pictures and more]",
-        ),
-        *HOW,
-    ),
-    together("places", build_places, WEIGHTS, DATA_DIR, CACHE_DIR),
     click.option(
         "--estimate", is_flag=True, help="Measure for some seconds what it would cost; make nothing."
     ),
     JSON,
+    together(
+        "augmentation",
+        build_augmentation,
+        section(
+            VIEWS,
+            count_option("--seed", "Seed of the augmentation plan.", 0, low=0, name="plan_seed"),
+            *SHOWN,
+        ),
+    ),
+    together(
+        "execution",
+        build_execution,
+        section(
+            EXECUTION,
+            choice_option(
+                "--amp",
+                "auto fp32 bf16 fp16",
+                "auto",
+                "Precision of the sources; auto: fp16 on CUDA, else fp32.",
+            ),
+            click.option(
+                "--batch-size",
+                default="auto",
+                show_default=True,
+                callback=_count_or_auto,
+                help="Rows of one forward; auto: 16 on a CPU, on CUDA what is measured to be fastest.",
+            ),
+            click.option(
+                "--compile/--no-compile",
+                "compiled",
+                default=None,
+                help="Compile the sources. [default: for 10,000 pictures and more]",
+            ),
+            *HOW,
+        ),
+    ),
+    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: keep what sources say of a target.

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 _STOPPED = {  # what Ctrl-C leaves behind
+    "prepare": "stopped; what is there is kept, and the same command goes on from there",
     "precompute": "stopped; finished units are kept, and the same command goes on from there",
     "train": "stopped; the run folder is kept",
     "demo": "stopped; trained sources and stores are kept for the next run",
@@ -21,6 +22,23 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(_number: int, _frame: object) -> None:
     raise _Terminated
+
+
+class Sectioned(click.Command):
+    """A command whose help page shows its options under the titles that `commands.options.section` gave
+    them.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write every option once, below its title; those without one come first and last, as declared."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 class FrontDoor(click.Group):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.execution import Execution
     from pipeline.targets.video.pack import Packing
 
+VIEWS, EXECUTION, PLACES = "What is shown", "How it is computed", "Where things lie"  # sections
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -43,6 +45,20 @@ def together(argument: str, build: Callable[..., Any], *decorators: Decorator) -
             return function(**values)
 
         return options(*decorators)(command)
+
+    return apply
+
+
+def section(title: str, *decorators: Decorator) -> Decorator:
+    """Options that stand together on the help page of a `commands.front.Sectioned` command."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        before = list(getattr(function, "__click_params__", []))
+        function = options(*decorators)(function)
+        for option in function.__click_params__:  # type: ignore[attr-defined]
+            if option not in before:
+                option.section = title
+        return function
 
     return apply
 

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from commands.front import Sectioned
 from commands.options import (
     CACHE_DIR,
     DATA_DIR,
+    EXECUTION,
     HOW,
     JSON,
     LIMIT,
+    PLACES,
     SHOWN,
     SPLIT,
+    VIEWS,
     WEIGHTS,
     build_augmentation,
     build_execution,
@@ -27,6 +31,7 @@ from commands.options import (
     folder_option,
     number_option,
     options,
+    section,
     text_option,
     together,
 )
@@ -86,7 +91,11 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
 
 
-@click.command()
+_SOURCES = "Sources and what they say"
+_RECIPE = "Recipe"
+
+
+@click.command(cls=Sectioned)
 @options(
     together(
         "target",
@@ -98,94 +107,121 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         ),
         SPLIT,
     ),
+    LIMIT,
     folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
     text_option("--model", f"resnet20, resnet18 and the like; of clips resnet3d18, r3d_18. {_OF_RECIPE}"),
+    count_option("--seed", "Seed of initial weights and order.", 0, low=0),
+    count_option("--eval-every", "Epochs between two looks at the test split.", 1),
+    folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
+    JSON,
     together(
         "supervision",
         _supervision,
-        choice_option("--method", "sskt scratch", "sskt", "With sources, or on labels alone."),
-        click.option(
-            "--source",
-            "sources",
-            multiple=True,
-            help="Repeatable. [default: every source with a complete store for the target]",
-        ),
-        choice_option(
-            "--labels",
-            "auto cached live write-through",
-            "auto",
-            "Logits from the store, from the sources in every step, or both: asked once and kept.",
-        ),
-        count_option(
-            "--views", "Views to go through in turn. [default: all stored; live: a new one each epoch]"
-        ),
-        click.option(
-            "--transfer-module/--no-transfer-module",
-            default=False,
-            show_default=True,
-            help="Source heads that see every block, or the last feature only.",
-        ),
-        choice_option(
-            "--kd-reduction", "mean batchmean", "mean", "mean = over batch and classes, as released."
-        ),
-        choice_option(
-            "--teacher-bn",
-            "frozen batch-stats",
-            "frozen",
-            "batch-stats: the sources' batch norm as in the released code; live only.",
+        section(
+            _SOURCES,
+            choice_option("--method", "sskt scratch", "sskt", "With sources, or on labels alone."),
+            click.option(
+                "--source",
+                "sources",
+                multiple=True,
+                help="Repeatable. [default: every source with a complete store for the target]",
+            ),
+            choice_option(
+                "--labels",
+                "auto cached live write-through",
+                "auto",
+                "Logits from the store, from the sources in every step, or both: asked once and kept.",
+            ),
+            count_option(
+                "--views", "Views to go through in turn. [default: all stored; live: a new one each epoch]"
+            ),
+            click.option(
+                "--transfer-module/--no-transfer-module",
+                default=False,
+                show_default=True,
+                help="Source heads that see every block, or the last feature only.",
+            ),
+            choice_option(
+                "--kd-reduction", "mean batchmean", "mean", "mean = over batch and classes, as released."
+            ),
+            choice_option(
+                "--teacher-bn",
+                "frozen batch-stats",
+                "frozen",
+                "batch-stats: the sources' batch norm as in the released code; live only.",
+            ),
         ),
     ),
     together(
         "overrides",
         dict,
-        choice_option("--aux-loss", "ce kd", None, f"Loss of the source heads. {_OF_RECIPE}"),
-        number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
-        number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
-        count_option("--epochs", _OF_RECIPE),
-        count_option("--batch-size", _OF_RECIPE),
-        number_option("--lr", _OF_RECIPE),
-        choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
-        text_option(
-            "--milestones", f"Epochs at which the rate drops. {_OF_RECIPE}", metavar="E,E", callback=_epochs
+        section(
+            _SOURCES,
+            choice_option("--aux-loss", "ce kd", None, f"Loss of the source heads. {_OF_RECIPE}"),
+            number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
+            number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
         ),
-        number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
-        number_option("--weight-decay", _OF_RECIPE, positive=False),
+        section(
+            _RECIPE,
+            count_option("--epochs", _OF_RECIPE),
+            count_option("--batch-size", _OF_RECIPE),
+            number_option("--lr", _OF_RECIPE),
+            choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
+            text_option(
+                "--milestones",
+                f"Epochs at which the rate drops. {_OF_RECIPE}",
+                metavar="E,E",
+                callback=_epochs,
+            ),
+            number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
+            number_option("--weight-decay", _OF_RECIPE, positive=False),
+        ),
     ),
-    count_option("--seed", "Seed of initial weights and order.", 0, low=0),
-    together(
-        "augmentation",
-        build_augmentation,
-        count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
-        *SHOWN,
-    ),
-    LIMIT,
     together(
         "tuning",
         _tuning,
-        number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
-        click.option(
-            "--finetune-from",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+        section(
+            _RECIPE,
+            click.option(
+                "--finetune-from",
+                type=click.Path(path_type=Path, dir_okay=False),
+                help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+            ),
+            text_option(
+                "--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."
+            ),
+            number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
+            number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
+            number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
+            number_option(
+                "--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False
+            ),
         ),
-        text_option("--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."),
-        number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
-        number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
-        number_option("--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False),
-        choice_option(
-            "--amp",
-            "auto fp32 bf16 fp16",
-            "auto",
-            "Precision of the student; auto: bf16 where the device has it.",
+        section(
+            EXECUTION,
+            choice_option(
+                "--amp",
+                "auto fp32 bf16 fp16",
+                "auto",
+                "Precision of the student; auto: bf16 where the device has it.",
+            ),
+            click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
+            click.option(
+                "--deterministic", is_flag=True, help="Only kernels that give the same bits each time."
+            ),
         ),
-        click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
-        click.option("--deterministic", is_flag=True, help="Only kernels that give the same bits each time."),
     ),
-    count_option("--eval-every", "Epochs between two looks at the test split.", 1),
-    together("execution", build_execution, *HOW),
-    folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
-    together("places", build_places, WEIGHTS, DATA_DIR, CACHE_DIR),
-    JSON,
+    together(
+        "augmentation",
+        build_augmentation,
+        section(
+            VIEWS,
+            count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
+            *SHOWN,
+        ),
+    ),
+    together("execution", build_execution, section(EXECUTION, *HOW)),
+    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
 )
 def train(
     target: str | None,
