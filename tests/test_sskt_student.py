@@ -9,6 +9,7 @@ import torchvision
 from sskt.backbones import BACKBONES, CLIP_BACKBONES, build_backbone
 from sskt.backbones.cifar_resnet import CifarResNet, ResidualUnit
 from sskt.errors import RunError
+from sskt.finetune import load_pretrained
 from sskt.recipes import recipe_for
 from sskt.student import build_student
 from sskt.transfer import TransferModule
@@ -29,13 +30,35 @@ def test_cifar_resnet_has_the_published_number_of_parameters(depth, published):
 def test_backbone_yields_what_it_declares(name):
     backbone = build_backbone(name).eval()
     with torch.inference_mode():
-        features = backbone(torch.zeros(2, 3, 32, 32))
+        features = backbone(torch.zeros(2, 3, 64, 64))
     assert tuple(block.shape[1] for block in features.blocks) == backbone.block_channels
     assert features.pooled.shape == (2, backbone.n_features)
     torch.testing.assert_close(features.pooled, F.adaptive_avg_pool2d(features.blocks[-1], 1).flatten(1))
     sides = [block.shape[2] for block in features.blocks]
-    first = 32 if isinstance(backbone, CifarResNet) else 8
+    first = 64 if isinstance(backbone, CifarResNet) else 32 if name in ("mobilenet_v2", "vgg16") else 16
     assert sides == [first >> stage for stage in range(len(sides))]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("mobilenet_v2", 3_504_872), ("densenet121", 7_978_856), ("vgg16", 14_728_266)]
+)
+def test_small_networks_have_the_published_numbers_of_parameters(name, published):
+    """With the head for 1,000 classes; VGG16 as it is known for CIFAR-10, with one for ten."""
+    assert n_parameters(build_student(name, 10 if name == "vgg16" else 1000, {}, False)) == published
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121"])
+def test_small_networks_give_torchvisions_logits_for_torchvisions_weights(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None, num_classes=5).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    ours = build_student(name, 5, {}, False).eval()
+    load_pretrained(ours.backbone, tmp_path / "theirs.pth", name)
+    head = theirs.classifier[-1] if name == "mobilenet_v2" else theirs.classifier
+    ours.head.load_state_dict(head.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.predict(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -10,6 +10,7 @@ from sskt.backbones.features import Backbone, Features
 from sskt.backbones.resnet import ResNet
 from sskt.backbones.resnet3d import ResNet3D
 from sskt.backbones.tapped import Tapped
+from sskt.backbones.torch_small import VGG16, DenseNet121, MobileNetV2
 from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.errors import RunError
 
@@ -23,6 +24,9 @@ CLIP_BACKBONES: dict[str, Callable[[], Backbone]] = {
 BACKBONES: dict[str, Callable[[], Backbone]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}": partial(ResNet, depth) for depth in (18, 34, 50)},
+    "mobilenet_v2": MobileNetV2,
+    "densenet121": DenseNet121,
+    "vgg16": VGG16,
     **CLIP_BACKBONES,
 }
 
