@@ -102,8 +102,8 @@ _RECIPE = "Recipe"
         build_target,
         text_option(
             "--target",
-            "cifar10, cifar100, stl10, imagenet, places365, ucf101, hmdb51, digits, imagefolder:PATH or "
-            "videofolder:PATH.",
+            "cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, digits, "
+            "imagefolder:PATH or videofolder:PATH.",
         ),
         SPLIT,
     ),
@@ -157,12 +157,13 @@ _RECIPE = "Recipe"
         dict,
         section(
             _SOURCES,
-            choice_option("--aux-loss", "ce kd", None, f"Loss of the source heads. {_OF_RECIPE}"),
+            choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
             number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
             number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
         ),
         section(
             _RECIPE,
+            choice_option("--primary-loss", "ce focal bce", None, f"Of the own labels. {_OF_RECIPE}"),
             count_option("--epochs", _OF_RECIPE),
             count_option("--batch-size", _OF_RECIPE),
             number_option("--lr", _OF_RECIPE),
@@ -278,9 +279,10 @@ def evaluate(run: Path, clips: int, best: bool, execution: Execution, as_json: b
     if as_json:
         click.echo(json.dumps(figures, indent=2))
         return
-    by_class = figures.pop("class_top1")
-    written = [figures.pop("confusion_csv"), figures.pop("confusion_png")]
+    by_class = figures.pop("classes")
+    written = [figures.pop(name) for name in ("confusion_csv", "confusion_png") if name in figures]
     show([figures], as_json, " ".join(figures))
-    show([{"class": name, "top1": value} for name, value in by_class.items()], as_json, "class top1")
+    kind = "ap" if "test_map" in figures else "top1"
+    show([{"class": name, kind: value} for name, value in by_class.items()], as_json, f"class {kind}")
     for path in written:
         click.echo(path)

@@ -1,10 +1,12 @@
-"""How good a student is: top-1, top-5 and loss over the evaluation views of a split, without source heads.
+"""How good a student is: top-1, top-5 and loss over the evaluation views of a split, without source heads;
+average precision where pictures have several labels.
 
 A picture has one view; a video has several clips, and its answer is the mean of their probabilities.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -17,9 +19,11 @@ from torch.nn import functional as F
 from pipeline.execution import Execution, memory_for_pictures
 from pipeline.plan import CentreClip, Plan
 from pipeline.precision import autocast
+from pipeline.presence import class_precisions, presence_figures
 from pipeline.ranks import Ranks
 from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
+from sskt.losses import presence_bce
 from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
 from sskt.normalise import normalise
 from sskt.student import Student
@@ -48,32 +52,38 @@ class Evaluator:
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
-        cross-entropy test_loss of the views; of videos also test_clip_top1 and test_clip_top5, by view. Over
-        all ranks.
+        cross-entropy test_loss of the views; of videos also test_clip_top1 and test_clip_top5, by view. With
+        several labels a picture, `presence_figures` and the mean binary cross-entropy. Over all ranks.
         """
         return self._figures(self.predict(student, amp))
 
-    def report(self, student: Student, amp: str) -> tuple[dict[str, Any], NDArray[np.int64]]:
-        """`accuracy`, each class's top-1 in percent (None for a class without samples), and the confusion
-        matrix, true classes as rows. One process.
+    def report(self, student: Student, amp: str) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
+        """`accuracy`, each class's top-1 or average precision in percent (None for a class without samples)
+        as `classes`, and the confusion matrix, true classes as rows, where a picture has one label. One
+        process.
         """
         index = self._index
         logits = self.predict(student, amp)
         truth, n_classes = torch.from_numpy(index.labels), len(index.classes)
         answers = _answers(logits)
-        by_class = per_class_accuracy(answers, truth, n_classes=n_classes)
+        confusion = None
+        if index.presence is None:
+            by_class = per_class_accuracy(answers, truth, n_classes=n_classes).tolist()
+            confusion = confusion_matrix(answers, truth, n_classes=n_classes).numpy()
+        else:
+            by_class = class_precisions(answers.numpy(), index.presence)
         figures = {
             "target": index.target,
             "split": index.split,
             "n_samples": len(index),
             **({"n_clips": self._n_views} if self._n_views > 1 else {}),
             **self._figures(logits),
-            "class_top1": {
-                name: None if bool(torch.isnan(value)) else 100 * float(value)
+            "classes": {
+                name: None if math.isnan(value) else 100 * value
                 for name, value in zip(index.classes, by_class, strict=True)
             },
         }
-        return figures, confusion_matrix(answers, truth, n_classes=n_classes).numpy()
+        return figures, confusion
 
     def predict(self, student: Student, amp: str) -> torch.Tensor:
         """Primary logits of this rank's samples, in index order: float32 (views, n, classes) on the CPU."""
@@ -91,6 +101,11 @@ class Evaluator:
 
     def _figures(self, logits: torch.Tensor) -> dict[str, float]:
         """See `accuracy`; logits are (views, n, classes)."""
+        if self._index.presence is not None:
+            every = torch.cat(self._ranks.gathered(_answers(logits)))
+            there = self._index.presence
+            loss = float(presence_bce(every, torch.from_numpy(there)))
+            return {**presence_figures(every.numpy(), there), "test_loss": loss}
         truth = torch.from_numpy(self._index.labels[self._positions])
         of_views = truth.repeat(self._n_views)
         flat = logits.flatten(0, 1)

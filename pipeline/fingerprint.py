@@ -59,7 +59,7 @@ def target_identity(index: TargetIndex) -> dict[str, Any]:
         "n_samples": len(index),
         "contents_sha256": index.content_sha256,
         "class_names_sha256": hashlib.sha256("\n".join(index.classes).encode()).hexdigest(),
-        "labels_sha256": hashlib.sha256(index.labels.astype("<i8").tobytes()).hexdigest(),
+        "labels_sha256": hashlib.sha256(index.truth_bytes).hexdigest(),
     }
 
 

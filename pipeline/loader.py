@@ -29,7 +29,7 @@ class Batch:
     step: int  # of the epoch, from 0
     positions: Positions  # (n,) rows of the index
     pixels: torch.Tensor  # uint8 (n, 3, side, side), of videos (n, 3, D, side, side), on the device
-    labels: torch.Tensor  # int64 (n,), on the device
+    labels: torch.Tensor  # int64 (n,), of several labels int8 (n, C), on the device
     n_step: int  # samples of the step over all ranks
 
 
@@ -80,7 +80,7 @@ class Loader:
     def __init__(self, index: TargetIndex, renderer: Renderer, order: Order, device: torch.device) -> None:
         self._renderer, self._device = renderer, device
         self.order = order
-        self._labels = torch.from_numpy(index.labels).to(device)
+        self._labels = torch.from_numpy(index.truth).to(device)
 
     def epoch(self, epoch: int, view: int, *, first_step: int = 0) -> Generator[Batch]:
         """The batches of an epoch from `first_step` on; leaving early is fine."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-AUXILIARY_LOSSES = ("ce", "kd")
+PRIMARY_LOSSES = ("ce", "focal", "bce")
+AUXILIARY_LOSSES = ("ce", "kd", "focal")
 KD_REDUCTIONS = ("mean", "batchmean")
 
 
@@ -23,6 +24,44 @@ def soft_cross_entropy(logits: Tensor, source_logits: Tensor, *, temperature: fl
     target = (source_logits / temperature).softmax(dim=1)
     log_q = (logits / temperature).log_softmax(dim=1)
     return -(temperature**2) * (target * log_q).sum(dim=1).mean()
+
+
+def focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy that what is known already hardly counts in (Lin et al., 2017, gamma 2).
+
+    mean_n sum_k -p_nk * (1 - q_nk)^2 * log q_nk,  q = softmax(z)
+
+    logits: (N, K) float32. target: p, float (N, K) rows that sum to 1, or int64 (N,) labels. Returns a
+    scalar, mean over N.
+    """
+    log_q = logits.log_softmax(dim=1)
+    terms = (1 - log_q.exp()) ** 2 * log_q
+    if target.ndim == 1:
+        return -terms.gather(1, target[:, None]).mean()
+    return -(target * terms).sum(dim=1).mean()
+
+
+def soft_focal(logits: Tensor, source_logits: Tensor, *, temperature: float) -> Tensor:
+    """`focal` of softened logits against a softened source, times T^2 as the other two; the released 3D code
+    has it with T = 1.
+
+    logits, source_logits: (N, K) float32; source_logits carries no gradient. Returns a scalar, mean over N.
+    """
+    target = (source_logits / temperature).softmax(dim=1)
+    return temperature**2 * focal(logits / temperature, target)
+
+
+def presence_bce(logits: Tensor, presence: Tensor) -> Tensor:
+    """Binary cross-entropy of every class of its own, for pictures with several labels (SSKT table 1, VOC).
+
+    logits: (N, C) float32. presence: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
+    mean over what is counted.
+    """
+    counted = presence >= 0
+    terms = F.binary_cross_entropy_with_logits(
+        logits, presence.clamp(min=0).to(logits.dtype), reduction="none"
+    )
+    return (terms * counted).sum() / counted.sum().clamp(min=1)
 
 
 def kd_divergence(logits: Tensor, source_logits: Tensor, *, temperature: float, reduction: str) -> Tensor:

@@ -1,8 +1,10 @@
-"""Classification accuracy from logits."""
+"""How good logits are: accuracy, and average precision where pictures have several labels."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -26,3 +28,43 @@ def confusion_matrix(logits: Tensor, labels: Tensor, *, n_classes: int) -> Tenso
     """How often each true class (row) was taken for each class (column): int64 (n_classes, n_classes)."""
     pairs = labels * n_classes + logits.argmax(dim=1)
     return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
+
+
+def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
+    """Mean of the precisions at which recall rises, the highest scores first; equal scores come together.
+
+    scores, positive: (N,). NaN without a positive. What the released SSKT code takes of the scores of one
+    picture's classes.
+    """
+    _, precision, recall = _curve(scores, positive)
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def voc_average_precision(
+    scores: NDArray[np.floating], positive: NDArray[np.bool_], *, eleven_points: bool
+) -> float:
+    """Average precision as PASCAL VOC defines it: precision at a recall is the best at that or a higher one.
+
+    `eleven_points`: its mean at recalls 0, 0.1 to 1 (VOC 2007); else the area under it (since 2010). scores,
+    positive: (N,). NaN without a positive.
+    """
+    _, precision, recall = _curve(scores, positive)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    if not eleven_points:
+        return float((np.diff(recall, prepend=0.0) * best).sum())
+    if np.isnan(recall).any():
+        return float("nan")
+    at = np.searchsorted(recall, np.linspace(0, 1, 11) - 1e-12)
+    return float(np.append(best, 0.0)[at].mean())
+
+
+def _curve(
+    scores: NDArray[np.floating], positive: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """How many are taken at each distinct score, from the highest on, and precision and recall there."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of those with one score
+    right = np.cumsum(positive[order])[last]
+    n_positive = int(positive.sum())
+    recall = right / n_positive if n_positive else np.full(len(last), np.nan)
+    return last + 1, right / (last + 1), recall

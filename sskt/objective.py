@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sskt.losses import kd_divergence, soft_cross_entropy
+from sskt.losses import focal, kd_divergence, presence_bce, soft_cross_entropy, soft_focal
 from sskt.normalise import normalise
 from sskt.student import Student, memory_layout
 
@@ -30,7 +30,9 @@ class Losses(NamedTuple):
     total: Tensor  # float32 scalar
     primary: Tensor  # float32 scalar
     auxiliary: Tensor  # float32 (M,), in the order of the student's sources, not weighted by alpha
-    correct: Tensor  # int64 scalar: rows whose largest primary logit is their label's (of a mixture: row n's)
+    correct: (
+        Tensor  # int64 scalar: rows whose largest primary logit is a label of theirs (a mixture: of row n)
+    )
 
 
 class Objective(nn.Module):
@@ -44,13 +46,14 @@ class Objective(nn.Module):
         temperature: float,
         aux_loss: str,
         kd_reduction: str,
+        primary_loss: str,
         label_smoothing: float,
         channels_last: bool,
     ) -> None:
         super().__init__()
         self.student = student
         self._alpha, self._temperature = alpha, temperature
-        self._aux_loss, self._kd_reduction = aux_loss, kd_reduction
+        self._aux_loss, self._kd_reduction, self._primary_loss = aux_loss, kd_reduction, primary_loss
         self._label_smoothing = label_smoothing
         self._layout = memory_layout(student) if channels_last else torch.contiguous_format
 
@@ -62,8 +65,8 @@ class Objective(nn.Module):
         mixed: Pairs | None = None,
         mixed_sources: Pairs | None = None,
     ) -> Losses:
-        """Losses of one batch: pixels uint8 (N, 3, H, W) or (N, 3, D, H, W), labels int64 (N,), each source's
-        logits (N, K).
+        """Losses of one batch: pixels uint8 (N, 3, H, W) or (N, 3, D, H, W), labels int64 (N,) or presence
+        (N, C), each source's logits (N, K).
 
         `mixed` says that the pixels are mixtures: the primary loss is that of both labels, by their share.
         `mixed_sources` says it of the source logits, which then are those of the unmixed pictures; where the
@@ -79,15 +82,22 @@ class Objective(nn.Module):
         ]
         stacked = torch.stack(auxiliary) if auxiliary else primary.new_zeros(0)
         total = primary + self._alpha * stacked.sum()
-        correct = (primary_logits.detach().argmax(dim=1) == labels).sum()
+        said = primary_logits.detach().argmax(dim=1)
+        correct = (said == labels if labels.ndim == 1 else labels.gather(1, said[:, None]) == 1).sum()
         return Losses(total, primary.detach(), stacked.detach(), correct)
 
     def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._primary_loss == "bce":
+            return presence_bce(logits, labels)
+        if self._primary_loss == "focal":
+            return focal(logits, labels)
         return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=self._label_smoothing)
 
     def _auxiliary(self, logits: Tensor, source_logits: Tensor) -> Tensor:
         if self._aux_loss == "ce":
             return soft_cross_entropy(logits, source_logits, temperature=self._temperature)
+        if self._aux_loss == "focal":
+            return soft_focal(logits, source_logits, temperature=self._temperature)
         return kd_divergence(
             logits, source_logits, temperature=self._temperature, reduction=self._kd_reduction
         )

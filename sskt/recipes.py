@@ -32,12 +32,13 @@ class Recipe:
     temperature: float = 3.0  # T and alpha: the released 2D code's defaults
     alpha: float = 0.1
     aux_loss: str = "ce"  # "ce" or "kd"; the table has both, CE first
+    primary_loss: str = "ce"  # "bce" for several labels a picture
     published: bool = True  # False: ours, not from the paper
 
 
 _CIFAR10 = Recipe(
     target="cifar10",
-    models=("resnet20", "resnet32"),
+    models=("resnet20", "resnet32", "vgg16"),
     epochs=400,
     lr=0.1,
     milestones=(150, 250, 350),
@@ -46,7 +47,14 @@ _CIFAR10 = Recipe(
     weight_decay=5e-4,
     batch_size=128,
 )
-_CIFAR100 = replace(_CIFAR10, target="cifar100", epochs=240, milestones=(60, 120, 160, 200), gamma=0.2)
+_CIFAR100 = replace(
+    _CIFAR10,
+    target="cifar100",
+    models=("resnet20", "resnet32"),
+    epochs=240,
+    milestones=(60, 120, 160, 200),
+    gamma=0.2,
+)
 _IMAGENET = replace(
     _CIFAR10,
     target="imagenet",
@@ -64,6 +72,13 @@ _IMAGEFOLDER = replace(
     milestones=(30, 45),
     batch_size=32,
     published=False,
+)
+_VOC = replace(
+    _IMAGENET,
+    target="voc",
+    models=("resnet18", "resnet34", "resnet50"),
+    primary_loss="bce",
+    finetune_lr=0.01,
 )
 _UCF101 = replace(
     _CIFAR10,
@@ -83,9 +98,15 @@ _RECIPES = {
     for recipe in (
         _CIFAR10,
         _CIFAR100,
-        replace(_CIFAR100, target="stl10", models=("resnet20", "resnet32", "resnet44")),
+        replace(
+            _CIFAR100,
+            target="stl10",
+            models=("resnet20", "resnet32", "resnet44", "mobilenet_v2", "densenet121"),
+        ),
         _IMAGENET,
         replace(_IMAGENET, target="places365"),
+        _VOC,
+        replace(_VOC, target="voc2007"),
         _IMAGEFOLDER,
         _UCF101,
         replace(_UCF101, target="hmdb51"),

@@ -113,7 +113,7 @@ def test_evaluate_finds_the_accuracy_that_training_ended_with(folder):
     summary = json.loads((folder / "runs" / "first" / "summary.json").read_text())
     assert figures["test_top1"] == summary["test_top1"]
     assert figures["n_samples"] == 539
-    assert len(figures["class_top1"]) == 10
+    assert len(figures["classes"]) == 10
     assert "test top1" in run("evaluate", "runs/first").stdout
 
 

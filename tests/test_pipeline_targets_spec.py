@@ -38,6 +38,8 @@ def test_unknown_name_lists_what_exists():
         "stl10",
         "imagenet",
         "places365",
+        "voc",
+        "voc2007",
         "ucf101",
         "hmdb51",
         "digits",

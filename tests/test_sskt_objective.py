@@ -21,6 +21,7 @@ def made(**more):
         "temperature": 2.0,
         "aux_loss": "ce",
         "kd_reduction": "mean",
+        "primary_loss": "ce",
         "label_smoothing": 0.0,
         "channels_last": False,
         **more,
@@ -79,7 +80,13 @@ def test_losses_are_the_equations(smoothing, mix):
 def test_without_sources_it_is_the_hard_loss_alone():
     torch.manual_seed(0)
     student = build_student("resnet20", 4, {}, transfer_module=False).eval()
-    settings = {"alpha": 9.0, "temperature": 2.0, "aux_loss": "kd", "kd_reduction": "mean"}
+    settings = {
+        "alpha": 9.0,
+        "temperature": 2.0,
+        "aux_loss": "kd",
+        "kd_reduction": "mean",
+        "primary_loss": "ce",
+    }
     objective = Objective(student, **settings, label_smoothing=0.0, channels_last=True)
     _, _, pixels, labels, _ = made()
     losses = objective(pixels, labels, {})

@@ -46,6 +46,7 @@ _FROM_RECIPE = (
     "temperature",
     "alpha",
     "aux_loss",
+    "primary_loss",
 )
 
 
@@ -84,9 +85,9 @@ def run_train(
 
     `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.backbones.Tapped`
     makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
-    momentum, dampening, weight_decay, temperature, alpha and aux_loss; None leaves the recipe's value. Under
-    torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all
-    inputs are known to be good.
+    momentum, dampening, weight_decay, temperature, alpha, aux_loss and primary_loss; None leaves the recipe's
+    value. Under torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out`
+    before all inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution, out = places or Places(), execution or choose_execution(), Path(out)
@@ -125,6 +126,7 @@ def run_train(
             **settings,
         )
         _require_trainable(config, len(lesson.index))
+        _require_fitting_loss(config, lesson)
         backbone = _backbone(model or config.model, seed)
         _require_reads(backbone, config, parse_target(target))
         if tuning.finetune_from is not None:
@@ -214,7 +216,7 @@ def run_evaluate(
     if isinstance(plan, CentreClip):
         plan = replace(plan, n_clips=clips)
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
-    return {**figures, **write_confusion(confusion, index.classes, run)}
+    return figures if confusion is None else {**figures, **write_confusion(confusion, index.classes, run)}
 
 
 def places_of(run: Path, **given: Any) -> Places:
@@ -265,6 +267,20 @@ def _require_reads(backbone: Backbone, config: TrainConfig, spec: TargetSpec) ->
         raise RunError(
             f"--model {config.model} reads {reads}, and {spec.name} holds {holds}; "
             f"choose one of {', '.join(able)}"
+        )
+
+
+def _require_fitting_loss(config: TrainConfig, lesson: Lesson) -> None:
+    several = lesson.index.presence is not None
+    if several != (config.primary_loss == "bce"):
+        holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
+        raise RunError(
+            f"--primary-loss {config.primary_loss}: the pictures of {config.target} have {holds} each; "
+            f"use {wanted}"
+        )
+    if several and config.label_smoothing:
+        raise RunError(
+            f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
         )
 
 

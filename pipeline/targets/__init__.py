@@ -12,6 +12,7 @@ from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import SPLITS, TARGETS, TargetSpec, parse_target, target_slug
 from pipeline.targets.video.index import load_videos
 from pipeline.targets.video.record import read_record
+from pipeline.targets.voc import load_voc
 from sskt.errors import TargetError
 
 __all__ = ["TargetIndex", "TargetSpec", "load_index", "parse_target", "prepare", "prepared", "target_slug"]
@@ -41,6 +42,9 @@ def load_index(
         index = load_binary(spec, spec.binary, split, data_dir)
     elif spec.videos:
         index = load_videos(spec, split, data_dir, index_dir)
+    elif spec.devkit:
+        assert spec.root is not None  # noqa: S101 - files have a place
+        index = load_voc(spec, spec.devkit, split, data_dir / spec.root, index_dir)
     elif spec.root:
         index = load_folders(spec, split, data_dir / spec.root, index_dir)
     else:
@@ -65,6 +69,8 @@ def prepared(data_dir: Path, index_dir: Path, split: str = "train") -> list[str]
 
 
 def _is_prepared(spec: TargetSpec, data_dir: Path, index_dir: Path, split: str) -> bool:
+    if spec.devkit:
+        return (data_dir / str(spec.root) / spec.devkit.year / "ImageSets" / "Main").is_dir()
     if spec.videos:
         return read_record(spec, data_dir, index_dir) is not None
     if spec.binary:

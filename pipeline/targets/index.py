@@ -128,7 +128,9 @@ class TargetIndex:
     target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
     (height, width) of the picture as stored; of videos (N, 3), (frames, height, width). contents: uint8
     (N, 16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes:
-    sentences that the caller should pass on to the user.
+    sentences that the caller should pass on to the user. presence: int8 (N, C), of pictures with several
+    labels: 1 for a class that is there, 0 for one that is not, -1 for one that is not counted; `labels` then
+    holds the first that is there.
     """
 
     target: str
@@ -141,6 +143,7 @@ class TargetIndex:
     contents: NDArray[np.uint8]
     access: Pictures
     notes: tuple[str, ...] = ()
+    presence: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -154,7 +157,17 @@ class TargetIndex:
     def classes_sha256(self) -> str:
         """Hex digest of the class map: the names in label order, and the label of every sample."""
         names = "".join(f"{name}\n" for name in self.classes)
-        return hashlib.sha256(os.fsencode(names) + b"\n" + self.labels.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(os.fsencode(names) + b"\n" + self.truth_bytes).hexdigest()
+
+    @property
+    def truth(self) -> NDArray[np.int64] | NDArray[np.int8]:
+        """What a student learns: labels, int64 (N,), or presence, int8 (N, C)."""
+        return self.labels if self.presence is None else self.presence
+
+    @property
+    def truth_bytes(self) -> bytes:
+        """The same, for a fingerprint."""
+        return self.truth.astype("<i8" if self.presence is None else "i1").tobytes()
 
     def name_of(self, row: int) -> str:
         """Which picture a row is, for messages."""
@@ -183,6 +196,7 @@ class TargetIndex:
             sizes=self.sizes[rows],
             contents=self.contents[rows],
             access=self.access.take(rows),
+            presence=None if self.presence is None else self.presence[rows],
         )
 
     def limit(self, n: int) -> TargetIndex:

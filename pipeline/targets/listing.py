@@ -25,6 +25,8 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png")
 _NAMED = 5  # bad files that an error names
 _PER_JOB = 64
 
+_Found = tuple[bytes, os.stat_result | None]  # relative path; None: no file behind it
+
 
 @dataclass(slots=True)
 class Listing:
@@ -46,21 +48,32 @@ def list_pictures(root: Path, *, slug: str, index_dir: Path) -> Listing:
     that names what cannot be decoded, and for a class folder without pictures.
     """
     found, ignored = _walk(root)
-    listing = Listing(
-        root, np.array([path for path, _ in found], dtype=np.bytes_), np.zeros(len(found), dtype=FACTS)
-    )
-    gone = {}
-    for row, (_, stat) in enumerate(found):
-        if stat is None:
-            gone[row] = "a link to nothing, or not a file"
-        else:
-            listing.facts[row]["bytes"], listing.facts[row]["mtime_ns"] = stat.st_size, stat.st_mtime_ns
+    listing, gone = _listed(root, found)
     _refuse_empty_classes(root, listing.paths)
     if ignored:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in ignored.most_common(4))
         listing.notes.append(
             f"{root}: {ignored.total()} files ignored ({kinds}), only .jpg, .jpeg and .png are read"
         )
+    _validate(listing, gone, kept_file(index_dir, slug, root))
+    return listing
+
+
+def list_named(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> Listing:
+    """The pictures at `paths` below `root`, in this order; see `list_pictures`.
+
+    Raises TargetError that names what is missing or cannot be decoded, and for a path that comes twice.
+    """
+    twice = [path for path, n in Counter(paths).items() if n > 1]
+    if twice:
+        raise TargetError(f"{root}: {os.fsdecode(twice[0])} is listed twice; restore the official list")
+    found: list[_Found] = []
+    for path in paths:
+        try:
+            found.append((path, (root / os.fsdecode(path)).stat()))
+        except OSError:
+            found.append((path, None))
+    listing, gone = _listed(root, found)
     _validate(listing, gone, kept_file(index_dir, slug, root))
     return listing
 
@@ -74,6 +87,19 @@ def class_folders(root: Path) -> list[str]:
         return []
     except OSError as error:
         raise TargetError(f"{root}: cannot be listed ({error.strerror or error}); allow reading it") from None
+
+
+def _listed(root: Path, found: list[_Found]) -> tuple[Listing, dict[int, str]]:
+    """A listing that is not validated yet, and its rows that are no files, with the reason."""
+    paths = np.array([path for path, _ in found], dtype=np.bytes_)
+    listing = Listing(root, paths, np.zeros(len(found), dtype=FACTS))
+    gone = {}
+    for row, (_, stat) in enumerate(found):
+        if stat is None:
+            gone[row] = "a link to nothing, or not a file"
+        else:
+            listing.facts[row]["bytes"], listing.facts[row]["mtime_ns"] = stat.st_size, stat.st_mtime_ns
+    return listing, gone
 
 
 def _validate(listing: Listing, bad: dict[int, str], file: Path) -> None:
@@ -159,9 +185,6 @@ def _first(names: list[str]) -> str:
     """The first few of many names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-_Found = tuple[bytes, os.stat_result | None]
 
 
 def _walk(root: Path) -> tuple[list[_Found], Counter[str]]:

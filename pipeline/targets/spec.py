@@ -67,6 +67,15 @@ class Videos:
 
 
 @dataclass(frozen=True, slots=True)
+class Devkit:
+    """A year of VOCdevkit and the lists of its splits."""
+
+    year: str
+    train: str
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
 class TargetSpec:
     """One target dataset: its identity, its place, and the pictures that the student and the sources see.
 
@@ -88,6 +97,7 @@ class TargetSpec:
     root: Path | None = None
     binary: Binary | None = None
     videos: Videos | None = None
+    devkit: Devkit | None = None
 
 
 def parse_target(name: str) -> TargetSpec:
@@ -175,6 +185,15 @@ def _pictures_224(name: str, n_classes: int | None, root: Path, how_to_prepare: 
         how_to_prepare=how_to_prepare,
         root=root,
     )
+
+
+def _voc(name: str, devkit: Devkit) -> TargetSpec:
+    """PASCAL VOC, several labels a picture, shown the ImageNet way."""
+    prepare = (
+        f"put the official {devkit.year} into DATA_DIR/voc/VOCdevkit/{devkit.year}/ (DATA_DIR is --data-dir)"
+    )
+    spec = _pictures_224(name, 20, Path("voc/VOCdevkit"), prepare)
+    return replace(spec, devkit=devkit)
 
 
 def _clips_112(
@@ -276,6 +295,8 @@ _ALL = (
     _small_pictures("stl10", 10, 96, _STL10),
     _official_folders("imagenet", 1000, "WNID"),
     _official_folders("places365", 365, "CLASS"),
+    _voc("voc", Devkit("VOC2012", "train", "val")),
+    _voc("voc2007", Devkit("VOC2007", "trainval", "test")),
     _official_videos("ucf101", 101, ("UCF-101", "jpg", "frames"), "ucfTrainTestlist", "ucf101_01.json"),
     _official_videos(
         "hmdb51", 51, ("hmdb51_org", "jpg", "frames"), "testTrainMulti_7030_splits", "hmdb51_1.json"

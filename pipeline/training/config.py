@@ -20,7 +20,8 @@ class TrainConfig:
     method: str  # "sskt" or "scratch"
     sources: tuple[str, ...]
     transfer_module: bool
-    aux_loss: str  # "ce" or "kd"
+    primary_loss: str  # one of sskt.losses.PRIMARY_LOSSES
+    aux_loss: str  # one of sskt.losses.AUXILIARY_LOSSES
     kd_reduction: str  # "mean" over batch and classes, as released, or "batchmean"
     temperature: float
     alpha: float
@@ -54,6 +55,11 @@ class TrainConfig:
     eval_plan: dict[str, Any]
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
+
+    @property
+    def metric(self) -> str:
+        """The figure that says how good the student is: its best epoch is that with the largest."""
+        return "test_map" if self.primary_loss == "bce" else "test_top1"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON has it: tuples are lists."""

@@ -139,7 +139,8 @@ class _Course:
         last = trainer.epoch + 1 == config.epochs
         if last or (trainer.epoch + 1) % config.eval_every == 0:
             figures |= self._evaluator.accuracy(trainer.student, config.amp)
-            if figures["test_top1"] > max((m.get("test_top1", -1.0) for m in self.history), default=-1.0):
+            metric = config.metric
+            if figures[metric] > max((m.get(metric, -1.0) for m in self.history), default=-1.0):
                 self._best = {k: v.detach().clone() for k, v in trainer.student.exported_state().items()}
         self.history.append(figures)
         if self._run is not None:
@@ -175,7 +176,7 @@ class _Course:
         )
 
     def _note(self) -> str:
-        tested = [m["test_top1"] for m in self.history if "test_top1" in m]
+        tested = [m[self._config.metric] for m in self.history if self._config.metric in m]
         return f"epoch {self._trainer.epoch + 1}" + (f", test {tested[-1]:.1f} %" if tested else "")
 
 
@@ -199,8 +200,10 @@ def _kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
 
 def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
     last = history[-1]
-    tested = [m for m in history if "test_top1" in m]
-    best = max(tested, key=lambda m: m["test_top1"])
+    metric = config.metric
+    tested = [m for m in history if metric in m]
+    best = max(tested, key=lambda m: m[metric])
+    also = [name for name in last if name.startswith("test_") and name not in (metric, "test_loss")]
     return {
         "target": config.target,
         "model": config.model,
@@ -209,8 +212,10 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
         "labels": config.labels,
         "seed": config.seed,
         "epochs": len(history),
-        "test_top1": last["test_top1"],
-        "best_test_top1": best["test_top1"],
+        "metric": metric,
+        metric: last[metric],
+        f"best_{metric}": best[metric],
+        **{name: last[name] for name in also},
         "best_epoch": best["epoch"],
         "train_top1": last["train_top1"],
         **{
@@ -221,8 +226,10 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
 
 
 def _sentence(summary: dict[str, Any]) -> str:
+    metric = summary["metric"]
+    name = {"test_top1": "test top-1", "test_map": "test mAP"}[metric]
     return (
-        f"{summary['epochs']} epochs: test top-1 {summary['test_top1']:.2f} % "
-        f"(best {summary['best_test_top1']:.2f}), {summary['epoch_s']:.1f} s an epoch, "
+        f"{summary['epochs']} epochs: {name} {summary[metric]:.2f} % (best {summary[f'best_{metric}']:.2f}), "
+        f"{summary['epoch_s']:.1f} s an epoch, "
         f"of which source logits {summary['label_s']:.2f} s"
     )

@@ -83,6 +83,7 @@ class Trainer:
             temperature=config.temperature,
             aux_loss=config.aux_loss,
             kd_reduction=config.kd_reduction,
+            primary_loss=config.primary_loss,
             label_smoothing=config.label_smoothing,
             channels_last=config.channels_last,
         )
