@@ -139,7 +139,7 @@ def prepare(
         "sources",
         multiple=True,
         required=True,
-        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH or program:FILE.pt2. Repeatable.",
+        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH, program:FILE.pt2 or run:FOLDER. Repeatable.",
     ),
     together(
         "targets",

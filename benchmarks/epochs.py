@@ -35,6 +35,7 @@ from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target
 from pipeline.teachers import open_teacher
 from pipeline.training.config import TrainConfig
+from pipeline.training.method import open_method
 from pipeline.training.trainer import Trainer
 from sskt.backbones import build_backbone
 from sskt.losses import soft_cross_entropy
@@ -135,9 +136,8 @@ class Bench:
             labels = LiveLabels(teachers, views=self.args.views)
         config = self.config(labels, transfer_module="transfer" in kind)
         torch.manual_seed(0)
-        trainer = Trainer(
-            config, build_backbone(self.args.model), self.index, labels, self.execution, Ranks()
-        )
+        method = open_method(config, build_backbone(self.args.model), labels.n_classes if labels else {})
+        trainer = Trainer(config, method, self.index, labels, self.execution, Ranks())
         order = Order(len(self.index), self.args.batch_size, 0, Ranks())
         renderer = self.execution.open_renderer(self.index, self.plan, batch_size=self.args.batch_size)
         loader = Loader(self.index, renderer, order, self.execution.device)
@@ -159,8 +159,12 @@ class Bench:
             method="sskt" if labels else "scratch",
             sources=tuple(labels.n_classes) if labels else (),
             transfer_module=transfer_module,
+            primary_loss="ce",
             aux_loss="ce",
             kd_reduction="mean",
+            gradient_cosine="off",
+            peers=2,
+            psi=5,
             temperature=3.0,
             alpha=0.1,
             labels="cached",
@@ -173,9 +177,12 @@ class Bench:
             milestones=(),
             gamma=0.1,
             momentum=0.9,
+            dampening=0.0,
             weight_decay=5e-4,
             clip_norm=None,
             label_smoothing=0.0,
+            finetune_from=None,
+            freeze_until=None,
             mixup=0.0,
             cutmix=0.0,
             seed=0,

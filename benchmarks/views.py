@@ -115,7 +115,7 @@ def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[floa
     stores = [by_name[_recorded(name)] for name in config["sources"]]
     classes = {name: store.n_classes for name, store in zip(config["sources"], stores, strict=True)}
     student = Student(build_backbone(config["model"]), len(index.classes), classes, config["transfer_module"])
-    student.load_state_dict(state["student"])
+    student.load_state_dict({k.removeprefix("student."): v for k, v in state["method"].items()})
     student.eval()
     plan = common["augmentation"].training_plan(parse_target(args.target))
     right = np.zeros(len(stores))

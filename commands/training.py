@@ -119,7 +119,13 @@ _RECIPE = "Recipe"
         _supervision,
         section(
             _SOURCES,
-            choice_option("--method", "sskt scratch", "sskt", "With sources, or on labels alone."),
+            choice_option(
+                "--method",
+                "sskt scratch kd dml maxl",
+                "sskt",
+                "With sources; on labels alone; distilled from teachers of the same task; peers that teach "
+                "one another; with sub-classes made up by a second network.",
+            ),
             click.option(
                 "--source",
                 "sources",
@@ -142,8 +148,19 @@ _RECIPE = "Recipe"
                 help="Source heads that see every block, or the last feature only.",
             ),
             choice_option(
-                "--kd-reduction", "mean batchmean", "mean", "mean = over batch and classes, as released."
+                "--kd-reduction",
+                "mean batchmean",
+                None,
+                "mean = over batch and classes, as released. [default: mean; batchmean for --method kd]",
             ),
+            choice_option(
+                "--gradient-cosine",
+                "off record weigh",
+                "off",
+                "Of each auxiliary gradient with the primary one: keep it, or weigh the loss by it.",
+            ),
+            count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
+            count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),
             choice_option(
                 "--teacher-bn",
                 "frozen batch-stats",

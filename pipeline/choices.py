@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from sskt.forward import default_compute
 from sskt.frozen import InputMap, scaled_side
 from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS
 from sskt.sources import SourceSpec, parse_source
+from sskt.trained import WEIGHTS
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
@@ -52,8 +54,9 @@ class Places:
         spec = parse_source(source)
         path = self.weights.get(source)
         if path is None:
-            if spec.task == "program":
+            if spec.task in ("program", "run"):
                 path = Path(source.partition(":")[2]).expanduser()
+                path = path / WEIGHTS if spec.task == "run" else path
             else:
                 path = self.weights_dir / (spec.url or source).rpartition("/")[2]
             if not path.is_file():
@@ -110,7 +113,8 @@ class Augmentation:
         return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
 
     def input_map(self, spec: TargetSpec, source: SourceSpec) -> InputMap:
-        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures).
+        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures), but for
+        sources that are students of ours.
 
         Of clips, a source for pictures sees what `source_frames` says; "reference" is the released code's
         way: the centre frame as the student sees it, with Kinetics' mean taken off and nothing scaled.
@@ -120,7 +124,8 @@ class Augmentation:
         if not spec.videos:
             if source.reads_clips:
                 raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
-            side = self.source_side_px or scaled_side(self._side(spec), spec.source_scale)
+            scale = Fraction(1) if source.task == "run" else spec.source_scale
+            side = self.source_side_px or scaled_side(self._side(spec), scale)
             return InputMap(side_px=side, mean=source.mean, std=source.std)
         n_frames, _ = self._clip(spec)
         if source.reads_clips:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sskt.errors import RunError
-from sskt.objective import Pairs
+from sskt.methods import Pairs
 
 _PURPOSE = 1  # of the random stream (seed, epoch); the order of samples is 0
 

@@ -49,6 +49,9 @@ def open_origin(
     file = weights or asked.get("weights")
     if name.startswith("program:"):
         source = open_source(f"program:{file or name.partition(':')[2]}", weights_dir=places.weights_dir)
+    elif name.startswith("run:"):
+        folder = Path(file).parent if file else Path(name.partition(":")[2])
+        source = open_source(f"run:{folder}", weights_dir=places.weights_dir)
     else:
         source = open_source(name, weights=file and Path(file), weights_dir=places.weights_dir)
     origin = Origin(

@@ -1,5 +1,5 @@
 """The source networks that a user can name: `imagenet`, `places365`, `imagenet:resnet18`,
-`kinetics:r3d_18`, `program:FILE.pt2`.
+`kinetics:r3d_18`, `program:FILE.pt2`, `run:FOLDER`.
 
 The paper's two are ResNet50 on ImageNet (torchvision IMAGENET1K_V1) and ResNet50 on Places365 (CSAILVision).
 """
@@ -22,6 +22,7 @@ from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.programs import read_program
+from sskt.trained import WEIGHTS, Predictor, read_trained
 from sskt.weights import load_into, read_state
 
 _N_CLASSES = {"imagenet": 1000, "places365": 365, "kinetics": 400}
@@ -38,7 +39,7 @@ class SourceSpec:
     """What is known of a source before its weights are at hand."""
 
     name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
-    task: str  # "imagenet", "places365", "kinetics" or "program"
+    task: str  # "imagenet", "places365", "kinetics", "program" or "run"
     architecture: str  # torchvision's name, of `sskt.backbones.CLIP_BACKBONES` for kinetics, or "program"
     n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
     url: str | None  # of published weights
@@ -73,7 +74,7 @@ def named_sources() -> list[SourceSpec]:
 
 
 def parse_source(name: str) -> SourceSpec:
-    """The source that `name` means; nothing is read from disk or network. Raises SourceError for an unknown
+    """The source that `name` means; nothing but a run's config is read. Raises SourceError for an unknown
     name.
     """
     task, _, rest = name.partition(":")
@@ -82,10 +83,13 @@ def parse_source(name: str) -> SourceSpec:
         return SourceSpec(
             f"program:{Path(rest).name}", task, "program", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note
         )
+    if task == "run" and rest:
+        return _of_run(Path(rest).expanduser())
     if task not in _N_CLASSES or name.endswith(":"):
         raise SourceError(
             f"source {name!r} is unknown, expected imagenet, places365, imagenet:ARCHITECTURE, "
-            f"places365:ARCHITECTURE, kinetics:ARCHITECTURE or program:FILE.pt2; sskt sources lists them"
+            f"places365:ARCHITECTURE, kinetics:ARCHITECTURE, program:FILE.pt2 or "
+            f"run:FOLDER; sskt sources lists them"
         )
     architecture = rest or _PAPER_ARCHITECTURE[task]
     known = list(CLIP_BACKBONES) if task == _CLIP_TASK else _architectures()
@@ -115,7 +119,8 @@ def parse_source(name: str) -> SourceSpec:
 def source_slug(name: str) -> str:
     """A short name safe for file systems: "imagenet-resnet50", "program-places365_squeezenet"."""
     spec = parse_source(name)
-    last = Path(spec.name.partition(":")[2]).stem if spec.task == "program" else spec.architecture
+    rest = spec.name.partition(":")[2]
+    last = Path(rest).stem if spec.task == "program" else rest if spec.task == "run" else spec.architecture
     return re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.task}-{last}")
 
 
@@ -136,15 +141,33 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
         program = read_program(path)
         opened = replace(spec, n_classes=program.n_classes, reads_clips=program.reads_clips)
         return Source(opened, program.module, _digest(path), path, program.side_range_px)
+    if spec.task == "run":
+        folder = Path(name.partition(":")[2]).expanduser()
+        module: nn.Module = Predictor(folder)
+        file = folder / WEIGHTS
+        return Source(spec, module.eval().requires_grad_(False), _digest(file), file)
     path = weights if weights is not None else _downloaded(spec, weights_dir)
     state = read_state(path)  # before the network is built: a wrong path should not take a second to be told
-    module: nn.Module
     if spec.task == _CLIP_TASK:
         module, state = ClipClassifier(spec.architecture, spec.n_classes), renamed(state)
     else:
         module = _network(spec)
     load_into(module, state, str(path), task=spec.task, n_classes=spec.n_classes)
     return Source(spec, module.eval().requires_grad_(False), _digest(path), path)
+
+
+def _of_run(folder: Path) -> SourceSpec:
+    """A student of ours; where its folder is not at hand, only its name is known."""
+    note = "a run of ours"
+    name = f"run:{folder.name}"
+    if not (folder / "config.json").is_file():
+        return SourceSpec(name, "run", "", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note)
+    trained = read_trained(folder)
+    known = (trained.model, trained.n_classes, None, None)
+    if not trained.reads_clips:
+        return SourceSpec(name, "run", *known, IMAGENET_MEAN, IMAGENET_STD, note)
+    mean, std = _normalisation(_CLIP_TASK, trained.model)
+    return SourceSpec(name, "run", *known, mean, std, note, reads_clips=True)
 
 
 def _downloaded(spec: SourceSpec, weights_dir: Path) -> Path:

@@ -102,9 +102,9 @@ def test_a_run_leaves_config_metrics_events_checkpoint_and_a_student_without_sou
     assert list(out.glob("events.out.tfevents.*"))
     state = load_file(out / "student.safetensors")
     checkpoint = torch.load(out / "last.pt", weights_only=True)
-    heads = [name for name in checkpoint["student"] if name.startswith("auxiliary")]
+    heads = [name for name in checkpoint["method"] if name.startswith("student.auxiliary")]
     assert heads
-    assert set(state) == set(checkpoint["student"]) - set(heads)
+    assert {f"student.{name}" for name in state} == set(checkpoint["method"]) - set(heads)
     assert json.loads((out / "summary.json").read_text())["test_top1"] == metrics[-1]["test_top1"]
 
 

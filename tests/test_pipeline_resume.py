@@ -76,6 +76,9 @@ VARIANTS = {
     "live": {"supervision": {"labels": "live"}},
     "mixed": {"tuning": Tuning(mixup=0.4, cutmix=1.0, clip_norm=1.0, label_smoothing=0.1)},
     "module": {"supervision": {"transfer_module": True}},
+    "gradient cosine": {"supervision": {"gradient_cosine": "weigh"}},
+    "dml": {"supervision": {"method": "dml", "sources": (), "peers": 3}},
+    "maxl": {"supervision": {"method": "maxl", "sources": (), "psi": 2, "transfer_module": True}},
 }
 
 
@@ -85,7 +88,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
     chosen = VARIANTS[variant]
     settings = {
         "overrides": {**SCHEDULE, **chosen.get("overrides", {})},
-        "supervision": Supervision(sources=(source,), **chosen.get("supervision", {})),
+        "supervision": Supervision(**{"sources": (source,), **chosen.get("supervision", {})}),
         "tuning": chosen.get("tuning"),
         "seed": 3,
     }

@@ -183,5 +183,5 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(project
         train(project, "nan", overrides={"lr": 1e12, "epochs": 6})
     kept = torch.load(project[0] / "nan" / "last.pt", weights_only=True)
     assert 1 <= kept["epoch"] <= len(metrics_of(project, "nan"))
-    assert all(torch.isfinite(value).all() for value in kept["student"].values())
+    assert all(torch.isfinite(value).all() for value in kept["method"].values())
     assert not (project[0] / "nan" / "student.safetensors").exists()

@@ -15,6 +15,7 @@ from pipeline.ranks import Ranks
 from pipeline.targets import parse_target
 from pipeline.training.train import Lesson
 from sskt.errors import RunError
+from sskt.methods import METHODS, TAUGHT
 
 Say = Callable[[str], None]
 
@@ -23,12 +24,15 @@ Say = Callable[[str], None]
 class Supervision:
     """How a student is taught."""
 
-    method: str = "sskt"  # or "scratch"
+    method: str = "sskt"  # one of sskt.methods.METHODS
     sources: tuple[str, ...] = ()  # none: every source with a complete store
     labels: str = "auto"  # or "cached", "live" or "write-through"
     views: int | None = None  # None: all that are stored
     transfer_module: bool = False
-    kd_reduction: str = "mean"  # or "batchmean"
+    kd_reduction: str | None = None  # "mean", "batchmean"; None: "batchmean" for method kd, else "mean"
+    gradient_cosine: str = "off"  # or "record", "weigh"; of sskt
+    peers: int = 2  # of dml
+    psi: int = 5  # sub-classes of a class, of maxl
     teacher_bn: str = "frozen"  # or "batch-stats", as the released code has it; live only
 
 
@@ -54,7 +58,9 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
     taught = asked.supervision
     labels: Labels | None = None
-    if taught.method == "sskt":
+    if taught.method not in METHODS:
+        raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
+    if taught.method in TAUGHT:
         require_named(asked.places, taught.sources or tuple(asked.places.weights))
         n_rows = -(-len(index) // asked.ranks.world)
         request = Request(

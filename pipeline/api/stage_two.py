@@ -21,6 +21,7 @@ from pipeline.ranks import joined
 from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
 from pipeline.targets.spec import TargetSpec, parse_target
 from pipeline.training.config import TrainConfig
+from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, train
 from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone, build_backbone
 from sskt.download import digest_of
@@ -32,6 +33,12 @@ from sskt.student import Student
 Say = Callable[[str], None]
 
 EVALUATION_CLIPS = 10  # of a video
+# where a method is not described by the recipes: Hinton et al.'s distillation, and MAXL's equal weights
+_OF_METHOD: dict[str, dict[str, Any]] = {
+    "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
+    "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
+}
+_KD_REDUCTION = {"kd": "batchmean"}
 
 _FROM_RECIPE = (
     "epochs",
@@ -95,6 +102,7 @@ def run_train(
     chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
     if tuning.finetune_from is not None and recipe.finetune_lr is not None:
         chosen.setdefault("lr", recipe.finetune_lr)
+    recipe = replace(recipe, **_OF_METHOD.get(supervision.method, {}))
     settings = {name: chosen.pop(name, getattr(recipe, name)) for name in _FROM_RECIPE}
     if chosen:
         raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(_FROM_RECIPE)}")
@@ -109,7 +117,10 @@ def run_train(
             method=supervision.method,
             sources=tuple(labels.n_classes) if labels else (),
             transfer_module=supervision.transfer_module,
-            kd_reduction=supervision.kd_reduction,
+            kd_reduction=supervision.kd_reduction or _KD_REDUCTION.get(supervision.method, "mean"),
+            gradient_cosine=supervision.gradient_cosine,
+            peers=supervision.peers,
+            psi=supervision.psi,
             labels=labels.kind if labels else "none",
             teacher_bn=supervision.teacher_bn,
             views=labels.views if labels else supervision.views,
@@ -131,8 +142,9 @@ def run_train(
         _require_reads(backbone, config, parse_target(target))
         if tuning.finetune_from is not None:
             load_pretrained(backbone, tuning.finetune_from, config.model)
+        method = open_method(config, backbone, labels.n_classes if labels else {})
         run = Run.begin(out, config.to_dict(), _to_dict(places)) if ranks.first else None
-        return train(config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
+        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
 
 
 def resume_train(
@@ -183,9 +195,8 @@ def resume_train(
         say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
         run = Run(out, state["history"] if state else ()) if ranks.first else None
         backbone = backbone or _backbone(config.model, config.seed)
-        return train(
-            config, backbone, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say
-        )
+        method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
 
 
 def run_evaluate(

@@ -62,9 +62,10 @@ class Request:
         sha256 = self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = parse_source(source)
-        if spec.task == "program":  # what it reads is the program's, and that is known by its sha256
+        if not spec.n_classes:  # what it reads is the network's own, and that is known by its sha256
             frames = stored["input"].get("frames") or {}
-            spec = replace(spec, reads_clips=frames.get("kind") == CLIP)
+            mean, std = (tuple(stored["input"][name]) for name in ("mean", "std"))
+            spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 

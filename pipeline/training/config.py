@@ -17,7 +17,7 @@ class TrainConfig:
     target: str
     classes: tuple[str, ...]
     model: str
-    method: str  # "sskt" or "scratch"
+    method: str  # one of sskt.methods.METHODS
     sources: tuple[str, ...]
     transfer_module: bool
     primary_loss: str  # one of sskt.losses.PRIMARY_LOSSES
@@ -26,6 +26,9 @@ class TrainConfig:
     temperature: float
     alpha: float
     labels: str  # "cached", "live", "write-through" or "none"
+    gradient_cosine: str  # one of sskt.methods.GRADIENT_COSINE
+    peers: int  # of dml
+    psi: int  # sub-classes of a class, of maxl
     teacher_bn: str  # "frozen", or "batch-stats" as released
     views: int | None  # None: every epoch draws a view of its own
     epochs: int

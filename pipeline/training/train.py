@@ -30,7 +30,7 @@ from pipeline.run import Run
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
 from pipeline.training.trainer import DivergedError, Trainer
-from sskt.backbones import Backbone
+from sskt.methods import Method
 
 _SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
 _SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are shorter than that
@@ -56,7 +56,7 @@ class Lesson:
 
 def train(
     config: TrainConfig,
-    backbone: Backbone,
+    method: Method,
     lesson: Lesson,
     *,
     execution: Execution,
@@ -72,7 +72,7 @@ def train(
     good state stays.
     """
     with closing(run) if run else nullcontext(), _kernels(config, execution.device):
-        trainer = Trainer(config, backbone, lesson.index, lesson.labels, execution, ranks)
+        trainer = Trainer(config, method, lesson.index, lesson.labels, execution, ranks)
         course = _Course(config, trainer, lesson, execution, ranks, run)
         if state is not None:
             course.load_state(state)

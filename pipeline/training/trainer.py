@@ -26,11 +26,10 @@ from pipeline.ranks import Ranks
 from pipeline.render import Positions
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
-from sskt.backbones import Backbone
 from sskt.errors import RunError
-from sskt.objective import Losses, Objective
+from sskt.methods import Losses, Method
 from sskt.schedules import Schedule
-from sskt.student import Student, memory_layout
+from sskt.student import memory_layout
 
 # None on Windows
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
@@ -48,8 +47,10 @@ class Sums:
 
     n: int = 0
     correct: int = 0
+    total: float = 0.0
     primary: float = 0.0
     auxiliary: dict[str, float] = field(default_factory=dict)
+    recorded: dict[str, float] = field(default_factory=dict)
     data_s: float = 0.0  # for pixels
     label_s: float = 0.0  # for source logits
     wall_s: float = 0.0
@@ -61,36 +62,23 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        backbone: Backbone,
+        method: Method,
         index: TargetIndex,
         labels: Labels | None,
         execution: Execution,
         ranks: Ranks,
     ) -> None:
-        """`backbone` was made from `config.seed`; the heads' weights follow it."""
+        """`method` is moved to the device."""
         self._config, self._index, self._labels, self._ranks = config, index, labels, ranks
         self._device = execution.device
-        n_sources = labels.n_classes if labels else {}
-        self.student = Student(backbone, len(index.classes), n_sources, config.transfer_module)
-        if config.freeze_until is not None:
-            self.student.freeze_until(config.freeze_until)
-        self.student.to(self._device)
+        self.method = method.to(self._device)
+        self.student = method.student
         if config.channels_last:
-            self.student.to(memory_format=memory_layout(self.student))
-        objective: nn.Module = Objective(
-            self.student,
-            alpha=config.alpha,
-            temperature=config.temperature,
-            aux_loss=config.aux_loss,
-            kd_reduction=config.kd_reduction,
-            primary_loss=config.primary_loss,
-            label_smoothing=config.label_smoothing,
-            channels_last=config.channels_last,
-        )
-        objective = ranks.parallel(objective, self._device)
-        self._objective: Callable[..., Losses] = torch.compile(objective) if config.compiled else objective
+            method.to(memory_format=memory_layout(self.student))
+        parallel = ranks.parallel(method, self._device)
+        self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._optimiser = torch.optim.SGD(
-            [weight for weight in self.student.parameters() if weight.requires_grad],
+            method.parameter_groups(),
             lr=config.lr,
             momentum=config.momentum,
             dampening=config.dampening,
@@ -119,7 +107,8 @@ class Trainer:
         started, before = perf_counter(), self.sums.wall_s
         view = self._view_of(self.epoch)
         self._load_labels(loader, view)
-        self.student.train()
+        self.method.train()
+        self.method.rate = self._schedule.lr
         asked = perf_counter()
         for batch in loader.epoch(self.epoch, view, first_step=self.step):
             self.sums.data_s += perf_counter() - asked
@@ -130,7 +119,7 @@ class Trainer:
             between_steps()
             asked = perf_counter()
         self._check()
-        self._ranks.align(self.student)
+        self._ranks.align(self.method)
         if self._labels:
             self._labels.finish()
         self.sums.wall_s = before + perf_counter() - started
@@ -144,10 +133,10 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on: plain data and tensors, the same on every rank.
 
-        Raises DivergedError if the student's weights are no numbers any more, so that no such state is kept.
+        Raises DivergedError if a weight is no number any more, so that no such state is kept.
         """
         self._check()
-        for name, weight in self.student.named_parameters():
+        for name, weight in self.method.named_parameters():
             if not bool(torch.isfinite(weight).all()):
                 self._stop(f"the weights {name} are not finite", f"after step {self.step}")
         mine = {
@@ -158,7 +147,7 @@ class Trainer:
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "student": self.student.state_dict(),
+            "method": self.method.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -168,7 +157,7 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
-        self.student.load_state_dict(state["student"])
+        self.method.load_state_dict(state["method"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
@@ -206,14 +195,14 @@ class Trainer:
         source_logits = self._labels.logits(batch.positions, shown) if self._labels else {}
         self.sums.label_s += perf_counter() - asked
         with autocast(self._device, self._config.amp):
-            losses = self._objective(pixels, batch.labels, source_logits, mixed, mixed_sources)
+            losses = self._losses(pixels, batch.labels, source_logits, mixed, mixed_sources)
         # the ranks' gradients are averaged, as if their parts of the batch were equally large
         weight = self._ranks.weight(len(batch.positions), batch.n_step)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(losses.total * weight if weight != 1 else losses.total).backward()  # type: ignore[no-untyped-call]
         if self._config.clip_norm is not None:
             self._scaler.unscale_(self._optimiser)
-            nn.utils.clip_grad_norm_(self.student.parameters(), self._config.clip_norm)
+            nn.utils.clip_grad_norm_(self.method.parameters(), self._config.clip_norm)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self._unchecked.append((batch.step, batch.positions, losses._replace(total=losses.total.detach())))
@@ -227,9 +216,13 @@ class Trainer:
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
             return
-        rows = [torch.cat([each.total[None], each.primary[None], each.auxiliary]) for *_, each in unchecked]
+        rows = [
+            torch.cat([each.total[None], each.primary[None], each.auxiliary, each.recorded])
+            for *_, each in unchecked
+        ]
+        n_auxiliary = len(self.method.auxiliary_names)
         hits = torch.stack([each.correct for *_, each in unchecked]).tolist()
-        for (step, positions, _), (total, primary, *auxiliary), correct in zip(
+        for (step, positions, _), (total, primary, *others), correct in zip(
             unchecked, torch.stack(rows).double().tolist(), hits, strict=True
         ):
             if not math.isfinite(total):
@@ -238,9 +231,14 @@ class Trainer:
             n = len(positions)
             self.sums.n += n
             self.sums.correct += correct
+            self.sums.total += total * n
             self.sums.primary += primary * n
-            for name, value in zip(self.student.source_names, auxiliary, strict=True):
-                self.sums.auxiliary[name] = self.sums.auxiliary.get(name, 0.0) + value * n
+            for names, sums, values in (
+                (self.method.auxiliary_names, self.sums.auxiliary, others[:n_auxiliary]),
+                (self.method.recorded_names, self.sums.recorded, others[n_auxiliary:]),
+            ):
+                for name, value in zip(names, values, strict=True):
+                    sums[name] = sums.get(name, 0.0) + value * n
 
     def _stop(self, what: str, where: str) -> None:
         """There is no going on from here."""
@@ -251,17 +249,19 @@ class Trainer:
 
     def _figures(self, view: int) -> dict[str, Any]:
         """One line of metrics.jsonl: the epoch over all ranks; its seconds are those of this rank."""
-        names = self.student.source_names
+        names, recorded = self.method.auxiliary_names, self.method.recorded_names
         sums = self.sums
-        parts = [sums.n, sums.correct, sums.primary, *(sums.auxiliary[name] for name in names)]
+        parts = [sums.n, sums.correct, sums.total, sums.primary]
+        parts += [sums.auxiliary[name] for name in names] + [sums.recorded[name] for name in recorded]
         summed = self._ranks.total(torch.tensor(parts, dtype=torch.float64, device=self._device))
-        n, correct, primary, *auxiliary = summed.tolist()
-        means = {f"aux_loss/{name}": value / n for name, value in zip(names, auxiliary, strict=True)}
+        n, correct, total, primary, *others = summed.tolist()
+        means = {f"aux_loss/{name}": v / n for name, v in zip(names, others[: len(names)], strict=True)}
+        means |= {name: value / n for name, value in zip(recorded, others[len(names) :], strict=True)}
         return {
             "epoch": self.epoch + 1,
             "view": view,
             "lr": self._schedule.lr,
-            "train_loss": (primary + self._config.alpha * sum(auxiliary)) / n,
+            "train_loss": total / n,
             "primary_loss": primary / n,
             **means,
             "train_top1": 100 * correct / n,

@@ -1,0 +1,71 @@
+"""The method of a run: its student, and whatever else learns beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from pipeline.training.config import TrainConfig
+from sskt.backbones import BACKBONES, Backbone, build_backbone
+from sskt.errors import RunError
+from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Method, Mutual, Taught, Terms
+from sskt.student import Student
+
+
+def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:
+    """Build it around `backbone`, on the CPU; weights that are new come from torch's global generator.
+
+    `source_classes`: the number of classes of each source, none where nobody teaches. Raises RunError for
+    settings that do not go together.
+    """
+    terms = Terms(
+        alpha=config.alpha,
+        temperature=config.temperature,
+        aux_loss=config.aux_loss,
+        kd_reduction=config.kd_reduction,
+        primary_loss=config.primary_loss,
+        label_smoothing=config.label_smoothing,
+    )
+    layout = {"channels_last": config.channels_last}
+    n_classes = len(config.classes)
+
+    def student(of: Backbone, heads: Mapping[str, int]) -> Student:
+        made = Student(of, n_classes, heads, config.transfer_module)
+        if config.freeze_until is not None:
+            made.freeze_until(config.freeze_until)
+        return made
+
+    if config.method == "kd":
+        return Distilled(student(backbone, {}), terms, teachers=source_classes, **layout)
+    if config.method == "dml":
+        others = [_another(config, backbone) for _ in range(config.peers - 1)]
+        return Mutual([student(each, {}) for each in (backbone, *others)], terms, **layout)
+    if config.method == "maxl":
+        _require_maxl_possible(config)
+        n_made = n_classes * config.psi
+        pupil = student(backbone, {AUXILIARY: n_made})
+        generator = Student(_another(config, backbone), n_made, {}, transfer_module=False)
+        return MetaAuxiliary(pupil, generator, terms, psi=config.psi, **layout)
+    return Taught(student(backbone, source_classes), terms, gradient_cosine=config.gradient_cosine, **layout)
+
+
+def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
+    """A second network like the first: with the same pretrained weights, or fresh ones of its own."""
+    if config.finetune_from is not None:
+        return copy.deepcopy(backbone)
+    if config.model not in BACKBONES:
+        raise RunError(
+            f"--method {config.method} builds its own networks; name one of {', '.join(BACKBONES)}"
+        )
+    return build_backbone(config.model)
+
+
+def _require_maxl_possible(config: TrainConfig) -> None:
+    unable = {
+        "several labels a picture": config.primary_loss == "bce",
+        "several processes": config.ranks > 1,
+        "--mixup or --cutmix": config.mixup > 0 or config.cutmix > 0,
+    }
+    for what, asked in unable.items():
+        if asked:
+            raise RunError(f"--method maxl cannot do with {what}; leave that out, or choose another method")

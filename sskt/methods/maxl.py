@@ -1,0 +1,95 @@
+"""MAXL (Liu et al., 2019): auxiliary labels that a second network makes up, so that learning them helps.
+
+The student has an auxiliary head of psi sub-classes for each class. A generator of the same architecture
+gives every picture a distribution over its own class's sub-classes. The student learns both; the generator
+learns, by the gradient through the student's step, to make labels after which the primary loss is lower:
+
+    theta+ = theta - rate * grad_theta [ focal(z_prim, y) + alpha * focal(z_aux, g) ]
+    L_generator = focal(z_prim(theta+), y) + 0.2 * H,   H = sum_c m_c log m_c, m the batch's mean of g
+
+H keeps all sub-classes in use. Departs from the authors' code: there the two networks learn in turns of an
+epoch, here in the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from sskt.losses import focal
+from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
+from sskt.student import Student
+
+AUXILIARY = "maxl"  # the auxiliary head's name
+_ENTROPY = 0.2  # weight of H, and the generator's own rate and decay: the authors'
+_GENERATOR = {"lr": 1e-3, "weight_decay": 5e-4}
+
+
+class MetaAuxiliary(Method):
+    """A student with the auxiliary head `AUXILIARY`, and the generator of its labels."""
+
+    def __init__(
+        self, student: Student, generator: Student, terms: Terms, *, psi: int, channels_last: bool
+    ) -> None:
+        """`generator` has n_classes * psi classes, as the student's auxiliary head."""
+        super().__init__(student, terms, channels_last=channels_last)
+        self.generator = generator
+        self._psi = psi
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See `Method.parameter_groups`; the generator has a rate of its own."""
+        mine = [weight for weight in self.student.parameters() if weight.requires_grad]
+        return [{"params": mine}, {"params": list(self.generator.parameters()), **_GENERATOR}]
+
+    def forward(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        source_logits: Mapping[str, Tensor],  # noqa: ARG002
+        mixed: Pairs | None = None,  # noqa: ARG002
+        mixed_sources: Pairs | None = None,  # noqa: ARG002
+    ) -> Losses:
+        """See `Method.forward`. `total`'s gradient on the student is that of its own two losses alone, and on
+        the generator that of L_generator alone.
+        """
+        x = self._seen(pixels)
+        made = self.made_labels(x, labels)
+        primary_logits, auxiliary_logits = self.student(x)
+        primary = focal(primary_logits.float(), labels)
+        auxiliary = focal(auxiliary_logits[AUXILIARY].float(), made.detach())
+        total = primary + self.terms.alpha * auxiliary + self.generator_loss(x, labels, made)
+        return Losses(
+            total,
+            primary.detach(),
+            stacked([auxiliary], primary),
+            n_correct(primary_logits, labels),
+            stacked([], primary),
+        )
+
+    def made_labels(self, x: Tensor, labels: Tensor) -> Tensor:
+        """A distribution over the sub-classes of each row's own class, 0 elsewhere: float (N, C * psi)."""
+        scores = self.generator.predict(x).float().view(len(x), -1, self._psi)
+        own = F.one_hot(labels, scores.shape[1]).unsqueeze(2)
+        return (scores.softmax(dim=2) * own).flatten(1)
+
+    def generator_loss(self, x: Tensor, labels: Tensor, made: Tensor) -> Tensor:
+        """L_generator, with no gradient on the student's weights."""
+        names = [name for name, weight in self.student.named_parameters() if weight.requires_grad]
+        fixed = {name: weight.detach() for name, weight in self.student.named_parameters()}
+        fixed |= {name: buffer.clone() for name, buffer in self.student.named_buffers()}
+        here = {name: fixed[name].clone().requires_grad_() for name in names}
+        primary_logits, auxiliary_logits = functional_call(self.student, {**fixed, **here}, (x,))
+        loss = focal(primary_logits.float(), labels)
+        loss = loss + self.terms.alpha * focal(auxiliary_logits[AUXILIARY].float(), made)
+        step = torch.autograd.grad(loss, list(here.values()), create_graph=True)
+        ahead = {name: w - self.rate * g for (name, w), g in zip(here.items(), step, strict=True)}
+        fixed |= {name: buffer.clone() for name, buffer in self.student.named_buffers()}
+        primary_logits, _ = functional_call(self.student, {**fixed, **ahead}, (x,))
+        mean = made.mean(dim=0)
+        entropy = (mean * mean.clamp(min=1e-12).log()).sum()
+        return focal(primary_logits.float(), labels) + _ENTROPY * entropy

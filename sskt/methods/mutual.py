@@ -1,0 +1,66 @@
+"""Deep mutual learning (Zhang et al., 2018): peers that learn the labels, and what the others say.
+
+L_k = L_prim(z_k) + mean over the other peers l of KL(softmax(z_l) || softmax(z_k)), all peers in one step;
+what a peer says carries no gradient to it. Of several labels a picture it is the mean divergence of each
+class's two answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sskt.errors import RunError
+from sskt.losses import kd_divergence
+from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
+from sskt.student import Student
+
+
+class Mutual(Method):
+    """Two or more peers; the first is the one that is scored."""
+
+    def __init__(self, peers: Sequence[Student], terms: Terms, *, channels_last: bool) -> None:
+        """Raises RunError for fewer than two peers."""
+        if len(peers) < 2:
+            raise RunError(f"--peers is {len(peers)}, deep mutual learning needs two or more")
+        super().__init__(peers[0], terms, channels_last=channels_last)
+        self.others = nn.ModuleList(peers[1:])
+        self.auxiliary_names = tuple(f"peer {k + 1}" for k in range(len(peers)))
+        self.recorded_names = tuple(f"peer_top1/{k + 1}" for k in range(len(peers)))
+
+    def forward(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        source_logits: Mapping[str, Tensor],  # noqa: ARG002
+        mixed: Pairs | None = None,
+        mixed_sources: Pairs | None = None,  # noqa: ARG002
+    ) -> Losses:
+        """See `Method.forward`; auxiliary losses are what each peer's distances from the others come to."""
+        x = self._seen(pixels)
+        logits = [peer.predict(x).float() for peer in (self.student, *self.others)]
+        primary = [self.terms.primary(z, labels, mixed) for z in logits]
+        distances = []
+        for k, mine in enumerate(logits):
+            theirs = [z.detach() for i, z in enumerate(logits) if i != k]
+            distances.append(torch.stack([self._distance(mine, z) for z in theirs]).mean())
+        total = torch.stack([*primary, *distances]).sum()
+        right = [100 * n_correct(z, labels) / len(z) for z in logits]
+        return Losses(
+            total,
+            primary[0].detach(),
+            stacked(distances, total),
+            n_correct(logits[0], labels),
+            stacked(right, total),
+        )
+
+    def _distance(self, logits: Tensor, others: Tensor) -> Tensor:
+        """KL(softmax(others) || softmax(logits)), mean over the batch."""
+        if self.terms.primary_loss != "bce":
+            return kd_divergence(logits, others, temperature=1.0, reduction="batchmean")
+        p = others.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(others, p, reduction="mean")
+        return F.binary_cross_entropy_with_logits(logits, p, reduction="mean") - entropy

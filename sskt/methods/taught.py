@@ -1,0 +1,78 @@
+"""SSKT: L = L_prim + alpha * sum over sources of L_aux (SSKT eq. 1, 5, 7). Without sources, plain training.
+
+The gradients of the losses on the weights that they share can be compared on the way, and auxiliary losses
+weighted by it (Du et al., 2018, "Adapting auxiliary losses using gradient similarity"), which the paper names
+as open work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
+from sskt.student import Student
+
+GRADIENT_COSINE = ("off", "record", "weigh")
+
+
+class Taught(Method):
+    """A student with one auxiliary head per source.
+
+    `gradient_cosine`: "record" the cosine of each auxiliary gradient with the primary one on the backbone's
+    weights, or also "weigh" each auxiliary loss by it, where it is above 0. Either costs a backward pass a
+    source and one more.
+    """
+
+    def __init__(
+        self, student: Student, terms: Terms, *, channels_last: bool, gradient_cosine: str = "off"
+    ) -> None:
+        super().__init__(student, terms, channels_last=channels_last)
+        self._gradient_cosine = gradient_cosine
+        if gradient_cosine != "off":
+            self.recorded_names = tuple(f"gradient_cosine/{name}" for name in student.source_names)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        source_logits: Mapping[str, Tensor],
+        mixed: Pairs | None = None,
+        mixed_sources: Pairs | None = None,
+    ) -> Losses:
+        """See `Method.forward`."""
+        primary_logits, auxiliary_logits = self.student(self._seen(pixels))
+        primary = self.terms.primary(primary_logits, labels, mixed)
+        auxiliary = [
+            self.terms.auxiliary(logits, source_logits[name], mixed_sources)
+            for name, logits in auxiliary_logits.items()
+        ]
+        cosines = self._cosines(primary, auxiliary)
+        if self._gradient_cosine == "weigh":
+            weighted = sum((c.clamp(min=0) * loss for c, loss in zip(cosines, auxiliary, strict=True)), 0.0)
+        else:
+            weighted = sum(auxiliary, primary.new_zeros(()))
+        return Losses(
+            primary + self.terms.alpha * weighted,
+            primary.detach(),
+            stacked(auxiliary, primary),
+            n_correct(primary_logits, labels),
+            stacked(cosines, primary),
+        )
+
+    def _cosines(self, primary: Tensor, auxiliary: list[Tensor]) -> list[Tensor]:
+        """Of each auxiliary gradient with the primary one; none where nobody asks for them."""
+        if self._gradient_cosine == "off" or not torch.is_grad_enabled():
+            return []
+        shared = [weight for weight in self.student.backbone.parameters() if weight.requires_grad]
+        own = _gradient(primary, shared)
+        return [torch.nn.functional.cosine_similarity(own, _gradient(a, shared), dim=0) for a in auxiliary]
+
+
+def _gradient(loss: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """One vector, zero where the loss does not depend on a weight."""
+    found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+    return torch.cat([part.flatten().float() for part in parts])

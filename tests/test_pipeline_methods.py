@@ -1,0 +1,168 @@
+"""The other methods, from the same call as the first: what they leave behind, and what they refuse."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from programs import save_program
+from safetensors.torch import load_file
+
+from cache.store import Store
+from pipeline.api import (
+    Places,
+    Supervision,
+    Tuning,
+    choose_execution,
+    run_evaluate,
+    run_precompute,
+    run_train,
+)
+from pipeline.check import verify_store
+from pipeline.run import read_metrics
+from sskt.errors import RunError, SourceError
+
+N = 60
+QUICK = {"epochs": 2, "batch_size": 20, "lr": 0.05, "milestones": (1,)}
+
+
+def quiet(_text):
+    pass
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A teacher of the same task: a student of ours."""
+    folder = tmp_path_factory.mktemp("methods")
+    common = {
+        "places": Places(folder / "data", folder / "stores"),
+        "execution": choose_execution(device="cpu", threads=2),
+        "limit": N,
+        "say": quiet,
+    }
+    run_train(
+        "digits", out=folder / "teacher", supervision=Supervision(method="scratch"), overrides=QUICK, **common
+    )
+    return folder, common
+
+
+def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
+    folder, common = project
+    teacher = f"run:{folder / 'teacher'}"
+    (report,) = run_precompute(["digits"], [teacher], views=2, **common)
+    assert report.n_classes == 10
+    store = Store.open(report.path)
+    assert store.manifest.identity["input"]["side_px"] == 16, "it sees the pictures as it did in training"
+    assert store.manifest.identity["source"]["architecture"] == "resnet20"
+    runs = {}
+    for labels in ("cached", "live"):
+        taught = Supervision(method="kd", sources=(teacher,), labels=labels, views=2)
+        run_train(
+            "digits",
+            out=tmp_path / labels,
+            supervision=taught,
+            tuning=Tuning(amp="fp32"),
+            overrides=QUICK,
+            **common,
+        )
+        runs[labels] = [m["train_loss"] for m in read_metrics(tmp_path / labels)]
+    assert runs["cached"] == runs["live"]
+    config = json.loads((tmp_path / "cached" / "config.json").read_text())
+    assert (config["alpha"], config["temperature"], config["kd_reduction"]) == (0.9, 4.0, "batchmean")
+    verdict = verify_store(
+        report.path, n_rows=16, places=common["places"], execution=common["execution"], say=quiet
+    )
+    assert verdict.good
+    assert verdict.agreement.identical == 1.0
+    auto = Supervision(method="kd")  # every source with a store, by its recorded name
+    summary = run_train("digits", out=tmp_path / "auto", supervision=auto, overrides=QUICK, **common)
+    assert summary["sources"] == ["run:teacher"]
+
+
+def test_teachers_of_another_task_are_refused(project, tmp_path):
+    folder, common = project
+    source = f"program:{save_program(folder / 'tiny.pt2')}"
+    taught = Supervision(method="kd", sources=(source,), labels="live")
+    with pytest.raises(RunError, match="knows 7 classes and the target has 10"):
+        run_train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
+    with pytest.raises(SourceError, match="nothing: is no run"):
+        run_precompute(["digits"], [f"run:{tmp_path / 'nothing'}"], views=1, **common)
+    assert not (tmp_path / "no").exists()
+
+
+def test_peers_are_all_trained_and_the_first_is_kept(project, tmp_path):
+    _, common = project
+    summary = run_train(
+        "digits",
+        out=tmp_path / "dml",
+        supervision=Supervision(method="dml", peers=3),
+        overrides=QUICK,
+        **common,
+    )
+    last = read_metrics(tmp_path / "dml")[-1]
+    assert {"peer_top1/1", "peer_top1/2", "peer_top1/3", "aux_loss/peer 3"} <= set(last)
+    assert last["peer_top1/1"] == pytest.approx(last["train_top1"], abs=1e-3)
+    state = torch.load(tmp_path / "dml" / "last.pt", weights_only=True)["method"]
+    first, second = state["student.head.weight"], state["others.0.head.weight"]
+    assert not torch.equal(first, second)
+    assert torch.equal(load_file(tmp_path / "dml" / "student.safetensors")["head.weight"], first)
+    figures = run_evaluate(tmp_path / "dml", execution=common["execution"], say=quiet)
+    assert figures["test_top1"] == pytest.approx(summary["test_top1"])
+
+
+def test_maxls_generator_learns_and_is_left_behind(project, tmp_path):
+    _, common = project
+    states = {}
+    for epochs in (1, 2):
+        run_train(
+            "digits",
+            out=tmp_path / f"maxl-{epochs}",
+            supervision=Supervision(method="maxl", psi=3),
+            overrides={**QUICK, "epochs": epochs},
+            **common,
+        )
+        states[epochs] = torch.load(tmp_path / f"maxl-{epochs}" / "last.pt", weights_only=True)["method"]
+    moved = [
+        name
+        for name in states[1]
+        if name.startswith("generator.")
+        and "num" not in name
+        and not torch.equal(states[1][name], states[2][name])
+    ]
+    assert len(moved) > 50
+    exported = load_file(tmp_path / "maxl-2" / "student.safetensors")
+    assert {name.partition(".")[0] for name in exported} == {"backbone", "head"}
+    config = json.loads((tmp_path / "maxl-2" / "config.json").read_text())
+    assert (config["schedule"], config["primary_loss"], config["psi"]) == ("cosine", "focal", 3)
+    with pytest.raises(RunError, match="--method maxl cannot do with --mixup"):
+        run_train(
+            "digits",
+            out=tmp_path / "no",
+            supervision=Supervision(method="maxl"),
+            tuning=Tuning(mixup=0.2),
+            overrides=QUICK,
+            **common,
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_gradient_cosine_is_kept_epoch_by_epoch(project, tmp_path):
+    folder, common = project
+    source = f"program:{save_program(folder / 'tiny.pt2')}"
+    taught = Supervision(sources=(source,), labels="live", views=2, gradient_cosine="record")
+    run_train("digits", out=tmp_path / "run", supervision=taught, overrides=QUICK, **common)
+    plain = replace(taught, gradient_cosine="off")
+    run_train("digits", out=tmp_path / "plain", supervision=plain, overrides=QUICK, **common)
+    recorded, without = (read_metrics(tmp_path / name) for name in ("run", "plain"))
+    assert all(-1 <= m[f"gradient_cosine/{source}"] <= 1 for m in recorded)
+    assert [m["train_loss"] for m in recorded] == pytest.approx([m["train_loss"] for m in without], rel=1e-5)
+    assert not any(name.startswith("gradient") for name in without[0])
+
+
+def test_an_unknown_method_is_refused(project, tmp_path):
+    _, common = project
+    with pytest.raises(RunError, match="--method is 'magic', expected one of sskt, scratch, kd, dml, maxl"):
+        run_train(
+            "digits", out=tmp_path / "no", supervision=Supervision(method="magic"), overrides=QUICK, **common
+        )
+    assert not (tmp_path / "no").exists()
