@@ -49,5 +49,5 @@ def _cell(name: str, value: Any) -> str:
     if name in ("bytes", "nbytes"):
         return f"{value / 1e6:,.1f} MB"
     if isinstance(value, float):
-        return f"{value:,.2f}"
+        return f"{value:,.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -12,7 +12,7 @@ from pipeline.choices import Places
 from pipeline.targets import prepared
 from pipeline.targets.spec import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
 from sskt.frozen import scaled_side
-from sskt.recipes import recipe_for
+from sskt.recipes import all_recipes, recipe_for
 from sskt.sources import named_sources
 
 
@@ -77,6 +77,31 @@ def target_rows(places: Places) -> list[dict[str, Any]]:
             "prepared": None,
         }
         for kind, spec in ((kind, parse_target(f"{kind}PATH")) for kind in (IMAGEFOLDER, VIDEOFOLDER))
+    ]
+
+
+def recipe_rows() -> list[dict[str, Any]]:
+    """Every recipe, the paper's first; what the paper does not say is ours."""
+    return [
+        {
+            "target": recipe.target,
+            "models": ", ".join(recipe.models),
+            "epochs": recipe.epochs,
+            "lr": recipe.lr,
+            "finetune_lr": recipe.finetune_lr,
+            "schedule": recipe.schedule,
+            "milestones": ", ".join(map(str, recipe.milestones)) or None,
+            "gamma": recipe.gamma,
+            "momentum": recipe.momentum,
+            "dampening": recipe.dampening,
+            "weight_decay": recipe.weight_decay,
+            "batch_size": recipe.batch_size,
+            "loss": recipe.primary_loss,
+            "temperature": recipe.temperature,
+            "alpha": recipe.alpha,
+            "paper": "table 1" if recipe.published else None,
+        }
+        for recipe in all_recipes()
     ]
 
 

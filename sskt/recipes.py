@@ -132,6 +132,11 @@ _RECIPES = {
 }
 
 
+def all_recipes() -> list[Recipe]:
+    """Every recipe, the paper's first."""
+    return sorted(_RECIPES.values(), key=lambda recipe: not recipe.published)
+
+
 def recipe_for(target: str) -> Recipe:
     """The recipe of a target by its registry name; every `imagefolder:...` has the same. Raises RunError for
     an unknown one.

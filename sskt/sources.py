@@ -146,7 +146,7 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
         module: nn.Module = Predictor(folder)
         file = folder / WEIGHTS
         return Source(spec, module.eval().requires_grad_(False), _digest(file), file)
-    path = weights if weights is not None else _downloaded(spec, weights_dir)
+    path = weights_file(name, weights, weights_dir)
     state = read_state(path)  # before the network is built: a wrong path should not take a second to be told
     if spec.task == _CLIP_TASK:
         module, state = ClipClassifier(spec.architecture, spec.n_classes), renamed(state)
@@ -154,6 +154,19 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
         module = _network(spec)
     load_into(module, state, str(path), task=spec.task, n_classes=spec.n_classes)
     return Source(spec, module.eval().requires_grad_(False), _digest(path), path)
+
+
+def weights_file(name: str, weights: Path | None, weights_dir: Path) -> Path:
+    """Where the weights of a named source lie: at `weights`, or as published in `weights_dir`, downloaded and
+    verified when not there. Raises SourceError if none are published, DownloadError if they cannot be had.
+    """
+    return weights if weights is not None else _downloaded(parse_source(name), weights_dir)
+
+
+def published_digest(name: str, weights: Path) -> bool:
+    """Whether a file is the published weights of a source, as far as their checksum is known."""
+    prefix = parse_source(name).sha256_prefix
+    return prefix is not None and _digest(weights).startswith(prefix)
 
 
 def _of_run(folder: Path) -> SourceSpec:

@@ -1,0 +1,113 @@
+"""What it takes to run a published row here, and in what that differs from the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sskt.errors import RunError
+from sskt.published import Published, published_rows
+from sskt.recipes import Recipe, recipe_for
+
+# a kd row's teacher, which the paper does not name: ours, from scratch, the next larger network
+TEACHERS = {
+    "resnet20": "resnet32",
+    "resnet32": "resnet44",
+    "resnet18": "resnet34",
+    "resnet34": "resnet50",
+    "resnet50": "resnet50",
+}
+# what the paper reports of a target, where it is not top-1: per-image average precision (METHOD.md)
+_METRICS = {"voc": "test_image_ap"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """How much smaller than the paper's a run is."""
+
+    scale: float = 1.0  # of epochs and milestones
+    limit: int | None = None  # training samples
+
+    def overrides(self, recipe: Recipe) -> dict[str, Any]:
+        """The recipe's schedule at this scale. Raises RunError unless 0 < scale <= 1."""
+        if not 0 < self.scale <= 1:
+            raise RunError(f"--scale is {self.scale}, expected more than 0 and at most 1")
+        if self.scale == 1:
+            return {}
+        milestones = tuple(max(1, round(m * self.scale)) for m in recipe.milestones)
+        return {"epochs": max(1, round(recipe.epochs * self.scale)), "milestones": milestones}
+
+    def marks(self) -> list[str]:
+        """What a reader must know of a run that is smaller."""
+        marks = [f"scale {self.scale:g}"] if self.scale != 1 else []
+        return marks + ([f"{self.limit:,} training samples"] if self.limit is not None else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One published row with our sources in it."""
+
+    row: Published
+    sources: tuple[str, ...]  # ours, in place of the row's
+    overrides: dict[str, Any]
+    marks: list[str] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """The summary's figure that the paper reports."""
+        return _METRICS.get(self.row.target, "test_top1")
+
+    @property
+    def epochs(self) -> int:
+        """Of one run."""
+        epochs: int = self.overrides.get("epochs", recipe_for(self.row.target).epochs)
+        return epochs
+
+    @property
+    def teacher(self) -> str | None:
+        """The network of a kd row's teacher."""
+        return TEACHERS.get(self.row.model) if self.row.method == "kd" else None
+
+
+def attempts(
+    table: str, rows: Sequence[str], *, shrink: Shrink, stand_ins: Mapping[str, str]
+) -> list[Attempt]:
+    """The rows of a table that `rows` choose: numbers from 1 on, ranges, or words that a row's name holds.
+
+    `stand_ins` name another source in place of a published one. Raises RunError if nothing is chosen, and
+    for the table of graph distillation, which is another paper's.
+    """
+    listed = published_rows(table)
+    chosen = [row for number, row in enumerate(listed, start=1) if _is_chosen(number, row, rows)]
+    if not chosen:
+        names = ", ".join(row.name for row in listed[:3])
+        raise RunError(f"--rows chooses none of the {len(listed)} rows of table {table} ({names}, ...)")
+    if table == "G":
+        raise RunError("table G is of graph distillation, whose students and teachers are not here yet")
+    return [_attempt(row, shrink, stand_ins) for row in chosen]
+
+
+def _is_chosen(number: int, row: Published, rows: Sequence[str]) -> bool:
+    for text in rows:
+        first, dash, last = text.partition("-")
+        if first.isdecimal() and (not dash or last.isdecimal()):
+            if int(first) <= number <= int(last or first):
+                return True
+        elif text in row.name:
+            return True
+    return not rows
+
+
+def _attempt(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> Attempt:
+    overrides = shrink.overrides(recipe_for(row.target))
+    if row.primary_loss:
+        overrides["primary_loss"] = row.primary_loss
+    if row.aux_loss:
+        overrides["aux_loss"] = row.aux_loss
+    marks = shrink.marks()
+    marks += [f"{name} is {stand_ins[name]}" for name in row.sources if name in stand_ins]
+    attempt = Attempt(row, tuple(stand_ins.get(name, name) for name in row.sources), overrides, marks)
+    if attempt.teacher:
+        marks.append(f"teacher: {attempt.teacher} of ours, from scratch")
+    return attempt

@@ -1,0 +1,203 @@
+"""Run published rows: one precompute per target and source for all of them, finished runs skipped, stopped
+ones continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.api.lesson import Supervision
+from pipeline.api.stage_one import open_index, run_precompute
+from pipeline.api.stage_two import Tuning, resume_train, run_train
+from pipeline.choices import DEFAULT_VIEWS, Places
+from pipeline.execution import Execution
+from pipeline.reproduce.attempt import Attempt, Shrink, attempts
+from pipeline.reproduce.report import Result, write_report
+from pipeline.run import read_summary
+from sskt.sources import parse_source, published_digest, weights_file
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Everything that the runs of a table have in common."""
+
+    out: Path
+    places: Places
+    execution: Execution
+    seeds: int = 3
+    shrink: Shrink = field(default_factory=Shrink)
+    views: int = DEFAULT_VIEWS
+    amp: str = "auto"  # of the students
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where one run lies."""
+        return self.out / f"{name}-seed{seed}"
+
+
+def run_reproduce(
+    table: str,
+    campaign: Campaign,
+    *,
+    rows: Sequence[str] = (),
+    stand_ins: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    say: Say = print,
+) -> list[Result]:
+    """Run the chosen rows of a table with every seed, and write table-<name>.md, .csv and .html to
+    `campaign.out`; `dry_run` does nothing but say what there is to do.
+
+    Raises what the stages raise; what is done by then is kept, and the same call goes on from there.
+    """
+    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    for attempt in chosen:
+        attempt.marks.extend(_weights_marks(attempt, campaign.places))
+        attempt.marks.append(f"{campaign.views} views in turn")
+    if not dry_run:
+        for target in dict.fromkeys(attempt.row.target for attempt in chosen):
+            _precompute([a for a in chosen if a.row.target == target], target, campaign, say)
+        for seed in range(campaign.seeds):  # a whole table early, its spread later
+            for number, attempt in enumerate(chosen, start=1):
+                say(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
+                _run(attempt, seed, campaign, say)
+                write_report(table, _results(chosen, campaign), campaign.out)
+    return _results(chosen, campaign)
+
+
+def _precompute(chosen: Sequence[Attempt], target: str, campaign: Campaign, say: Say) -> None:
+    """Every source that any row of this target has, once."""
+    sources = list(dict.fromkeys(name for attempt in chosen for name in attempt.sources))
+    if sources:
+        run_precompute(
+            [target],
+            sources,
+            views=campaign.views,
+            places=_with_weights_of(campaign.places, sources),
+            execution=campaign.execution,
+            limit=campaign.shrink.limit,
+            say=say,
+        )
+
+
+def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
+    row, sources = attempt.row, attempt.sources
+    labels = "cached"
+    if attempt.teacher is not None:
+        sources, labels = (f"run:{_teacher(attempt, attempt.teacher, seed, campaign, say)}",), "live"
+    taught = bool(sources)
+    method = "scratch" if row.method == "finetune" else row.method
+    supervision = Supervision(
+        method=method,
+        sources=sources,
+        labels=labels if taught else "auto",
+        views=campaign.views,
+        transfer_module=row.transfer_module,
+        psi=row.psi or Supervision().psi,
+    )
+    beginning = None if row.init == "random" else _beginning(row.init, row.model, campaign.places)
+    tuning = Tuning(amp=campaign.amp, finetune_from=beginning)
+    _train(row.name, row.target, row.model, seed, supervision, tuning, attempt.overrides, campaign, say)
+
+
+def _teacher(attempt: Attempt, model: str, seed: int, campaign: Campaign, say: Say) -> Path:
+    """The run of a kd row's teacher, made if it is not there."""
+    row = attempt.row
+    name = f"teacher-{row.target}-{model}"
+    overrides = {k: v for k, v in attempt.overrides.items() if k != "aux_loss"}
+    scratch, tuning = Supervision(method="scratch", views=campaign.views), Tuning(amp=campaign.amp)
+    _train(name, row.target, model, seed, scratch, tuning, overrides, campaign, say)
+    return campaign.folder(name, seed)
+
+
+def _train(
+    name: str,
+    target: str,
+    model: str,
+    seed: int,
+    supervision: Supervision,
+    tuning: Tuning,
+    overrides: Mapping[str, Any],
+    campaign: Campaign,
+    say: Say,
+) -> None:
+    """One run: skipped if it came to its end, continued if it was stopped."""
+    folder = campaign.folder(name, seed)
+    if read_summary(folder) is not None:
+        return
+    if (folder / "config.json").is_file():
+        resume_train(folder, execution=campaign.execution, say=say)
+        return
+    epochs = overrides.get("epochs")
+    run_train(
+        target,
+        out=folder,
+        supervision=supervision,
+        places=_with_weights_of(campaign.places, supervision.sources),
+        execution=campaign.execution,
+        say=say,
+        seed=seed,
+        model=model,
+        limit=campaign.shrink.limit,
+        eval_every=1 if epochs is None else max(1, epochs // 20),
+        tuning=tuning,
+        overrides=overrides,
+    )
+
+
+def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:
+    """What there is so far, and what it costs."""
+    samples: dict[str, int] = {}
+    results = []
+    for attempt in chosen:
+        target = attempt.row.target
+        summaries = [read_summary(campaign.folder(attempt.row.name, seed)) for seed in range(campaign.seeds)]
+        values = tuple(float(summary[attempt.metric]) for summary in summaries if summary is not None)
+        if attempt.sources and target not in samples:
+            samples[target] = len(
+                open_index(
+                    target, "train", places=campaign.places, say=lambda _: None, limit=campaign.shrink.limit
+                )
+            )
+        n = samples.get(target, 0)
+        results.append(
+            Result(
+                attempt.row,
+                attempt.metric,
+                values,
+                tuple(attempt.marks),
+                epochs=attempt.epochs,
+                sources=attempt.sources,
+                stored={(target, name): n * campaign.views for name in attempt.sources},
+                live=n * attempt.epochs * campaign.seeds * len(attempt.sources),
+            )
+        )
+    return results
+
+
+def _beginning(task: str, model: str, places: Places) -> Path:
+    """The weights that a fine-tuned student begins with: a local file, or the published one."""
+    name = parse_source(f"{task}:{model}").name
+    return weights_file(name, places.weights.get(name), places.weights_dir)
+
+
+def _with_weights_of(places: Places, sources: Sequence[str]) -> Places:
+    """Without the local weights of others, which would be taken for a slip of the pen."""
+    return replace(places, weights={name: path for name, path in places.weights.items() if name in sources})
+
+
+def _weights_marks(attempt: Attempt, places: Places) -> list[str]:
+    """Local weights that are not the published file."""
+    beginning = (
+        ()
+        if attempt.row.init == "random"
+        else (parse_source(f"{attempt.row.init}:{attempt.row.model}").name,)
+    )
+    return [
+        f"weights of {name} are {places.weights[name].name}"
+        for name in (*attempt.sources, *beginning)
+        if name in places.weights and not published_digest(name, places.weights[name])
+    ]

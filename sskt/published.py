@@ -1,0 +1,82 @@
+"""The published result rows of both papers (published.csv), by table: S1 to S8 of the supplement, M2, M7 and
+M8 of the main paper, R of the authors' page, G of graph distillation.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sskt.errors import RunError
+
+_FILE = Path(__file__).with_name("published.csv")
+_PSI = re.compile(r"maxl psi=(\d+)")
+GRAPH = "G"  # the second paper's table
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One row: what was run, and what came out, in percent."""
+
+    table: str
+    target: str
+    model: str
+    method: str  # one of sskt.methods.METHODS, or "finetune"; of table G in that paper's words
+    init: str  # "random", or the task of the weights that the student began with
+    sources: tuple[str, ...]
+    transfer_module: bool
+    primary_loss: str  # "" where a method has its own
+    aux_loss: str  # "" likewise
+    psi: int | None  # of maxl
+    metric_percent: float
+    std: float | None
+
+    @property
+    def name(self) -> str:
+        """The row in one word, the same in every table: a folder's name."""
+        words = [self.target, self.model, self.method]
+        words += [f"from-{self.init}"] if self.init != "random" else []
+        words += ["+".join(source.replace(":", "-") for source in self.sources)] if self.sources else []
+        words += ["tm"] if self.transfer_module else []
+        words += [self.aux_loss] if self.aux_loss and self.sources else []
+        words += [f"psi{self.psi}"] if self.psi else []
+        return "-".join(words)
+
+
+def published_rows(table: str | None = None) -> list[Published]:
+    """All rows, or those of one table, in the file's order. Raises RunError for an unknown table."""
+    with _FILE.open(newline="", encoding="utf-8") as file:
+        rows = [_row(fields) for fields in csv.DictReader(file)]
+    tables = list(dict.fromkeys(row.table for row in rows))
+    if table is not None and table not in tables:
+        raise RunError(f"--table is {table!r}, expected one of {', '.join(tables)}")
+    return [row for row in rows if table is None or row.table == table]
+
+
+def _row(fields: dict[str, str]) -> Published:
+    method, primary, auxiliary = fields["method"], fields["primary_loss"], fields["aux_loss"]
+    psi = _PSI.fullmatch(method)
+    sources = tuple(_source(name) for name in fields["sources"].split("+") if name)
+    if sources and not auxiliary:  # table R names one loss for both
+        auxiliary = primary
+    return Published(
+        fields["table"],
+        fields["target"],
+        fields["model"],
+        "maxl" if psi else method,
+        fields["init"],
+        sources,
+        fields["transfer_module"] == "yes",
+        primary,
+        auxiliary,
+        int(psi[1]) if psi else None,
+        float(fields["metric_percent"]),
+        float(fields["std"]) if fields["std"] else None,
+    )
+
+
+def _source(name: str) -> str:
+    """imagenet(vgg16) as we write it."""
+    return re.sub(r"(\w+)\((\w+)\)", r"\1:\2", name)
