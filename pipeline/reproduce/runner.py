@@ -124,12 +124,15 @@ def _train(
     campaign: Campaign,
     say: Say,
 ) -> None:
-    """One run: skipped if it came to its end, continued if it was stopped."""
+    """One run: skipped if it came to its end, continued if it was stopped. Of a finished run the checkpoint
+    is removed: a table's runs would fill a disk with what nobody goes on from.
+    """
     folder = campaign.folder(name, seed)
     if read_summary(folder) is not None:
         return
     if (folder / "config.json").is_file():
         resume_train(folder, execution=campaign.execution, say=say)
+        (folder / "last.pt").unlink(missing_ok=True)
         return
     epochs = overrides.get("epochs")
     run_train(
@@ -146,6 +149,7 @@ def _train(
         tuning=tuning,
         overrides=overrides,
     )
+    (folder / "last.pt").unlink(missing_ok=True)
 
 
 def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:

@@ -1,0 +1,235 @@
+"""Every published row can be run, once each source has looked, and goes on where it was."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import shared
+from programs import Tiny, save_program
+from videos import make_folder
+
+from cli import main
+from pipeline.api import Places, choose_execution, open_index, run_prepare, stage_one
+from pipeline.reproduce import runner
+from pipeline.reproduce.attempt import Shrink, attempts
+from pipeline.reproduce.runner import Campaign, run_reproduce
+from pipeline.run import Run
+from pipeline.targets.index import ArrayPictures, TargetIndex
+from pipeline.targets.spec import TARGETS
+from sskt.backbones import build_backbone
+from sskt.errors import RunError
+from sskt.methods import METHODS
+from sskt.published import published_rows
+from sskt.recipes import all_recipes, recipe_for
+
+TABLES = list(dict.fromkeys(row.table for row in published_rows() if row.table != "G"))
+SIDE, N = 32, 6
+
+
+def quiet(_text):
+    pass
+
+
+def test_the_published_rows_are_those_of_the_papers():
+    with shared("paper/results.csv").open(newline="") as file:
+        original = list(csv.DictReader(file))
+    ours = published_rows()
+    assert len(ours) == len(original) == 286
+    for row, fields in zip(ours, original, strict=True):
+        assert (row.table, row.target, row.model) == (fields["table"], fields["target"], fields["model"])
+        assert row.metric_percent == float(fields["metric_percent"])
+    names = [(row.table, row.name) for row in ours if row.table != "G"]
+    assert len(set(names)) == len(names)
+    for row in ours:
+        if row.table != "G":
+            assert row.method in (*METHODS, "finetune")
+            assert row.model in recipe_for(row.target).models
+
+
+def test_the_recipes_are_table_1():
+    """As METHOD.md has it, typed in again: target, lr, milestones, weight decay, loss, T and alpha."""
+    table = {
+        "cifar10": (0.1, (150, 250, 350), 5e-4, "ce", 3, 0.1),
+        "cifar100": (0.1, (60, 120, 160, 200), 5e-4, "ce", 3, 0.1),
+        "stl10": (0.1, (60, 120, 160, 200), 5e-4, "ce", 3, 0.1),
+        "places365": (0.1, (30, 60, 90), 1e-4, "ce", 3, 0.1),
+        "imagenet": (0.1, (30, 60, 90), 1e-4, "ce", 3, 0.1),
+        "voc": (0.1, (30, 60, 90), 1e-4, "bce", 3, 0.1),
+        "ucf101": (0.1, (), 1e-3, "ce", 1, 1),
+        "hmdb51": (0.1, (), 1e-3, "ce", 1, 1),
+    }
+    for target, wanted in table.items():
+        r = recipe_for(target)
+        assert (r.lr, r.milestones, r.weight_decay, r.primary_loss, r.temperature, r.alpha) == wanted, target
+        assert (r.batch_size, r.momentum) == (128, 0.9)
+        assert r.schedule == ("plateau" if target in ("ucf101", "hmdb51") else "multistep")
+        assert r.finetune_lr == (0.01 if target in ("voc", "ucf101", "hmdb51") else None)
+    assert {r.target for r in all_recipes() if r.published} >= set(table)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Sources and weights to begin with, and a few samples of every target, in its classes."""
+    folder = tmp_path_factory.mktemp("papers")
+    places = Places(folder, folder / "stores")
+    root = make_folder(folder / "videos", n_per_class=N // 2, n_frames=17)
+    run_prepare(f"videofolder:{root}", places=places, say=quiet)
+    videos = {s: open_index(f"videofolder:{root}", s, places=places, say=quiet) for s in ("train", "test")}
+    stand_ins = {}
+    for seed, name in enumerate(("places365", "imagenet", "imagenet:vgg16")):
+        path = save_program(folder / f"{name.replace(':', '-')}.pt2", Tiny(seed))
+        stand_ins[name] = f"program:{path}"
+    weights = {}
+    for name, model in (("kinetics", "resnet3d18"), ("imagenet:resnet18", "resnet18")):
+        weights[name] = folder / f"{model}.pth"
+        torch.save(build_backbone(model).state_dict(), weights[name])
+    return folder, places, videos, stand_ins, weights
+
+
+def few(spec, split, videos):
+    """A few made samples of a target."""
+    classes = tuple(f"class {c}" for c in range(spec.n_classes))
+    rng = np.random.default_rng(spec.n_classes + (split == "train"))
+    if spec.videos:
+        return replace(videos[split], target=spec.name, classes=classes)
+    pixels = rng.integers(0, 256, size=(N, SIDE, SIDE, 3), dtype=np.uint8)
+    presence = None
+    if spec.devkit:
+        presence = rng.integers(-1, 2, size=(N, spec.n_classes)).astype(np.int8)
+        presence[:, 0] = 1
+    return TargetIndex(
+        spec.name,
+        split,
+        "array",
+        classes,
+        np.arange(N),
+        rng.integers(0, spec.n_classes, size=N),
+        np.full((N, 2), SIDE, dtype=np.int32),
+        rng.integers(0, 256, size=(N, 16), dtype=np.uint8),
+        ArrayPictures(spec.name, pixels, np.arange(N)),
+        presence=presence,
+    )
+
+
+@pytest.fixture
+def tiny_targets(small, monkeypatch):
+    _folder, _places, videos, *_ = small
+    for name, spec in TARGETS.items():
+        monkeypatch.setitem(TARGETS, name, replace(spec, side_px=SIDE, short_px=SIDE))
+    monkeypatch.setattr(stage_one, "load_index", lambda spec, split, **_: few(spec, split, videos))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "save_checkpoint", lambda *_: None)  # hundreds of megabytes a run
+    if table != "M8":  # whose teachers are runs
+        monkeypatch.setattr(Run, "save_student", lambda *_: None)
+    _folder, places, _videos, stand_ins, weights = small
+    campaign = Campaign(
+        tmp_path,
+        replace(places, weights=weights, cache_dir=tmp_path / "stores"),
+        choose_execution(device="cpu", threads=2),
+        seeds=1,
+        shrink=Shrink(scale=0.0125),
+        views=2,
+        amp="fp32",
+    )
+    results = run_reproduce(table, campaign, stand_ins=stand_ins, say=quiet)
+    assert [result.row for result in results] == published_rows(table)
+    for result in results:
+        assert len(result.values) == 1, result.row.name
+        assert np.isfinite(result.values[0])
+        assert result.epochs >= 2
+        assert "scale 0.0125" in result.marks
+        assert all(f"{name} is {stand_ins[name]}" in result.marks for name in result.row.sources)
+        config = json.loads((campaign.folder(result.row.name, 0) / "config.json").read_text())
+        assert config["transfer_module"] == result.row.transfer_module
+        assert config["aux_loss"] == (result.row.aux_loss or config["aux_loss"])
+        assert config["primary_loss"] == (result.row.primary_loss or config["primary_loss"])
+        assert (config["finetune_from"] is None) == (result.row.init == "random")
+    stores = list((tmp_path / "stores").rglob("*.zarr")) if (tmp_path / "stores").exists() else []
+    sources = {(row.target, source) for row in published_rows(table) for source in row.sources}
+    assert len(stores) == len(sources), "one precompute a target and source, however many rows"
+
+
+def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
+    small, tiny_targets, tmp_path, monkeypatch
+):
+    _folder, places, _videos, stand_ins, _weights = small
+    campaign = Campaign(
+        tmp_path / "out",
+        replace(places, cache_dir=tmp_path / "stores"),
+        choose_execution(device="cpu", threads=2),
+        seeds=2,
+        shrink=Shrink(scale=0.005),
+        views=3,
+        amp="fp32",
+    )
+    chosen = ["resnet20-sskt"]
+    trained, train = [], runner.run_train
+
+    def stops(*args, **settings):
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        trained.append(settings["out"])
+        return train(*args, **settings)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(runner, "run_train", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins, say=quiet)
+    first = (tmp_path / "out" / "table-S1.csv").read_text()
+    assert first.count(",1,") == 5
+    (trained[4] / "summary.json").unlink()  # as if killed before its end
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stores").rglob("c.*")}
+    results = run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins, say=quiet)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stores").rglob("c.*")} == before
+    assert [len(result.values) for result in results] == [2] * 12
+    html = (tmp_path / "out" / "table-S1.html").read_text()
+    markdown = (tmp_path / "out" / "table-S1.md").read_text()
+    # two sources x 3 views x 6 samples; live: 2 seeds x 2 epochs x 6 samples x (4 + 4 + 2 x 4) source heads
+    assert "Teacher forwards: 36 for all rows and seeds" in markdown
+    assert "asked live in every epoch they would be 384" in html
+    with (tmp_path / "out" / "table-S1.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, result in zip(rows, results, strict=True):
+        values = [float(v) for v in row["values"].split()]
+        assert row["ours"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+        assert float(row["difference"]) == pytest.approx(
+            np.mean(values) - result.row.metric_percent, abs=0.006
+        )
+
+
+def test_rows_are_chosen_by_number_range_and_name():
+    def names(*rows):
+        return [a.row.name for a in attempts("S1", rows, shrink=Shrink(), stand_ins={})]
+
+    everything = names()
+    assert len(everything) == 26
+    assert names("1-3", "7") == [*everything[:3], everything[6]]
+    assert names("resnet32-sskt-imagenet") == [n for n in everything if "resnet32-sskt-imagenet" in n]
+    with pytest.raises(RunError, match="--rows chooses none of the 26 rows of table S1"):
+        names("resnet99")
+    with pytest.raises(RunError, match="--table is 'S9', expected one of S1"):
+        attempts("S9", [], shrink=Shrink(), stand_ins={})
+    with pytest.raises(RunError, match="graph distillation"):
+        attempts("G", [], shrink=Shrink(), stand_ins={})
+    with pytest.raises(RunError, match=r"--scale is 1\.5"):
+        attempts("S1", [], shrink=Shrink(scale=1.5), stand_ins={})
+
+
+def test_the_command_line_lists_rows_and_recipes(tmp_path, small, tiny_targets):
+    result = CliRunner().invoke(
+        main,
+        ["reproduce", "--table", "S3", "--rows", "1", "--dry-run", "--data-dir", str(tmp_path), "--json"],
+    )
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert row["row"] == "stl10-resnet20-scratch"
+    assert not list(tmp_path.iterdir())
+    result = CliRunner().invoke(main, ["recipes", "--json"])
+    assert {r["target"] for r in json.loads(result.stdout)} >= {"cifar10", "ucf101", "voc"}
