@@ -39,7 +39,7 @@ from commands.options import (
     together,
 )
 from commands.output import say, show
-from commands.papers import recipes, reproduce
+from commands.papers import explain, recipes, reproduce, sweep
 from commands.stores import cache
 from commands.training import evaluate, train
 
@@ -241,7 +241,7 @@ def targets(places: Places, as_json: bool) -> None:
     show(target_rows(places), as_json, "target classes student_px source_px plan model prepared")
 
 
-for command in (train, evaluate, cache, recipes, reproduce):
+for command in (train, evaluate, cache, recipes, reproduce, sweep, explain):
     main.add_command(command)
 
 

@@ -13,6 +13,7 @@ _STOPPED = {  # what Ctrl-C leaves behind
     "precompute": "stopped; finished units are kept, and the same command goes on from there",
     "train": "stopped; the run folder is kept",
     "reproduce": "stopped; the same command goes on from there",
+    "sweep": "stopped; the same command goes on from there",
     "demo": "stopped; trained sources and stores are kept for the next run",
 }
 

@@ -17,9 +17,11 @@ from commands.options import (
     JSON,
     LIMIT,
     PLACES,
+    SPLIT,
     WEIGHTS,
     build_execution,
     build_places,
+    build_target,
     choice_option,
     count_option,
     folder_option,
@@ -42,6 +44,17 @@ def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
         if "=" not in text:
             raise click.BadParameter(f"{text!r} is not NAME=SOURCE, e.g. places365=program:net.pt2")
     return {name: source for name, _, source in (text.partition("=") for text in texts)}
+
+
+def _numbers(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
+    """1,3,10 as numbers above 0."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) <= 0:
+        raise click.BadParameter(f"{text!r} is not a list of numbers above 0 such as 1,3,10")
+    return numbers
 
 
 @click.command()
@@ -132,3 +145,109 @@ def reproduce(
     if not dry_run:
         for suffix in ("md", "csv", "html"):
             click.echo(campaign.out / f"table-{table}.{suffix}")
+
+
+@click.command(cls=Sectioned)
+@options(
+    together("target", build_target, text_option("--target", "As of sskt train.", required=True), SPLIT),
+    click.option(
+        "--sources",
+        "sources",
+        multiple=True,
+        required=True,
+        help="One set of sources, e.g. places365+imagenet. Repeatable: a row of panels each.",
+    ),
+    click.option(
+        "--temperatures", default="1,3,5,10", show_default=True, metavar="T,T", callback=_numbers, help="T."
+    ),
+    click.option(
+        "--alphas",
+        default="0.05,0.1,0.5,1",
+        show_default=True,
+        metavar="A,A",
+        callback=_numbers,
+        help="Alpha.",
+    ),
+    choice_option("--transfer-module", "no yes both", "no", "Without, with, or a column of panels each."),
+    count_option("--seeds", "Runs of a point.", 1),
+    count_option("--views", "Augmented views of every sample.", 10),
+    count_option("--epochs", "[default: the recipe's]"),
+    text_option("--model", "[default: the recipe's]"),
+    LIMIT,
+    choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
+    folder_option("--out", None, "Folder of runs, table and picture. [default: runs/sweep-<target>]"),
+    JSON,
+    together(
+        "execution",
+        build_execution,
+        section(
+            EXECUTION,
+            choice_option("--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources."),
+            *HOW,
+        ),
+    ),
+    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
+)
+def sweep(
+    target: str,
+    sources: tuple[str, ...],
+    temperatures: tuple[float, ...],
+    alphas: tuple[float, ...],
+    transfer_module: str,
+    seeds: int,
+    epochs: int | None,
+    student_amp: str,
+    out: Path | None,
+    as_json: bool,
+    **what: Any,
+) -> None:
+    """Train over temperature and alpha, and draw the accuracy.
+
+    The picture is that of the paper's figure 4. All runs read the same stores. Finished runs are skipped and
+    stopped ones go on.
+    """
+    from pipeline.sweep import Grid, run_sweep
+    from pipeline.targets.spec import target_slug
+
+    modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
+    grid = Grid(tuple(tuple(names.split("+")) for names in sources), temperatures, alphas, modules, seeds)
+    out = out or Path("runs") / f"sweep-{target_slug(target)}"
+    overrides = {} if epochs is None else {"epochs": epochs}
+    rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, say=say, **what)
+    show(rows, as_json, "sources transfer_module temperature alpha mean std seeds")
+    if not as_json:
+        for name in ("sweep.csv", "sweep.png"):
+            click.echo(out / name)
+
+
+@click.command()
+@options(
+    click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.option(
+        "--picture",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A JPEG or PNG file. [default: a test sample]",
+    ),
+    count_option("--sample", "Id of a test sample of the first run. [default: the first]", low=0),
+    text_option("--class", "Map this class. [default: what each student says]", name="class_name"),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("explain.png"),
+        show_default=True,
+        help="The PNG to draw.",
+    ),
+    together("execution", build_execution, *HOW),
+    JSON,
+)
+def explain(out: Path, as_json: bool, **what: Any) -> None:
+    """Draw where several students look in one picture.
+
+    Grad-CAM of the last block, as in the paper's figure 1: one panel for each of the RUNS.
+    """
+    from pipeline.explain import run_explain
+
+    rows = run_explain(out=out, say=say, **what)
+    show(rows, as_json, "run method class share")
+    if not as_json:
+        click.echo(out)

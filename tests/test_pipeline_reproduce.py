@@ -13,8 +13,7 @@ from programs import Tiny, save_program
 from videos import make_folder
 
 from cli import main
-from pipeline.api import Places, choose_execution, open_index, run_prepare, stage_one
-from pipeline.reproduce import runner
+from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
 from pipeline.reproduce.attempt import Shrink, attempts
 from pipeline.reproduce.runner import Campaign, run_reproduce
 from pipeline.run import Run
@@ -170,7 +169,7 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
         amp="fp32",
     )
     chosen = ["resnet20-sskt"]
-    trained, train = [], runner.run_train
+    trained, train = [], again.run_train
 
     def stops(*args, **settings):
         if len(trained) == 5:
@@ -179,7 +178,7 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
         return train(*args, **settings)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(runner, "run_train", stops)
+        stopping.setattr(again, "run_train", stops)
         with pytest.raises(KeyboardInterrupt):
             run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins, say=quiet)
     first = (tmp_path / "out" / "table-S1.csv").read_text()

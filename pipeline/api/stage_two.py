@@ -28,7 +28,7 @@ from sskt.download import digest_of
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import recipe_for
-from sskt.student import Student
+from sskt.student import Student, memory_layout
 
 Say = Callable[[str], None]
 
@@ -223,6 +223,8 @@ def run_evaluate(
     student = Student(build_backbone(config.model), len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
+    if config.channels_last:  # to the last bit as while it trained
+        student.to(memory_format=memory_layout(student))
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
         plan = replace(plan, n_clips=clips)

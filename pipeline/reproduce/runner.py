@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.api.again import train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.stage_one import open_index, run_precompute
-from pipeline.api.stage_two import Tuning, resume_train, run_train
+from pipeline.api.stage_two import Tuning
 from pipeline.choices import DEFAULT_VIEWS, Places
 from pipeline.execution import Execution
 from pipeline.reproduce.attempt import Attempt, Shrink, attempts
@@ -124,20 +125,10 @@ def _train(
     campaign: Campaign,
     say: Say,
 ) -> None:
-    """One run: skipped if it came to its end, continued if it was stopped. Of a finished run the checkpoint
-    is removed: a table's runs would fill a disk with what nobody goes on from.
-    """
-    folder = campaign.folder(name, seed)
-    if read_summary(folder) is not None:
-        return
-    if (folder / "config.json").is_file():
-        resume_train(folder, execution=campaign.execution, say=say)
-        (folder / "last.pt").unlink(missing_ok=True)
-        return
     epochs = overrides.get("epochs")
-    run_train(
+    train_once(
         target,
-        out=folder,
+        campaign.folder(name, seed),
         supervision=supervision,
         places=_with_weights_of(campaign.places, supervision.sources),
         execution=campaign.execution,
@@ -149,7 +140,6 @@ def _train(
         tuning=tuning,
         overrides=overrides,
     )
-    (folder / "last.pt").unlink(missing_ok=True)
 
 
 def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:

@@ -1,0 +1,161 @@
+"""Several students on one picture: what each says, and where it looks (Grad-CAM; SSKT figure 1)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cache.files import write_durably
+from pipeline.api.stage_one import open_index
+from pipeline.api.stage_two import places_of
+from pipeline.choices import Places
+from pipeline.execution import Execution
+from pipeline.plan import plan_from
+from pipeline.run import read_config, read_student
+from pipeline.targets import decode
+from pipeline.targets.index import ArrayPictures, TargetIndex
+from pipeline.training.config import TrainConfig
+from sskt.backbones import build_backbone
+from sskt.errors import RunError
+from sskt.gradcam import grad_cam
+from sskt.normalise import normalise
+from sskt.student import Student
+
+Say = Callable[[str], None]
+
+
+def run_explain(
+    runs: Sequence[Path],
+    *,
+    out: Path,
+    picture: Path | None = None,
+    sample: int | None = None,
+    class_name: str | None = None,
+    places: Places | None = None,
+    execution: Execution,
+    say: Say = print,
+) -> list[dict[str, Any]]:
+    """Draw `out`, a PNG: the picture as the first run's evaluation sees it, and each run's map over it.
+
+    The picture is a file, or a sample of the first run's test split by its id (left out: the
+    first one). Maps are of `class_name`,
+    or of what each student says. Returns one row of plain data for each run. Raises RunError for runs that
+    read clips, or a class that a student does not know.
+    """
+    opened = [_student(run, execution.device) for run in runs]
+    config = opened[0][0]
+    index = _one_picture(picture) if picture else _sample(runs[0], config, sample, places, say)
+    rows, panels = [], []
+    for run, (config, student) in zip(runs, opened, strict=True):
+        pixels = _drawn(index, config, run, execution)
+        x = normalise(pixels, student.backbone.mean, student.backbone.std)
+        with torch.inference_mode():
+            shares = student.predict(x).softmax(dim=1)[0]
+        label = int(shares.argmax()) if class_name is None else _label(class_name, config, run)
+        heat = grad_cam(student, x, torch.tensor([label], device=x.device))[0]
+        rows.append(
+            {
+                "run": str(run),
+                "method": config.method,
+                "class": config.classes[label],
+                "share": float(shares[label]),
+            }
+        )
+        panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
+    data = io.BytesIO()
+    _figure(rows, panels, index.name_of(0)).savefig(data, dpi=150, format="png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(out, data.getvalue())
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror or error}); choose another --out"
+        ) from error
+    return rows
+
+
+def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
+    config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
+    backbone = build_backbone(config.model)
+    if backbone.reads_clips:
+        raise RunError(f"{run}: its student reads clips, and maps are of pictures")
+    student = Student(backbone, len(config.classes), {}, transfer_module=False)
+    student.load_state_dict(read_student(run))
+    return config, student.to(device).eval()
+
+
+def _sample(
+    run: Path, config: TrainConfig, sample: int | None, places: Places | None, say: Say
+) -> TargetIndex:
+    index = open_index(config.target, "test", places=places or places_of(run), say=say)
+    found = np.flatnonzero(index.ids == (index.ids[0] if sample is None else sample))
+    if not len(found):
+        raise RunError(
+            f"{config.target}: its test split has no sample {sample}; ids reach to {index.ids.max()}"
+        )
+    return index.take(found)
+
+
+def _one_picture(path: Path) -> TargetIndex:
+    """A file as an index of its own."""
+    try:
+        pixels = decode.to_pixels(path.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as a picture ({error}); give a JPEG or PNG file") from None
+    return TargetIndex(
+        target=path.name,
+        split="test",
+        kind="array",
+        classes=(),
+        ids=np.zeros(1, dtype=np.int64),
+        labels=np.zeros(1, dtype=np.int64),
+        sizes=np.array([pixels.shape[:2]], dtype=np.int32),
+        contents=np.zeros((1, 16), dtype=np.uint8),
+        access=ArrayPictures(str(path), pixels[None], np.zeros(1, dtype=np.int64)),
+    )
+
+
+def _drawn(index: TargetIndex, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
+    """The picture as this run's evaluation sees it: uint8 (1, 3, side, side)."""
+    plan = plan_from(config.eval_plan, str(run / "config.json"))
+    renderer = replace(execution, renderer="torch").open_renderer(index, plan, batch_size=1)
+    with closing(renderer), closing(renderer.render(0, [np.zeros(1, dtype=np.int64)])) as drawn:
+        return next(drawn).to(execution.device)
+
+
+def _label(name: str, config: TrainConfig, run: Path) -> int:
+    if name not in config.classes:
+        raise RunError(
+            f"{run}: its student knows no class {name!r}, but {', '.join(config.classes[:5])}, ..."
+        )
+    return config.classes.index(name)
+
+
+def _figure(
+    rows: Sequence[dict[str, Any]],
+    panels: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]],
+    name: str,
+) -> Figure:
+    figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels) + 1)
+    axes[0].imshow(panels[0][0])
+    axes[0].set_title(Path(name).name, fontsize=9)
+    for axis, row, (picture, heat) in zip(axes[1:], rows, panels, strict=True):
+        axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+        title = f"{Path(row['run']).name}\n{row['class']}, {100 * row['share']:.0f} %"
+        axis.set_title(title, fontsize=9)
+    for axis in axes:
+        axis.axis("off")
+    return figure
