@@ -22,7 +22,7 @@ from cache.files import Location
 from cache.manifest import Manifest
 from cache.store import Store
 from pipeline.execution import Execution, drawn_at_a_time
-from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels
+from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.job import Job, destination
 from pipeline.progress import Progress
 from pipeline.render import Renderer
@@ -100,13 +100,14 @@ def open_work(
 ) -> Work:
     """Open or create the store of one source, with room for every view; wake the source if it is needed."""
     index, picture_px = job.index, job.plan.side_px
+    seen = seen_by(input_map, job.plan)
     place = destination(job, source, input_map, cache_dir, say)
     store = place.store
     if store is not None:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
         if job.views <= store.n_views and not store.pending(job.views):
             return Work(source, None, store, set())
-    with closing(execution.open_renderer(index, job.seen, batch_size=1)) as renderer:
+    with closing(execution.open_renderer(index, seen, batch_size=1)) as renderer:
         if store is None:
             forward = choose_forward(source, input_map, execution, picture_px, len(index) * job.views)
             probe = np.arange(min(PROBE_SAMPLES, len(index)))

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from cache.files import write_durably
 from pipeline.api.again import train_once
 from pipeline.api.lesson import Supervision
+from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import run_precompute
-from pipeline.api.stage_two import Tuning
 from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
 from pipeline.execution import Execution
 from sskt.errors import RunError

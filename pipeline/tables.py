@@ -49,7 +49,8 @@ def source_rows() -> list[dict[str, Any]]:
         "classes": None,
         "weights": "your torch.export program",
     }
-    return [*rows, program]
+    run = {"source": "run:FOLDER", "architecture": "any", "classes": None, "weights": "a student of yours"}
+    return [*rows, program, run]
 
 
 def target_rows(places: Places) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 
@@ -157,12 +158,15 @@ def test_odd_files_are_packed_or_named(tmp_path):
     make_empty(root / "bad" / "empty.avi")
     (root / "bad" / "zero.mp4").write_bytes(b"")
     (root / "bad" / "text.avi").write_text("no video")
-    with pytest.raises(TargetError, match="4 videos cannot be used") as caught:
+    os.mkfifo(root / "bad" / "pipe.avi")  # which nobody will ever write to
+    (root / "bad" / "gone.avi").symlink_to(root / "nothing")
+    with pytest.raises(TargetError, match="6 videos cannot be used") as caught:
         prepare(f"videofolder:{root}", tmp_path)
     for clause in (
+        "bad/gone.avi: a link to nothing",
         "bad/empty.avi: no frame in it",
+        "bad/pipe.avi: a link to nothing, or not a file",
         "bad/sound.avi: no video in it, only audio",
-        "bad/zero.mp4",
     ):
         assert clause in str(caught.value)
     places, _ = prepare(f"videofolder:{root}", tmp_path, allow_missing=True)

@@ -281,3 +281,32 @@ def test_a_target_of_videos_that_is_not_prepared_says_what_to_run(tmp_path):
         "sskt precompute --target ucf101 --source imagenet --source places365",
         "sskt train --target ucf101",
     ]
+
+
+def test_write_through_keeps_what_each_source_saw(made, tmp_path):
+    """A source for pictures and one for clips, filled on the way, are what precompute would have stored."""
+    target, places, program = made
+    torch.manual_seed(0)
+    network = ClipClassifier("resnet3d10", 400).eval()
+    state = {k.removeprefix("backbone."): v for k, v in network.state_dict().items()}
+    save_file(state, tmp_path / "kinetics.safetensors")
+    weights = {"kinetics:resnet3d10": tmp_path / "kinetics.safetensors"}
+    names = (program, "kinetics:resnet3d10")
+    stored = {}
+    for kind in ("write-through", "precompute"):
+        mine = replace(places, weights=weights, cache_dir=tmp_path / kind)
+        run_prepare(target, places=mine, say=quiet)
+        if kind == "precompute":
+            run_precompute([target], names, views=2, augmentation=SMALL, places=mine, say=quiet)
+        else:
+            taught = Supervision(sources=names, labels="write-through", views=2)
+            train(target, mine, tmp_path / "run", supervision=taught)
+        for path in find_stores(mine.cache_dir):
+            store = Store.open(path)
+            stored[kind, store.manifest.identity["source"]["name"]] = [store.view(v) for v in (0, 1)] + [
+                store.probe
+            ]
+    assert len(stored) == 4
+    for source in {name for _, name in stored}:
+        for a, b in zip(stored["write-through", source], stored["precompute", source], strict=True):
+            np.testing.assert_array_equal(a, b)

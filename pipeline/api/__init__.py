@@ -2,8 +2,9 @@
 
 from pipeline.api.lesson import Supervision
 from pipeline.api.plain import TaughtBatch, TaughtData, open_taught_data
+from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run_prepare
-from pipeline.api.stage_two import Tuning, places_of, resume_train, run_evaluate, run_train
+from pipeline.api.stage_two import places_of, resume_train, run_evaluate, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 
 __all__ = [

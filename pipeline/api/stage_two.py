@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,19 @@ import torch
 
 from cache.files import location
 from pipeline.api.lesson import Asked, Supervision, open_lesson
+from pipeline.api.settings import FROM_RECIPE, Tuning, config_of, require_reads, settings_of
 from pipeline.api.stage_one import open_index
-from pipeline.choices import Augmentation, Places, channels_last, choose_execution, student_precision
+from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
 from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
 from pipeline.plan import CentreClip, plan_from
 from pipeline.ranks import joined
 from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
-from pipeline.targets.spec import TargetSpec, parse_target
 from pipeline.training.config import TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, train
-from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone, build_backbone
-from sskt.download import digest_of
+from sskt.backbones import Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import recipe_for
@@ -33,43 +32,6 @@ from sskt.student import Student, memory_layout
 Say = Callable[[str], None]
 
 EVALUATION_CLIPS = 10  # of a video
-# where a method is not described by the recipes: Hinton et al.'s distillation, and MAXL's equal weights
-_OF_METHOD: dict[str, dict[str, Any]] = {
-    "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
-    "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
-}
-_KD_REDUCTION = {"kd": "batchmean"}
-
-_FROM_RECIPE = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "schedule",
-    "milestones",
-    "gamma",
-    "momentum",
-    "dampening",
-    "weight_decay",
-    "temperature",
-    "alpha",
-    "aux_loss",
-    "primary_loss",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """What the paper's recipes leave out, off by default, and how the student's step is computed."""
-
-    clip_norm: float | None = None  # largest norm of all gradients together
-    label_smoothing: float = 0.0
-    finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.finetune
-    freeze_until: str | None = None  # the backbone's part before this one stays as it is
-    mixup: float = 0.0  # a of Beta(a, a)
-    cutmix: float = 0.0
-    amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
-    compiled: bool = False
-    deterministic: bool = False
 
 
 def run_train(
@@ -98,51 +60,18 @@ def run_train(
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution, out = places or Places(), execution or choose_execution(), Path(out)
-    recipe, tuning = recipe_for(target), tuning or Tuning()
-    chosen = {name: value for name, value in (overrides or {}).items() if value is not None}
-    if tuning.finetune_from is not None and recipe.finetune_lr is not None:
-        chosen.setdefault("lr", recipe.finetune_lr)
-    recipe = replace(recipe, **_OF_METHOD.get(supervision.method, {}))
-    settings = {name: chosen.pop(name, getattr(recipe, name)) for name in _FROM_RECIPE}
-    if chosen:
-        raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(_FROM_RECIPE)}")
+    tuning = tuning or Tuning()
+    settings = settings_of(target, supervision, tuning, overrides or {})
     with joined(execution.device) as ranks:
         asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
         lesson = open_lesson(asked, say)
-        labels = lesson.labels
-        config = TrainConfig(
-            target=target,
-            classes=lesson.index.classes,
-            model=_name_of(model or recipe.models[0]),
-            method=supervision.method,
-            sources=tuple(labels.n_classes) if labels else (),
-            transfer_module=supervision.transfer_module,
-            kd_reduction=supervision.kd_reduction or _KD_REDUCTION.get(supervision.method, "mean"),
-            gradient_cosine=supervision.gradient_cosine,
-            peers=supervision.peers,
-            psi=supervision.psi,
-            labels=labels.kind if labels else "none",
-            teacher_bn=supervision.teacher_bn,
-            views=labels.views if labels else supervision.views,
-            seed=seed,
-            limit=limit,
-            eval_every=eval_every,
-            ranks=ranks.world,
-            plan=lesson.plan.to_dict(),
-            eval_plan=lesson.eval_plan.to_dict(),
-            augmentation=asdict(augmentation),
-            contents=lesson.contents(),
-            channels_last=channels_last(execution.device),
-            **_tuned(tuning, execution),
-            **settings,
-        )
-        _require_trainable(config, len(lesson.index))
-        _require_fitting_loss(config, lesson)
-        backbone = _backbone(model or config.model, seed)
-        _require_reads(backbone, config, parse_target(target))
+        name = _name_of(model or recipe_for(target).models[0])
+        config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
+        backbone = _backbone(model or name, seed)
+        require_reads(backbone, config)
         if tuning.finetune_from is not None:
             load_pretrained(backbone, tuning.finetune_from, config.model)
-        method = open_method(config, backbone, labels.n_classes if labels else {})
+        method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         run = Run.begin(out, config.to_dict(), _to_dict(places)) if ranks.first else None
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
 
@@ -177,7 +106,7 @@ def resume_train(
                 f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
-        settings = {name: getattr(config, name) for name in _FROM_RECIPE}
+        settings = {name: getattr(config, name) for name in FROM_RECIPE}
         supervision = Supervision(
             config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn
         )
@@ -252,57 +181,6 @@ def _backbone(model: str | Backbone, seed: int) -> Backbone:
     """A named one starts from the seed; its heads' weights follow it in either case."""
     torch.manual_seed(seed)
     return build_backbone(model) if isinstance(model, str) else model
-
-
-def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
-    """`tuning` as a config has it."""
-    began_with = tuning.finetune_from
-    return asdict(tuning) | {
-        "amp": student_precision(tuning.amp, execution.device),
-        "finetune_from": began_with and f"{began_with.name} sha256 {_digest(began_with)[:16]}",
-    }
-
-
-def _digest(weights: Path) -> str:
-    try:
-        return digest_of(weights)
-    except OSError as error:
-        raise RunError(
-            f"{weights}: cannot be read ({error.strerror or error}); check --finetune-from"
-        ) from None
-
-
-def _require_reads(backbone: Backbone, config: TrainConfig, spec: TargetSpec) -> None:
-    wanted = spec.videos is not None
-    if backbone.reads_clips != wanted:
-        reads, holds = ("clips", "pictures") if backbone.reads_clips else ("pictures", "videos")
-        able = [name for name in BACKBONES if (name in CLIP_BACKBONES) == wanted]
-        raise RunError(
-            f"--model {config.model} reads {reads}, and {spec.name} holds {holds}; "
-            f"choose one of {', '.join(able)}"
-        )
-
-
-def _require_fitting_loss(config: TrainConfig, lesson: Lesson) -> None:
-    several = lesson.index.presence is not None
-    if several != (config.primary_loss == "bce"):
-        holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
-        raise RunError(
-            f"--primary-loss {config.primary_loss}: the pictures of {config.target} have {holds} each; "
-            f"use {wanted}"
-        )
-    if several and config.label_smoothing:
-        raise RunError(
-            f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
-        )
-
-
-def _require_trainable(config: TrainConfig, n_samples: int) -> None:
-    smallest = n_samples // -(-n_samples // config.batch_size)
-    if smallest < config.ranks:
-        raise RunError(
-            f"a step has {smallest} samples and {config.ranks} processes share them; raise --batch-size"
-        )
 
 
 def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:

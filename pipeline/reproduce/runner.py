@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.api.again import train_once
 from pipeline.api.lesson import Supervision
+from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index, run_precompute
-from pipeline.api.stage_two import Tuning
 from pipeline.choices import DEFAULT_VIEWS, Places
 from pipeline.execution import Execution
 from pipeline.reproduce.attempt import Attempt, Shrink, attempts

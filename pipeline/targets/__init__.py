@@ -72,7 +72,10 @@ def _is_prepared(spec: TargetSpec, data_dir: Path, index_dir: Path, split: str) 
     if spec.devkit:
         return (data_dir / str(spec.root) / spec.devkit.year / "ImageSets" / "Main").is_dir()
     if spec.videos:
-        return read_record(spec, data_dir, index_dir) is not None
+        try:
+            return read_record(spec, data_dir, index_dir) is not None
+        except TargetError:  # a damaged record, which using this target will name
+            return False
     if spec.binary:
         try:
             return not archive.missing_files(spec, spec.binary, data_dir)

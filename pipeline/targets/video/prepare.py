@@ -87,6 +87,8 @@ def _pack_all(
 
 def _pack(clip: Clip, path: Path, packing: Packing) -> str:
     """Pack one video, unless a sound pack of it is there; if a video has gone since, its pack is kept."""
+    if clip.source is not None and not (clip.source.is_file() or clip.source.is_dir()):
+        return "a link to nothing, or not a file"  # reading a pipe would wait for ever
     try:
         stamp = None if clip.source is None else Stamp.of(clip.source)
     except OSError as error:

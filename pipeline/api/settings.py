@@ -1,0 +1,163 @@
+"""The settings of a run, from what was asked and the paper's recipe; what does not go together is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.api.lesson import Asked, Supervision
+from pipeline.choices import channels_last, student_precision
+from pipeline.execution import Execution
+from pipeline.targets.spec import parse_target
+from pipeline.training.config import TrainConfig
+from pipeline.training.train import Lesson
+from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone
+from sskt.download import digest_of
+from sskt.errors import RunError
+from sskt.recipes import recipe_for
+
+FROM_RECIPE = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "milestones",
+    "gamma",
+    "momentum",
+    "dampening",
+    "weight_decay",
+    "temperature",
+    "alpha",
+    "aux_loss",
+    "primary_loss",
+)
+# where a method is not described by the recipes: Hinton et al.'s distillation, and MAXL's equal weights
+_OF_METHOD: dict[str, dict[str, Any]] = {
+    "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
+    "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
+}
+_KD_REDUCTION = {"kd": "batchmean"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the paper's recipes leave out, off by default, and how the student's step is computed."""
+
+    clip_norm: float | None = None  # largest norm of all gradients together
+    label_smoothing: float = 0.0
+    finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.finetune
+    freeze_until: str | None = None  # the backbone's part before this one stays as it is
+    mixup: float = 0.0  # a of Beta(a, a)
+    cutmix: float = 0.0
+    amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
+    compiled: bool = False
+    deterministic: bool = False
+
+
+def settings_of(
+    target: str, supervision: Supervision, tuning: Tuning, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A value for each of `FROM_RECIPE`: what `overrides` say, else the recipe's for this method.
+
+    Raises RunError for an override that is no such setting.
+    """
+    recipe = recipe_for(target)
+    chosen = {name: value for name, value in overrides.items() if value is not None}
+    if tuning.finetune_from is not None and recipe.finetune_lr is not None:
+        chosen.setdefault("lr", recipe.finetune_lr)
+    recipe = replace(recipe, **_OF_METHOD.get(supervision.method, {}))
+    settings = {name: chosen.pop(name, getattr(recipe, name)) for name in FROM_RECIPE}
+    if chosen:
+        raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(FROM_RECIPE)}")
+    return settings
+
+
+def config_of(
+    asked: Asked, lesson: Lesson, tuning: Tuning, *, model: str, seed: int, eval_every: int
+) -> TrainConfig:
+    """Everything that changes a run's numbers. Raises RunError for settings that the data do not fit."""
+    taught, labels = asked.supervision, lesson.labels
+    config = TrainConfig(
+        target=asked.target,
+        classes=lesson.index.classes,
+        model=model,
+        method=taught.method,
+        sources=tuple(labels.n_classes) if labels else (),
+        transfer_module=taught.transfer_module,
+        kd_reduction=taught.kd_reduction or _KD_REDUCTION.get(taught.method, "mean"),
+        gradient_cosine=taught.gradient_cosine,
+        peers=taught.peers,
+        psi=taught.psi,
+        labels=labels.kind if labels else "none",
+        teacher_bn=taught.teacher_bn,
+        views=labels.views if labels else taught.views,
+        seed=seed,
+        limit=asked.limit,
+        eval_every=eval_every,
+        ranks=asked.ranks.world,
+        plan=lesson.plan.to_dict(),
+        eval_plan=lesson.eval_plan.to_dict(),
+        augmentation=asdict(asked.augmentation),
+        contents=lesson.contents(),
+        channels_last=channels_last(asked.execution.device),
+        **_tuned(tuning, asked.execution),
+        **asked.settings,
+    )
+    _require_trainable(config, len(lesson.index))
+    _require_fitting_loss(config, lesson)
+    return config
+
+
+def require_reads(backbone: Backbone, config: TrainConfig) -> None:
+    """Raise RunError for a network for pictures where the target holds videos, or the other way round."""
+    spec = parse_target(config.target)
+    wanted = spec.videos is not None
+    if backbone.reads_clips != wanted:
+        reads, holds = ("clips", "pictures") if backbone.reads_clips else ("pictures", "videos")
+        able = [name for name in BACKBONES if (name in CLIP_BACKBONES) == wanted]
+        raise RunError(
+            f"--model {config.model} reads {reads}, and {spec.name} holds {holds}; "
+            f"choose one of {', '.join(able)}"
+        )
+
+
+def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
+    """`tuning` as a config has it."""
+    began_with = tuning.finetune_from
+    return asdict(tuning) | {
+        "amp": student_precision(tuning.amp, execution.device),
+        "finetune_from": began_with and f"{began_with.name} sha256 {_digest(began_with)[:16]}",
+    }
+
+
+def _digest(weights: Path) -> str:
+    try:
+        return digest_of(weights)
+    except OSError as error:
+        raise RunError(
+            f"{weights}: cannot be read ({error.strerror or error}); check --finetune-from"
+        ) from None
+
+
+def _require_trainable(config: TrainConfig, n_samples: int) -> None:
+    smallest = n_samples // -(-n_samples // config.batch_size)
+    if smallest < config.ranks:
+        raise RunError(
+            f"a step has {smallest} samples and {config.ranks} processes share them; raise --batch-size"
+        )
+
+
+def _require_fitting_loss(config: TrainConfig, lesson: Lesson) -> None:
+    several = lesson.index.presence is not None
+    if several != (config.primary_loss == "bce"):
+        holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
+        raise RunError(
+            f"--primary-loss {config.primary_loss}: the pictures of {config.target} have {holds} each; "
+            f"use {wanted}"
+        )
+    if several and config.label_smoothing:
+        raise RunError(
+            f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
+        )
