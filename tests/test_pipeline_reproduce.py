@@ -13,6 +13,7 @@ from programs import Tiny, save_program
 from videos import make_folder
 
 from cli import main
+from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
 from pipeline.reproduce.attempt import Shrink, attempts
 from pipeline.reproduce.runner import Campaign, run_reproduce
@@ -117,6 +118,7 @@ def few(spec, split, videos):
 @pytest.fixture
 def tiny_targets(small, monkeypatch):
     _folder, _places, videos, *_ = small
+    monkeypatch.setattr(choices, "DEFAULT_CLIP", (4, 1))
     for name, spec in TARGETS.items():
         monkeypatch.setitem(TARGETS, name, replace(spec, side_px=SIDE, short_px=SIDE))
     monkeypatch.setattr(stage_one, "load_index", lambda spec, split, **_: few(spec, split, videos))

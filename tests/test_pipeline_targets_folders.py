@@ -62,8 +62,8 @@ def test_imagenet_with_only_val_serves_the_test_split_and_says_what_train_lacks(
         TargetError, match=r"no folder train .*found val; put the official pictures into DATA_DIR/"
     ):
         load_index(spec, "train", data_dir=DATA, index_dir=tmp_path)
-    assert prepared(DATA, tmp_path, "test") == ["imagenet"]
-    assert prepared(DATA, tmp_path) == []
+    assert prepared(DATA, tmp_path, "test") == ["imagenet", "voc"]
+    assert prepared(DATA, tmp_path) == ["voc"]
 
 
 def test_official_folder_with_too_few_classes_is_refused(tmp_path):

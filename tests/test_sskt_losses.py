@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, kd_divergence, soft_cross_entropy
+from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, kd_divergence, soft_cross_entropy, soft_focal
 from sskt.metrics import per_class_accuracy, topk_correct
 
 N, K = 6, 11
@@ -29,7 +29,13 @@ def kl_numpy(z_t, z_s, t):
     return t**2 * np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
 
 
+def focal_numpy(z_t, z_s, t):
+    p, log_q = np.exp(log_softmax(z_s / t)), log_softmax(z_t / t)
+    return t**2 * np.mean(np.sum(-p * (1 - np.exp(log_q)) ** 2 * log_q, axis=1))
+
+
 LOSSES = {
+    "focal": (soft_focal, focal_numpy),
     "ce": (soft_cross_entropy, soft_ce_numpy),
     "kd": (
         lambda a, b, temperature: kd_divergence(a, b, temperature=temperature, reduction="batchmean"),
