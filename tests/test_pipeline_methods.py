@@ -159,6 +159,31 @@ def test_the_gradient_cosine_is_kept_epoch_by_epoch(project, tmp_path):
     assert not any(name.startswith("gradient") for name in without[0])
 
 
+def test_settings_that_do_not_go_together_are_refused(project, tmp_path):
+    folder, common = project
+    source = f"program:{save_program(folder / 'tiny.pt2')}"
+    for supervision, tuning, message in (
+        (Supervision(method="dml", sources=(source,)), None, "--method dml has no sources"),
+        (Supervision(method="maxl"), Tuning(compiled=True), "--method maxl takes gradients within its step"),
+        (
+            Supervision(sources=(source,), labels="live", gradient_cosine="weigh"),
+            Tuning(compiled=True),
+            "--gradient-cosine weigh takes gradients within its step",
+        ),
+        (Supervision(method="kd", labels="live", sources=(source,)), None, "knows 7 classes"),
+    ):
+        with pytest.raises(RunError, match=message):
+            run_train(
+                "digits",
+                out=tmp_path / "no",
+                supervision=supervision,
+                tuning=tuning,
+                overrides=QUICK,
+                **common,
+            )
+    assert not (tmp_path / "no").exists()
+
+
 def test_an_unknown_method_is_refused(project, tmp_path):
     _, common = project
     with pytest.raises(RunError, match="--method is 'magic', expected one of sskt, scratch, kd, dml, maxl"):

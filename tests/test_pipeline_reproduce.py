@@ -205,6 +205,29 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
         )
 
 
+def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):
+    _folder, places, _videos, stand_ins, _weights = small
+    campaign = Campaign(
+        tmp_path / "out",
+        replace(places, cache_dir=tmp_path / "stores"),
+        choose_execution(device="cpu", threads=2),
+        seeds=1,
+        shrink=Shrink(scale=0.005),
+        views=2,
+    )
+    run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins, say=quiet)
+    for other, message in (
+        (replace(campaign, shrink=Shrink(scale=0.01)), "was begun with epochs 2, this series asks for 4"),
+        (replace(campaign, views=3), "was begun with views 2, this series asks for 3"),
+        (
+            replace(campaign, shrink=Shrink(0.005, limit=5)),
+            "was begun with limit None, this series asks for 5",
+        ),
+    ):
+        with pytest.raises(RunError, match=message):
+            run_reproduce("S1", other, rows=["1"], stand_ins=stand_ins, say=quiet)
+
+
 def test_rows_are_chosen_by_number_range_and_name():
     def names(*rows):
         return [a.row.name for a in attempts("S1", rows, shrink=Shrink(), stand_ins={})]

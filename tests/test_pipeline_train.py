@@ -90,7 +90,14 @@ def test_the_first_step_has_the_papers_losses(project, aux_loss, transfer_module
 def test_alpha_scales_what_the_sources_teach(project):
     """With alpha 0 the heads teach the backbone nothing: the student is the one trained from scratch."""
     train(project, "alpha0", overrides={"alpha": 0.0, "epochs": 2, "weight_decay": 0.0})
-    train(project, "scratch", method="scratch", views=2, overrides={"epochs": 2, "weight_decay": 0.0})
+    train(
+        project,
+        "scratch",
+        method="scratch",
+        sources=(),
+        views=2,
+        overrides={"epochs": 2, "weight_decay": 0.0},
+    )
     train(project, "alpha1", overrides={"alpha": 1.0, "epochs": 2, "weight_decay": 0.0})
     weights = [
         (project[0] / out / "student.safetensors").read_bytes() for out in ("alpha0", "scratch", "alpha1")

@@ -22,6 +22,7 @@ from pipeline.api import (
     Tuning,
     choose_execution,
     open_index,
+    resume_train,
     run_evaluate,
     run_precompute,
     run_prepare,
@@ -30,6 +31,7 @@ from pipeline.api import (
 from pipeline.plan import CentreClip, CornerClip
 from pipeline.render import open_renderer
 from pipeline.run import read_metrics
+from pipeline.training.trainer import Trainer
 from sskt.backbones import build_backbone
 from sskt.clip_classifier import ClipClassifier
 from sskt.errors import RunError, SourceError, TargetError
@@ -251,6 +253,36 @@ def test_fine_tuning_begins_with_the_weights_and_leaves_frozen_blocks_alone(made
     assert torch.equal(trained["backbone.layer1.0.conv1.weight"], pretrained.layer1[0].conv1.weight)
     assert torch.equal(trained["backbone.bn1.running_mean"], pretrained.bn1.running_mean)
     assert not torch.equal(trained["backbone.layer4.0.conv1.weight"], pretrained.layer4[0].conv1.weight)
+
+
+def test_a_fine_tuned_run_stopped_at_once_begins_with_the_same_weights_again(made, tmp_path, monkeypatch):
+    target, places, _ = made
+    torch.manual_seed(3)
+    torch.save(build_backbone("resnet3d10").state_dict(), tmp_path / "k.pth")
+    settings = {
+        "supervision": Supervision(method="scratch"),
+        "tuning": Tuning(amp="fp32", finetune_from=tmp_path / "k.pth"),
+    }
+    whole = train(target, places, tmp_path / "whole", **settings)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_take_step", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(target, places, tmp_path / "stopped", **settings)
+    resumed = resume_train(tmp_path / "stopped", execution=choose_execution(device="cpu"), say=quiet)
+    assert resumed["test_top1"] == whole["test_top1"]
+    ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_take_step", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(target, places, tmp_path / "lost", **settings)
+    (tmp_path / "k.pth").unlink()
+    with pytest.raises(RunError, match=r"began with k\.pth sha256 \w+, which is not at"):
+        resume_train(tmp_path / "lost", execution=choose_execution(device="cpu"), say=quiet)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_pictures_and_videos_are_not_mixed_up(made, tmp_path):

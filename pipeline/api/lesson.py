@@ -60,6 +60,8 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
     labels: Labels | None = None
     if taught.method not in METHODS:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
+    if taught.sources and taught.method not in TAUGHT:
+        raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
     if taught.method in TAUGHT:
         require_named(asked.places, taught.sources or tuple(asked.places.weights))
         n_rows = -(-len(index) // asked.ranks.world)

@@ -128,17 +128,16 @@ def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
     began_with = tuning.finetune_from
     return asdict(tuning) | {
         "amp": student_precision(tuning.amp, execution.device),
-        "finetune_from": began_with and f"{began_with.name} sha256 {_digest(began_with)[:16]}",
+        "finetune_from": began_with and weights_name(began_with),
     }
 
 
-def _digest(weights: Path) -> str:
+def weights_name(path: Path) -> str:
+    """Weights as a config names them: by file name and sha256. Raises RunError if they cannot be read."""
     try:
-        return digest_of(weights)
+        return f"{path.name} sha256 {digest_of(path)[:16]}"
     except OSError as error:
-        raise RunError(
-            f"{weights}: cannot be read ({error.strerror or error}); check --finetune-from"
-        ) from None
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}); check --finetune-from") from None
 
 
 def _require_trainable(config: TrainConfig, n_samples: int) -> None:

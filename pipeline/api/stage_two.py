@@ -11,7 +11,14 @@ import torch
 
 from cache.files import location
 from pipeline.api.lesson import Asked, Supervision, open_lesson
-from pipeline.api.settings import FROM_RECIPE, Tuning, config_of, require_reads, settings_of
+from pipeline.api.settings import (
+    FROM_RECIPE,
+    Tuning,
+    config_of,
+    require_reads,
+    settings_of,
+    weights_name,
+)
 from pipeline.api.stage_one import open_index
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
@@ -72,7 +79,8 @@ def run_train(
         if tuning.finetune_from is not None:
             load_pretrained(backbone, tuning.finetune_from, config.model)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
-        run = Run.begin(out, config.to_dict(), _to_dict(places)) if ranks.first else None
+        found = _to_dict(places, tuning.finetune_from)
+        run = Run.begin(out, config.to_dict(), found) if ranks.first else None
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
 
 
@@ -122,9 +130,11 @@ def resume_train(
             )
         done = state["epoch"] if state else 0
         say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
-        run = Run(out, state["history"] if state else ()) if ranks.first else None
         backbone = backbone or _backbone(config.model, config.seed)
+        if state is None and config.finetune_from is not None:
+            _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        run = Run(out, state["history"] if state else ()) if ranks.first else None
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
 
 
@@ -158,7 +168,12 @@ def run_evaluate(
     if isinstance(plan, CentreClip):
         plan = replace(plan, n_clips=clips)
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
-    return figures if confusion is None else {**figures, **write_confusion(confusion, index.classes, run)}
+    if confusion is not None:
+        try:
+            figures |= write_confusion(confusion, index.classes, run)
+        except RunError as error:  # a run in a place of others' is scored all the same
+            say(str(error))
+    return figures
 
 
 def places_of(run: Path, **given: Any) -> Places:
@@ -183,6 +198,17 @@ def _backbone(model: str | Backbone, seed: int) -> Backbone:
     return build_backbone(model) if isinstance(model, str) else model
 
 
+def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
+    """Give a run that was stopped before its first checkpoint the weights that it began with."""
+    path = Path(read_places(out).get("finetune_from") or "")
+    if not path.is_file() or weights_name(path) != config.finetune_from:
+        raise RunError(
+            f"{out}: was stopped before its first checkpoint and began with {config.finetune_from}, which is "
+            f"not at {path} any more; restore it, or begin anew in another folder"
+        )
+    load_pretrained(backbone, path, config.model)
+
+
 def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
     """Raise RunError unless a run that goes on sees what it saw."""
     _require_classes(config, lesson.index.classes, out)
@@ -205,11 +231,12 @@ def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> 
         )
 
 
-def _to_dict(places: Places) -> dict[str, Any]:
+def _to_dict(places: Places, finetune_from: Path | None) -> dict[str, Any]:
     """Plain data that means the same from any folder."""
     cache_dir = places.cache_dir
     return {
         "data_dir": str(places.data_dir.absolute()),
         "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
         "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
+        "finetune_from": finetune_from and str(finetune_from.absolute()),
     }

@@ -28,6 +28,11 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
     )
     layout = {"channels_last": config.channels_last}
     n_classes = len(config.classes)
+    if config.compiled and (config.method == "maxl" or config.gradient_cosine != "off"):
+        what = "--method maxl" if config.method == "maxl" else f"--gradient-cosine {config.gradient_cosine}"
+        raise RunError(
+            f"{what} takes gradients within its step, which cannot be compiled; leave --compile out"
+        )
 
     def student(of: Backbone, heads: Mapping[str, int]) -> Student:
         made = Student(of, n_classes, heads, config.transfer_module)
