@@ -111,7 +111,7 @@ def parse_source(name: str) -> SourceSpec:
         sha256_prefix=prefix[1] if prefix else None,
         mean=mean,
         std=std,
-        weights_note=_note(url, prefix[1] if prefix else None),
+        weights_note=_note(task, url, prefix[1] if prefix else None),
         reads_clips=task == _CLIP_TASK,
     )
 
@@ -235,12 +235,13 @@ def _normalisation(task: str, architecture: str) -> tuple[tuple[float, ...], tup
     return tuple(transforms.mean), tuple(transforms.std)
 
 
-def _note(url: str | None, prefix: str | None) -> str:
+def _note(task: str, url: str | None, prefix: str | None) -> str:
     if url is None:
         return "none published: pass --weights"
     if prefix is None:
         return "CSAILVision; no checksum published: recorded at the first download"
-    return f"torchvision IMAGENET1K_V1, sha256 begins {prefix}"
+    weights = "KINETICS400_V1" if task == _CLIP_TASK else "IMAGENET1K_V1"
+    return f"torchvision {weights}, sha256 begins {prefix}"
 
 
 def _digest(path: Path) -> str:

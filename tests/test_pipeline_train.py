@@ -192,3 +192,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(project
     assert 1 <= kept["epoch"] <= len(metrics_of(project, "nan"))
     assert all(torch.isfinite(value).all() for value in kept["method"].values())
     assert not (project[0] / "nan" / "student.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", ["scratch", "sskt"])
+def test_a_compiled_step_is_the_eager_one(project, method):
+    losses = {}
+    for compiled in (False, True):
+        out = f"compiled-{method}-{compiled}"
+        sources = {"sources": ()} if method == "scratch" else {}
+        tuning = Tuning(amp="fp32", compiled=compiled)
+        overrides = {"epochs": 3, "lr": 0.01}  # slowly: roundings of the two grow with the rate
+        train(project, out, method=method, views=2, tuning=tuning, overrides=overrides, **sources)
+        losses[compiled] = [m["train_loss"] for m in metrics_of(project, out)]
+    assert losses[True] == pytest.approx(losses[False], rel=2e-3)
+    assert losses[True][2] != losses[True][0]

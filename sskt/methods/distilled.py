@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from sskt.errors import RunError
@@ -50,7 +51,7 @@ class Distilled(Method):
         distances = [
             self.terms.auxiliary(logits, source_logits[name], mixed_sources) for name in self.auxiliary_names
         ]
-        distance = sum(distances, primary.new_zeros(())) / len(distances)
+        distance = torch.stack(distances).mean()
         total = (1 - self.terms.alpha) * primary + self.terms.alpha * distance
         return Losses(
             total,

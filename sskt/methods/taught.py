@@ -50,12 +50,13 @@ class Taught(Method):
             for name, logits in auxiliary_logits.items()
         ]
         cosines = self._cosines(primary, auxiliary)
+        weighed = auxiliary
         if self._gradient_cosine == "weigh":
-            weighted = sum((c.clamp(min=0) * loss for c, loss in zip(cosines, auxiliary, strict=True)), 0.0)
-        else:
-            weighted = sum(auxiliary, primary.new_zeros(()))
+            weighed = [c.clamp(min=0) * loss for c, loss in zip(cosines, auxiliary, strict=True)]
+        # without sources nothing is added: torch.compile takes `primary + 0` for its detached twin
+        total = primary + self.terms.alpha * torch.stack(weighed).sum() if weighed else primary
         return Losses(
-            primary + self.terms.alpha * weighted,
+            total,
             primary.detach(),
             stacked(auxiliary, primary),
             n_correct(primary_logits, labels),
