@@ -9,6 +9,7 @@ from pipeline.targets.arrays import load_binary
 from pipeline.targets.digits import load_digits
 from pipeline.targets.folders import has_split, load_folders
 from pipeline.targets.index import TargetIndex
+from pipeline.targets.listed import has_lists, load_listed
 from pipeline.targets.spec import SPLITS, TARGETS, TargetSpec, parse_target, target_slug
 from pipeline.targets.video.index import load_videos
 from pipeline.targets.video.record import read_record
@@ -46,7 +47,9 @@ def load_index(
         assert spec.root is not None  # noqa: S101 - files have a place
         index = load_voc(spec, spec.devkit, split, data_dir / spec.root, index_dir)
     elif spec.root:
-        index = load_folders(spec, split, data_dir / spec.root, index_dir)
+        root = data_dir / spec.root
+        listed = has_lists(spec, split, root) and not has_split(root, split)
+        index = (load_listed if listed else load_folders)(spec, split, root, index_dir)
     else:
         index = load_digits(spec, split)
     return index if limit is None else index.limit(limit)
@@ -81,4 +84,5 @@ def _is_prepared(spec: TargetSpec, data_dir: Path, index_dir: Path, split: str) 
             return not archive.missing_files(spec, spec.binary, data_dir)
         except TargetError:  # a file of the wrong length, which using this target will name
             return False
-    return spec.root is not None and has_split(data_dir / spec.root, split)
+    root = data_dir / str(spec.root)
+    return spec.root is not None and (has_split(root, split) or has_lists(spec, split, root))

@@ -1,4 +1,4 @@
-"""Targets that are folders of JPEG and PNG files: imagenet, places365 and imagefolder:PATH.
+"""Targets that are class folders of JPEG and PNG files: imagenet, places365 and imagefolder:PATH.
 
 ROOT/train/CLASS/ and ROOT/val/CLASS/ (or ROOT/test/CLASS/, where there is no val) are the train and test
 splits. An imagefolder without these, ROOT/CLASS/, holds a fifth of each class out as its test split. Folders

@@ -226,9 +226,12 @@ def _official_videos(
     return _clips_112(name, n_classes, Path(name), prepare, Videos(folders, lists, annotation))
 
 
-def _official_folders(name: str, n_classes: int, class_folder: str) -> TargetSpec:
+def _official_folders(name: str, n_classes: int, class_folder: str, as_unpacked: str) -> TargetSpec:
     places = " and ".join(f"DATA_DIR/{name}/{split}/{class_folder}/" for split in ("train", "val"))
-    return _pictures_224(name, n_classes, Path(name), f"put the official pictures into {places}")
+    prepare = (
+        f"put the official pictures into {places}, or unpack {as_unpacked} there (DATA_DIR is --data-dir)"
+    )
+    return _pictures_224(name, n_classes, Path(name), prepare)
 
 
 def _small_pictures(name: str, n_classes: int, side_px: int, binary: Binary) -> TargetSpec:
@@ -293,8 +296,15 @@ _ALL = (
     _small_pictures("cifar10", 10, 32, _CIFAR10),
     _small_pictures("cifar100", 100, 32, _CIFAR100),
     _small_pictures("stl10", 10, 96, _STL10),
-    _official_folders("imagenet", 1000, "WNID"),
-    _official_folders("places365", 365, "CLASS"),
+    _official_folders(
+        "imagenet", 1000, "WNID", "the validation pictures into val/ and ILSVRC2012_devkit_t12/"
+    ),
+    _official_folders(
+        "places365",
+        365,
+        "CLASS",
+        "data_256_standard/, val_256/ and the lists (places365_train_standard.txt, ...)",
+    ),
     _voc("voc", Devkit("VOC2012", "train", "val")),
     _voc("voc2007", Devkit("VOC2007", "trainval", "test")),
     _official_videos("ucf101", 101, ("UCF-101", "jpg", "frames"), "ucfTrainTestlist", "ucf101_01.json"),
