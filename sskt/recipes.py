@@ -9,8 +9,25 @@ schedules.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sskt.errors import RunError
+
+SETTINGS = (  # of a recipe, that a run may override
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "milestones",
+    "gamma",
+    "momentum",
+    "dampening",
+    "weight_decay",
+    "temperature",
+    "alpha",
+    "aux_loss",
+    "primary_loss",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,11 @@ _RECIPES = {
         ),
     )
 }
+# where a method is not described by the table: Hinton et al.'s distillation, and MAXL's equal weights
+_OF_METHOD: dict[str, dict[str, Any]] = {
+    "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
+    "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
+}
 
 
 def all_recipes() -> list[Recipe]:
@@ -137,11 +159,14 @@ def all_recipes() -> list[Recipe]:
     return sorted(_RECIPES.values(), key=lambda recipe: not recipe.published)
 
 
-def recipe_for(target: str) -> Recipe:
-    """The recipe of a target by its registry name; every `imagefolder:...` has the same. Raises RunError for
-    an unknown one.
+def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False) -> Recipe:
+    """The recipe of a target by its registry name; every `imagefolder:...` has the same.
+
+    `method` is one of sskt.methods.METHODS; `finetuned` is for a student that begins with pretrained weights.
+    Raises RunError for an unknown target.
     """
     recipe = _RECIPES.get(target.partition(":")[0])
     if recipe is None:
         raise RunError(f"target {target!r} has no recipe, expected one of {', '.join(_RECIPES)}")
-    return replace(recipe, target=target)
+    recipe = replace(recipe, target=target, **_OF_METHOD.get(method, {}))
+    return replace(recipe, lr=recipe.finetune_lr) if finetuned and recipe.finetune_lr else recipe

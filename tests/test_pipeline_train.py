@@ -206,3 +206,16 @@ def test_a_compiled_step_is_the_eager_one(project, method):
         losses[compiled] = [m["train_loss"] for m in metrics_of(project, out)]
     assert losses[True] == pytest.approx(losses[False], rel=2e-3)
     assert losses[True][2] != losses[True][0]
+
+
+def test_what_is_not_the_recipes_is_said_and_recorded(project, capsys):
+    recipe = {"batch_size": 32, "milestones": [20, 30]}
+    train(project, "departs", overrides=recipe | {"lr": 0.07, "milestones": [1]})
+    summary = json.loads((project[0] / "departs" / "summary.json").read_text())
+    assert summary["overridden"] == {"epochs": [1, 40], "lr": [0.07, 0.05], "milestones": [[1], [20, 30]]}
+    assert (
+        "the recipe of digits but for: epochs 1 (not 40), lr 0.07 (not 0.05), mile" in capsys.readouterr().out
+    )
+    train(project, "departs-maxl", method="maxl", sources=(), overrides=recipe)
+    summary = json.loads((project[0] / "departs-maxl" / "summary.json").read_text())
+    assert summary["overridden"] == {"epochs": [1, 40]}

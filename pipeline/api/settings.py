@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,8 @@ from pipeline.training.train import Lesson
 from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone
 from sskt.download import digest_of
 from sskt.errors import RunError
-from sskt.recipes import recipe_for
+from sskt.recipes import SETTINGS, recipe_for
 
-FROM_RECIPE = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "schedule",
-    "milestones",
-    "gamma",
-    "momentum",
-    "dampening",
-    "weight_decay",
-    "temperature",
-    "alpha",
-    "aux_loss",
-    "primary_loss",
-)
-# where a method is not described by the recipes: Hinton et al.'s distillation, and MAXL's equal weights
-_OF_METHOD: dict[str, dict[str, Any]] = {
-    "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
-    "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
-}
 _KD_REDUCTION = {"kd": "batchmean"}
 
 
@@ -59,18 +39,19 @@ class Tuning:
 def settings_of(
     target: str, supervision: Supervision, tuning: Tuning, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A value for each of `FROM_RECIPE`: what `overrides` say, else the recipe's for this method.
+    """A value for each of a recipe's `SETTINGS`: what `overrides` say, else the recipe's for this method.
 
     Raises RunError for an override that is no such setting.
     """
-    recipe = recipe_for(target)
-    chosen = {name: value for name, value in overrides.items() if value is not None}
-    if tuning.finetune_from is not None and recipe.finetune_lr is not None:
-        chosen.setdefault("lr", recipe.finetune_lr)
-    recipe = replace(recipe, **_OF_METHOD.get(supervision.method, {}))
-    settings = {name: chosen.pop(name, getattr(recipe, name)) for name in FROM_RECIPE}
+    recipe = recipe_for(target, supervision.method, finetuned=tuning.finetune_from is not None)
+    chosen = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in overrides.items()
+        if value is not None
+    }
+    settings = {name: chosen.pop(name, getattr(recipe, name)) for name in SETTINGS}
     if chosen:
-        raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(FROM_RECIPE)}")
+        raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(SETTINGS)}")
     return settings
 
 

@@ -12,7 +12,6 @@ import torch
 from cache.files import location
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
-    FROM_RECIPE,
     Tuning,
     config_of,
     require_reads,
@@ -33,7 +32,7 @@ from pipeline.training.train import Lesson, train
 from sskt.backbones import Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
-from sskt.recipes import recipe_for
+from sskt.recipes import SETTINGS, recipe_for
 from sskt.student import Student, memory_layout
 
 Say = Callable[[str], None]
@@ -81,6 +80,8 @@ def run_train(
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         found = _to_dict(places, tuning.finetune_from)
         run = Run.begin(out, config.to_dict(), found) if ranks.first else None
+        if config.overridden:
+            say(_departures(config))
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
 
 
@@ -114,7 +115,7 @@ def resume_train(
                 f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
-        settings = {name: getattr(config, name) for name in FROM_RECIPE}
+        settings = {name: getattr(config, name) for name in SETTINGS}
         supervision = Supervision(
             config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn
         )
@@ -229,6 +230,12 @@ def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> 
             f"{out}: was trained for {len(config.classes)} classes ({', '.join(config.classes[:3])}, ...), "
             f"its target now has {len(found)} ({', '.join(found[:3])}, ...); use the data it was trained for"
         )
+
+
+def _departures(config: TrainConfig) -> str:
+    recipe = "the paper's recipe" if recipe_for(config.target).published else "the recipe"
+    ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
+    return f"{recipe} of {config.target} but for: {', '.join(ours)}"
 
 
 def _to_dict(places: Places, finetune_from: Path | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from sskt.errors import RunError
+from sskt.recipes import SETTINGS, recipe_for
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -63,6 +64,15 @@ class TrainConfig:
     def metric(self) -> str:
         """The figure that says how good the student is: its best epoch is that with the largest."""
         return "test_map" if self.primary_loss == "bce" else "test_top1"
+
+    @property
+    def overridden(self) -> dict[str, tuple[Any, Any]]:
+        """What is not as the recipe of this target and method has it: setting -> (of this run, of the
+        recipe).
+        """
+        recipe = recipe_for(self.target, self.method, finetuned=self.finetune_from is not None)
+        pairs = {name: (getattr(self, name), getattr(recipe, name)) for name in SETTINGS}
+        return {name: (ours, recipes) for name, (ours, recipes) in pairs.items() if ours != recipes}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON has it: tuples are lists."""

@@ -212,6 +212,7 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
         "labels": config.labels,
         "seed": config.seed,
         "epochs": len(history),
+        "overridden": {name: list(pair) for name, pair in config.overridden.items()},
         "metric": metric,
         metric: last[metric],
         f"best_{metric}": best[metric],
