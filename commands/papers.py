@@ -87,7 +87,7 @@ def recipes(as_json: bool) -> None:
     ),
     choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
     click.option("--dry-run", is_flag=True, help="List the rows and what they cost; run nothing."),
-    folder_option("--out", None, "Folder of runs and report. [default: runs/table-<table>]"),
+    folder_option("--out", "runs/papers", "Folder of runs and reports; a row of two tables is run once."),
     JSON,
     together(
         "execution",
@@ -110,7 +110,7 @@ def reproduce(
     stand_ins: dict[str, str],
     student_amp: str,
     dry_run: bool,
-    out: Path | None,
+    out: Path,
     as_json: bool,
     execution: Execution,
     places: Places,
@@ -126,7 +126,7 @@ def reproduce(
     from pipeline.reproduce.runner import Campaign, run_reproduce
 
     campaign = Campaign(
-        out or Path("runs") / f"table-{table}",
+        out,
         places,
         execution,
         seeds,
@@ -140,11 +140,11 @@ def reproduce(
         click.echo(json.dumps([result.to_dict() for result in results], indent=2))
         return
     cells: list[dict[str, Any]] = [dict(result.cells()) for result in results]
-    show(cells, as_json, "row epochs paper ours difference seeds differs_in")
+    show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs_in")
     say(price(results))
     if not dry_run:
-        for suffix in ("md", "csv", "html"):
-            click.echo(campaign.out / f"table-{table}.{suffix}")
+        for path in sorted(out.glob(f"table-{table}.*")):
+            click.echo(path)
 
 
 @click.command(cls=Sectioned)

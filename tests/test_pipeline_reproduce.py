@@ -197,12 +197,52 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
     assert "asked live in every epoch they would be 384" in html
     with (tmp_path / "out" / "table-S1.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    assert not any(row["our_gain"] for row in rows), "scratch has not been run here"
     for row, result in zip(rows, results, strict=True):
         values = [float(v) for v in row["values"].split()]
         assert row["ours"] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
         assert float(row["difference"]) == pytest.approx(
             np.mean(values) - result.row.metric_percent, abs=0.006
         )
+
+
+def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small, tiny_targets, tmp_path):
+    _folder, places, _videos, stand_ins, _weights = small
+    campaign = Campaign(
+        tmp_path,
+        replace(places, cache_dir=tmp_path / "stores"),
+        choose_execution(device="cpu", threads=2),
+        seeds=2,
+        shrink=Shrink(scale=0.005),
+        views=2,
+        amp="fp32",
+    )
+    run_reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins, say=quiet)
+    (kd,) = run_reproduce("M8", campaign, rows=["1"], say=quiet)  # whose scratch row is in table S1
+
+    def test_top1(name):
+        return [
+            json.loads((tmp_path / f"{name}-seed{i}" / "summary.json").read_text())["test_top1"]
+            for i in (0, 1)
+        ]
+
+    scratch = test_top1("cifar10-resnet20-scratch")
+    rows = {}
+    for table in ("S1", "M8"):
+        with (tmp_path / f"table-{table}.csv").open(newline="") as file:
+            rows |= {row["row"]: row for row in csv.DictReader(file)}
+        assert (tmp_path / f"table-{table}.png").read_bytes()[1:4] == b"PNG"
+    assert rows.pop("cifar10-resnet20-scratch")["our_gain"] == ""
+    paper = {"cifar10-resnet20-kd": 91.75 - 92.19, "cifar10-resnet20-sskt-places365-kd": 92.24 - 92.19}
+    assert rows.keys() == paper.keys()
+    for name, row in rows.items():
+        assert float(row["our_gain"]) == pytest.approx(np.mean(test_top1(name)) - np.mean(scratch), abs=0.006)
+        assert float(row["paper_gain"]) == pytest.approx(paper[name], abs=0.006)
+    assert "teacher: resnet32 of ours, from scratch" in kd.marks
+    shorter = replace(campaign, shrink=Shrink(scale=0.0025))
+    (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True, say=quiet)
+    assert listed.values == ()
+    assert listed.scratch.values == ()
 
 
 def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):

@@ -1,7 +1,8 @@
-"""Ours beside the paper's: Markdown for a text, CSV for a program, HTML for a colleague."""
+"""Ours beside the paper's: Markdown for a text, CSV for a program, HTML and a picture for a colleague."""
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
 import io
@@ -9,18 +10,39 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from cache.files import write_durably
+from pipeline.reproduce.picture import Gain, draw_gains
 from sskt.errors import RunError
 from sskt.published import Published
 
-_COLUMNS = ("row", "sources", "epochs", "metric", "paper", "ours", "difference", "seeds", "differs_in")
+_FIGURES = ("metric", "paper", "ours", "difference", "paper_gain", "our_gain", "seeds")
+_COLUMNS = ("row", "sources", "epochs", *_FIGURES, "differs_in")
+_SHOWN = (
+    "row",
+    *_FIGURES,
+    "differs",
+)  # in Markdown and HTML: the sources are in the row's name and the notes
 _STYLE = (
-    "body{font:15px system-ui,sans-serif;max-width:75rem;margin:2rem auto;color:#222}"
-    "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:left}"
-    "th{background:#f5f5f5}.mark{color:#a40000}"
+    "body{font:15px system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}"
+    "th{background:#f5f5f5}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+    ".mark{color:#a40000}"
 )
+_LEGEND = (
+    "Accuracies in percent, mean and standard deviation over the seeds. A gain is over the same network from "
+    "scratch, in percentage points."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """The same network from scratch: what a row's gain is measured against."""
+
+    paper: float  # percent
+    values: tuple[float, ...]  # ours, percent, one a finished seed; none: not run in this folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +55,26 @@ class Result:
     marks: tuple[str, ...]  # in what it differs from the paper
     epochs: int
     sources: tuple[str, ...]
+    scratch: Scratch | None  # None: the row is it, or the paper has none
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
     live: int  # teacher forwards of this row without a store
+
+    @property
+    def gain(self) -> Gain | None:
+        """Over scratch, the paper's and ours; None until both are known here."""
+        if self.scratch is None or not self.scratch.values or not self.values:
+            return None
+        theirs = self.row.metric_percent - self.scratch.paper
+        each = statistics.mean(self.values) - statistics.mean(self.scratch.values)
+        deviation = statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return Gain(self.row.name, theirs, each, deviation)
 
     def cells(self) -> dict[str, str]:
         """The row of a table."""
         ours = spread(self.values)
         gap = f"{statistics.mean(self.values) - self.row.metric_percent:+.2f}" if self.values else ""
         theirs = f"{self.row.metric_percent:.2f}" + (f" ± {self.row.std:.2f}" if self.row.std else "")
+        gain = self.gain
         return {
             "row": self.row.name,
             "sources": ", ".join(self.sources),
@@ -49,6 +83,8 @@ class Result:
             "paper": theirs,
             "ours": ours,
             "difference": gap,
+            "paper_gain": f"{self.row.metric_percent - self.scratch.paper:+.2f}" if self.scratch else "",
+            "our_gain": f"{gain.ours:+.2f}" if gain else "",
             "seeds": str(len(self.values)),
             "differs_in": "; ".join(self.marks),
         }
@@ -82,19 +118,25 @@ def price(results: Sequence[Result]) -> str:
 
 
 def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Path]:
-    """table-<name>.md, .csv and .html; returns the paths. Raises RunError if they cannot be written."""
-    rows = [result.cells() for result in results]
-    texts = {
-        "md": _markdown(table, rows, price(results)),
-        "csv": _csv(results),
-        "html": _html(table, rows, price(results)),
+    """table-<name>.md, .csv, .html, and .png where a gain over scratch is known; returns the paths.
+
+    Raises RunError if they cannot be written.
+    """
+    gains = [gain for gain in (result.gain for result in results) if gain is not None]
+    picture = draw_gains(f"Table {table}", gains) if gains else None
+    files = {
+        "md": _markdown(table, results, picture is not None).encode(),
+        "csv": _csv(results).encode(),
+        "html": _html(table, results, picture).encode(),
     }
+    if picture is not None:
+        files["png"] = picture
     paths = []
-    for suffix, text in texts.items():
+    for suffix, data in files.items():
         path = folder / f"table-{table}.{suffix}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_durably(path, text.encode())
+            write_durably(path, data)
         except OSError as error:
             raise RunError(
                 f"{path}: cannot be written ({error.strerror or error}); choose another --out"
@@ -103,10 +145,30 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     return paths
 
 
-def _markdown(table: str, rows: Sequence[Mapping[str, str]], cost: str) -> str:
-    lines = [f"# Table {table}, run again", "", f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
-    lines += [f"| {' | '.join(row[name] for name in _COLUMNS)} |" for row in rows]
-    return "\n".join([*lines, "", cost, ""])
+def _letters(results: Sequence[Result]) -> dict[str, str]:
+    """A letter for each mark, in order."""
+    marks = list(dict.fromkeys(mark for result in results for mark in result.marks))
+    return {
+        mark: ascii_lowercase[at % 26] * (1 + at // 26)  # z is followed by aa
+        for at, mark in enumerate(marks)
+    }
+
+
+def _shown(result: Result, letters: Mapping[str, str]) -> dict[str, str]:
+    """A row's cells with letters in place of its marks."""
+    return result.cells() | {"differs": " ".join(letters[mark] for mark in result.marks)}
+
+
+def _markdown(table: str, results: Sequence[Result], has_picture: bool) -> str:
+    letters = _letters(results)
+    rows = [_shown(result, letters) for result in results]
+    lines = [f"# Table {table}, run again", ""]
+    lines += [f"| {' | '.join(_SHOWN)} |", "|---|" + "---:|" * (len(_SHOWN) - 1)]
+    lines += [f"| {' | '.join(row[name] for name in _SHOWN)} |" for row in rows]
+    lines += ["", _LEGEND, "", "Differs from the paper:", ""]
+    lines += [f"* {letter}: {mark}" for mark, letter in letters.items()] or ["* in nothing"]
+    lines += ["", price(results), ""]
+    return "\n".join([*lines, f"![gains over scratch](table-{table}.png)", ""] if has_picture else lines)
 
 
 def _csv(results: Sequence[Result]) -> str:
@@ -119,19 +181,26 @@ def _csv(results: Sequence[Result]) -> str:
     return out.getvalue()
 
 
-def _html(table: str, rows: Sequence[Mapping[str, str]], cost: str) -> str:
-    head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=mark' if name == 'differs_in' else ''}>{html.escape(row[name])}</td>"
-            for name in _COLUMNS
-        )
-        + "</tr>\n"
-        for row in rows
+def _html(table: str, results: Sequence[Result], picture: bytes | None) -> str:
+    letters = _letters(results)
+    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _SHOWN)
+    body = "".join(_html_row(_shown(result, letters)) for result in results)
+    notes = "".join(
+        f"<li class=mark>{letter}: {html.escape(mark)}</li>\n" for mark, letter in letters.items()
     )
+    image = ""
+    if picture is not None:
+        data = base64.b64encode(picture).decode()
+        image = f'<p><img alt="gains over scratch" src="data:image/png;base64,{data}"></p>\n'
     return (
         f"<!doctype html><meta charset=utf-8><title>Table {table}</title>\n<style>{_STYLE}</style>\n"
-        f"<h1>Table {table}, run again</h1>\n<table><tr>{head}</tr>\n{body}</table>\n"
-        f"<p>{html.escape(cost)}</p>\n"
+        f"<h1>Table {table}, run again</h1>\n<table><tr>{head}</tr>\n{body}</table>\n<p>{_LEGEND}</p>\n"
+        f"<p>Differs from the paper:</p>\n<ul>\n{notes or '<li>in nothing</li>'}</ul>\n"
+        f"<p>{html.escape(price(results))}</p>\n{image}"
     )
+
+
+def _html_row(cells: Mapping[str, str]) -> str:
+    marked = {"differs": " class=mark"}
+    shown = (f"<td{marked.get(name, '')}>{html.escape(cells[name])}</td>" for name in _SHOWN)
+    return f"<tr>{''.join(shown)}</tr>\n"

@@ -16,8 +16,9 @@ from pipeline.api.stage_one import open_index, run_precompute
 from pipeline.choices import DEFAULT_VIEWS, Places
 from pipeline.execution import Execution
 from pipeline.reproduce.attempt import Attempt, Shrink, attempts
-from pipeline.reproduce.report import Result, write_report
-from pipeline.run import read_summary
+from pipeline.reproduce.report import Result, Scratch, write_report
+from pipeline.run import read_config, read_summary
+from sskt.published import Published, published_rows
 from sskt.sources import parse_source, published_digest, weights_file
 
 Say = Callable[[str], None]
@@ -49,7 +50,7 @@ def run_reproduce(
     dry_run: bool = False,
     say: Say = print,
 ) -> list[Result]:
-    """Run the chosen rows of a table with every seed, and write table-<name>.md, .csv and .html to
+    """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
     `campaign.out`; `dry_run` does nothing but say what there is to do.
 
     Raises what the stages raise; what is done by then is kept, and the same call goes on from there.
@@ -148,8 +149,6 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:
     results = []
     for attempt in chosen:
         target = attempt.row.target
-        summaries = [read_summary(campaign.folder(attempt.row.name, seed)) for seed in range(campaign.seeds)]
-        values = tuple(float(summary[attempt.metric]) for summary in summaries if summary is not None)
         if attempt.sources and target not in samples:
             samples[target] = len(
                 open_index(
@@ -161,15 +160,40 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:
             Result(
                 attempt.row,
                 attempt.metric,
-                values,
+                _values(attempt.row, attempt, campaign),
                 tuple(attempt.marks),
                 epochs=attempt.epochs,
                 sources=attempt.sources,
+                scratch=_scratch(attempt, campaign),
                 stored={(target, name): n * campaign.views for name in attempt.sources},
                 live=n * attempt.epochs * campaign.seeds * len(attempt.sources),
             )
         )
     return results
+
+
+def _values(row: Published, attempt: Attempt, campaign: Campaign) -> tuple[float, ...]:
+    """What the finished runs of a row came to, `attempt` saying how; those of other settings do not count."""
+    wanted = {"epochs": attempt.epochs, "limit": campaign.shrink.limit, "views": campaign.views}
+    values = []
+    for seed in range(campaign.seeds):
+        folder = campaign.folder(row.name, seed)
+        summary = read_summary(folder)
+        if summary is not None and wanted.items() <= read_config(folder).items():
+            values.append(float(summary[attempt.metric]))
+    return tuple(values)
+
+
+def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
+    """The row of the same network without sources, which may be another table's, and its runs in the same
+    folder.
+    """
+    row = attempt.row
+    for other in published_rows():
+        same = (other.target, other.model, other.init) == (row.target, row.model, row.init)
+        if same and other.method in ("scratch", "finetune") and other.name != row.name:
+            return Scratch(other.metric_percent, _values(other, attempt, campaign))
+    return None
 
 
 def _beginning(task: str, model: str, places: Places) -> Path:
