@@ -139,12 +139,16 @@ def reproduce(
     if as_json:
         click.echo(json.dumps([result.to_dict() for result in results], indent=2))
         return
+    if dry_run:
+        columns = "row runs_left epochs samples student_samples teacher_forwards_live differs_in"
+        show([result.cost(seeds) for result in results], as_json, columns)
+        say(price(results))
+        return
     cells: list[dict[str, Any]] = [dict(result.cells()) for result in results]
     show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs_in")
     say(price(results))
-    if not dry_run:
-        for path in sorted(out.glob(f"table-{table}.*")):
-            click.echo(path)
+    for path in sorted(out.glob(f"table-{table}.*")):
+        click.echo(path)
 
 
 @click.command(cls=Sectioned)

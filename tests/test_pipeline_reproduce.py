@@ -15,7 +15,7 @@ from videos import make_folder
 from cli import main
 from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
-from pipeline.reproduce.attempt import Shrink, attempts
+from pipeline.reproduce.attempt import TEACHERS, Shrink, attempts
 from pipeline.reproduce.runner import Campaign, run_reproduce
 from pipeline.run import Run
 from pipeline.targets.index import ArrayPictures, TargetIndex
@@ -154,6 +154,7 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
         assert (config["finetune_from"] is None) == (result.row.init == "random")
     stores = list((tmp_path / "stores").rglob("*.zarr")) if (tmp_path / "stores").exists() else []
     sources = {(row.target, source) for row in published_rows(table) for source in row.sources}
+    sources |= {(row.target, TEACHERS[row.model]) for row in published_rows(table) if row.method == "kd"}
     assert len(stores) == len(sources), "one precompute a target and source, however many rows"
 
 
@@ -239,6 +240,11 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
         assert float(row["our_gain"]) == pytest.approx(np.mean(test_top1(name)) - np.mean(scratch), abs=0.006)
         assert float(row["paper_gain"]) == pytest.approx(paper[name], abs=0.006)
     assert "teacher: resnet32 of ours, from scratch" in kd.marks
+    # each seed's teacher looks at 2 views of 6 samples; live, 2 seeds of 2 epochs would
+    assert (sum(kd.stored.values()), kd.live) == (2 * 2 * N, 2 * 2 * N)
+    config = json.loads((tmp_path / "cifar10-resnet20-kd-seed1" / "config.json").read_text())
+    assert config["labels"] == "cached"
+    assert "teacher-cifar10-resnet32-seed1" in config["sources"][0]
     shorter = replace(campaign, shrink=Shrink(scale=0.0025))
     (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True, say=quiet)
     assert listed.values == ()
@@ -294,6 +300,7 @@ def test_the_command_line_lists_rows_and_recipes(tmp_path, small, tiny_targets):
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)
     assert row["row"] == "stl10-resnet20-scratch"
+    assert row["training_samples"] == 5_000
     assert not list(tmp_path.iterdir())
     result = CliRunner().invoke(main, ["recipes", "--json"])
     assert {r["target"] for r in json.loads(result.stdout)} >= {"cifar10", "ucf101", "voc"}

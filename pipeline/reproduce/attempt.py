@@ -18,6 +18,17 @@ TEACHERS = {
     "resnet34": "resnet50",
     "resnet50": "resnet50",
 }
+# of the official train split, for what there is to do before the data are there
+TRAINING_SAMPLES = {
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 5_000,
+    "imagenet": 1_281_167,
+    "places365": 1_803_460,
+    "voc": 5_717,
+    "ucf101": 9_537,
+    "hmdb51": 3_570,
+}
 # what the paper reports of a target, where it is not top-1: per-image average precision (METHOD.md)
 _METRICS = {"voc": "test_image_ap"}
 

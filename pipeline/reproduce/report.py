@@ -54,6 +54,7 @@ class Result:
     values: tuple[float, ...]  # percent, one a finished seed
     marks: tuple[str, ...]  # in what it differs from the paper
     epochs: int
+    samples: int  # of the train split, or of the part that is taken
     sources: tuple[str, ...]
     scratch: Scratch | None  # None: the row is it, or the paper has none
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
@@ -91,7 +92,25 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
-        return {**self.cells(), "values": list(self.values), "teacher_forwards_live": self.live}
+        return {
+            **self.cells(),
+            "values": list(self.values),
+            "training_samples": self.samples,
+            "teacher_forwards_live": self.live,
+        }
+
+    def cost(self, seeds: int) -> dict[str, Any]:
+        """What is still to do of `seeds` runs, as a row of a table."""
+        left = seeds - len(self.values)
+        return {
+            "row": self.row.name,
+            "runs_left": left,
+            "epochs": self.epochs,
+            "samples": self.samples,
+            "student_samples": left * self.epochs * self.samples,
+            "teacher_forwards_live": self.live,
+            "differs_in": "; ".join(self.marks),
+        }
 
 
 def spread(values: Sequence[float]) -> str:

@@ -15,7 +15,7 @@ from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index, run_precompute
 from pipeline.choices import DEFAULT_VIEWS, Places
 from pipeline.execution import Execution
-from pipeline.reproduce.attempt import Attempt, Shrink, attempts
+from pipeline.reproduce.attempt import TRAINING_SAMPLES, Attempt, Shrink, attempts
 from pipeline.reproduce.report import Result, Scratch, write_report
 from pipeline.run import read_config, read_summary
 from sskt.published import Published, published_rows
@@ -51,7 +51,7 @@ def run_reproduce(
     say: Say = print,
 ) -> list[Result]:
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
-    `campaign.out`; `dry_run` does nothing but say what there is to do.
+    `campaign.out`; `dry_run` does nothing but say what there is to do, with the official sizes of targets.
 
     Raises what the stages raise; what is done by then is kept, and the same call goes on from there.
     """
@@ -61,18 +61,18 @@ def run_reproduce(
         attempt.marks.append(f"{campaign.views} views in turn")
     if not dry_run:
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
-            _precompute([a for a in chosen if a.row.target == target], target, campaign, say)
+            sources = [name for a in chosen if a.row.target == target for name in a.sources]
+            _precompute(target, list(dict.fromkeys(sources)), campaign, say)
         for seed in range(campaign.seeds):  # a whole table early, its spread later
             for number, attempt in enumerate(chosen, start=1):
                 say(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
                 _run(attempt, seed, campaign, say)
                 write_report(table, _results(chosen, campaign), campaign.out)
-    return _results(chosen, campaign)
+    return _results(chosen, campaign, of_official_sizes=dry_run)
 
 
-def _precompute(chosen: Sequence[Attempt], target: str, campaign: Campaign, say: Say) -> None:
+def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Say) -> None:
     """Every source that any row of this target has, once."""
-    sources = list(dict.fromkeys(name for attempt in chosen for name in attempt.sources))
     if sources:
         run_precompute(
             [target],
@@ -87,15 +87,14 @@ def _precompute(chosen: Sequence[Attempt], target: str, campaign: Campaign, say:
 
 def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
     row, sources = attempt.row, attempt.sources
-    labels = "cached"
     if attempt.teacher is not None:
-        sources, labels = (f"run:{_teacher(attempt, attempt.teacher, seed, campaign, say)}",), "live"
-    taught = bool(sources)
+        sources = (f"run:{_teacher(attempt, attempt.teacher, seed, campaign, say)}",)
+        _precompute(row.target, sources, campaign, say)
     method = "scratch" if row.method == "finetune" else row.method
     supervision = Supervision(
         method=method,
         sources=sources,
-        labels=labels if taught else "auto",
+        labels="cached" if sources else "auto",
         views=campaign.views,
         transfer_module=row.transfer_module,
         psi=row.psi or Supervision().psi,
@@ -143,19 +142,24 @@ def _train(
     )
 
 
-def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:
-    """What there is so far, and what it costs."""
+def _results(
+    chosen: Sequence[Attempt], campaign: Campaign, *, of_official_sizes: bool = False
+) -> list[Result]:
+    """What there is so far, and what it costs: of the data that are here, or of the official sets."""
     samples: dict[str, int] = {}
     results = []
     for attempt in chosen:
         target = attempt.row.target
-        if attempt.sources and target not in samples:
-            samples[target] = len(
-                open_index(
-                    target, "train", places=campaign.places, say=lambda _: None, limit=campaign.shrink.limit
-                )
-            )
-        n = samples.get(target, 0)
+        if target not in samples:
+            samples[target] = _n_samples(target, campaign, of_official_sizes)
+        n = samples[target]
+        forwards = {(target, name): n * campaign.views for name in attempt.sources}
+        if attempt.teacher is not None:
+            forwards = {
+                (target, f"{attempt.teacher} of seed {seed}"): n * campaign.views
+                for seed in range(campaign.seeds)
+            }
+        looks = len(attempt.sources) or int(attempt.teacher is not None)  # at a sample, in every epoch
         results.append(
             Result(
                 attempt.row,
@@ -163,13 +167,21 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign) -> list[Result]:
                 _values(attempt.row, attempt, campaign),
                 tuple(attempt.marks),
                 epochs=attempt.epochs,
+                samples=n,
                 sources=attempt.sources,
                 scratch=_scratch(attempt, campaign),
-                stored={(target, name): n * campaign.views for name in attempt.sources},
-                live=n * attempt.epochs * campaign.seeds * len(attempt.sources),
+                stored=forwards,
+                live=n * attempt.epochs * campaign.seeds * looks,
             )
         )
     return results
+
+
+def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
+    limit = campaign.shrink.limit
+    if of_official_sizes:
+        return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
+    return len(open_index(target, "train", places=campaign.places, say=lambda _: None, limit=limit))
 
 
 def _values(row: Published, attempt: Attempt, campaign: Campaign) -> tuple[float, ...]:
