@@ -3,6 +3,7 @@
     python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
     python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
         --clip-frames 8 --methods "scratch,SSKT,SSKT frames:3"
+    python benchmarks/few_labels.py voc --weights imagenet=FILE --program FILE --size 112 --source-size 224
 
 The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, if they are not
 yet. What is not given is the recipe's. Runs that are finished already are taken as they are, so an
@@ -27,6 +28,7 @@ METHODS: dict[str, tuple[bool, str | None] | None] = {
     "SSKT mean_frame": (False, "mean_frame"),
     "SSKT frames:3": (False, "frames:3"),
 }
+METRICS_BESIDE = {"test_map": ("test_image_ap",)}  # what the released code reports of VOC
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     started = perf_counter()
     methods = args.methods.split(",")
     name, _, path = args.weights.partition("=")
-    places = Places(cache_dir=args.cache_dir, weights={name: Path(path)})
+    places = Places(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
     sources = (name, f"program:{args.program}")
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).videos:
@@ -53,14 +55,23 @@ def main() -> None:
             folder = _folder(args, method, seed)
             if read_summary(folder) is None:
                 train(args, method, seed, sources, seen[method], places, folder)
-    print(f"\n| {'':<22} | last top-1 | best top-1 | by seed (last) | s / epoch |\n|---|---|---|---|---|")
-    for method in methods:
-        runs = [read_summary(_folder(args, method, seed)) or {} for seed in range(args.seeds)]
-        last, best = ([run[key] for run in runs] for key in ("test_top1", "best_test_top1"))
-        each = ", ".join(f"{value:.2f}" for value in last)
-        seconds = statistics.median(run["epoch_s"] for run in runs)
-        print(f"| {method:<22} | {_spread(last)} | {_spread(best)} | {each} | {seconds:.2f} |")
+    runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in range(args.seeds)] for m in methods}
+    metric = runs[methods[0]][0]["metric"]
+    for shown in (metric, *METRICS_BESIDE.get(metric, ())):
+        table(shown, runs)
     print(f"{perf_counter() - started:.0f} s in all")
+
+
+def table(metric, runs) -> None:
+    print(f"\n| {metric:<22} | last epoch | best epoch | by seed (last) | s / epoch |\n|---|---|---|---|---|")
+    for method, summaries in runs.items():
+        last = [run[metric] for run in summaries]
+        best = [run[f"best_{metric}"] for run in summaries if f"best_{metric}" in run]
+        each = ", ".join(f"{value:.2f}" for value in last)
+        seconds = statistics.median(run["epoch_s"] for run in summaries)
+        print(
+            f"| {method:<22} | {_spread(last)} | {_spread(best) if best else ''} | {each} | {seconds:.2f} |"
+        )
 
 
 def train(args, method, seed, sources, augmentation, places, folder) -> None:
@@ -86,6 +97,8 @@ def train(args, method, seed, sources, augmentation, places, folder) -> None:
             "milestones": (epochs // 2, epochs * 3 // 4),
             "lr": args.lr,
             "alpha": args.alpha,
+            "temperature": args.temperature,
+            "aux_loss": args.aux_loss,
             "batch_size": args.batch_size,
         },
         eval_every=5,
@@ -117,9 +130,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--views", type=int, default=10)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--alpha", type=float)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--aux-loss")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--amp", default="auto")
     parser.add_argument("--methods", default="scratch,SSKT")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
     parser.add_argument("--out", type=Path, default=Path("runs/few-labels"))
     return parser.parse_args()

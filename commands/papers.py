@@ -173,6 +173,7 @@ def reproduce(
         help="Alpha.",
     ),
     choice_option("--transfer-module", "no yes both", "no", "Without, with, or a column of panels each."),
+    choice_option("--aux-loss", "ce kd focal", None, "Loss of the source heads. [default: the recipe's]"),
     count_option("--seeds", "Runs of a point.", 1),
     count_option("--views", "Augmented views of every sample.", 10),
     count_option("--epochs", "[default: the recipe's]"),
@@ -198,6 +199,7 @@ def sweep(
     temperatures: tuple[float, ...],
     alphas: tuple[float, ...],
     transfer_module: str,
+    aux_loss: str | None,
     seeds: int,
     epochs: int | None,
     student_amp: str,
@@ -216,7 +218,7 @@ def sweep(
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
     grid = Grid(tuple(tuple(names.split("+")) for names in sources), temperatures, alphas, modules, seeds)
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
-    overrides = {} if epochs is None else {"epochs": epochs}
+    overrides = {"epochs": epochs, "aux_loss": aux_loss}
     rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, say=say, **what)
     show(rows, as_json, "sources transfer_module temperature alpha mean std seeds")
     if not as_json:

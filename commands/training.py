@@ -187,7 +187,7 @@ _RECIPE = "Recipe"
             choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
             text_option(
                 "--milestones",
-                f"Epochs at which the rate drops. {_OF_RECIPE}",
+                "Epochs at which the rate drops. [default: the recipe's, moved with --epochs]",
                 metavar="E,E",
                 callback=_epochs,
             ),

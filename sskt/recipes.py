@@ -52,6 +52,10 @@ class Recipe:
     primary_loss: str = "ce"  # "bce" for several labels a picture
     published: bool = True  # False: ours, not from the paper
 
+    def milestones_in(self, epochs: int) -> tuple[int, ...]:
+        """The milestones at the same parts of a training of another length."""
+        return tuple(max(1, round(milestone * epochs / self.epochs)) for milestone in self.milestones)
+
 
 _CIFAR10 = Recipe(
     target="cifar10",

@@ -121,11 +121,14 @@ def test_a_sweep_reads_one_store_and_goes_on_where_it_was(project, tmp_path):
     grid = Grid(((a,), (a, b)), (1.0, 3.0), (0.1, 1.0, 2.0), (False, True))
     settings = {"out": tmp_path / "sweep", "views": 1, "overrides": QUICK, **common}
     rows = run_sweep("digits", grid, **settings)
-    assert len(rows) == 2 * 2 * 2 * 3
+    assert len(rows) == 1 + 2 * 2 * 2 * 3
     assert len(list((common["places"].cache_dir / "digits").rglob("*.zarr"))) == 2
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    for row, line in zip(rows, table, strict=True):
+    scratch = tmp_path / "sweep" / "scratch-seed0"
+    assert json.loads((scratch / "config.json").read_text())["sources"] == []
+    assert float(table[0]["mean"]) == rows[0]["mean"] == read_summary(scratch)["test_top1"]
+    for row, line in zip(rows[1:], table[1:], strict=True):
         names = "+".join(part.rpartition("/")[2].removesuffix(".pt2") for part in row["sources"].split("+"))
         tm = "-tm" if row["transfer_module"] else ""
         run = tmp_path / "sweep" / f"{names}{tm}-T{row['temperature']:g}-alpha{row['alpha']:g}-seed0"
@@ -156,7 +159,9 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
         "--alphas",
         "0.1",
         "--epochs",
-        "1",
+        "2",
+        "--aux-loss",
+        "kd",
         "--views",
         "1",
         "--limit",
@@ -169,7 +174,9 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
     ]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
-    assert [row["temperature"] for row in json.loads(result.stdout)] == [1.0, 2.0]
+    assert [row["temperature"] for row in json.loads(result.stdout)] == [None, 1.0, 2.0]
+    config = json.loads((tmp_path / "sweep" / "a-T1-alpha0.1-seed0" / "config.json").read_text())
+    assert (config["epochs"], config["milestones"], config["aux_loss"]) == (2, [1, 2], "kd")
     result = CliRunner().invoke(main, [*words[:6], "1,-2", *words[7:]])
     assert result.exit_code == 2
     assert "is not a list of numbers above 0" in result.output

@@ -39,16 +39,19 @@ class Tuning:
 def settings_of(
     target: str, supervision: Supervision, tuning: Tuning, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A value for each of a recipe's `SETTINGS`: what `overrides` say, else the recipe's for this method.
+    """A value for each of a recipe's `SETTINGS`: what `overrides` say, else the recipe's for this method; the
+    milestones move with the epochs.
 
     Raises RunError for an override that is no such setting.
     """
     recipe = recipe_for(target, supervision.method, finetuned=tuning.finetune_from is not None)
-    chosen = {
+    chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in overrides.items()
         if value is not None
     }
+    if "epochs" in chosen:
+        chosen.setdefault("milestones", recipe.milestones_in(chosen["epochs"]))
     settings = {name: chosen.pop(name, getattr(recipe, name)) for name in SETTINGS}
     if chosen:
         raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(SETTINGS)}")

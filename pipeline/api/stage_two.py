@@ -61,8 +61,8 @@ def run_train(
     `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.backbones.Tapped`
     makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
     momentum, dampening, weight_decay, temperature, alpha, aux_loss and primary_loss; None leaves the recipe's
-    value. Under torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out`
-    before all inputs are known to be good.
+    value, and milestones move with the epochs. Under torchrun the ranks share every batch. Returns the run's
+    summary. Nothing is written to `out` before all inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution, out = places or Places(), execution or choose_execution(), Path(out)

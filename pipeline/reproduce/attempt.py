@@ -37,17 +37,16 @@ _METRICS = {"voc": "test_image_ap"}
 class Shrink:
     """How much smaller than the paper's a run is."""
 
-    scale: float = 1.0  # of epochs and milestones
+    scale: float = 1.0  # of epochs, with which the milestones move
     limit: int | None = None  # training samples
 
     def overrides(self, recipe: Recipe) -> dict[str, Any]:
-        """The recipe's schedule at this scale. Raises RunError unless 0 < scale <= 1."""
+        """The recipe's epochs at this scale. Raises RunError unless 0 < scale <= 1."""
         if not 0 < self.scale <= 1:
             raise RunError(f"--scale is {self.scale}, expected more than 0 and at most 1")
         if self.scale == 1:
             return {}
-        milestones = tuple(max(1, round(m * self.scale)) for m in recipe.milestones)
-        return {"epochs": max(1, round(recipe.epochs * self.scale)), "milestones": milestones}
+        return {"epochs": max(1, round(recipe.epochs * self.scale))}
 
     def marks(self) -> list[str]:
         """What a reader must know of a run that is smaller."""
