@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.targets import subset
-from pipeline.targets.index import FilePictures, TargetIndex
-from pipeline.targets.listing import Listing, class_folders, list_pictures
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.listing import Listing, class_folders, index_of, list_pictures
 from pipeline.targets.spec import TargetSpec, target_slug
 from sskt.errors import TargetError
 
@@ -105,16 +105,4 @@ def class_names(spec: TargetSpec, root: Path, folder: Path) -> tuple[str, ...]:
 def _index(spec: TargetSpec, split: str, classes: tuple[str, ...], listing: Listing) -> TargetIndex:
     label_of = {os.fsencode(name): label for label, name in enumerate(classes)}
     labels = [label_of[bytes(path).split(b"/", 1)[0]] for path in listing.paths]
-    facts = listing.facts
-    return TargetIndex(
-        target=spec.name,
-        split=split,
-        kind="files",
-        classes=classes,
-        ids=np.arange(len(labels), dtype=np.int64),
-        labels=np.array(labels, dtype=np.int64),
-        sizes=np.ascontiguousarray(facts["size"]),
-        contents=np.ascontiguousarray(facts["content"]),
-        access=FilePictures(listing.root, listing.paths, np.ascontiguousarray(facts["transcode"])),
-        notes=tuple(listing.notes),
-    )
+    return index_of(listing, spec, split, classes, np.array(labels, dtype=np.int64))

@@ -18,8 +18,8 @@ import numpy as np
 import scipy.io
 
 from pipeline.targets.folders import class_names, has_split
-from pipeline.targets.index import FilePictures, TargetIndex
-from pipeline.targets.listing import list_named
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.listing import index_of, list_named
 from pipeline.targets.spec import TargetSpec, target_slug
 from sskt.errors import TargetError
 
@@ -60,18 +60,7 @@ def load_listed(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> Ta
     named = _READERS[spec.name](spec, split, root)
     paths = [os.fsencode(path) for path in named.paths]
     listing = list_named(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    return TargetIndex(
-        target=spec.name,
-        split=split,
-        kind="files",
-        classes=named.classes,
-        ids=np.arange(len(paths), dtype=np.int64),
-        labels=np.array(named.labels, dtype=np.int64),
-        sizes=np.ascontiguousarray(listing.facts["size"]),
-        contents=np.ascontiguousarray(listing.facts["content"]),
-        access=FilePictures(root, listing.paths, np.ascontiguousarray(listing.facts["transcode"])),
-        notes=tuple(listing.notes),
-    )
+    return index_of(listing, spec, split, named.classes, np.array(named.labels, dtype=np.int64))
 
 
 def _imagenet(spec: TargetSpec, split: str, root: Path) -> _Named:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.progress import Progress
 from pipeline.targets.decode import UnreadableError, inspect
+from pipeline.targets.index import FilePictures, TargetIndex
 from pipeline.targets.kept import FACTS, Facts, Paths, kept_file, read_kept, recall, write_kept
+from pipeline.targets.spec import TargetSpec
 from sskt.errors import TargetError
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -76,6 +78,30 @@ def list_named(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) ->
     listing, gone = _listed(root, found)
     _validate(listing, gone, kept_file(index_dir, slug, root))
     return listing
+
+
+def index_of(
+    listing: Listing,
+    spec: TargetSpec,
+    split: str,
+    classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    presence: NDArray[np.int8] | None = None,
+) -> TargetIndex:
+    """A listing with its labels, int64 (N,), as an index; ids are places in the listing."""
+    return TargetIndex(
+        target=spec.name,
+        split=split,
+        kind="files",
+        classes=classes,
+        ids=np.arange(len(labels), dtype=np.int64),
+        labels=labels,
+        sizes=np.ascontiguousarray(listing.facts["size"]),
+        contents=np.ascontiguousarray(listing.facts["content"]),
+        access=FilePictures(listing.root, listing.paths, np.ascontiguousarray(listing.facts["transcode"])),
+        notes=tuple(listing.notes),
+        presence=presence,
+    )
 
 
 def class_folders(root: Path) -> list[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.targets.index import FilePictures, TargetIndex
-from pipeline.targets.listing import list_named
+from pipeline.targets.index import TargetIndex
+from pipeline.targets.listing import index_of, list_named
 from pipeline.targets.spec import Devkit, TargetSpec, target_slug
 from sskt.errors import TargetError
 
@@ -59,19 +59,8 @@ def load_voc(spec: TargetSpec, devkit: Devkit, split: str, root: Path, index_dir
     presence = np.stack([_presence(year / "Annotations" / f"{name}.xml") for name in names])
     paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
     listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    return TargetIndex(
-        target=spec.name,
-        split=split,
-        kind="files",
-        classes=CLASSES,
-        ids=np.arange(len(names), dtype=np.int64),
-        labels=presence.argmax(axis=1).astype(np.int64),
-        sizes=np.ascontiguousarray(listing.facts["size"]),
-        contents=np.ascontiguousarray(listing.facts["content"]),
-        access=FilePictures(year, listing.paths, np.ascontiguousarray(listing.facts["transcode"])),
-        notes=tuple(listing.notes),
-        presence=presence,
-    )
+    labels = presence.argmax(axis=1).astype(np.int64)
+    return index_of(listing, spec, split, CLASSES, labels, presence)
 
 
 def _presence(path: Path) -> NDArray[np.int8]:
