@@ -273,7 +273,10 @@ def test_maxls_student_learns_its_own_two_losses():
         student.parameters(), torch.autograd.grad(own, list(student.parameters())), strict=True
     ):
         torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-7)
-    assert [g.get("lr") for g in method.parameter_groups()] == [None, 1e-3]
+    of_student, of_generator = method.parameter_groups()
+    assert {*of_student} == {"params"}, "the recipe's"
+    plain = {"lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.0, "dampening": 0.0}
+    assert {k: v for k, v in of_generator.items() if k != "params"} == plain
 
 
 @pytest.mark.parametrize("kind", ["record", "weigh"])

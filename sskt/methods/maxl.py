@@ -8,7 +8,8 @@ learns, by the gradient through the student's step, to make labels after which t
     L_generator = focal(z_prim(theta+), y) + 0.2 * H,   H = sum_c m_c log m_c, m the batch's mean of g
 
 H keeps all sub-classes in use. Departs from the authors' code: there the two networks learn in turns of an
-epoch, here in the same step.
+epoch, here in the same step; there both by plain SGD, here the student by the recipe's, with a momentum and a
+decay that theta+ leaves out.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
 from sskt.student import Student
 
 AUXILIARY = "maxl"  # the auxiliary head's name
-_ENTROPY = 0.2  # weight of H, and the generator's own rate and decay: the authors'
-_GENERATOR = {"lr": 1e-3, "weight_decay": 5e-4}
+_ENTROPY = 0.2  # weight of H, and the generator's own plain SGD: the authors'
+_GENERATOR = {"lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.0, "dampening": 0.0}
 
 
 class MetaAuxiliary(Method):
