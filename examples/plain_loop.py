@@ -11,7 +11,7 @@ from sskt.losses import soft_cross_entropy
 
 data = open_taught_data(sys.argv[1] if len(sys.argv) > 1 else "cifar10", batch_size=128)
 source, n_source = next(iter(data.source_classes.items()))
-network = torchvision.models.resnet18(num_classes=len(data.classes) + n_source)
+network = torchvision.models.resnet18(num_classes=len(data.classes) + n_source).to(data.device)
 optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
 for epoch in range(2):
     for batch in data.epoch(epoch):  # uint8 pixels, labels, and what the source said of these very pixels

@@ -165,20 +165,37 @@ def choose_execution(
 ) -> Execution:
     """The device and how frozen networks run; `auto` takes CUDA (torchrun's local rank's) and the fastest
     precision that is exact enough. `threads` decode (left out: one a core); `batch_size` is the rows of one
-    forward.
+    forward. A CUDA device becomes torch's current one.
     """
-    if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise RunError(f"--device is {device!r}, expected auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise RunError(f"--device is {device}, and PyTorch sees no CUDA device here; use --device cpu")
+    chosen = _device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # for --deterministic; read once, at first use
     compute = default_compute(chosen) if amp == "auto" else amp
     return Execution(
         chosen, compute, renderer, threads or os.cpu_count() or 1, rows=batch_size, compiled=compiled
     )
+
+
+def _device(name: str) -> torch.device:
+    """Raises RunError for what is no device, or none that is here."""
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if name == "auto":
+        name = local if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(local if name == "cuda" else name)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise RunError(f"--device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RunError(
+            f"--device is {name}, and PyTorch sees {torch.cuda.device_count()} CUDA device(s) here; "
+            f"use --device cpu"
+        )
+    return chosen
 
 
 def student_precision(amp: str, device: torch.device) -> str:

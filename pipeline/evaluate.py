@@ -30,6 +30,7 @@ from sskt.student import Student
 
 _BATCH = 250
 _CLIPS = 16  # of a batch
+_OF_DEVICE = 8  # pixels may take an eighth of what is free on a CUDA device
 
 
 class Evaluator:
@@ -47,7 +48,7 @@ class Evaluator:
         if isinstance(plan, CentreClip):
             self._n_views, n_frames, self._batch = plan.n_clips, plan.n_frames, _CLIPS
         nbytes = 3 * plan.side_px**2 * n_frames * self._n_views * len(self._positions)
-        self._keeps = nbytes <= memory_for_pictures() // 4
+        self._keeps = nbytes <= _room(execution.device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # by view
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
@@ -137,6 +138,13 @@ class Evaluator:
                 yield pixels
         if self._keeps:
             self._kept[view] = drawn
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that kept pixels may take where they are drawn."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // _OF_DEVICE
+    return memory_for_pictures() // 4
 
 
 def _answers(logits: torch.Tensor) -> torch.Tensor:

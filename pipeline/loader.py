@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.ahead import ahead
-from pipeline.device import moved
+from pipeline.device import InUse, moved
 from pipeline.ranks import Ranks
 from pipeline.render import Positions, Renderer
 from pipeline.targets.index import TargetIndex
@@ -84,11 +84,15 @@ class Loader:
 
     def epoch(self, epoch: int, view: int, *, first_step: int = 0) -> Generator[Batch]:
         """The batches of an epoch from `first_step` on; leaving early is fine."""
-        steps = self.order.steps(epoch)[first_step:]
+        steps, in_use = self.order.steps(epoch)[first_step:], InUse(self._device)
         with closing(ahead(self._drawn(view, steps), _AHEAD)) as drawn:
-            for step, (positions, pixels) in enumerate(drawn, start=first_step):
-                labels = self._labels[moved(positions, self._device)]
-                yield Batch(step, positions, pixels, labels, self.order.size_of(step))
+            try:
+                for step, (positions, pixels) in enumerate(drawn, start=first_step):
+                    labels = self._labels[moved(positions, self._device)]
+                    yield Batch(step, positions, pixels, labels, self.order.size_of(step))
+                    in_use.hold(pixels)
+            finally:
+                in_use.release()
 
     def _drawn(self, view: int, steps: list[Positions]) -> Generator[tuple[Positions, torch.Tensor]]:
         with closing(self._renderer.render(view, steps)) as drawn:

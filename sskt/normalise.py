@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sskt.constants import on_device
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 KINETICS_MEAN = (110.63666788 / 255, 103.16065604 / 255, 96.29023126 / 255)  # of 3D-ResNets-PyTorch
@@ -16,6 +18,5 @@ WHOLE_LEVELS = (1 / 255, 1 / 255, 1 / 255)  # its deviations: a mean is taken of
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(pixels / 255 - mean) / std by channel: uint8 (N, 3, ...) to float32 of the same shape and device."""
     shape = (-1, *[1] * (pixels.ndim - 2))
-    mean_c = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(shape)
-    std_c = torch.tensor(std, dtype=torch.float32, device=pixels.device).view(shape)
+    mean_c, std_c = (on_device(values, pixels.device).view(shape) for values in (mean, std))
     return (pixels.to(torch.float32) / 255 - mean_c) / std_c

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sskt.constants import on_device
 from sskt.errors import SourceError
 
 TAIL_NUMBERS = 4
@@ -72,13 +73,13 @@ def decode(rows: Tensor, n_classes: int, temperature: float) -> Tensor:
     values = bits[:, :k].contiguous().view(torch.float16)
     classes = bits[:, k : 2 * k].to(torch.int64) & 0xFFFF
     tail = bits[:, 2 * k :].contiguous().view(torch.float16).float()
-    weights = torch.tensor(_weights(min(1 / temperature, _BETAS[-1])), device=rows.device)
+    weights = on_device(_weights(min(1 / temperature, _BETAS[-1])), rows.device)
     even = values[:, -1].float() + (tail @ weights).clamp(max=0)
     spread = even.clamp(min=-_F16_MAX).to(torch.float16)[:, None].repeat(1, n_classes)
     return spread.scatter_(1, classes, values)
 
 
-def _weights(beta: float) -> list[float]:
+def _weights(beta: float) -> tuple[float, ...]:
     """Of the four numbers in h(beta): the cubic through them in beta / (0.5 + beta), where h bends less."""
 
     def bent(b: float) -> float:
@@ -92,4 +93,4 @@ def _weights(beta: float) -> list[float]:
             if i != j:
                 weight *= (s - other) / (at - other)
         weights.append(weight)
-    return weights
+    return tuple(weights)

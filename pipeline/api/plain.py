@@ -31,8 +31,9 @@ class TaughtBatch:
 class TaughtData:
     """The training split of a target with what its sources say; see `open_taught_data`."""
 
-    def __init__(self, index: TargetIndex, labels: Labels, loader: Loader) -> None:
+    def __init__(self, index: TargetIndex, labels: Labels, loader: Loader, device: torch.device) -> None:
         self._index, self._labels, self._loader = index, labels, loader
+        self.device = device  # where pixels, labels and logits are
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,4 +100,5 @@ def open_taught_data(
     part = -(-batch_size // ranks.world)
     renderer = execution.open_renderer(lesson.index, lesson.plan, batch_size=part)
     order = Order(len(lesson.index), batch_size, seed, ranks)
-    return TaughtData(lesson.index, lesson.labels, Loader(lesson.index, renderer, order, execution.device))
+    loader = Loader(lesson.index, renderer, order, execution.device)
+    return TaughtData(lesson.index, lesson.labels, loader, execution.device)
