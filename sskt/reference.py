@@ -45,7 +45,10 @@ class BatchStatisticsSource:
         ):
             frames = self.input_map.frames
             pictures = pixels if frames is None else frames.pictures(pixels)
-            z: Tensor = self._module(self.input_map(pictures.to(self._device))).float()
+            z = self._module(self.input_map(pictures.to(self._device)))
+            z = (
+                z[0] if isinstance(z, tuple) else z
+            ).float()  # GoogLeNet's and Inception's have more heads then
         return (z if frames is None else frames.answer(z)).to(torch.float16)
 
 

@@ -365,6 +365,26 @@ def test_batch_statistics_are_those_of_train_mode(tmp_path):
     assert torch.equal(source.module[1].running_mean, reference[1].running_mean), "they drift as released"
 
 
+def test_batch_statistics_of_a_network_with_more_heads_in_train_mode(tmp_path):
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            z = self.norm(x).mean(dim=(2, 3))
+            return (z, 2 * z) if self.training else z
+
+    spec = parse_source("imagenet:googlenet")
+    source = Source(spec, TwoHeads().requires_grad_(False), "0" * 64, tmp_path / "net.pth")
+    source.module.norm.running_mean += 1
+    asked = BatchStatisticsSource(source, InputMap(side_px=16), device=CPU, compute="fp32")
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    assert torch.allclose(asked.logits(pixels).float().mean(dim=0), torch.zeros(3), atol=1e-3), (
+        "the first head"
+    )
+
+
 def test_batch_statistics_need_batch_norm_that_is_still_there(tmp_path, project):
     folder, source, common = project
     with pytest.raises(SourceError, match=r"net\.pth: its batch norms were folded into other weights"):
