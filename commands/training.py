@@ -139,7 +139,8 @@ _RECIPE = "Recipe"
                 "Logits from the store, from the sources in every step, or both: asked once and kept.",
             ),
             count_option(
-                "--views", "Views to go through in turn. [default: all stored; live: a new one each epoch]"
+                "--views",
+                "Views to go through in turn. [default: all stored, or 10; live: a new one each epoch]",
             ),
             click.option(
                 "--transfer-module/--no-transfer-module",
