@@ -5,6 +5,7 @@ Each step's batch is cut into one share a rank; gradients are those of the whole
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,11 +35,17 @@ class Ranks:
         """The part of n rows that is this rank's; parts differ by at most one row."""
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
-    def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """`module` with gradients that are averaged over the ranks."""
+    def parallel(self, module: nn.Module, device: torch.device, *, may_have_unused: bool) -> nn.Module:
+        """`module` with gradients that are averaged over the ranks; `may_have_unused` says that some of its
+        weights may play no part in the losses, which takes a look at the graph in every step.
+        """
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(
+            module,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=may_have_unused,
+        )
 
     def weight(self, n_share: int, n_all: int) -> float:
         """What a rank's mean loss is multiplied by, so that the ranks' average is the whole batch's mean."""
@@ -75,14 +82,14 @@ class Ranks:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that torchrun's environment names, joined until the end of the block; else one alone."""
+    """The ranks that torchrun's environment names, or one alone.
+
+    They stay joined to the end of the process: torch joins them once only, and a series has many runs.
+    """
     if Share.from_environment().n_ranks == 1:
         yield Ranks()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    yield Ranks(dist.get_rank(), dist.get_world_size())

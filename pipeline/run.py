@@ -2,8 +2,8 @@
 
 config.json and environment.json; metrics.jsonl, a line an epoch, and TensorBoard events; last.pt, from which
 the run goes on; best.safetensors and student.safetensors, backbone and primary head of the best and of the
-last epoch; summary.json, the mark of a run that came to its end. Every file but the logs appears whole or not
-at all, and on the disk.
+last epoch; summary.json, the mark of a run that came to its end, or diverged.json. Every file but the logs
+appears whole or not at all, and on the disk.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ class Run:
         """Write an exported student, which holds no head for a source; `which` is one of STUDENTS."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         _write(self.path / _STUDENT_FILES[which], save(tensors))
+
+    def save_divergence(self, found: Mapping[str, Any]) -> str:
+        """Write diverged.json, where and at what samples a run came to nothing; returns its name."""
+        _write_json(self.path / "diverged.json", found)
+        return "diverged.json"
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, the mark of a run that came to its end."""

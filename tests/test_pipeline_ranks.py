@@ -33,15 +33,28 @@ folder, source, out, batch_norm = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[
 torch.manual_seed(0)
 layers = [nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6) if batch_norm else nn.Identity(), nn.ReLU(),
           nn.Conv2d(6, 9, 3)]
+class WithMore(nn.Sequential):  # with weights that play no part, as a pretrained network's own head
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.fc = nn.Linear(9, 5)
+    def forward(self, x):
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+network = WithMore(*layers) if sys.argv[4] == "more" else nn.Sequential(*layers)
 seen, step = [], Trainer._take_step
 def watched(self, batch):
     seen.append((self.epoch, batch.positions.tolist()))
     step(self, batch)
 Trainer._take_step = watched
-run_train("digits", out=out, model=Tapped(nn.Sequential(*layers), side_px=32),
+run_train("digits", out=out, model=Tapped(network, side_px=32),
     supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
     places=Places(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
     execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"), say=lambda _: None)
+if sys.argv[4] == "more":  # and a second run in the same processes
+    run_train("digits", out=out.with_name("second"), supervision=Supervision(method="scratch"), limit=90,
+        places=Places(folder / "data", folder / "stores"), overrides={"epochs": 1},
+        execution=choose_execution(device="cpu", threads=1), say=lambda _: None)
 rank = os.environ.get("RANK", "0")
 out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
 """
@@ -111,6 +124,12 @@ def test_one_rank_writes_and_the_run_goes_on_with_two(project, both, tmp_path):
     assert state["ranks"][0]["sums"]["n"] == 0, "after a whole epoch nothing is half counted"
 
 
+def test_ranks_train_a_backbone_with_idle_weights_and_then_another_run(project, tmp_path):
+    launch(project, tmp_path / "more", 2, "more")
+    for name in ("more", "second"):
+        assert (tmp_path / name / "summary.json").is_file()
+
+
 @pytest.mark.parametrize(("n", "batch_size", "world"), [(90, 13, 2), (101, 10, 3), (64, 64, 4), (7, 7, 7)])
 def test_the_parts_of_a_step_make_the_whole(n, batch_size, world):
     orders = [Order(n, batch_size, 5, Ranks(rank, world)) for rank in range(world)]
@@ -151,6 +170,15 @@ def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
             out=tmp_path / "a",
             supervision=Supervision(sources=(source,)),
             overrides={"batch_size": 2},
+            **arguments,
+        )
+    with pytest.raises(
+        RunError, match=r"--gradient-cosine weigh compares gradients of whole batches, which 4"
+    ):
+        run_train(
+            "digits",
+            out=tmp_path / "c",
+            supervision=Supervision(sources=(source,), gradient_cosine="weigh"),
             **arguments,
         )
     with pytest.raises(RunError, match=r"--labels write-through fills a store from one process"):

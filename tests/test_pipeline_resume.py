@@ -21,6 +21,7 @@ from pipeline.api import (
     Tuning,
     choose_execution,
     resume_train,
+    run_evaluate,
     run_precompute,
     run_train,
 )
@@ -238,6 +239,14 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
         go_on(tmp_path / "run")
     go_on(tmp_path / "run", backbone=own())
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "last.pt").unlink()  # as if it had been killed before its first checkpoint
+    go_on(tmp_path / "run", backbone=own())
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    with pytest.raises(RunError, match="its student is own:Tapped; score it from Python"):
+        run_evaluate(tmp_path / "run")
+    figures = run_evaluate(tmp_path / "run", backbone=own(), execution=common["execution"])
+    assert figures["test_top1"] == numbers(tmp_path / "whole")[-1]["test_top1"]
 
 
 @pytest.mark.parametrize(

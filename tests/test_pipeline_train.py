@@ -194,6 +194,53 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_epoch(project
     assert not (project[0] / "nan" / "student.safetensors").exists()
 
 
+def test_every_sample_of_the_step_that_went_wrong_is_named(project):
+    found = json.loads((project[0] / "nan" / "diverged.json").read_text())
+    index = open_index("digits", "train", places=project[2]["places"], say=print, limit=N)
+    assert found["epoch"] >= 2
+    assert found["ids"] == [] or sorted(found["ids"]) == index.ids.tolist()
+    assert "not finite" in found["what"] if not found["ids"] else "the loss is" in found["what"]
+
+
+def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(project, monkeypatch):
+    """Deterministic mode fills memory that nobody has written with NaN: what a momentum must not be read
+    from.
+    """
+    monkeypatch.setattr("pipeline.api.settings.student_precision", lambda *_: "fp16")
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**24))
+    tuning = Tuning(amp="fp16", deterministic=True)
+    train(project, "fp16", tuning=tuning, overrides={"epochs": 4, "batch_size": 4, "lr": 0.01})
+    state = torch.load(project[0] / "fp16" / "last.pt", weights_only=True)
+    assert state["scaler"]["scale"] < 2.0**24, "steps were left out"
+    losses = [m["train_loss"] for m in metrics_of(project, "fp16")]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"overrides": {"epochs": 0}}, "--epochs is 0, expected at least 1"),
+        ({"overrides": {"batch_size": 0}}, "--batch-size is 0, expected at least 1"),
+        ({"overrides": {"lr": -1.0}}, "--lr is -1.0, expected more than 0"),
+        (
+            {"overrides": {"schedule": "poly"}},
+            "--schedule is 'poly', expected one of multistep, plateau, cosine",
+        ),
+        ({"overrides": {"aux_loss": "kl"}}, "--aux-loss is 'kl', expected one of ce, kd, focal"),
+        (
+            {"tuning": Tuning(label_smoothing=2.0)},
+            "--label-smoothing is 2.0, expected at least 0 and at most 1",
+        ),
+    ],
+)
+def test_a_value_that_no_training_can_have_is_refused_before_anything_is_written(project, wrong, expected):
+    with pytest.raises(RunError, match=expected):
+        train(project, "wrong", **wrong)
+    assert not (project[0] / "wrong").exists()
+
+
 @pytest.mark.parametrize("method", ["scratch", "sskt"])
 def test_a_compiled_step_is_the_eager_one(project, method):
     losses = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,14 +12,41 @@ from pipeline.api.lesson import Asked, Supervision
 from pipeline.choices import channels_last, student_precision
 from pipeline.execution import Execution
 from pipeline.targets.spec import parse_target
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import PRECISIONS, TrainConfig
 from pipeline.training.train import Lesson
 from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone
 from sskt.download import digest_of
 from sskt.errors import RunError
+from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
+from sskt.methods import GRADIENT_COSINE
 from sskt.recipes import SETTINGS, recipe_for
+from sskt.schedules import SCHEDULES
 
 _KD_REDUCTION = {"kd": "batchmean"}
+_CHOICES = {
+    "primary_loss": PRIMARY_LOSSES,
+    "aux_loss": AUXILIARY_LOSSES,
+    "kd_reduction": KD_REDUCTIONS,
+    "gradient_cosine": GRADIENT_COSINE,
+    "schedule": SCHEDULES,
+    "amp": PRECISIONS,
+}
+_ABOVE_0 = math.ulp(0)
+_RANGES = {
+    "temperature": (_ABOVE_0, math.inf),
+    "alpha": (0, math.inf),
+    "views": (1, math.inf),
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (_ABOVE_0, math.inf),
+    "gamma": (_ABOVE_0, math.inf),
+    "momentum": (0, 1),
+    "dampening": (0, 1),
+    "weight_decay": (0, math.inf),
+    "clip_norm": (_ABOVE_0, math.inf),
+    "label_smoothing": (0, 1),
+    "eval_every": (1, math.inf),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +117,7 @@ def config_of(
         **_tuned(tuning, asked.execution),
         **asked.settings,
     )
+    _require_sound(config)
     _require_trainable(config, len(lesson.index))
     _require_fitting_loss(config, lesson)
     return config
@@ -124,7 +153,31 @@ def weights_name(path: Path) -> str:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}); check --finetune-from") from None
 
 
+def _require_sound(config: TrainConfig) -> None:
+    """Raise RunError for a value that no training can have."""
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise RunError(
+                f"{_option(name)} is {getattr(config, name)!r}, expected one of {', '.join(choices)}"
+            )
+    for name, (low, high) in _RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            most = "" if high == math.inf else f" and at most {high:g}"
+            least = "more than 0" if low == _ABOVE_0 else f"at least {low:g}"
+            raise RunError(f"{_option(name)} is {value}, expected {least}{most}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _require_trainable(config: TrainConfig, n_samples: int) -> None:
+    if config.gradient_cosine != "off" and config.ranks > 1:
+        raise RunError(
+            f"--gradient-cosine {config.gradient_cosine} compares gradients of whole batches, which "
+            f"{config.ranks} processes share; leave it out, or train in one process"
+        )
     smallest = n_samples // -(-n_samples // config.batch_size)
     if smallest < config.ranks:
         raise RunError(

@@ -26,7 +26,7 @@ from pipeline.execution import Execution
 from pipeline.plan import CentreClip, plan_from
 from pipeline.ranks import joined
 from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
-from pipeline.training.config import TrainConfig
+from pipeline.training.config import OWN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, train
 from sskt.backbones import Backbone, build_backbone
@@ -125,13 +125,13 @@ def resume_train(
         )
         lesson = open_lesson(asked, say)
         _require_same(config, lesson, out)
-        if config.model.startswith(_OWN) and backbone is None:
+        if config.is_own and backbone is None:
             raise RunError(
                 f"{out}: its student is {config.model}; continue it from Python, with that backbone"
             )
         done = state["epoch"] if state else 0
         say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
-        backbone = backbone or _backbone(config.model, config.seed)
+        backbone = _backbone(backbone or config.model, config.seed)
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
@@ -147,20 +147,23 @@ def run_evaluate(
     say: Say = print,
     which: str = "last",
     clips: int = EVALUATION_CLIPS,
+    backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
     evaluation view; of videos, by `clips` of each. Its confusion matrix goes into the run's folder.
 
-    The data are looked for where they were (`places_of`), or in `places`. Raises RunError if `run` is no
-    finished run or its target has other classes by now.
+    The data are looked for where they were (`places_of`), or in `places`. A `backbone` is needed, built as it
+    was then, where the run had one of the caller's. Raises RunError if `run` is no finished run or its target
+    has other classes by now.
     """
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
     places, execution = places or places_of(run), execution or choose_execution()
     index = open_index(config.target, "test", places=places, say=say)
     _require_classes(config, index.classes, run)
-    if config.model.startswith(_OWN):
-        raise RunError(f"{run}: its student is {config.model}; load {run}/student.safetensors in Python")
-    student = Student(build_backbone(config.model), len(config.classes), {}, transfer_module=False)
+    if config.is_own and backbone is None:
+        raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")
+    network = backbone or build_backbone(config.model)
+    student = Student(network, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
     if config.channels_last:  # to the last bit as while it trained
@@ -186,11 +189,8 @@ def places_of(run: Path, **given: Any) -> Places:
     return replace(recorded, **given)
 
 
-_OWN = "own:"  # before the class name of a backbone that the caller made
-
-
 def _name_of(model: str | Backbone) -> str:
-    return model if isinstance(model, str) else f"{_OWN}{type(model).__name__}"
+    return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
 
 
 def _backbone(model: str | Backbone, seed: int) -> Backbone:

@@ -9,6 +9,7 @@ from sskt.errors import RunError
 from sskt.recipes import SETTINGS, recipe_for
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+OWN = "own:"  # a model's name, before the class of a backbone that the caller made
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class TrainConfig:
     eval_plan: dict[str, Any]
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the student's backbone is one that the caller made, and only the caller can make again."""
+        return self.model.startswith(OWN)
 
     @property
     def metric(self) -> str:

@@ -8,7 +8,6 @@ numbers that it would have had anyway.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -83,7 +82,10 @@ def train(
                 say(f"{course.saved}; `sskt train --resume {run.path}` goes on from there")
             raise
         except DivergedError as error:
-            raise DivergedError(f"{error}; {course.saved}") from None
+            saved = course.saved
+            if run is not None:
+                saved += f", {run.save_divergence(error.found)} every sample of the step"
+            raise DivergedError(f"{error}; {saved}", error.found) from None
         summary = _summary(config, course.history)
         if run is not None:
             run.save_student(trainer.student.exported_state())
@@ -185,8 +187,6 @@ def _kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Deterministic kernels alone, or, on CUDA, the fastest of them; as it was afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     on_cuda = device.type == "cuda"
-    if config.deterministic and on_cuda:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by torch
     torch.use_deterministic_algorithms(config.deterministic)
     flags = torch.backends.cudnn.flags(
         enabled=True, benchmark=not config.deterministic, deterministic=config.deterministic

@@ -38,7 +38,11 @@ _CHECK_EVERY = 25  # steps between two looks at the losses, each of which waits 
 
 
 class DivergedError(RunError):
-    """A loss or a weight is no number any more."""
+    """A loss or a weight is no number any more; `found` says where, and names every sample of the step."""
+
+    def __init__(self, message: str, found: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 @dataclass(slots=True)
@@ -75,7 +79,7 @@ class Trainer:
         self.student = method.student
         if config.channels_last:
             method.to(memory_format=memory_layout(self.student))
-        parallel = ranks.parallel(method, self._device)
+        parallel = ranks.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._optimiser = torch.optim.SGD(
             method.parameter_groups(),
@@ -83,7 +87,8 @@ class Trainer:
             momentum=config.momentum,
             dampening=config.dampening,
             weight_decay=config.weight_decay,
-            fused=True,
+            # fused, torch's SGD keeps a momentum that it never filled if the scaler skips its first step
+            fused=config.amp != "fp16",
         )
         self._schedule = Schedule(
             self._optimiser,
@@ -138,7 +143,7 @@ class Trainer:
         self._check()
         for name, weight in self.method.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                self._stop(f"the weights {name} are not finite", f"after step {self.step}")
+                self._stop(f"the weights {name} are not finite", f"after step {self.step}", self.step, [])
         mine = {
             "sums": asdict(self.sums),
             "rng": torch.get_rng_state(),
@@ -226,8 +231,9 @@ class Trainer:
             unchecked, torch.stack(rows).double().tolist(), hits, strict=True
         ):
             if not math.isfinite(total):
-                ids = ", ".join(str(i) for i in self._index.ids[positions][:5])
-                self._stop(f"the loss is {total}", f"step {step + 1} (samples {ids}, ...)")
+                ids = self._index.ids[positions].tolist()
+                some = ", ".join(map(str, ids[:5]))
+                self._stop(f"the loss is {total}", f"step {step + 1} (samples {some}, ...)", step + 1, ids)
             n = len(positions)
             self.sums.n += n
             self.sums.correct += correct
@@ -240,11 +246,12 @@ class Trainer:
                 for name, value in zip(names, values, strict=True):
                     sums[name] = sums.get(name, 0.0) + value * n
 
-    def _stop(self, what: str, where: str) -> None:
+    def _stop(self, what: str, where: str, step: int, ids: list[int]) -> None:
         """There is no going on from here."""
         raise DivergedError(
             f"{self._config.target}: {what} in epoch {self.epoch + 1}, {where}; lower --lr or --alpha, "
-            f"or add --clip-norm"
+            f"or add --clip-norm",
+            {"what": what, "epoch": self.epoch + 1, "step": step, "ids": ids},
         )
 
     def _figures(self, view: int) -> dict[str, Any]:
