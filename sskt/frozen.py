@@ -254,11 +254,17 @@ class FrozenSource:
                     f"{name} reads pictures of {sizes}, this target gives it {side} px; "
                     f"choose another source, or export the program for that size"
                 )
-        # only an exported program may be tied to a batch size; for the others one row tells as much
-        n = forward.rows if self.source.spec.task == "program" else 1
+        # an exported program may be tied to a batch size, and a GPU may lack memory for all rows at once
+        whole = self.source.spec.task == "program" or self.device.type == "cuda"
+        n = forward.rows if whole else 1
         network = self._eager()
         try:
             z = self._try(network, n)
+        except torch.OutOfMemoryError as error:
+            raise SourceError(
+                f"{name}: {n} pictures of {side} px in {forward.compute} do not fit in the memory of "
+                f"{self.device}; pass --batch-size with fewer than {n}"
+            ) from error
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(

@@ -7,6 +7,7 @@ from time import perf_counter
 
 import torch
 
+from sskt.errors import SourceError
 from sskt.frozen import FrozenSource
 
 _FORWARDS = 4
@@ -16,14 +17,17 @@ _GAIN = 1.05  # a doubling that is not this much faster is not worth its memory
 def fastest_rows(open_with: Callable[[int], FrozenSource], *, first: int, most: int) -> int:
     """Rows of a forward, doubled from `first` to at most `most` while that makes pictures faster and fits.
 
-    `open_with(rows)` gives the source, which is timed on black pictures, after one forward to warm up.
+    `open_with(rows)` gives the source, which is timed on black pictures, after one forward to warm up. What
+    it raises for `first` rows is passed on; with more rows it means that those are too many.
     """
     best, best_rate = first, 0.0
     rows = first
     while rows <= most:
         try:
             rate = _rate(open_with(rows), rows)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, SourceError):
+            if rows == first:
+                raise
             torch.cuda.empty_cache()
             break
         if rate < best_rate * _GAIN:

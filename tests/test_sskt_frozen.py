@@ -18,6 +18,7 @@ from sskt.forward import Forward, default_compute
 from sskt.frozen import FrozenSource, InputMap, NonFiniteLogitsError, scaled_side
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.sources import Source, SourceSpec, open_source
+from sskt.tuning import fastest_rows
 
 SHARED = Path(__file__).parents[2] / "shared"
 CPU = torch.device("cpu")
@@ -223,6 +224,25 @@ def test_program_tied_to_a_batch_size_is_named(tmp_path):
     assert FrozenSource(source, InputMap(32), device=CPU, forward=Forward(rows=2)).logits(
         torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
     ).shape == (3, 4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room\nat all"), RuntimeError("batch <= 16")])
+def test_rows_are_doubled_until_a_source_takes_no_more(monkeypatch, error):
+    class Limited(Means):
+        def forward(self, x):
+            if len(x) > 16:
+                raise error
+            return super().forward(x)
+
+    def opened(rows):
+        source = made_source(Limited(), task="program")
+        return FrozenSource(source, InputMap(8), device=CPU, forward=Forward(rows=rows))
+
+    monkeypatch.setattr("sskt.tuning._GAIN", 0.0)
+    assert fastest_rows(opened, first=4, most=64) == 16
+    assert fastest_rows(opened, first=4, most=8) == 8
+    with pytest.raises(SourceError, match=r"32 pictures of 8 px in fp32 .*(memory of cpu|batch <= 16)"):
+        fastest_rows(opened, first=32, most=64)
 
 
 def test_wrong_shape_of_output_is_named():
