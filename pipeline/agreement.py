@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -60,24 +61,43 @@ def recompute(
     picked = np.sort(np.random.default_rng(seed).choice(sizes.sum(), size=min(n, sizes.sum()), replace=False))
     ends = np.cumsum(sizes)
     where = np.searchsorted(ends, picked, side="right")
-    stored, live, names = [], [], []
+    stored, picks, names = [], [], []
+    for at in np.unique(where):
+        view, rows = blocks[at]
+        inside = picked[where == at] - (ends[at] - sizes[at])
+        stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
+        picks.append((view, rows.start + inside))
+        names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
     batch = drawn_at_a_time(frozen.forward.rows)
-    with closing(execution.open_renderer(origin.index, origin.seen, batch_size=batch)) as renderer:
-        for at in np.unique(where):
-            view, rows = blocks[at]
-            inside = picked[where == at] - (ends[at] - sizes[at])
-            stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
-            live.append(_answers(frozen, renderer, view, rows.start + inside, batch))
-            names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
-    return _compare(store, np.concatenate(stored), torch.cat(live), names)
+    with (
+        closing(execution.open_renderer(origin.index, origin.seen, batch_size=batch)) as renderer,
+        closing(_drawn(renderer, picks, batch)) as drawn,
+    ):
+        live = torch.cat([frozen.logits(pixels).cpu() for pixels in _filled(drawn, batch)])
+    return _compare(store, np.concatenate(stored), live, names)
 
 
-def _answers(
-    frozen: FrozenSource, renderer: Renderer, view: int, positions: NDArray[np.int64], batch: int
-) -> torch.Tensor:
-    """What the source says now: float16 (n, K) on the CPU."""
-    with closing(renderer.render(view, in_batches(positions, batch))) as drawn:
-        return torch.cat([frozen.logits(pixels).cpu() for pixels in drawn])
+def _drawn(
+    renderer: Renderer, picks: list[tuple[int, NDArray[np.int64]]], batch: int
+) -> Generator[torch.Tensor]:
+    """The pictures at some positions of some views."""
+    for view, positions in picks:
+        with closing(renderer.render(view, in_batches(positions, batch))) as drawn:
+            yield from drawn
+
+
+def _filled(drawn: Iterable[torch.Tensor], batch: int) -> Generator[torch.Tensor]:
+    """The same pictures, `batch` at a time: a forward costs as much for one as for all its rows."""
+    held: list[torch.Tensor] = []
+    for pixels in drawn:
+        held.append(pixels)
+        if sum(map(len, held)) >= batch:
+            together = torch.cat(held)
+            yield together[:batch]
+            held = [together[batch:]]
+    rest = torch.cat(held)
+    if len(rest):
+        yield rest
 
 
 def _compare(

@@ -14,6 +14,7 @@ from cache.store import Store, Unit, find_stores
 from cli import main
 from pipeline.choices import Places
 from pipeline.origin import open_index_of
+from sskt.frozen import FrozenSource
 
 UNITS = 6  # three views of two blocks
 
@@ -163,6 +164,17 @@ def test_units_that_are_not_finished_are_no_damage_and_stay_so(made, store):
     assert found["repaired"] == ["unit (view 0, block 1)"]
     assert "1 unit(s) are not finished yet" in found["verdict"]
     assert store.pending(3) == [Unit(2, 0)]
+
+
+def test_rows_of_many_units_are_asked_about_in_full_forwards(made, store, monkeypatch):
+    group, forwards = FrozenSource._group, []
+    monkeypatch.setattr(FrozenSource, "_group", lambda f, pixels: (forwards.append(1), group(f, pixels))[1])
+    found = verify(store, "--recompute", "64")
+    assert found["agreement"]["identical"] == 1
+    assert sum(forwards) == 64 // 16
+    forwards.clear()
+    assert verify(store, "--recompute", "100")["agreement"]["rows"] == 100
+    assert sum(forwards) == 7
 
 
 def test_recomputed_rows_agree_and_wrong_ones_fail(made, store):
