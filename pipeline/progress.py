@@ -1,13 +1,20 @@
-"""The progress bars of long pieces of work: on standard error, silent where that is not a terminal."""
+"""How far long pieces of work are, on standard error: bars on a terminal, elsewhere a line now and then.
+
+Of torchrun's ranks the first shows all.
+"""
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -17,11 +24,14 @@ from rich.progress import Progress as RichProgress
 
 console = Console(stderr=True, highlight=False)
 
+_FIRST_LINE_S, _NEXT_LINE_S = 30.0, 60.0  # work that is done sooner leaves no line in a log
+
 
 class Progress:
     """Bars over items, with their rate, the time gone and the time left; use it in a `with` block."""
 
     def __init__(self, title: str | None = None, *, total: int = 0, done: int = 0) -> None:
+        self._shown = os.environ.get("RANK", "0") == "0"
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -31,9 +41,11 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (self._shown and console.is_terminal),
             transient=True,
         )
+        self._begun = monotonic()
+        self._next_line = self._begun + _FIRST_LINE_S
         self._first = None if title is None else self.add(title, total=total, done=done)
 
     def __enter__(self) -> Progress:
@@ -47,7 +59,7 @@ class Progress:
 
     def add(self, title: str, *, total: int, done: int = 0) -> TaskID:
         """One more bar, of which `done` items are there from before; returns its number."""
-        return self._bar.add_task(title, total=total, completed=done, rate="", note="")
+        return self._bar.add_task(title, total=total, completed=done, rate="", note="", before=done)
 
     def advance(self, n: int, note: str = "", *, bar: TaskID | None = None) -> None:
         """`n` more items of a bar (left out: the first) are done; `note` replaces the text at its end."""
@@ -56,3 +68,20 @@ class Progress:
             self._bar.update(task, advance=n, note=note)
             speed = self._bar.tasks[task].speed
             self._bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")
+        if not console.is_terminal and monotonic() >= self._next_line:
+            self._next_line = monotonic() + _NEXT_LINE_S
+            self.say("; ".join(map(self._line, self._bar.tasks)))
+
+    def say(self, sentence: str) -> None:
+        """A line of its own, above the bars."""
+        if self._shown:
+            console.print(sentence, soft_wrap=True, markup=False)
+
+    def _line(self, task: Task) -> str:
+        """A bar in words; the rate is that since the beginning."""
+        total, done = int(task.total or 0), int(task.completed)
+        rate = (done - task.fields["before"]) / (monotonic() - self._begun)
+        words = f"{task.description}: {done:,} of {total:,} ({done / max(total, 1):.0%})"
+        if rate > 0:
+            words += f", {rate:,.0f}/s, {timedelta(seconds=round((total - done) / rate))} left"
+        return f"{words}, {task.fields['note']}" if task.fields["note"] else words

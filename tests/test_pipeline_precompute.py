@@ -16,12 +16,19 @@ import torch
 from conftest import shared
 from programs import Tiny, save_program
 
+import pipeline.estimate as estimating
+import pipeline.execution as execution
 import pipeline.work as work
+from cache.errors import CacheError
 from cache.files import location
-from cache.store import Store, find_stores
+from cache.prune import leftovers
+from cache.store import Store, Unit, find_stores
+from commands.options import build_execution
 from pipeline.api import Supervision, run_estimate, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
-from sskt.errors import SourceError
+from pipeline.progress import Progress
+from sskt.errors import SourceError, TargetError
+from sskt.frozen import FrozenSource
 from sskt.topk import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,6 +175,30 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
     precompute(tmp_path / "whole", source, views=400, renderer="auto")
     assert files_of(only_store(tmp_path / "hurt")) == files_of(only_store(tmp_path / "whole"))
     assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
+def test_where_there_is_no_terminal_long_work_leaves_a_line_a_minute_and_one_rank_speaks(
+    monkeypatch, capsys, rank, shown
+):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.progress.monotonic", lambda: now[0])
+    monkeypatch.setenv("RANK", rank)
+    with Progress() as progress:
+        bars = [progress.add("imagenet", total=5000, done=1000), progress.add("places365", total=5000)]
+        for _ in range(31):  # five seconds each
+            now[0] += 5
+            for bar in bars:
+                progress.advance(50, "epoch 1", bar=bar)
+    said = capsys.readouterr()
+    first = (
+        "imagenet: 1,300 of 5,000 (26%), 10/s, 0:06:10 left, epoch 1; "
+        "places365: 250 of 5,000 (5%), 8/s, 0:09:30 left, epoch 1"
+    )
+    lines = said.err.splitlines()
+    assert said.out == ""
+    assert len(lines) == (3 if shown else 0), "at 30, 90 and 150 s"
+    assert lines[:1] == [first] * shown
 
 
 def test_a_source_that_fails_does_not_cost_the_other_its_unit(tmp_path, source):
@@ -326,7 +357,6 @@ def test_compiled_rows_are_the_plain_ones_up_to_rounding_and_a_resumed_run_stays
 
 
 def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source, monkeypatch):
-    import pipeline.execution as execution
     import sskt.frozen as frozen
 
     def no_compiler(_function):
@@ -350,9 +380,7 @@ def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source
 
 
 def test_an_estimate_counts_what_is_left_and_makes_nothing(tmp_path, source, monkeypatch):
-    import pipeline.estimate as estimate
-
-    monkeypatch.setattr(estimate, "_PROBE_S", 0.05)
+    monkeypatch.setattr(estimating, "_PROBE_S", 0.05)
     precompute(tmp_path / "stores", source, views=2)
     before = sorted((tmp_path / "stores").rglob("*"))
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
