@@ -1,18 +1,18 @@
 """The loop of stage one: claim a unit, draw it, ask every source, commit.
 
 All of it overlaps: one thread draws ahead, the caller's starts forwards and collects them, one thread
-writes. A unit is committed only after the one before, so a process that dies loses at most one computed unit.
+writes. While a unit is not written at most half of the next one is begun, so a process that dies loses at
+most one computed unit and that half.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from sskt.topk import encode
 _DRAWN_AHEAD = 2  # batches
 _IN_FLIGHT = 2  # batches whose forwards have begun
 _VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
-_WAIT_S = 1.0  # between two looks at units that other processes have claimed
+_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # between two looks at units that other processes have claimed
 
 
 @dataclass(slots=True, eq=False)
@@ -97,41 +97,62 @@ class Crew:
         units = [Unit(view, block) for view in range(views) for block in blocks]
         # shares are cut from all units, not from what is left now: another rank may look at another moment
         tasks = in_turn(self._tasks(units), self._share, steal=self._claims)
+        wait_s, told = _WAIT_S, False
         while True:
             n_done = self._once(tasks)
             if not self._claims:
                 return
+            before = self._n_pending
             for work in self._works:
                 self._look_again(work, views)
-            if not any(work.pending for work in self._works):
+            if not self._n_pending:
                 return
+            if n_done or self._n_pending < before:
+                wait_s = _WAIT_S
             if not n_done:
-                time.sleep(_WAIT_S)
+                if not told:
+                    self._progress.say(self._waited_for())
+                told = True
+                sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _once(self, tasks: list[tuple[Unit, ...]]) -> int:
         """Do every unit that can be claimed; returns how many."""
+        try:
+            with (
+                ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
+                closing(ahead(self._drawn(tasks), _DRAWN_AHEAD)) as drawn,
+            ):
+                return self._asked(drawn, writer)
+        finally:  # after the writer's end: what it still writes is not for others to begin
+            for filling in self._open:
+                for work in filling.works:
+                    work.store.release(filling.unit)
+            self._open = []
+
+    def _asked(self, drawn: Iterable[tuple[_Filling, torch.Tensor]], writer: ThreadPoolExecutor) -> int:
+        """Show every batch to the sources and have full units written; returns how many units."""
         begun: deque[_Begun] = deque()
         n_units = 0
-        with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
-            drawn = ahead(self._drawn(tasks), _DRAWN_AHEAD)
-            try:
-                for filling, pixels in drawn:
-                    n_units += filling.begun == 0
-                    asked = [work.frozen.begin(pixels) for work in filling.works if work.frozen]
-                    begun.append((filling, filling.begun, asked))
-                    filling.begun += len(pixels)
-                    if len(begun) > _IN_FLIGHT:
-                        self._collect(begun.popleft(), writer)
-                while begun:
+        for filling, pixels in drawn:
+            n_units += filling.begun == 0
+            if 2 * (filling.begun + len(pixels)) > len(filling.positions):  # the unit before is written first
+                while begun and begun[0][0] is not filling:
                     self._collect(begun.popleft(), writer)
                 self._written()
-            finally:
-                drawn.close()
-                for filling in self._open:
-                    for work in filling.works:
-                        work.store.release(filling.unit)
-                self._open = []
+            begun.append(self._begin(filling, pixels))
+            if len(begun) > _IN_FLIGHT:
+                self._collect(begun.popleft(), writer)
+        while begun:
+            self._collect(begun.popleft(), writer)
+        self._written()
         return n_units
+
+    def _begin(self, filling: _Filling, pixels: torch.Tensor) -> _Begun:
+        """Start a batch's forwards."""
+        at = filling.begun
+        filling.begun += len(pixels)
+        return filling, at, [work.frozen.begin(pixels) for work in filling.works if work.frozen]
 
     def _drawn(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_Filling, torch.Tensor]]:
         """The pictures of every unit that this process gets hold of, batch by batch."""
@@ -182,7 +203,6 @@ class Crew:
             out[at : at + n] = logits
             self._progress.advance(n, bar=work.bar)
         if at + n == len(filling.positions):
-            self._written()
             self._writing = writer.submit(self._commit, filling)
 
     def _room(self, filling: _Filling) -> list[torch.Tensor]:
@@ -233,6 +253,20 @@ class Crew:
             raise SourceError(
                 f"{error}; view {filling.unit.view}, samples {names}; nothing of this unit was kept"
             ) from error
+
+    @property
+    def _n_pending(self) -> int:
+        return sum(len(work.pending) for work in self._works)
+
+    def _waited_for(self) -> str:
+        """What this process waits for, as a sentence."""
+        work = next(work for work in self._works if work.pending)
+        first = min(work.pending)
+        return (
+            f"{self._index.target}: waiting for {self._n_pending} unit(s) that other processes have claimed, "
+            f"{first} of {work.source.spec.name} first; a process that is stopped keeps its claims: "
+            f"let it go on, or end it"
+        )
 
     def _look_again(self, work: Work, views: int) -> None:
         """What other processes have finished meanwhile is not pending any more."""

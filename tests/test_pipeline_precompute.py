@@ -177,6 +177,74 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
     assert not list(tmp_path.rglob("*.tmp-*"))
 
 
+@pytest.mark.parametrize("limit", [300, 60], ids=["batches", "one batch"])
+def test_with_slow_writes_one_unit_and_half_the_next_are_unwritten_at_most(
+    tmp_path, source, monkeypatch, limit
+):
+    begin, write = FrozenSource.begin, Store.write_unit
+    rows = {"begun": 0, "written": 0}
+    unwritten: list[int] = []
+
+    def counted(frozen, pixels):
+        rows["begun"] += len(pixels)
+        unwritten.append(rows["begun"] - rows["written"])
+        return begin(frozen, pixels)
+
+    def slow(store, unit, block):
+        time.sleep(0.05)
+        rows["written"] += len(block)
+        write(store, unit, block)
+
+    monkeypatch.setattr(FrozenSource, "begin", counted)
+    monkeypatch.setattr(Store, "write_unit", slow)
+    precompute(tmp_path / "stores", source, views=4, limit=limit)
+    assert rows == {"begun": 4 * limit, "written": 4 * limit}
+    assert max(unwritten) <= 1.5 * limit
+    if limit == 300:
+        assert max(unwritten) > limit, "the next unit is begun meanwhile"
+
+
+def test_ctrl_c_gives_a_unit_up_only_after_its_write_has_ended(tmp_path, source, monkeypatch):
+    write, release, advance = Store.write_unit, Store.release, Progress.advance
+    events: list[str] = []
+
+    def slow(store, unit, block):
+        events.append("begin")
+        time.sleep(0.1)
+        write(store, unit, block)
+        events.append("end")
+
+    def stopped(progress, n, note="", *, bar=None):
+        if events:
+            raise KeyboardInterrupt
+        advance(progress, n, note, bar=bar)
+
+    monkeypatch.setattr(Store, "write_unit", slow)
+    monkeypatch.setattr(Store, "release", lambda store, u: (events.append("release"), release(store, u)))
+    monkeypatch.setattr(Progress, "advance", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(tmp_path / "stores", source, views=3)
+    assert events[:3] == ["begin", "end", "release"]
+    assert only_store(tmp_path / "stores").pending(3) == [Unit(1, 0), Unit(2, 0)]
+
+
+def test_it_says_once_what_it_waits_for_and_looks_less_and_less_often(tmp_path, source, monkeypatch, capsys):
+    claim, waits = Store.claim, []
+
+    def other_has_it(store, unit):
+        return (unit.view != 1 or len(waits) >= 8) and claim(store, unit)
+
+    monkeypatch.setattr(Store, "claim", other_has_it)
+    monkeypatch.setattr(work, "sleep", waits.append)
+    precompute(tmp_path / "stores", source)
+    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert capsys.readouterr().err == (
+        "digits: waiting for 1 unit(s) that other processes have claimed, unit (view 1, block 0) of "
+        "program:tiny.pt2 first; a process that is stopped keeps its claims: let it go on, or end it\n"
+    )
+    assert only_store(tmp_path / "stores").complete
+
+
 @pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
 def test_where_there_is_no_terminal_long_work_leaves_a_line_a_minute_and_one_rank_speaks(
     monkeypatch, capsys, rank, shown
