@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -81,7 +80,7 @@ def build_places(data_dir: Path, cache_dir: str, weights: tuple[str, ...] = ()) 
 def build_execution(
     device: str,
     renderer: str,
-    threads: int,
+    threads: int | None,
     amp: str = "auto",
     batch_size: int | None = None,
     compiled: bool | None = None,
@@ -181,8 +180,8 @@ WEIGHTS = click.option(
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
-    default=os.cpu_count() or 1,
-    show_default="all cores",
+    default=None,
+    show_default="all cores, under torchrun a process's part",
     help="Threads that decode pictures.",
 )
 HOW = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cache.files import Location
-from pipeline.execution import Execution
+from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
 from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
@@ -164,19 +164,17 @@ def choose_execution(
     compiled: bool | None = None,
 ) -> Execution:
     """The device and how frozen networks run; `auto` takes CUDA (torchrun's local rank's) and the fastest
-    precision that is exact enough. `threads` decode (left out: one a core); `batch_size` is the rows of one
-    forward. A CUDA device becomes torch's current one.
+    precision that is exact enough. `threads` decode (left out: one a core, shared by torchrun's processes
+    here); `batch_size` is the rows of one forward. A CUDA device becomes torch's current one.
     """
     chosen = _device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # for --deterministic; read once, at first use
+        # for --deterministic; torch reads it once, at its first use of cuBLAS
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compute = default_compute(chosen) if amp == "auto" else amp
-    return Execution(
-        chosen, compute, renderer, threads or os.cpu_count() or 1, rows=batch_size, compiled=compiled
-    )
+    threads = threads or max(1, (os.cpu_count() or 1) // processes_here())
+    return Execution(chosen, compute, renderer, threads, rows=batch_size, compiled=compiled)
 
 
 def _device(name: str) -> torch.device:

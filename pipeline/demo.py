@@ -28,7 +28,7 @@ METHODS = ("scratch", "SSKT cached", "SSKT live")
 Say = Callable[[str], None]
 
 
-def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int, say: Say) -> dict[str, Any]:
+def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None, say: Say) -> dict[str, Any]:
     """Run the demo into the folder `out`; returns its figures, with the printed table under "table"."""
     started = perf_counter()
     sources = tuple(f"program:{drawn_source(task, cache_dir / 'demo')}" for task in TASKS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -49,9 +50,33 @@ def drawn_at_a_time(rows: int) -> int:
     return max(1, _DRAWN_AT_A_TIME // rows) * rows
 
 
+def processes_here() -> int:
+    """How many of torchrun's processes share this machine's cores and memory; 1 without torchrun."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(said)) if said.isdecimal() else 1
+
+
 def memory_for_pictures() -> int:
     """Bytes that decoded pictures may take up in this process: an eighth of the memory for all ranks."""
     if not hasattr(os, "sysconf"):  # Windows
         return 1 << 30
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return physical // 8 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min([physical, *_memory_limits()]) // 8 // processes_here()
+
+
+def _memory_limits(root: Path = Path("/")) -> list[int]:
+    """What control groups (containers, Slurm) leave this process: the limits of its group and those above."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    files: list[Path] = []
+    for _, controllers, name in (line.split(":", 2) for line in groups):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = top / name.lstrip("/")
+        files += [folder / file for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    said = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in said if limit.isdecimal()]  # v2 says "max" where there is none

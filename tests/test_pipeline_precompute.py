@@ -461,3 +461,28 @@ def test_an_estimate_counts_what_is_left_and_makes_nothing(tmp_path, source, mon
     expected = total["hours"] * 3600 / (300 / one["forward_img_s"])
     assert total["pays_after"] == pytest.approx(expected)
     assert sorted((tmp_path / "stores").rglob("*")) == before
+
+
+def test_memory_and_cores_are_those_of_the_container_shared_by_the_ranks_here(tmp_path, monkeypatch):
+    def put(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert execution._memory_limits(tmp_path) == []
+    put("proc/self/cgroup", "0::/job_7/step_0\n")
+    put("sys/fs/cgroup/job_7/step_0/memory.max", "max\n")
+    put("sys/fs/cgroup/job_7/memory.max", "8000000\n")
+    assert execution._memory_limits(tmp_path) == [8000000]
+    put("proc/self/cgroup", "5:cpu,memory:/docker/a\n4:cpuset:/docker/a\n")
+    put("sys/fs/cgroup/memory/memory.limit_in_bytes", "4000000\n")
+    assert execution._memory_limits(tmp_path) == [4000000]
+
+    monkeypatch.setattr(execution, "_memory_limits", lambda: [8000000])
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert execution.memory_for_pictures() == 500000
+    assert choose_execution(device="cpu").threads == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert choose_execution(device="cpu").threads == 1
+    assert build_execution("cpu", "auto", None).threads == 1
+    assert choose_execution(device="cpu", threads=3).threads == 3
