@@ -337,6 +337,24 @@ def test_more_views_and_another_source_add_to_what_is_there(tmp_path, source):
     assert {name: after[name] for name in before} == before
 
 
+def test_a_source_of_two_names_is_computed_once(tmp_path, source):
+    folder = Path(source.removeprefix("program:")).parent
+    again = f"program:{folder}/../{folder.name}/tiny.pt2"
+    said: list[str] = []
+    (report,) = precompute(tmp_path / "stores", [source, again], said=said)
+    assert report.rows_done == 2 * 300
+    assert said == [f"{again} is the same source as {source}; it is computed once"]
+
+
+def test_a_wrong_name_among_targets_costs_no_work(tmp_path, source):
+    for wrong in ("nosuch", f"imagefolder:{tmp_path / 'absent'}"):
+        with pytest.raises(TargetError, match=r"nosuch|absent"):
+            run_precompute(
+                ["digits", wrong], [source], places=Places(tmp_path, tmp_path / "stores"), limit=60
+            )
+        assert find_stores(tmp_path / "stores") == []
+
+
 def test_what_is_finished_is_noticed_before_any_picture_or_source_is_touched(tmp_path, source, monkeypatch):
     precompute(tmp_path / "stores", source)
     import pipeline.precompute as stage_one

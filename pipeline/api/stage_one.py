@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places, choose_execution
@@ -127,8 +127,9 @@ def _jobs(
     limit: int | None,
     top_k: int | None,
     say: Say,
-) -> Iterator[Job]:
-    """One job a target, one after the other; one for each part of a clip that some sources look at.
+) -> list[Job]:
+    """One job a target, or one for each part of a clip that some sources look at; everything is opened before
+    the first is done, so that a wrong name costs no work.
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
@@ -140,21 +141,30 @@ def _jobs(
         )
     if not targets:
         say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
+    specs = [parse_target(name) for name in names]
     require_named(places, sources)
-    opened = [
-        open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
-        for name in dict.fromkeys(sources)
-    ]
-    for name in names:
-        spec = parse_target(name)
+    opened = _opened(sources, places, say)
+    jobs = []
+    for name, spec in zip(names, specs, strict=True):
         index = open_index(name, "train", places=places, say=say, limit=limit)
         plan = augmentation.training_plan(spec)
         together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
         for source in opened:
             input_map = augmentation.input_map(spec, source.spec)
             together.setdefault(input_map.frames, []).append((source, input_map))
-        for seen_alike in together.values():
-            yield Job(name, index, seen_alike, plan, views, top_k)
+        jobs += [Job(name, index, alike, plan, views, top_k) for alike in together.values()]
+    return jobs
+
+
+def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
+    """Every source once, whatever the number of its names: they would all fill the same store."""
+    opened: dict[tuple[str, str], tuple[str, Source]] = {}
+    for name in dict.fromkeys(sources):
+        source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+        first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
+        if first != name:
+            say(f"{name} is the same source as {first}; it is computed once")
+    return [source for _, source in opened.values()]
 
 
 def require_named(places: Places, sources: Sequence[str]) -> None:
