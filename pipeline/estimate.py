@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cache.files import Location, write_durably
+from cache.errors import CacheError
+from cache.files import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.job import Destination, Job, destination
@@ -129,17 +130,22 @@ def _drawing_rate(job: Job, execution: Execution) -> float:
 
 
 def _writing_rate(cache_dir: Location, nbytes: int) -> float:
-    """Bytes per second, flushed, in files of a unit's size."""
-    probe = cache_dir / ".write-probe"
+    """Bytes per second, flushed, in files of a unit's size. Raises CacheError if none can be written."""
+    probe = cache_dir / f"write-probe{TEMPORARY}0"  # swept with all that killed runs leave
     data = np.random.default_rng(0).bytes(nbytes)
-    cache_dir.mkdir(parents=True, exist_ok=True)
     try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
         started = perf_counter()
         for _ in range(_WRITES):
             write_durably(probe, data)
-        return _WRITES * nbytes / (perf_counter() - started)
-    finally:
+        took = perf_counter() - started
         probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"{cache_dir}: {nbytes:,} bytes cannot be written ({error.strerror or error}), which an estimate "
+            f"tries out; make room or make the folder writable, or choose another --cache-dir"
+        ) from error
+    return _WRITES * nbytes / took
 
 
 def _per_second(act: Callable[[], object]) -> float:

@@ -481,6 +481,19 @@ def test_an_estimate_counts_what_is_left_and_makes_nothing(tmp_path, source, mon
     assert sorted((tmp_path / "stores").rglob("*")) == before
 
 
+def test_an_estimate_where_nothing_can_be_written_says_so_and_a_killed_one_leaves_what_prune_finds(
+    tmp_path, monkeypatch
+):
+    def full(path, _data):
+        path.write_bytes(b"")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(estimating, "write_durably", full)
+    with pytest.raises(CacheError, match=r"stores: 99 bytes cannot be written \(No space left on device\)"):
+        estimating._writing_rate(tmp_path / "stores", 99)
+    assert [path.name for path in leftovers(tmp_path / "stores")] == ["write-probe.tmp-0"]
+
+
 def test_memory_and_cores_are_those_of_the_container_shared_by_the_ranks_here(tmp_path, monkeypatch):
     def put(name, text):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
