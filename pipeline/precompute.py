@@ -47,7 +47,7 @@ class StoreReport:
     views: int
     rows_done: int = 0  # rows computed by this call; those of earlier calls and other processes do not count
     write_s: float = 0.0
-    wall_s: float = 0.0
+    wall_s: float = 0.0  # of drawing, asking and writing; stores and sources are open by then
     nbytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
