@@ -177,6 +177,10 @@ def test_odd_files_are_packed_or_named(tmp_path):
 def test_fifty_damaged_videos_are_each_named_and_the_rest_is_packed(tmp_path):
     sources = sorted(shared("data/ucf101/UCF-101/Punch").glob("*.avi"))
     rng, root = random.Random(0), tmp_path / "videos"
+    pictures = []
+    for kind in ("JPEG", "PNG", "GIF"):
+        Image.new("RGB", (320, 240), (90, 120, 30)).save(encoded := io.BytesIO(), format=kind)
+        pictures.append(encoded.getvalue())
     for name in ("damaged", "whole"):
         (root / name).mkdir(parents=True)
     for i in range(50):
@@ -189,7 +193,9 @@ def test_fifty_damaged_videos_are_each_named_and_the_rest_is_packed(tmp_path):
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         else:  # a picture, a text or noise by the name of a video
             suffix = rng.choice([".avi", ".mp4", ".mkv", ".webm"])
-            data = rng.choice([b"RIFF" + rng.randbytes(4000), b"# text\n" * 99, rng.randbytes(9000)])
+            data = rng.choice(
+                [b"RIFF" + rng.randbytes(4000), b"# text\n" * 99, rng.randbytes(9000), *pictures]
+            )
         (root / "damaged" / f"{i:02d}{suffix}").write_bytes(data)
     for i, source in enumerate(sources[:4]):
         shutil.copy(source, root / "whole" / f"{i}.avi")

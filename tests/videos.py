@@ -14,13 +14,28 @@ def grey(i):
 
 
 def make_video(
-    path, *, n=20, codec="mpeg4", pix_fmt="yuv420p", size=SIZE, b_frames=0, times=None, mirrored=False
+    path,
+    *,
+    n=20,
+    codec="mpeg4",
+    pix_fmt="yuv420p",
+    size=SIZE,
+    b_frames=0,
+    times=None,
+    mirrored=False,
+    turn=None,
+    options=None,
+    codec_options=None,
 ):
-    """Frames whose right half has the level `grey(i)` and whose left half the opposite."""
+    """Frames whose right half has the level `grey(i)` and whose left half the opposite; `turn` is a note that
+    they are to be shown turned counter-clockwise by so many degrees.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = size
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=25, options=codec_options or {})
+        if turn is not None:
+            stream.set_display_rotation(turn)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.bit_rate = 4_000_000
         stream.codec_context.max_b_frames = b_frames
