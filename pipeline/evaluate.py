@@ -148,5 +148,7 @@ def _room(device: torch.device) -> int:
 
 
 def _answers(logits: torch.Tensor) -> torch.Tensor:
-    """One answer a sample, (views, n, classes) to (n, classes): the mean of several views' probabilities."""
-    return logits[0] if len(logits) == 1 else logits.softmax(dim=2).mean(dim=0)
+    """One answer a sample, (views, n, classes) to (n, classes): of several views the log of their
+    probabilities' sum, which ranks classes as the mean does and, unlike it, those that underflow too.
+    """
+    return logits[0] if len(logits) == 1 else logits.log_softmax(dim=2).logsumexp(dim=0)

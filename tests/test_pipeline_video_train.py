@@ -28,6 +28,7 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
+from pipeline.evaluate import Evaluator
 from pipeline.plan import CentreClip, CornerClip
 from pipeline.render import open_renderer
 from pipeline.run import read_metrics
@@ -231,6 +232,21 @@ def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
     np.add.at(expected, (index.labels, shares.argmax(axis=1)), 1)
     np.testing.assert_array_equal(matrix, expected)
     assert (tmp_path / "run" / "confusion.png").stat().st_size > 1000
+
+
+def test_classes_whose_probability_underflows_are_still_ranked(made):
+    target, places, _ = made
+    index = replace(open_index(target, "test", places=places, say=quiet), classes=tuple("abcdefgh"))
+    rng = np.random.default_rng(0)
+    z = -60.0 * rng.permuted(np.tile(np.arange(8.0), (2, len(index), 1)), axis=2)  # e^-120 is 0 in float32
+    shares = np.exp(z) / np.exp(z).sum(axis=2, keepdims=True)  # float64 reaches to e^-745
+    best = np.argsort(-shares.mean(axis=0), axis=1)
+    for place, right in ((4, 100), (5, 0)):
+        scorer = Evaluator(
+            replace(index, labels=best[:, place]), CentreClip(32, 4, 1, 2), choose_execution(device="cpu")
+        )
+        scorer.predict = lambda *_: torch.from_numpy(z).float()
+        assert scorer.accuracy(None, "fp32")["test_top5"] == right
 
 
 def test_fine_tuning_begins_with_the_weights_and_leaves_frozen_blocks_alone(made, tmp_path):
