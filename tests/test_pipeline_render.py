@@ -130,6 +130,28 @@ def test_a_file_that_vanishes_while_it_is_needed_is_named(photos, backend, tmp_p
         draw(index, RandomResizedCropFlip(64), backend)
 
 
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_file_that_is_damaged_while_it_is_needed_is_named_and_others_are_drawn(backend, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 40, 50, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    index = load_index(
+        parse_target(f"imagefolder:{path.parents[1]}"), "train", data_dir=tmp_path, index_dir=tmp_path / "i"
+    )
+    plan, batches = RandomResizedCropFlip(16), in_batches(np.arange(len(index)), 2)
+    whole = draw(index, plan, backend, batches=batches)
+    damaged = Path(index.name_of(5))
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    renderer = open_renderer(index, plan, backend=backend, device=CPU, batch_size=2, threads=2)
+    with closing(renderer):
+        with pytest.raises(TargetError, match=f"{damaged}: is damaged since it was indexed"):
+            list(renderer.render(3, batches))
+        again = torch.cat(list(renderer.render(3, batches[:2])))
+    assert torch.equal(again, whole[:4])
+
+
 def test_small_pictures_are_resized_alike_by_both(tmp_path):
     index = load_index(parse_target("digits"), "train", data_dir=tmp_path, index_dir=tmp_path, limit=50)
     plan = PadCropFlip(16, pad=1, flip=0.0)

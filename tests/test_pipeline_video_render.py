@@ -153,16 +153,22 @@ def test_a_plan_for_pictures_draws_no_videos(index):
         open_renderer(index, RandomResizedCropFlip(24), device=CPU, batch_size=2, threads=1)
 
 
-def test_a_frame_that_was_damaged_after_packing_is_named(index, tmp_path):
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_a_frame_that_was_damaged_after_packing_is_named(index, backend):
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
     frames = frames_index(index)
     path = Path(index.name_of(0))
     with path.open("r+b") as file:
         original = file.read(200)
         file.seek(0)
         file.write(b"\0" * 200)
+    damaged = r"0\.avi\.frames frame 0: is damaged since it was packed"
     try:
-        with pytest.raises(TargetError, match=r"0\.avi\.frames frame 0: is damaged since it was packed"):
+        with pytest.raises(TargetError, match=damaged):
             frames.take(np.arange(len(frames))).pixels_of(0)
+        with pytest.raises(TargetError, match=damaged):
+            render(index, CornerClip(24, n_frames=20), [np.array([i]) for i in (4, 3, 0, 1)], backend)
     finally:
         with path.open("r+b") as file:
             file.write(original)

@@ -30,6 +30,7 @@ from sskt.forward import one_thread_each
 # handed out as well; pictures in memory
 _Entry = Literal["files", "keep", "pixels"]
 _TOGETHER = 16  # windows of one size that are resized in one call
+_PREFETCHED = 2  # batches that the graph works on while one is used
 _AHEAD = 3  # batches whose files are read while the graph works on earlier ones
 _Feed = tuple[
     list[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
@@ -62,8 +63,8 @@ class DaliRenderer:
         pipe = self._pipes.get(entry) or self._pipes.setdefault(entry, self._build(entry))
         self._feeds = self._read_ahead(view, batches, entry)
         try:
-            for positions in batches:
-                output = pipe.run()
+            for n, positions in enumerate(batches):
+                output = self._run(pipe, batches[n : n + 1 + _PREFETCHED])
                 if entry == "keep":
                     self._keep(positions, output[1])
                 if self._fits_on_host:
@@ -71,7 +72,19 @@ class DaliRenderer:
                 else:  # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
                     yield from_dlpack(output[0].as_tensor())
         finally:
-            self._drain(pipe)
+            self._drain(entry)
+
+    def _run(self, pipe: Pipeline, fed: Sequence[Positions]) -> Any:
+        """The next batch out of the graph, which holds no picture but those `fed`. DALI stops at a damaged one
+        without saying which: the TargetError that is raised names it.
+        """
+        try:
+            return pipe.run()
+        except RuntimeError:
+            self._pipes.clear()  # a graph that has failed does not go on
+            for position in np.concatenate(fed):
+                self._index.pixels_of(int(position))
+            raise  # it was not the pictures
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -157,7 +170,7 @@ class DaliRenderer:
             self._batch_size,
             self._threads,
             device_id=self._device.index or 0 if gpu else None,
-            prefetch_queue_depth=2,
+            prefetch_queue_depth=_PREFETCHED,
             exec_dynamic=True,
         )
         with pipe:
@@ -196,11 +209,12 @@ class DaliRenderer:
             return cut
         return fn.resize(cut, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
 
-    def _drain(self, pipe: Pipeline) -> None:
+    def _drain(self, entry: _Entry) -> None:
         """Leave a pipeline ready for the next view, also after an early exit or an error."""
         self._feeds = iter(())
         self._flips.clear()
-        if self._closed:  # closed while a view was still being drawn
+        pipe = self._pipes.get(entry)
+        if self._closed or pipe is None:  # closed while a view was still being drawn, or failed
             return
         try:
             while True:
