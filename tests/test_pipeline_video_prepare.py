@@ -115,6 +115,21 @@ def test_annotation_json_and_folders_of_frames_stand_for_lists_and_videos(tmp_pa
         np.testing.assert_array_equal(found.contents, expected.contents)
 
 
+def test_a_picture_beside_videos_makes_their_folder_no_video(tmp_path):
+    root = tmp_path / "videos"
+    for name in ("a", "b"):
+        for i in range(3):
+            make_video(root / name / "person1" / f"{i}.avi", n=3 + i)
+    Image.new("RGB", (64, 48)).save(root / "a" / "person1" / "thumb.jpg")
+    frames = root / "b" / "person2"  # and this one is a video
+    frames.mkdir()
+    Image.new("RGB", (64, 48)).save(frames / "frame1.jpg")
+    _, said = prepare(f"videofolder:{root}", tmp_path)
+    assert any("7 of 7 listed videos are packed" in text for text in said)
+    mixed = root / "a" / "person1"
+    assert f"{mixed}: holds pictures beside videos; the videos are taken, the pictures left out" in said
+
+
 def test_a_stopped_preparation_goes_on_and_what_changed_is_packed_again(tmp_path):
     root = make_folder(tmp_path / "videos")
     target = f"videofolder:{root}"

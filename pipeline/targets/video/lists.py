@@ -162,15 +162,16 @@ def _of_folders(spec: TargetSpec, root: Path) -> Listing:
     if not root.is_dir():
         raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
     folders = {split: split_folder(spec, split, root) for split in SPLITS}
+    mixed: list[Path] = []
     if folders["train"] != root:
         classes = class_names(spec, root, folders["train"])
         clips = {}
         for split, folder in folders.items():
             class_names(spec, root, folder)  # refuses classes that the train split does not have
-            clips[split] = _clips_below(folder, root, classes)
-        return Listing(classes, clips)
+            clips[split] = _clips_below(folder, root, classes, mixed)
+        return Listing(classes, clips, _mixed_note(mixed))
     classes = class_names(spec, root, root)
-    every = _clips_below(root, root, classes)
+    every = _clips_below(root, root, classes, mixed)
     paths = np.array([os.fsencode(clip.name) for clip in every], dtype=np.bytes_)
     held = held_out(paths, np.array([clip.label for clip in every], dtype=np.int64))
     clips = {
@@ -178,13 +179,21 @@ def _of_folders(spec: TargetSpec, root: Path) -> Listing:
         "test": [clip for clip, out in zip(every, held, strict=True) if out],
     }
     note = f"{root}: has no train/ and val/, so a fixed fifth of each class is held out ({held.sum()} videos)"
-    return Listing(classes, clips, (note,))
+    return Listing(classes, clips, (note, *_mixed_note(mixed)))
 
 
-def _clips_below(folder: Path, root: Path, classes: tuple[str, ...]) -> list[Clip]:
+def _mixed_note(mixed: list[Path]) -> tuple[str, ...]:
+    if not mixed:
+        return ()
+    more = f", as do {len(mixed) - 1:,} other folders" if len(mixed) > 1 else ""
+    return (f"{mixed[0]}: holds pictures beside videos{more}; the videos are taken, the pictures left out",)
+
+
+def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], mixed: list[Path]) -> list[Clip]:
     clips = []
     for label, name in enumerate(classes):
-        sources = sorted(_videos_in(folder / name))
+        found = _videos_in(folder / name, mixed) if (folder / name).is_dir() else []
+        sources = sorted(source for source in found if source != folder / name)
         if not sources and (folder / name).is_dir():
             raise TargetError(
                 f"{folder / name}: no video in this class folder, expected files "
@@ -194,17 +203,20 @@ def _clips_below(folder: Path, root: Path, classes: tuple[str, ...]) -> list[Cli
     return clips
 
 
-def _videos_in(folder: Path) -> list[Path]:
-    """Video files and folders of frames below a class folder."""
-    found = []
-    for entry in _sorted(folder):
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            if entry.suffix.lower() in VIDEO_SUFFIXES:
-                found.append(entry)
-        elif any(p.suffix.lower() in FRAME_SUFFIXES for p in entry.iterdir()):
-            found.append(entry)
-        else:
-            found += _videos_in(entry)
-    return found
+def _videos_in(folder: Path, mixed: list[Path]) -> list[Path]:
+    """Video files and folders of frames below a folder, or the folder itself if it holds pictures and no
+    video; `mixed` receives folders that hold both.
+    """
+    found, pictures = [], False
+    with os.scandir(folder) as entries:  # which knows folders without another look at each of many frames
+        for entry in (e for e in entries if not e.name.startswith(".")):
+            suffix = Path(entry.name).suffix.lower()
+            if entry.is_dir():
+                found += _videos_in(Path(entry.path), mixed)
+            elif suffix in VIDEO_SUFFIXES:
+                found.append(Path(entry.path))
+            else:
+                pictures = pictures or suffix in FRAME_SUFFIXES
+    if pictures and found:
+        mixed.append(folder)
+    return found or ([folder] if pictures else [])
