@@ -109,12 +109,19 @@ def build_packing(short_px: int, quality: int) -> Packing:
 
 def build_target(target: str | None, split: str | None) -> str | None:
     """A target by name and --split."""
-    return target if target is None or split is None else f"{target}:{split}"
+    from pipeline.targets.spec import TARGETS
+
+    if target is None or split is None:
+        return target
+    splitting = [name for name, spec in TARGETS.items() if spec.videos is not None]
+    if target not in splitting:
+        raise click.BadParameter(f"is for {' and '.join(splitting)}, not for {target}", param_hint="--split")
+    return f"{target}:{split}"
 
 
 def build_targets(targets: tuple[str, ...], split: str | None) -> list[str]:
     """Several of them."""
-    return [target if split is None else f"{target}:{split}" for target in targets]
+    return [target for target in (build_target(name, split) for name in targets) if target is not None]
 
 
 def folder_option(flag: str, default: str | None, text: str, **more: Any) -> Decorator:

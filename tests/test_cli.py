@@ -47,6 +47,15 @@ def good_json(*words: str):
     return json.loads(result.stdout)
 
 
+@pytest.mark.parametrize(
+    "words", [("prepare",), ("precompute", "--source", SOURCE), ("train",)], ids=lambda words: words[0]
+)
+def test_a_split_is_of_targets_that_have_official_ones(words):
+    result = run(*words, "--target", "videofolder:/x", "--split", "2")
+    assert result.exit_code == 2
+    assert "--split: is for ucf101 and hmdb51, not for videofolder:/x" in result.stderr
+
+
 def test_help_does_not_wait_for_torch():
     script = (
         "import sys, cli; cli.main(['train', '--help'], standalone_mode=False); "

@@ -4,14 +4,17 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import shared
 from PIL import Image
 from videos import decoded, grey, make_empty, make_folder, make_sound, make_video
 
+from cli import main
 from pipeline.api import Places, open_index, run_prepare
 from pipeline.targets.decode import to_pixels
 from pipeline.targets.video.index import first_frames, frames_index
@@ -84,6 +87,8 @@ def test_missing_videos_are_counted_and_named_and_left_out_when_told_to(tmp_path
         index_of("ucf101", Places(data, tmp_path / "stores"))
     places, said = prepare("ucf101", tmp_path, "data", allow_missing=True)
     assert any("left out, as asked" in text for text in said)
+    listed = tmp_path / "stores" / "indexes" / "ucf101" / "left-out-1.txt"
+    assert listed.read_text() == f"{names['train'][0]}\tnot there\n"
     index = index_of("ucf101", places)
     assert index.ids.tolist() == [1, 2, 3], "ids are places in the official list"
     assert len(index.classes) == 101
@@ -187,6 +192,26 @@ def test_odd_files_are_packed_or_named(tmp_path):
     places, _ = prepare(f"videofolder:{root}", tmp_path, allow_missing=True)
     sizes = [index_of(f"videofolder:{root}", places, s).sizes.tolist() for s in ("train", "test")]
     assert sorted(sizes[0] + sizes[1]) == [[1, 48, 64], [20, 47, 33], [20, 48, 64]]
+
+
+def test_everything_left_out_is_in_a_file_and_the_command_that_goes_on_can_be_run(tmp_path):
+    root = tmp_path / "my videos"
+    make_video(root / "a" / "fine.avi", n=3)
+    make_video(root / "b" / "fine.avi", n=3)
+    for i in range(8):
+        (root / "a" / f"{i}.avi").write_text("no video")
+    with pytest.raises(TargetError, match="and 3 more") as caught:
+        prepare(f"videofolder:{root}", tmp_path, packing=Packing(short_px=24))
+    (listed,) = (tmp_path / "stores" / "indexes").rglob("left-out-1.txt")
+    assert f"all in {listed}" in str(caught.value)
+    reason = "Invalid data found when processing input"
+    assert listed.read_text().splitlines() == [f"a/{i}.avi\t{reason}" for i in range(8)]
+    words = shlex.split(str(caught.value).rpartition("go on without them: ")[2])
+    assert words[1:4] == ["prepare", "--target", f"videofolder:{root}"]
+    done = CliRunner().invoke(main, [*words[1:], "--json"])
+    assert done.exit_code == 0, done.output
+    assert sum(row["samples"] for row in json.loads(done.stdout)) == 2
+    assert "(2 from before)" in done.stderr, "packed as before"
 
 
 def test_fifty_damaged_videos_are_each_named_and_the_rest_is_packed(tmp_path):

@@ -324,11 +324,19 @@ def test_a_target_of_videos_that_is_not_prepared_says_what_to_run(tmp_path):
         train("ucf101", places, tmp_path / "run")
     lines = str(caught.value).splitlines()
     assert "DATA_DIR/ucf101/UCF-101/CLASS/" in lines[1]
+    there = f"--data-dir {places.data_dir} --cache-dir {places.cache_dir}"
     assert [line.strip() for line in lines[2:]] == [
-        "sskt prepare --target ucf101",
-        "sskt precompute --target ucf101 --source imagenet --source places365",
-        "sskt train --target ucf101",
+        f"sskt prepare --target ucf101 {there}",
+        f"sskt precompute --target ucf101 --source imagenet --source places365 {there}",
+        f"sskt train --target ucf101 {there}",
     ]
+
+
+def test_commands_in_messages_name_folders_only_where_they_are_not_the_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TargetError) as caught:
+        open_index("hmdb51:2", "train", places=Places(), say=quiet)
+    assert str(caught.value).splitlines()[-1].strip() == "sskt train --target hmdb51:2"
 
 
 def test_write_through_keeps_what_each_source_saw(made, tmp_path):

@@ -4,6 +4,7 @@ line.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from pipeline.labels.residence import choose_residence
 from pipeline.labels.through import WriteThroughLabels
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
+from pipeline.targets.command import folder_words
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.teachers import open_teacher
@@ -81,8 +83,10 @@ class Request:
             "--stride": chosen.stride,
             "--source-frames": chosen.source_frames,
         }
-        words = [f"--source {name}" for name in sources] + [f"--target {self.target}"]
+        words = [f"--source {shlex.quote(name)}" for name in sources]
+        words.append(f"--target {shlex.quote(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
+        words += folder_words(self.places.data_dir, self.places.cache_dir)
         return f"sskt precompute {' '.join(words)}"
 
 

@@ -75,8 +75,8 @@ class DaliRenderer:
             self._drain(entry)
 
     def _run(self, pipe: Pipeline, fed: Sequence[Positions]) -> Any:
-        """The next batch out of the graph, which holds no picture but those `fed`. DALI stops at a damaged one
-        without saying which: the TargetError that is raised names it.
+        """The next batch out of the graph, which holds no picture but those `fed`. DALI stops at a damaged
+        one without saying which: the TargetError that is raised names it.
         """
         try:
             return pipe.run()

@@ -99,6 +99,13 @@ class TargetSpec:
     videos: Videos | None = None
     devkit: Devkit | None = None
 
+    @property
+    def as_given(self) -> str:
+        """What to call it by on a command line: of a folder, its kind and whole path."""
+        if self.root is None or not self.root.is_absolute():
+            return self.name
+        return f"{self.name.partition(':')[0]}:{self.root}"
+
 
 def parse_target(name: str) -> TargetSpec:
     """The spec of a registry name, of imagefolder:PATH or videofolder:PATH; reads nothing from disk.

@@ -15,7 +15,7 @@ from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec
 from pipeline.targets.video.lists import Clip, list_videos
 from pipeline.targets.video.pack import OpenPack, Packed, Stamp, read_pack
-from pipeline.targets.video.record import pack_path, read_record
+from pipeline.targets.video.record import command_of, pack_path, read_record
 from sskt.errors import TargetError
 
 _OPEN_PACKS = 512  # at a time
@@ -26,10 +26,10 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
 
     Raises TargetError if the target is not prepared, or not the videos that are there now.
     """
-    command = f"run `sskt prepare --target {spec.name}`"
     record = read_record(spec, data_dir, index_dir)
     if record is None:
-        raise TargetError(_how_to_begin(spec, data_dir))
+        raise TargetError(_how_to_begin(spec, data_dir, index_dir))
+    command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
     listing = list_videos(spec, data_dir)
     listed = listing.clips[split]
     left_out = record.left_out
@@ -173,14 +173,13 @@ def _require_unchanged(clip: Clip, packed: Packed, command: str) -> None:
         raise TargetError(f"{clip.source}: has changed since it was packed; {command} again")
 
 
-def _how_to_begin(spec: TargetSpec, data_dir: Path) -> str:
+def _how_to_begin(spec: TargetSpec, data_dir: Path, index_dir: Path) -> str:
     """What to do with a target that was never prepared: the commands, one a line."""
     assert spec.root is not None  # noqa: S101 - of videos
     root = data_dir / spec.root
     first = "" if root.is_dir() else f"\n  first {spec.how_to_prepare}"
-    return (
-        f"{spec.name}: is not prepared; a target of videos takes three commands:{first}\n"
-        f"  sskt prepare --target {spec.name}\n"
-        f"  sskt precompute --target {spec.name} --source imagenet --source places365\n"
-        f"  sskt train --target {spec.name}"
+    steps = (("prepare",), ("precompute", "--source imagenet --source places365"), ("train",))
+    commands = [command_of(verb, spec, data_dir, index_dir, *words) for verb, *words in steps]
+    return f"{spec.name}: is not prepared; a target of videos takes three commands:{first}" + "".join(
+        f"\n  {command}" for command in commands
     )

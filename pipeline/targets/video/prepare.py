@@ -13,7 +13,7 @@ from pipeline.targets.decode import UnreadableError
 from pipeline.targets.spec import TargetSpec
 from pipeline.targets.video.lists import Clip, list_videos
 from pipeline.targets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
-from pipeline.targets.video.record import Record, pack_path, write_record
+from pipeline.targets.video.record import Record, command_of, pack_path, write_left_out, write_record
 from sskt.errors import TargetError
 
 _NAMED = 5  # videos that a message names
@@ -43,18 +43,23 @@ def prepare_videos(
         f"{spec.name}: {kept + new:,} of {len(clips):,} listed videos are packed ({kept:,} from before), "
         f"short side {packing.short_px} px, JPEG quality {packing.quality}"
     )
-    problems = _problems(missing, damaged)
+    record = Record(packing, missing, damaged)
+    what = "; ".join(_problems(missing, damaged))
+    listed = write_left_out(spec, data_dir, index_dir, record)
     if not kept + new:
-        what = "; ".join(problems)
-        raise TargetError(f"{data_dir / str(spec.root)}: no video to train on: {what}; {spec.how_to_prepare}")
-    if problems and not allow_missing:
         raise TargetError(
-            f"{spec.name}: {'; '.join(problems)}; the rest is packed. Restore them and prepare again, "
-            f"or go on without them: sskt prepare --target {spec.name} --allow-missing"
+            f"{data_dir / str(spec.root)}: no video to train on: {what}, all in {listed}; "
+            f"{spec.how_to_prepare}"
         )
-    for problem in problems:
-        say(f"{spec.name}: {problem}; left out, as asked")
-    write_record(spec, data_dir, index_dir, Record(packing, missing, damaged))
+    if what and not allow_missing:
+        again = command_of("prepare", spec, data_dir, index_dir, *record.command_words)
+        raise TargetError(
+            f"{spec.name}: {what}, all in {listed}; the rest is packed. Restore them and prepare again, "
+            f"or go on without them: {again}"
+        )
+    if what:
+        say(f"{spec.name}: {what}, all in {listed}; left out, as asked")
+    write_record(spec, data_dir, index_dir, record)
 
 
 def _pack_all(

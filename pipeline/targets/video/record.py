@@ -1,14 +1,18 @@
-"""Where a target's packs lie, and what is known of those listed videos that have none."""
+"""Where a target's packs lie, and what is known of those listed videos that have none: for the program in
+`prepared-N.json`, for the user, line by line, in `left-out-N.txt`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cache.files import write_durably
+from pipeline.targets.command import folder_words
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.targets.video.pack import SUFFIX, Packing
 from sskt.errors import TargetError
@@ -23,6 +27,16 @@ class Record:
     damaged: dict[str, str] = field(default_factory=dict)  # name to reason
 
     @property
+    def command_words(self) -> list[str]:
+        """The options of `sskt prepare` that ended so."""
+        usual, words = Packing(), []
+        if self.packing.short_px != usual.short_px:
+            words.append(f"--short-side {self.packing.short_px}")
+        if self.packing.quality != usual.quality:
+            words.append(f"--quality {self.packing.quality}")
+        return words + ["--allow-missing"] * bool(self.left_out)
+
+    @property
     def left_out(self) -> set[str]:
         """Videos that the user goes on without."""
         return {*self.missing, *self.damaged}
@@ -35,7 +49,7 @@ def pack_path(spec: TargetSpec, data_dir: Path, index_dir: Path, name: str) -> P
 
 def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | None:
     """How the preparation of this split ended; None if it has not. Raises TargetError for a damaged file."""
-    path = _file(spec, data_dir, index_dir)
+    path = _file(spec, data_dir, index_dir, "prepared", "json")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Record(Packing(**found["packing"]), tuple(found["missing"]), dict(found["damaged"]))
@@ -44,14 +58,30 @@ def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | N
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TargetError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); remove it and run "
-            f"sskt prepare --target {spec.name} again"
+            f"`{command_of('prepare', spec, data_dir, index_dir)}` again"
         ) from None
 
 
 def write_record(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
     """Keep how it ended."""
     text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
-    write_durably(_file(spec, data_dir, index_dir), text.encode())
+    write_durably(_file(spec, data_dir, index_dir, "prepared", "json"), text.encode())
+
+
+def write_left_out(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> Path:
+    """Keep every video that cannot be used, with the reason, as text; returns where."""
+    path = _file(spec, data_dir, index_dir, "left-out", "txt")
+    reasons = dict.fromkeys(record.missing, "not there") | record.damaged
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{name}\t{reasons[name]}\n" for name in sorted(reasons))
+    write_durably(path, os.fsencode(text))
+    return path
+
+
+def command_of(verb: str, spec: TargetSpec, data_dir: Path, index_dir: Path, *words: str) -> str:
+    """A command for this target that looks where this one did; `index_dir` lies in the --cache-dir."""
+    named = (f"--target {shlex.quote(spec.as_given)}", *words, *folder_words(data_dir, index_dir.parent))
+    return f"sskt {verb} {' '.join(named)}"
 
 
 def _folder(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Path:
@@ -63,6 +93,6 @@ def _folder(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Path:
     return index_dir / slug
 
 
-def _file(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Path:
+def _file(spec: TargetSpec, data_dir: Path, index_dir: Path, what: str, suffix: str) -> Path:
     split = 1 if spec.videos is None else spec.videos.split
-    return _folder(spec, data_dir, index_dir) / f"prepared-{split}.json"
+    return _folder(spec, data_dir, index_dir) / f"{what}-{split}.{suffix}"
