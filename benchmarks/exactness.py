@@ -4,7 +4,8 @@ usage: exactness.py STORE --target NAME --source NAME [--weights PATH] [--data-d
 
 For N random (sample, view) pairs: the stored row against an eager fp32 forward, batch by batch and without
 any of our execution code, on pixels drawn by the renderer that did not make the store; and against our own
-live path on the renderer that did. The same check with every row shifted by one sample must fail.
+live path on the renderer that did. The same check with every row shifted by one sample must fail. Of videos
+whole clips are drawn, and a source for pictures is shown their centre frames, the default of `--source-frames`.
 """
 
 import argparse
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cache.store import Store
 from pipeline.choices import Augmentation
+from pipeline.fingerprint import seen_by
 from pipeline.render import open_renderer
 from pipeline.targets import load_index, parse_target
 from sskt.forward import Forward
@@ -54,10 +57,10 @@ def main() -> None:
         Augmentation().training_plan(spec),
         Augmentation().input_map(spec, source.spec),
     )
-    plain = eager(source.module, input_map, draw(index, plan, other, positions, views))
+    plain = eager(source, input_map.side_px, draw(index, plan, other, positions, views))
     forward = Forward.from_dict(store.manifest.made_by)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"), forward=forward)
-    live = frozen.logits(draw(index, plan, made_by, positions, views)).float()
+    live = frozen.logits(draw(index, seen_by(input_map, plan), made_by, positions, views)).float()
     print(f"{store.path}: {args.pairs} pairs, made by {store.manifest.made_by['renderer']}")
     report(f"stored / eager fp32, {other} pixels", stored.float(), plain)
     report(f"stored / live path, {made_by} pixels", stored.float(), live)
@@ -65,7 +68,7 @@ def main() -> None:
 
 
 def draw(index, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
-    """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side)."""
+    """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side), of clips (N, 3, D, side, side)."""
     renderer = open_renderer(
         index, plan, backend=backend, device=torch.device("cpu"), batch_size=64, threads=2
     )
@@ -79,10 +82,22 @@ def draw(index, plan, backend: str, positions: np.ndarray, views: np.ndarray) ->
     return torch.stack([pixels[row] for row in range(len(positions))])
 
 
-def eager(module, input_map, pixels: torch.Tensor) -> torch.Tensor:
-    """The plain way: float32, 32 at a time, no autocast."""
+def eager(source, side_px: int, pixels: torch.Tensor) -> torch.Tensor:
+    """The plain way: f_s written out, float32, 32 at a time, no autocast."""
+    if pixels.ndim == 5 and not source.spec.reads_clips:
+        pixels = pixels[:, :, pixels.shape[2] // 2]
+    mean, std = (
+        torch.tensor(v).view(3, *[1] * (pixels.ndim - 2)) for v in (source.spec.mean, source.spec.std)
+    )
+
+    def shown(batch: torch.Tensor) -> torch.Tensor:
+        x = (batch.float() / 255 - mean) / std
+        if x.shape[-1] == side_px:
+            return x
+        return F.interpolate(x, (side_px, side_px), mode="bilinear", align_corners=False, antialias=False)
+
     with torch.inference_mode():
-        return torch.cat([module(input_map(batch)) for batch in pixels.split(32)])
+        return torch.cat([source.module(shown(batch)) for batch in pixels.split(32)])
 
 
 def report(name: str, ours: torch.Tensor, reference: torch.Tensor) -> None:
