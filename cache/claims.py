@@ -8,6 +8,7 @@ their disjoint shares.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,18 +38,12 @@ class Claims:
 
     def take(self, number: int) -> bool:
         """Claim a unit by its number; False if another process has it. Does not wait."""
-        if self._path is None:
-            return True
-        try:
-            fcntl.lockf(self._file(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except BlockingIOError:
-            return False
-        return True
+        return self._path is None or self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, number)
 
     def give_up(self, number: int) -> None:
         """Let others claim a unit; nothing happens if it was not claimed."""
         if self._path is not None and self._descriptor is not None:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, number)
+            self._locked(fcntl.LOCK_UN, number)
 
     @contextmanager
     def whole_store(self) -> Iterator[None]:
@@ -56,11 +51,24 @@ class Claims:
         if self._path is None:
             yield
             return
-        fcntl.lockf(self._file(), fcntl.LOCK_EX, 1, _WHOLE_STORE)
+        self._locked(fcntl.LOCK_EX, _WHOLE_STORE)
         try:
             yield
         finally:
-            fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, _WHOLE_STORE)
+            self._locked(fcntl.LOCK_UN, _WHOLE_STORE)
+
+    def _locked(self, how: int, number: int) -> bool:
+        """Lock or unlock a byte of the file; False if another process has it."""
+        try:
+            fcntl.lockf(self._file(), how, 1, number)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX lets a file system say either
+                return False
+            raise CacheError(
+                f"{self._path}: cannot be locked ({error.strerror or error}), and claims are locks; mount "
+                f"this file system with POSIX locks, or choose a cache folder on one that has them"
+            ) from error
+        return True
 
     def _file(self) -> int:
         if self._descriptor is None:

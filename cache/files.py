@@ -3,18 +3,23 @@
 Locally they are written beside their place, flushed, renamed, and the folder flushed: Zarr's own LocalStore
 (3.1.6) also writes beside and renames, but never calls fsync, and after a power loss a name may stand for an
 empty file. An object store's put is atomic by itself.
+
+fsspec's own `exists`, `isfile` and `isdir` take any error for "it is not there", and its backends raise what
+their client libraries do. So this room looks at files through the functions here, and `reaching` names every
+failure.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from upath import UPath
 
@@ -47,13 +52,106 @@ def location(text: str | Path) -> Location:
 
 
 def write_durably(path: Location, *parts: bytes | memoryview) -> None:
-    """Put the parts, one after the other, at `path`; an OSError leaves what was there before."""
+    """Put the parts, one after the other, at `path`; an error leaves what was there before."""
     if not isinstance(path, Path):
-        path.write_bytes(b"".join(parts))
+        with reaching(path):
+            path.fs.pipe_file(path.path, b"".join(parts))
         return
     while not _written(temporary_sibling(path), path, parts):
         pass
     sync_folder(path.parent)
+
+
+@contextmanager
+def reaching(place: Location) -> Iterator[None]:
+    """Whatever an object store raises becomes a CacheError, but for FileNotFoundError.
+
+    A failure to reach it is thereby never taken for damage, nor for an absent file. What a local folder
+    raises stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(place, Path) or isinstance(error, FileNotFoundError | CacheError):
+            raise
+        said = " ".join(str(error).split())
+        raise CacheError(
+            f"{place}: cannot be reached ({type(error).__name__}{said and f': {said}'}); look at the network "
+            f"and the rights to the object store and run the same command again, finished units are kept"
+        ) from error
+
+
+def read_file(path: Location) -> bytes:
+    """All bytes of a file."""
+    if isinstance(path, Path):
+        return path.read_bytes()
+    with reaching(path):
+        return bytes(path.fs.cat_file(path.path))
+
+
+def open_file(path: Location) -> BinaryIO:
+    """A file open for reading, not buffered; one of an object store is fetched whole."""
+    return path.open("rb", buffering=0) if isinstance(path, Path) else io.BytesIO(read_file(path))
+
+
+def is_file(path: Location) -> bool:
+    """Whether there is such a file."""
+    if isinstance(path, Path):
+        return path.is_file()
+    with reaching(path), suppress(FileNotFoundError):
+        return bool(path.fs.info(path.path)["type"] == "file")
+    return False
+
+
+def names_in(folder: Location) -> list[str]:
+    """The names of the files and folders in a folder, sorted; none if it is not there."""
+    if isinstance(folder, Path):
+        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return [name for name, _ in _listed(folder)]
+
+
+def subfolders(folder: Location) -> list[Location]:
+    """The folders in a folder, sorted; none if it is not there."""
+    if isinstance(folder, Path):
+        return [folder / name for name in names_in(folder) if (folder / name).is_dir()]
+    return [folder / name for name, kind in _listed(folder) if kind == "directory"]
+
+
+def bytes_below(folder: Location) -> int:
+    """Bytes of all files below a folder, but for those that are being written."""
+    if isinstance(folder, Path):
+        files = [file for file in folder.rglob("*") if TEMPORARY not in file.name and file.is_file()]
+        return sum(file.stat().st_size for file in files)
+    with reaching(folder):
+        return sum(int(info["size"]) for info in folder.fs.find(folder.path, detail=True).values())
+
+
+def delete_file(path: Location) -> None:
+    """Remove a file; nothing happens if it is not there."""
+    with reaching(path), suppress(FileNotFoundError):
+        if isinstance(path, Path):
+            path.unlink()
+        else:
+            path.fs.rm(path.path)
+
+
+def delete_folder(folder: Location) -> None:
+    """Remove a folder and all that is in it.
+
+    A local one is renamed first: its place is free at once, and what a kill leaves of it is swept.
+    """
+    if not isinstance(folder, Path):
+        with reaching(folder), suppress(FileNotFoundError):
+            folder.fs.rm(folder.path, recursive=True)
+        return
+    descriptor = _hold(folder)
+    try:
+        temporary = folder.rename(temporary_sibling(folder))
+        sync_folder(folder.parent)
+        shutil.rmtree(temporary)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -108,6 +206,14 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
+def _listed(folder: UPath) -> list[tuple[str, str]]:
+    """Name and type of everything in a folder of an object store, sorted by name."""
+    with reaching(folder), suppress(FileNotFoundError):
+        found = folder.fs.ls(folder.path, detail=True)
+        return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in found)
+    return []
+
+
 def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...]) -> bool:
     """Whether it worked; False in the rare case that the new file was swept before it was held."""
     try:
@@ -158,12 +264,14 @@ def _hold(folder: Path) -> int | None:
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Hold what is open until it is closed; False if another process does."""
+    """Hold what is open until it is closed; without `wait` False if another process does, or might."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
+        if wait:
+            raise
         return False
     return True
 

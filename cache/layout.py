@@ -21,7 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
-from cache.files import Location, new_folder, sync_folder, sync_tree, write_durably
+from cache.files import Location, is_file, new_folder, read_file, sync_folder, sync_tree, write_durably
 from cache.form import TAIL_NUMBERS, Form
 from cache.manifest import Manifest
 
@@ -119,10 +119,10 @@ def create_group(
 
 def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store."""
-    if not (path / "zarr.json").is_file():
+    if not is_file(path / "zarr.json"):
         raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; precompute makes one")
     try:
-        names = [name for name in ("logits", "topk") if (path / name / "zarr.json").is_file()]
+        names = [name for name in ("logits", "topk") if is_file(path / name / "zarr.json")]
         metadata = [f"{name}/zarr.json" for name in (*names, "units", *TABLES)]
         group = zarr.open_group(_in_memory(path, ["zarr.json", *metadata]), mode="r", zarr_format=3)
         attributes = group.attrs.asdict()
@@ -175,7 +175,7 @@ def table_sha256(table: NDArray[Any]) -> str:
 
 def set_views(path: Location, name: str, n_views: int) -> None:
     """Set an array's first length; Zarr's own resize is not flushed, and deletes chunks when it shrinks."""
-    metadata = json.loads((path / name / "zarr.json").read_text())
+    metadata = json.loads(read_file(path / name / "zarr.json"))
     metadata["shape"][0] = n_views
     write_durably(path / name / "zarr.json", json.dumps(metadata, indent=2).encode())
 
@@ -204,7 +204,7 @@ def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[
         _build(built, manifest, layout, tables)
         files = sorted(file for file in built.rglob("*") if file.is_file() and file.parent != built)
         for file in (*files, built / BACKUP, built / "zarr.json"):
-            (path / str(file.relative_to(built))).write_bytes(file.read_bytes())
+            write_durably(path / str(file.relative_to(built)), file.read_bytes())
 
 
 def _create_table(group: zarr.Group, name: str, table: NDArray[Any]) -> None:
@@ -222,7 +222,7 @@ def _in_memory(path: Location, files: list[str], absent: list[str] | None = None
     buffer, found = default_buffer_prototype().buffer, {}
     for name in files:
         try:
-            found[name] = buffer.from_bytes((path / name).read_bytes())
+            found[name] = buffer.from_bytes(read_file(path / name))
         except FileNotFoundError:
             if name not in (absent or []):
                 raise

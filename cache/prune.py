@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from cache.claims import claims_file
 from cache.errors import CacheError, StoreDamaged
-from cache.files import TEMPORARY, Location, abandoned, sweep
+from cache.files import TEMPORARY, Location, abandoned, delete_file, delete_folder, is_file, sweep
 
 
 def leftovers(root: Location) -> list[Path]:
@@ -26,15 +25,14 @@ def remove_store(path: Location) -> None:
     """Delete a store; from the first moment on it is none. Raises StoreDamaged if `path` is no store and
     CacheError if it cannot be deleted.
     """
-    if path.suffix != ".zarr" or not (path / "zarr.json").is_file():
+    if path.suffix != ".zarr" or not is_file(path / "zarr.json"):
         raise StoreDamaged(f"{path}: is not a store, nothing was removed; sskt cache ls lists them")
     try:
-        (path / "zarr.json").unlink()
         if isinstance(path, Path):
-            claims_file(path).unlink(missing_ok=True)
-            shutil.rmtree(path)
+            delete_file(claims_file(path))
         else:
-            path.fs.rm(path.path, recursive=True)
+            delete_file(path / "zarr.json")
+        delete_folder(path)
     except OSError as error:
         raise CacheError(f"{path}: cannot be removed ({error.strerror or error})") from error
 

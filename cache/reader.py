@@ -11,7 +11,7 @@ import numpy as np
 
 from cache import layout as layouts
 from cache.errors import StoreDamaged, StoreIncomplete, StoreMismatch
-from cache.files import TEMPORARY, Location
+from cache.files import Location, bytes_below
 from cache.form import Form
 from cache.layout import Layout
 from cache.unit import Unit, UnitFault, UnitFiles
@@ -136,8 +136,7 @@ class StoreReader:
     @property
     def nbytes(self) -> int:
         """Bytes of all files of the store, but for those that are being written."""
-        files = [file for file in self.path.rglob("*") if TEMPORARY not in file.name and file.is_file()]
-        return sum(int(file.stat().st_size) for file in files)
+        return bytes_below(self.path)
 
     @property
     def complete(self) -> bool:

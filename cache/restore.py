@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from cache.errors import StoreDamaged
-from cache.files import Location, write_durably
+from cache.files import Location, names_in, read_file, write_durably
 from cache.layout import BACKUP
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -21,11 +21,11 @@ def restore_metadata(path: Location) -> list[str]:
     copy is damaged too.
     """
     try:
-        copy = json.loads((path / BACKUP).read_text())
+        copy = json.loads(read_file(path / BACKUP))
         files = copy["files"]
         if hashlib.sha256(json.dumps(files).encode()).hexdigest() != copy["sha256"]:
             raise ValueError("its checksum differs")
-        entries = [entry.name.split(".") for entry in (path / "units").iterdir()]
+        entries = [name.split(".") for name in names_in(path / "units")]
     except _UNREADABLE as error:
         raise StoreDamaged(
             f"{path / BACKUP}: the copy of the store's metadata is damaged too ({error}); "
@@ -50,7 +50,7 @@ def restore_metadata(path: Location) -> list[str]:
 def _read(file: Location) -> dict[str, Any] | None:
     """A JSON object; None if it is not there or none."""
     try:
-        metadata = json.loads(file.read_bytes())
+        metadata = json.loads(read_file(file))
     except (OSError, ValueError):
         return None
     return metadata if isinstance(metadata, dict) else None

@@ -14,7 +14,7 @@ import numpy as np
 from cache import layout as layouts
 from cache.claims import Claims
 from cache.errors import CacheError, StoreMismatch
-from cache.files import TEMPORARY, Location, sweep
+from cache.files import TEMPORARY, Location, is_file, subfolders, sweep
 from cache.form import Form
 from cache.layout import Layout, default_block_rows
 from cache.manifest import require_match
@@ -68,7 +68,7 @@ class Store(StoreReader):
         layout = Layout(views, len(ids), form, block_rows or default_block_rows(len(ids)))
         if views < 1 or layout.block_rows < 1:
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")
-        if not (path / "zarr.json").exists() and layouts.create_group(path, manifest, layout, tables):
+        if not is_file(path / "zarr.json") and layouts.create_group(path, manifest, layout, tables):
             return cls.open(path)
         store = cls.open(path)
         require_match(path, store.manifest.identity, manifest.identity)
@@ -177,8 +177,7 @@ class Store(StoreReader):
 def find_stores(root: Location) -> list[Location]:
     """Every store folder below `root`, sorted; unfinished ones and the insides of stores are not visited."""
     if root.suffix == ".zarr":
-        return [root] if (root / "zarr.json").is_file() else []
-    if TEMPORARY in root.name or not root.is_dir():
+        return [root] if is_file(root / "zarr.json") else []
+    if TEMPORARY in root.name:
         return []
-    inner: list[Location] = sorted(root.iterdir(), key=str)
-    return [store for place in inner for store in find_stores(place)]
+    return [store for place in subfolders(root) for store in find_stores(place)]

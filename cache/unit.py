@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 
 from cache.errors import CacheError
-from cache.files import Location, sync_folder, write_durably
+from cache.files import Location, delete_file, names_in, open_file, read_file, sync_folder, write_durably
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +70,7 @@ class UnitFiles:
     def read_entry(self, unit: Unit) -> int | None:
         """The payload's CRC32C as the entry states it, None without one; UnitFault if it is damaged."""
         try:
-            stored = self.entry(unit).read_bytes()
+            stored = read_file(self.entry(unit))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -84,23 +84,20 @@ class UnitFiles:
 
     def entries(self) -> set[str]:
         """The names of the files in `units`: one listing, however many units there are."""
-        try:
-            return {file.name for file in (self.path / "units").iterdir()}
-        except FileNotFoundError:
-            return set()
+        return set(names_in(self.path / "units"))
 
     def delete(self, unit: Unit) -> None:
         """Remove the entry, then the payload; a reader in between finds no unit."""
-        self.entry(unit).unlink(missing_ok=True)
+        delete_file(self.entry(unit))
         if isinstance(self.path, Path):
             sync_folder(self.path / "units")
-        self.payload(unit).unlink(missing_ok=True)
+        delete_file(self.payload(unit))
 
     def read_payload(self, unit: Unit, entry: int, out: Rows) -> None:
         """Fill `out`, contiguous (rows, K), from the chunk file; UnitFault unless `entry` is its checksum."""
         expected = self.block_rows * self.form.width * 2 + _CRC_BYTES
         try:
-            with self.payload(unit).open("rb", buffering=0) as file:
+            with open_file(self.payload(unit)) as file:
                 n_read, crc = _read_and_hash(file, _flat(out))
                 rest = file.read()
         except FileNotFoundError:

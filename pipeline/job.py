@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cache.files import Location
+from cache.files import Location, is_file
 from cache.manifest import digest
 from cache.store import Store
 from pipeline.fingerprint import identity, seen_by, source_identity, store_folder
@@ -74,7 +74,7 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
     def of_form(top_k: int | None) -> Destination:
         fields = identity(about, input_map, job.plan, job.index, top_k=top_k)
         path = folder / f"{digest(fields)[:12]}.zarr"
-        return Destination(path, fields, top_k, (path / "zarr.json").exists())
+        return Destination(path, fields, top_k, is_file(path / "zarr.json"))
 
     dense, wanted = of_form(None), job.top_k
     if wanted is None:

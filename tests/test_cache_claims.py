@@ -1,5 +1,6 @@
 """Several processes on one store: claims, sweeping, growing; and the same store behind a URL."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_samples import ALL_UNITS, fill, filled_store, flip_byte, logits_of, new_store, payload_file
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from cache.errors import CacheError, StoreDamaged, StoreIncomplete, StoreMismatch
@@ -210,6 +212,78 @@ def test_another_identity_behind_a_url_is_refused():
     new_store(place)
     with pytest.raises(StoreMismatch, match=r"plan\.seed is 7 in the store and 8 in this run"):
         new_store(place, identity={"plan": {"seed": 8}})
+
+
+class EndpointConnectionError(Exception):
+    """What a client library raises: no OSError."""
+
+
+def unreachable(*_args, **_options):
+    raise EndpointConnectionError('Could not connect to the endpoint URL: "https://bucket/x"')
+
+
+ON_A_NETWORK = {
+    "open": lambda store: Store.open(store.path),
+    "create": lambda store: new_store(store.path.parent, views=1),
+    "find": lambda store: find_stores(store.path.parent),
+    "view": lambda store: store.view(0),
+    "table": lambda store: store.contents,
+    "verify": lambda store: store.verify(),
+    "pending": lambda store: store.pending(2),
+    "finished": lambda store: store.finished(Unit(0, 0)),
+    "write": lambda store: store.write_unit(Unit(1, 2), logits_of(store)[1, 8:]),
+    "discard": lambda store: store.discard(Unit(0, 0)),
+    "grow": lambda store: store.grow(3),
+    "trim": lambda store: store.trim(1),
+    "bytes": lambda store: store.nbytes,
+    "restore": lambda store: restore_metadata(store.path),
+    "remove": lambda store: remove_store(store.path),
+}
+
+
+@pytest.mark.parametrize("act", ON_A_NETWORK)
+def test_an_object_store_out_of_reach_is_one_sentence_and_no_damage(monkeypatch, act):
+    place = in_memory()
+    logits = logits_of(new_store(place))
+    fill(new_store(place), logits)
+    store = Store.open(place / "s.zarr")
+    for method in ("cat_file", "pipe_file", "info", "ls", "find", "rm", "_open"):
+        monkeypatch.setattr(MemoryFileSystem, method, unreachable)
+    with pytest.raises(CacheError, match=r"cannot be reached \(EndpointConnectionError: Could not") as caught:
+        ON_A_NETWORK[act](store)
+    assert not isinstance(caught.value, StoreDamaged)
+    monkeypatch.undo()
+    again = Store.open(store.path)
+    assert (again.verify(), again.complete, again.n_views) == ([], True, 2)
+
+
+@pytest.mark.parametrize("method", ["cat_file", "pipe_file"])
+def test_a_transfer_that_fails_is_one_sentence(monkeypatch, method):
+    store = new_store(in_memory())
+    rows = logits_of(store)[0, :4]
+    store.write_unit(Unit(0, 0), rows)
+    monkeypatch.setattr(MemoryFileSystem, method, unreachable)
+    for act in (lambda: store.write_unit(Unit(0, 1), rows), lambda: store.grow(5)):
+        with pytest.raises(CacheError, match="cannot be reached"):
+            act()
+    monkeypatch.undo()
+    assert len(store.pending(2)) == 5
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, code):
+    store = new_store(tmp_path)
+
+    def no_lock(*_args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("cache.claims.fcntl.lockf", no_lock)
+    for act in (lambda: store.claim(Unit(0, 0)), lambda: store.grow(3)):
+        with pytest.raises(CacheError, match=rf"s\.zarr\.lock: cannot be locked \({os.strerror(code)}\)"):
+            act()
+    monkeypatch.setattr("cache.files.fcntl.flock", no_lock)
+    (store.path / "units" / "c.0.0.tmp-ffff").write_bytes(b"")
+    assert store.sweep() == 0, "nobody can say whether it is still being written"
 
 
 def test_a_url_that_no_package_opens_is_told():
