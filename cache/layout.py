@@ -21,9 +21,17 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
-from cache.files import Location, is_file, new_folder, read_file, sync_folder, sync_tree, write_durably
+from cache.files import (
+    Location,
+    is_file,
+    new_folder,
+    read_file,
+    sync_folder,
+    sync_tree,
+    write_durably,
+)
 from cache.form import TAIL_NUMBERS, Form
-from cache.manifest import Manifest
+from cache.manifest import Manifest, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 MANIFEST = "sskt"  # the group attribute that holds the manifest
 TABLES_SHA256 = "tables_sha256"  # the group attribute that holds one sha256 per table
 N_CLASSES = "n_classes"  # the group attribute with K, which the rows of a top-k store do not show
+ATTRIBUTES_SHA256 = "attributes_sha256"  # and the one with the sha256 of all the others
 _TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # pictures or clips
 TABLES = tuple(_TABLE_AXES)  # the arrays written once, at creation
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -46,7 +55,7 @@ _UNREADABLE = (
 )  # what Zarr raises for damaged metadata
 _MAX_BLOCK_ROWS = 4096
 BACKUP = "backup.json"  # beside the group's metadata: a copy of all of it as created, with a checksum
-_RESTORE = "`sskt cache verify {} --repair` restores it"
+RESTORES = "`sskt cache verify {} --repair` restores it"
 
 
 def default_block_rows(n_samples: int) -> int:
@@ -120,7 +129,8 @@ def create_group(
 def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store."""
     if not is_file(path / "zarr.json"):
-        raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; precompute makes one")
+        remedy = RESTORES.format(path) if is_file(path / BACKUP) else "precompute makes one"
+        raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; {remedy}")
     try:
         names = [name for name in ("logits", "topk") if is_file(path / name / "zarr.json")]
         metadata = [f"{name}/zarr.json" for name in (*names, "units", *TABLES)]
@@ -129,10 +139,11 @@ def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
         arrays = {name: _array(group, name) for name in (names[0] if names else "logits", "units", *TABLES)}
     except _UNREADABLE as error:
         raise StoreDamaged(
-            f"{path}: is not a readable store ({_first_line(error)}); {_RESTORE.format(path)}"
+            f"{path}: is not a readable store ({_first_line(error)}); {RESTORES.format(path)}"
         ) from error
     manifest = Manifest.from_dict(_attribute(path, attributes, MANIFEST), path)
     sums = {name: str(value) for name, value in _attribute(path, attributes, TABLES_SHA256).items()}
+    _require_sum(path, attributes)
     return manifest, _sound_layout(path, arrays, attributes.get(N_CLASSES)), sums
 
 
@@ -147,13 +158,13 @@ def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
         table = np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[...])
     except _UNREADABLE as error:
         raise StoreDamaged(
-            f"{path / name}: cannot be read ({_first_line(error)}); {_RESTORE.format(path)}"
+            f"{path / name}: cannot be read ({_first_line(error)}); {RESTORES.format(path)}"
         ) from error
     found = table_sha256(table)
     if found != sha256:
         raise StoreDamaged(
             f"{path / name}: was edited or damaged, its values have the sha256 {found[:12]}, "
-            f"expected {str(sha256)[:12]}; {_RESTORE.format(path)}"
+            f"expected {str(sha256)[:12]}; {RESTORES.format(path)}"
         )
     return table
 
@@ -180,6 +191,12 @@ def set_views(path: Location, name: str, n_views: int) -> None:
     write_durably(path / name / "zarr.json", json.dumps(metadata, indent=2).encode())
 
 
+def backup_of(files: dict[str, str]) -> bytes:
+    """What BACKUP holds: the text of every zarr.json, by its path in the store, and their sha256."""
+    sha256 = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": sha256}).encode()
+
+
 def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
     v, n, b, form = layout.n_views, layout.n_samples, layout.block_rows, layout.form
     attributes = {
@@ -187,6 +204,7 @@ def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, 
         TABLES_SHA256: {name: table_sha256(table) for name, table in tables.items()},
         N_CLASSES: form.n_classes,
     }
+    attributes[ATTRIBUTES_SHA256] = digest(attributes)
     group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
     shape, chunks = (v, n, form.width), (1, b, form.width)
     _create(group, form.array, form.dtype.name, shape=shape, chunks=chunks, fill=form.fill)
@@ -194,8 +212,7 @@ def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, 
     for name, table in tables.items():
         _create_table(group, name, table)
     files = {str(f.relative_to(path)): f.read_text() for f in sorted(path.rglob("zarr.json"))}
-    sha256 = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    (path / BACKUP).write_text(json.dumps({"files": files, "sha256": sha256}))
+    (path / BACKUP).write_bytes(backup_of(files))
 
 
 def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
@@ -271,6 +288,17 @@ def _attribute(path: Location, attributes: dict[str, Any], name: str) -> dict[st
     return found
 
 
+def _require_sum(path: Location, attributes: dict[str, Any]) -> None:
+    """StoreDamaged unless the attributes are the ones written; stores from before this sum have none."""
+    others = {name: value for name, value in attributes.items() if name != ATTRIBUTES_SHA256}
+    stated = str(attributes.get(ATTRIBUTES_SHA256, digest(others)))
+    if digest(others) != stated:
+        raise StoreDamaged(
+            f"{path}: its attributes were edited or damaged, they have the sha256 {digest(others)[:12]}, "
+            f"expected {stated[:12]}; {RESTORES.format(path)}"
+        )
+
+
 def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_classes: object) -> Layout:
     """The sizes, from the arrays; StoreDamaged unless these fit each other."""
     name = "topk" if "topk" in arrays else "logits"
@@ -278,12 +306,12 @@ def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_class
     if rows.ndim != 3 or units.ndim != 2:
         raise StoreDamaged(
             f"{path}: {name} and units have {rows.ndim} and {units.ndim} axes, expected 3 and 2; "
-            f"{_RESTORE.format(path)}"
+            f"{RESTORES.format(path)}"
         )
     width = rows.shape[2]
     n_classes = width if n_classes is None and name == "logits" else n_classes  # stores from before top-k
     if not isinstance(n_classes, int):
-        raise StoreDamaged(f"{path}: its attribute {N_CLASSES} is {n_classes!r}; {_RESTORE.format(path)}")
+        raise StoreDamaged(f"{path}: its attribute {N_CLASSES} is {n_classes!r}; {RESTORES.format(path)}")
     form = Form(n_classes, None if name == "logits" else (width - TAIL_NUMBERS) // 2)
     layout = Layout(units.shape[0], rows.shape[1], form, rows.chunks[1])
     # `logits` may be ahead of `units` by some views: it grows first, and a kill in between must not matter.
@@ -307,7 +335,7 @@ def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_class
 
 def _require(path: Location, what: str, found: object, wanted: object) -> None:
     if found != wanted:
-        raise StoreDamaged(f"{path}: its {what} is {found}, expected {wanted}; {_RESTORE.format(path)}")
+        raise StoreDamaged(f"{path}: its {what} is {found}, expected {wanted}; {RESTORES.format(path)}")
 
 
 def _first_line(error: Exception) -> str:

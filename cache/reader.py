@@ -14,6 +14,7 @@ from cache.errors import StoreDamaged, StoreIncomplete, StoreMismatch
 from cache.files import Location, bytes_below
 from cache.form import Form
 from cache.layout import Layout
+from cache.restore import metadata_faults
 from cache.unit import Unit, UnitFault, UnitFiles
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class StoreReader:
         return list(fresh._problems())
 
     def _problems(self) -> Iterator[Problem]:
+        yield from (Problem(None, fault) for fault in metadata_faults(self.path))
         for name in layouts.TABLES:
             try:
                 self._table(name)

@@ -1,50 +1,102 @@
-"""Put a store's metadata back from the copy that was made with it."""
+"""A store's metadata and the copy that was made with it: what differs, and putting either back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreDamaged
-from cache.files import Location, names_in, read_file, write_durably
-from cache.layout import BACKUP
+from cache.files import Location, is_file, names_in, read_file, write_durably
+from cache.layout import BACKUP, RESTORES, TABLES, backup_of, read_group
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-_GROWING = ("logits/zarr.json", "topk/zarr.json", "units/zarr.json")
+_UNITS = "units/zarr.json"
+_GROWING = ("logits/zarr.json", "topk/zarr.json", _UNITS)
+
+
+def metadata_faults(path: Location) -> list[str]:
+    """What is wrong with the copy of a store's metadata, or with metadata that differs from it."""
+    restores = RESTORES.format(path)
+    try:
+        files = _copied(path)
+    except _UNREADABLE as error:
+        return [f"{path / BACKUP}: the copy of the metadata cannot be used ({error}); {restores}"]
+    return [
+        f"{path / name}: was edited or damaged, it differs from its copy in {BACKUP}; {restores}"
+        for name, wanted in files.items()
+        if not _sound(name, _read(path / name), wanted)
+    ]
 
 
 def restore_metadata(path: Location) -> list[str]:
-    """Put the group's and the arrays' zarr.json back from the copy that was made with them; returns which.
+    """Put the group's and the arrays' zarr.json back from the copy that was made with them, or the copy back
+    from sound metadata; returns which files.
 
-    The number of views becomes what the units need, if the store has grown since. Raises StoreDamaged if the
-    copy is damaged too.
+    The number of views is that of the arrays that are left, or what the entries need. Raises StoreDamaged if
+    metadata and copy are both damaged, or `path` is no store.
     """
     try:
-        copy = json.loads(read_file(path / BACKUP))
-        files = copy["files"]
-        if hashlib.sha256(json.dumps(files).encode()).hexdigest() != copy["sha256"]:
-            raise ValueError("its checksum differs")
-        entries = [name.split(".") for name in names_in(path / "units")]
+        files = _copied(path)
     except _UNREADABLE as error:
-        raise StoreDamaged(
-            f"{path / BACKUP}: the copy of the store's metadata is damaged too ({error}); "
-            f"precompute into another cache folder"
-        ) from error
+        return _copy_again(path, error)
     there = {name: _read(path / name) for name in files}
-    sizes = [_views(metadata) for name, metadata in there.items() if name in _GROWING]
-    views = max(1 + max((int(e[1]) for e in entries if len(e) == 3 and e[1].isdecimal()), default=0), *sizes)
+    views = _views_left(path, files, there)
     restored = []
-    for name, text in files.items():
-        wanted = json.loads(text)
+    for name, wanted in files.items():
+        sound = _sound(name, there[name], wanted)
         if name in _GROWING:
-            wanted["shape"][0] = max(views, wanted["shape"][0])
-            if _same_but_views(there[name], wanted):
-                continue
-        if there[name] != wanted:
+            # rows may be ahead of `units`: they grow first, shrink last, and a kill in between is no damage
+            ahead = name != _UNITS and _views(there[name]) > views
+            sound = sound and (ahead or _views(there[name]) == views)
+            wanted["shape"][0] = views
+        if not sound:
+            if isinstance(path, Path):
+                (path / name).parent.mkdir(exist_ok=True)
             write_durably(path / name, json.dumps(wanted, indent=2).encode())
             restored.append(name)
     return restored
+
+
+def _copied(path: Location) -> dict[str, dict[str, Any]]:
+    """The metadata of every file, as created; raises one of _UNREADABLE if the copy is damaged."""
+    copy = json.loads(read_file(path / BACKUP))
+    texts = copy["files"]
+    if hashlib.sha256(json.dumps(texts).encode()).hexdigest() != copy["sha256"]:
+        raise ValueError("its checksum differs")
+    return {name: json.loads(text) for name, text in texts.items()}
+
+
+def _copy_again(path: Location, error: Exception) -> list[str]:
+    """Write the copy from the metadata in use; StoreDamaged if that is damaged as well."""
+    try:
+        layout = read_group(path)[1]
+    except StoreDamaged as damage:
+        if not any(is_file(path / name) for name in (BACKUP, "zarr.json")):
+            raise
+        raise StoreDamaged(
+            f"{path / BACKUP}: the copy of the store's metadata is damaged too ({error}); "
+            f"precompute into another cache folder"
+        ) from damage
+    folders = sorted((layout.form.array, "units", *TABLES))
+    names = [*(f"{folder}/zarr.json" for folder in folders), "zarr.json"]
+    files = {name: read_file(path / name).decode() for name in names}
+    write_durably(path / BACKUP, backup_of(files))
+    return [BACKUP]
+
+
+def _views_left(path: Location, files: dict[str, Any], there: dict[str, dict[str, Any] | None]) -> int:
+    """How many views a store has: what `units` says where it and the rows are sound; else what is left says,
+    but at least what the entries need; as many as it was created with if none of that is left.
+    """
+    left = {n: _views(there[n]) for n in files if n in _GROWING and _sound(n, there[n], files[n])}
+    if len(left) > 1 and left[_UNITS] == min(left.values()):
+        return left[_UNITS]
+    entries = [name.split(".") for name in names_in(path / "units")]
+    needed = [1 + int(e[1]) for e in entries if len(e) == 3 and e[1].isdecimal()]
+    views: int = max([*needed, *([min(left.values())] if left else [])], default=files[_UNITS]["shape"][0])
+    return views
 
 
 def _read(file: Location) -> dict[str, Any] | None:
@@ -56,20 +108,14 @@ def _read(file: Location) -> dict[str, Any] | None:
     return metadata if isinstance(metadata, dict) else None
 
 
+def _sound(name: str, found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """Whether metadata is what was created, however many views an array that grows has room for."""
+    if found is not None and name in _GROWING and _views(found) > 0:
+        wanted = {**wanted, "shape": [_views(found), *wanted["shape"][1:]]}
+    return found == wanted
+
+
 def _views(metadata: dict[str, Any] | None) -> int:
     """How many views an array has room for, as far as its metadata can be understood."""
     shape = (metadata or {}).get("shape")
     return shape[0] if isinstance(shape, list) and shape and isinstance(shape[0], int) else 0
-
-
-def _same_but_views(found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    """Whether an array's metadata is sound, however many views it has room for."""
-    return (
-        found is not None
-        and _views(found) > 0
-        and found
-        == {
-            **wanted,
-            "shape": [_views(found), *wanted["shape"][1:]],
-        }
-    )

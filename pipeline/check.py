@@ -76,7 +76,7 @@ def verify_store(
     `target` and `weights` say where these are if they have moved. Raises what opening them raises; nothing
     has been given up then.
     """
-    mended = _open_mended(path, repair)
+    mended = restore_metadata(path) if repair else []
     store = Store.open(path)
     problems = store.verify()
     if problems and repair:
@@ -91,17 +91,6 @@ def verify_store(
     rows = [{"unit": str(p.unit) if p.unit else None, "problem": p.what} for p in problems]
     verdict = _verdict(store, rows, mended, agreement)
     return Verified(str(path), rows, mended, agreement, verdict)
-
-
-def _open_mended(path: Location, repair: bool) -> list[str]:
-    """Try to open a store; with `repair`, metadata that cannot be read comes back from its copy."""
-    try:
-        Store.open(path)
-    except StoreDamaged:
-        if not repair:
-            raise
-        return restore_metadata(path)
-    return []
 
 
 def _mend(

@@ -1,6 +1,8 @@
 """Several processes on one store: claims, sweeping, growing; and the same store behind a URL."""
 
 import errno
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -320,6 +322,114 @@ def test_a_damaged_copy_of_the_metadata_is_told(tmp_path):
     flip_byte(store.path / "backup.json", 40)
     with pytest.raises(StoreDamaged, match=r"backup\.json: the copy of the store's metadata is damaged too"):
         restore_metadata(store.path)
+
+
+METADATA = ("zarr.json", "logits/zarr.json", "units/zarr.json")
+SETS = [names for n in (1, 2, 3) for names in itertools.combinations(METADATA, n)]
+
+
+@pytest.mark.parametrize("damaged", SETS, ids=["+".join(names) for names in SETS])
+@pytest.mark.parametrize(
+    "life", ["grown", "grown, not filled", "trimmed", "trimmed and grown", "trim killed"]
+)
+def test_every_finished_unit_of_a_grown_or_trimmed_store_comes_back(tmp_path, monkeypatch, life, damaged):
+    store, logits = filled_store(tmp_path, views=2 if "grown" in life else 3)
+    if life == "trim killed":
+        monkeypatch.setattr("cache.unit.UnitFiles.delete", unreachable)
+        with pytest.raises(EndpointConnectionError):
+            store.trim(1)
+        monkeypatch.undo()
+    elif "trimmed" in life:
+        store.trim(1)
+    if "grown" in life:
+        store.grow(4)
+    if life == "grown":
+        store.write_unit(Unit(3, 1), logits[0, 4:8])
+    views, finished = Store.open(store.path).n_views, set(store.finished_units())
+    for name in damaged:
+        (store.path / name).write_text("{}")
+    assert set(restore_metadata(store.path)) >= set(damaged)
+    again = Store.open(store.path)
+    assert again.verify() == []
+    assert set(again.finished_units()) >= finished
+    known = not {"logits/zarr.json", "units/zarr.json"} <= set(damaged)
+    assert again.n_views == views or not known or life == "trim killed"
+    np.testing.assert_array_equal(again.view(0), logits[0])
+    again.grow(4)
+    assert Store.open(store.path).n_views == 4
+
+
+def test_nothing_is_restored_where_nothing_is_wrong(tmp_path, monkeypatch):
+    store, _ = filled_store(tmp_path, views=3)
+    monkeypatch.setattr("cache.unit.UnitFiles.delete", unreachable)
+    with pytest.raises(EndpointConnectionError):
+        store.trim(1)
+    assert restore_metadata(store.path) == []
+    assert Store.open(store.path).n_views == 1
+
+
+def edit_attributes(store, change):
+    data = json.loads((store.path / "zarr.json").read_text())
+    change(data["attributes"])
+    (store.path / "zarr.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a.update(n_classes=500), lambda a: a["tables_sha256"].update(ids="0" * 64)]
+)
+def test_edited_attributes_are_named_and_restored(tmp_path, change):
+    store = new_store(tmp_path, classes=50, top_k=6)
+    edit_attributes(store, change)
+    with pytest.raises(StoreDamaged, match=r"its attributes were edited .* --repair` restores it"):
+        Store.open(store.path)
+    assert restore_metadata(store.path) == ["zarr.json"]
+    again = Store.open(store.path)
+    assert (again.n_classes, again.verify()) == (50, [])
+
+
+def without_sum(store):
+    """The store as it would have been made before its attributes had a sum."""
+    edit_attributes(store, lambda a: a.pop("attributes_sha256"))
+    (store.path / "backup.json").unlink()
+    assert restore_metadata(store.path) == ["backup.json"]
+    return store
+
+
+def test_attributes_of_an_old_store_are_held_against_the_copy(tmp_path):
+    store = without_sum(new_store(tmp_path, classes=50, top_k=6))
+    assert Store.open(store.path).verify() == []
+    edit_attributes(store, lambda a: a.update(n_classes=500))
+    ((unit, what),) = Store.open(store.path).verify()
+    assert unit is None
+    assert "s.zarr/zarr.json: was edited or damaged, it differs from its copy" in what
+    assert restore_metadata(store.path) == ["zarr.json"]
+    assert Store.open(store.path).n_classes == 50
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_lost_copy_of_the_metadata_is_named_and_written_again(tmp_path, damage):
+    store, _ = filled_store(tmp_path)
+    copy = store.path / "backup.json"
+    whole = copy.read_bytes()
+    if damage == "flipped":
+        flip_byte(copy, 40)
+    else:
+        copy.write_bytes(whole[:100]) if damage == "cut" else copy.unlink()
+    (problem,) = Store.open(store.path).verify()
+    assert "s.zarr/backup.json: the copy of the metadata cannot be used" in problem.what
+    assert restore_metadata(store.path) == ["backup.json"]
+    assert copy.read_bytes() == whole
+    assert store.verify() == []
+
+
+def test_metadata_that_opens_but_is_not_what_was_made_is_named(tmp_path):
+    store, _ = filled_store(tmp_path)
+    file = store.path / "logits" / "zarr.json"
+    file.write_text(file.read_text().replace('"NaN"', "0.0"))
+    (problem,) = Store.open(store.path).verify()
+    assert "logits/zarr.json: was edited or damaged" in problem.what
+    assert restore_metadata(store.path) == ["logits/zarr.json"]
+    assert store.verify() == []
 
 
 def test_trimming_gives_the_space_back_and_keeps_the_first_views(tmp_path):

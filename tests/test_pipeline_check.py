@@ -109,9 +109,16 @@ def edit_manifest(path):
     path.write_text(json.dumps(data))
 
 
+def edit_sum(path):
+    data = json.loads(path.read_text())
+    data["attributes"]["tables_sha256"]["ids"] = "0" * 64
+    path.write_text(json.dumps(data))
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
+        ("zarr.json", edit_sum, "its attributes were edited"),
         ("zarr.json", edit_manifest, "its manifest was edited"),
         ("zarr.json", cut, "not a readable store"),
         ("logits/zarr.json", lambda p: p.write_text("{}"), "not a readable store"),
@@ -129,6 +136,22 @@ def test_damaged_metadata_is_named_and_put_back(made, store, name, damage, said)
     assert (found["repaired"], found["problems"]) == ([name], [])
     assert contents(store) == before
     assert verify(store, "--recompute", "40")["agreement"]["identical"] == 1
+
+
+def test_a_trimmed_store_without_metadata_and_one_without_its_copy_come_back(made, store):
+    assert (
+        CliRunner().invoke(main, ["cache", "prune", str(store.path), "--views", "1", "--yes"]).exit_code == 0
+    )
+    before = contents(store)
+    (store.path / "units" / "zarr.json").write_text("{}")
+    assert verify(store, "--repair")["repaired"] == ["units/zarr.json"]
+    (store.path / "backup.json").unlink()
+    (problem,) = verify(store)["problems"]
+    assert "backup.json: the copy of the metadata cannot be used" in problem["problem"]
+    found = verify(store, "--repair", "--recompute", "40")
+    assert (found["repaired"], found["good"]) == (["backup.json"], True)
+    assert contents(store) == before
+    assert Store.open(store.path).n_views == 1
 
 
 @pytest.mark.parametrize("table", ["ids", "contents", "probe_ids", "probe"])
