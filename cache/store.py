@@ -18,6 +18,7 @@ from cache.files import TEMPORARY, Location, is_file, subfolders, sweep
 from cache.form import Form
 from cache.layout import Layout, default_block_rows
 from cache.manifest import require_match
+from cache.prune import clear_remains
 from cache.reader import MappedView, Problem, StoreReader
 from cache.unit import Unit, require_sound_rows
 
@@ -68,8 +69,10 @@ class Store(StoreReader):
         layout = Layout(views, len(ids), form, block_rows or default_block_rows(len(ids)))
         if views < 1 or layout.block_rows < 1:
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")
-        if not is_file(path / "zarr.json") and layouts.create_group(path, manifest, layout, tables):
-            return cls.open(path)
+        if not is_file(path / "zarr.json"):
+            clear_remains(path)
+            if layouts.create_group(path, manifest, layout, tables):
+                return cls.open(path)
         store = cls.open(path)
         require_match(path, store.manifest.identity, manifest.identity)
         if store.form != form or not np.array_equal(store.ids, ids):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
-from cache.files import location
-from cache.prune import leftovers, remove_store, sweep_all
+from cache.files import bytes_below, location
+from cache.prune import leftovers, remove_store, require_store, sweep_all
 from cache.store import Store
 
 
@@ -27,13 +27,16 @@ def plan_pruning(cache_dir: str, stores: Sequence[str], views: int | None) -> li
         return [{"what": "unfinished", "bytes": _size(path), "path": str(path)} for path in found]
     rows = []
     for name in stores:
-        store = Store.open(location(name))
+        path = location(name)
         if views is None:
-            rows.append({"what": "store", "bytes": store.nbytes, "path": str(store.path)})
-        elif views < store.n_views:
+            require_store(path)
+            rows.append({"what": "store", "bytes": bytes_below(path), "path": str(path)})
+            continue
+        store = Store.open(path)
+        if views < store.n_views:
             gone = store.n_views - views
             nbytes = store.nbytes * gone // store.n_views
-            rows.append({"what": f"{gone} views", "bytes": nbytes, "path": str(store.path)})
+            rows.append({"what": f"{gone} views", "bytes": nbytes, "path": str(path)})
     return rows
 
 

@@ -458,6 +458,64 @@ def test_only_a_store_is_ever_removed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
 
 
+def test_a_removal_that_is_killed_leaves_no_store_and_is_swept(tmp_path, monkeypatch):
+    store, _ = filled_store(tmp_path)
+    monkeypatch.setattr("cache.files.shutil.rmtree", unreachable)
+    with pytest.raises(EndpointConnectionError):
+        remove_store(store.path)
+    monkeypatch.undo()
+    assert not store.path.exists()
+    assert find_stores(tmp_path) == []
+    (left,) = leftovers(tmp_path)
+    assert left.name.startswith("s.zarr.tmp-")
+    assert len(new_store(tmp_path).pending(2)) == 6
+    assert sweep_all(tmp_path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def in_a_folder(tmp_path):
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", [in_a_folder, lambda _: in_memory()], ids=["folder", "object store"])
+def test_a_store_is_made_where_parts_of_a_removed_one_lie(tmp_path, place):
+    place = place(tmp_path)
+    store = new_store(place)
+    logits = logits_of(store)
+    fill(store, logits)
+    for name in ("zarr.json", "backup.json", "logits/c.0.0.0"):
+        (store.path / name).unlink()
+    again = new_store(place)
+    assert again.pending(2) == ALL_UNITS
+    assert fill(again, -logits).verify() == []
+    np.testing.assert_array_equal(Store.open(store.path).view(1), -logits[1])
+
+
+@pytest.mark.parametrize("place", [in_a_folder, lambda _: in_memory()], ids=["folder", "object store"])
+def test_a_store_that_has_lost_its_metadata_is_not_made_anew(tmp_path, place):
+    place = place(tmp_path)
+    store = new_store(place)
+    fill(store, logits_of(store))
+    (store.path / "zarr.json").unlink()
+    with pytest.raises(StoreDamaged, match=r"has lost its zarr\.json; .*--repair` restores it, .* prune"):
+        new_store(place)
+    with pytest.raises(StoreDamaged, match=r"it has no zarr\.json; .*--repair` restores it"):
+        Store.open(store.path)
+    assert restore_metadata(store.path) == ["zarr.json"]
+    assert Store.open(store.path).complete
+    (store.path / "zarr.json").unlink()
+    remove_store(store.path)
+    assert new_store(place).pending(2) == ALL_UNITS
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "s.zarr" / "logits").mkdir(parents=True)
+    (tmp_path / "s.zarr" / "mine.txt").write_text("mine")
+    with pytest.raises(CacheError, match=r"holds mine\.txt, which is no part of a store"):
+        new_store(tmp_path)
+    assert (tmp_path / "s.zarr" / "mine.txt").read_text() == "mine"
+
+
 def topk_rows(rng, n, classes, k):
     """Sound top-k rows: values, class indices, four numbers."""
     rows = np.empty((n, 2 * k + 4), np.uint16)

@@ -254,6 +254,10 @@ def test_prune_shows_asks_and_removes(made, store, tmp_path):
     assert Store.open(store.path).n_views == 1
     assert run(main, ["cache", "prune", str(store.path), "--yes"]).exit_code == 0
     assert not store.path.exists()
+    damaged = shutil.copytree(find_stores(made / "stores")[0], store.path)
+    (damaged / "zarr.json").write_text("{}")
+    assert run(main, ["cache", "prune", str(damaged), "--yes"]).exit_code == 0
+    assert not damaged.exists()
     result = run(main, ["cache", "prune", str(tmp_path), "--yes"])
     assert result.exit_code == 1
     assert tmp_path.exists()
