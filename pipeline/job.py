@@ -4,13 +4,14 @@ belong in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from cache.errors import StoreDamaged
 from cache.files import Location, is_file
 from cache.manifest import digest
-from cache.store import Store
+from cache.store import Store, find_stores
 from pipeline.fingerprint import identity, seen_by, source_identity, store_folder
 from pipeline.plan import Plan
 from pipeline.targets.index import TargetIndex
@@ -66,7 +67,7 @@ class Destination:
 
 
 def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location, say: Say) -> Destination:
-    """The store for a source: with all logits if such a one is there, or else what `job.top_k` asks for."""
+    """The store for a source: what `job.top_k` asks for; if it asks for nothing, the one that is there."""
     spec = source.spec
     about = source_identity(spec, source.weights_sha256, spec.n_classes)
     folder = store_folder(cache_dir, job.index, spec.name)
@@ -79,7 +80,15 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
     dense, wanted = of_form(None), job.top_k
     if wanted is None:
         nbytes = 2 * spec.n_classes * len(job.index) * job.views
-        if dense.exists or nbytes <= DENSE_BUDGET:
+        if dense.exists:
+            return dense
+        if there := [place for k in _top_ks_in(folder, say) if (place := of_form(k)).exists]:
+            largest = max(there, key=lambda place: place.top_k or 0)
+            say(
+                f"{spec.name}: {largest.path} is there and holds the top {largest.top_k}; --top-k 0 keeps all"
+            )
+            return largest
+        if nbytes <= DENSE_BUDGET:
             return dense
         say(
             f"{spec.name}: all {spec.n_classes} logits of {job.views} view(s) would take "
@@ -92,3 +101,15 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         say(f"{spec.name}: all {spec.n_classes} logits are kept, the top {wanted} would take no less")
         return dense
     return of_form(wanted)
+
+
+def _top_ks_in(folder: Location, say: Say) -> Iterator[int]:
+    """How many classes the top-k stores of a folder hold; a damaged one is passed over, and that is said."""
+    for path in find_stores(folder):
+        try:
+            top_k = Store.open(path).top_k
+        except StoreDamaged as damage:
+            say(f"{damage}; it is passed over")
+            continue
+        if top_k is not None:
+            yield top_k

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,10 +426,42 @@ def test_a_large_store_keeps_the_top_64_unless_told_otherwise(tmp_path, monkeypa
     precompute(tmp_path / "stores", huge, said=said)
     assert only_store(tmp_path / "stores").top_k == 64
     assert said[0].startswith("program:huge.pt2: all 210 logits of 2 view(s) would take")
+    said.clear()
+    (report,) = precompute(tmp_path / "stores", huge, views=3, said=said)
+    assert (report.rows_done, only_store(tmp_path / "stores").top_k) == (300, 64), "the views there stay"
+    assert f"{report.path} is there and holds the top 64; --top-k 0 keeps all" in said[0]
     precompute(tmp_path / "other", huge, top_k=0)
     assert only_store(tmp_path / "other").top_k is None
     precompute(tmp_path / "other", huge, views=4)  # grown beyond the budget, what is there decides
     assert (only_store(tmp_path / "other").top_k, only_store(tmp_path / "other").n_views) == (None, 4)
+
+
+def test_a_store_of_the_top_classes_grows_without_being_named_again(tmp_path):
+    class Wide(Tiny):
+        def forward(self, x):
+            return super().forward(x).repeat(1, 30)
+
+    wide = f"program:{save_program(tmp_path / 'wide.pt2', Wide())}"
+    stores = tmp_path / "stores"
+    for k in (8, 20):
+        precompute(stores, wide, top_k=k, views=1, limit=50)
+    precompute(stores, wide, top_k=30, views=1, limit=40)  # of other pictures
+    said: list[str] = []
+    (report,) = precompute(stores, wide, views=2, limit=50, said=said)
+    assert (report.rows_done, Store.open(report.path).top_k) == (50, 20)
+    assert said[0].endswith("holds the top 20; --top-k 0 keeps all")
+    assert len(find_stores(stores)) == 3
+    (report,) = precompute(stores, wide, top_k=0, views=1, limit=50)
+    assert report.rows_done == 50
+    (dense,) = precompute(stores, wide, views=1, limit=50)
+    assert (dense.path, dense.rows_done) == (report.path, 0), "all logits, where they are"
+    shutil.rmtree(dense.path)
+    for path in find_stores(stores):
+        (path / "units" / "zarr.json").write_text("{}")
+    said.clear()
+    (report,) = precompute(stores, wide, views=1, limit=50, said=said)
+    assert Store.open(report.path).top_k is None
+    assert sum(sentence.endswith("it is passed over") for sentence in said) == 3
 
 
 def test_compiled_rows_are_the_plain_ones_up_to_rounding_and_a_resumed_run_stays_compiled(tmp_path, source):
