@@ -25,13 +25,14 @@ def store_fields(path: Location) -> dict[str, Any]:
     """Everything about one store, flat: sizes, fingerprint and origin."""
     store = Store.open(path)
     blocks = [store.rows_of(unit.block) for unit in store.finished_units()]
-    bytes_per_label = store.nbytes / max(1, sum(rows.stop - rows.start for rows in blocks))
+    n_labels = sum(rows.stop - rows.start for rows in blocks)
+    bytes_per_label = store.nbytes / n_labels if n_labels else None
     return {
         **_store_row(path),
         "top_k": store.top_k,
         "block_rows": store.block_rows,
         "bytes_per_label": bytes_per_label,
-        "bytes_per_class": bytes_per_label / store.n_classes,
+        "bytes_per_class": bytes_per_label and bytes_per_label / store.n_classes,
         **dict(flatten(store.manifest.identity)),
         **{f"made_by.{name}": value for name, value in flatten(store.manifest.made_by)},
     }

@@ -181,6 +181,18 @@ def test_lists_and_checks(folder):
         assert len(run(*words).stdout.splitlines()) > 1
 
 
+def test_a_store_without_a_finished_unit_has_no_bytes_a_label(folder, tmp_path):
+    import shutil
+
+    (path,) = find_stores(folder / "stores")
+    copy = shutil.copytree(path, tmp_path / "copy.zarr")
+    for entry in (copy / "units").glob("c.*"):
+        entry.unlink()
+    fields = good_json("cache", "info", str(copy))
+    assert (fields["units"], fields["bytes_per_label"], fields["bytes_per_class"]) == ("0/3", None, None)
+    assert "-" in [line.split()[-1] for line in run("cache", "info", str(copy)).stdout.splitlines()]
+
+
 def test_verify_names_a_flipped_byte_and_fails(folder, tmp_path):
     import shutil
 
