@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
 from cache.files import (
     Location,
+    delete_file,
     is_file,
     new_folder,
     read_file,
@@ -45,6 +46,8 @@ ATTRIBUTES_SHA256 = "attributes_sha256"  # and the one with the sha256 of all th
 _TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # pictures or clips
 TABLES = tuple(_TABLE_AXES)  # the arrays written once, at creation
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+# ids mostly count up: shuffled and compressed they take next to nothing, where 8 bytes a sample would show
+_COMPRESSORS = {"ids": [BloscCodec(typesize=8, cname="zstd", clevel=5, shuffle="shuffle")]}
 _FLAT_KEYS = {"name": "default", "configuration": {"separator": "."}}  # one folder an array to make and flush
 _UNREADABLE = (
     OSError,
@@ -170,12 +173,18 @@ def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
 
 
 def write_table(path: Location, name: str, table: NDArray[Any]) -> None:
-    """Put a table's only chunk back in place; the table is the one that was there."""
-    memory = MemoryStore()
-    _create_table(zarr.create_group(memory, zarr_format=3), name, table)
-    for file in (f"{name}/zarr.json", f"{name}/{_only_chunk(table.ndim)}"):
-        if file in memory._store_dict:
-            write_durably(path / file, memory._store_dict[file].to_bytes())
+    """Put a table's only chunk back in place, as its metadata says; the table is the one that was there."""
+    files = {
+        f"{name}/zarr.json": default_buffer_prototype().buffer.from_bytes(
+            read_file(path / name / "zarr.json")
+        )
+    }
+    zarr.open_array(MemoryStore(files), path=name, mode="r+", zarr_format=3)[...] = table
+    chunk = f"{name}/{_only_chunk(table.ndim)}"
+    if chunk in files:
+        write_durably(path / chunk, files[chunk].to_bytes())
+    else:  # Zarr leaves a chunk of zeros out
+        delete_file(path / chunk)
 
 
 def table_sha256(table: NDArray[Any]) -> str:
@@ -256,7 +265,7 @@ def _create(
         chunks=chunks,
         fill_value=fill,
         serializer=BytesCodec(endian=None if dtype == "uint8" else "little"),
-        compressors=[Crc32cCodec()],
+        compressors=[*_COMPRESSORS.get(name, []), Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
     )
 

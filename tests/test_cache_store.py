@@ -272,3 +272,39 @@ def test_stores_are_found_at_any_depth_and_nothing_else(tmp_path):
     (tmp_path / "file.zarr").write_text("")
     assert find_stores(tmp_path) == sorted(store.path for store in stores)
     assert find_stores(tmp_path / "nowhere") == []
+
+
+def test_ids_that_count_up_take_next_to_nothing_and_older_stores_keep_theirs(tmp_path, monkeypatch):
+    n = 20_000
+    with_probe = new_store(tmp_path)
+    args = {
+        "ids": np.arange(n),
+        "contents": np.random.default_rng(0).integers(0, 256, (n, 16), np.uint8),
+        "n_classes": 2,
+        "views": 1,
+    }
+    store = Store.create(tmp_path / "new.zarr", with_probe.manifest, **args)
+    assert (store.path / "ids" / "c.0").stat().st_size < n / 10
+    np.testing.assert_array_equal(read_with_tensorstore(store.path / "ids"), args["ids"])
+    monkeypatch.setattr(layout, "_COMPRESSORS", {})  # as stores were made before
+    old = Store.create(tmp_path / "old.zarr", with_probe.manifest, **args)
+    monkeypatch.undo()
+    whole = (old.path / "ids" / "c.0").read_bytes()
+    assert len(whole) == 8 * n + 4
+    np.testing.assert_array_equal(Store.open(old.path).ids, args["ids"])
+    (old.path / "ids" / "c.0").unlink()
+    layout.write_table(old.path, "ids", args["ids"])
+    assert (old.path / "ids" / "c.0").read_bytes() == whole
+    assert old.verify() == []
+
+
+def test_a_table_of_zeros_is_put_back_by_removing_what_lies_there(tmp_path):
+    sample = new_store(tmp_path)
+    zeros = np.zeros((3, 16), np.uint8)
+    store = Store.create(
+        tmp_path / "z.zarr", sample.manifest, ids=np.arange(3), contents=zeros, n_classes=2, views=1
+    )
+    (store.path / "contents" / "c.0.0").write_bytes(b"rubbish")
+    assert len(store.verify()) == 1
+    layout.write_table(store.path, "contents", zeros)
+    assert store.verify() == []
