@@ -182,7 +182,7 @@ def prepare(
                 "--amp",
                 "auto fp32 bf16 fp16",
                 "auto",
-                "Precision of the sources; auto: fp16 on CUDA, else fp32.",
+                "Precision of the sources; auto: as the store has it, a new one fp16 on CUDA, else fp32.",
             ),
             click.option(
                 "--batch-size",

@@ -83,7 +83,7 @@ class Bench:
         amp = student_precision(args.amp, device)
         print(
             f"{args.target}, {len(self.index)} pictures of {self.plan.side_px} px, {args.model} in {amp} on "
-            f"{device}, batch {args.batch_size}, sources {', '.join(names)} in {self.execution.compute}"
+            f"{device}, batch {args.batch_size}, sources {', '.join(names)} in {self.execution.precision}"
         )
 
     def run(self) -> None:

@@ -53,7 +53,7 @@ def main() -> None:
         logits = torch.cat([frozen.logits(pixels).cpu() for pixels in renderer.render(0, batches)])
     correct = int((logits.argmax(dim=1).numpy() == index.labels).sum())
     print(
-        f"{args.source} on {len(index)} pictures of {args.target}, {renderer.name}, {execution.compute}: "
+        f"{args.source} on {len(index)} pictures of {args.target}, {renderer.name}, {execution.precision}: "
         f"top-1 {100 * correct / len(index):.1f} %"
     )
 

@@ -17,7 +17,6 @@ from pipeline.targets.spec import TargetSpec
 from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.download import digest_of
 from sskt.errors import RunError, SourceError
-from sskt.forward import default_compute
 from sskt.frozen import InputMap, scaled_side
 from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS
 from sskt.sources import SourceSpec, parse_source
@@ -172,7 +171,7 @@ def choose_execution(
         torch.cuda.set_device(chosen)
         # for --deterministic; torch reads it once, at its first use of cuBLAS
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    compute = default_compute(chosen) if amp == "auto" else amp
+    compute = None if amp == "auto" else amp
     threads = threads or max(1, (os.cpu_count() or 1) // processes_here())
     return Execution(chosen, compute, renderer, threads, rows=batch_size, compiled=compiled)
 

@@ -11,7 +11,7 @@ import torch
 from pipeline.plan import Plan
 from pipeline.render import Renderer, open_renderer
 from pipeline.targets.index import TargetIndex
-from sskt.forward import Forward, default_rows
+from sskt.forward import Forward, default_compute, default_rows
 
 _COMPILE_FROM = 10_000  # forwards that pay for some ten seconds of compiling, also at 74 px
 _DRAWN_AT_A_TIME = 64  # pictures, or one forward's rows where those are more
@@ -22,11 +22,16 @@ class Execution:
     """Device, threads and the like. What of it changes a row's last bits is recorded with a store."""
 
     device: torch.device
-    compute: str = "fp32"  # precision of the frozen networks: fp32, bf16 or fp16
+    compute: str | None = None  # precision of frozen networks: fp32, bf16, fp16; None: as a store has it
     renderer: str = "auto"
     threads: int = 2
     rows: int | None = None  # of one forward of a frozen network; None: what is fastest here
     compiled: bool | None = None  # frozen networks compiled; None: where a job is long enough to pay for it
+
+    @property
+    def precision(self) -> str:
+        """Of frozen networks where no store says otherwise."""
+        return self.compute or default_compute(self.device)
 
     def open_renderer(self, index: TargetIndex, plan: Plan, *, batch_size: int) -> Renderer:
         """A renderer for batches of at most `batch_size`; see `pipeline.render.open_renderer`."""
@@ -42,7 +47,7 @@ class Execution:
     def forward(self, n_forwards: int, *, rows: int | None = None) -> Forward:
         """How a job of `n_forwards` pictures is computed; `rows` is what was measured to be fastest."""
         compiled = n_forwards >= _COMPILE_FROM if self.compiled is None else self.compiled
-        return Forward(self.compute, self.rows or rows or default_rows(self.device), compiled)
+        return Forward(self.precision, self.rows or rows or default_rows(self.device), compiled)
 
 
 def drawn_at_a_time(rows: int) -> int:

@@ -47,7 +47,7 @@ def choose_forward(
     if execution.rows is None and execution.device.type == "cuda":
 
         def opened(rows: int) -> FrozenSource:
-            how = Forward(execution.compute, rows)
+            how = Forward(execution.precision, rows)
             return FrozenSource(
                 source, input_map, device=execution.device, forward=how, picture_px=picture_px
             )
@@ -64,7 +64,7 @@ def recorded_forward(path: Location, made_by: dict[str, Any], execution: Executi
     """
     recorded = Forward.from_dict(made_by)
     asked = {
-        "--amp": (execution.compute, recorded.compute),
+        "--amp": (execution.compute or recorded.compute, recorded.compute),
         "--batch-size": (execution.rows or recorded.rows, recorded.rows),
     }
     for option, (wanted, stored) in asked.items():

@@ -230,6 +230,23 @@ def test_write_through_takes_up_a_store_that_stage_one_began(project, stored, tm
     assert [made.view(v).tobytes() for v in range(3)] == [stored[0].view(v).tobytes() for v in range(3)]
 
 
+def test_write_through_goes_on_in_the_precision_that_the_store_was_begun_in(project, tmp_path):
+    folder, source, common = project
+    here = places(folder, "bf16")
+    execution = choose_execution(device="cpu", threads=2, amp="bf16")
+    run_precompute(["digits"], [source], views=1, places=here, **{**common, "execution": execution})
+    train_through(project, tmp_path / "through", "bf16")
+    (path,) = find_stores(folder / "bf16")
+    made = Store.open(path)
+    assert made.complete
+    assert made.manifest.made_by["compute"] == "bf16"
+    run_precompute(
+        ["digits"], [source], views=3, places=places(folder, "all"), **{**common, "execution": execution}
+    )
+    other = Store.open(find_stores(folder / "all")[0])
+    assert [made.view(v).tobytes() for v in range(3)] == [other.view(v).tobytes() for v in range(3)]
+
+
 def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, monkeypatch):
     """One source has all views, the other one of them: only what is missing is asked for."""
     from sskt.frozen import FrozenSource

@@ -171,7 +171,7 @@ def _live(
 ) -> LiveLabels:
     execution = request.execution
     drawn = "a new view every epoch" if views is None else f"{views} view(s)"
-    say(f"labels: live, {', '.join(sources)} in {execution.compute}, {drawn}: {why}")
+    say(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
     teachers: dict[str, Teacher] = {}
     for name in sources:
         source, input_map = _opened(request, name)
@@ -180,7 +180,7 @@ def _live(
             teachers[name] = open_teacher(source, input_map, forward, execution, request.plan.side_px, say)
         else:
             teachers[name] = BatchStatisticsSource(
-                source, input_map, device=execution.device, compute=execution.compute
+                source, input_map, device=execution.device, compute=execution.precision
             )
     return LiveLabels(teachers, views=views)
 
