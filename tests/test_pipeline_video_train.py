@@ -76,6 +76,20 @@ def train(target, places, out, **more):
     )
 
 
+def test_hmdb51_trains_through_both_stages_on_every_clip_that_is_here(made, tmp_path):
+    """Split 3 lists all four, the one with broken metadata among them."""
+    places = Places(shared("data/hmdb51").parent, tmp_path / "stores")
+    run_prepare("hmdb51:3", places=places, say=quiet, allow_missing=True)
+    lengths = [open_index("hmdb51:3", s, places=places, say=quiet).sizes[:, 0] for s in ("train", "test")]
+    assert sorted(np.concatenate(lengths).tolist()) == [48, 72, 74, 83]
+    _, _, source = made
+    run_precompute(["hmdb51:3"], [source], views=1, augmentation=SMALL, places=places, say=quiet)
+    taught = Supervision(sources=(source,), labels="cached")
+    summary = train("hmdb51:3", places, tmp_path / "run", supervision=taught, overrides={"epochs": 1})
+    assert summary["labels"] == "cached"
+    assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])
+
+
 def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_path):
     """200 rows of real clips, against a plain forward on the other renderer's whole clips."""
     data, weights = shared("data"), shared("weights/imagenet_resnet50.safetensors")
