@@ -5,7 +5,7 @@ usage: exactness.py STORE --target NAME --source NAME [--weights PATH] [--data-d
 For N random (sample, view) pairs: the stored row against an eager fp32 forward, batch by batch and without
 any of our execution code, on pixels drawn by the renderer that did not make the store; and against our own
 live path on the renderer that did. The same check with every row shifted by one sample must fail. Of videos
-whole clips are drawn, and a source for pictures is shown their centre frames, the default of `--source-frames`.
+whole clips are drawn, and a source for pictures is shown their centre frames (--source-frames' default).
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def draw(index, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
-    """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side), of clips (N, 3, D, side, side)."""
+    """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side), or (N, 3, D, side, side)."""
     renderer = open_renderer(
         index, plan, backend=backend, device=torch.device("cpu"), batch_size=64, threads=2
     )
