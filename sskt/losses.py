@@ -64,6 +64,24 @@ def presence_bce(logits: Tensor, presence: Tensor) -> Tensor:
     return (terms * counted).sum() / counted.sum().clamp(min=1)
 
 
+def presence_divergence(
+    logits: Tensor, source_logits: Tensor, *, temperature: float, reduction: str
+) -> Tensor:
+    """`kd_divergence` where every class is a question of its own: of two Bernoulli distributions each.
+
+    T^2 * R_nk [ p_nk log(p_nk / q_nk) + (1 - p_nk) log((1 - p_nk) / (1 - q_nk)) ],
+    p = sigmoid(z_s / T), q = sigmoid(z_t / T)
+
+    `reduction` and shapes are those of `kd_divergence`; "mean" is as `presence_bce` averages.
+    """
+    _require_reduction(reduction)
+    said, asked = logits / temperature, source_logits / temperature
+    p = asked.sigmoid()
+    terms = F.binary_cross_entropy_with_logits(said, p, reduction="none")
+    terms = terms - F.binary_cross_entropy_with_logits(asked, p, reduction="none")
+    return temperature**2 * (terms.mean() if reduction == "mean" else terms.sum(dim=1).mean())
+
+
 def kd_divergence(logits: Tensor, source_logits: Tensor, *, temperature: float, reduction: str) -> Tensor:
     """T^2-scaled Kullback-Leibler divergence from a softened source ("KD"; Hinton et al., 2015).
 
@@ -73,10 +91,14 @@ def kd_divergence(logits: Tensor, source_logits: Tensor, *, temperature: float, 
     sums over classes as the divergence is defined. It has no default because it changes the weight of the
     loss K-fold. logits, source_logits: (N, K) float32; source_logits carries no gradient. Returns a scalar.
     """
-    if reduction not in KD_REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(KD_REDUCTIONS)}")
+    _require_reduction(reduction)
     log_p = (source_logits / temperature).log_softmax(dim=1)
     log_q = (logits / temperature).log_softmax(dim=1)
     # summed here and not by kl_div, whose "mean" torch announces to change
     terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     return temperature**2 * (terms.mean() if reduction == "mean" else terms.sum(dim=1).mean())
+
+
+def _require_reduction(reduction: str) -> None:
+    if reduction not in KD_REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}, expected one of {', '.join(KD_REDUCTIONS)}")

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, kd_divergence, soft_cross_entropy, soft_focal
+from sskt.losses import (
+    AUXILIARY_LOSSES,
+    KD_REDUCTIONS,
+    kd_divergence,
+    presence_divergence,
+    soft_cross_entropy,
+    soft_focal,
+)
 from sskt.metrics import per_class_accuracy, topk_correct
 
 N, K = 6, 11
@@ -128,3 +135,15 @@ def test_per_class_accuracy_is_nan_for_an_absent_class():
     labels = torch.tensor([0, 1, 0, 0, 2])
     got = per_class_accuracy(logits, labels, n_classes=4)
     np.testing.assert_allclose(got, [2 / 3, 1.0, 0.0, np.nan])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_divergence_of_presences_is_that_of_bernoulli_distributions(temperature):
+    z_t, z_s = pair()
+    q, p = (1 / (1 + np.exp(-z / temperature)) for z in (z_t, z_s))
+    terms = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    for reduction, wanted in (("mean", terms.mean()), ("batchmean", terms.sum(axis=1).mean())):
+        got = presence_divergence(
+            torch.tensor(z_t), torch.tensor(z_s), temperature=temperature, reduction=reduction
+        )
+        assert float(got) == pytest.approx(temperature**2 * wanted, rel=1e-6)

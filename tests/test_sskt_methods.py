@@ -95,7 +95,7 @@ def test_without_sources_it_is_the_hard_loss_alone():
 def rates(kind: str, losses: list[float | None], **settings) -> list[float]:
     weight = torch.nn.Parameter(torch.zeros(1))
     optimiser = torch.optim.SGD([weight], lr=1.0)
-    chosen = {"epochs": len(losses), "milestones": (), "gamma": 0.1, **settings}
+    chosen = {"epochs": len(losses), "milestones": (), "gamma": 0.1, "patience": 10, **settings}
     schedule = Schedule(optimiser, kind, **chosen)
     found = []
     for loss in losses:
@@ -300,3 +300,25 @@ def test_gradient_cosines_are_those_of_the_losses_alone(kind):
     assert losses.total.item() == pytest.approx(float(total), rel=1e-5)
     losses.total.backward()
     assert all(torch.isfinite(weight.grad).all() for weight in shared)
+
+
+def test_distillation_of_several_labels_asks_every_class_for_itself():
+    _, _, pixels, _, _ = made()
+    student = build_student("resnet20", 4, {}, transfer_module=False).eval()
+    presence, teacher = torch.randint(0, 2, (N, 4)), torch.randn(N, 4)
+    settings = {"alpha": 0.9, "temperature": 4.0, "primary_loss": "bce", "kd_reduction": "mean"}
+    method = Distilled(student, terms(**settings, aux_loss="kd"), channels_last=False, teachers={"a": 4})
+    losses = method(pixels, presence, {"a": teacher})
+    z = student.predict(_normal(pixels)).detach().double().numpy()
+    q, p = (1 / (1 + np.exp(-v / 4)) for v in (z, teacher.double().numpy()))
+    each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert losses.auxiliary.tolist() == pytest.approx([16 * each.mean()], rel=1e-4)
+    with pytest.raises(RunError, match="--aux-loss ce is of one label a picture"):
+        Distilled(student, terms(**settings, aux_loss="ce"), channels_last=False, teachers={"a": 4})
+
+
+def test_gradients_of_a_backbone_that_is_frozen_are_refused_in_words():
+    student = build_student("resnet20", 4, {"a": 9}, transfer_module=False)
+    student.freeze_until("head")
+    with pytest.raises(RunError, match="--gradient-cosine record compares gradients on the backbone's weigh"):
+        Taught(student, terms(), channels_last=False, gradient_cosine="record")

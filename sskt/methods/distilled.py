@@ -2,6 +2,7 @@
 say.
 
 L = (1 - alpha) * L_prim + alpha * mean over teachers of L_aux(z, z_s), with T^2 * KL as L_aux, "batchmean".
+Of several labels a picture it is T^2 times the mean divergence of each class's two answers, sigmoids at T.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Distilled(Method):
         self, student: Student, terms: Terms, *, channels_last: bool, teachers: Mapping[str, int]
     ) -> None:
         """`teachers`: their number of classes by name. Raises RunError if there is none, or one has other
-        classes.
+        classes, or for a softmax over several labels a picture.
         """
         super().__init__(student, terms, channels_last=channels_last)
         n_classes = student.head.out_features
@@ -35,6 +36,11 @@ class Distilled(Method):
                 )
         if not teachers:
             raise RunError("--method kd needs a teacher of the same task; add --source run:FOLDER")
+        if terms.primary_loss == "bce" and terms.aux_loss != "kd":
+            raise RunError(
+                f"--method kd: --aux-loss {terms.aux_loss} is of one label a picture, this target has "
+                f"several; use kd"
+            )
         self.auxiliary_names = tuple(teachers)
 
     def forward(
@@ -49,7 +55,7 @@ class Distilled(Method):
         logits, _ = self.student(self._seen(pixels))
         primary = self.terms.primary(logits, labels, mixed)
         distances = [
-            self.terms.auxiliary(logits, source_logits[name], mixed_sources) for name in self.auxiliary_names
+            self.terms.distance(logits, source_logits[name], mixed_sources) for name in self.auxiliary_names
         ]
         distance = torch.stack(distances).mean()
         total = (1 - self.terms.alpha) * primary + self.terms.alpha * distance

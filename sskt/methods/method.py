@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sskt.losses import focal, kd_divergence, presence_bce, soft_cross_entropy, soft_focal
+from sskt.losses import (
+    focal,
+    kd_divergence,
+    presence_bce,
+    presence_divergence,
+    soft_cross_entropy,
+    soft_focal,
+)
 from sskt.normalise import normalise
 from sskt.student import Student, memory_layout
 
@@ -54,6 +61,13 @@ class Terms:
         """L_aux of one source: logits and source_logits (N, K)."""
         return self._of_both(self._auxiliary, logits.float(), source_logits.float(), mixed)
 
+    def distance(self, logits: Tensor, teacher_logits: Tensor, mixed: Pairs | None = None) -> Tensor:
+        """How far primary logits (N, C) are from a teacher's of the same classes: L_aux, or of several labels
+        a picture the divergence of each class's two answers.
+        """
+        loss = self._presence if self.primary_loss == "bce" else self._auxiliary
+        return self._of_both(loss, logits.float(), teacher_logits.float(), mixed)
+
     def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.primary_loss == "bce":
             return presence_bce(logits, labels)
@@ -67,6 +81,11 @@ class Terms:
         if self.aux_loss == "focal":
             return soft_focal(logits, source_logits, temperature=self.temperature)
         return kd_divergence(logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction)
+
+    def _presence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return presence_divergence(
+            logits, teacher_logits, temperature=self.temperature, reduction=self.kd_reduction
+        )
 
     @staticmethod
     def _of_both(

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sskt.errors import RunError
-from sskt.losses import kd_divergence
+from sskt.losses import kd_divergence, presence_divergence
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
 from sskt.student import Student
 
@@ -61,6 +60,4 @@ class Mutual(Method):
         """KL(softmax(others) || softmax(logits)), mean over the batch."""
         if self.terms.primary_loss != "bce":
             return kd_divergence(logits, others, temperature=1.0, reduction="batchmean")
-        p = others.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(others, p, reduction="mean")
-        return F.binary_cross_entropy_with_logits(logits, p, reduction="mean") - entropy
+        return presence_divergence(logits, others, temperature=1.0, reduction="mean")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sskt.errors import RunError
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
 from sskt.student import Student
 
@@ -29,7 +30,14 @@ class Taught(Method):
     def __init__(
         self, student: Student, terms: Terms, *, channels_last: bool, gradient_cosine: str = "off"
     ) -> None:
+        """Raises RunError for gradients of a backbone that is frozen as a whole."""
         super().__init__(student, terms, channels_last=channels_last)
+        moving = any(weight.requires_grad for weight in student.backbone.parameters())
+        if gradient_cosine != "off" and not moving:
+            raise RunError(
+                f"--gradient-cosine {gradient_cosine} compares gradients on the backbone's weights, and all "
+                f"of them are frozen; leave it out, or freeze less than --freeze-until head"
+            )
         self._gradient_cosine = gradient_cosine
         if gradient_cosine != "off":
             self.recorded_names = tuple(f"gradient_cosine/{name}" for name in student.source_names)
