@@ -60,7 +60,9 @@ def run_explain(
         pixels = _drawn(index, config, run, execution)
         x = normalise(pixels, student.backbone.mean, student.backbone.std)
         with torch.inference_mode():
-            shares = student.predict(x).softmax(dim=1)[0]
+            logits = student.predict(x)[0]
+        # of several labels a picture, each class is a question of its own
+        shares = logits.sigmoid() if config.primary_loss == "bce" else logits.softmax(dim=0)
         label = int(shares.argmax()) if class_name is None else _label(class_name, config, run)
         heat = grad_cam(student, x, torch.tensor([label], device=x.device))[0]
         rows.append(
@@ -154,8 +156,13 @@ def _figure(
     for axis, row, (picture, heat) in zip(axes[1:], rows, panels, strict=True):
         axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
         axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-        title = f"{Path(row['run']).name}\n{row['class']}, {100 * row['share']:.0f} %"
-        axis.set_title(title, fontsize=9)
+        axis.set_title(_title(row, empty=not heat.any()), fontsize=9)
     for axis in axes:
         axis.axis("off")
     return figure
+
+
+def _title(row: dict[str, Any], *, empty: bool) -> str:
+    """Run and method, class and share; `empty`: no part of the picture speaks for the class."""
+    lines = [f"{Path(row['run']).name} ({row['method']})", f"{row['class']}, {100 * row['share']:.0f} %"]
+    return "\n".join([*lines, "no evidence in the picture"] if empty else lines)

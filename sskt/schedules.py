@@ -14,17 +14,23 @@ from sskt.errors import RunError
 
 SCHEDULES = ("multistep", "plateau", "cosine")
 
-_PATIENCE = 10  # evaluations without a lower loss before the rate drops: the released 3D code's
-
 
 class Schedule:
     """The learning rate of an optimiser, moved once an epoch."""
 
     def __init__(
-        self, optimiser: Optimizer, kind: str, *, epochs: int, milestones: Sequence[int], gamma: float
+        self,
+        optimiser: Optimizer,
+        kind: str,
+        *,
+        epochs: int,
+        milestones: Sequence[int],
+        gamma: float,
+        patience: int,
     ) -> None:
         """`kind`: "multistep", times `gamma` after each of `milestones` epochs; "plateau", times `gamma`
-        after ten evaluations without a lower test loss; "cosine", from the full rate to 0 over `epochs`.
+        after more than `patience` evaluations without a lower test loss; "cosine", from the full rate to 0
+        over `epochs`.
         """
         if kind not in SCHEDULES:
             raise RunError(f"schedule is {kind!r}, expected one of {', '.join(SCHEDULES)}")
@@ -33,7 +39,7 @@ class Schedule:
         if kind == "multistep":
             self._torch = MultiStepLR(optimiser, list(milestones), gamma=gamma)
         elif kind == "plateau":
-            self._torch = ReduceLROnPlateau(optimiser, mode="min", factor=gamma, patience=_PATIENCE)
+            self._torch = ReduceLROnPlateau(optimiser, mode="min", factor=gamma, patience=patience)
         else:
             self._torch = CosineAnnealingLR(optimiser, T_max=epochs, eta_min=0.0)
 
