@@ -181,6 +181,7 @@ class Bench:
             schedule="multistep",
             milestones=(),
             gamma=0.1,
+            patience=10,
             momentum=0.9,
             dampening=0.0,
             weight_decay=5e-4,
@@ -202,6 +203,7 @@ class Bench:
             eval_plan={},
             augmentation={},
             contents={},
+            source_weights={},
         )
 
     def plain(self):

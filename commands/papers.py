@@ -31,7 +31,7 @@ from commands.options import (
     text_option,
     together,
 )
-from commands.output import say, show
+from commands.output import say, show, tell
 
 if TYPE_CHECKING:
     from pipeline.choices import Places
@@ -63,8 +63,8 @@ def recipes(as_json: bool) -> None:
     """List how each target is trained: the paper's table 1, and ours."""
     from pipeline.tables import recipe_rows
 
-    columns = "target models epochs lr finetune_lr schedule milestones gamma weight_decay"
-    show(recipe_rows(), as_json, f"{columns} loss temperature alpha paper")
+    columns = "target models epochs lr finetune_lr schedule milestones gamma patience weight_decay"
+    show(recipe_rows(), as_json, f"{columns} loss aux_loss temperature alpha paper")
 
 
 @click.command(cls=Sectioned)
@@ -137,10 +137,12 @@ def reproduce(
     chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
     results = run_reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run, say=say)
     if as_json:
-        click.echo(json.dumps([result.to_dict() for result in results], indent=2))
+        tell(json.dumps([result.to_dict() for result in results], indent=2))
         return
     if dry_run:
-        columns = "row runs_left epochs samples student_samples teacher_forwards_live differs_in"
+        columns = (
+            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs_in"
+        )
         show([result.cost(seeds) for result in results], as_json, columns)
         say(price(results))
         return
@@ -148,7 +150,7 @@ def reproduce(
     show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs_in")
     say(price(results))
     for path in sorted(out.glob(f"table-{table}.*")):
-        click.echo(path)
+        tell(str(path))
 
 
 @click.command(cls=Sectioned)
@@ -220,10 +222,14 @@ def sweep(
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"epochs": epochs, "aux_loss": aux_loss}
     rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, say=say, **what)
-    show(rows, as_json, "sources transfer_module temperature alpha mean std seeds")
+    show(
+        rows,
+        as_json,
+        "target model sources transfer_module aux_loss temperature alpha mean std seeds diverged",
+    )
     if not as_json:
-        for name in ("sweep.csv", "sweep.png"):
-            click.echo(out / name)
+        for path in sorted(out.glob("sweep.*")):
+            tell(str(path))
 
 
 @click.command()

@@ -130,7 +130,8 @@ _RECIPE = "Recipe"
                 "--source",
                 "sources",
                 multiple=True,
-                help="Repeatable. [default: every source with a complete store for the target]",
+                help="Repeatable. [default: every source with a complete store for the target, but run:...; "
+                "for kd those of its classes]",
             ),
             choice_option(
                 "--labels",
@@ -152,7 +153,8 @@ _RECIPE = "Recipe"
                 "--kd-reduction",
                 "mean batchmean",
                 None,
-                "mean = over batch and classes, as released. [default: mean; batchmean for --method kd]",
+                "mean = over batch and classes, as released. [default: mean; batchmean for --method kd, but "
+                "of several labels a picture]",
             ),
             choice_option(
                 "--gradient-cosine",

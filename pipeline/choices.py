@@ -15,7 +15,7 @@ from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
 from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
-from sskt.download import digest_of
+from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.frozen import InputMap, scaled_side
 from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS
@@ -61,7 +61,7 @@ class Places:
             if not path.is_file():
                 return None
         try:
-            return digest_of(path)
+            return known_digest_of(path)
         except OSError as error:
             raise SourceError(
                 f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cache.files import write_durably
-from pipeline.api.again import train_once
+from pipeline.api.again import precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
-from pipeline.api.stage_one import run_precompute
 from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
 from pipeline.execution import Execution
-from pipeline.run import read_summary
+from pipeline.ranks import Ranks, joined
+from pipeline.run import read_config
+from pipeline.training.trainer import DivergedError
 from sskt.errors import RunError
 
 Say = Callable[[str], None]
@@ -61,10 +63,12 @@ def run_sweep(
     overrides: Mapping[str, Any] | None = None,
     say: Say = print,
 ) -> list[dict[str, Any]]:
-    """Train every student of the grid, and write sweep.csv and sweep.png to `out`; finished runs are skipped.
+    """Train every student of the grid, and write sweep.csv (after every point) and sweep.png to `out`;
+    finished runs are skipped.
 
-    Returns one row of plain data for each point, the student from scratch first. Raises RunError for an empty
-    grid, and what the stages raise.
+    Returns one row of plain data for each point, the student from scratch first. A run that diverges counts
+    as such and the others go on; of several ranks it stops all. Raises RunError for an empty grid, and what
+    the stages raise.
     """
     if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
         raise RunError("a sweep needs at least one source, temperature, alpha and seed")
@@ -75,60 +79,95 @@ def run_sweep(
         "limit": limit,
         "say": say,
     }
-    every = list(dict.fromkeys(name for names in grid.sources for name in names))
-    run_precompute([target], every, views=views, **shown)
-
-    def values(label: str, taught: Supervision, settings: Mapping[str, Any]) -> list[float]:
-        """The figure of every seed."""
-        mine = {name: path for name, path in places.weights.items() if name in taught.sources}
-        found = []
-        for seed in range(grid.seeds):
-            name = f"{label}-seed{seed}"
-            say(name)
-            summary = train_once(
-                target,
-                out / name,
-                **{**shown, "places": Places(places.data_dir, places.cache_dir, mine)},
-                supervision=taught,
-                model=model,
-                seed=seed,
-                tuning=Tuning(amp=amp),
-                overrides={**(overrides or {}), **settings},
+    with joined(execution.device) as ranks:
+        every = list(dict.fromkeys(name for names in grid.sources for name in names))
+        precompute_once(target, every, views=views, **shown)
+        asked = {**shown, "model": model, "tuning": Tuning(amp=amp)}
+        rows: list[dict[str, Any]] = []
+        for point in _points(grid, views, overrides or {}):
+            asked["places"] = _with_weights_of(places, point.taught.sources)
+            values = _values(target, point, grid.seeds, out, ranks, **asked)
+            rows.append(_row(point, out, values))
+            if ranks.first:
+                _write(out / "sweep.csv", _csv(rows))
+        if ranks.first and rows[0]["mean"] is not None:
+            picture = io.BytesIO()
+            _draw(_title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows).savefig(
+                picture, dpi=150, format="png"
             )
-            found.append(float(summary[summary["metric"]]))
-        return found
-
-    scratch = values("scratch", Supervision(method="scratch", views=views), {"aux_loss": None})
-    rows = [_row(scratch)]
-    for (sources, module), temperature, alpha in product(grid.panels(), grid.temperatures, grid.alphas):
-        taught = Supervision(sources=sources, labels="cached", views=views, transfer_module=module)
-        point = {"temperature": temperature, "alpha": alpha}
-        label = f"{_slug(sources, module)}-T{temperature:g}-alpha{alpha:g}"
-        rows.append(_row(values(label, taught, point), sources=sources, transfer_module=module, **point))
-    _write(out / "sweep.csv", _csv(rows))
-    picture = io.BytesIO()
-    _draw(_title(out / "scratch-seed0"), grid, rows).savefig(picture, dpi=150, format="png")
-    _write(out / "sweep.png", picture.getvalue())
+            _write(out / "sweep.png", picture.getvalue())
     return rows
 
 
-def _row(
-    values: list[float],
-    sources: tuple[str, ...] = (),
-    transfer_module: bool | None = None,
-    temperature: float | None = None,
-    alpha: float | None = None,
-) -> dict[str, Any]:
-    """One point of the grid; without sources the student from scratch."""
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One student of the grid."""
+
+    name: str
+    taught: Supervision
+    overrides: dict[str, Any]
+
+
+def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_Point]:
+    """The student from scratch, then every combination."""
+    yield _Point("scratch", Supervision(method="scratch", views=views), {**overrides, "aux_loss": None})
+    for (sources, module), temperature, alpha in product(grid.panels(), grid.temperatures, grid.alphas):
+        taught = Supervision(sources=sources, labels="cached", views=views, transfer_module=module)
+        name = f"{_slug(sources, module)}-T{temperature:g}-alpha{alpha:g}"
+        yield _Point(name, taught, {**overrides, "temperature": temperature, "alpha": alpha})
+
+
+def _values(
+    target: str, point: _Point, seeds: int, out: Path, ranks: Ranks, *, say: Say, **asked: Any
+) -> list[float | None]:
+    """The figure of every seed; None where it diverged."""
+    values: list[float | None] = []
+    for seed in range(seeds):
+        name = f"{point.name}-seed{seed}"
+        say(name)
+        try:
+            summary = train_once(
+                target,
+                out / name,
+                supervision=point.taught,
+                overrides=point.overrides,
+                seed=seed,
+                say=say,
+                **asked,
+            )
+        except DivergedError as error:
+            if ranks.world > 1:  # the others do not know, and wait
+                raise
+            say(f"{name}: {error}")
+            values.append(None)
+        else:
+            values.append(float(summary[summary["metric"]]))
+    return values
+
+
+def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, Any]:
+    """One point of the grid, with the mean over the seeds that did not diverge."""
+    config = read_config(out / f"{point.name}-seed0")
+    taught = point.taught.method != "scratch"
+    reached = [value for value in values if value is not None]
     return {
-        "sources": "+".join(sources),
-        "transfer_module": transfer_module,
-        "temperature": temperature,
-        "alpha": alpha,
-        "mean": statistics.mean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "seeds": len(values),
+        "target": config["target"],
+        "model": config["model"],
+        "sources": "+".join(point.taught.sources),
+        "transfer_module": point.taught.transfer_module if taught else None,
+        "aux_loss": config["aux_loss"] if taught else None,
+        "temperature": config["temperature"] if taught else None,
+        "alpha": config["alpha"] if taught else None,
+        "mean": statistics.mean(reached) if reached else None,
+        "std": statistics.stdev(reached) if len(reached) > 1 else None,
+        "seeds": len(reached),
+        "diverged": len(values) - len(reached),
     }
+
+
+def _with_weights_of(places: Places, sources: Sequence[str]) -> Places:
+    """Without the local weights of others, which would be taken for a slip of the pen."""
+    return replace(places, weights={name: path for name, path in places.weights.items() if name in sources})
 
 
 def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -141,8 +180,9 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(1.2 + width * n_columns, 0.7 + height * n_rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    scratch, *means = (row["mean"] for row in rows)
-    reach = max(max(abs(mean - scratch) for mean in means), 0.1)
+    scratch, *means = (math.nan if row["mean"] is None else row["mean"] for row in rows)
+    lost = [row["diverged"] for row in rows[1:]]
+    reach = max([0.1, *(abs(mean - scratch) for mean in means if math.isfinite(mean))])
     each = len(grid.temperatures) * len(grid.alphas)
     for at, (axis, (sources, module)) in enumerate(zip(axes.flat, panels, strict=True)):
         table = np.array(means[at * each : (at + 1) * each]).reshape(len(grid.temperatures), -1).T
@@ -157,17 +197,22 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_ylabel("alpha")
         for (y, x), value in np.ndenumerate(table):
             colour = "white" if abs(value - scratch) > 0.6 * reach else "black"
-            axis.text(x, y, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=8)
+            n_lost = lost[at * each + x * len(grid.alphas) + y]
+            text = (
+                "diverged" if math.isnan(value) else f"{value:.1f}" + (f"\n{n_lost} div." if n_lost else "")
+            )
+            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="percentage points over scratch", shrink=0.8)
     figure.suptitle(f"{title}; from scratch {scratch:.1f} %", fontsize=10)
     return figure
 
 
-def _title(run: Path) -> str:
+def _title(run: Path, aux_loss: str) -> str:
     """What was trained, by one of the runs."""
-    summary = read_summary(run) or {}
-    metric = {"test_top1": "test top-1", "test_map": "test mAP"}[summary["metric"]]
-    return f"{summary['target']}, {summary['model']}, {summary['epochs']} epochs, {metric} in %"
+    config = read_config(run)
+    metric = "test mAP" if config["primary_loss"] == "bce" else "test top-1"
+    what = f"{config['target']}, {config['model']}, {config['epochs']} epochs, auxiliary loss {aux_loss}"
+    return f"{what}, {metric} in %"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import pooch
@@ -104,6 +105,17 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes, streamed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def known_digest_of(path: Path) -> str:
+    """`digest_of`, computed once while the file at `path` stays the same: its inode, size and times."""
+    stat = path.stat()
+    return _digest_of_version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_of_version(path: Path, *_version: int) -> str:
+    return digest_of(path)
 
 
 def _recorded(path: Path, record: Path) -> Path:

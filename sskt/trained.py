@@ -24,7 +24,12 @@ class Trained:
     """What a run's config says of its student."""
 
     model: str
-    n_classes: int
+    classes: tuple[str, ...]
+
+    @property
+    def n_classes(self) -> int:
+        """Of its logits."""
+        return len(self.classes)
 
     @property
     def reads_clips(self) -> bool:
@@ -37,7 +42,7 @@ def read_trained(folder: Path) -> Trained:
     config = folder / "config.json"
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
-        trained = Trained(str(found["model"]), len(found["classes"]))
+        trained = Trained(str(found["model"]), tuple(map(str, found["classes"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"

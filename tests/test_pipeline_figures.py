@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +16,22 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
-from pipeline.api import Places, Supervision, choose_execution, open_index, run_train
+from pipeline import explain, sweep
+from pipeline.api import (
+    Augmentation,
+    Places,
+    Supervision,
+    Tuning,
+    again,
+    choose_execution,
+    open_index,
+    run_train,
+)
+from pipeline.api.again import is_as_asked, train_once
 from pipeline.explain import run_explain
 from pipeline.run import read_summary
 from pipeline.sweep import Grid, run_sweep
+from pipeline.training.trainer import DivergedError
 from sskt.errors import RunError
 from sskt.gradcam import grad_cam
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -136,6 +149,7 @@ def test_a_sweep_reads_one_store_and_goes_on_where_it_was(project, tmp_path):
         assert (config["temperature"], config["alpha"]) == (row["temperature"], row["alpha"])
         assert config["transfer_module"] == row["transfer_module"]
         assert float(line["mean"]) == row["mean"] == read_summary(run)["test_top1"]
+        assert (line["target"], line["model"], line["aux_loss"]) == ("digits", "resnet20", "ce")
     with Image.open(tmp_path / "sweep" / "sweep.png") as drawn:
         assert np.asarray(drawn).std() > 10
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("summary.json")}
@@ -183,3 +197,107 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
     result = CliRunner().invoke(main, ["explain", str(folder / "run0"), "--out", str(tmp_path / "e.png")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "e.png").is_file()
+
+
+def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
+    folder, common = project
+    out = folder / "run0"
+    monkeypatch.setattr(again, "run_train", None)  # a finished run is looked at, and nothing else
+    monkeypatch.setattr(again, "resume_train", None)
+    asked = {"supervision": Supervision(method="scratch"), "overrides": QUICK, **common}
+    assert train_once("digits", out, **asked) == read_summary(out)
+    for other, message in (
+        ({"model": "resnet32"}, "begun with model resnet20, this series asks for resnet32; choose another"),
+        ({"supervision": Supervision(method="dml", peers=3)}, "method scratch, this series asks for dml"),
+        ({"augmentation": Augmentation(side_px=24)}, "begun with plan.side_px "),
+        ({"tuning": Tuning(freeze_until="layer3")}, "freeze_until None, this series asks for layer3"),
+        ({"tuning": Tuning(finetune_from=out / "student.safetensors")}, "begun with finetune_from None"),
+        ({"overrides": {**QUICK, "lr": 0.02}}, "begun with lr 0.05, this series asks for 0.02"),
+        ({"seed": 5}, "begun with seed 0, this series asks for 5"),
+        ({"eval_every": 2}, "begun with eval_every 1, this series asks for 2"),
+    ):
+        with pytest.raises(RunError, match=message):
+            train_once("digits", out, **{**asked, **other})
+    config = json.loads((out / "config.json").read_text())
+    kept = dict(config["contents"])
+    (out / "config.json").write_text(json.dumps(config | {"contents": {**kept, "test": "other pictures"}}))
+    with pytest.raises(RunError, match=r"begun with contents\.test other pictures, this series asks for"):
+        train_once("digits", out, **asked)
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
+    folder, common = project
+    source = f"program:{save_program(tmp_path / 'a.pt2', Tiny(0))}"
+    begun = shutil.copy(folder / "run0" / "student.safetensors", tmp_path / "w.safetensors")
+    asked = {
+        "supervision": Supervision(sources=(source,), labels="live", views=1),
+        "tuning": Tuning(finetune_from=begun),
+        "overrides": QUICK,
+        **common,
+    }
+    out = tmp_path / "run"
+    train_once("digits", out, **asked)
+    assert is_as_asked("digits", out, **asked)
+    shutil.copy(folder / "run1" / "student.safetensors", begun)
+    assert not is_as_asked("digits", out, **asked)
+    shutil.copy(folder / "run0" / "student.safetensors", begun)
+    assert is_as_asked("digits", out, **asked)
+    save_program(tmp_path / "a.pt2", Tiny(1))
+    with pytest.raises(RunError, match=r"begun with source_weights\.program:"):
+        train_once("digits", out, **asked)
+
+
+def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path, monkeypatch):
+    _folder, common = project
+    (tmp_path / "a.pt2").touch()
+
+    def trains(target, out, *, overrides, **_asked):
+        out.mkdir(parents=True, exist_ok=True)
+        config = {"target": target, "model": "resnet20", "primary_loss": "ce", "epochs": 1, "aux_loss": "kd"}
+        config |= {"temperature": overrides.get("temperature"), "alpha": overrides.get("alpha")}
+        (out / "config.json").write_text(json.dumps(config))
+        if overrides.get("alpha") == 1e25:
+            raise DivergedError("the loss is nan")
+        return {"metric": "test_top1", "test_top1": 50.0}
+
+    drawn = []
+    monkeypatch.setattr(sweep, "precompute_once", lambda *_, **__: None)
+    monkeypatch.setattr(sweep, "train_once", trains)
+    draw = sweep._draw
+    monkeypatch.setattr(sweep, "_draw", lambda *asked: drawn.append(draw(*asked)) or drawn[-1])
+    grid = Grid(((f"program:{tmp_path / 'a.pt2'}",),), (1.0,), (0.1, 1e25, 1.0))
+    rows = run_sweep("digits", grid, out=tmp_path / "out", **common)
+    assert [(row["mean"], row["seeds"], row["diverged"]) for row in rows[1:]] == [
+        (50.0, 1, 0),
+        (None, 0, 1),
+        (50.0, 1, 0),
+    ]
+    assert (tmp_path / "out" / "sweep.csv").read_text().count("\n") == 5
+    assert (tmp_path / "out" / "sweep.png").is_file()
+    texts = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert texts == ["50.0", "diverged", "50.0"]
+    assert "digits, resnet20, 1 epochs, auxiliary loss kd" in drawn[0].get_suptitle()
+
+
+def test_every_class_of_several_labels_has_a_share_of_its_own(project, tmp_path, monkeypatch):
+    folder, common = project
+    run = shutil.copytree(folder / "run0", tmp_path / "several")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"primary_loss": "bce"}))
+    figures, draw = [], explain._figure
+    monkeypatch.setattr(explain, "_figure", lambda *asked: figures.append(draw(*asked)) or figures[-1])
+    monkeypatch.setattr(explain, "grad_cam", lambda _student, x, _classes: torch.zeros(1, *x.shape[2:]))
+    settings = {"out": tmp_path / "a.png", "class_name": "3", "execution": common["execution"], "say": quiet}
+    one, several = run_explain([folder / "run0", run], places=common["places"], **settings)
+    student = build_student("resnet20", 10, {}, False).eval()
+    student.load_state_dict(load_file(run / "student.safetensors"))
+    index = open_index("digits", "test", places=common["places"], say=quiet)
+    grey = tvf.resize(torch.from_numpy(index.pixels_of(0)).permute(2, 0, 1)[None], [16, 16], antialias=True)
+    with torch.inference_mode():
+        logits = student.predict(normalise(grey, IMAGENET_MEAN, IMAGENET_STD))[0]
+    assert several["share"] == pytest.approx(float(logits[3].sigmoid()), abs=0.02)
+    assert one["share"] == pytest.approx(float(logits.softmax(dim=0)[3]), abs=0.02)
+    title = figures[0].axes[2].get_title()
+    assert title.splitlines()[0] == "several (scratch)"
+    assert title.splitlines()[-1] == "no evidence in the picture"

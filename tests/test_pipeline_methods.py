@@ -14,11 +14,14 @@ from pipeline.api import (
     Supervision,
     Tuning,
     choose_execution,
+    open_index,
     run_evaluate,
     run_precompute,
     run_train,
 )
+from pipeline.api.settings import settings_of
 from pipeline.check import verify_store
+from pipeline.labels.supply import stored_sources, stored_teachers
 from pipeline.run import read_metrics
 from sskt.errors import RunError, SourceError
 
@@ -74,6 +77,11 @@ def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     )
     assert verdict.good
     assert verdict.agreement.identical == 1.0
+    index = open_index("digits", "train", places=common["places"], limit=N, say=quiet)
+    assert stored_sources(common["places"].cache_dir, index) == (), "a student of ours teaches when named"
+    assert stored_teachers(common["places"].cache_dir, index) == ("run:teacher",)
+    renamed = replace(index, classes=tuple(f"no {name}" for name in index.classes))
+    assert stored_teachers(common["places"].cache_dir, renamed) == (), "ten classes, but others"
     auto = Supervision(method="kd")  # every source with a store, by its recorded name
     summary = run_train("digits", out=tmp_path / "auto", supervision=auto, overrides=QUICK, **common)
     assert summary["sources"] == ["run:teacher"]
@@ -87,6 +95,18 @@ def test_teachers_of_another_task_are_refused(project, tmp_path):
         run_train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
     with pytest.raises(SourceError, match="nothing: is no run"):
         run_precompute(["digits"], [f"run:{tmp_path / 'nothing'}"], views=1, **common)
+    config = json.loads((folder / "teacher" / "config.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(
+        json.dumps(config | {"classes": [f"no {name}" for name in config["classes"]]})
+    )
+    for sources, message in (
+        ((f"run:{tmp_path / 'other'}",), r"knows 10 classes \(no 0, no 1, no 2, \.\.\.\) and digits has 10 "),
+        ((), "--method kd needs a teacher of the same task; add --source run:FOLDER"),
+    ):
+        taught = Supervision(method="kd", sources=sources, labels="live")
+        with pytest.raises(RunError, match=message):
+            run_train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
     assert not (tmp_path / "no").exists()
 
 
@@ -191,3 +211,56 @@ def test_an_unknown_method_is_refused(project, tmp_path):
             "digits", out=tmp_path / "no", supervision=Supervision(method="magic"), overrides=QUICK, **common
         )
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("supervision", "tuning", "overrides", "message"),
+    [
+        ({"method": "maxl"}, {}, {"primary_loss": "ce"}, "--primary-loss ce: --method maxl does not read it"),
+        ({"method": "maxl"}, {}, {"aux_loss": "kd"}, "--aux-loss kd: --method maxl does not read it"),
+        ({"method": "maxl"}, {}, {"temperature": 2.0}, "--temperature 2.0: --method maxl does not read it"),
+        ({"method": "maxl"}, {"label_smoothing": 0.1}, {}, "--label-smoothing 0.1: --method maxl"),
+        (
+            {"method": "dml"},
+            {},
+            {"alpha": 0.5},
+            "--alpha 0.5: --method dml does not read it, sskt and kd and",
+        ),
+        ({"method": "dml"}, {}, {"temperature": 2.0}, "--temperature 2.0: --method dml"),
+        ({"method": "dml"}, {}, {"aux_loss": "kd"}, "--aux-loss kd: --method dml"),
+        ({"method": "dml", "transfer_module": True}, {}, {}, "--transfer-module: --method dml"),
+        ({"method": "dml", "gradient_cosine": "weigh"}, {}, {}, "--gradient-cosine weigh: --method dml"),
+        ({"method": "scratch", "gradient_cosine": "record"}, {}, {}, "sskt would; leave it out, or choose"),
+        ({"method": "kd", "gradient_cosine": "record"}, {}, {}, "--gradient-cosine record: --method kd"),
+        ({"peers": 3}, {}, {}, "--peers 3: --method sskt does not read it, dml would"),
+        ({"kd_reduction": "mean"}, {}, {}, "--kd-reduction mean is of --aux-loss kd, this run has ce"),
+    ],
+)
+def test_what_a_method_would_not_read_is_refused(supervision, tuning, overrides, message):
+    with pytest.raises(RunError, match=message):
+        settings_of("digits", Supervision(**supervision), Tuning(**tuning), overrides)
+
+
+def test_a_recipes_own_settings_are_no_wish():
+    assert settings_of("digits", Supervision(method="maxl"), Tuning(), {"primary_loss": "focal"})
+    for method in ("sskt", "scratch", "kd", "dml", "maxl"):
+        assert settings_of("digits", Supervision(method=method), Tuning(), {"epochs": 3, "lr": 0.1})
+
+
+def test_smoothed_labels_are_of_cross_entropy(project, tmp_path):
+    _, common = project
+    with pytest.raises(RunError, match="--label-smoothing is of --primary-loss ce, this run has focal"):
+        run_train(
+            "digits",
+            out=tmp_path / "no",
+            supervision=Supervision(method="scratch"),
+            tuning=Tuning(label_smoothing=0.1),
+            overrides={**QUICK, "primary_loss": "focal"},
+            **common,
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_patience_of_a_plateau_moves_with_the_epochs():
+    for epochs, patience in ((None, 10), (20, 1), (400, 20)):
+        assert settings_of("ucf101", Supervision(), Tuning(), {"epochs": epochs})["patience"] == patience

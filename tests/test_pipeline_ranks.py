@@ -199,3 +199,30 @@ class _Joined:
         return Ranks(0, 4)
 
     def __exit__(self, *_: object) -> None: ...
+
+
+SERIES = """
+import torch
+from pipeline.ranks import joined
+
+with joined(torch.device("cpu")):
+    for run in range(3):
+        with joined(torch.device("cpu")) as ranks:
+            assert ranks.gathered((run, ranks.rank)) == [(run, 0), (run, 1)]
+            assert ranks.agreed(ranks.first)
+"""
+
+
+def test_the_ranks_of_a_series_join_once_for_all_its_runs(tmp_path):
+    (tmp_path / "series.py").write_text(SERIES)
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*words, str(tmp_path / "series.py")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from videos import make_folder
 from cli import main
 from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
+from pipeline.reproduce import runner
 from pipeline.reproduce.attempt import TEACHERS, Shrink, attempts
 from pipeline.reproduce.runner import Campaign, run_reproduce
 from pipeline.run import Run
 from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.targets.spec import TARGETS
+from pipeline.training.trainer import DivergedError
+from sskt import published
 from sskt.backbones import build_backbone
 from sskt.errors import RunError
 from sskt.methods import METHODS
@@ -37,6 +41,8 @@ def quiet(_text):
 def test_the_published_rows_are_those_of_the_papers():
     with shared("paper/results.csv").open(newline="") as file:
         original = list(csv.DictReader(file))
+    with Path(published.__file__).with_name("published.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == original, "every field as it was typed in"
     ours = published_rows()
     assert len(ours) == len(original) == 286
     for row, fields in zip(ours, original, strict=True):
@@ -152,6 +158,7 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
         assert config["aux_loss"] == (result.row.aux_loss or config["aux_loss"])
         assert config["primary_loss"] == (result.row.primary_loss or config["primary_loss"])
         assert (config["finetune_from"] is None) == (result.row.init == "random")
+        assert config["freeze_until"] == ("layer4" if result.row.init == "kinetics" else None)
     stores = list((tmp_path / "stores").rglob("*.zarr")) if (tmp_path / "stores").exists() else []
     sources = {(row.target, source) for row in published_rows(table) for source in row.sources}
     sources |= {(row.target, TEACHERS[row.model]) for row in published_rows(table) if row.method == "kd"}
@@ -240,11 +247,12 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
         assert float(row["our_gain"]) == pytest.approx(np.mean(test_top1(name)) - np.mean(scratch), abs=0.006)
         assert float(row["paper_gain"]) == pytest.approx(paper[name], abs=0.006)
     assert "teacher: resnet32 of ours, from scratch" in kd.marks
+    assert "6 training samples, not the official 50,000" in kd.marks
     # each seed's teacher looks at 2 views of 6 samples; live, 2 seeds of 2 epochs would
     assert (sum(kd.stored.values()), kd.live) == (2 * 2 * N, 2 * 2 * N)
     config = json.loads((tmp_path / "cifar10-resnet20-kd-seed1" / "config.json").read_text())
     assert config["labels"] == "cached"
-    assert "teacher-cifar10-resnet32-seed1" in config["sources"][0]
+    assert "cifar10-resnet32-scratch-seed1" in config["sources"][0]
     shorter = replace(campaign, shrink=Shrink(scale=0.0025))
     (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True, say=quiet)
     assert listed.values == ()
@@ -303,4 +311,66 @@ def test_the_command_line_lists_rows_and_recipes(tmp_path, small, tiny_targets):
     assert row["training_samples"] == 5_000
     assert not list(tmp_path.iterdir())
     result = CliRunner().invoke(main, ["recipes", "--json"])
-    assert {r["target"] for r in json.loads(result.stdout)} >= {"cifar10", "ucf101", "voc"}
+    listed = json.loads(result.stdout)
+    assert {r["target"] for r in listed} >= {"cifar10", "ucf101", "voc"}
+    assert all(r["aux_loss"] == recipe_for(r["target"]).aux_loss for r in listed)
+
+
+def dry(table, rows, campaign, **stand_ins):
+    return run_reproduce(table, campaign, rows=rows, stand_ins=stand_ins, dry_run=True, say=quiet)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A campaign with nothing there."""
+    places = Places(tmp_path / "data", tmp_path / "stores")
+    return Campaign(tmp_path / "out", places, choose_execution(device="cpu", threads=2), amp="fp32")
+
+
+def test_every_difference_from_the_paper_is_marked(bare):
+    (plain,) = dry("S1", ["1"], bare)
+    assert plain.marks == ("10 views in turn",)
+    (low,) = dry("S1", ["1"], replace(bare, amp="bf16"))
+    assert low.marks == ("10 views in turn", "students compute in bf16")
+    for result in dry("M8", ["dml"], bare):
+        other = "3D ResNet50" if result.row.model == "resnet3d18" else "ResNet50"
+        assert f"the peers are twins, where the paper's second one is a {other}" in result.marks
+
+
+def test_a_plateau_is_looked_at_in_every_epoch():
+    (steps,) = attempts("S1", ["1"], shrink=Shrink(scale=0.5), stand_ins={})
+    (plateau,) = attempts("S6", ["1"], shrink=Shrink(scale=0.5), stand_ins={})
+    assert (steps.eval_every, plateau.eval_every) == (10, 1)
+
+
+def test_a_dry_run_counts_the_teachers_training(bare):
+    first, second = dry("M8", ["cifar10-resnet20-kd", "cifar10-resnet32-kd"], bare)
+    assert (first.cost(3)["teacher_runs_left"], second.cost(3)["teacher_runs_left"]) == (3, 3)
+    assert first.cost(3)["student_samples"] == (3 + 3) * 400 * 50_000
+    bigger, same = dry("M8", ["voc-resnet34-kd", "voc-resnet50-kd"], bare)
+    assert (bigger.teachers_left, same.teachers_left) == (3, 0), "both learn from the same runs"
+
+
+def test_mistyped_names_are_refused(bare):
+    with pytest.raises(RunError, match="--stand-in names placess365, the published rows have places365, "):
+        dry("S1", [], bare, placess365="program:net.pt2")
+    mistyped = replace(bare.places, weights={"imagnet": Path("x.pth")})
+    with pytest.raises(RunError, match="--weights names imagnet, the published rows have places365, "):
+        dry("S1", [], replace(bare, places=mistyped))
+
+
+def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets, bare, monkeypatch):
+    called = []
+
+    def diverges(_target, folder, **_asked):
+        called.append(folder.name)
+        if "resnet20" in folder.name:
+            raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(runner, "train_once", diverges)
+    here = replace(bare, places=small[1], seeds=2)
+    first, second = run_reproduce("S1", here, rows=["1", "14"], say=quiet)
+    assert called == [f"cifar10-resnet{depth}-scratch-seed{seed}" for seed in (0, 1) for depth in (20, 32)]
+    assert first.marks[-2:] == ("seed 0 diverged", "seed 1 diverged")
+    assert not any("diverged" in mark for mark in second.marks)
+    assert "seed 1 diverged" in (bare.out / "table-S1.md").read_text()

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.api.lesson import Supervision
-from pipeline.api.settings import Tuning, settings_of
-from pipeline.api.stage_two import resume_train, run_train
+from cache.manifest import flatten
+from pipeline.api.lesson import Asked, Supervision
+from pipeline.api.settings import Tuning, plan_config, settings_of
+from pipeline.api.stage_one import open_index, run_precompute
+from pipeline.api.stage_two import model_name, resume_train, run_train
+from pipeline.choices import Augmentation, Places
+from pipeline.execution import Execution
+from pipeline.ranks import Ranks, joined
 from pipeline.run import read_config, read_summary
+from pipeline.schedule import Share
+from pipeline.targets.spec import SPLITS
+from sskt.backbones import Backbone
 from sskt.errors import RunError
+from sskt.methods import TAUGHT
 
 
 def train_once(target: str, out: Path, **asked: Any) -> dict[str, Any]:
@@ -20,35 +31,98 @@ def train_once(target: str, out: Path, **asked: Any) -> dict[str, Any]:
     The checkpoint of a finished run is removed: a series of runs would fill a disk with what nobody goes on
     from. Raises RunError if the run in `out` is another than the one asked for, and what those two raise.
     """
-    if not (out / "config.json").is_file():
-        summary = run_train(target, out=out, **asked)
-    else:
-        _require_asked(target, out, asked)
-        finished = read_summary(out)
-        summary = finished or resume_train(out, execution=asked["execution"], say=asked["say"])
-    (out / "last.pt").unlink(missing_ok=True)
+    with joined(asked["execution"].device) as ranks:
+        if not ranks.agreed((out / "config.json").is_file()):
+            summary = run_train(target, out=out, **asked)
+        else:
+            _require_asked(target, out, asked)
+            finished = read_summary(out)
+            summary = finished or resume_train(out, execution=asked["execution"], say=asked["say"])
+        if ranks.first:
+            (out / "last.pt").unlink(missing_ok=True)
+        ranks.agreed(value=True)  # nobody reads what the first has not written yet
     return summary
+
+
+def precompute_once(target: str, sources: Sequence[str], **asked: Any) -> None:
+    """`run_precompute`, until the units of every rank are there."""
+    with joined(asked["execution"].device) as ranks:
+        run_precompute([target], sources, **asked)
+        ranks.agreed(value=True)
+
+
+def is_as_asked(target: str, out: Path, **asked: Any) -> bool:
+    """Whether the run in `out` is the one that `train_once` would make; its data are not looked at."""
+    return _first_difference(out, _expected(target, **asked)) is None
+
+
+def _expected(
+    target: str,
+    *,
+    supervision: Supervision,
+    places: Places,
+    execution: Execution,
+    augmentation: Augmentation | None = None,
+    tuning: Tuning | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    model: str | Backbone | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    eval_every: int = 1,
+    **_how: Any,
+) -> dict[str, Any]:
+    """What `run_train` would write into config.json, as far as that is known without data and networks.
+
+    What the caller leaves to `run_train` (sources, labels, views) is not in it, nor are sources' weights that
+    are not on this machine.
+    """
+    tuning = tuning or Tuning()
+    settings = settings_of(target, supervision, tuning, overrides or {})
+    ranks = Ranks(world=Share.from_environment().n_ranks)
+    asked = Asked(
+        target, supervision, augmentation or Augmentation(), places, execution, limit, ranks, settings
+    )
+    name = model_name(target, model)
+    expected = plan_config(asked, tuning, model=name, seed=seed, eval_every=eval_every)
+    if supervision.sources:
+        expected["sources"] = supervision.sources
+    if supervision.method in TAUGHT and supervision.labels != "auto":
+        expected["labels"] = supervision.labels
+    if supervision.views is not None:
+        expected["views"] = supervision.views
+    found = {name: places.weights_sha256(name) for name in supervision.sources}
+    if here := {name: sha256 for name, sha256 in found.items() if sha256}:
+        expected["source_weights"] = here
+    return expected
 
 
 def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` is another."""
-    taught, tuning = asked["supervision"], asked.get("tuning") or Tuning()
-    assert isinstance(taught, Supervision)  # noqa: S101 - every series says how its students are taught
-    wanted = settings_of(target, taught, tuning, asked.get("overrides") or {}) | {
-        "target": target,
-        "method": taught.method,
-        "transfer_module": taught.transfer_module,
-        "seed": asked.get("seed", 0),
-        "limit": asked.get("limit"),
+    limits = {"train": asked.get("limit"), "test": None}
+    indexes = {
+        split: open_index(target, split, places=asked["places"], say=lambda _: None, limit=limits[split])
+        for split in SPLITS
     }
-    if taught.sources:
-        wanted["sources"] = taught.sources
-    if taught.views is not None:
-        wanted["views"] = taught.views
-    found = read_config(out)
+    expected = _expected(target, **asked) | {
+        "classes": indexes["train"].classes,
+        "contents": {split: index.content_sha256 for split, index in indexes.items()},
+    }
+    if different := _first_difference(out, expected):
+        name, there, wanted = different
+        raise RunError(
+            f"{out}: was begun with {name} {there}, this series asks for {wanted}; choose another --out"
+        )
+
+
+def _first_difference(out: Path, expected: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first setting of the run in `out` that is not as expected, and both values."""
+    found = dict(flatten(read_config(out)))
+    wanted = dict(flatten(json.loads(json.dumps(expected))))  # tuples as JSON has them
     for name, value in wanted.items():
-        there = tuple(found[name]) if isinstance(found.get(name), list) else found.get(name)
-        if there != (tuple(value) if isinstance(value, list) else value):
-            raise RunError(
-                f"{out}: was begun with {name} {there}, this series asks for {value}; choose another --out"
-            )
+        if found.get(name) != value:
+            return name, _short(found.get(name)), _short(value)
+    return None
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(str(value), 100, placeholder="...")

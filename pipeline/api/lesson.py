@@ -10,9 +10,10 @@ from pipeline.api.stage_one import open_index, require_named
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.labels import Labels
-from pipeline.labels.supply import Request, open_labels
+from pipeline.labels.supply import Request, classes_of, open_labels, stored_teachers
 from pipeline.ranks import Ranks
 from pipeline.targets import parse_target
+from pipeline.targets.index import TargetIndex
 from pipeline.training.train import Lesson
 from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT
@@ -25,7 +26,7 @@ class Supervision:
     """How a student is taught."""
 
     method: str = "sskt"  # one of sskt.methods.METHODS
-    sources: tuple[str, ...] = ()  # none: every source with a complete store
+    sources: tuple[str, ...] = ()  # none: those with a complete store, for kd those that know the classes
     labels: str = "auto"  # or "cached", "live" or "write-through"
     views: int | None = None  # None: all that are stored
     transfer_module: bool = False
@@ -63,7 +64,8 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
     if taught.sources and taught.method not in TAUGHT:
         raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
     if taught.method in TAUGHT:
-        require_named(asked.places, taught.sources or tuple(asked.places.weights))
+        sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
+        require_named(asked.places, sources or tuple(asked.places.weights))
         n_rows = -(-len(index) // asked.ranks.world)
         request = Request(
             asked.target,
@@ -84,10 +86,35 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
             )
         labels = open_labels(
             request,
-            taught.sources,
+            sources,
             labels=taught.labels,
             views=taught.views,
             teacher_bn=taught.teacher_bn,
             say=say,
         )
     return Lesson(index, test_index, plan, eval_plan, labels)
+
+
+def _teachers(asked: Asked, index: TargetIndex) -> tuple[str, ...]:
+    """Of the same task: those that are named, else those that have a store.
+
+    Raises RunError if there is none, or a run of ours has other classes: their number alone says little.
+    """
+    taught = asked.supervision
+    for name in taught.sources:
+        known = classes_of(name)
+        if known not in (None, index.classes):
+            raise RunError(
+                f"--method kd: {name} knows {_some(known)} and {asked.target} has {_some(index.classes)}; "
+                f"name a teacher of the same task"
+            )
+    sources = taught.sources
+    if not sources and taught.labels in ("auto", "cached"):
+        sources = stored_teachers(asked.places.cache_dir, index)
+    if not sources:
+        raise RunError("--method kd needs a teacher of the same task; add --source run:FOLDER")
+    return sources
+
+
+def _some(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}, ...)"

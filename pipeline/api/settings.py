@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from pipeline.choices import channels_last, student_precision
 from pipeline.execution import Execution
 from pipeline.targets.spec import parse_target
 from pipeline.training.config import PRECISIONS, TrainConfig
+from pipeline.training.method import READ_BY, require_read
 from pipeline.training.train import Lesson
 from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone
-from sskt.download import digest_of
+from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
-from sskt.methods import GRADIENT_COSINE
+from sskt.methods import GRADIENT_COSINE, METHODS
 from sskt.recipes import SETTINGS, recipe_for
 from sskt.schedules import SCHEDULES
 
-_KD_REDUCTION = {"kd": "batchmean"}
 _CHOICES = {
     "primary_loss": PRIMARY_LOSSES,
     "aux_loss": AUXILIARY_LOSSES,
@@ -68,9 +68,9 @@ def settings_of(
     target: str, supervision: Supervision, tuning: Tuning, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A value for each of a recipe's `SETTINGS`: what `overrides` say, else the recipe's for this method; the
-    milestones move with the epochs.
+    milestones and the patience move with the epochs.
 
-    Raises RunError for an override that is no such setting.
+    Raises RunError for an override that is no such setting, and for what this method would not read.
     """
     recipe = recipe_for(target, supervision.method, finetuned=tuning.finetune_from is not None)
     chosen: dict[str, Any] = {
@@ -80,47 +80,79 @@ def settings_of(
     }
     if "epochs" in chosen:
         chosen.setdefault("milestones", recipe.milestones_in(chosen["epochs"]))
+        chosen.setdefault("patience", recipe.patience_in(chosen["epochs"]))
     settings = {name: chosen.pop(name, getattr(recipe, name)) for name in SETTINGS}
     if chosen:
         raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(SETTINGS)}")
+    if supervision.method in METHODS:
+        changed = {name: value for name, value in settings.items() if value != getattr(recipe, name)}
+        require_read(supervision.method, changed | _not_default(supervision) | _not_default(tuning))
+    if supervision.kd_reduction is not None and settings["aux_loss"] != "kd":
+        raise RunError(
+            f"--kd-reduction {supervision.kd_reduction} is of --aux-loss kd, this run has "
+            f"{settings['aux_loss']}; leave it out"
+        )
     return settings
+
+
+def _not_default(chosen: Supervision | Tuning) -> dict[str, Any]:
+    """What was asked for of that which not every method reads."""
+    named = {field.name: field.default for field in fields(chosen) if field.name in READ_BY}
+    return {
+        name: getattr(chosen, name) for name, default in named.items() if getattr(chosen, name) != default
+    }
 
 
 def config_of(
     asked: Asked, lesson: Lesson, tuning: Tuning, *, model: str, seed: int, eval_every: int
 ) -> TrainConfig:
     """Everything that changes a run's numbers. Raises RunError for settings that the data do not fit."""
-    taught, labels = asked.supervision, lesson.labels
+    labels = lesson.labels
+    planned = plan_config(asked, tuning, model=model, seed=seed, eval_every=eval_every)
     config = TrainConfig(
-        target=asked.target,
         classes=lesson.index.classes,
-        model=model,
-        method=taught.method,
         sources=tuple(labels.n_classes) if labels else (),
-        transfer_module=taught.transfer_module,
-        kd_reduction=taught.kd_reduction or _KD_REDUCTION.get(taught.method, "mean"),
-        gradient_cosine=taught.gradient_cosine,
-        peers=taught.peers,
-        psi=taught.psi,
         labels=labels.kind if labels else "none",
-        teacher_bn=taught.teacher_bn,
-        views=labels.views if labels else taught.views,
-        seed=seed,
-        limit=asked.limit,
-        eval_every=eval_every,
-        ranks=asked.ranks.world,
-        plan=lesson.plan.to_dict(),
-        eval_plan=lesson.eval_plan.to_dict(),
-        augmentation=asdict(asked.augmentation),
+        views=labels.views if labels else asked.supervision.views,
         contents=lesson.contents(),
-        channels_last=channels_last(asked.execution.device),
-        **_tuned(tuning, asked.execution),
-        **asked.settings,
+        source_weights=dict(labels.weights_sha256) if labels else {},
+        **planned,
     )
     _require_sound(config)
     _require_trainable(config, len(lesson.index))
     _require_fitting_loss(config, lesson)
     return config
+
+
+def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_every: int) -> dict[str, Any]:
+    """The part of a run's config that is known before its data and its sources are opened."""
+    taught, spec = asked.supervision, parse_target(asked.target)
+    return {
+        "target": asked.target,
+        "model": model,
+        "method": taught.method,
+        "transfer_module": taught.transfer_module,
+        "kd_reduction": taught.kd_reduction or _kd_reduction(taught.method, asked.settings["primary_loss"]),
+        "gradient_cosine": taught.gradient_cosine,
+        "peers": taught.peers,
+        "psi": taught.psi,
+        "teacher_bn": taught.teacher_bn,
+        **asked.settings,
+        "seed": seed,
+        "limit": asked.limit,
+        "eval_every": eval_every,
+        **_tuned(tuning, asked.execution),
+        "channels_last": channels_last(asked.execution.device),
+        "ranks": asked.ranks.world,
+        "plan": asked.augmentation.training_plan(spec).to_dict(),
+        "eval_plan": asked.augmentation.evaluation_plan(spec).to_dict(),
+        "augmentation": asdict(asked.augmentation),
+    }
+
+
+def _kd_reduction(method: str, primary_loss: str) -> str:
+    """Over the classes as the primary loss has it where a teacher knows the same ones, else as released."""
+    return "batchmean" if method == "kd" and primary_loss != "bce" else "mean"
 
 
 def require_reads(backbone: Backbone, config: TrainConfig) -> None:
@@ -148,7 +180,7 @@ def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
 def weights_name(path: Path) -> str:
     """Weights as a config names them: by file name and sha256. Raises RunError if they cannot be read."""
     try:
-        return f"{path.name} sha256 {digest_of(path)[:16]}"
+        return f"{path.name} sha256 {known_digest_of(path)[:16]}"
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}); check --finetune-from") from None
 
@@ -196,4 +228,8 @@ def _require_fitting_loss(config: TrainConfig, lesson: Lesson) -> None:
     if several and config.label_smoothing:
         raise RunError(
             f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
+        )
+    if config.label_smoothing and config.primary_loss != "ce":
+        raise RunError(
+            f"--label-smoothing is of --primary-loss ce, this run has {config.primary_loss}; leave it out"
         )

@@ -60,9 +60,9 @@ def run_train(
 
     `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.backbones.Tapped`
     makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
-    momentum, dampening, weight_decay, temperature, alpha, aux_loss and primary_loss; None leaves the recipe's
-    value, and milestones move with the epochs. Under torchrun the ranks share every batch. Returns the run's
-    summary. Nothing is written to `out` before all inputs are known to be good.
+    patience, momentum, dampening, weight_decay, temperature, alpha, aux_loss and primary_loss; None leaves
+    the recipe's value, and milestones and patience move with the epochs. Under torchrun the ranks share every
+    batch. Returns the run's summary. Nothing is written to `out` before all inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution, out = places or Places(), execution or choose_execution(), Path(out)
@@ -71,7 +71,7 @@ def run_train(
     with joined(execution.device) as ranks:
         asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
         lesson = open_lesson(asked, say)
-        name = _name_of(model or recipe_for(target).models[0])
+        name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
         backbone = _backbone(model or name, seed)
         require_reads(backbone, config)
@@ -189,7 +189,9 @@ def places_of(run: Path, **given: Any) -> Places:
     return replace(recorded, **given)
 
 
-def _name_of(model: str | Backbone) -> str:
+def model_name(target: str, model: str | Backbone | None) -> str:
+    """A student as a config names it; left out, the recipe's first."""
+    model = model or recipe_for(target).models[0]
     return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
 
 
@@ -216,6 +218,7 @@ def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
     now = {"plan": lesson.plan.to_dict(), "contents": lesson.contents(), "views": config.views}
     if lesson.labels is not None:
         now["views"] = lesson.labels.views
+        now["source_weights"] = dict(lesson.labels.weights_sha256)
     for name, value in now.items():
         if value != getattr(config, name):
             raise RunError(

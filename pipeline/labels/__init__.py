@@ -28,6 +28,10 @@ class Labels(Protocol):
         """Classes per source."""
 
     @property
+    def weights_sha256(self) -> Mapping[str, str]:
+        """Of each source, what its logits come from."""
+
+    @property
     def views(self) -> int | None:
         """How many views take turns; None: every epoch draws its own."""
 

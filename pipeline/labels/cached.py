@@ -48,6 +48,9 @@ class CachedLabels:
         self._stores, self.views = stores, views
         self._residence, self._temperature = residence, temperature
         self.n_classes = {name: store.n_classes for name, store in stores.items()}
+        self.weights_sha256 = {
+            name: str(store.manifest.identity["source"]["weights_sha256"]) for name, store in stores.items()
+        }
         self._rows = {name: store.positions_of(index.ids) for name, store in stores.items()}
         self._now: _View | None = None
         self._next: Future[_View] | None = None

@@ -34,6 +34,7 @@ class LiveLabels:
     def __init__(self, sources: Mapping[str, Teacher], *, views: int | None) -> None:
         self._sources, self.views = sources, views
         self.n_classes = {name: frozen.source.spec.n_classes for name, frozen in sources.items()}
+        self.weights_sha256 = {name: frozen.source.weights_sha256 for name, frozen in sources.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
         """See `Labels.load`. Nothing to do."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cache.files import Location
@@ -33,6 +34,7 @@ from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.reference import BatchStatisticsSource
 from sskt.sources import Source, open_source, parse_source
+from sskt.trained import read_trained
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")
@@ -102,9 +104,9 @@ def open_labels(
     """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
     run, else live.
 
-    Without `sources`, every source with a complete store for the target is taken, and with no such store the
-    paper's two. Which it is is said in one line. Raises StoreMismatch, StoreIncomplete, RunError or
-    SourceError, never silently changing what was asked for.
+    Without `sources`, `stored_sources` are taken, and with none of them the paper's two. Which it is is said
+    in one line. Raises StoreMismatch, StoreIncomplete, RunError or SourceError, never silently changing what
+    was asked for.
     """
     if teacher_bn != "frozen" and labels != "live":
         raise RunError(
@@ -136,10 +138,43 @@ def open_labels(
 
 
 def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
-    """The sources that have a complete store for a target split, in alphabetical order."""
+    """The sources that have a complete store for a target split, in alphabetical order, but for students of
+    ours: what they know is a task's own labels, and they teach when they are named.
+    """
+    names = {_source_name(store) for store in _complete_stores(cache_dir, index)}
+    return tuple(sorted(name for name in names if not name.startswith("run:")))
+
+
+def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
+    """The sources that have a complete store for a target split and know its classes, in alphabetical order;
+    of a run that is not at hand only their number is known.
+    """
+    stores = [s for s in _complete_stores(cache_dir, index) if s.n_classes == len(index.classes)]
+    return tuple(sorted({_source_name(store) for store in stores if _knows(store, index.classes)}))
+
+
+def classes_of(source: str) -> tuple[str, ...] | None:
+    """The classes that a source knows, by name; None unless it is a run at hand."""
+    task, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None
+
+
+def _complete_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
     folder = cache_dir / target_slug(index.target) / index.split
-    stores = (Store.open(path) for path in find_stores(folder))
-    return tuple(sorted({store.manifest.identity["source"]["name"] for store in stores if store.complete}))
+    return [store for store in map(Store.open, find_stores(folder)) if store.complete]
+
+
+def _source_name(store: Store) -> str:
+    return str(store.manifest.identity["source"]["name"])
+
+
+def _knows(store: Store, classes: tuple[str, ...]) -> bool:
+    """Whether a store's source has these classes, as far as that is known."""
+    weights = store.manifest.made_by.get("asked", {}).get("weights")
+    is_run = _source_name(store).startswith("run:") and weights
+    known = classes_of(f"run:{Path(weights).parent}") if is_run else None
+    return known is None or known == classes
 
 
 def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, Store]:

@@ -53,6 +53,7 @@ class WriteThroughLabels:
         self._filling: _Filling | None = None
         self._stored: dict[str, Resident] = {}  # of sources that have this view already
         self.n_classes = {name: work.store.n_classes for name, work in works.items()}
+        self.weights_sha256 = {name: work.source.weights_sha256 for name, work in works.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
         """See `Labels.load`."""

@@ -10,6 +10,9 @@ from sskt.errors import RunError
 from sskt.published import Published, published_rows
 from sskt.recipes import Recipe, recipe_for
 
+_UNKNOWN = float("nan")
+# of a pretrained network, what a student keeps as it is: the authors' command has --ft_begin_index 4
+_FROZEN_UNTIL = {"kinetics": "layer4"}
 # a kd row's teacher, which the paper does not name: ours, from scratch, the next larger network
 TEACHERS = {
     "resnet20": "resnet32",
@@ -75,9 +78,27 @@ class Attempt:
         return epochs
 
     @property
-    def teacher(self) -> str | None:
-        """The network of a kd row's teacher."""
-        return TEACHERS.get(self.row.model) if self.row.method == "kd" else None
+    def eval_every(self) -> int:
+        """Epochs between two looks at the test split: a plateau needs each, else twenty looks are enough."""
+        if recipe_for(self.row.target).schedule == "plateau" or "epochs" not in self.overrides:
+            return 1
+        return max(1, self.epochs // 20)
+
+    @property
+    def freeze_until(self) -> str | None:
+        """The student's part before this one stays as its weights have it."""
+        return _FROZEN_UNTIL.get(self.row.init)
+
+    @property
+    def teacher(self) -> Attempt | None:
+        """A kd row's: a network of ours from scratch, the same run as the published row of that network."""
+        if self.row.method != "kd":
+            return None
+        target, model = self.row.target, TEACHERS[self.row.model]
+        row = Published(
+            "", target, model, "scratch", "random", (), False, "", "", None, _UNKNOWN, None
+        )  # fmt: skip
+        return Attempt(row, (), self.overrides)
 
 
 def attempts(
@@ -85,17 +106,27 @@ def attempts(
 ) -> list[Attempt]:
     """The rows of a table that `rows` choose: numbers from 1 on, ranges, or words that a row's name holds.
 
-    `stand_ins` name another source in place of a published one. Raises RunError if nothing is chosen, and
-    for the table of graph distillation, which is another paper's.
+    `stand_ins` name another source in place of a published one. Raises RunError if nothing is chosen, for a
+    stand-in of what no row has, and for the table of graph distillation, which is another paper's.
     """
     listed = published_rows(table)
+    known = published_sources()
+    if strange := sorted(set(stand_ins) - set(known)):
+        raise RunError(
+            f"--stand-in names {strange[0]}, the published rows have {', '.join(known)}; correct the name"
+        )
     chosen = [row for number, row in enumerate(listed, start=1) if _is_chosen(number, row, rows)]
     if not chosen:
         names = ", ".join(row.name for row in listed[:3])
         raise RunError(f"--rows chooses none of the {len(listed)} rows of table {table} ({names}, ...)")
     if table == "G":
         raise RunError("table G is of graph distillation, whose students and teachers are not here yet")
-    return [_attempt(row, shrink, stand_ins) for row in chosen]
+    return [attempt_of(row, shrink, stand_ins) for row in chosen]
+
+
+def published_sources() -> list[str]:
+    """The sources of all published rows."""
+    return list(dict.fromkeys(source for row in published_rows() for source in row.sources))
 
 
 def _is_chosen(number: int, row: Published, rows: Sequence[str]) -> bool:
@@ -109,7 +140,8 @@ def _is_chosen(number: int, row: Published, rows: Sequence[str]) -> bool:
     return not rows
 
 
-def _attempt(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> Attempt:
+def attempt_of(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> Attempt:
+    """One row with its marks, as far as they are known without data and weights."""
     overrides = shrink.overrides(recipe_for(row.target))
     if row.primary_loss:
         overrides["primary_loss"] = row.primary_loss
@@ -119,5 +151,8 @@ def _attempt(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> At
     marks += [f"{name} is {stand_ins[name]}" for name in row.sources if name in stand_ins]
     attempt = Attempt(row, tuple(stand_ins.get(name, name) for name in row.sources), overrides, marks)
     if attempt.teacher:
-        marks.append(f"teacher: {attempt.teacher} of ours, from scratch")
+        marks.append(f"teacher: {attempt.teacher.row.model} of ours, from scratch")
+    if row.method == "dml":  # SSKT section 4.4: "the same conditions as the source and target networks"
+        other = "3D ResNet50" if row.model.startswith("resnet3d") else "ResNet50"
+        marks.append(f"the peers are twins, where the paper's second one is a {other}")
     return attempt

@@ -59,6 +59,7 @@ class Result:
     scratch: Scratch | None  # None: the row is it, or the paper has none
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
     live: int  # teacher forwards of this row without a store
+    teachers_left: int  # runs that make its teachers and that no row before it needs
 
     @property
     def gain(self) -> Gain | None:
@@ -100,14 +101,15 @@ class Result:
         }
 
     def cost(self, seeds: int) -> dict[str, Any]:
-        """What is still to do of `seeds` runs, as a row of a table."""
+        """What is still to do of `seeds` runs, as a row of a table; samples include those of its teachers."""
         left = seeds - len(self.values)
         return {
             "row": self.row.name,
             "runs_left": left,
+            "teacher_runs_left": self.teachers_left or None,
             "epochs": self.epochs,
             "samples": self.samples,
-            "student_samples": left * self.epochs * self.samples,
+            "student_samples": (left + self.teachers_left) * self.epochs * self.samples,
             "teacher_forwards_live": self.live,
             "differs_in": "; ".join(self.marks),
         }

@@ -9,15 +9,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.api.again import train_once
+from pipeline.api.again import is_as_asked, precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
-from pipeline.api.stage_one import open_index, run_precompute
-from pipeline.choices import DEFAULT_VIEWS, Places
+from pipeline.api.stage_one import open_index
+from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
 from pipeline.execution import Execution
-from pipeline.reproduce.attempt import TRAINING_SAMPLES, Attempt, Shrink, attempts
+from pipeline.ranks import joined
+from pipeline.reproduce.attempt import (
+    TRAINING_SAMPLES,
+    Attempt,
+    Shrink,
+    attempt_of,
+    attempts,
+    published_sources,
+)
 from pipeline.reproduce.report import Result, Scratch, write_report
-from pipeline.run import read_config, read_summary
+from pipeline.run import read_summary
+from pipeline.training.trainer import DivergedError
+from sskt.errors import RunError
 from sskt.published import Published, published_rows
 from sskt.sources import parse_source, published_digest, weights_file
 
@@ -53,29 +63,42 @@ def run_reproduce(
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
     `campaign.out`; `dry_run` does nothing but say what there is to do, with the official sizes of targets.
 
-    Raises what the stages raise; what is done by then is kept, and the same call goes on from there.
+    A run that diverges is marked, and the others go on; of several ranks it stops all. Raises what the stages
+    raise; what is done by then is kept, and the same call goes on from there.
     """
     chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    _require_read(campaign.places, stand_ins or {})
     for attempt in chosen:
-        attempt.marks.extend(_weights_marks(attempt, campaign.places))
-        attempt.marks.append(f"{campaign.views} views in turn")
-    if not dry_run:
+        attempt.marks.extend(_marks(attempt, campaign))
+    if dry_run:
+        return _results(chosen, campaign, of_official_sizes=True)
+    with joined(campaign.execution.device) as ranks:
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
-            sources = [name for a in chosen if a.row.target == target for name in a.sources]
-            _precompute(target, list(dict.fromkeys(sources)), campaign, say)
+            mine = [attempt for attempt in chosen if attempt.row.target == target]
+            reduced = _data_marks(target, campaign)
+            for attempt in mine:
+                attempt.marks.extend(reduced)
+            _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign, say)
         for seed in range(campaign.seeds):  # a whole table early, its spread later
             for number, attempt in enumerate(chosen, start=1):
                 say(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
-                _run(attempt, seed, campaign, say)
-                write_report(table, _results(chosen, campaign), campaign.out)
-    return _results(chosen, campaign, of_official_sizes=dry_run)
+                try:
+                    _run(attempt, seed, campaign, say)
+                except DivergedError as error:
+                    if ranks.world > 1:  # the others do not know, and wait
+                        raise
+                    say(f"{attempt.row.name}: {error}")
+                    attempt.marks.append(f"seed {seed} diverged")
+                if ranks.first:
+                    write_report(table, _results(chosen, campaign), campaign.out)
+    return _results(chosen, campaign)
 
 
 def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Say) -> None:
     """Every source that any row of this target has, once."""
     if sources:
-        run_precompute(
-            [target],
+        precompute_once(
+            target,
             sources,
             views=campaign.views,
             places=_with_weights_of(campaign.places, sources),
@@ -86,13 +109,25 @@ def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Sa
 
 
 def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
-    row, sources = attempt.row, attempt.sources
+    """One run of a row, and its teacher's before it."""
     if attempt.teacher is not None:
-        sources = (f"run:{_teacher(attempt, attempt.teacher, seed, campaign, say)}",)
-        _precompute(row.target, sources, campaign, say)
-    method = "scratch" if row.method == "finetune" else row.method
+        _run(attempt.teacher, seed, campaign, say)
+        _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign, say)
+    folder = campaign.folder(attempt.row.name, seed)
+    train_once(attempt.row.target, folder, say=say, **_settings(attempt, seed, campaign))
+
+
+def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
+    if attempt.teacher is None:
+        return attempt.sources
+    return (f"run:{campaign.folder(attempt.teacher.row.name, seed)}",)
+
+
+def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]:
+    """What `train_once` is asked for."""
+    row, sources = attempt.row, _sources(attempt, seed, campaign)
     supervision = Supervision(
-        method=method,
+        method="scratch" if row.method == "finetune" else row.method,
         sources=sources,
         labels="cached" if sources else "auto",
         views=campaign.views,
@@ -100,46 +135,17 @@ def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
         psi=row.psi or Supervision().psi,
     )
     beginning = None if row.init == "random" else _beginning(row.init, row.model, campaign.places)
-    tuning = Tuning(amp=campaign.amp, finetune_from=beginning)
-    _train(row.name, row.target, row.model, seed, supervision, tuning, attempt.overrides, campaign, say)
-
-
-def _teacher(attempt: Attempt, model: str, seed: int, campaign: Campaign, say: Say) -> Path:
-    """The run of a kd row's teacher, made if it is not there."""
-    row = attempt.row
-    name = f"teacher-{row.target}-{model}"
-    overrides = {k: v for k, v in attempt.overrides.items() if k != "aux_loss"}
-    scratch, tuning = Supervision(method="scratch", views=campaign.views), Tuning(amp=campaign.amp)
-    _train(name, row.target, model, seed, scratch, tuning, overrides, campaign, say)
-    return campaign.folder(name, seed)
-
-
-def _train(
-    name: str,
-    target: str,
-    model: str,
-    seed: int,
-    supervision: Supervision,
-    tuning: Tuning,
-    overrides: Mapping[str, Any],
-    campaign: Campaign,
-    say: Say,
-) -> None:
-    epochs = overrides.get("epochs")
-    train_once(
-        target,
-        campaign.folder(name, seed),
-        supervision=supervision,
-        places=_with_weights_of(campaign.places, supervision.sources),
-        execution=campaign.execution,
-        say=say,
-        seed=seed,
-        model=model,
-        limit=campaign.shrink.limit,
-        eval_every=1 if epochs is None else max(1, epochs // 20),
-        tuning=tuning,
-        overrides=overrides,
-    )
+    return {
+        "supervision": supervision,
+        "places": _with_weights_of(campaign.places, sources),
+        "execution": campaign.execution,
+        "seed": seed,
+        "model": row.model,
+        "limit": campaign.shrink.limit,
+        "eval_every": attempt.eval_every,
+        "tuning": Tuning(amp=campaign.amp, finetune_from=beginning, freeze_until=attempt.freeze_until),
+        "overrides": attempt.overrides,
+    }
 
 
 def _results(
@@ -147,6 +153,7 @@ def _results(
 ) -> list[Result]:
     """What there is so far, and what it costs: of the data that are here, or of the official sets."""
     samples: dict[str, int] = {}
+    teachers: set[Path] = set()
     results = []
     for attempt in chosen:
         target = attempt.row.target
@@ -156,15 +163,17 @@ def _results(
         forwards = {(target, name): n * campaign.views for name in attempt.sources}
         if attempt.teacher is not None:
             forwards = {
-                (target, f"{attempt.teacher} of seed {seed}"): n * campaign.views
+                (target, f"{attempt.teacher.row.model} of seed {seed}"): n * campaign.views
                 for seed in range(campaign.seeds)
             }
         looks = len(attempt.sources) or int(attempt.teacher is not None)  # at a sample, in every epoch
+        left = _unfinished_teachers(attempt, campaign) - teachers
+        teachers |= left
         results.append(
             Result(
                 attempt.row,
                 attempt.metric,
-                _values(attempt.row, attempt, campaign),
+                _values(attempt, campaign, attempt.metric),
                 tuple(attempt.marks),
                 epochs=attempt.epochs,
                 samples=n,
@@ -172,6 +181,7 @@ def _results(
                 scratch=_scratch(attempt, campaign),
                 stored=forwards,
                 live=n * attempt.epochs * campaign.seeds * looks,
+                teachers_left=len(left),
             )
         )
     return results
@@ -184,16 +194,28 @@ def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
     return len(open_index(target, "train", places=campaign.places, say=lambda _: None, limit=limit))
 
 
-def _values(row: Published, attempt: Attempt, campaign: Campaign) -> tuple[float, ...]:
-    """What the finished runs of a row came to, `attempt` saying how; those of other settings do not count."""
-    wanted = {"epochs": attempt.epochs, "limit": campaign.shrink.limit, "views": campaign.views}
-    values = []
-    for seed in range(campaign.seeds):
-        folder = campaign.folder(row.name, seed)
-        summary = read_summary(folder)
-        if summary is not None and wanted.items() <= read_config(folder).items():
-            values.append(float(summary[attempt.metric]))
-    return tuple(values)
+def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, ...]:
+    """What the finished runs of a row came to; those of other settings do not count."""
+    summaries = (_finished(attempt, seed, campaign) for seed in range(campaign.seeds))
+    return tuple(float(summary[metric]) for summary in summaries if summary is not None)
+
+
+def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any] | None:
+    """The summary of a run that came to its end with the settings of this campaign."""
+    folder = campaign.folder(attempt.row.name, seed)
+    summary = read_summary(folder)
+    if summary is None or not is_as_asked(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
+        return None
+    return summary
+
+
+def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:
+    """The folders of the runs that have to be there before a kd row's own."""
+    teacher = attempt.teacher
+    if teacher is None:
+        return set()
+    seeds = [seed for seed in range(campaign.seeds) if _finished(teacher, seed, campaign) is None]
+    return {campaign.folder(teacher.row.name, seed) for seed in seeds}
 
 
 def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
@@ -204,7 +226,8 @@ def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
     for other in published_rows():
         same = (other.target, other.model, other.init) == (row.target, row.model, row.init)
         if same and other.method in ("scratch", "finetune") and other.name != row.name:
-            return Scratch(other.metric_percent, _values(other, attempt, campaign))
+            scratch = attempt_of(other, campaign.shrink, {})
+            return Scratch(other.metric_percent, _values(scratch, campaign, attempt.metric))
     return None
 
 
@@ -219,15 +242,38 @@ def _with_weights_of(places: Places, sources: Sequence[str]) -> Places:
     return replace(places, weights={name: path for name, path in places.weights.items() if name in sources})
 
 
-def _weights_marks(attempt: Attempt, places: Places) -> list[str]:
-    """Local weights that are not the published file."""
-    beginning = (
-        ()
-        if attempt.row.init == "random"
-        else (parse_source(f"{attempt.row.init}:{attempt.row.model}").name,)
-    )
-    return [
-        f"weights of {name} are {places.weights[name].name}"
-        for name in (*attempt.sources, *beginning)
-        if name in places.weights and not published_digest(name, places.weights[name])
+def _began_with(row: Published) -> tuple[str, ...]:
+    """The name of the weights that a fine-tuned student begins with."""
+    return () if row.init in ("random", "") else (parse_source(f"{row.init}:{row.model}").name,)
+
+
+def _require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
+    """Raise RunError for local weights that no published row would read: a slip of the pen."""
+    known = [*published_sources(), *stand_ins.values()]
+    known += [name for row in published_rows() for name in _began_with(row)]
+    if strange := sorted(set(places.weights) - set(known)):
+        raise RunError(
+            f"--weights names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
+            f"correct the name"
+        )
+
+
+def _marks(attempt: Attempt, campaign: Campaign) -> list[str]:
+    """Of how the campaign runs a row: local weights that are not the published file, views, precision."""
+    weights = campaign.places.weights
+    marks = [
+        f"weights of {name} are {weights[name].name}"
+        for name in (*attempt.sources, *_began_with(attempt.row))
+        if name in weights and not published_digest(name, weights[name])
     ]
+    marks.append(f"{campaign.views} views in turn")
+    precision = student_precision(campaign.amp, campaign.execution.device)
+    return [*marks, f"students compute in {precision}"] if precision != "fp32" else marks
+
+
+def _data_marks(target: str, campaign: Campaign) -> list[str]:
+    """That the data here are not the whole official split; --limit has a mark of its own."""
+    found, official = _n_samples(target, campaign, of_official_sizes=False), TRAINING_SAMPLES[target]
+    if campaign.shrink.limit is not None or found == official:
+        return []
+    return [f"{found:,} training samples, not the official {official:,}"]

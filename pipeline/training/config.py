@@ -39,6 +39,7 @@ class TrainConfig:
     schedule: str  # one of sskt.schedules.SCHEDULES
     milestones: tuple[int, ...]
     gamma: float
+    patience: int  # of a plateau: evaluations without a lower test loss
     momentum: float
     dampening: float
     weight_decay: float
@@ -60,6 +61,7 @@ class TrainConfig:
     eval_plan: dict[str, Any]
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
+    source_weights: dict[str, str]  # sha256 of each source's weights
 
     @property
     def is_own(self) -> bool:

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.training.config import TrainConfig
 from sskt.backbones import BACKBONES, Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Method, Mutual, Taught, Terms
 from sskt.student import Student
+
+# the settings that not every method reads, and the methods that do
+READ_BY = {
+    "primary_loss": ("sskt", "scratch", "kd", "dml"),  # maxl's losses are focal
+    "label_smoothing": ("sskt", "scratch", "kd", "dml"),
+    "aux_loss": ("sskt", "kd"),
+    "kd_reduction": ("sskt", "kd"),
+    "temperature": ("sskt", "kd"),
+    "alpha": ("sskt", "kd", "maxl"),
+    "labels": ("sskt", "kd"),
+    "teacher_bn": ("sskt", "kd"),
+    "gradient_cosine": ("sskt",),
+    "transfer_module": ("sskt", "maxl"),
+    "peers": ("dml",),
+    "psi": ("maxl",),
+}
+
+
+def require_read(method: str, asked: Mapping[str, Any]) -> None:
+    """Raise RunError for a setting that was asked for and that `method` would leave unread."""
+    for name, value in asked.items():
+        readers = READ_BY.get(name, (method,))
+        if method not in readers:
+            said = "" if value is True else f" {value}"
+            raise RunError(
+                f"--{name.replace('_', '-')}{said}: --method {method} does not read it, "
+                f"{' and '.join(readers)} would; leave it out, or choose another method"
+            )
 
 
 def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:

@@ -96,6 +96,7 @@ class Trainer:
             epochs=config.epochs,
             milestones=config.milestones,
             gamma=config.gamma,
+            patience=config.patience,
         )
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
         self._mixing = Mixing(config.mixup, config.cutmix)
