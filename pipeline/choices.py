@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -66,6 +66,10 @@ class Places:
             raise SourceError(
                 f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"
             ) from error
+
+    def of(self, sources: Collection[str]) -> Places:
+        """Without the local weights of other sources, which a run would take for a slip of the pen."""
+        return replace(self, weights={name: path for name, path in self.weights.items() if name in sources})
 
     @property
     def index_dir(self) -> Path:

@@ -9,7 +9,7 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def run_sweep(
         asked = {**shown, "model": model, "tuning": Tuning(amp=amp)}
         rows: list[dict[str, Any]] = []
         for point in _points(grid, views, overrides or {}):
-            asked["places"] = _with_weights_of(places, point.taught.sources)
+            asked["places"] = places.of(point.taught.sources)
             values = _values(target, point, grid.seeds, out, ranks, **asked)
             rows.append(_row(point, out, values))
             if ranks.first:
@@ -163,11 +163,6 @@ def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, 
         "seeds": len(reached),
         "diverged": len(values) - len(reached),
     }
-
-
-def _with_weights_of(places: Places, sources: Sequence[str]) -> Places:
-    """Without the local weights of others, which would be taken for a slip of the pen."""
-    return replace(places, weights={name: path for name, path in places.weights.items() if name in sources})
 
 
 def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -5,7 +5,7 @@ ones continued.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Sa
             target,
             sources,
             views=campaign.views,
-            places=_with_weights_of(campaign.places, sources),
+            places=campaign.places.of(sources),
             execution=campaign.execution,
             limit=campaign.shrink.limit,
             say=say,
@@ -137,7 +137,7 @@ def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
     beginning = None if row.init == "random" else _beginning(row.init, row.model, campaign.places)
     return {
         "supervision": supervision,
-        "places": _with_weights_of(campaign.places, sources),
+        "places": campaign.places.of(sources),
         "execution": campaign.execution,
         "seed": seed,
         "model": row.model,
@@ -235,11 +235,6 @@ def _beginning(task: str, model: str, places: Places) -> Path:
     """The weights that a fine-tuned student begins with: a local file, or the published one."""
     name = parse_source(f"{task}:{model}").name
     return weights_file(name, places.weights.get(name), places.weights_dir)
-
-
-def _with_weights_of(places: Places, sources: Sequence[str]) -> Places:
-    """Without the local weights of others, which would be taken for a slip of the pen."""
-    return replace(places, weights={name: path for name, path in places.weights.items() if name in sources})
 
 
 def _began_with(row: Published) -> tuple[str, ...]:
