@@ -144,6 +144,11 @@ class StoreReader:
         """Whether every unit of every view is finished."""
         return not self.pending(self.n_views)
 
+    @property
+    def whole_views(self) -> int:
+        """How many views, from the first on, are finished; a store that is being filled has fewer than V."""
+        return min((unit.view for unit in self.pending(self.n_views)), default=self.n_views)
+
     def pending(self, views: int) -> list[Unit]:
         """The unfinished units of the first `views` views, in order; StoreDamaged if an entry is damaged."""
         there = self._files.entries()

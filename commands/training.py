@@ -130,8 +130,8 @@ _RECIPE = "Recipe"
                 "--source",
                 "sources",
                 multiple=True,
-                help="Repeatable. [default: every source with a complete store for the target, but run:...; "
-                "for kd those of its classes]",
+                help="Repeatable. [default: every source with a whole view stored for the target, but "
+                "run:...; for kd those of its classes]",
             ),
             choice_option(
                 "--labels",

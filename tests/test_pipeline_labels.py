@@ -445,3 +445,21 @@ def test_a_plain_loop_gets_the_rows_of_its_pixels(project, stored):
             assert np.array_equal(batch.labels.numpy(), index.labels[rows])
             seen.append(rows)
         assert sorted(np.concatenate(seen)) == list(range(N))
+
+
+def test_a_store_that_is_being_extended_teaches_with_the_views_that_it_has(project, tmp_path):
+    folder, source, common = project
+    here = places(folder, "extended")
+    run_precompute(["digits"], [source], views=2, places=here, **common)
+    store = Store.open(find_stores(folder / "extended")[0])
+    store.grow(4)
+    said: list[str] = []
+    run_train(
+        "digits",
+        out=tmp_path / "run",
+        overrides={"epochs": 1, "batch_size": N},
+        places=here,
+        **{**common, "say": said.append},
+    )
+    assert "2 of 4 view(s) are finished and no others are used" in said[0]
+    assert said[1].startswith("labels: cached, 2 view(s) of")

@@ -26,7 +26,7 @@ class Supervision:
     """How a student is taught."""
 
     method: str = "sskt"  # one of sskt.methods.METHODS
-    sources: tuple[str, ...] = ()  # none: those with a complete store, for kd those that know the classes
+    sources: tuple[str, ...] = ()  # none: those with a whole view stored, for kd those that know the classes
     labels: str = "auto"  # or "cached", "live" or "write-through"
     views: int | None = None  # None: all that are stored
     transfer_module: bool = False

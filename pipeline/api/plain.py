@@ -84,8 +84,8 @@ def open_taught_data(
 ) -> TaughtData:
     """Open a target with its sources' stores, checked as `sskt train` checks them.
 
-    Without `sources`, every source with a complete store. `temperature` is what the logits will be softened
-    with, which only matters for top-k stores (left out: the recipe's).
+    Without `sources`, every source with a whole view stored. `temperature` is what the logits will be
+    softened with, which only matters for top-k stores (left out: the recipe's).
     """
     places, execution = places or Places(), execution or choose_execution()
     share = Share.from_environment()

@@ -117,9 +117,11 @@ def open_labels(
         return _live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked", say)
     if labels == "write-through":
         return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS, say)
-    if not sources:
-        sources = stored_sources(request.places.cache_dir, request.index)
+    named = bool(sources)
+    sources = sources or stored_sources(request.places.cache_dir, request.index)
     stores = _matching_stores(request, sources)
+    if stores and views is None and not named:
+        views = _whole_views(stores, say)
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
         return _cached(request, stores, views, say)
@@ -138,18 +140,18 @@ def open_labels(
 
 
 def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
-    """The sources that have a complete store for a target split, in alphabetical order, but for students of
-    ours: what they know is a task's own labels, and they teach when they are named.
+    """The sources that have a whole view stored for a target split, in alphabetical order, but for students
+    of ours: what they know is a task's own labels, and they teach when they are named.
     """
-    names = {_source_name(store) for store in _complete_stores(cache_dir, index)}
+    names = {_source_name(store) for store in _begun_stores(cache_dir, index)}
     return tuple(sorted(name for name in names if not name.startswith("run:")))
 
 
 def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
-    """The sources that have a complete store for a target split and know its classes, in alphabetical order;
-    of a run that is not at hand only their number is known.
+    """The sources that have a whole view stored for a target split and know its classes, in alphabetical
+    order; of a run that is not at hand only their number is known.
     """
-    stores = [s for s in _complete_stores(cache_dir, index) if s.n_classes == len(index.classes)]
+    stores = [s for s in _begun_stores(cache_dir, index) if s.n_classes == len(index.classes)]
     return tuple(sorted({_source_name(store) for store in stores if _knows(store, index.classes)}))
 
 
@@ -160,9 +162,22 @@ def classes_of(source: str) -> tuple[str, ...] | None:
     return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None
 
 
-def _complete_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
+def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
+    """Those with a whole view: one that is being extended serves with the views that it has."""
     folder = cache_dir / target_slug(index.target) / index.split
-    return [store for store in map(Store.open, find_stores(folder)) if store.complete]
+    return [store for store in map(Store.open, find_stores(folder)) if store.whole_views]
+
+
+def _whole_views(stores: dict[str, Store], say: Say) -> int:
+    """How many views all of them have finished; what is left out is said."""
+    whole = {name: store.whole_views for name, store in stores.items()}
+    for name, store in stores.items():
+        if whole[name] < store.n_views:
+            say(
+                f"{name}: {whole[name]} of {store.n_views} view(s) are finished and no others are used; "
+                f"precompute goes on with the rest"
+            )
+    return min(whole.values())
 
 
 def _source_name(store: Store) -> str:
