@@ -131,7 +131,7 @@ _RECIPE = "Recipe"
                 "sources",
                 multiple=True,
                 help="Repeatable. [default: every source with a whole view stored for the target, but "
-                "run:...; for kd those of its classes]",
+                "run:FOLDER; for kd those of its classes]",
             ),
             choice_option(
                 "--labels",

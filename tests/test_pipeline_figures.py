@@ -258,7 +258,7 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path,
         config |= {"temperature": overrides.get("temperature"), "alpha": overrides.get("alpha")}
         (out / "config.json").write_text(json.dumps(config))
         if overrides.get("alpha") == 1e25:
-            raise DivergedError("the loss is nan")
+            raise DivergedError("the loss is nan", {})
         return {"metric": "test_top1", "test_top1": 50.0}
 
     drawn = []

@@ -189,6 +189,7 @@ def train_through(project, out: Path, stores: str, **more) -> list[str]:
     run_train(
         "digits",
         out=out,
+        model=small_backbone(),
         supervision=Supervision(sources=(source,), labels="write-through", views=3),
         overrides=settings,
         places=places(folder, stores),
@@ -213,6 +214,7 @@ def test_write_through_fills_the_store_that_stage_one_makes_and_then_reads_it(pr
     run_train(
         "digits",
         out=tmp_path / "cached",
+        model=small_backbone(),
         supervision=Supervision(sources=(source,), labels="cached", views=3),
         overrides={"epochs": 5, "batch_size": 32, "lr": 0.05},
         places=places(folder, "stores"),
@@ -268,6 +270,7 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
         run_train(
             "digits",
             out=tmp_path / "through",
+            model=small_backbone(),
             supervision=Supervision(sources=(source, second), labels="write-through", views=3),
             overrides=settings,
             **here,
@@ -276,6 +279,7 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
     run_train(
         "digits",
         out=tmp_path / "cached",
+        model=small_backbone(),
         supervision=Supervision(sources=(source, second), labels="cached", views=3),
         overrides=settings,
         **here,
@@ -315,6 +319,7 @@ def test_write_through_keeps_the_top_classes_as_stage_one_does(project, tmp_path
     run_train(
         "digits",
         out=tmp_path / "through",
+        model=small_backbone(),
         supervision=Supervision(sources=(wide,), labels="write-through", views=2),
         overrides={"epochs": 3, "batch_size": 32},
         places=places(tmp_path, "two"),
@@ -323,6 +328,7 @@ def test_write_through_keeps_the_top_classes_as_stage_one_does(project, tmp_path
     run_train(
         "digits",
         out=tmp_path / "cached",
+        model=small_backbone(),
         supervision=Supervision(sources=(wide,), labels="cached", views=2),
         overrides={"epochs": 3, "batch_size": 32},
         places=places(tmp_path, "one"),
@@ -342,6 +348,7 @@ def test_mixed_logits_and_mixed_pixels(project, stored, tmp_path):
         run_train(
             "digits",
             out=tmp_path / labels,
+            model=small_backbone(),
             supervision=Supervision(sources=(source,), labels=labels, views=3),
             tuning=Tuning(mixup=1.0),
             overrides={"epochs": 1, "batch_size": N},
@@ -457,6 +464,7 @@ def test_a_store_that_is_being_extended_teaches_with_the_views_that_it_has(proje
     run_train(
         "digits",
         out=tmp_path / "run",
+        model=small_backbone(),
         overrides={"epochs": 1, "batch_size": N},
         places=here,
         **{**common, "say": said.append},

@@ -365,7 +365,7 @@ def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets,
     def diverges(_target, folder, **_asked):
         called.append(folder.name)
         if "resnet20" in folder.name:
-            raise DivergedError("the loss is nan")
+            raise DivergedError("the loss is nan", {})
 
     monkeypatch.setattr(runner, "train_once", diverges)
     here = replace(bare, places=small[1], seeds=2)
