@@ -68,7 +68,7 @@ def settings_of(
     target: str, supervision: Supervision, tuning: Tuning, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A value for each of a recipe's `SETTINGS`: what `overrides` say, else the recipe's for this method; the
-    milestones and the patience move with the epochs.
+    milestones and a plateau's patience move with the epochs.
 
     Raises RunError for an override that is no such setting, and for what this method would not read.
     """
@@ -80,7 +80,8 @@ def settings_of(
     }
     if "epochs" in chosen:
         chosen.setdefault("milestones", recipe.milestones_in(chosen["epochs"]))
-        chosen.setdefault("patience", recipe.patience_in(chosen["epochs"]))
+        if chosen.get("schedule", recipe.schedule) == "plateau":
+            chosen.setdefault("patience", recipe.patience_in(chosen["epochs"]))
     settings = {name: chosen.pop(name, getattr(recipe, name)) for name in SETTINGS}
     if chosen:
         raise RunError(f"{next(iter(chosen))} is no setting of a recipe, expected {', '.join(SETTINGS)}")
