@@ -155,25 +155,25 @@ def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, sou
 @pytest.mark.parametrize("n_ranks", [1, 2])
 def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_path, source, n_ranks):
     """A short form of benchmarks/kill_campaign.py."""
-    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "400", "--limit", "300"]
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "120", "--limit", "300"]
     rng = random.Random(n_ranks)
-    left = 400
+    left = 120
     for _ in range(3):
         ranks = run_ranks(words, n_ranks, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (
-            (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(400)) < left
+            (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(120)) < left
         ):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.2))
         for rank in ranks:
             rank.kill()
             rank.communicate()
-        left = len(only_store(tmp_path / "hurt").pending(400))
+        left = len(only_store(tmp_path / "hurt").pending(120))
         assert only_store(tmp_path / "hurt").verify() == []
-    (report,) = precompute(tmp_path / "hurt", source, views=400, renderer="auto")
+    (report,) = precompute(tmp_path / "hurt", source, views=120, renderer="auto")
     assert report.rows_done == left * 300
-    precompute(tmp_path / "whole", source, views=400, renderer="auto")
+    precompute(tmp_path / "whole", source, views=120, renderer="auto")
     assert files_of(only_store(tmp_path / "hurt")) == files_of(only_store(tmp_path / "whole"))
     assert not list(tmp_path.rglob("*.tmp-*"))
 

@@ -92,6 +92,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
         "supervision": Supervision(**{"sources": (source,), **chosen.get("supervision", {})}),
         "tuning": chosen.get("tuning"),
         "seed": 3,
+        "eval_every": 2,
     }
     run_train("digits", out=tmp_path / "whole", **settings, **common)
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)  # between all steps
