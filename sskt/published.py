@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sskt.errors import RunError
@@ -47,12 +48,17 @@ class Published:
 
 def published_rows(table: str | None = None) -> list[Published]:
     """All rows, or those of one table, in the file's order. Raises RunError for an unknown table."""
-    with _FILE.open(newline="", encoding="utf-8") as file:
-        rows = [_row(fields) for fields in csv.DictReader(file)]
+    rows = _all_rows()
     tables = list(dict.fromkeys(row.table for row in rows))
     if table is not None and table not in tables:
         raise RunError(f"--table is {table!r}, expected one of {', '.join(tables)}")
     return [row for row in rows if table is None or row.table == table]
+
+
+@cache
+def _all_rows() -> tuple[Published, ...]:
+    with _FILE.open(newline="", encoding="utf-8") as file:
+        return tuple(_row(fields) for fields in csv.DictReader(file))
 
 
 def _row(fields: dict[str, str]) -> Published:
