@@ -24,8 +24,8 @@ setup: .venv/.ready  ## Make .venv and install the pinned packages (about 3 GB)
 demo: setup  ## Both stages on handwritten digits: three minutes, no download
 	$(BIN)/sskt demo $(ARGS)
 
-test: setup  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: setup  ## Run the tests, on several cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: setup  ## Check format, lint, types and the arrows between rooms
 	$(BIN)/ruff format --check .

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sskt.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NAMED = 40  # classes at most whose names are legible
 
@@ -35,6 +37,9 @@ def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder:
 
 
 def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     there = matrix.sum(axis=1) > 0  # a class without samples would be an empty row
     shares = matrix[there] / matrix[there].sum(axis=1, keepdims=True)
     said = there | (matrix.sum(axis=0) > 0)

@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cache.files import write_durably
@@ -30,6 +28,9 @@ from sskt.errors import RunError
 from sskt.gradcam import grad_cam
 from sskt.normalise import normalise
 from sskt.student import Student
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Say = Callable[[str], None]
 
@@ -148,6 +149,9 @@ def _figure(
     panels: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]],
     name: str,
 ) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels) + 1)

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from cache.files import write_durably
 from pipeline.api.again import precompute_once, train_once
@@ -28,6 +26,9 @@ from pipeline.ranks import Ranks, joined
 from pipeline.run import read_config
 from pipeline.training.trainer import DivergedError
 from sskt.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Say = Callable[[str], None]
 Panel = tuple[tuple[str, ...], bool]  # sources, transfer module
@@ -169,6 +170,9 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel for each set of sources and transfer module: alpha upwards, temperature to the right. White is
     the student from scratch, `rows[0]`; blue is better, red is worse.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     panels = grid.panels()
     n_columns, n_rows = len(grid.transfer_modules), len(grid.sources)
     width, height = 1.7 + 0.75 * len(grid.temperatures), 1.4 + 0.5 * len(grid.alphas)

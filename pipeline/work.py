@@ -1,8 +1,8 @@
 """The loop of stage one: claim a unit, draw it, ask every source, commit.
 
 All of it overlaps: one thread draws ahead, the caller's starts forwards and collects them, one thread
-writes. While a unit is not written at most half of the next one is begun, so a process that dies loses at
-most one computed unit and that half.
+writes. No forward of the next unit begins before a unit is written, so a process that dies loses at most one
+unit. On object stores, where writing one takes as long as many forwards, half of the next may be begun.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class Crew:
         n_units = 0
         for filling, pixels in drawn:
             n_units += filling.begun == 0
-            if 2 * (filling.begun + len(pixels)) > len(filling.positions):  # the unit before is written first
+            past_half = 2 * (filling.begun + len(pixels)) > len(filling.positions)
+            if self._claims or past_half:  # the unit before is written first
                 while begun and begun[0][0] is not filling:
                     self._collect(begun.popleft(), writer)
                 self._written()

@@ -6,9 +6,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 _PAPER, _OURS = "#777777", "#0b6e99"
 
 
@@ -24,6 +21,9 @@ class Gain:
 
 def draw_gains(title: str, gains: Sequence[Gain]) -> bytes:
     """A PNG with a line for each row, the first on top."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 1.4 + 0.3 * len(gains)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
