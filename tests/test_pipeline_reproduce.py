@@ -342,7 +342,8 @@ def test_every_difference_from_the_paper_is_marked(bare):
 def test_a_plateau_is_looked_at_in_every_epoch():
     (steps,) = attempts("S1", ["1"], shrink=Shrink(scale=0.5), stand_ins={})
     (plateau,) = attempts("S6", ["1"], shrink=Shrink(scale=0.5), stand_ins={})
-    assert (steps.eval_every, plateau.eval_every) == (10, 1)
+    assert [attempt.eval_every(None) for attempt in (steps, plateau)] == [10, 1]
+    assert [attempt.eval_every(5000) for attempt in (steps, plateau)] == [200, 1]
 
 
 def test_a_dry_run_counts_the_teachers_training(bare):

@@ -77,12 +77,13 @@ class Attempt:
         epochs: int = self.overrides.get("epochs", recipe_for(self.row.target).epochs)
         return epochs
 
-    @property
-    def eval_every(self) -> int:
-        """Epochs between two looks at the test split: a plateau needs each, else twenty looks are enough."""
+    def eval_every(self, limit: int | None) -> int:
+        """Epochs between two looks at the test split: a plateau needs each, else twenty looks are enough, and
+        one at the end where `limit` samples are trained on: a look may cost more than such an epoch.
+        """
         if recipe_for(self.row.target).schedule == "plateau" or "epochs" not in self.overrides:
             return 1
-        return max(1, self.epochs // 20)
+        return self.epochs if limit is not None else max(1, self.epochs // 20)
 
     @property
     def freeze_until(self) -> str | None:

@@ -142,7 +142,7 @@ def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
         "seed": seed,
         "model": row.model,
         "limit": campaign.shrink.limit,
-        "eval_every": attempt.eval_every,
+        "eval_every": attempt.eval_every(campaign.shrink.limit),
         "tuning": Tuning(amp=campaign.amp, finetune_from=beginning, freeze_until=attempt.freeze_until),
         "overrides": attempt.overrides,
     }
