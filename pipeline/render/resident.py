@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.device import moved
 from pipeline.plan import Centre, PadCropFlip, Plan
@@ -31,22 +32,15 @@ class ResidentRenderer:
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
-        side, border = self._plan.side_px, self._border
+        if not batches:
+            return
+        every = np.concatenate(batches)
+        rows = self._plan.rows(view, self._index.ids[every], self._index.sizes[every])
+        corners = rows.windows[:, :2].astype(np.int64) + self._border
+        end = 0
         for positions in batches:
-            rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
-            shifts = moved(rows.windows[:, :2].astype(np.int64), self._device) + border
-            flips = moved(rows.flips, self._device)
-            framed = torch.zeros(
-                (len(positions), 3, side + 2 * border, side + 2 * border),
-                dtype=torch.uint8,
-                device=self._device,
-            )
-            inner = slice(border, border + side)
-            framed[:, :, inner, inner] = self._pictures(positions).permute(0, 3, 1, 2)
-            every = torch.arange(len(positions), device=self._device)
-            windows = framed.unfold(2, side, 1).unfold(3, side, 1)  # a strided look at every shift
-            drawn = windows[every, :, shifts[:, 0], shifts[:, 1]]
-            yield torch.where(flips[:, None, None, None], drawn.flip(-1), drawn)
+            start, end = end, end + len(positions)
+            yield self._drawn(positions, corners[start:end], rows.flips[start:end])
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -57,14 +51,44 @@ class ResidentRenderer:
         """See `Renderer.close`."""
         self._on_device = None
 
-    def _pictures(self, positions: Positions) -> torch.Tensor:
-        """Whole pictures of a batch: uint8 (n, H, W, 3) on the device."""
+    def _drawn(
+        self, positions: Positions, corners: NDArray[np.int64], flips: NDArray[np.bool_]
+    ) -> torch.Tensor:
         if self._device.type == "cpu":
-            return torch.from_numpy(self._index.pictures(positions))
+            return torch.from_numpy(sliced(self._index.pictures(positions), corners, flips, self._border))
         if self._on_device is None:
             everything = self._index.pictures(np.arange(len(self._index)))
             self._on_device = torch.from_numpy(everything).to(self._device)
-        return self._on_device[moved(positions, self._device)]
+        pictures = self._on_device[moved(positions, self._device)]
+        return gathered(pictures, moved(corners, self._device), moved(flips, self._device), self._border)
+
+
+def sliced(
+    pictures: NDArray[np.uint8], corners: NDArray[np.int64], flips: NDArray[np.bool_], border: int
+) -> NDArray[np.uint8]:
+    """Windows of square pictures in a black border: from (n, side, side, 3) to (n, 3, side, side).
+
+    Corners (n, 2) are each window's top and left, counted from the border's; flips (n,) mirror it. One slice
+    a picture: on a CPU three times as fast as `gathered`, which has an index for every byte.
+    """
+    n, side = pictures.shape[:2]
+    framed = np.zeros((n, 3, side + 2 * border, side + 2 * border), dtype=np.uint8)
+    framed[:, :, border : border + side, border : border + side] = pictures.transpose(0, 3, 1, 2)
+    drawn = np.empty((n, 3, side, side), dtype=np.uint8)
+    for i, ((top, left), mirrored) in enumerate(zip(corners.tolist(), flips.tolist(), strict=True)):
+        window = framed[i, :, top : top + side, left : left + side]
+        drawn[i] = window[:, :, ::-1] if mirrored else window
+    return drawn
+
+
+def gathered(pictures: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor, border: int) -> torch.Tensor:
+    """What `sliced` gives, of tensors on any device, by one gather for the whole batch."""
+    n, side = pictures.shape[:2]
+    framed = pictures.new_zeros((n, 3, side + 2 * border, side + 2 * border))
+    framed[:, :, border : border + side, border : border + side] = pictures.permute(0, 3, 1, 2)
+    windows = framed.unfold(2, side, 1).unfold(3, side, 1)  # a strided look at every shift
+    drawn = windows[torch.arange(n, device=pictures.device), :, corners[:, 0], corners[:, 1]]
+    return torch.where(flips[:, None, None, None], drawn.flip(-1), drawn)
 
 
 def can_be_resident(index: TargetIndex, plan: Plan, device: torch.device) -> bool:
