@@ -110,6 +110,27 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
         assert student(out) == student(tmp_path / "whole")
 
 
+def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
+    _folder, source, common = project
+    settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE, **common}
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    for renderer, threads, expected in (
+        ("torch", 2, []),
+        ("dali", 2, ["the renderer is dali-cpu and was torch-cpu"]),
+        ("torch", 1, ["the number of threads is 1 and was 2"]),
+    ):
+        out, said = tmp_path / f"{renderer}-{threads}", []
+        with monkeypatch.context() as stopping:
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+            stop_after(stopping, 2)
+            with pytest.raises(KeyboardInterrupt):
+                run_train("digits", out=out, **settings)
+        monkeypatch.setattr(torch, "get_num_threads", lambda now=threads: now)
+        other = choose_execution(device="cpu", renderer=renderer, threads=2)
+        resume_train(out, execution=other, say=said.append)
+        assert [line.partition(":")[0] for line in said if " and was " in line] == expected
+
+
 def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):
     """As a user has it: the same numbers after two kills, wherever they fall."""
     folder, source, _ = project

@@ -72,7 +72,7 @@ def train(
     """
     with closing(run) if run else nullcontext(), _kernels(config, execution.device):
         trainer = Trainer(config, method, lesson.index, lesson.labels, execution, ranks)
-        course = _Course(config, trainer, lesson, execution, ranks, run)
+        course = _Course(config, trainer, lesson, execution, ranks, run, say)
         if state is not None:
             course.load_state(state)
         try:
@@ -105,18 +105,21 @@ class _Course:
         execution: Execution,
         ranks: Ranks,
         run: Run | None,
+        say: Say,
     ) -> None:
         self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
-        self._ranks, self._run = ranks, run
+        self._ranks, self._run, self._say = ranks, run, say
         self._evaluator = Evaluator(lesson.test_index, lesson.eval_plan, execution, ranks)
         self._best: dict[str, torch.Tensor] | None = None  # not yet written
         self._saved_at, self._saving_s = monotonic(), 0.0
+        self._by: dict[str, str] = {}  # what draws and computes
         self.saved = "nothing was saved yet"  # for messages
         self.history: list[dict[str, Any]] = []
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what was saved."""
         self.history = list(state["history"])
+        self._by = state.get("by", {})
         self._trainer.load_state(state)
         self._note_saved()
 
@@ -127,13 +130,26 @@ class _Course:
         share = -(-config.batch_size // self._ranks.world)
         renderer = self._execution.open_renderer(index, self._lesson.plan, batch_size=share)
         done = trainer.epoch * len(index) + sum(order.size_of(step) for step in range(trainer.step))
-        bar = Progress(f"train {config.target}", total=config.epochs * len(index), done=done)
         loader = Loader(index, renderer, order, self._execution.device)
+        self._compare_with_before(renderer.name)
+        bar = Progress(f"train {config.target}", total=config.epochs * len(index), done=done)
         with closing(renderer), bar if self._run else nullcontext():
             while trainer.epoch < config.epochs:
                 advance = partial(bar.advance, note=self._note())
                 figures = trainer.train_epoch(loader, advance, self._between_steps)
                 self._end_epoch(figures)
+
+    def _compare_with_before(self, renderer: str) -> None:
+        """Say what a run goes on with that makes other last bits than what it was stopped with."""
+        before, self._by = self._by, {"renderer": renderer}
+        if self._execution.device.type == "cpu":
+            self._by["number of threads"] = str(torch.get_num_threads())
+        for name, now in self._by.items():
+            if before.get(name, now) != now:
+                self._say(
+                    f"the {name} is {now} and was {before[name]}: from here on the figures are not, to the "
+                    f"last bit, those of a run without a stop"
+                )
 
     def _end_epoch(self, figures: dict[str, Any]) -> None:
         """Test, log, and save where it is time to."""
@@ -165,7 +181,9 @@ class _Course:
         if self._run is not None:
             if self._best is not None:
                 self._run.save_student(self._best, "best")
-            self._run.save_checkpoint({**state, "history": self.history, "config": self._config.to_dict()})
+            self._run.save_checkpoint(
+                {**state, "history": self.history, "by": self._by, "config": self._config.to_dict()}
+            )
         self._best = None
         self._saved_at = monotonic()
         self._saving_s = self._saved_at - started
