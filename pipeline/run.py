@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -24,39 +24,67 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.files import TEMPORARY, write_durably
+from cache.files import TEMPORARY, alone_in, write_durably
 from sskt.errors import RunError
 
 STUDENTS = ("last", "best")
 _STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors"}
 
 
-class Run:
-    """A run directory open for writing."""
+class RunBusyError(RunError):
+    """Another process trains this run."""
 
-    def __init__(self, path: Path, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Open the logs of a run whose first epochs, `history`, are done; what they say beyond is dropped."""
+
+class Run:
+    """A run directory open for writing, by this process alone."""
+
+    def __init__(self, path: Path) -> None:
+        """Keep other processes out. Raises RunBusyError if one is there. Use `begin` or `go_on`."""
         self.path = path
+        self._opened = ExitStack()
         with _writing(path):
-            lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
-            write_durably(path / "metrics.jsonl", lines.encode())
-            self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-            self._events = SummaryWriter(str(path), purge_step=len(history) + 1 if history else None)
+            try:
+                self._opened.enter_context(alone_in(path))
+            except BlockingIOError:
+                raise RunBusyError(
+                    f"{path}: another process trains this run; wait until it has come to its end, or stop it"
+                ) from None
 
     @classmethod
     def begin(cls, path: Path, config: Mapping[str, Any], places: Mapping[str, Any]) -> Self:
-        """Make the directory. Raises RunError if it already holds a run or cannot be written."""
+        """Make the directory. Raises RunError if it already holds a run or cannot be written, RunBusyError if
+        another process has just begun one there.
+        """
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        try:
             # a run that was killed while it began has left no more than this
             if any(p.name != "environment.json" and TEMPORARY not in p.name for p in path.iterdir()):
                 raise RunError(
                     f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
                     f"or continue the run in it with --resume {path}"
                 )
-        _write_json(path / "environment.json", _environment() | {"places": dict(places)})
-        _write_json(path / "config.json", config)
-        return cls(path)
+            _write_json(path / "environment.json", _environment() | {"places": dict(places)})
+            _write_json(path / "config.json", config)
+            run._open_logs(())
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def go_on(cls, path: Path, history: Sequence[Mapping[str, Any]]) -> Self:
+        """A run that was stopped when the epochs of `history` were done; what its logs say beyond is dropped.
+        Raises RunBusyError if another process still trains it.
+        """
+        run = cls(path)
+        try:
+            run._open_logs(history)
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl and to the TensorBoard events."""
@@ -89,8 +117,16 @@ class Run:
 
     def close(self) -> None:
         """Close the logs; the run can be read from here on."""
-        self._metrics.close()
-        self._events.close()
+        self._opened.close()
+
+    def _open_logs(self, history: Sequence[Mapping[str, Any]]) -> None:
+        with _writing(self.path):
+            lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
+            write_durably(self.path / "metrics.jsonl", lines.encode())
+            metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = self._opened.enter_context(metrics)
+            self._events = SummaryWriter(str(self.path), purge_step=len(history) + 1 if history else None)
+            self._opened.callback(self._events.close)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from conftest import shared
 from programs import Tiny, save_program
 from videos import make_folder
 
+from cache.files import alone_in
 from cli import main
 from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
@@ -259,6 +260,28 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
     (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True, say=quiet)
     assert listed.values == ()
     assert listed.scratch.values == ()
+
+
+def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, tiny_targets, tmp_path):
+    _folder, places, _videos, stand_ins, _weights = small
+    campaign = Campaign(
+        tmp_path,
+        replace(places, cache_dir=tmp_path / "stores"),
+        choose_execution(device="cpu", threads=2),
+        seeds=1,
+        shrink=Shrink(scale=0.005),
+        views=2,
+        amp="fp32",
+    )
+    said, theirs = [], tmp_path / "cifar10-resnet20-scratch-seed0"
+    theirs.mkdir()
+    with alone_in(theirs):
+        busy, done = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins, say=said.append)
+    assert (len(busy.values), len(done.values)) == (0, 1)
+    assert any(f"{theirs}: another process trains this run" in line for line in said)
+    assert list(theirs.iterdir()) == []
+    results = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins, say=quiet)
+    assert [len(result.values) for result in results] == [1, 1]
 
 
 def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):

@@ -25,6 +25,7 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
+from pipeline.run import RunBusyError
 from pipeline.training import train as training
 from pipeline.training.trainer import Trainer
 from sskt.backbones import Tapped
@@ -129,6 +130,32 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
         other = choose_execution(device="cpu", renderer=renderer, threads=2)
         resume_train(out, execution=other, say=said.append)
         assert [line.partition(":")[0] for line in said if " and was " in line] == expected
+
+
+def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, tmp_path):
+    _folder, source, common = project
+    settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE, **common}
+    out = tmp_path / "run"
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run_train("digits", out=out, **settings)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    holds = f"from cache.files import *\nwith alone_in(Path({str(out)!r})): print('in', flush=True); input()"
+    words = [sys.executable, "-c", holds]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"in\n"
+            with pytest.raises(RunBusyError, match="another process trains this run"):
+                resume_train(out, execution=common["execution"], say=lambda _: None)
+            with pytest.raises(RunBusyError):
+                run_train("digits", out=out, **settings)
+            assert {path: path.read_bytes() for path in out.iterdir()} == before
+        finally:
+            other.kill()
+    resume_train(out, execution=common["execution"], say=lambda _: None)
+    assert len(numbers(out)) == SCHEDULE["epochs"]
 
 
 def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):

@@ -97,7 +97,8 @@ def resume_train(
 
     Data, stores and weights are looked for where they were (`places_of`), or in `places`. A `backbone` is
     needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
-    last.pt is damaged, or the data or the number of ranks are others by now.
+    last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
+    trains it.
     """
     out = Path(out)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
@@ -135,7 +136,7 @@ def resume_train(
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
-        run = Run(out, state["history"] if state else ()) if ranks.first else None
+        run = Run.go_on(out, state["history"] if state else ()) if ranks.first else None
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
 
 

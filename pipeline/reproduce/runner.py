@@ -25,7 +25,7 @@ from pipeline.reproduce.attempt import (
     published_sources,
 )
 from pipeline.reproduce.report import Result, Scratch, write_report
-from pipeline.run import read_summary
+from pipeline.run import RunBusyError, read_summary
 from pipeline.training.trainer import DivergedError
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
@@ -63,7 +63,8 @@ def run_reproduce(
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
     `campaign.out`; `dry_run` does nothing but say what there is to do, with the official sizes of targets.
 
-    A run that diverges is marked, and the others go on; of several ranks it stops all. Raises what the stages
+    A run that diverges is marked, one that another process trains is left to it (so several processes, a GPU
+    each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
     raise; what is done by then is kept, and the same call goes on from there.
     """
     chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
@@ -84,11 +85,12 @@ def run_reproduce(
                 say(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
                 try:
                     _run(attempt, seed, campaign, say)
-                except DivergedError as error:
+                except (DivergedError, RunBusyError) as error:
                     if ranks.world > 1:  # the others do not know, and wait
                         raise
                     say(f"{attempt.row.name}: {error}")
-                    attempt.marks.append(f"seed {seed} diverged")
+                    if isinstance(error, DivergedError):
+                        attempt.marks.append(f"seed {seed} diverged")
                 if ranks.first:
                     write_report(table, _results(chosen, campaign), campaign.out)
     return _results(chosen, campaign)
