@@ -3,9 +3,10 @@
     python benchmarks/precompute.py --target imagenet --weights imagenet=resnet50.safetensors \
         --source imagenet --source program:squeezenet.pt2 --amp bf16
 
-The target's pictures are drawn by its training plan. "bare" is the source, as stage one runs it, on one batch
-that is in memory; it is measured before and after, since a shared machine drifts. The plain loop is what one
-would write without us: a DataLoader, two workers, Pillow, torchvision's transforms, an eager fp32 forward.
+The target's pictures are drawn by its training plan, and every round adds views to the stores. "bare" is the
+source, as stage one runs it, on one batch that is in memory; it is measured before and after each round,
+since a shared machine drifts, and ratios are medians over the rounds. The plain loop is what one would write
+without us: a DataLoader, two workers, Pillow, torchvision's transforms, an eager fp32 forward.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -65,39 +67,54 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
             forward = choose_forward(source, input_map, execution, plan.side_px, len(index) * args.views)
             frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
             frozen.logits(pixels)
-            times = []
-            while sum(times) < args.seconds:
-                started = perf_counter()
+            n, started, took = 0, perf_counter(), 0.0
+            while took < args.seconds:
                 waiting = [frozen.begin(pixels) for _ in range(4)]
                 for logits in waiting:
                     logits().cpu()
-                times.append(perf_counter() - started)
-            rates.append(4 * len(pixels) / statistics.median(times))
+                n, took = n + 4 * len(pixels), perf_counter() - started
+            rates.append(n / took)
         return rates
 
+    ratios: dict[str, list[float]] = {}
+    rates, passed = [], []
     before = bare()
-    took = {}
-    for n in range(1, len(sources) + 1):
-        job = Job(args.target, index, sources[:n], plan, args.views)
-        folder = scratch / f"stores{n}"
-        reports = precompute(job, cache_dir=folder, execution=execution, share=Share(), say=print)
-        took[n] = reports[0].wall_s
-        writing = sum(report.write_s for report in reports) / reports[0].wall_s
-        rate = len(index) * args.views / took[n]
-        print(f"{f'stage one, {n} source(s)':<40}{rate:>10.1f} images/s, writing {writing:.2%} of the time")
-    rates = [statistics.mean(pair) for pair in zip(before, bare(), strict=True)]
-    for (source, _), rate in zip(sources, rates, strict=True):
-        print(f"{'bare ' + source.spec.name:<40}{rate:>10.1f} images/s")
-    each = [len(index) * args.views / rate for rate in rates]
-    for n, seconds in took.items():
-        print(f"{f'stage one / bare, {n} source(s)':<40}{sum(each[:n]) / seconds:>10.2f}")
-    if len(sources) > 1:  # one pass for all against the first pass and the other bare forwards
-        alone = took[1] + sum(each[1:])
-        print(f"{'all sources / (first pass + forwards)':<40}{took[len(sources)] / alone:>10.3f}")
+    for number in range(1, args.rounds + 1):
+        took = {}
+        for n in range(1, len(sources) + 1):  # this round's views, into stores of n sources
+            job = Job(args.target, index, sources[:n], plan, args.views * number)
+            folder = scratch / f"stores{n}"
+            reports = precompute(
+                job, cache_dir=folder, execution=execution, share=Share(), say=lambda _: None
+            )
+            took[n] = reports[0].wall_s
+            writing = sum(report.write_s for report in reports) / reports[0].wall_s
+            ratios.setdefault(f"writing, share of the time, {n} source(s)", []).append(writing)
+        after = bare()
+        rates.append([statistics.mean(pair) for pair in zip(before, after, strict=True)])
+        before = after
+        each = [len(index) * args.views / rate for rate in rates[-1]]
+        for n, seconds in took.items():
+            ratios.setdefault(f"stage one / bare, {n} source(s)", []).append(sum(each[:n]) / seconds)
+        if len(sources) > 1:  # one pass for all against the first pass and the other bare forwards
+            alone = took[1] + sum(each[1:])
+            ratios.setdefault("all sources / (first pass + forwards)", []).append(took[len(sources)] / alone)
+        passed.append(len(index) * args.views / took[1])
+        print(f"round {number}: bare {rates[-1][0]:.1f}, stage one {passed[-1]:.1f} images/s", flush=True)
+    for (source, _), found in zip(sources, zip(*rates, strict=True), strict=True):
+        print(f"{'bare ' + source.spec.name:<40}{_spread(found, '.1f')} images/s")
+    print(f"{'stage one, 1 source':<40}{_spread(passed, '.1f')} images/s")
+    for name, values in ratios.items():
+        print(f"{name:<40}{_spread(values, '.4f' if 'writing' in name else '.3f')}")
     if index.kind == "files":
         plain = plain_loop(args, index, sources[0][0], side)
         print(f"{'plain loop, first source':<40}{plain:>10.1f} images/s")
-        print(f"{'stage one / plain loop':<40}{len(index) * args.views / took[1] / plain:>10.2f}")
+        print(f"{'stage one / plain loop':<40}{passed[-1] / plain:>10.2f}")
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Median, least and most."""
+    return f"{statistics.median(values):>10{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def plain_loop(args, index, source, side: int) -> float:
@@ -148,7 +165,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", action="append", default=[])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--views", type=int, default=2, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--amp", default="auto")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each bare measurement")
