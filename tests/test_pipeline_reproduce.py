@@ -278,10 +278,17 @@ def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, t
     with alone_in(theirs):
         busy, done = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins, say=said.append)
     assert (len(busy.values), len(done.values)) == (0, 1)
+    assert names_in_report(tmp_path) == [theirs.name[: -len("-seed0")], done.row.name]
     assert any(f"{theirs}: another process trains this run" in line for line in said)
     assert list(theirs.iterdir()) == []
-    results = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins, say=quiet)
-    assert [len(result.values) for result in results] == [1, 1]
+    (result,) = run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins, say=quiet)
+    assert len(result.values) == 1
+    assert names_in_report(tmp_path) == [result.row.name, done.row.name], "of both calls"
+
+
+def names_in_report(folder):
+    with (folder / "table-S1.csv").open(newline="") as file:
+        return [row["row"] for row in csv.DictReader(file)]
 
 
 def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):

@@ -61,7 +61,8 @@ def run_reproduce(
     say: Say = print,
 ) -> list[Result]:
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
-    `campaign.out`; `dry_run` does nothing but say what there is to do, with the official sizes of targets.
+    `campaign.out`: of these rows, and of those that calls with the same settings have run before. `dry_run`
+    does nothing but say what there is to do, with the official sizes of targets.
 
     A run that diverges is marked, one that another process trains is left to it (so several processes, a GPU
     each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
@@ -74,11 +75,13 @@ def run_reproduce(
     if dry_run:
         return _results(chosen, campaign, of_official_sizes=True)
     with joined(campaign.execution.device) as ranks:
+        shown = _with_finished(table, chosen, campaign, stand_ins or {})
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
             mine = [attempt for attempt in chosen if attempt.row.target == target]
             reduced = _data_marks(target, campaign)
-            for attempt in mine:
-                attempt.marks.extend(reduced)
+            for attempt in shown:
+                if attempt.row.target == target:
+                    attempt.marks.extend(reduced)
             _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign, say)
         for seed in range(campaign.seeds):  # a whole table early, its spread later
             for number, attempt in enumerate(chosen, start=1):
@@ -92,8 +95,24 @@ def run_reproduce(
                     if isinstance(error, DivergedError):
                         attempt.marks.append(f"seed {seed} diverged")
                 if ranks.first:
-                    write_report(table, _results(chosen, campaign), campaign.out)
+                    write_report(table, _results(shown, campaign), campaign.out)
     return _results(chosen, campaign)
+
+
+def _with_finished(
+    table: str, chosen: Sequence[Attempt], campaign: Campaign, stand_ins: Mapping[str, str]
+) -> list[Attempt]:
+    """The chosen rows, and the others of their targets that have finished runs, in the table's order."""
+    by_row = {attempt.row: attempt for attempt in chosen}
+    targets = {attempt.row.target for attempt in chosen}
+    shown = []
+    for attempt in attempts(table, (), shrink=campaign.shrink, stand_ins=stand_ins):
+        if attempt.row in by_row:
+            shown.append(by_row[attempt.row])
+        elif attempt.row.target in targets and _values(attempt, campaign, attempt.metric):
+            attempt.marks.extend(_marks(attempt, campaign))
+            shown.append(attempt)
+    return shown
 
 
 def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Say) -> None:
