@@ -48,10 +48,9 @@ def run_explain(
 ) -> list[dict[str, Any]]:
     """Draw `out`, a PNG: the picture as the first run's evaluation sees it, and each run's map over it.
 
-    The picture is a file, or a sample of the first run's test split by its id (left out: the
-    first one). Maps are of `class_name`,
-    or of what each student says. Returns one row of plain data for each run. Raises RunError for runs that
-    read clips, or a class that a student does not know.
+    The picture is a file, or a sample of the first run's test split by its id (left out: the first one).
+    Maps are of `class_name`, or of what each student says. Returns one row of plain data for each run. Raises
+    RunError for runs that read clips, or a class that a student does not know.
     """
     opened = [_student(run, execution.device) for run in runs]
     config = opened[0][0]
