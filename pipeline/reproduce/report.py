@@ -58,7 +58,7 @@ class Result:
     sources: tuple[str, ...]
     scratch: Scratch | None  # None: the row is it, or the paper has none
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
-    live: int  # teacher forwards of this row without a store
+    live: int  # teacher forwards of this row's runs without a store
     teachers_left: int  # runs that make its teachers and that no row before it needs
 
     @property
@@ -128,9 +128,9 @@ def price(results: Sequence[Result]) -> str:
     stored: dict[tuple[str, str], int] = {}
     for result in results:
         stored |= result.stored
-    live = sum(result.live for result in results)
-    if not live:
+    if not stored:
         return "No row has sources."
+    live = sum(result.live for result in results)
     each = ", ".join(f"{n:,} of {source} for {target}" for (target, source), n in stored.items())
     return (
         f"Teacher forwards: {sum(stored.values()):,} for all rows and seeds ({each}); "

@@ -172,7 +172,9 @@ def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
 def _results(
     chosen: Sequence[Attempt], campaign: Campaign, *, of_official_sizes: bool = False
 ) -> list[Result]:
-    """What there is so far, and what it costs: of the data that are here, or of the official sets."""
+    """What there is so far, and what it cost with the data that are here; or, with the official sets, what
+    all of it would cost.
+    """
     samples: dict[str, int] = {}
     teachers: set[Path] = set()
     results = []
@@ -188,20 +190,22 @@ def _results(
                 for seed in range(campaign.seeds)
             }
         looks = len(attempt.sources) or int(attempt.teacher is not None)  # at a sample, in every epoch
+        values = _values(attempt, campaign, attempt.metric)
+        runs = campaign.seeds if of_official_sizes else len(values)
         left = _unfinished_teachers(attempt, campaign) - teachers
         teachers |= left
         results.append(
             Result(
                 attempt.row,
                 attempt.metric,
-                _values(attempt, campaign, attempt.metric),
+                values,
                 tuple(attempt.marks),
                 epochs=attempt.epochs,
                 samples=n,
                 sources=attempt.sources,
                 scratch=_scratch(attempt, campaign),
                 stored=forwards,
-                live=n * attempt.epochs * campaign.seeds * looks,
+                live=n * attempt.epochs * runs * looks,
                 teachers_left=len(left),
             )
         )
