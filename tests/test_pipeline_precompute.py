@@ -137,7 +137,9 @@ def test_independent_processes_share_the_work_and_one_waits_for_the_other(tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, source, number, code):
     words = [*CLI, source, "--cache-dir", str(tmp_path / "stores"), "--views", "60", "--limit", "300"]
+    before = signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C, as do their own
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, before)
     wait_for_a_unit(tmp_path / "stores")
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
