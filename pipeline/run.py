@@ -59,8 +59,10 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
         try:
+            with _writing(path):
+                names = [found.name for found in path.iterdir()]
             # a run that was killed while it began has left no more than this
-            if any(p.name != "environment.json" and TEMPORARY not in p.name for p in path.iterdir()):
+            if any(name != "environment.json" and TEMPORARY not in name for name in names):
                 raise RunError(
                     f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
                     f"or continue the run in it with --resume {path}"
