@@ -172,15 +172,7 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
     small, tiny_targets, tmp_path, monkeypatch
 ):
     _folder, places, _videos, stand_ins, _weights = small
-    campaign = Campaign(
-        tmp_path / "out",
-        replace(places, cache_dir=tmp_path / "stores"),
-        choose_execution(device="cpu", threads=2),
-        seeds=2,
-        shrink=Shrink(scale=0.005),
-        views=3,
-        amp="fp32",
-    )
+    campaign = short(tmp_path / "out", places, seeds=2, views=3)
     chosen = ["resnet20-sskt"]
     trained, train = [], again.run_train
 
@@ -197,9 +189,11 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
     first = (tmp_path / "out" / "table-S1.csv").read_text()
     assert first.count(",1,") == 5
     (trained[4] / "summary.json").unlink()  # as if killed before its end
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stores").rglob("c.*")}
+    stores = tmp_path / "out" / "stores"
+    before = {path: path.stat().st_mtime_ns for path in stores.rglob("c.*")}
+    assert before
     results = run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins, say=quiet)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "stores").rglob("c.*")} == before
+    assert {path: path.stat().st_mtime_ns for path in stores.rglob("c.*")} == before
     assert [len(result.values) for result in results] == [2] * 12
     html = (tmp_path / "out" / "table-S1.html").read_text()
     markdown = (tmp_path / "out" / "table-S1.md").read_text()
@@ -219,15 +213,7 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
 
 def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small, tiny_targets, tmp_path):
     _folder, places, _videos, stand_ins, _weights = small
-    campaign = Campaign(
-        tmp_path,
-        replace(places, cache_dir=tmp_path / "stores"),
-        choose_execution(device="cpu", threads=2),
-        seeds=2,
-        shrink=Shrink(scale=0.005),
-        views=2,
-        amp="fp32",
-    )
+    campaign = short(tmp_path, places, seeds=2, views=2)
     run_reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins, say=quiet)
     (kd,) = run_reproduce("M8", campaign, rows=["1"], say=quiet)  # whose scratch row is in table S1
 
@@ -264,15 +250,7 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
 
 def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, tiny_targets, tmp_path):
     _folder, places, _videos, stand_ins, _weights = small
-    campaign = Campaign(
-        tmp_path,
-        replace(places, cache_dir=tmp_path / "stores"),
-        choose_execution(device="cpu", threads=2),
-        seeds=1,
-        shrink=Shrink(scale=0.005),
-        views=2,
-        amp="fp32",
-    )
+    campaign = short(tmp_path, places, seeds=1, views=2)
     said, theirs = [], tmp_path / "cifar10-resnet20-scratch-seed0"
     theirs.mkdir()
     with alone_in(theirs):
@@ -286,6 +264,19 @@ def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, t
     assert names_in_report(tmp_path) == [result.row.name, done.row.name], "of both calls"
 
 
+def short(out, places, *, seeds, views):
+    """Two epochs of CIFAR-10's recipe, with stores of its own."""
+    return Campaign(
+        out,
+        replace(places, cache_dir=out / "stores"),
+        choose_execution(device="cpu", threads=2),
+        seeds=seeds,
+        shrink=Shrink(scale=0.005),
+        views=views,
+        amp="fp32",
+    )
+
+
 def names_in_report(folder):
     with (folder / "table-S1.csv").open(newline="") as file:
         return [row["row"] for row in csv.DictReader(file)]
@@ -293,14 +284,7 @@ def names_in_report(folder):
 
 def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):
     _folder, places, _videos, stand_ins, _weights = small
-    campaign = Campaign(
-        tmp_path / "out",
-        replace(places, cache_dir=tmp_path / "stores"),
-        choose_execution(device="cpu", threads=2),
-        seeds=1,
-        shrink=Shrink(scale=0.005),
-        views=2,
-    )
+    campaign = short(tmp_path / "out", places, seeds=1, views=2)
     run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins, say=quiet)
     for other, message in (
         (replace(campaign, shrink=Shrink(scale=0.01)), "was begun with epochs 2, this series asks for 4"),
