@@ -34,7 +34,7 @@ class CifarResNet(Backbone):
 
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, H, W) to Features of three blocks at H, H/2 and H/4."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         blocks = []
         for stage in (self.layer1, self.layer2, self.layer3):
             x = stage(x)
@@ -58,8 +58,10 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """From float (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(residual + self.shortcut(x))
+        residual = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        residual = self.bn2(self.conv2(residual))
+        residual += self.shortcut(x)
+        return F.relu(residual, inplace=True)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Option A: no parameters; new channels are split evenly before and after the old ones."""
