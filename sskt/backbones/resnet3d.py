@@ -53,8 +53,9 @@ class ResNet3D(Backbone):
 
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, D, H, W) to Features of four blocks, at H/4 and D/2 to H/32 and D/16."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.max_pool3d(x, kernel_size=3, stride=2, padding=1)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        # torch's CUDA kernel has a deterministic form only where the indices are asked for
+        x, _ = F.max_pool3d(x, kernel_size=3, stride=2, padding=1, return_indices=True)
         blocks = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
@@ -85,10 +86,12 @@ class _Unit(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
         if self._bottleneck:
-            out = self.bn3(self.conv3(F.relu(out)))
-        return F.relu(out + self._shortcut(x))
+            out = self.bn3(self.conv3(F.relu(out, inplace=True)))
+        out += self._shortcut(x)
+        return F.relu(out, inplace=True)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
