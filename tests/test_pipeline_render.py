@@ -1,8 +1,10 @@
 """Both renderers draw what the plan says: real JPEGs against torchvision, and each other, in any order."""
 
+import gc
 import hashlib
 import subprocess
 import sys
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -211,3 +213,17 @@ def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(ph
             assert renderer.name == expected
     with pytest.raises(RunError, match="--renderer resident draws pictures that lie in memory"):
         draw(photos, Centre(64, 64), "resident")
+
+
+def test_a_closed_renderer_leaves_its_graph_without_a_garbage_collection(photos):
+    plan = RandomResizedCropFlip(64, seed=1)
+    renderer = open_renderer(photos, plan, backend="dali", device=CPU, batch_size=4, threads=2)
+    for _ in renderer.render(0, in_batches(np.arange(4), 4)):
+        pass
+    (graph,) = map(weakref.ref, renderer._pipes.values())
+    gc.disable()
+    try:
+        renderer.close()
+        assert graph() is None
+    finally:
+        gc.enable()

@@ -1,9 +1,10 @@
 """The DALI renderer: one graph for pictures in memory or JPEG/PNG files, on the CPU or a GPU.
 
-Every random decision comes in as a tensor from the plan; the graph holds no random operator. File pictures
-are decoded only inside their window where the plan allows it, which gives the same bytes as cutting the
-whole picture (tests/test_pipeline_render.py). On a CPU the graph ends with the windows, and torch resizes
-them. On a GPU the hardware JPEG engine stays off, because it and the CUDA decoder give different pixels.
+Every random decision comes in as a tensor from the plan; the graph holds no random operator. On a CPU, file
+pictures are decoded only inside their window where the plan allows it, which gives the same bytes as cutting
+the whole picture (tests/test_pipeline_render.py); the graph ends with the windows, and torch resizes them.
+On a GPU they are decoded whole, because nvImageCodec 0.9.0 fails there on windows (its issue 55; a
+segmentation fault on an H100), and without the hardware JPEG engine, whose pixels are not the CUDA decoder's.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pipeline.render.torch import fitted
 from pipeline.targets.index import TargetIndex
 from sskt.forward import one_thread_each
 
-# what enters the graph: encoded files, of which only the window is decoded; files whose whole pictures are
-# handed out as well; pictures in memory
+# what enters the graph: encoded files, of which a CPU decodes the window alone; files whose whole pictures
+# are handed out as well; pictures in memory
 _Entry = Literal["files", "keep", "pixels"]
 _TOGETHER = 16  # windows of one size that are resized in one call
 _PREFETCHED = 2  # batches that the graph works on while one is used
@@ -98,6 +99,7 @@ class DaliRenderer:
     def close(self) -> None:
         """See `Renderer.close`."""
         self._pool.shutdown(cancel_futures=True)
+        self._pipes.clear()  # a graph holds its source, this renderer: a circle that would keep its memory
         self._closed = True
 
     def _entry(self, batches: Sequence[Positions]) -> _Entry:
@@ -183,7 +185,8 @@ class DaliRenderer:
                 ndim=[3 if entry == "pixels" else 1, 1, 1, 0][:n_fed],
             )
             window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
-            if entry == "files" and not isinstance(self._plan, PadCropFlip):  # windows lie inside the picture
+            inside = not isinstance(self._plan, PadCropFlip)  # windows lie inside the picture
+            if entry == "files" and inside and not gpu:
                 cut = fn.decoders.image_slice(pictures, **window, **_decoding(gpu))
             else:
                 if entry != "pixels":
