@@ -95,6 +95,24 @@ def read_program(path: Path) -> Program:
     )
 
 
+def on_device(program: nn.Module, device: torch.device) -> nn.Module:
+    """A program's module moved, with its constants and the devices that are written into its graph, where
+    `.float()` or `torch.arange` leave that of the machine which exported it.
+    """
+    for graph_module in program.modules():
+        if not isinstance(graph_module, torch.fx.GraphModule):
+            continue
+        for node in graph_module.graph.nodes:
+            node.args = tuple(device if isinstance(a, torch.device) else a for a in node.args)
+            if node.kwargs.get("device") is not None:
+                node.kwargs = {**node.kwargs, "device": device}
+        graph_module.recompile()
+        for name, value in list(vars(graph_module).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(graph_module, name, value.to(device))
+    return program.to(device)
+
+
 @contextmanager
 def _tensors_only() -> Iterator[None]:
     """torch.load inside is weights_only, which torch.export.load does not offer as an argument; its log is

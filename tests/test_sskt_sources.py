@@ -15,6 +15,7 @@ from torch.export import Dim
 from sskt.download import digest_of
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN
+from sskt.programs import on_device
 from sskt.sources import named_sources, open_source, parse_source, source_slug
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
@@ -294,3 +295,22 @@ def test_program_with_a_compiled_library_is_refused(tmp_path):
     rewrite(path, "data/aotinductor/model/x.so", b"\x7fELF")
     with pytest.raises(SourceError, match="carries data/aotinductor"):
         open_program(path)
+
+
+def test_program_is_moved_with_the_devices_that_its_graph_names(tmp_path):
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 7)
+
+        def forward(self, x):
+            one_by_one = torch.arange(7, device=x.device) + torch.zeros(7)
+            return self.linear(x.float().mean(dim=(2, 3))) + one_by_one + torch.tensor([0.5]).float()
+
+    network, x = Placed().eval(), torch.randn(5, 3, 48, 48)
+    source = open_program(export(network, tmp_path / "placed.pt2"))
+    with torch.inference_mode():
+        expected = network(x)
+        torch.testing.assert_close(on_device(source.module, torch.device("cpu"))(x), expected)
+        # "meta" stands in for a GPU: nothing is computed there, but every operation looks at devices
+        assert on_device(source.module, torch.device("meta"))(x.to("meta")).device.type == "meta"
