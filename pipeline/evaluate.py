@@ -23,6 +23,7 @@ from pipeline.presence import class_precisions, presence_figures
 from pipeline.ranks import Ranks
 from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
+from sskt.forward import exact_kernels
 from sskt.losses import presence_bce
 from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
 from sskt.normalise import normalise
@@ -94,7 +95,7 @@ class Evaluator:
         for view in range(self._n_views):
             logits = [torch.empty(0, len(self._index.classes))]
             for pixels in self._pixels(view):
-                with torch.inference_mode(), autocast(device, amp):
+                with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
                     z = student.predict(normalise(pixels.to(device), mean, std))
                 logits.append(z.float().cpu())
             views.append(torch.cat(logits))

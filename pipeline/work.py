@@ -23,6 +23,7 @@ from cache.errors import CacheError
 from cache.store import Store
 from cache.unit import Unit
 from pipeline.ahead import ahead
+from pipeline.device import moved
 from pipeline.execution import memory_for_pictures
 from pipeline.progress import Progress
 from pipeline.render import Renderer, in_batches
@@ -153,7 +154,9 @@ class Crew:
         """Start a batch's forwards."""
         at = filling.begun
         filling.begun += len(pixels)
-        return filling, at, [work.frozen.begin(pixels) for work in filling.works if work.frozen]
+        asked = [work.frozen for work in filling.works if work.frozen]
+        shown = moved(pixels, asked[0].device)
+        return filling, at, [frozen.begin(shown) for frozen in asked]
 
     def _drawn(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_Filling, torch.Tensor]]:
         """The pictures of every unit that this process gets hold of, batch by batch."""

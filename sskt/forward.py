@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from threading import Barrier
@@ -57,6 +57,16 @@ def default_compute(device: torch.device) -> str:
     several times slower than fp32.
     """
     return "fp16" if device.type == "cuda" else "fp32"
+
+
+def exact_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """On CUDA, convolutions that give the same bits in every call, and fp32 that is no TF32."""
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=False
+    )
+    return flags
 
 
 def default_rows(device: torch.device) -> int:

@@ -11,7 +11,6 @@ Departs from the released code: sources are in eval mode (there: train mode, bat
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Self
@@ -30,9 +29,11 @@ from sskt.forward import (
     compiler_errors,
     default_compute,
     default_rows,
+    exact_kernels,
     one_thread_each,
 )
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
+from sskt.programs import on_device
 from sskt.sources import Source
 
 
@@ -218,13 +219,10 @@ class FrozenSource:
     def _in_modes(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Raw logits of all rows; modes are entered here because each belongs to one thread."""
         dtype = DTYPES[self.forward.compute]
-        reduced = dtype != torch.float32
-        on_cuda = self.device.type == "cuda"
         with (
             torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=reduced),
-            # fp32 shall mean fp32
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=reduced) if on_cuda else nullcontext(),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32),
+            exact_kernels(self.device),
         ):
             return network(pixels)
 
@@ -232,10 +230,11 @@ class FrozenSource:
         """Normalised and resized pixels through the network, in the memory layout that it runs fastest in."""
         # a program's kernels were traced for its own layout; elsewhere channels last is up to 1.6 x faster
         if self.source.spec.task == "program":
-            layout = torch.contiguous_format
+            layout, module = torch.contiguous_format, on_device(self.source.module, self.device)
         else:
             layout = torch.channels_last_3d if self.source.spec.reads_clips else torch.channels_last
-        module, input_map = self.source.module.to(self.device).to(memory_format=layout), self.input_map
+            module = self.source.module.to(self.device).to(memory_format=layout)
+        input_map = self.input_map
 
         def network(pixels: Tensor) -> Tensor:
             z: Tensor = module(input_map(pixels).contiguous(memory_format=layout))

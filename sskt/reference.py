@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sskt.errors import SourceError
-from sskt.forward import DTYPES
+from sskt.forward import DTYPES, exact_kernels
 from sskt.frozen import InputMap
 from sskt.sources import Source
 
@@ -42,6 +42,7 @@ class BatchStatisticsSource:
         with (
             torch.no_grad(),
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),
+            exact_kernels(self._device),
         ):
             frames = self.input_map.frames
             pictures = pixels if frames is None else frames.pictures(pixels)

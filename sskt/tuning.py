@@ -28,12 +28,14 @@ def fastest_rows(open_with: Callable[[int], FrozenSource], *, first: int, most: 
         except (torch.OutOfMemoryError, SourceError):
             if rows == first:
                 raise
-            torch.cuda.empty_cache()
             break
         if rate < best_rate * _GAIN:
             break
         best, best_rate = rows, rate
         rows *= 2
+    # what the trials took is nobody's: DALI cannot use what torch keeps. An error holds its forward's memory
+    # until its handler is left
+    torch.cuda.empty_cache()
     return best
 
 

@@ -66,9 +66,9 @@ def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
     )
     batches = in_batches(np.arange(len(index)), 8)
     with closing(renderer):
-        alone = [torch.cat(list(renderer.render(view, batches))) for view in (0, 1)]
+        alone = [torch.cat(list(renderer.render(view, batches))).cpu() for view in (0, 1)]
         with renderer.keeping():
-            kept = [torch.cat(list(renderer.render(view, batches))) for view in (0, 1)]
+            kept = [torch.cat(list(renderer.render(view, batches))).cpu() for view in (0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(alone, kept, strict=True))
 
 
@@ -85,6 +85,7 @@ def test_clips_differ_by_at_most_a_grey_level_on_average(tmp_path):
         supervision=Supervision(method="scratch"),
         augmentation=Augmentation(side_px=32, n_frames=4),
         model="resnet3d10",
+        tuning=Tuning(deterministic=True),
         overrides={"epochs": 1, "batch_size": 4},
         places=places,
         execution=choose_execution(device="cuda"),

@@ -207,7 +207,10 @@ def _kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
     on_cuda = device.type == "cuda"
     torch.use_deterministic_algorithms(config.deterministic)
     flags = torch.backends.cudnn.flags(
-        enabled=True, benchmark=not config.deterministic, deterministic=config.deterministic
+        enabled=True,
+        benchmark=not config.deterministic,
+        deterministic=config.deterministic,
+        allow_tf32=False,  # fp32 shall mean fp32
     )
     try:
         with flags if on_cuda else nullcontext():
