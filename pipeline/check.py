@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from pipeline.origin import Origin, open_index_of, open_origin
 from pipeline.plan import plan_from
 from pipeline.progress import Progress
 from pipeline.schedule import Share
-from pipeline.teachers import open_teacher
+from pipeline.teachers import open_teacher, recorded_forward
 from pipeline.work import Crew, Work
-from sskt.forward import Forward
+from sskt.forward import Forward, default_rows
 from sskt.frozen import FrozenSource, InputMap
 
 Say = Callable[[str], None]
@@ -145,11 +145,16 @@ def _redo(
 
 
 def _teacher(store: Store, origin: Origin, execution: Execution, say: Say, *, exact: bool) -> FrozenSource:
-    """The source as the store's rows were computed; a CPU that cannot do fp16 compares in fp32."""
-    forward = Forward.from_dict(store.manifest.made_by)
-    if not exact and forward.compute == "fp16" and execution.device.type == "cpu":
-        say("the rows were computed in fp16 on a GPU; this CPU compares them with fp32")
-        forward = replace(forward, compute="fp32")
+    """The source as the store's rows were computed; where they are only compared, a CPU has its own way."""
+    made_by = store.manifest.made_by
+    if exact:
+        forward = recorded_forward(store.path, made_by, execution)
+    else:
+        forward = Forward.from_dict(made_by)
+        on_gpu = made_by.get("device") == "cuda" or forward.compute == "fp16"
+        if on_gpu and execution.device.type == "cpu":
+            say(f"the rows were computed in {forward.compute} on a GPU; this CPU compares them with fp32")
+            forward = Forward("fp32", default_rows(execution.device), forward.compiled)
     return open_teacher(origin.source, origin.input_map, forward, execution, origin.plan.side_px, say)
 
 

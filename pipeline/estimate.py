@@ -75,8 +75,7 @@ def _one(
     picture_px = job.plan.side_px
     store = place.store
     if store is None:
-        n_forwards = len(job.index) * job.views
-        forward = choose_forward(source, input_map, execution, picture_px, n_forwards)
+        forward = choose_forward(source, input_map, execution, picture_px, len(job.index), job.views)
     else:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
     frozen = open_teacher(source, input_map, forward, execution, picture_px, say)

@@ -96,18 +96,21 @@ def matching_store(
     """The store of `source_name` that serves `index`; None if there is no store at all.
 
     `wanted(store)` is this run's fingerprint; it is given the store for what the run itself cannot know (the
-    weights of a source that is not on this machine). Raises StoreMismatch, for the store that differs least,
-    if stores exist and none fits.
+    weights of a source that is not on this machine). Of stores that serve with different numbers of logits
+    it is the one with most. Raises StoreMismatch if stores exist and none fits, for the one that differs
+    least, or if some fit that were made from different weights.
     """
     stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, index, source_name))]
-    stores.sort(key=lambda store: store.top_k is not None)  # of two that serve, the one with all logits
-    unmet = [len(_unmet(store, wanted(store), index)) for store in stores]
     if not stores:
         return None
-    nearest = stores[int(np.argmin(unmet))]
+    unmet = [len(_unmet(store, wanted(store), index)) for store in stores]
     if min(unmet) > 0:
+        nearest = stores[int(np.argmin(unmet))]
         _refuse(nearest, wanted(nearest), index)
-    return nearest
+    serving = [store for store, n in zip(stores, unmet, strict=True) if n == 0]
+    if len({store.manifest.identity["source"]["weights_sha256"] for store in serving}) > 1:
+        raise _ambiguous(source_name, serving)
+    return max(serving, key=lambda store: store.top_k or store.n_classes)
 
 
 def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
@@ -160,6 +163,21 @@ def _first_strange_row(store: Store, index: TargetIndex) -> int | None:
         return int(np.flatnonzero(~np.isin(index.ids, store.ids))[0])
     strange = np.flatnonzero((store.contents[rows] != index.contents).any(axis=1))
     return int(strange[0]) if len(strange) else None
+
+
+def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
+    """Networks of one name: which of them teaches is for the user to say."""
+    named = source_name.partition(":")[0] in ("program", "run")
+    said = "--source with its path" if named else f"--weights {source_name}=FILE"
+    made = [store.manifest.made_by for store in stores]
+    made_from = ", ".join(
+        f"{store.path} from {by.get('asked', {}).get('weights')} of {by.get('created')}"
+        for store, by in zip(stores, made, strict=True)
+    )
+    return StoreMismatch(
+        f"{source_name}: {len(stores)} stores serve this run, of networks with other weights ({made_from}); "
+        f"say which with {said}, or remove the others with sskt cache prune"
+    )
 
 
 def _refuse(store: Store, wanted: dict[str, Any], index: TargetIndex) -> None:

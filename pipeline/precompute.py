@@ -107,13 +107,17 @@ def open_work(
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
         if job.views <= store.n_views and not store.pending(job.views):
             return Work(source, None, store, set())
+    frozen = None
     with closing(execution.open_renderer(index, seen, batch_size=1)) as renderer:
         if store is None:
-            forward = choose_forward(source, input_map, execution, picture_px, len(index) * job.views)
+            # before there is a store: a source that does not run leaves none behind, and what is recorded is
+            # how it runs
+            forward = choose_forward(source, input_map, execution, picture_px, len(index), job.views)
+            frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
             probe = np.arange(min(PROBE_SAMPLES, len(index)))
             store = Store.create(
                 place.path,
-                Manifest(place.fields, forward.to_dict() | _made_by(job, source, execution, renderer)),
+                Manifest(place.fields, frozen.forward.to_dict() | _made_by(job, source, execution, renderer)),
                 ids=index.ids,
                 contents=index.contents,
                 n_classes=source.spec.n_classes,
@@ -126,7 +130,8 @@ def open_work(
         check_probe(store, index, renderer)
     store.grow(job.views)
     store.sweep()
-    frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
+    if frozen is None or frozen.forward != forward:
+        frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
     return Work(source, frozen, store, set(store.pending(job.views)))
 
 

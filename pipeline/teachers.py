@@ -7,6 +7,7 @@ from typing import Any
 
 from cache.errors import StoreMismatch
 from cache.files import Location
+from cache.layout import default_block_rows
 from pipeline.execution import Execution
 from sskt.errors import SourceError
 from sskt.forward import Forward, default_rows
@@ -40,9 +41,9 @@ def open_teacher(
 
 
 def choose_forward(
-    source: Source, input_map: InputMap, execution: Execution, picture_px: int, n_forwards: int
+    source: Source, input_map: InputMap, execution: Execution, picture_px: int, n_samples: int, views: int
 ) -> Forward:
-    """How a new store of `n_forwards` rows is computed; on CUDA the rows of a forward are measured."""
+    """How a new store is computed; on CUDA the rows of a forward are measured."""
     rows = None
     if execution.rows is None and execution.device.type == "cuda":
 
@@ -52,17 +53,24 @@ def choose_forward(
                 source, input_map, device=execution.device, forward=how, picture_px=picture_px
             )
 
-        rows = fastest_rows(opened, first=default_rows(execution.device), most=_MOST_ROWS)
-    return execution.forward(n_forwards, rows=rows)
+        # a forward is filled from one unit, and what that does not have is computed for nothing
+        most = min(_MOST_ROWS, default_block_rows(n_samples))
+        rows = fastest_rows(opened, first=default_rows(execution.device), most=most)
+    return execution.forward(n_samples * views, rows=rows)
 
 
 def recorded_forward(path: Location, made_by: dict[str, Any], execution: Execution) -> Forward:
     """How the rows of a store were computed, so that more of them come out the same.
 
     Raises StoreMismatch if this run asks for another precision, another number of rows or the opposite of
-    what was compiled.
+    what was compiled, or runs on a CPU where they were computed in fp16.
     """
     recorded = Forward.from_dict(made_by)
+    if recorded.compute == "fp16" and execution.device.type == "cpu":
+        raise StoreMismatch(
+            f"{path}: its rows were computed in fp16 on a GPU, and a CPU computes others; go on with it on a "
+            f"GPU, or precompute into another --cache-dir"
+        )
     asked = {
         "--amp": (execution.compute or recorded.compute, recorded.compute),
         "--batch-size": (execution.rows or recorded.rows, recorded.rows),

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,21 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import shared
 from programs import Tiny, save_program
 
 import pipeline.estimate as estimating
 import pipeline.execution as execution
+import pipeline.precompute as stage_one
 import pipeline.work as work
-from cache.errors import CacheError
+from cache.errors import CacheError, StoreMismatch
 from cache.files import location
 from cache.prune import leftovers
 from cache.store import Store, Unit, find_stores
+from cli import main
 from commands.options import build_execution
 from pipeline.api import Supervision, run_estimate, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.progress import Progress
 from sskt.errors import SourceError, TargetError
+from sskt.forward import Forward
 from sskt.frozen import FrozenSource
 from sskt.topk import decode
 
@@ -559,3 +564,41 @@ def test_memory_and_cores_are_those_of_the_container_shared_by_the_ranks_here(tm
     assert choose_execution(device="cpu").threads == 1
     assert build_execution("cpu", "auto", None).threads == 1
     assert choose_execution(device="cpu", threads=3).threads == 3
+
+
+def test_a_source_that_does_not_run_leaves_no_store_that_holds_on_to_what_failed(tmp_path):
+    fixed = f"program:{save_program(tmp_path / 'two.pt2', fixed_batch=True)}"
+    with pytest.raises(SourceError, match="cannot read 16 pictures"):
+        precompute(tmp_path / "stores", fixed)
+    assert find_stores(tmp_path / "stores") == []
+    precompute(tmp_path / "stores", fixed, batch_size=2)
+    assert only_store(tmp_path / "stores").pending(2) == []
+
+
+def test_a_store_made_on_a_gpu_goes_on_there_and_is_compared_anywhere(tmp_path, source, monkeypatch):
+    stores = tmp_path / "stores"
+    with monkeypatch.context() as gpu:
+        made_by, on_gpu = stage_one._made_by, {"compute": "fp16", "rows": 256, "device": "cuda"}
+        gpu.setattr(stage_one, "_made_by", lambda *about: made_by(*about) | on_gpu)
+        gpu.setattr(stage_one, "recorded_forward", lambda *_: Forward())
+        precompute(stores, source)
+    store = only_store(stores)
+    here = r"\.zarr: its rows were computed in fp16 on a GPU.* another --cache-dir"
+    with pytest.raises(StoreMismatch, match=here):
+        precompute(stores, source, views=3)
+    cut = store.path / "logits" / "c.0.0.0"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-3])
+    words = ["cache", "verify", str(store.path)]
+    assert re.search(here, CliRunner().invoke(main, [*words, "--repair"]).stderr)
+    cut.write_bytes(whole)
+    rows: list[int] = []
+    group = FrozenSource._group
+
+    def counted(frozen, pixels):
+        rows.append(frozen.forward.rows)
+        return group(frozen, pixels)
+
+    monkeypatch.setattr(FrozenSource, "_group", counted)
+    assert CliRunner().invoke(main, [*words, "--recompute", "20"]).exit_code == 0
+    assert set(rows) == {Forward().rows}

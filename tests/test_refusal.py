@@ -209,8 +209,21 @@ def test_the_command_that_is_named_makes_the_store_that_was_missing(project):
     wanted = Augmentation(seed=4, kind="centre", side_px=16, source_side_px=24)
     shutil.rmtree(project.places.cache_dir)
     with pytest.raises(RunError) as refused:
-        project.train(wanted, labels="cached")
+        project.train(wanted, labels="cached", views=3)
     (command,) = re.findall(r"`sskt (precompute .*?)`", str(refused.value))
     words = [*command.split(), "--cache-dir", str(project.places.cache_dir), "--renderer", "torch"]
     assert CliRunner().invoke(main, words).exit_code == 0
-    assert project.train(wanted, labels="cached")["labels"] == "cached"
+    assert project.train(wanted, labels="cached", views=3)["labels"] == "cached"
+
+
+def test_stores_of_two_networks_of_one_name_are_told_apart_by_the_user_alone(project):
+    (project.folder / "other").mkdir()
+    project.source = f"program:{save_program(project.folder / 'other' / 'tiny.pt2', Tiny(seed=3))}"
+    project.precompute()
+    with pytest.raises(StoreMismatch) as refused:
+        project.train(sources=())
+    for path in find_stores(project.places.cache_dir):
+        assert str(path) in str(refused.value)
+    for said in ("program:tiny.pt2: 2 stores serve", "other/tiny.pt2 of 20", "--source with its path"):
+        assert said in str(refused.value)
+    assert project.train()["labels"] == "cached"

@@ -73,10 +73,11 @@ class Request:
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 
-    def precompute_command(self, sources: tuple[str, ...]) -> str:
+    def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""
         chosen = self.augmentation
         settings = {
+            "--views": views,
             "--seed": chosen.seed or None,
             "--plan": chosen.kind,
             "--size": chosen.side_px,
@@ -86,6 +87,8 @@ class Request:
             "--source-frames": chosen.source_frames,
         }
         words = [f"--source {shlex.quote(name)}" for name in sources]
+        given = self.places.weights
+        words += [f"--weights {shlex.quote(f'{name}={given[name]}')}" for name in sources if name in given]
         words.append(f"--target {shlex.quote(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
         words += folder_words(self.places.data_dir, self.places.cache_dir)
@@ -125,7 +128,7 @@ def open_labels(
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
         return _cached(request, stores, views, say)
-    command = request.precompute_command(absent)
+    command = request.precompute_command(absent, views)
     if labels == "cached":
         raise RunError(
             f"{request.target}: there is no store of {', '.join(absent)} under {request.places.cache_dir}; "
