@@ -24,6 +24,7 @@ import torch
 from torchvision.transforms import v2
 
 from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.execution import drawn_at_a_time
 from pipeline.job import Job
 from pipeline.precompute import precompute
 from pipeline.render import in_batches
@@ -57,14 +58,18 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     side = sources[0][1].side_px
     print(f"{args.target}, {len(index)} pictures, {args.views} views, sources at {side} px, {args.amp}")
 
-    with closing(execution.open_renderer(index, plan, batch_size=64)) as renderer:
-        pixels = next(iter(renderer.render(0, in_batches(np.arange(64), 64)))).clone()
+    forwards = [
+        choose_forward(source, input_map, execution, plan.side_px, len(index), args.views)
+        for source, input_map in sources
+    ]
+    together = max(drawn_at_a_time(forward.rows) for forward in forwards)  # whole forwards of every source
+    with closing(execution.open_renderer(index, plan, batch_size=together)) as renderer:
+        pixels = next(iter(renderer.render(0, in_batches(np.arange(together), together)))).clone()
 
     def bare() -> list[float]:
         """Pictures per second of every source on a resident batch."""
         rates = []
-        for source, input_map in sources:
-            forward = choose_forward(source, input_map, execution, plan.side_px, len(index) * args.views)
+        for (source, input_map), forward in zip(sources, forwards, strict=True):
             frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
             frozen.logits(pixels)
             n, started, took = 0, perf_counter(), 0.0
@@ -133,11 +138,12 @@ def plain_loop(args, index, source, side: int) -> float:
         _Pictures(index, rows, transform), batch_size=32, num_workers=2, multiprocessing_context="spawn"
     )
     module = source.module.to(memory_format=torch.contiguous_format)
+    device = next(module.parameters()).device
     logits, started = [], None
     with torch.inference_mode():
         for pixels in loader:
             started = started or perf_counter()  # the workers are up
-            logits.append(module(pixels).to(torch.float16))
+            logits.append(module(pixels.to(device)).to(torch.float16).cpu())
     return len(rows) / (perf_counter() - started)
 
 

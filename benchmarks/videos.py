@@ -147,7 +147,7 @@ def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
 
     def asking() -> float:
         """Seconds of as many forwards on a resident batch."""
-        forward = choose_forward(source, input_map, execution, plan.side_px, n)
+        forward = choose_forward(source, input_map, execution, plan.side_px, len(index), args.views)
         frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
         pixels = torch.randint(0, 256, frozen.black(64).shape, dtype=torch.uint8)
         frozen.logits(pixels)
