@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from programs import save_program
+from programs import Tiny, save_program
 
 from cli import main
 from pipeline.api import (
@@ -326,3 +326,23 @@ def test_the_command_line_goes_on_with_data_that_moved(stopped, project):
         assert result.stdout.strip() == str(stopped)
     finally:
         (folder / "elsewhere").rename(folder / "stores")
+
+
+def test_a_run_goes_on_with_the_store_it_began_with_when_its_source_has_another_by_now(
+    project, monkeypatch, tmp_path
+):
+    _folder, _source, common = project
+    source = f"program:{save_program(tmp_path / 'net.pt2')}"
+    shown = common | {"places": Places(tmp_path / "data", tmp_path / "stores")}
+    run_precompute(["digits"], [source], views=2, **shown)
+    settings = {"overrides": SCHEDULE, "supervision": Supervision(sources=(source,)), "eval_every": 2}
+    run_train("digits", out=tmp_path / "whole", **settings, **shown)
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 4)
+        with pytest.raises(KeyboardInterrupt):
+            run_train("digits", out=tmp_path / "run", **settings, **shown)
+    save_program(tmp_path / "net.pt2", Tiny(seed=5))
+    run_precompute(["digits"], [source], views=2, **shown)
+    resume_train(tmp_path / "run", execution=shown["execution"], say=lambda _: None)
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")

@@ -37,7 +37,8 @@ def train_once(target: str, out: Path, **asked: Any) -> dict[str, Any]:
         else:
             _require_asked(target, out, asked)
             finished = read_summary(out)
-            summary = finished or resume_train(out, execution=asked["execution"], say=asked["say"])
+            how = {name: asked[name] for name in ("execution", "places", "say")}
+            summary = finished or resume_train(out, **how)
         if ranks.first:
             (out / "last.pt").unlink(missing_ok=True)
         ranks.agreed(value=True)  # nobody reads what the first has not written yet

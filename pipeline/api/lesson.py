@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.api.stage_one import open_index, require_named
@@ -49,6 +49,7 @@ class Asked:
     limit: int | None
     ranks: Ranks
     settings: Mapping[str, Any]  # of the recipe
+    source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, of a run that goes on
 
 
 def open_lesson(asked: Asked, say: Say) -> Lesson:
@@ -78,6 +79,8 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
             temperature=asked.settings["temperature"],
             n_rows=n_rows,
             n_forwards=n_rows * asked.settings["epochs"],
+            limit=asked.limit,
+            source_weights=asked.source_weights,
         )
         if taught.labels == "write-through" and asked.ranks.world > 1:
             raise RunError(

@@ -5,9 +5,9 @@ line.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,15 @@ class Request:
     temperature: float  # at which the student learns: what a store of top-k logits is read for
     n_rows: int  # samples of an epoch that this process trains on
     n_forwards: int  # pictures that a live source would be asked about in the whole run
+    limit: int | None = None  # of samples, as asked
+    source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
 
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its
-        word.
+        word. A run that goes on has those that it began with, whatever lies in their place by now.
         """
         stored = store.manifest.identity
-        sha256 = self.places.weights_sha256(source)
+        sha256 = self.source_weights.get(source) or self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = parse_source(source)
         if not spec.n_classes:  # what it reads is the network's own, and that is known by its sha256
@@ -78,6 +80,7 @@ class Request:
         chosen = self.augmentation
         settings = {
             "--views": views,
+            "--limit": self.limit,
             "--seed": chosen.seed or None,
             "--plan": chosen.kind,
             "--size": chosen.side_px,
