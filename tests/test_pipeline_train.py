@@ -11,6 +11,7 @@ from cache.store import Store, find_stores
 from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.loader import shuffled_batches
+from pipeline.run import read_checkpoint
 from pipeline.targets import parse_target
 from sskt.errors import RunError
 from sskt.student import build_student
@@ -233,12 +234,43 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(proj
             {"tuning": Tuning(label_smoothing=2.0)},
             "--label-smoothing is 2.0, expected at least 0 and at most 1",
         ),
+        ({"tuning": Tuning(mixup=float("nan"))}, "--mixup is nan, expected at least 0"),
+        ({"overrides": {"temperature": float("inf")}}, "--temperature is inf, expected more than 0"),
+        (
+            {"method": "kd", "overrides": {"alpha": 2.0}},
+            "--alpha is 2, expected at most 1 with --method kd",
+        ),
     ],
 )
 def test_a_value_that_no_training_can_have_is_refused_before_anything_is_written(project, wrong, expected):
     with pytest.raises(RunError, match=expected):
         train(project, "wrong", **wrong)
     assert not (project[0] / "wrong").exists()
+
+
+@pytest.mark.parametrize(("model", "batch_size"), [("vgg16", N), ("resnet18", 1)])
+def test_pictures_too_small_for_a_network_are_refused_before_anything_is_written(project, model, batch_size):
+    folder, _, arguments = project
+    with pytest.raises(RunError, match=f"--model {model} cannot train on . picture.s. of 16 px at a time"):
+        run_train(
+            "digits",
+            supervision=Supervision(method="scratch"),
+            overrides={"epochs": 1, "batch_size": batch_size},
+            model=model,
+            out=folder / "small",
+            say=print,
+            **arguments,
+        )
+    assert not (folder / "small").exists()
+
+
+def test_numbers_from_numpy_make_a_checkpoint_that_can_be_read(project):
+    overrides = {"lr": np.float64(0.01), "alpha": np.float32(0.5), "epochs": np.int64(1)}
+    tuning = Tuning(amp="fp32", mixup=np.float32(0.25))
+    train(project, "numpy", overrides=overrides, tuning=tuning, seed=np.int64(3))
+    state = read_checkpoint(project[0] / "numpy")
+    assert state is not None
+    assert [state["config"][name] for name in ("lr", "alpha", "mixup", "seed")] == [0.01, 0.5, 0.25, 3]
 
 
 @pytest.mark.parametrize("method", ["scratch", "sskt"])

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.api.lesson import Asked, Supervision
 from pipeline.choices import channels_last, student_precision
 from pipeline.execution import Execution
@@ -46,6 +48,8 @@ _RANGES = {
     "clip_norm": (_ABOVE_0, math.inf),
     "label_smoothing": (0, 1),
     "eval_every": (1, math.inf),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
 }
 
 
@@ -128,7 +132,7 @@ def config_of(
 def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_every: int) -> dict[str, Any]:
     """The part of a run's config that is known before its data and its sources are opened."""
     taught, spec = asked.supervision, parse_target(asked.target)
-    return {
+    planned = {
         "target": asked.target,
         "model": model,
         "method": taught.method,
@@ -149,6 +153,14 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "eval_plan": asked.augmentation.evaluation_plan(spec).to_dict(),
         "augmentation": asdict(asked.augmentation),
     }
+    return {name: _plain(value) for name, value in planned.items()}
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's: a checkpoint with others could not be read again."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _kd_reduction(method: str, primary_loss: str) -> str:
@@ -195,10 +207,15 @@ def _require_sound(config: TrainConfig) -> None:
             )
     for name, (low, high) in _RANGES.items():
         value = getattr(config, name)
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and value < math.inf):
             most = "" if high == math.inf else f" and at most {high:g}"
             least = "more than 0" if low == _ABOVE_0 else f"at least {low:g}"
             raise RunError(f"{_option(name)} is {value}, expected {least}{most}")
+    if config.method == "kd" and config.alpha > 1:
+        raise RunError(
+            f"--alpha is {config.alpha:g}, expected at most 1 with --method kd, where it is the teacher's "
+            f"share of the loss"
+        )
 
 
 def _option(name: str) -> str:

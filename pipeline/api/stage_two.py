@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
 from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
-from pipeline.plan import CentreClip, plan_from
+from pipeline.plan import CentreClip, CornerClip, plan_from
 from pipeline.ranks import joined
 from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
 from pipeline.training.config import OWN, TrainConfig
@@ -75,6 +76,7 @@ def run_train(
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
         backbone = _backbone(model or name, seed)
         require_reads(backbone, config)
+        _require_runs(backbone, config, lesson)
         if tuning.finetune_from is not None:
             load_pretrained(backbone, tuning.finetune_from, config.model)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
@@ -122,7 +124,15 @@ def resume_train(
         )
         augmentation = Augmentation(**config.augmentation)
         asked = Asked(
-            config.target, supervision, augmentation, places, execution, config.limit, ranks, settings
+            config.target,
+            supervision,
+            augmentation,
+            places,
+            execution,
+            config.limit,
+            ranks,
+            settings,
+            config.source_weights,
         )
         lesson = open_lesson(asked, say)
         _require_same(config, lesson, out)
@@ -200,6 +210,24 @@ def _backbone(model: str | Backbone, seed: int) -> Backbone:
     """A named one starts from the seed; its heads' weights follow it in either case."""
     torch.manual_seed(seed)
     return build_backbone(model) if isinstance(model, str) else model
+
+
+def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:
+    """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
+    if config.is_own:  # it has been tried by `sskt.backbones.Tapped`, and may not be one that can be copied
+        return
+    smallest = len(lesson.index) // -(-len(lesson.index) // config.batch_size)
+    n, side = min(2, smallest // config.ranks), lesson.plan.side_px
+    frames = (lesson.plan.n_frames,) if isinstance(lesson.plan, CornerClip | CentreClip) else ()
+    trial = copy.deepcopy(backbone).cpu().train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            trial(torch.zeros(n, 3, *frames, side, side))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"--model {config.model} cannot train on {n} picture(s) of {side} px at a time "
+            f"({str(error).splitlines()[0]}); choose another --model, --size or --batch-size"
+        ) from error
 
 
 def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
