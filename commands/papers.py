@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,9 @@ from commands.output import say, show, tell
 if TYPE_CHECKING:
     from pipeline.choices import Places
     from pipeline.execution import Execution
+
+# a plus before the name of another source: files and folders may have one in theirs
+_BETWEEN_SOURCES = re.compile(r"\+(?=(?:imagenet|places365)(?:[:+]|$)|(?:kinetics|program|run):)")
 
 
 def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -218,7 +222,9 @@ def sweep(
     from pipeline.targets.spec import target_slug
 
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
-    grid = Grid(tuple(tuple(names.split("+")) for names in sources), temperatures, alphas, modules, seeds)
+    grid = Grid(
+        tuple(tuple(_BETWEEN_SOURCES.split(names)) for names in sources), temperatures, alphas, modules, seeds
+    )
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"epochs": epochs, "aux_loss": aux_loss}
     rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, say=say, **what)

@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cache.files import write_durably
+from cache.manifest import digest
 from pipeline.api.again import precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
@@ -112,9 +114,10 @@ class _Point:
 def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_Point]:
     """The student from scratch, then every combination."""
     yield _Point("scratch", Supervision(method="scratch", views=views), {**overrides, "aux_loss": None})
+    slugs = _slugs(grid.sources)
     for (sources, module), temperature, alpha in product(grid.panels(), grid.temperatures, grid.alphas):
         taught = Supervision(sources=sources, labels="cached", views=views, transfer_module=module)
-        name = f"{_slug(sources, module)}-T{temperature:g}-alpha{alpha:g}"
+        name = f"{slugs[sources]}{'-tm' if module else ''}-T{_number(temperature)}-alpha{_number(alpha)}"
         yield _Point(name, taught, {**overrides, "temperature": temperature, "alpha": alpha})
 
 
@@ -227,8 +230,21 @@ def _short(name: str) -> str:
     return Path(name.partition(":")[2]).stem if name.startswith(("program:", "run:")) else name
 
 
-def _slug(sources: tuple[str, ...], module: bool) -> str:
-    return "+".join(_short(name).replace(":", "-") for name in sources) + ("-tm" if module else "")
+def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """A part of a folder's name for each panel of sources: short, and with a digest where that is not enough
+    to tell two of them apart.
+    """
+    short = {sources: "+".join(_short(name).replace(":", "-") for name in sources) for sources in panels}
+    taken = Counter(short.values())
+    return {
+        sources: slug if taken[slug] == 1 else f"{slug}-{digest({'sources': list(sources)})[:8]}"
+        for sources, slug in short.items()
+    }
+
+
+def _number(value: float) -> str:
+    """3.0 as 3, and no digit less than it takes to tell two numbers apart."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _write(path: Path, data: bytes) -> None:

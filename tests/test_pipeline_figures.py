@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
+from commands.papers import _BETWEEN_SOURCES
 from pipeline import explain, sweep
 from pipeline.api import (
     Augmentation,
@@ -301,3 +303,31 @@ def test_every_class_of_several_labels_has_a_share_of_its_own(project, tmp_path,
     title = figures[0].axes[2].get_title()
     assert title.splitlines()[0] == "several (scratch)"
     assert title.splitlines()[-1] == "no evidence in the picture"
+
+
+def test_a_sweep_tells_sources_of_one_name_apart_and_goes_on_where_the_stores_are_now(project, tmp_path):
+    _folder, common = project
+    (tmp_path / "other").mkdir()
+    paths = [tmp_path / "a.pt2", tmp_path / "other" / "a.pt2"]
+    sources = [f"program:{save_program(path, Tiny(seed))}" for seed, path in enumerate(paths)]
+    grid = Grid(tuple((source,) for source in sources), (1.0, 1.0000001), (0.1,))
+    places = Places(common["places"].data_dir, tmp_path / "stores")
+    settings = {"out": tmp_path / "sweep", "views": 1, "overrides": QUICK, **common}
+    rows = run_sweep("digits", grid, **settings | {"places": places})
+    assert len(rows) == len(list((tmp_path / "sweep").glob("*-seed0"))) == 1 + 2 * 2
+    (tmp_path / "stores").rename(tmp_path / "moved")
+    stopped = next((tmp_path / "sweep").glob("a-*-seed0"))
+    (stopped / "summary.json").unlink()
+    again = run_sweep("digits", grid, **settings | {"places": replace(places, cache_dir=tmp_path / "moved")})
+    assert again == rows
+
+
+def test_a_plus_is_between_sources_where_another_source_begins():
+    names = "places365+imagenet:resnet18+run:runs/a+b+program:x+imagenet-y.pt2+imagenet"
+    assert _BETWEEN_SOURCES.split(names) == [
+        "places365",
+        "imagenet:resnet18",
+        "run:runs/a+b",
+        "program:x+imagenet-y.pt2",
+        "imagenet",
+    ]
