@@ -2,11 +2,12 @@
 
     python benchmarks/scheduling.py --rate 3000
 
-Workers take units as pipeline/schedule.py says and stage one does: their own share, then what is unfinished
-and unclaimed (a file system with locks), or their own share only (an object store). Times between failures
-are exponential; a failure loses the unit in hand and the start-up time. Asserted on the way: no unit is
-claimed twice at once or counted twice, no death costs more than one unit, all units are finished in the end.
---rate is one worker's images/s: take it from `sskt precompute --estimate` on yours.
+Workers take units as pipeline/schedule.py says and stage one does for picture files, some views of a block
+after each other: their own share, then what is unfinished and unclaimed (a file system with locks), or their
+own share only (an object store). Speeds differ by up to 10 %, times between failures are exponential; a
+failure loses the unit in hand and the start-up time. Asserted on the way: no unit is claimed twice at once or
+counted twice, no death costs more than one unit, all units are finished in the end.
+--rate is one worker's images/s, on average: take it from `sskt precompute --estimate` on yours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from cache.layout import default_block_rows
 from pipeline.schedule import Share, in_turn
+from pipeline.work import _VIEWS_TO_A_DECODE
 
 JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
 HOUR = 3600.0
@@ -43,8 +45,20 @@ class _Worker:
     life: int = 0  # events of an earlier life are void
 
 
+def tasks_of(views: int, n_blocks: int) -> list[range]:
+    """What is shared out, in stage one's order: some views of a block of picture files to a task. A unit is
+    its number, view * n_blocks + block.
+    """
+    return [
+        range(first * n_blocks + block, min(first + _VIEWS_TO_A_DECODE, views) * n_blocks, n_blocks)
+        for first in range(0, views, _VIEWS_TO_A_DECODE)
+        for block in range(n_blocks)
+    ]
+
+
 def simulate(
-    n_units: int,
+    views: int,
+    n_blocks: int,
     rows: int,
     n_workers: int,
     *,
@@ -61,13 +75,13 @@ def simulate(
     the dead stay dead, but for the first worker.
     """
     rng = random.Random(seed)
-    workers = [
-        _Worker(Share(rank, n_workers), rate * rng.uniform(1 - spread, 1 + spread))
-        for rank in range(n_workers)
-    ]
+    tasks, n_units = tasks_of(views, n_blocks), views * n_blocks
+    drawn = [rng.uniform(1 - spread, 1 + spread) for _ in range(n_workers)]
+    mean = sum(drawn) / n_workers  # the average worker's speed is `rate`, also where there is one only
+    workers = [_Worker(Share(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(drawn)]
     finished, claimed = set[int](), dict[int, int]()
     events: list[tuple[float, int, str, int, int]] = []
-    outcome = Outcome(0.0, n_units * rows / sum(worker.speed for worker in workers), 0, 0)
+    outcome = Outcome(0.0, n_units * rows / (rate * n_workers), 0, 0)
     number = 0
 
     def push(at: float, kind: str, rank: int) -> None:
@@ -77,7 +91,8 @@ def simulate(
 
     def start(rank: int, now: float) -> None:
         worker = workers[rank]
-        worker.order, worker.at = in_turn(range(n_units), worker.share, steal=locks), 0
+        turns = in_turn(tasks, worker.share, steal=locks)
+        worker.order, worker.at = [unit for task in turns for unit in task], 0
         push(now + start_s, "look", rank)
         if mtbf_s is not None:
             push(now + rng.expovariate(1 / mtbf_s), "die", rank)
@@ -149,11 +164,14 @@ def main() -> None:
     print("|---" * 9 + "|")
     for name, n in JOBS.items():
         rows = default_block_rows(n)
-        n_units = args.views * -(-n // rows)
+        n_blocks = -(-n // rows)
+        n_units = args.views * n_blocks
         for n_workers in args.workers:
             for mtbf_h, locks in ((None, True), (24, True), (1, True), (1, False)):
                 mtbf_s = None if mtbf_h is None else mtbf_h * HOUR
-                job = simulate(n_units, rows, n_workers, rate=args.rate, mtbf_s=mtbf_s, locks=locks)
+                job = simulate(
+                    args.views, n_blocks, rows, n_workers, rate=args.rate, mtbf_s=mtbf_s, locks=locks
+                )
                 fails = "never" if mtbf_h is None else f"{mtbf_h} h"
                 where = "locks" if locks else "object store"
                 print(

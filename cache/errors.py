@@ -12,7 +12,7 @@ class CacheError(Exception):
     """Base of every error that this room raises on purpose; the command line prints its text."""
 
 
-class StoreMismatch(CacheError):  # noqa: N818 - the three say what the store is
+class StoreMismatch(CacheError):  # noqa: N818 - they say what the store or folder is
     """A store answers another question than the one asked; `differences` holds the fields that differ."""
 
     def __init__(self, message: str, differences: tuple[Difference, ...] = ()) -> None:
@@ -22,6 +22,10 @@ class StoreMismatch(CacheError):  # noqa: N818 - the three say what the store is
 
 class StoreIncomplete(CacheError):  # noqa: N818
     """Units that were asked for are not there yet; precomputing again adds them."""
+
+
+class FolderClosed(CacheError):  # noqa: N818
+    """A folder that this user may not look into; a search of many folders passes it over."""
 
 
 class StoreDamaged(CacheError):  # noqa: N818

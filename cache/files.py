@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from upath import UPath
 
-from cache.errors import CacheError
+from cache.errors import CacheError, FolderClosed
 
 # file locks; None on Windows, where nothing is swept and nothing can be claimed
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
@@ -81,6 +81,17 @@ def reaching(place: Location) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def looking_into(folder: Path) -> Iterator[None]:
+    """Raise FolderClosed where a local folder's owner does not let this user look into it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise FolderClosed(
+            f"{folder}: cannot be looked into ({error.strerror or error}); make it readable, or leave it out"
+        ) from error
+
+
 def read_file(path: Location) -> bytes:
     """All bytes of a file."""
     if isinstance(path, Path):
@@ -97,7 +108,8 @@ def open_file(path: Location) -> BinaryIO:
 def is_file(path: Location) -> bool:
     """Whether there is such a file."""
     if isinstance(path, Path):
-        return path.is_file()
+        with looking_into(path.parent):
+            return path.is_file()
     with reaching(path), suppress(FileNotFoundError):
         return bool(path.fs.info(path.path)["type"] == "file")
     return False
@@ -106,22 +118,36 @@ def is_file(path: Location) -> bool:
 def names_in(folder: Location) -> list[str]:
     """The names of the files and folders in a folder, sorted; none if it is not there."""
     if isinstance(folder, Path):
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    return [name for name, _ in _listed(folder)]
+        with looking_into(folder):
+            return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return [info["name"] for info in _listed(folder)]
 
 
 def subfolders(folder: Location) -> list[Location]:
     """The folders in a folder, sorted; none if it is not there."""
     if isinstance(folder, Path):
-        return [folder / name for name in names_in(folder) if (folder / name).is_dir()]
-    return [folder / name for name, kind in _listed(folder) if kind == "directory"]
+        with looking_into(folder):
+            return [folder / name for name in names_in(folder) if (folder / name).is_dir()]
+    return [folder / info["name"] for info in _listed(folder) if info["type"] == "directory"]
+
+
+def sizes_in(folder: Location) -> dict[str, int]:
+    """The bytes of every file in a folder, by name, but for those that are being written; none if it is not
+    there.
+    """
+    if isinstance(folder, Path):
+        with looking_into(folder):
+            paths = [folder / name for name in names_in(folder) if TEMPORARY not in name]
+            return {path.name: path.stat().st_size for path in paths if path.is_file()}
+    return {info["name"]: int(info["size"]) for info in _listed(folder) if info["type"] == "file"}
 
 
 def bytes_below(folder: Location) -> int:
     """Bytes of all files below a folder, but for those that are being written."""
     if isinstance(folder, Path):
-        files = [file for file in folder.rglob("*") if TEMPORARY not in file.name and file.is_file()]
-        return sum(file.stat().st_size for file in files)
+        with looking_into(folder):
+            files = [file for file in folder.rglob("*") if TEMPORARY not in file.name and file.is_file()]
+            return sum(file.stat().st_size for file in files)
     with reaching(folder):
         return sum(int(info["size"]) for info in folder.fs.find(folder.path, detail=True).values())
 
@@ -133,6 +159,13 @@ def delete_file(path: Location) -> None:
             path.unlink()
         else:
             path.fs.rm(path.path)
+
+
+def delete_files(folder: UPath, names: list[str]) -> None:
+    """Remove some files of a folder of an object store, in as few requests as it takes."""
+    if names:
+        with reaching(folder), suppress(FileNotFoundError):
+            folder.fs.rm([f"{folder.path}/{name}" for name in names])
 
 
 def delete_folder(folder: Location) -> None:
@@ -229,11 +262,12 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
-def _listed(folder: UPath) -> list[tuple[str, str]]:
-    """Name and type of everything in a folder of an object store, sorted by name."""
+def _listed(folder: UPath) -> list[dict[str, Any]]:
+    """Name, type and size of everything in a folder of an object store, sorted by name."""
     with reaching(folder), suppress(FileNotFoundError):
         found = folder.fs.ls(folder.path, detail=True)
-        return sorted((entry["name"].rstrip("/").rpartition("/")[2], entry["type"]) for entry in found)
+        named = [{**info, "name": info["name"].rstrip("/").rpartition("/")[2]} for info in found]
+        return sorted(named, key=lambda info: str(info["name"]))
     return []
 
 
@@ -255,9 +289,9 @@ def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...])
 
 
 def _temporaries(folder: Location, prefix: str) -> list[Path]:
-    if not isinstance(folder, Path) or not folder.is_dir():
+    if not isinstance(folder, Path):
         return []
-    return [p for p in sorted(folder.iterdir()) if TEMPORARY in p.name and p.name.startswith(prefix)]
+    return [folder / name for name in names_in(folder) if TEMPORARY in name and name.startswith(prefix)]
 
 
 def _if_free(path: Path, act: Callable[[Path], None]) -> bool:

@@ -110,13 +110,12 @@ def create_group(
 ) -> bool:
     """Build an empty store beside `path` and rename it there; False if something was there first.
 
-    In an object store the files are put in place with the group's own last: without it there is no store.
+    In an object store the files are put in place one by one, see `_upload`.
     Raises CacheError, leaving nothing behind, if the folder cannot be written.
     """
     try:
         if not isinstance(path, Path):
-            _upload(path, manifest, layout, tables)
-            return True
+            return _upload(path, manifest, layout, tables)
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(path) as temporary:
             _build(temporary, manifest, layout, tables)
@@ -130,10 +129,20 @@ def create_group(
 
 
 def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
-    """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store."""
+    """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store.
+
+    What does not fit is read once more: another process may have changed the number of views meanwhile.
+    """
     if not is_file(path / "zarr.json"):
         remedy = RESTORES.format(path) if is_file(path / BACKUP) else "precompute makes one"
         raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; {remedy}")
+    try:
+        return _read_group(path)
+    except StoreDamaged:
+        return _read_group(path)
+
+
+def _read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     try:
         names = [name for name in ("logits", "topk") if is_file(path / name / "zarr.json")]
         metadata = [f"{name}/zarr.json" for name in (*names, "units", *TABLES)]
@@ -224,13 +233,30 @@ def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, 
     (path / BACKUP).write_bytes(backup_of(files))
 
 
-def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
+def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> bool:
+    """Put a new store's files, the group's zarr.json after the arrays', since without it there is no store,
+    and the copy last; False if another process's zarr.json was there first.
+    """
+    group = path / "zarr.json"
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder)
         _build(built, manifest, layout, tables)
         files = sorted(file for file in built.rglob("*") if file.is_file() and file.parent != built)
-        for file in (*files, built / BACKUP, built / "zarr.json"):
+        for file in files:
             write_durably(path / str(file.relative_to(built)), file.read_bytes())
+        if is_file(group):
+            return False
+        write_durably(group, (built / "zarr.json").read_bytes())
+        copied = json.loads((built / BACKUP).read_bytes())["files"]
+    # Processes that start together may all come here, each with a zarr.json that says another time. The last
+    # of these stays, and the copy must be of that. So each puts its copy after its zarr.json, and again until
+    # what it copied is there afterwards, too. Then the last copy of all is of the zarr.json that was there
+    # after it, and none was put later: that would have been followed by a copy of its own.
+    text = ""
+    while (found := read_file(group).decode()) != text:
+        text = found
+        write_durably(path / BACKUP, backup_of({**copied, "zarr.json": text}))
+    return True
 
 
 def _create_table(group: zarr.Group, name: str, table: NDArray[Any]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from upath import UPath
 
 from cache.claims import Claims, claims_file
 from cache.errors import CacheError, StoreDamaged
@@ -11,18 +15,24 @@ from cache.files import (
     Location,
     abandoned,
     delete_file,
+    delete_files,
     delete_folder,
     is_file,
     names_in,
+    subfolders,
     sweep,
 )
 from cache.layout import BACKUP, TABLES
 
 _PARTS = {"logits", "topk", "units", *TABLES}  # the folders of a store
+_METADATA = {"zarr.json", BACKUP}  # and the files, one of which is enough to know it by
 
 
 def leftovers(root: Location) -> list[Path]:
-    """Files and folders below a local `root` that no reader will ever look at, and whose writers are gone."""
+    """Files and folders below a local `root` that no reader will ever look at, and whose writers are gone.
+
+    Folders that cannot be looked into are passed over; raises FolderClosed if `root` is one.
+    """
     if not isinstance(root, Path):
         return []
     return [path for folder in _folders(root) for path in abandoned(folder)]
@@ -34,22 +44,23 @@ def sweep_all(root: Location) -> int:
 
 
 def require_store(path: Location) -> None:
-    """Raise StoreDamaged unless `path` is a store, sound or not."""
-    if path.suffix != ".zarr" or not any(is_file(path / name) for name in ("zarr.json", BACKUP)):
+    """Raise StoreDamaged unless `path` is a store, sound or not, or nothing but parts of one."""
+    names = set(names_in(path))
+    if path.suffix != ".zarr" or not (names & _METADATA or (names and names <= _PARTS)):
         raise StoreDamaged(f"{path}: is not a store, nothing was removed; sskt cache ls lists them")
 
 
 def remove_store(path: Location) -> None:
-    """Delete a store, sound or not; from the first moment on it is none. Raises StoreDamaged if `path` is no
-    store and CacheError if it cannot be deleted.
+    """Delete a store, sound or not. From the first moment on it is none in a local folder; in an object store
+    a kill leaves a store that lacks units, which this removes. Raises StoreDamaged if `path` is no store and
+    CacheError if it cannot be deleted.
     """
     require_store(path)
     try:
         if isinstance(path, Path):
             delete_file(claims_file(path))
-        else:  # nothing can be renamed there; without these two what is left is no store, see `clear_remains`
-            delete_file(path / "zarr.json")
-            delete_file(path / BACKUP)
+        else:
+            _empty(path)
         delete_folder(path)
     except OSError as error:
         raise CacheError(f"{path}: cannot be removed ({error.strerror or error})") from error
@@ -59,20 +70,35 @@ def clear_remains(path: Location) -> None:
     """Make room for a new store where a removal that was killed has left parts of an old one.
 
     Raises StoreDamaged if a store lies there that has only lost its zarr.json, and CacheError if something
-    else does.
+    else does, or units of no store in an object store.
     """
     if isinstance(path, Path):
         if names_in(path):
             with Claims(path).whole_store():  # another process may be making room, and make its store then
                 if _holds_remains(path):
                     delete_folder(path)
-        return
-    # Units are written only where a group is: what was here before we looked for one belongs to none.
-    folders = [path / part for part in ("units", "logits", "topk")]
-    stale = [folder / name for folder in folders for name in names_in(folder) if name.startswith("c.")]
-    if stale and _holds_remains(path):
-        for file in stale:
-            delete_file(file)
+    # No locks keep others away there, so nothing is deleted: another process may be making its store. Its
+    # zarr.json is put before its units, and looked for after them, so those are never taken for remains.
+    elif _chunks(path / "units") and _holds_remains(path):
+        raise CacheError(
+            f"{path}: holds units, but neither zarr.json nor {BACKUP}, so nobody can say what they are of; "
+            f"`sskt cache prune {path}` removes them"
+        )
+
+
+def _empty(path: UPath) -> None:
+    """Delete everything of a store in an object store but its zarr.json, which makes it one: nothing can be
+    renamed there, and a removal that is killed must not leave what looks like finished units of a new store.
+    """
+    for part in ("units", "logits", "topk"):  # entries before rows, as for a single unit
+        delete_files(path / part, _chunks(path / part))
+    for folder in subfolders(path):
+        delete_folder(folder)
+    delete_file(path / BACKUP)
+
+
+def _chunks(array: Location) -> list[str]:
+    return [name for name in names_in(array) if name.startswith("c.")]
 
 
 def _holds_remains(path: Location) -> bool:
@@ -93,7 +119,9 @@ def _holds_remains(path: Location) -> bool:
     return True
 
 
-def _folders(root: Path) -> list[Path]:
+def _folders(root: Path) -> Iterator[Path]:
     """Every folder in which something unfinished may lie: all but what is unfinished itself."""
-    inside = [f for f in root.rglob("*") if f.is_dir() and TEMPORARY not in str(f.relative_to(root))]
-    return [root, *inside]
+    names_in(root)  # raises for `root` itself; below it os.walk passes over what it cannot list
+    for folder, inside, _ in os.walk(root):
+        inside[:] = sorted(name for name in inside if TEMPORARY not in name)
+        yield Path(folder)

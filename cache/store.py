@@ -6,6 +6,7 @@ use Zarr; rows move as plain files (cache/unit.py), so Zarr's event loop plays n
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from cache import layout as layouts
 from cache.claims import Claims
-from cache.errors import CacheError, StoreMismatch
+from cache.errors import CacheError, FolderClosed, StoreMismatch
 from cache.files import TEMPORARY, Location, is_file, subfolders, sweep
 from cache.form import Form
-from cache.layout import Layout, default_block_rows
+from cache.layout import BACKUP, Layout, default_block_rows
 from cache.manifest import require_match
 from cache.prune import clear_remains
 from cache.reader import MappedView, Problem, StoreReader
@@ -150,15 +151,27 @@ class Store(StoreReader):
             if views > self.n_views:  # a kill between the two leaves a store that opens and has not grown
                 self._set_views((self.form.array, "units"), views)
 
+    def beyond(self, views: int) -> dict[Unit, int]:
+        """The bytes of every unit, finished or not, whose files `trim` to `views` would delete."""
+        return self._files.beyond(views)
+
     def trim(self, views: int) -> None:
-        """Keep only the first `views` views, and give the space of the others back."""
+        """Keep only the first `views` views, and give the space of the others back.
+
+        Their units go first, which makes room on a full disk: a kill leaves a store that lacks the last ones.
+        """
         if not 1 <= views <= self.n_views:
             raise CacheError(f"{self.path}: has {self.n_views} views and cannot be cut to {views}")
         with self._claims.whole_store():
-            gone = [unit for unit in self._units(self.n_views) if unit.view >= views]
+            try:
+                for unit in self.beyond(views):
+                    self._files.delete(unit)
+            except OSError as error:
+                raise CacheError(
+                    f"{self.path}: cannot be cut to {views} views ({error.strerror or error}); "
+                    f"make the folder writable and run the same command again"
+                ) from error
             self._set_views(("units", self.form.array), views)
-            for unit in gone:
-                self._files.delete(unit)
 
     def discard(self, unit: Unit) -> None:
         """Give a unit up, so that it is unfinished again."""
@@ -178,9 +191,23 @@ class Store(StoreReader):
 
 
 def find_stores(root: Location) -> list[Location]:
-    """Every store folder below `root`, sorted; unfinished ones and the insides of stores are not visited."""
-    if root.suffix == ".zarr":
-        return [root] if is_file(root / "zarr.json") else []
-    if TEMPORARY in root.name:
+    """Every store folder below `root`, sorted; unfinished ones and the insides of stores are not visited.
+
+    One that has lost its zarr.json is a store, which cannot be opened. Of several links to a folder one is
+    followed. Folders that cannot be looked into are passed over; raises FolderClosed if `root` is one.
+    """
+    return _find_stores(root, set())
+
+
+def _find_stores(root: Location, visited: set[Location]) -> list[Location]:
+    real = root.resolve()
+    if TEMPORARY in root.name or real in visited:
         return []
-    return [store for place in subfolders(root) for store in find_stores(place)]
+    visited.add(real)
+    if root.suffix == ".zarr":
+        return [root] if any(is_file(root / name) for name in ("zarr.json", BACKUP)) else []
+    found = []
+    for place in subfolders(root):
+        with suppress(FolderClosed):
+            found += _find_stores(place, visited)
+    return found

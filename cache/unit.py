@@ -6,6 +6,7 @@ as plain files: one copy less each way, the flush that Zarr leaves out, and ever
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,16 @@ import google_crc32c
 import numpy as np
 
 from cache.errors import CacheError
-from cache.files import Location, delete_file, names_in, open_file, read_file, sync_folder, write_durably
+from cache.files import (
+    Location,
+    delete_file,
+    names_in,
+    open_file,
+    read_file,
+    sizes_in,
+    sync_folder,
+    write_durably,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
 DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
 _CRC_BYTES = 4
 _HASHED_BYTES = 1 << 20  # read and hashed at a time
+_CHUNK = re.compile(r"c\.(\d+)\.(\d+)(?:\.0)?")  # the name of a unit's file, or of its entry
 
 
 class UnitFault(Exception):  # noqa: N818 - half a sentence, which the store completes into an error
@@ -85,6 +96,18 @@ class UnitFiles:
     def entries(self) -> set[str]:
         """The names of the files in `units`: one listing, however many units there are."""
         return set(names_in(self.path / "units"))
+
+    def beyond(self, views: int) -> dict[Unit, int]:
+        """The bytes of every unit, finished or not, of which a file is there and whose view is not one of the
+        first `views`; the last comes first.
+        """
+        found: dict[Unit, int] = {}
+        for folder in (self.path / "units", self.path / self.form.array):
+            for name, nbytes in sizes_in(folder).items():
+                if (chunk := _CHUNK.fullmatch(name)) and int(chunk[1]) >= views:
+                    unit = Unit(int(chunk[1]), int(chunk[2]))
+                    found[unit] = found.get(unit, 0) + nbytes
+        return dict(sorted(found.items(), reverse=True))
 
     def delete(self, unit: Unit) -> None:
         """Remove the entry, then the payload; a reader in between finds no unit."""

@@ -120,7 +120,7 @@ def cache_prune(
     from pipeline.pruning import plan_pruning, prune
 
     rows = plan_pruning(cache_dir, stores, views)
-    if not as_json or dry_run:
+    if dry_run or not rows or not as_json:
         show(rows, as_json, "what bytes path")
     if not rows or dry_run:
         return

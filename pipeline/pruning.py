@@ -15,8 +15,8 @@ from cache.store import Store
 def plan_pruning(cache_dir: str, stores: Sequence[str], views: int | None) -> list[dict[str, Any]]:
     """One row of plain data for each thing that would go: what it is, its bytes and path.
 
-    Without `stores`: everything in `cache_dir` that writers left unfinished when they died. Raises CacheError
-    if one of the stores is none, or `views` is given without stores.
+    Without `stores`: everything in `cache_dir` that writers left unfinished when they died. A store that is
+    named twice goes once. Raises CacheError if one of the stores is none, or `views` is given without stores.
     """
     if not stores:
         if views is not None:
@@ -26,17 +26,16 @@ def plan_pruning(cache_dir: str, stores: Sequence[str], views: int | None) -> li
         found = leftovers(location(cache_dir))
         return [{"what": "unfinished", "bytes": _size(path), "path": str(path)} for path in found]
     rows = []
-    for name in stores:
-        path = location(name)
+    for path in {place.resolve(): place for place in map(location, stores)}.values():
         if views is None:
             require_store(path)
             rows.append({"what": "store", "bytes": bytes_below(path), "path": str(path)})
             continue
         store = Store.open(path)
-        if views < store.n_views:
-            gone = store.n_views - views
-            nbytes = store.nbytes * gone // store.n_views
-            rows.append({"what": f"{gone} views", "bytes": nbytes, "path": str(path)})
+        units = store.beyond(views)
+        gone = max([store.n_views, *(unit.view + 1 for unit in units)]) - views
+        if views <= store.n_views and gone:
+            rows.append({"what": f"{gone} views", "bytes": sum(units.values()), "path": str(path)})
     return rows
 
 

@@ -1,9 +1,11 @@
 """Several processes on one store: claims, sweeping, growing; and the same store behind a URL."""
 
 import errno
+import io
 import itertools
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_samples import ALL_UNITS, fill, filled_store, flip_byte, logits_of, new_store, payload_file
+from cache_samples import (
+    ALL_UNITS,
+    IDENTITY,
+    entry_file,
+    fill,
+    filled_store,
+    flip_byte,
+    logits_of,
+    new_store,
+    payload_file,
+)
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from cache.errors import CacheError, StoreDamaged, StoreIncomplete, StoreMismatch
-from cache.files import location, write_durably
+from cache import layout
+from cache.errors import CacheError, FolderClosed, StoreDamaged, StoreIncomplete, StoreMismatch
+from cache.files import bytes_below, location, names_in, write_durably
+from cache.manifest import Manifest
 from cache.prune import leftovers, remove_store, sweep_all
 from cache.restore import restore_metadata
 from cache.store import Store, Unit, find_stores
@@ -156,6 +170,10 @@ def test_a_file_that_is_swept_before_it_is_held_is_made_again(tmp_path, monkeypa
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"whole")]
 
 
+def in_a_folder(tmp_path):
+    return tmp_path
+
+
 def in_memory():
     """A folder of its own in fsspec's memory file system, which stands for an object store."""
     return location(f"memory://{uuid.uuid4().hex}/stores")
@@ -197,6 +215,76 @@ def test_files_behind_a_url_are_the_local_ones(tmp_path):
     }
     here = {str(f.relative_to(store.path)): f.read_bytes() for f in store.path.rglob("*") if f.is_file()}
     assert there == here
+
+
+def other_comes_first(monkeypatch, nth, other):
+    """Let another process act before the nth look at, or put of, a group's own files."""
+    calls = itertools.count(1)
+
+    def hooked(act):
+        def call(path, *parts):
+            if path.parent.suffix == ".zarr" and next(calls) == nth:
+                other()
+            return act(path, *parts)
+
+        return call
+
+    for name in ("write_durably", "read_file"):
+        monkeypatch.setattr(layout, name, hooked(getattr(layout, name)))
+
+
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_processes_that_make_one_store_at_once_behind_a_url_leave_a_copy_of_what_is_there(monkeypatch, nth):
+    place = in_memory()
+    sample = new_store(place)
+    path, sizes = place / "both.zarr", sample._layout
+    tables = {name: getattr(sample, name) for name in layout.TABLES}
+    made = []
+
+    def make(created):
+        assert layout.create_group(path, Manifest(IDENTITY, {"created": created}), sizes, tables)
+        made.append(created)
+
+    monkeypatch.setattr(layout, "is_file", lambda _: False)  # neither has seen the other
+    other_comes_first(monkeypatch, nth, lambda: make("11:59"))
+    make("12:00")
+    monkeypatch.undo()
+    assert made == ["11:59", "12:00"]
+    assert Store.open(path).verify() == []
+
+
+def test_a_process_that_comes_late_behind_a_url_leaves_the_store_and_its_units(monkeypatch):
+    place = in_memory()
+    original = layout.create_group
+
+    def late(path, manifest, *rest):
+        monkeypatch.undo()
+        first = new_store(place)
+        fill(first, logits_of(first))
+        return original(path, Manifest(manifest.identity, {"created": "later"}), *rest)
+
+    monkeypatch.setattr(layout, "create_group", late)
+    store = new_store(place)
+    assert "created" not in store.manifest.made_by
+    assert (store.complete, store.verify()) == (True, [])
+
+
+@pytest.mark.parametrize("place", [in_a_folder, lambda _: in_memory()], ids=["folder", "object store"])
+@pytest.mark.parametrize("change", [lambda store: store.grow(4), lambda store: store.trim(1)])
+@pytest.mark.parametrize("file", ["logits", "units", "ids"])
+def test_a_store_opens_while_another_process_changes_its_views(tmp_path, monkeypatch, place, change, file):
+    store = new_store(place(tmp_path))
+    original, changed = layout.read_file, []
+
+    def read_file(path):
+        if path.parent.name == file and not changed:
+            changed.append(file)
+            change(Store.open(store.path))
+        return original(path)
+
+    monkeypatch.setattr(layout, "read_file", read_file)
+    assert Store.open(store.path).n_views in (1, 2, 4)
+    assert changed
 
 
 def test_damage_behind_a_url_is_named():
@@ -324,21 +412,42 @@ def test_a_damaged_copy_of_the_metadata_is_told(tmp_path):
         restore_metadata(store.path)
 
 
+def killed_at(monkeypatch, where, nth):
+    """Let the nth call of something be a kill."""
+    owner, _, name = where.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*args, **options):
+        if next(calls) == nth:
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+def killed_trim(monkeypatch, store, views, where, nth):
+    killed_at(monkeypatch, where, nth)
+    with pytest.raises(KeyboardInterrupt):
+        store.trim(views)
+    monkeypatch.undo()
+
+
 METADATA = ("zarr.json", "logits/zarr.json", "units/zarr.json")
 SETS = [names for n in (1, 2, 3) for names in itertools.combinations(METADATA, n)]
 
 
 @pytest.mark.parametrize("damaged", SETS, ids=["+".join(names) for names in SETS])
 @pytest.mark.parametrize(
-    "life", ["grown", "grown, not filled", "trimmed", "trimmed and grown", "trim killed"]
+    "life",
+    ["grown", "grown, not filled", "trimmed", "trimmed and grown", "killed at a unit", "killed at the sizes"],
 )
 def test_every_finished_unit_of_a_grown_or_trimmed_store_comes_back(tmp_path, monkeypatch, life, damaged):
     store, logits = filled_store(tmp_path, views=2 if "grown" in life else 3)
-    if life == "trim killed":
-        monkeypatch.setattr("cache.unit.UnitFiles.delete", unreachable)
-        with pytest.raises(EndpointConnectionError):
-            store.trim(1)
-        monkeypatch.undo()
+    if life == "killed at a unit":
+        killed_trim(monkeypatch, store, 1, "cache.unit.UnitFiles.delete", 3)
+    elif life == "killed at the sizes":
+        killed_trim(monkeypatch, store, 1, "cache.layout.set_views", 2)
     elif "trimmed" in life:
         store.trim(1)
     if "grown" in life:
@@ -353,7 +462,7 @@ def test_every_finished_unit_of_a_grown_or_trimmed_store_comes_back(tmp_path, mo
     assert again.verify() == []
     assert set(again.finished_units()) >= finished
     known = not {"logits/zarr.json", "units/zarr.json"} <= set(damaged)
-    assert again.n_views == views or not known or life == "trim killed"
+    assert again.n_views == views or not known or life == "killed at the sizes"
     np.testing.assert_array_equal(again.view(0), logits[0])
     again.grow(4)
     assert Store.open(store.path).n_views == 4
@@ -361,9 +470,7 @@ def test_every_finished_unit_of_a_grown_or_trimmed_store_comes_back(tmp_path, mo
 
 def test_nothing_is_restored_where_nothing_is_wrong(tmp_path, monkeypatch):
     store, _ = filled_store(tmp_path, views=3)
-    monkeypatch.setattr("cache.unit.UnitFiles.delete", unreachable)
-    with pytest.raises(EndpointConnectionError):
-        store.trim(1)
+    killed_trim(monkeypatch, store, 1, "cache.layout.set_views", 2)
     assert restore_metadata(store.path) == []
     assert Store.open(store.path).n_views == 1
 
@@ -447,6 +554,62 @@ def test_trimming_gives_the_space_back_and_keeps_the_first_views(tmp_path):
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("place", [in_a_folder, lambda _: in_memory()], ids=["folder", "object store"])
+def test_a_trim_that_is_killed_anywhere_leaves_a_sound_store_and_can_be_finished(
+    tmp_path, monkeypatch, place
+):
+    steps = [("cache.unit.UnitFiles.delete", n) for n in range(1, 7)]
+    for at, (where, nth) in enumerate([*steps, ("cache.layout.set_views", 1), ("cache.layout.set_views", 2)]):
+        store = new_store(place(tmp_path / str(at)), views=3)
+        logits = logits_of(store)
+        fill(store, logits)
+        killed_trim(monkeypatch, store, 1, where, nth)
+        again = Store.open(store.path)
+        assert again.verify() == []
+        done = again.finished_units()
+        assert done == [Unit(view, block) for view in range(3) for block in range(3)][: len(done)]
+        assert len(done) == max(3, 10 - nth) if "delete" in where else 3
+        again.trim(1)
+        assert (Store.open(store.path).n_views, Store.open(store.path).verify()) == (1, [])
+        assert not list(store.path.glob("*/c.[12].*"))
+        np.testing.assert_array_equal(again.view(0), logits[0])
+
+
+def test_a_trim_takes_what_an_older_one_left_and_says_the_bytes_that_are_there(tmp_path):
+    store, logits = filled_store(tmp_path, views=4)
+    for name in ("units", "logits"):  # sizes came first once, and the kill before the files
+        layout.set_views(store.path, name, 2)
+    store = Store.open(store.path)
+    for file in (payload_file(store, 1, 1), entry_file(store, 1, 1), entry_file(store, 3, 0)):
+        file.unlink()
+    there = [f for view in (1, 2, 3) for f in store.path.glob(f"*/c.{view}.*")]
+    told = store.beyond(1)
+    assert sum(told.values()) == sum(f.stat().st_size for f in there) > 0
+    assert [*told] == [Unit(3, b) for b in (2, 1, 0)] + [Unit(2, b) for b in (2, 1, 0)] + [
+        Unit(1, 2),
+        Unit(1, 0),
+    ]
+    before = store.nbytes
+    store.trim(1)
+    assert abs(before - store.nbytes - sum(told.values())) < 10, "but for a digit in the metadata"
+    assert store.beyond(1) == {}
+    np.testing.assert_array_equal(Store.open(store.path).view(0), logits[0])
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_trim_that_may_not_delete_is_told_and_loses_nothing(tmp_path, monkeypatch, code):
+    store, logits = filled_store(tmp_path)
+
+    def refused(path):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(CacheError, match=rf"s\.zarr: cannot be cut to 1 views \({os.strerror(code)}\); make"):
+        store.trim(1)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(Store.open(store.path).view(1), logits[1])
+
+
 def test_only_a_store_is_ever_removed(tmp_path):
     store, _ = filled_store(tmp_path)
     store.claim(Unit(0, 0))
@@ -473,19 +636,53 @@ def test_a_removal_that_is_killed_leaves_no_store_and_is_swept(tmp_path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
 
 
-def in_a_folder(tmp_path):
-    return tmp_path
+def test_a_removal_behind_a_url_that_is_killed_anywhere_leaves_a_store_that_can_be_removed(monkeypatch):
+    for nth in itertools.count(1):
+        place = in_memory()
+        store = new_store(place)
+        logits = logits_of(store)
+        fill(store, logits)
+        killed_at(monkeypatch, "fsspec.implementations.memory.MemoryFileSystem.rm_file", nth)
+        try:
+            remove_store(store.path)
+            break
+        except KeyboardInterrupt:
+            monkeypatch.undo()
+        assert find_stores(place) == [store.path]
+        if nth <= 12:  # entries, then rows: what is left is a store that lacks units
+            again = new_store(place)
+            assert (len(again.pending(2)), again.verify()) == (min(nth - 1, 6), [])
+            assert fill(again, logits).verify() == []
+            np.testing.assert_array_equal(again.view(1), logits[1])
+        remove_store(store.path)
+        assert names_in(store.path) == find_stores(place) == []
+    assert nth == 12 + 6 + 4 + 2 + 1, "chunks of units, metadata and chunks of arrays, of the group, no kill"
+    assert names_in(store.path) == find_stores(place) == []
 
 
-@pytest.mark.parametrize("place", [in_a_folder, lambda _: in_memory()], ids=["folder", "object store"])
-def test_a_store_is_made_where_parts_of_a_removed_one_lie(tmp_path, place):
-    place = place(tmp_path)
+def test_units_of_no_store_behind_a_url_are_neither_adopted_nor_deleted_on_the_way():
+    """What a removal of older versions left; another process may be making its store there meanwhile."""
+    place = in_memory()
     store = new_store(place)
+    fill(store, logits_of(store))
+    for name in ("zarr.json", "backup.json", "logits/c.0.0.0"):
+        (store.path / name).unlink()
+    before = place.fs.find(place.path)
+    with pytest.raises(CacheError, match=r"holds units, but neither zarr\.json nor backup\.json, .* prune"):
+        new_store(place)
+    assert place.fs.find(place.path) == before
+    remove_store(store.path)
+    assert names_in(store.path) == []
+    assert new_store(place).pending(2) == ALL_UNITS
+
+
+def test_a_store_is_made_where_parts_of_a_removed_one_lie(tmp_path):
+    store = new_store(tmp_path)
     logits = logits_of(store)
     fill(store, logits)
     for name in ("zarr.json", "backup.json", "logits/c.0.0.0"):
         (store.path / name).unlink()
-    again = new_store(place)
+    again = new_store(tmp_path)
     assert again.pending(2) == ALL_UNITS
     assert fill(again, -logits).verify() == []
     np.testing.assert_array_equal(Store.open(store.path).view(1), -logits[1])
@@ -499,6 +696,7 @@ def test_a_store_that_has_lost_its_metadata_is_not_made_anew(tmp_path, place):
     (store.path / "zarr.json").unlink()
     with pytest.raises(StoreDamaged, match=r"has lost its zarr\.json; .*--repair` restores it, .* prune"):
         new_store(place)
+    assert find_stores(place) == [store.path], "or a run would take it for absent, and go live"
     with pytest.raises(StoreDamaged, match=r"it has no zarr\.json; .*--repair` restores it"):
         Store.open(store.path)
     assert restore_metadata(store.path) == ["zarr.json"]
@@ -561,3 +759,71 @@ def test_unsound_top_k_rows_are_refused(tmp_path):
     for k in (0, 50, 51):
         with pytest.raises(CacheError, match=f"top {k} of 50 classes cannot be made"):
             new_store(tmp_path / "other", classes=50, top_k=k)
+
+
+def close(monkeypatch, *folders):
+    """Let the system refuse this user to look into some folders, as it never does to root."""
+
+    def refusing(act, inside):
+        def call(path=".", *args, **options):
+            for folder in folders if isinstance(path, str | Path) else ():
+                if folder in Path(path).parents or (inside and folder == Path(path)):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return act(path, *args, **options)
+
+        return call
+
+    for name in ("stat", "listdir", "scandir", "open"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), inside=name != "stat"))
+    monkeypatch.setattr(io, "open", refusing(io.open, inside=True))  # pathlib's
+
+
+def test_a_search_passes_over_folders_that_it_cannot_look_into(tmp_path, monkeypatch):
+    store = new_store(tmp_path / "b")
+    theirs = new_store(tmp_path / "b" / "theirs")
+    (tmp_path / "lost+found").mkdir()
+    left = store.path / "units" / "c.0.0.tmp-ffff"
+    left.write_bytes(b"")
+    close(monkeypatch, tmp_path / "lost+found", theirs.path)
+    assert find_stores(tmp_path) == [store.path]
+    assert leftovers(tmp_path) == [left]
+    assert sweep_all(tmp_path) == 1
+
+
+LOOKING = {
+    "find": lambda path: find_stores(path.parent),
+    "find it": find_stores,
+    "leftovers": lambda path: leftovers(path.parent),
+    "sweep all": lambda path: sweep_all(path.parent),
+    "open": Store.open,
+    "create": lambda path: new_store(path.parent),
+    "restore": restore_metadata,
+    "remove": remove_store,
+    "bytes": bytes_below,
+}
+
+
+@pytest.mark.parametrize("act", LOOKING)
+def test_a_folder_that_cannot_be_looked_into_is_one_sentence(tmp_path, monkeypatch, act):
+    path = new_store(tmp_path / "private").path
+    close(monkeypatch, path.parent)
+    with pytest.raises(
+        FolderClosed, match=r"private.*: cannot be looked into \(Permission denied\); make it"
+    ):
+        LOOKING[act](path)
+    monkeypatch.undo()
+    assert Store.open(path).verify() == []
+
+
+def test_a_store_that_several_links_lead_to_is_found_once(tmp_path):
+    store = new_store(tmp_path / "stores")
+    for link, target in (
+        ("stores/again", "."),
+        ("stores/up", ".."),
+        ("stores/t.zarr", "s.zarr"),
+        ("z", "stores"),
+    ):
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
+    assert find_stores(tmp_path / "stores") == [store.path]
+    assert find_stores(tmp_path) == [store.path]
+    assert find_stores(tmp_path / "z") == [tmp_path / "z" / "s.zarr"]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,23 @@ def test_a_full_disk_is_told_loses_nothing_and_goes_on_when_there_is_room(tmp_pa
         assert fill(store, logits).verify() == []
         for view in range(4):
             np.testing.assert_array_equal(store.view(view), logits[view])
+
+
+def test_trimming_makes_room_on_a_full_disk(tmp_path):
+    with disk(tmp_path / "disk", 700_000) as folder:
+        store = new_store(folder, n=1000, classes=100, block_rows=250, views=4)
+        logits = logits_of(store)
+        with pytest.raises(CacheError, match="No space left on device"):
+            fill(store, logits)
+        with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        with pytest.raises(OSError, match="No space left on device"):
+            (folder / "more").write_bytes(b"x")
+        store.trim(1)
+        assert (Store.open(store.path).n_views, store.verify()) == (1, [])
+        np.testing.assert_array_equal(store.view(0), logits[0])
+        (folder / "more").write_bytes(bytes(200_000))
 
 
 def test_no_room_for_a_store_leaves_nothing(tmp_path):

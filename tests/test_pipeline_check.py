@@ -261,3 +261,51 @@ def test_prune_shows_asks_and_removes(made, store, tmp_path):
     result = run(main, ["cache", "prune", str(tmp_path), "--yes"])
     assert result.exit_code == 1
     assert tmp_path.exists()
+
+
+def test_prune_removes_a_store_that_is_named_twice_once(store, tmp_path):
+    link = tmp_path / "link.zarr"
+    link.symlink_to(store.path.name)
+    named = [str(store.path), f"{store.path}/", str(link)]
+    result = CliRunner().invoke(main, ["cache", "prune", str(link), *named, "--dry-run", "--json"])
+    assert [row["what"] for row in json.loads(result.stdout)] == ["store"]
+    result = CliRunner().invoke(main, ["cache", "prune", *named[:2], "--yes"])
+    assert (result.exit_code, store.path.exists()) == (0, False), result.output
+
+
+def test_prune_says_the_bytes_of_the_views_that_are_there_and_finishes_what_was_killed(store):
+    for unit in (Unit(1, 1), Unit(2, 0), Unit(2, 1)):
+        store.discard(unit)
+    there = [file.stat().st_size for file in store.path.glob("*/c.1.*")]
+    assert len(there) == 2, "rows and entry of one unit"
+    words = ["cache", "prune", str(store.path), "--views", "1", "--json"]
+    for more in ("--dry-run", "--yes"):
+        (row,) = json.loads(CliRunner().invoke(main, [*words, more]).stdout)
+        assert (row["what"], row["bytes"]) == ("2 views", sum(there))
+    assert json.loads(CliRunner().invoke(main, [*words, "--yes"]).stdout) == []
+    (store.path / "logits" / "c.2.0.0").write_bytes(b"left by a kill of older versions")
+    (row,) = json.loads(CliRunner().invoke(main, [*words, "--yes"]).stdout)
+    assert (row["what"], row["bytes"]) == ("2 views", 32)
+    assert not list(store.path.glob("*/c.2.*"))
+    assert Store.open(store.path).verify() == []
+
+
+def test_ls_shows_a_store_that_has_lost_its_metadata_under_problem(store, tmp_path):
+    (store.path / "zarr.json").unlink()
+    (row,) = json.loads(
+        CliRunner().invoke(main, ["cache", "ls", "--json", "--cache-dir", str(tmp_path)]).stdout
+    )
+    assert row["path"] == str(store.path)
+    assert "is not a store, it has no zarr.json; `sskt cache verify" in row["problem"]
+
+
+@pytest.mark.parametrize("words", [["ls"], ["prune"]])
+def test_a_cache_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch, words):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", refused)
+    result = CliRunner().invoke(main, ["cache", *words, "--cache-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path}: cannot be looked into (Permission denied); make it")
+    assert result.stderr.count("\n") == 1

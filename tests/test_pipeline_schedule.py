@@ -3,12 +3,15 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.unit import Unit
 from pipeline.schedule import Share, in_turn, own
+from pipeline.work import Crew
 from sskt.errors import RunError
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -59,7 +62,8 @@ def test_the_share_comes_from_torchruns_variables(monkeypatch):
 
 
 @given(
-    n_units=st.integers(1, 80),
+    views=st.integers(1, 6),
+    n_blocks=st.integers(1, 20),
     n_workers=st.integers(1, 12),
     mtbf_s=st.sampled_from([None, 200.0, 1000.0]),
     locks=st.booleans(),
@@ -68,11 +72,12 @@ def test_the_share_comes_from_torchruns_variables(monkeypatch):
     stay_dead=st.booleans(),
 )
 def test_a_cluster_that_fails_finishes_every_unit_once(
-    n_units, n_workers, mtbf_s, locks, seed, all_die_at, stay_dead
+    views, n_blocks, n_workers, mtbf_s, locks, seed, all_die_at, stay_dead
 ):
     """The simulation asserts on its way: one claim a unit, a unit counts once, a death costs one unit."""
     job = scheduling.simulate(
-        n_units,
+        views,
+        n_blocks,
         100,
         n_workers,
         rate=2.0,
@@ -88,12 +93,27 @@ def test_a_cluster_that_fails_finishes_every_unit_once(
     if mtbf_s is None and all_die_at is None:
         assert job.lost == job.deaths == 0
         if locks:  # start-up, and at the end one unit of the slowest worker
-            assert job.seconds <= job.ideal + 60 + 100 / (2.0 * 0.9) + 1 + 1e-6
+            assert job.seconds <= job.ideal + 60 + 100 / (2.0 * 0.9 / 1.1) + 1 + 1e-6
 
 
 def test_locks_let_the_living_do_a_dead_ranks_share_at_once():
     common = {"rate": 10.0, "mtbf_s": 2000.0, "seed": 3}
-    shared_work = scheduling.simulate(200, 100, 8, locks=True, restart_s=None, **common)
-    alone = scheduling.simulate(200, 100, 8, locks=False, restart_s=3600.0, **common)
+    shared_work = scheduling.simulate(5, 40, 100, 8, locks=True, restart_s=None, **common)
+    alone = scheduling.simulate(5, 40, 100, 8, locks=False, restart_s=3600.0, **common)
     assert alone.deaths > 0
     assert shared_work.seconds < alone.seconds
+
+
+@pytest.mark.parametrize("views", [1, 4, 10])
+def test_the_simulation_shares_out_what_stage_one_does_for_files(views):
+    units = [Unit(view, block) for view in range(views) for block in range(7)]
+    crew = SimpleNamespace(_index=SimpleNamespace(kind="files"))
+    tasks = [tuple(units[number] for number in task) for task in scheduling.tasks_of(views, 7)]
+    assert tasks == Crew._tasks(crew, units)
+
+
+@pytest.mark.parametrize("n_workers", [1, 8])
+def test_hours_of_a_cluster_that_never_fails_are_those_of_the_formula(n_workers):
+    job = scheduling.simulate(10, 320, 4096, n_workers, rate=48.0, mtbf_s=None, locks=True)
+    assert job.ideal == pytest.approx(10 * 320 * 4096 / (48 * n_workers))
+    assert job.ideal <= job.seconds - 60 <= job.ideal * 1.001 + (n_workers > 1) * 4096 / (48 * 0.8)
