@@ -1,6 +1,7 @@
 """The processes that train one student together: torchrun's ranks, or one process alone.
 
-Each step's batch is cut into one share a rank; gradients are those of the whole batch.
+Each step's batch is cut into one share a rank; gradients are those of the whole batch. Of pictures with
+several labels they are so but for entries that are not counted, of which shares may hold different numbers.
 """
 
 from __future__ import annotations
