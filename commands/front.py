@@ -14,7 +14,7 @@ _STOPPED = {  # what Ctrl-C leaves behind
     "train": "stopped; the run folder is kept",
     "reproduce": "stopped; the same command goes on from there",
     "sweep": "stopped; the same command goes on from there",
-    "demo": "stopped; trained sources and stores are kept for the next run",
+    "demo": "stopped; sources that are trained to their end, and stores, are kept for the next run",
 }
 
 

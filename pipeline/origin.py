@@ -62,6 +62,9 @@ def open_origin(
     )
     about = source_identity(source.spec, source.weights_sha256, source.spec.n_classes)
     found = identity(about, origin.input_map, origin.plan, origin.index, top_k=store.top_k)
+    for given, part in ((target, "target"), (weights, "source")):
+        if given is not None:  # a name says where it lies now, and the sha256 whether it is the same
+            found[part] = {**found[part], "name": recorded[part]["name"]}
     require_match(store.path, recorded, found)
     return origin
 

@@ -276,6 +276,16 @@ class FrozenSource:
             raise SourceError(
                 f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone"
             )
+        sums = z.float().sum(dim=1)
+        if (
+            z.shape[1] > 1
+            and bool((z >= 0).all())
+            and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+        ):
+            raise SourceError(
+                f"{name} returns probabilities, every row is positive and adds up to 1; export the network "
+                f"without its softmax"
+            )
         if not forward.compiled:
             return network
         network = compiled(network)

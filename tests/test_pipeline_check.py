@@ -309,3 +309,10 @@ def test_a_cache_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch,
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {tmp_path}: cannot be looked into (Permission denied); make it")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_store_is_checked_against_what_was_moved_and_renamed(made, store, tmp_path):
+    moved = tmp_path / "renamed.pt2"
+    shutil.copyfile(made / "tiny.pt2", moved)
+    found = verify(store, "--recompute", "20", "--weights", str(moved))
+    assert (found["good"], found["agreement"]["max_error"]) == (True, 0)

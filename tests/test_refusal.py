@@ -227,3 +227,19 @@ def test_stores_of_two_networks_of_one_name_are_told_apart_by_the_user_alone(pro
     for said in ("program:tiny.pt2: 2 stores serve", "other/tiny.pt2 of 20", "--source with its path"):
         assert said in str(refused.value)
     assert project.train()["labels"] == "cached"
+
+
+def test_without_names_sources_of_another_size_are_left_out_and_said_so(project):
+    other = f"program:{save_program(project.folder / 'other.pt2', Tiny(seed=3))}"
+    small, first = Augmentation(side_px=16, source_side_px=16), project.source
+    project.source = other
+    project.precompute(small)
+    for augmentation, used, left in ((SIZES, "tiny", "other"), (small, "other", "tiny")):
+        found = project.train(augmentation, sources=())
+        assert found["sources"] == [f"program:{used}.pt2"]
+        (said,) = [line for line in found["said"] if "is left out" in line]
+        assert said.startswith(f"program:{left}.pt2 is left out, its logits are of other pictures: ")
+    with pytest.raises(StoreMismatch, match=r"input\.side_px is 16 in the store and 32 in this run"):
+        project.train(sources=(first, other))
+    with pytest.raises(StoreMismatch, match=r"side_px is \d+ in the store and 24 in this run"):
+        project.train(Augmentation(side_px=24, source_side_px=24), sources=())

@@ -259,3 +259,12 @@ def test_precision_is_chosen_for_agreement_and_unknown_ones_are_refused():
         FrozenSource(made_source(Means()), InputMap(8), device=CPU, forward=Forward("tf32"))
     with pytest.raises(SourceError, match="fp16 on a CPU"):
         FrozenSource(made_source(Means()), InputMap(8), device=CPU, forward=Forward("fp16"))
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused():
+    class Probabilities(Means):
+        def forward(self, x):
+            return super().forward(x).softmax(dim=1)
+
+    with pytest.raises(SourceError, match=r"returns probabilities.*without its softmax"):
+        FrozenSource(made_source(Probabilities()), InputMap(8), device=CPU)

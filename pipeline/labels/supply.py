@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.store import Store, find_stores
 from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
@@ -125,7 +126,9 @@ def open_labels(
         return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS, say)
     named = bool(sources)
     sources = sources or stored_sources(request.places.cache_dir, request.index)
-    stores = _matching_stores(request, sources)
+    stores = _matching_stores(request, sources, named, say)
+    if not named and stores:
+        sources = tuple(stores)
     if stores and views is None and not named:
         views = _whole_views(stores, say)
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
@@ -198,13 +201,27 @@ def _knows(store: Store, classes: tuple[str, ...]) -> bool:
     return known is None or known == classes
 
 
-def _matching_stores(request: Request, sources: tuple[str, ...]) -> dict[str, Store]:
-    found = {}
+def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, say: Say) -> dict[str, Store]:
+    """The store of each source that has one. Where the user has named no sources, those whose stores are of
+    other sizes or plans are left out, and that is said, if others serve.
+    """
+    found, others = {}, []
     for name in sources:
         wanted = partial(request.fingerprint, source=name)
-        store = matching_store(request.places.cache_dir, request.index, name, wanted)
+        try:
+            store = matching_store(request.places.cache_dir, request.index, name, wanted)
+        except StoreMismatch as mismatch:
+            fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
+            if named or not fields or not fields <= {"plan", "input"}:
+                raise
+            others.append((name, mismatch))
+            continue
         if store is not None:
             found[name] = store
+    if others and not found:
+        raise others[0][1]
+    for name, why in others:
+        say(f"{name} is left out, its logits are of other pictures: {why}")
     return found
 
 
