@@ -1,6 +1,10 @@
 """One training step is the paper's equation; an epoch sees every sample once; a broken run says so."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,3 +302,28 @@ def test_what_is_not_the_recipes_is_said_and_recorded(project, capsys):
     train(project, "departs-maxl", method="maxl", sources=(), overrides=recipe)
     summary = json.loads((project[0] / "departs-maxl" / "summary.json").read_text())
     assert summary["overridden"] == {"epochs": [1, 40]}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize("chosen", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_memory_that_a_step_frees_is_used_again_unless_the_user_has_chosen(chosen):
+    count_faults = """
+import resource, torch
+from pipeline.device import reuse_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        held = [torch.ones(1 << 20) for _ in range(8)]  # 4 MB each
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+reuse_freed_memory()
+faults()
+print(before, faults())
+"""
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    command = [sys.executable, "-c", count_faults]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, env=own | chosen, cwd=root, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert (after < before / 10) == (not chosen), (before, after)

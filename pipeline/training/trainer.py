@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.device import reuse_freed_memory
 from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Batch, Loader
@@ -75,6 +76,8 @@ class Trainer:
         """`method` is moved to the device."""
         self._config, self._index, self._labels, self._ranks = config, index, labels, ranks
         self._device = execution.device
+        if self._device.type == "cpu":
+            reuse_freed_memory()
         self.method = method.to(self._device)
         self.student = method.student
         if config.channels_last:
