@@ -222,13 +222,18 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def smallest_step(config: TrainConfig, n_samples: int) -> int:
+    """Samples of the smallest step of an epoch, over all ranks."""
+    return n_samples // -(-n_samples // config.batch_size)
+
+
 def _require_trainable(config: TrainConfig, n_samples: int) -> None:
     if config.gradient_cosine != "off" and config.ranks > 1:
         raise RunError(
             f"--gradient-cosine {config.gradient_cosine} compares gradients of whole batches, which "
             f"{config.ranks} processes share; leave it out, or train in one process"
         )
-    smallest = n_samples // -(-n_samples // config.batch_size)
+    smallest = smallest_step(config, n_samples)
     if smallest < config.ranks:
         raise RunError(
             f"a step has {smallest} samples and {config.ranks} processes share them; raise --batch-size"

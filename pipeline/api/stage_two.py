@@ -17,6 +17,7 @@ from pipeline.api.settings import (
     config_of,
     require_reads,
     settings_of,
+    smallest_step,
     weights_name,
 )
 from pipeline.api.stage_one import open_index
@@ -216,8 +217,8 @@ def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> No
     """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
     if config.is_own:  # it has been tried by `sskt.backbones.Tapped`, and may not be one that can be copied
         return
-    smallest = len(lesson.index) // -(-len(lesson.index) // config.batch_size)
-    n, side = min(2, smallest // config.ranks), lesson.plan.side_px
+    n = min(2, smallest_step(config, len(lesson.index)) // config.ranks)
+    side = lesson.plan.side_px
     frames = (lesson.plan.n_frames,) if isinstance(lesson.plan, CornerClip | CentreClip) else ()
     trial = copy.deepcopy(backbone).cpu().train()
     try:
