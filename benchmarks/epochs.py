@@ -7,14 +7,18 @@ an epoch each, and what is compared are medians over the rounds of ratios within
 same student with the same heads, fed soft labels that lie in memory: the least that knowledge can cost.
 "one batch" is that without a loader: the same pixels in every step, on the device from before: what is left
 is the step itself. "plain" is what one would write without us: a DataLoader with two workers, torchvision's
-transforms, eager fp32 teachers in the step.
+transforms, eager fp32 teachers in the step. It takes its turns in a process of its own, where nothing of ours
+has been set.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -45,6 +49,7 @@ from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources import open_source
 from sskt.student import build_student
 
+Epoch = Callable[[], tuple[float, float]]  # trains one; its seconds and its share of data waits
 KINDS = ("scratch", "one batch", "constant", "cached", "cached, transfer module", "live", "plain")
 
 
@@ -54,11 +59,13 @@ def main() -> None:
         Bench(args, Path(scratch)).run()
 
 
-class Bench:
+class Setting:
+    """Pictures, plan, sources and device of every kind of epoch."""
+
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         self.args = args
         weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
-        self.places = Places(args.data_dir, scratch / "stores", weights)
+        places = Places(args.data_dir, scratch / "stores", weights)
         self.execution = choose_execution(amp=args.source_amp, compiled=True)
         spec = parse_target(args.target)
         self.index = load_index(
@@ -71,9 +78,15 @@ class Bench:
         ]
         self.sources = {}
         for name in names:
-            source = open_source(name, weights=weights.get(name), weights_dir=self.places.weights_dir)
+            source = open_source(name, weights=weights.get(name), weights_dir=places.weights_dir)
             input_map = augmentation.input_map(spec, source.spec)
             self.sources[name] = (source, input_map)
+
+
+class Bench(Setting):
+    def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
+        super().__init__(args, scratch)
+        self.scratch = scratch
         job = Job(args.target, self.index, list(self.sources.values()), self.plan, args.views)
         reports = precompute(
             job, cache_dir=scratch / "stores", execution=self.execution, share=Share(), say=print
@@ -83,12 +96,19 @@ class Bench:
         amp = student_precision(args.amp, device)
         print(
             f"{args.target}, {len(self.index)} pictures of {self.plan.side_px} px, {args.model} in {amp} on "
-            f"{device}, batch {args.batch_size}, sources {', '.join(names)} in {self.execution.precision}"
+            f"{device}, batch {args.batch_size}, "
+            f"sources {', '.join(self.sources)} in {self.execution.precision}"
         )
 
     def run(self) -> None:
         """The kinds take turns."""
-        epochs = {kind: self.of(kind) for kind in KINDS if kind not in self.args.skip}
+        with ExitStack() as stack:
+            epochs = {kind: self.of(kind) for kind in KINDS[:-1] if kind not in self.args.skip}
+            if "plain" not in self.args.skip:
+                epochs["plain"] = stack.enter_context(plain_apart(self.args, self.scratch))
+            self.take_turns(epochs)
+
+    def take_turns(self, epochs: dict[str, Epoch]) -> None:
         for epoch in epochs.values():
             epoch()  # compiles, fills caches, starts workers
         seconds: dict[str, list[float]] = {kind: [] for kind in epochs}
@@ -117,10 +137,7 @@ class Bench:
                 pairs = zip(seconds[over], seconds[under], strict=False)
                 print(f"| {over} / {under} | {statistics.median(a / b for a, b in pairs):.3f} |")
 
-    def of(self, kind: str):
-        """A function that trains an epoch of a kind; returns its seconds and its share of data waits."""
-        if kind == "plain":
-            return self.plain()
+    def of(self, kind: str) -> Epoch:
         labels = None
         if kind.startswith("cached"):
             residence = choose_residence(self.stores, len(self.index), self.execution.device)
@@ -206,64 +223,90 @@ class Bench:
             source_weights={},
         )
 
-    def plain(self):
-        """The loop that everyone writes first."""
-        device, side = self.execution.device, self.plan.side_px
-        if self.index.kind == "array":
-            drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
-        else:
-            drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
-        scaled = [
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-        loader = torch.utils.data.DataLoader(
-            Pictures(self.index, v2.Compose([*drawn, *scaled])),
-            batch_size=self.args.batch_size,
-            shuffle=True,
-            num_workers=2,
-            persistent_workers=True,
-            multiprocessing_context="spawn",
-        )
-        teachers = {
-            name: (
-                open_source(
-                    name, weights=self.places.weights.get(name), weights_dir=self.places.weights_dir
-                ).module.to(device),
-                input_map.side_px,
-            )
-            for name, (_, input_map) in self.sources.items()
-        }
-        torch.manual_seed(0)
-        classes = {name: store.n_classes for name, store in self.stores.items()}
-        student = build_student(self.args.model, len(self.index.classes), classes, False).to(device).train()
-        optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
-        def epoch() -> tuple[float, float]:
-            started = perf_counter()
-            waited, asked = 0.0, started
-            for x, y in loader:
-                waited += perf_counter() - asked
-                x, y = x.to(device), y.to(device)
-                with torch.no_grad():
-                    soft = {
-                        name: module(x if x.shape[-1] == px else F.interpolate(x, size=px, mode="bilinear"))
-                        for name, (module, px) in teachers.items()
-                    }
-                primary, auxiliary = student(x)
-                loss = F.cross_entropy(primary, y)
-                for name, logits in auxiliary.items():
-                    loss = loss + 0.1 * soft_cross_entropy(logits, soft[name], temperature=3.0)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                loss.item()
-                asked = perf_counter()
-            took = perf_counter() - started
-            return took, waited / took
+@contextmanager
+def plain_apart(args: argparse.Namespace, scratch: Path) -> Iterator[Epoch]:
+    """The plain epoch, in a process of its own: a Trainer sets how its process allocates memory."""
+    spawned = multiprocessing.get_context("spawn")
+    here, there = spawned.Pipe()
+    process = spawned.Process(target=_answer_epochs, args=(there, args, scratch))
+    process.start()
+    there.close()
 
-        return epoch
+    def epoch() -> tuple[float, float]:
+        here.send("epoch")
+        return here.recv()
+
+    try:
+        yield epoch
+    finally:
+        here.close()
+        process.join()
+
+
+def _answer_epochs(there, args: argparse.Namespace, scratch: Path) -> None:
+    epoch = plain(Setting(args, scratch))
+    while True:
+        try:
+            there.recv()
+        except EOFError:
+            return
+        there.send(epoch())
+
+
+def plain(setting: Setting) -> Epoch:
+    """The loop that everyone writes first."""
+    device, side, index = setting.execution.device, setting.plan.side_px, setting.index
+    if index.kind == "array":
+        drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
+    else:
+        drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+    scaled = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    loader = torch.utils.data.DataLoader(
+        Pictures(index, v2.Compose([*drawn, *scaled])),
+        batch_size=setting.args.batch_size,
+        shuffle=True,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context="spawn",
+    )
+    teachers = {
+        name: (source.module.to(device), input_map.side_px)
+        for name, (source, input_map) in setting.sources.items()
+    }
+    torch.manual_seed(0)
+    classes = {name: source.spec.n_classes for name, (source, _) in setting.sources.items()}
+    student = build_student(setting.args.model, len(index.classes), classes, False).to(device).train()
+    optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def epoch() -> tuple[float, float]:
+        started = perf_counter()
+        waited, asked = 0.0, started
+        for x, y in loader:
+            waited += perf_counter() - asked
+            x, y = x.to(device), y.to(device)
+            with torch.no_grad():
+                soft = {
+                    name: module(x if x.shape[-1] == px else F.interpolate(x, size=px, mode="bilinear"))
+                    for name, (module, px) in teachers.items()
+                }
+            primary, auxiliary = student(x)
+            loss = F.cross_entropy(primary, y)
+            for name, logits in auxiliary.items():
+                loss = loss + 0.1 * soft_cross_entropy(logits, soft[name], temperature=3.0)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            loss.item()
+            asked = perf_counter()
+        took = perf_counter() - started
+        return took, waited / took
+
+    return epoch
 
 
 class OneBatch:
