@@ -18,8 +18,8 @@ import random
 from dataclasses import dataclass, field
 
 from cache.layout import default_block_rows
-from pipeline.schedule import Share, in_turn
-from pipeline.work import _VIEWS_TO_A_DECODE
+from cache.unit import Unit
+from pipeline.schedule import Share, in_turn, tasks_of
 
 JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
 HOUR = 3600.0
@@ -39,21 +39,10 @@ class Outcome:
 class _Worker:
     share: Share
     speed: float  # rows per second
-    order: list[int] = field(default_factory=list)
+    order: list[Unit] = field(default_factory=list)
     at: int = 0
-    doing: int | None = None
+    doing: Unit | None = None
     life: int = 0  # events of an earlier life are void
-
-
-def tasks_of(views: int, n_blocks: int) -> list[range]:
-    """What is shared out, in stage one's order: some views of a block of picture files to a task. A unit is
-    its number, view * n_blocks + block.
-    """
-    return [
-        range(first * n_blocks + block, min(first + _VIEWS_TO_A_DECODE, views) * n_blocks, n_blocks)
-        for first in range(0, views, _VIEWS_TO_A_DECODE)
-        for block in range(n_blocks)
-    ]
 
 
 def simulate(
@@ -75,11 +64,11 @@ def simulate(
     the dead stay dead, but for the first worker.
     """
     rng = random.Random(seed)
-    tasks, n_units = tasks_of(views, n_blocks), views * n_blocks
+    tasks, n_units = tasks_of(views, n_blocks, decodes=True), views * n_blocks
     drawn = [rng.uniform(1 - spread, 1 + spread) for _ in range(n_workers)]
     mean = sum(drawn) / n_workers  # the average worker's speed is `rate`, also where there is one only
     workers = [_Worker(Share(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(drawn)]
-    finished, claimed = set[int](), dict[int, int]()
+    finished, claimed = set[Unit](), dict[Unit, int]()
     events: list[tuple[float, int, str, int, int]] = []
     outcome = Outcome(0.0, n_units * rows / (rate * n_workers), 0, 0)
     number = 0
@@ -141,7 +130,7 @@ def simulate(
     return outcome
 
 
-def _take_next(worker: _Worker, rank: int, finished: set[int], claimed: dict[int, int]) -> None:
+def _take_next(worker: _Worker, rank: int, finished: set[Unit], claimed: dict[Unit, int]) -> None:
     """Claim the next unit in turn that nobody has, if there is one."""
     while worker.at < len(worker.order):
         unit = worker.order[worker.at]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -48,6 +49,9 @@ def _cell(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if name in ("bytes", "nbytes"):
         return f"{value / 1e6:,.1f} MB"
+    if name == "hours":  # as a progress bar writes time; what takes no second takes one
+        minutes, seconds = divmod(math.ceil(3600 * value), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     if isinstance(value, float):
         return f"{value:,.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

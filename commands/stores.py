@@ -32,14 +32,14 @@ def cache() -> None:
 @cache.command("ls")
 @options(CACHE_DIR, JSON)
 def cache_ls(cache_dir: str, as_json: bool) -> None:
-    """List every store with its target, source, views and size."""
+    """List every store with its target, source, sides in pixels, views and size."""
     from cache.files import location
     from pipeline.tables import store_rows
 
     show(
         store_rows(location(cache_dir)),
         as_json,
-        "target source samples classes views units bytes path problem",
+        "target source samples classes student_px source_px top_k views units bytes path problem",
     )
 
 

@@ -88,7 +88,7 @@ def _row(method: str, histories: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "method": method,
         "seeds": len(histories),
         "top1": statistics.mean(accuracies),
-        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "epoch_s": statistics.median(metrics["epoch_s"] for metrics in epochs),
         "label_s": statistics.median(metrics["label_s"] for metrics in epochs),
     }
@@ -131,12 +131,13 @@ def _report(
 
 def _table(rows: list[dict[str, Any]]) -> str:
     head = f"{'digits, 100 labels':<20}{'test top-1 %':>18}{'s / epoch':>12}{'of it logits':>15}"
-    lines = [
-        f"{row['method']:<20}{row['top1']:>10.2f} ± {row['spread']:<5.2f}"
-        f"{row['epoch_s']:>12.3f}{row['label_s']:>15.3f}"
-        for row in rows
-    ]
-    return "\n".join([head, *lines, f"mean and standard deviation over {rows[0]['seeds']} seeds"])
+    lines = []
+    for row in rows:
+        spread = "" if row["spread"] is None else f"± {row['spread']:.2f}"
+        seconds = f"{row['epoch_s']:>12.3f}{row['label_s']:>15.3f}"
+        lines.append(f"{row['method']:<20}{row['top1']:>10.2f} {spread:<7}{seconds}")
+    n = rows[0]["seeds"]
+    return "\n".join([head, *lines, f"mean and standard deviation over {n} seeds" if n > 1 else "one seed"])
 
 
 def _plot(runs: dict[str, list[Path]], path: Path) -> Path:

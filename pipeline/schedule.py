@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
+from cache.unit import Unit
 from sskt.errors import RunError
 
+_VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
 T = TypeVar("T")
 
 
@@ -29,6 +31,18 @@ class Share:
                 f"unset both, or start the processes with torchrun"
             )
         return cls(int(rank), int(n_ranks))
+
+
+def tasks_of(views: int, n_blocks: int, *, decodes: bool) -> list[tuple[Unit, ...]]:
+    """What is shared out of a job: a unit each or, where pictures must be decoded (`decodes`), up to four
+    views of a block, drawn one after the other from one decode.
+    """
+    together = _VIEWS_TO_A_DECODE if decodes else 1
+    return [
+        tuple(Unit(view, block) for view in range(first, min(first + together, views)))
+        for first in range(0, views, together)
+        for block in range(n_blocks)
+    ]
 
 
 def own(tasks: Sequence[T], share: Share) -> list[T]:

@@ -29,7 +29,6 @@ def store_fields(path: Location) -> dict[str, Any]:
     bytes_per_label = store.nbytes / n_labels if n_labels else None
     return {
         **_store_row(path),
-        "top_k": store.top_k,
         "block_rows": store.block_rows,
         "bytes_per_label": bytes_per_label,
         "bytes_per_class": bytes_per_label and bytes_per_label / store.n_classes,
@@ -121,6 +120,9 @@ def _store_row(path: Location) -> dict[str, Any]:
         "source": store.manifest.identity["source"]["name"],
         "samples": store.n_samples,
         "classes": store.n_classes,
+        "student_px": store.manifest.identity["plan"]["side_px"],
+        "source_px": store.manifest.identity["input"]["side_px"],
+        "top_k": store.top_k,
         "views": store.n_views,
         "units": f"{n_done}/{n_units}",
         "bytes": store.nbytes,

@@ -27,7 +27,7 @@ from pipeline.device import moved
 from pipeline.execution import memory_for_pictures
 from pipeline.progress import Progress
 from pipeline.render import Renderer, in_batches
-from pipeline.schedule import Share, in_turn
+from pipeline.schedule import Share, in_turn, tasks_of
 from pipeline.targets.index import TargetIndex
 from sskt.errors import SourceError
 from sskt.frozen import FrozenSource, NonFiniteLogitsError
@@ -36,7 +36,6 @@ from sskt.topk import encode
 
 _DRAWN_AHEAD = 2  # batches
 _IN_FLIGHT = 2  # batches whose forwards have begun
-_VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
 _WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # between two looks at units that other processes have claimed
 
 
@@ -94,10 +93,9 @@ class Crew:
         for work in self._works:
             total, left = views * len(self._index), sum(map(self._n_rows, work.pending))
             work.bar = self._progress.add(work.source.spec.name, total=total, done=total - left)
-        blocks = range(self._works[0].store.n_blocks)
-        units = [Unit(view, block) for view in range(views) for block in blocks]
         # shares are cut from all units, not from what is left now: another rank may look at another moment
-        tasks = in_turn(self._tasks(units), self._share, steal=self._claims)
+        every = tasks_of(views, self._works[0].store.n_blocks, decodes=self._index.kind == "files")
+        tasks = in_turn(every, self._share, steal=self._claims)
         wait_s, told = _WAIT_S, False
         while True:
             n_done = self._once(tasks)
@@ -172,15 +170,6 @@ class Crew:
                         with closing(self._renderer.render(unit.view, batches)) as drawn:
                             for pixels in drawn:
                                 yield filling, pixels
-
-    def _tasks(self, units: list[Unit]) -> list[tuple[Unit, ...]]:
-        """Units that are done one after the other: of files, some views of a block, which share a decode."""
-        if self._index.kind != "files":
-            return [(unit,) for unit in units]
-        tasks: dict[tuple[int, int], list[Unit]] = {}
-        for unit in units:
-            tasks.setdefault((unit.view // _VIEWS_TO_A_DECODE, unit.block), []).append(unit)
-        return [tuple(tasks[key]) for key in sorted(tasks)]
 
     def _fit_in_memory(self, task: list[Unit]) -> bool:
         """Whether a task's pictures are worth keeping decoded, and few enough."""

@@ -3,15 +3,13 @@
 import importlib.util
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.unit import Unit
-from pipeline.schedule import Share, in_turn, own
-from pipeline.work import Crew
+from pipeline.schedule import Share, in_turn, own, tasks_of
 from sskt.errors import RunError
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -104,12 +102,17 @@ def test_locks_let_the_living_do_a_dead_ranks_share_at_once():
     assert shared_work.seconds < alone.seconds
 
 
-@pytest.mark.parametrize("views", [1, 4, 10])
-def test_the_simulation_shares_out_what_stage_one_does_for_files(views):
-    units = [Unit(view, block) for view in range(views) for block in range(7)]
-    crew = SimpleNamespace(_index=SimpleNamespace(kind="files"))
-    tasks = [tuple(units[number] for number in task) for task in scheduling.tasks_of(views, 7)]
-    assert tasks == Crew._tasks(crew, units)
+@given(views=st.integers(1, 20), n_blocks=st.integers(1, 9), decodes=st.booleans())
+def test_tasks_hold_every_unit_once_and_early_views_come_first(views, n_blocks, decodes):
+    tasks = tasks_of(views, n_blocks, decodes=decodes)
+    assert sorted(unit for task in tasks for unit in task) == [
+        Unit(view, block) for view in range(views) for block in range(n_blocks)
+    ]
+    for task in tasks:  # what shares a decode is of one block, and at most four views
+        assert len({unit.block for unit in task}) == 1
+        assert [unit.view for unit in task] == list(range(task[0].view, task[0].view + len(task)))
+        assert len(task) == (min(4, views - task[0].view) if decodes else 1)
+    assert [task[0] for task in tasks] == sorted(task[0] for task in tasks)
 
 
 @pytest.mark.parametrize("n_workers", [1, 8])

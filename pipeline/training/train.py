@@ -22,6 +22,7 @@ from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Loader, Order
+from pipeline.neighbours import Neighbours
 from pipeline.plan import Centre, CentreClip, Plan
 from pipeline.progress import Progress
 from pipeline.ranks import Ranks
@@ -113,6 +114,8 @@ class _Course:
         self._best: dict[str, torch.Tensor] | None = None  # not yet written
         self._saved_at, self._saving_s = monotonic(), 0.0
         self._by: dict[str, str] = {}  # what draws and computes
+        alone_on_cpu = execution.device.type == "cpu" and ranks.world == 1
+        self._neighbours = Neighbours() if alone_on_cpu else None  # None: not looked for (any more)
         self.saved = "nothing was saved yet"  # for messages
         self.history: list[dict[str, Any]] = []
 
@@ -163,9 +166,17 @@ class _Course:
         self.history.append(figures)
         if self._run is not None:
             self._run.log_epoch(figures)
+        self._mention_neighbours()
         trainer.end_epoch(figures.get("test_loss"))
         if last or self._is_due(self._saving_s / _SAVING_SHARE):
             self._save()
+
+    def _mention_neighbours(self) -> None:
+        """Say once that other processes are in the way."""
+        remark = self._neighbours and self._neighbours.remark()
+        if remark:
+            self._say(remark)
+            self._neighbours = None
 
     def _between_steps(self) -> None:
         alone = self._ranks.world == 1

@@ -1,0 +1,91 @@
+"""Other processes beside a training: measured for real, and what is said of them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline import neighbours
+from pipeline.neighbours import Neighbours
+
+HOG = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """A machine of 4 cores whose processor times are what the test says."""
+    stat, now, mine = tmp_path / "stat", [0.0], [0.0]
+
+    def passes(seconds, *, busy, own):
+        now[0] += seconds
+        mine[0] += own
+        ticks = int(os.sysconf("SC_CLK_TCK") * busy)
+        # user nice system idle iowait irq softirq steal: idle, waiting and stolen time is nobody's
+        stat.write_text(f"cpu  {ticks - 4} 1 1 999999 8888 1 1 7777 0 0\ncpu0 1 1 1\n")
+
+    monkeypatch.setattr(neighbours, "_STAT", stat)
+    monkeypatch.setattr(neighbours, "monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "times", lambda: os.times_result((0.75 * mine[0], 0.25 * mine[0], 0, 0, 0)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for name in neighbours._SAYS_HOW_TO_WAIT:
+        monkeypatch.delenv(name, raising=False)
+    passes(0, busy=100, own=20)
+    return passes
+
+
+def test_what_others_compute_is_all_time_but_ones_own(clock):
+    since = Neighbours()
+    clock(10, busy=100 + 45, own=30)
+    assert since.cores() == pytest.approx(1.5)
+    assert since.remark().startswith(
+        "other processes keep 1.5 of this machine's 4 cores busy, and this one's 3"
+    )
+
+
+@pytest.mark.parametrize(
+    ("busy", "own"),
+    [
+        (30, 30),
+        (32, 30),
+        (39.9, 30),
+        (20, 30),
+    ],  # alone; a little; as much as the fourth core; clocks disagree
+)
+def test_nobody_in_the_way_is_not_worth_a_word(clock, busy, own):
+    since = Neighbours()
+    clock(10, busy=100 + busy, own=own)
+    assert since.remark() is None
+
+
+def test_the_first_seconds_another_system_one_thread_or_a_choice_say_nothing(clock, monkeypatch):
+    since = Neighbours()
+    clock(4, busy=100 + 16, own=4)
+    assert since.cores() is None
+    clock(6, busy=100 + 40, own=6)
+    assert since.remark()
+    with monkeypatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "active")
+        assert since.remark() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 1)
+        assert since.remark() is None
+    monkeypatch.setattr(neighbours, "_STAT", neighbours._STAT.parent / "missing")
+    assert since.cores() is None
+    assert Neighbours().cores() is None
+
+
+@pytest.mark.skipif(not neighbours._STAT.exists(), reason="needs Linux's /proc/stat")
+def test_a_process_that_keeps_a_core_busy_is_seen(monkeypatch):
+    monkeypatch.setattr(neighbours, "_LEAST_S", 0.5)
+    since = Neighbours()
+    hog = subprocess.Popen([sys.executable, "-c", HOG])
+    try:
+        time.sleep(2)
+        assert since.cores() > 0.3
+    finally:
+        hog.kill()
+        hog.wait()
