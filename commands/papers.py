@@ -18,8 +18,11 @@ from commands.options import (
     JSON,
     LIMIT,
     PLACES,
+    SHOWN,
     SPLIT,
+    VIEWS,
     WEIGHTS,
+    build_augmentation,
     build_execution,
     build_places,
     build_target,
@@ -188,6 +191,15 @@ def reproduce(
     choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
     folder_option("--out", None, "Folder of runs, table and picture. [default: runs/sweep-<target>]"),
     JSON,
+    together(
+        "augmentation",
+        build_augmentation,
+        section(
+            VIEWS,
+            count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
+            *SHOWN,
+        ),
+    ),
     together(
         "execution",
         build_execution,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from cache.store import Store, find_stores
 from cli import main
+from commands.output import show
 from pipeline.choices import Augmentation
 from pipeline.plan import PadCropFlip
 from pipeline.targets import load_index, parse_target
@@ -166,6 +167,7 @@ def test_lists_and_checks(folder):
     (row,) = good_json("cache", "ls")
     assert (row["target"], row["source"], row["samples"], row["units"]) == ("digits/train", SOURCE, 60, "3/3")
     fields = good_json("cache", "info", row["path"])
+    assert (row["student_px"], row["source_px"]) == (fields["plan.side_px"], fields["input.side_px"])
     assert fields["plan.kind"] == "pad-crop-flip"
     assert fields["made_by.compute"] == "fp32"
     assert good_json("cache", "verify", row["path"])["problems"] == []
@@ -179,6 +181,14 @@ def test_lists_and_checks(folder):
     assert [r["samples"] for r in good_json("prepare", "--target", "digits")] == [1258, 539]
     for words in (("cache", "ls"), ("cache", "info", row["path"]), ("sources",), ("targets",)):
         assert len(run(*words).stdout.splitlines()) > 1
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"), [(0.0, "0:00:00"), (6.2e-5, "0:00:01"), (0.9999, "1:00:00"), (27.5, "27:30:00")]
+)
+def test_hours_are_shown_as_a_clock_shows_them_and_a_moment_is_a_second(capsys, hours, shown):
+    show([{"hours": hours}], False, "hours")
+    assert capsys.readouterr().out.split() == ["hours", shown]
 
 
 def test_a_store_without_a_finished_unit_has_no_bytes_a_label(folder, tmp_path):

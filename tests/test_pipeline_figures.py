@@ -33,6 +33,7 @@ from pipeline.api.again import is_as_asked, train_once
 from pipeline.explain import run_explain
 from pipeline.run import read_summary
 from pipeline.sweep import Grid, run_sweep
+from pipeline.tables import store_rows
 from pipeline.training.trainer import DivergedError
 from sskt.errors import RunError
 from sskt.gradcam import grad_cam
@@ -186,6 +187,10 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
         str(tmp_path / "stores"),
         "--out",
         str(tmp_path / "sweep"),
+        "--size",
+        "16",
+        "--source-size",
+        "32",
         "--json",
     ]
     result = CliRunner().invoke(main, words)
@@ -193,6 +198,8 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
     assert [row["temperature"] for row in json.loads(result.stdout)] == [None, 1.0, 2.0]
     config = json.loads((tmp_path / "sweep" / "a-T1-alpha0.1-seed0" / "config.json").read_text())
     assert (config["epochs"], config["milestones"], config["aux_loss"]) == (2, [1, 2], "kd")
+    (store,) = store_rows(tmp_path / "stores")
+    assert (config["plan"]["side_px"], store["student_px"], store["source_px"]) == (16, 16, 32)
     result = CliRunner().invoke(main, [*words[:6], "1,-2", *words[7:]])
     assert result.exit_code == 2
     assert "is not a list of numbers above 0" in result.output
