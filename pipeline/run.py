@@ -173,13 +173,18 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
+def has_student(path: Path) -> bool:
+    """Whether the student of the last epoch was written and is still there."""
+    return (path / _STUDENT_FILES["last"]).is_file()
+
+
 def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
     """An exported student's weights, `which` of STUDENTS. RunError if there are none or they are damaged."""
     weights = path / _STUDENT_FILES[which]
     if not weights.is_file():
         raise RunError(
-            f"{path}: has no {weights.name}, the run did not come to its end; continue it with "
-            f"`sskt train --resume {path}`"
+            f"{path}: has no {weights.name}, which a run's end writes; continue the run, or have it written "
+            f"again, with `sskt train --resume {path}`"
         )
     try:
         state: dict[str, torch.Tensor] = load_file(weights)

@@ -25,7 +25,7 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.run import RunBusyError
+from pipeline.run import RunBusyError, read_student
 from pipeline.training import train as training
 from pipeline.training.trainer import Trainer
 from sskt.backbones import Tapped
@@ -225,6 +225,23 @@ def test_a_finished_run_is_left_alone(stopped):
     before = {path: path.read_bytes() for path in stopped.iterdir()}
     assert go_on(stopped) == [f"{stopped}: has come to its end already, nothing is left to do"]
     assert {path: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_the_student_of_a_finished_run_is_written_again_from_its_checkpoint(stopped):
+    go_on(stopped)
+    names = ("student.safetensors", "summary.json", "metrics.jsonl", "last.pt")
+    before = {name: (stopped / name).read_bytes() for name in names}
+    (stopped / "student.safetensors").unlink()
+    with pytest.raises(RunError, match=r"has no student\.safetensors, .* written again, with `sskt"):
+        read_student(stopped)
+    said = go_on(stopped)
+    assert f"{stopped}: all 4 epochs are done, its student is written from last.pt" in said
+    assert {name: (stopped / name).read_bytes() for name in names} == before
+    (stopped / "student.safetensors").unlink()
+    (stopped / "last.pt").unlink()
+    with pytest.raises(RunError, match=r"neither its student nor last\.pt is there any more; restore one"):
+        go_on(stopped)
+    assert (stopped / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_changes(stopped):

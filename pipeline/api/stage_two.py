@@ -27,7 +27,15 @@ from pipeline.evaluate import Evaluator
 from pipeline.execution import Execution
 from pipeline.plan import CentreClip, CornerClip, plan_from
 from pipeline.ranks import joined
-from pipeline.run import Run, read_checkpoint, read_config, read_places, read_student, read_summary
+from pipeline.run import (
+    Run,
+    has_student,
+    read_checkpoint,
+    read_config,
+    read_places,
+    read_student,
+    read_summary,
+)
 from pipeline.training.config import OWN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, train
@@ -106,10 +114,15 @@ def resume_train(
     out = Path(out)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
-    if summary is not None:
+    if summary is not None and has_student(out):
         say(f"{out}: has come to its end already, nothing is left to do")
         return summary
     state = read_checkpoint(out)
+    if summary is not None and state is None:
+        raise RunError(
+            f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
+            f"of them, or train again into another folder"
+        )
     if state is not None and state["config"] != config.to_dict():
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
     places, execution = places or places_of(out), execution or choose_execution()
@@ -142,7 +155,10 @@ def resume_train(
                 f"{out}: its student is {config.model}; continue it from Python, with that backbone"
             )
         done = state["epoch"] if state else 0
-        say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
+        if done == config.epochs:
+            say(f"{out}: all {done} epochs are done, its student is written from last.pt")
+        else:
+            say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
         backbone = _backbone(backbone or config.model, config.seed)
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
