@@ -16,17 +16,21 @@ _SAYS_HOW_TO_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 class Neighbours:
-    """Cores that other processes have computed on since this was made."""
+    """Cores that other processes compute on."""
 
     def __init__(self) -> None:
         self._since, self._others = monotonic(), _seconds_of_others()
 
     def cores(self) -> float | None:
-        """Their mean number; None where the system does not say (Linux does), and in the first seconds."""
-        now, took = _seconds_of_others(), monotonic() - self._since
-        if now is None or self._others is None or took < _LEAST_S:
+        """Their mean number since it was last told, or since this was made; None where the system does not
+        say (Linux does), and for less than some seconds.
+        """
+        took = monotonic() - self._since
+        if took < _LEAST_S:
             return None
-        return max(0.0, now - self._others) / took
+        before, self._others = self._others, _seconds_of_others()
+        self._since += took
+        return None if before is None or self._others is None else max(0.0, self._others - before) / took
 
     def remark(self) -> str | None:
         """A sentence, if they are in the way of torch's threads, which wait for each other in a loop that

@@ -41,8 +41,10 @@ def test_what_others_compute_is_all_time_but_ones_own(clock):
     since = Neighbours()
     clock(10, busy=100 + 45, own=30)
     assert since.cores() == pytest.approx(1.5)
-    assert since.remark().startswith(
-        "other processes keep 1.5 of this machine's 4 cores busy, and this one's 3"
+    clock(20, busy=145 + 60, own=20)  # who comes later is not thinned out by the time before
+    remark = since.remark()
+    assert remark.startswith(
+        "other processes keep 2.0 of this machine's 4 cores busy, and this one's 3 thread"
     )
 
 
@@ -61,21 +63,27 @@ def test_nobody_in_the_way_is_not_worth_a_word(clock, busy, own):
     assert since.remark() is None
 
 
-def test_the_first_seconds_another_system_one_thread_or_a_choice_say_nothing(clock, monkeypatch):
+def test_a_few_seconds_and_another_system_tell_nothing(clock, monkeypatch):
     since = Neighbours()
     clock(4, busy=100 + 16, own=4)
     assert since.cores() is None
-    clock(6, busy=100 + 40, own=6)
-    assert since.remark()
-    with monkeypatch.context() as patch:
-        patch.setenv("OMP_WAIT_POLICY", "active")
-        assert since.remark() is None
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 1)
-        assert since.remark() is None
+    clock(6, busy=116 + 24, own=6)
+    assert since.cores() == pytest.approx(3.0)
     monkeypatch.setattr(neighbours, "_STAT", neighbours._STAT.parent / "missing")
-    assert since.cores() is None
     assert Neighbours().cores() is None
+    clock(10, busy=200, own=0)
+    assert since.cores() is None
+
+
+@pytest.mark.parametrize("case", ["as it is", "one thread", *neighbours._SAYS_HOW_TO_WAIT])
+def test_one_thread_and_who_has_chosen_how_to_wait_are_told_nothing(clock, monkeypatch, case):
+    since = Neighbours()
+    clock(10, busy=100 + 40, own=10)
+    if case == "one thread":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    elif case != "as it is":
+        monkeypatch.setenv(case, "active")
+    assert (since.remark() is not None) == (case == "as it is")
 
 
 @pytest.mark.skipif(not neighbours._STAT.exists(), reason="needs Linux's /proc/stat")
