@@ -32,7 +32,7 @@ def cache() -> None:
 @cache.command("ls")
 @options(CACHE_DIR, JSON)
 def cache_ls(cache_dir: str, as_json: bool) -> None:
-    """List every store with its target, source, sides in pixels, views and size."""
+    """List every store: target, source, sides, views, size."""
     from cache.files import location
     from pipeline.tables import store_rows
 
