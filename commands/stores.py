@@ -78,7 +78,7 @@ def cache_info(store: str, as_json: bool) -> None:
     JSON,
 )
 def cache_verify(store: str, as_json: bool, **what: Any) -> None:
-    """Check a store: every finished unit, and its rows against the source.
+    """Check a store's finished units, and its rows against the source.
 
     Checksum, shape, NaN and inf, manifest, tables. Exits with 1 if anything is wrong, and says how to mend
     it.
