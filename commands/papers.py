@@ -67,7 +67,7 @@ def _numbers(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[
 @click.command()
 @options(JSON)
 def recipes(as_json: bool) -> None:
-    """List how each target is trained: the paper's table 1, and ours."""
+    """List how targets are trained: the paper's table 1, and ours."""
     from pipeline.tables import recipe_rows
 
     columns = "target models epochs lr finetune_lr schedule milestones gamma patience weight_decay"

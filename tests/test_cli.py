@@ -72,7 +72,7 @@ def test_help_does_not_wait_for_torch():
     [(), *[(name,) for name in main.commands], *[("cache", n) for n in main.commands["cache"].commands]],
 )
 def test_every_help_page_fits_and_is_whole(words):
-    result = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
+    result = CliRunner().invoke(main, [*words, "--help"], terminal_width=78)  # what click takes of 80
     assert result.exit_code == 0
     assert max(len(line) for line in result.output.splitlines()) <= 100
     assert "..." not in result.output.partition("\n")[2].replace("E,E,...", "").split("Commands:")[-1]
