@@ -220,4 +220,13 @@ SHOWN = (
         "frames:K:log-probabilities or reference. [default: center_frame]",
     ),
 )
+PLANNED = together(  # of what trains; stage one calls the seed --seed
+    "augmentation",
+    build_augmentation,
+    section(
+        VIEWS,
+        count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
+        *SHOWN,
+    ),
+)
 SPLIT = choice_option("--split", "1 2 3", None, "Official split of ucf101 or hmdb51. [default: 1]")

@@ -42,20 +42,17 @@ def test_what_others_compute_is_all_time_but_ones_own(clock):
     clock(10, busy=100 + 45, own=30)
     assert since.cores() == pytest.approx(1.5)
     clock(20, busy=145 + 60, own=20)  # who comes later is not thinned out by the time before
-    remark = since.remark()
-    assert remark.startswith(
-        "other processes keep 2.0 of this machine's 4 cores busy, and this one's 3 thread"
-    )
+    assert "keep 2.0 of this machine's 4 cores busy, and this one's 3 threads" in since.remark()
 
 
 @pytest.mark.parametrize(
     ("busy", "own"),
     [
-        (30, 30),
-        (32, 30),
-        (39.9, 30),
-        (20, 30),
-    ],  # alone; a little; as much as the fourth core; clocks disagree
+        (30, 30),  # alone
+        (32, 30),  # a little
+        (39.9, 30),  # as much as the fourth core
+        (20, 30),  # clocks that disagree
+    ],
 )
 def test_nobody_in_the_way_is_not_worth_a_word(clock, busy, own):
     since = Neighbours()
