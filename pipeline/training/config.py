@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from sskt.errors import RunError
@@ -90,9 +90,12 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, found: dict[str, Any], where: str) -> Self:
-        """What `to_dict` gave. Raises RunError, starting with `where`, if that was another version's."""
+        """What `to_dict` gave, now or before a setting with a default was added: the default is what runs
+        did until then. Raises RunError, starting with `where`, for a setting that is unknown or missing.
+        """
         names = {field.name for field in fields(cls)}
-        if strange := sorted(names ^ set(found)):
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if strange := sorted((needed - set(found)) | (set(found) - names)):
             raise RunError(
                 f"{where}: its settings are not this version's, {strange[0]} is "
                 f"{'missing' if strange[0] in names else 'unknown'}; use the version that began it"
