@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from upath import UPath
+from upath.implementations.cloud import CloudPath
 
 from cache.errors import CacheError, FolderClosed
 
@@ -31,24 +32,54 @@ fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl
 Location = Path | UPath  # a local path, or a place in an object store
 
 TEMPORARY = ".tmp-"  # part of every unfinished file's and folder's name; no reader looks at those
+_buckets: set[str] = set()  # that this process has seen
 
 
 def location(text: str | Path) -> Location:
     """`text` as a place: s3://bucket/stores, gs://..., memory://... in an object store, else a local path.
 
-    Raises CacheError if the package for that kind of URL is not installed.
+    An object store's listings are asked for anew each time: fsspec would keep them for the life of the
+    process, and what other processes write would never be seen. Raises CacheError if the package for that
+    kind of URL is not installed.
     """
     if "://" not in str(text):
         return Path(text)
     try:
         place = UPath(text)
-        place.fs  # noqa: B018 - loads the package
+        if place.protocol in ("file", "local"):
+            return Path(place.path)
+        # s3fs looks at a file's size before it fetches it in parts; ours are fetched whole
+        whole: dict[str, Any] = {"max_concurrency": 1} if place.protocol in ("s3", "s3a") else {}
+        with suppress(TypeError):  # of those few that hand every option on to a client (SFTP): they keep none
+            place = UPath(text, use_listings_cache=False, **whole)
+            place.fs  # noqa: B018 - loads the package
+        return place
     except (ImportError, ValueError) as error:
         raise CacheError(
             f"{text}: this kind of URL cannot be opened ({error}); install its fsspec package, "
             f"e.g. s3fs for s3:// or gcsfs for gs://"
         ) from error
-    return Path(place.path) if place.protocol in ("file", "local") else place
+
+
+def require_bucket(place: Location) -> None:
+    """Raise CacheError if `place` lies in a bucket that is not there, most likely a misspelt URL: an absent
+    folder is an empty cache, and an absent bucket would look like one. A bucket is looked for once.
+    """
+    if not isinstance(place, CloudPath):
+        return
+    bucket = f"{place.protocol}://{place.drive}"
+    if bucket in _buckets:
+        return
+    with reaching(place):
+        try:
+            place.fs.info(place.drive)
+        except FileNotFoundError:
+            raise CacheError(
+                f"{bucket}: there is no such bucket; make it, or correct the URL ({place})"
+            ) from None
+        except PermissionError:  # it is there, or its owner does not tell: requests to it will
+            pass
+    _buckets.add(bucket)
 
 
 def write_durably(path: Location, *parts: bytes | memoryview) -> None:
@@ -106,12 +137,13 @@ def open_file(path: Location) -> BinaryIO:
 
 
 def is_file(path: Location) -> bool:
-    """Whether there is such a file."""
+    """Whether there is such a file. Raises CacheError if there is not even its bucket."""
     if isinstance(path, Path):
         with looking_into(path.parent):
             return path.is_file()
     with reaching(path), suppress(FileNotFoundError):
         return bool(path.fs.info(path.path)["type"] == "file")
+    require_bucket(path)
     return False
 
 
@@ -229,17 +261,17 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex[:16]}")
 
 
-def abandoned(folder: Location, prefix: str = "") -> list[Path]:
-    """Temporary files and folders in `folder` whose writer is gone; their names start with `prefix`.
+def abandoned(folder: Location) -> list[Path]:
+    """Temporary files and folders in `folder` whose writer is gone.
 
     A writer holds a lock that the kernel lifts when it dies, so neither clocks nor process numbers matter.
     """
-    return [path for path in _temporaries(folder, prefix) if _if_free(path, lambda _: None)]
+    return [path for path in _temporaries(folder) if _if_free(path, lambda _: None)]
 
 
-def sweep(folder: Location, prefix: str = "") -> int:
+def sweep(folder: Location) -> int:
     """Remove what `abandoned` finds; returns how many that were."""
-    return sum(_if_free(path, _remove) for path in _temporaries(folder, prefix))
+    return sum(_if_free(path, _remove) for path in _temporaries(folder))
 
 
 def sync_folder(folder: Path) -> None:
@@ -268,11 +300,14 @@ def _listed(folder: UPath) -> list[dict[str, Any]]:
         found = folder.fs.ls(folder.path, detail=True)
         named = [{**info, "name": info["name"].rstrip("/").rpartition("/")[2]} for info in found]
         return sorted(named, key=lambda info: str(info["name"]))
+    require_bucket(folder)
     return []
 
 
 def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...]) -> bool:
-    """Whether it worked; False in the rare case that the new file was swept before it was held."""
+    """Whether it worked; False in the rare case that another process swept the new file: before it was held,
+    or from a machine where locks of this one are not seen.
+    """
     try:
         with temporary.open("xb") as file:
             if not _lock(file.fileno(), wait=True) or not temporary.exists():
@@ -281,17 +316,20 @@ def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...])
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:
+                return False  # if it is the folder that is gone, the next attempt says so
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return True
 
 
-def _temporaries(folder: Location, prefix: str) -> list[Path]:
+def _temporaries(folder: Location) -> list[Path]:
     if not isinstance(folder, Path):
         return []
-    return [folder / name for name in names_in(folder) if TEMPORARY in name and name.startswith(prefix)]
+    return [folder / name for name in names_in(folder) if TEMPORARY in name]
 
 
 def _if_free(path: Path, act: Callable[[Path], None]) -> bool:

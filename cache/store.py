@@ -88,12 +88,13 @@ class Store(StoreReader):
     def _claims(self) -> Claims:
         return Claims(self.path)
 
-    def write_unit(self, unit: Unit, rows: Rows) -> None:
+    def write_unit(self, unit: Unit, rows: Rows) -> bool:
         """Finish a unit: its file on the disk, then its entry. rows: all of the block, finite, of our form.
 
-        A finished unit is never overwritten. The same rows again change nothing, or heal a file that was lost
-        or damaged since; other rows raise CacheError. So does a full or read-only disk, which leaves all
-        finished units as they were.
+        A finished unit is never overwritten: where a sound one is there, be it of other bytes, it stays, and
+        the answer is False. (Processors compute the last bits differently, and two may come to do the same
+        unit where no locks keep them apart.) One whose file was lost or damaged since is written anew. Raises
+        CacheError for a full or read-only disk, which leaves all finished units as they were.
         """
         if not (0 <= unit.view < self.n_views and 0 <= unit.block < self.n_blocks):
             raise CacheError(
@@ -103,20 +104,18 @@ class Store(StoreReader):
         rows = cast("Rows", np.ascontiguousarray(rows))
         crc = self._files.crc_of(rows)
         entry = self._entry(unit)
-        if entry is not None and entry != crc:
-            raise CacheError(
-                f"{self.path}: {unit} is finished with checksum {entry:08x} and these rows have {crc:08x}; "
-                f"a finished unit is never overwritten, delete {self._files.entry(unit)} to have it redone"
-            )
         if entry is not None and self._files.holds(unit, entry, rows):
-            return
+            return False
         try:
+            if entry not in (None, crc):  # no reader may find an entry beside rows that are not its own
+                self._files.delete(unit)
             self._files.write(unit, rows, crc)
         except OSError as error:
             raise CacheError(
                 f"{self.path}: {unit} cannot be written ({error.strerror or error}); make room or make the "
                 f"folder writable and run the same command again, finished units are kept"
             ) from error
+        return True
 
     @property
     def has_claims(self) -> bool:
@@ -136,11 +135,11 @@ class Store(StoreReader):
         self._claims.give_up(unit.view * self.n_blocks + unit.block)
 
     def sweep(self) -> int:
-        """Remove what dead writers left unfinished, here and of half-made stores beside this one; returns how
-        many files and folders. What is being written is left alone.
+        """Remove the files that dead writers left unfinished in this store; returns how many. What is being
+        written is left alone, and so are half-made stores beside this one: they are held by locks on folders,
+        which a network's file system does not show to other machines (`cache.prune` removes them when asked).
         """
-        folders = (self.path, self.path / self.form.array, self.path / "units")
-        return sum(map(sweep, folders)) + sweep(self.path.parent, self.path.name)
+        return sum(map(sweep, (self.path, self.path / self.form.array, self.path / "units")))
 
     def grow(self, views: int) -> None:
         """Make room for `views` views in all, if there are fewer; finished units stay as they are."""

@@ -64,7 +64,7 @@ def section(title: str, *decorators: Decorator) -> Decorator:
 
 def build_places(data_dir: Path, cache_dir: str, weights: tuple[str, ...] = ()) -> Places:
     """NAME=PATH pairs: a name holds no '=', a path may."""
-    from cache.files import location
+    from cache.files import location, require_bucket
     from pipeline.choices import Places
 
     for pair in weights:
@@ -72,9 +72,9 @@ def build_places(data_dir: Path, cache_dir: str, weights: tuple[str, ...] = ()) 
             raise click.BadParameter(
                 f"{pair!r} is not NAME=PATH, e.g. imagenet=resnet50.pth", param_hint="--weights"
             )
-    return Places(
-        data_dir, location(cache_dir), {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)}
-    )
+    place = location(cache_dir)
+    require_bucket(place)  # also where a command would not look there
+    return Places(data_dir, place, {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)})
 
 
 def build_execution(

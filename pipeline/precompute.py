@@ -82,6 +82,12 @@ def precompute(
         with closing(renderer), Progress() as progress:
             crew = Crew(job.index, works, renderer, share, batch_size=batch, progress=progress)
             crew.work(job.views)
+        for work in works:
+            if work.rows_twice:
+                say(
+                    f"{work.source.spec.name}: {work.rows_twice:,} rows were computed here and by another "
+                    f"process, which wrote them first; its rows are kept"
+                )
         left = sum(len(work.store.pending(job.views)) for work in works)
         if left:
             say(

@@ -47,7 +47,8 @@ class Work:
     frozen: FrozenSource | None
     store: Store
     pending: set[Unit]
-    rows_done: int = 0
+    rows_done: int = 0  # computed here
+    rows_twice: int = 0  # of these, that another process had written meanwhile: its are kept
     write_s: float = 0.0
     bar: TaskID | None = None
 
@@ -223,7 +224,8 @@ class Crew:
                 self._require_finite(work, filling, logits)
                 top_k = work.store.top_k
                 rows = logits if top_k is None else encode(logits, top_k)
-                work.store.write_unit(filling.unit, rows.cpu().numpy())
+                if not work.store.write_unit(filling.unit, rows.cpu().numpy()):
+                    work.rows_twice += len(logits)
             except (SourceError, CacheError) as error:
                 failed = failed or error
                 continue

@@ -241,20 +241,24 @@ def test_a_unit_without_entry_is_pending_and_can_be_written_with_other_rows(tmp_
     np.testing.assert_array_equal(store.view(0), other[0])
 
 
-def test_a_finished_unit_is_never_overwritten_but_healed_by_the_same_rows(tmp_path):
+def test_a_finished_unit_is_never_overwritten_but_written_anew_where_it_is_damaged(tmp_path):
+    """A second writer of other bytes (other last bits) goes on with what is there: to end it, or
+    to have a sound unit deleted, would be worse.
+    """
     store, logits = filled_store(tmp_path)
     payload = payload_file(store, 0, 0)
     before = payload.stat().st_mtime_ns, payload.stat().st_ino
-    store.write_unit(Unit(0, 0), logits[0, :4])
-    assert (payload.stat().st_mtime_ns, payload.stat().st_ino) == before
-    with pytest.raises(
-        CacheError, match=r"unit \(view 0, block 0\) is finished with checksum .* never overwritten"
-    ):
-        store.write_unit(Unit(0, 0), -logits[0, :4])
+    for rows in (logits[0, :4], -logits[0, :4]):
+        assert not store.write_unit(Unit(0, 0), rows)
+        assert (payload.stat().st_mtime_ns, payload.stat().st_ino) == before
     np.testing.assert_array_equal(store.view(0), logits[0])
     payload.unlink()
-    store.write_unit(Unit(0, 0), logits[0, :4])
+    assert store.write_unit(Unit(0, 0), logits[0, :4])
     np.testing.assert_array_equal(store.view(0), logits[0])
+    flip_byte(payload, 1)
+    assert store.write_unit(Unit(0, 0), -logits[0, :4])
+    np.testing.assert_array_equal(store.view(0)[:4], -logits[0, :4])
+    assert store.verify() == []
 
 
 @pytest.mark.parametrize(
