@@ -1,8 +1,8 @@
 """Whether the kernels of a layer compute what they should: its forward and gradients in the precision and
 memory layout of a training, held against plain ones (fp32, contiguous) on random values of the same shapes.
 
-No fast kernel is trusted unasked: in torch 2.15 on CPUs with AVX512-BF16, the bf16 weight gradient of a
-convolution that pads an axis shorter than its kernel is garbage, and in some shapes it writes outside its
+No fast kernel is trusted unasked: in torch 2.15 on CPUs with AVX512-BF16, the bf16 weight gradient of many a
+3D convolution that pads an axis shorter than its kernel is garbage, and some of them write outside their
 memory. Gradients are asked for by operator, without autograd, which a forked child could not run.
 """
 
@@ -79,10 +79,12 @@ class Layer:
         )
 
     @property
-    def pads_a_short_axis(self) -> bool:
-        """Whether an axis is padded and shorter than the kernel: there oneDNN is known to end the process."""
-        taps = self.weight[2:]
-        return any(p and 1 < n < k for p, n, k in zip(self.padding, self.input[2:], taps, strict=True))
+    def may_end_the_process(self) -> bool:
+        """Whether it is of the kind of which some are known to: three axes, one of them padded and shorter than
+        the kernel, in oneDNN's bf16.
+        """
+        axes = list(zip(self.padding, self.input[2:], self.weight[2:], strict=False))
+        return len(axes) == 3 and any(padding and n < taps for padding, n, taps in axes)
 
     def __str__(self) -> str:
         if not self.stride:

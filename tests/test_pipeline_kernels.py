@@ -28,17 +28,16 @@ from sskt.kernels import compute_plainly, errors
 
 CPU = torch.device("cpu")
 BF16 = How("bf16", channels_last=True, device=CPU)
+SHORT = (1, 3, 1, 6, 6)  # fewer frames than a kernel has taps
 
 
-def network():
+def network(convolution=nn.Conv2d):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    return nn.Sequential(convolution(3, 8, 3, padding=1), nn.ReLU(), convolution(8, 8, 3, padding=1))
 
 
-def wrong_of(net, folder, how=BF16, side=6, **more):
-    return wrong_layers(
-        {"net": net}, (1, 3, side, side), how, learns=True, kept_in=folder / "kernels.json", **more
-    )
+def wrong_of(net, folder, how=BF16, shape=(1, 3, 6, 6)):
+    return wrong_layers({"net": net}, shape, how, learns=True, kept_in=folder / "kernels.json")
 
 
 def garbage(w, gradients):
@@ -88,11 +87,11 @@ def test_a_kernel_that_ends_the_process_ends_a_child_and_not_the_training(tmp_pa
         return gradients
 
     with convolution_backward(fatal):
-        wrong = wrong_of(network(), tmp_path, side=2)  # padded, and shorter than its kernel
+        wrong = wrong_of(network(nn.Conv3d), tmp_path, shape=SHORT)
         ((names, result),) = wrong.values()
         assert (names, result) == (["net.2"], {})
         assert "they end the process" in sentence(wrong, BF16)
-        assert wrong_of(network(), tmp_path, side=2) == wrong, "nor is it tried again"
+        assert wrong_of(network(nn.Conv3d), tmp_path, shape=SHORT) == wrong, "nor is it tried again"
 
 
 def test_where_there_are_no_children_a_shape_of_the_kind_that_ends_processes_is_not_tried(
@@ -101,11 +100,11 @@ def test_where_there_are_no_children_a_shape_of_the_kind_that_ends_processes_is_
     monkeypatch.setattr(kernels.sys, "platform", "win32")
     tried = []
     monkeypatch.setattr(kernels, "errors", lambda layer, *_, **__: tried.append(layer) or {"forward": 0.0})
-    wrong = wrong_of(network(), tmp_path, side=2)
+    wrong = wrong_of(network(nn.Conv3d), tmp_path, shape=SHORT)
     assert [names for names, _ in wrong.values()] == [["net.0"], ["net.2"]]
     assert not tried
-    assert wrong_of(network(), tmp_path, side=3) == {}
-    assert len(tried) == 4, "in a child's stead, and as all are"
+    assert wrong_of(network(nn.Conv3d), tmp_path, shape=(1, 3, 3, 6, 6)) == {}
+    assert len(tried) == 2
 
 
 def test_where_plain_fp32_is_wrong_too_nothing_is_trusted(tmp_path):
@@ -130,16 +129,16 @@ def test_what_was_found_is_kept_by_machine_and_shape_and_found_again_where_the_f
         return errors(layer, *how, **more)
 
     monkeypatch.setattr(kernels, "errors", counted)
-    wrong_of(network(), tmp_path, side=8)
+    wrong_of(network(), tmp_path, shape=(1, 3, 8, 8))
     assert len(tested) == 2
-    wrong_of(network(), tmp_path, side=8)
+    wrong_of(network(), tmp_path, shape=(1, 3, 8, 8))
     assert len(tested) == 2, "known"
-    wrong_of(network(), tmp_path, side=9)
+    wrong_of(network(), tmp_path, shape=(1, 3, 9, 9))
     assert len(tested) == 4, "other shapes"
-    wrong_of(network(), tmp_path, replace(BF16, channels_last=False), side=8)
+    wrong_of(network(), tmp_path, replace(BF16, channels_last=False), shape=(1, 3, 8, 8))
     assert len(tested) == 6, "another layout"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    wrong_of(network(), tmp_path, side=8)
+    wrong_of(network(), tmp_path, shape=(1, 3, 8, 8))
     assert len(tested) == 8, "other kernels are chosen"
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     kept = tmp_path / "kernels.json"
@@ -147,13 +146,13 @@ def test_what_was_found_is_kept_by_machine_and_shape_and_found_again_where_the_f
     for damaged in (b"", b"\xff", b"[]", b'{"a": 1}', kept.read_bytes()[:-40]):
         tested.clear()
         kept.write_bytes(damaged)
-        wrong_of(network(), tmp_path, side=8)
+        wrong_of(network(), tmp_path, shape=(1, 3, 8, 8))
         assert len(tested) == 2
         assert len(json.loads(kept.read_text())) == 2
     kept.unlink()
     kept.mkdir()  # cannot be read, nor written
     tested.clear()
-    assert wrong_of(network(), tmp_path, side=8) == {}
+    assert wrong_of(network(), tmp_path, shape=(1, 3, 8, 8)) == {}
     assert len(tested) == 2
 
 

@@ -86,7 +86,8 @@ def train(
         except DivergedError as error:
             saved = course.saved
             if run is not None:
-                saved += f", {run.save_divergence(error.found)} every sample of the step"
+                name = run.save_divergence(error.found)
+                saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
             raise DivergedError(f"{error}; {saved}", error.found) from None
         summary = _summary(config, course.history)
         if run is not None:
