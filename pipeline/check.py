@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cache.errors import StoreDamaged
@@ -155,7 +156,16 @@ def _teacher(store: Store, origin: Origin, execution: Execution, say: Say, *, ex
         if on_gpu and execution.device.type == "cpu":
             say(f"the rows were computed in {forward.compute} on a GPU; this CPU compares them with fp32")
             forward = Forward("fp32", default_rows(execution.device), forward.compiled)
-    return open_teacher(origin.source, origin.input_map, forward, execution, origin.plan.side_px, say)
+    return open_teacher(
+        origin.source,
+        origin.input_map,
+        forward,
+        execution,
+        origin.plan.side_px,
+        say,
+        shown=torch.from_numpy(store.probe) if len(store.probe) else None,
+        store=store.path if exact else None,
+    )
 
 
 def _damaged_tables(store: Store) -> list[str]:

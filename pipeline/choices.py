@@ -76,6 +76,11 @@ class Places:
         """Where target indexes are kept: beside the stores, since data may lie on a read-only disk."""
         return self.cache_dir / "indexes" if isinstance(self.cache_dir, Path) else self.data_dir / "indexes"
 
+    @property
+    def kernels_file(self) -> Path:
+        """Where it is kept which kernels were tested."""
+        return self.index_dir.parent / "kernels.json"
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:

@@ -23,15 +23,25 @@ from pipeline.presence import class_precisions, presence_figures
 from pipeline.ranks import Ranks
 from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
+from sskt.errors import RunError
 from sskt.forward import exact_kernels
 from sskt.losses import presence_bce
 from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
 from sskt.normalise import normalise
+from sskt.sanity import LARGEST_LOGIT, insane_rows, worst_value
 from sskt.student import Student
 
 _BATCH = 250
 _CLIPS = 16  # of a batch
 _OF_DEVICE = 8  # pixels may take an eighth of what is free on a CUDA device
+
+
+class InsaneLogitsError(RunError):
+    """A student's answers make no sense; `ids` are the samples concerned."""
+
+    def __init__(self, message: str, ids: list[int]) -> None:
+        super().__init__(message)
+        self.ids = ids
 
 
 class Evaluator:
@@ -88,7 +98,10 @@ class Evaluator:
         return figures, confusion
 
     def predict(self, student: Student, amp: str) -> torch.Tensor:
-        """Primary logits of this rank's samples, in index order: float32 (views, n, classes) on the CPU."""
+        """Primary logits of this rank's samples, in index order: float32 (views, n, classes) on the CPU.
+
+        Raises InsaneLogitsError for values that are not finite or that no sound network gives.
+        """
         student.eval()
         device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
         views = []
@@ -98,8 +111,20 @@ class Evaluator:
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
                     z = student.predict(normalise(pixels.to(device), mean, std))
                 logits.append(z.float().cpu())
-            views.append(torch.cat(logits))
+            views.append(self._sane(torch.cat(logits)))
         return torch.stack(views)
+
+    def _sane(self, logits: torch.Tensor) -> torch.Tensor:
+        """(n, classes) logits of this rank's samples as they are, if they make sense."""
+        if rows := insane_rows(logits):
+            ids = self._index.ids[self._positions[rows]].tolist()
+            raise InsaneLogitsError(
+                f"the student's logits for {len(rows)} of {len(logits)} samples of {self._index.target}/"
+                f"{self._index.split} make no sense, {worst_value(logits[rows[0]]):.4g} for sample {ids[0]}, "
+                f"expected within {LARGEST_LOGIT:g}",
+                ids,
+            )
+        return logits
 
     def _figures(self, logits: torch.Tensor) -> dict[str, float]:
         """See `accuracy`; logits are (views, n, classes)."""

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from cache.files import Location
 from cache.manifest import Manifest
@@ -119,8 +120,17 @@ def open_work(
             # before there is a store: a source that does not run leaves none behind, and what is recorded is
             # how it runs
             forward = choose_forward(source, input_map, execution, picture_px, len(index), job.views)
-            frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
             probe = np.arange(min(PROBE_SAMPLES, len(index)))
+            pixels = probe_pixels(renderer, probe)
+            frozen = open_teacher(
+                source,
+                input_map,
+                forward,
+                execution,
+                picture_px,
+                say,
+                shown=torch.from_numpy(pixels),
+            )
             store = Store.create(
                 place.path,
                 Manifest(place.fields, frozen.forward.to_dict() | _made_by(job, source, execution, renderer)),
@@ -130,14 +140,17 @@ def open_work(
                 views=job.views,
                 top_k=place.top_k,
                 probe_ids=index.ids[probe],
-                probe=probe_pixels(renderer, probe),
+                probe=pixels,
             )  # or another process's, if that was faster
             forward = recorded_forward(store.path, store.manifest.made_by, execution)
         check_probe(store, index, renderer)
     store.grow(job.views)
     store.sweep()
     if frozen is None or frozen.forward != forward:
-        frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
+        shown = torch.from_numpy(store.probe) if len(store.probe) else None
+        frozen = open_teacher(
+            source, input_map, forward, execution, picture_px, say, shown=shown, store=store.path
+        )
     return Work(source, frozen, store, set(store.pending(job.views)))
 
 

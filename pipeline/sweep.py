@@ -26,7 +26,7 @@ from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.ranks import Ranks, joined
 from pipeline.run import read_config
-from pipeline.training.trainer import DivergedError
+from pipeline.training.divergence import DivergedError
 from sskt.errors import RunError
 
 if TYPE_CHECKING:

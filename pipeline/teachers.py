@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+from torch import Tensor
 
 from cache.errors import StoreMismatch
 from cache.files import Location
@@ -12,6 +15,7 @@ from pipeline.execution import Execution
 from sskt.errors import SourceError
 from sskt.forward import Forward, default_rows
 from sskt.frozen import FrozenSource, InputMap
+from sskt.plain import DisagreementError
 from sskt.sources import Source
 from sskt.tuning import fastest_rows
 
@@ -21,23 +25,60 @@ Say = Callable[[str], None]
 
 
 def open_teacher(
-    source: Source, input_map: InputMap, forward: Forward, execution: Execution, picture_px: int, say: Say
+    source: Source,
+    input_map: InputMap,
+    forward: Forward,
+    execution: Execution,
+    picture_px: int,
+    say: Say,
+    *,
+    shown: Tensor | None = None,
+    store: Location | None = None,
 ) -> FrozenSource:
-    """The source at work. Where it cannot be compiled and the user did not insist, that is said and it runs
-    as it is: the logits differ in their last bits.
+    """The source at work, its answers for `shown`, a few real pictures, held against plain fp32.
+
+    Where it cannot be compiled, or its answers are wrong, it runs uncompiled, then in fp32, and that is said.
+    Raises SourceError where the user insisted, StoreMismatch where the rows of `store` were computed in a way
+    that is wrong here.
     """
+    ways = dict.fromkeys([forward, replace(forward, compiled=False), Forward("fp32", forward.rows)])
+    refused: SourceError | None = None
+    for how in ways:
+        if refused is not None:
+            _require_free(refused, how, execution, store)
+        try:
+            frozen = FrozenSource(
+                source, input_map, device=execution.device, forward=how, picture_px=picture_px, shown=shown
+            )
+        except DisagreementError as error:
+            refused = error
+            continue
+        except SourceError as error:
+            if not how.compiled or execution.compiled:
+                raise
+            refused = error
+            continue
+        if refused is not None:
+            say(f"{refused}; it runs {how}")
+        return frozen
+    raise SourceError(
+        f"{refused}; nothing that is computed here can be trusted, use another version of torch"
+    )
 
-    def opened(how: Forward) -> FrozenSource:
-        return FrozenSource(source, input_map, device=execution.device, forward=how, picture_px=picture_px)
 
-    try:
-        return opened(forward)
-    except SourceError as error:
-        if not forward.compiled or execution.compiled:
-            raise
-        plain = opened(Forward(forward.compute, forward.rows))  # raises what is not the compiler's fault
-        say(f"{error}; it runs without")
-        return plain
+def _require_free(refused: SourceError, how: Forward, execution: Execution, store: Location | None) -> None:
+    """Raise what `refused` a way of computing, with its remedy, unless `how` may be taken instead."""
+    if not isinstance(refused, DisagreementError):
+        return
+    if store is not None:
+        raise StoreMismatch(
+            f"{store}: its rows were computed in a way that is wrong here: {refused}; go on with it on the "
+            f"machine that began it, or remove it (sskt cache prune {store}) and precompute again"
+        ) from refused
+    if execution.compiled and not how.compiled:
+        raise SourceError(f"{refused}; leave --compile out") from refused
+    if execution.compute not in (None, how.compute):
+        raise SourceError(f"{refused}; leave --amp {execution.compute} out, or pass --amp fp32") from refused
 
 
 def choose_forward(

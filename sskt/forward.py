@@ -39,6 +39,9 @@ class Forward:
     rows: int = _CPU_ROWS
     compiled: bool = False
 
+    def __str__(self) -> str:
+        return f"{'compiled' if self.compiled else 'uncompiled'} in {self.compute}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a store's record."""
         return asdict(self)

@@ -33,12 +33,14 @@ from sskt.forward import (
     one_thread_each,
 )
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
+from sskt.plain import MOST_SHOWN, plain_answers, require_agreement
 from sskt.programs import on_device
+from sskt.sanity import LARGEST_LOGIT, insane_rows, worst_value
 from sskt.sources import Source
 
 
 class NonFiniteLogitsError(SourceError):
-    """Some rows came out as NaN or infinite, or beyond float16's 65,504; `rows` are their positions in the
+    """Some rows came out as NaN or infinite, or beyond any sound network's; `rows` are their positions in the
     call.
     """
 
@@ -109,8 +111,9 @@ class FrozenSource:
 
     The last group of a call is filled up to `forward.rows` with copies of its first row. `threads` is how
     many forwards a CPU runs at once (left out: torch's number). `picture_px` is the side of the pictures that
-    will come (left out: `input_map.side_px`); code is compiled for that size. Raises SourceError when the
-    network cannot read pictures of `input_map.side_px`, or cannot be compiled.
+    will come (left out: `input_map.side_px`); code is compiled for that size. On `shown`, a few real pictures
+    as `logits` takes them, its answers are held against plain fp32. Raises SourceError when the network
+    cannot read pictures of `input_map.side_px`, or cannot be compiled; DisagreementError if answers differ.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class FrozenSource:
         forward: Forward | None = None,
         picture_px: int | None = None,
         threads: int | None = None,
+        shown: Tensor | None = None,
     ) -> None:
         forward = forward or Forward(default_compute(device), default_rows(device))
         if forward.compute not in COMPUTE:
@@ -139,7 +143,9 @@ class FrozenSource:
         self.forward = forward
         self._pool = one_thread_each(threads or torch.get_num_threads(), "frozen-source") if on_cpu else None
         self._picture_px = picture_px or input_map.side_px
+        self._shown = shown
         self._network = self._require_readable()
+        self._shown = None
 
     def logits(self, pixels: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) on any device to float16 (N, K) on the source's device, without gradient.
@@ -199,12 +205,16 @@ class FrozenSource:
         return wait
 
     def require_finite(self, logits: Tensor) -> None:
-        """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite."""
-        bad: list[int] = (~torch.isfinite(logits).all(dim=1)).nonzero()[:, 0].tolist()
+        """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite or beyond
+        what a sound network gives.
+        """
+        bad = insane_rows(logits)
         if bad:
+            fast = self.forward.compute != "fp32"
             raise NonFiniteLogitsError(
-                f"{self.source.spec.name} gave NaN, infinite or over 65504 logits for {len(bad)} of "
-                f"{len(logits)} rows; check its weights ({self.source.weights_path}), or compute it in fp32",
+                f"{self.source.spec.name} gave NaN, infinite or over {LARGEST_LOGIT:g} logits for "
+                f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
+                f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
             )
 
@@ -255,9 +265,10 @@ class FrozenSource:
                 )
         # an exported program may be tied to a batch size, and a GPU may lack memory for all rows at once
         whole = self.source.spec.task == "program" or self.device.type == "cuda"
-        n = forward.rows if whole else 1
-        network = self._eager()
+        n = forward.rows if whole or (forward.compute != "fp32" and self._shown is not None) else 1
         try:
+            plain = self._plain_answers()
+            network = self._eager()
             z = self._try(network, n)
         except torch.OutOfMemoryError as error:
             raise SourceError(
@@ -286,17 +297,38 @@ class FrozenSource:
                 f"{name} returns probabilities, every row is positive and adds up to 1; export the network "
                 f"without its softmax"
             )
-        if not forward.compiled:
-            return network
-        network = compiled(network)
-        with compiler_errors(name):
-            self._try(network, forward.rows)
+        if forward.compiled:
+            network = compiled(network)
+            with compiler_errors(name):
+                z = self._try(network, forward.rows)
+        if plain is not None:
+            require_agreement(name, forward, z, plain)
         return network
 
     def _try(self, network: Callable[[Tensor], Tensor], n_rows: int) -> Tensor:
-        """A forward of black pictures where the others will run: code is compiled for a number of threads."""
-        black, frames = self.black(n_rows), self.input_map.frames
-        black = black if frames is None else frames.pictures(black)[:n_rows]
+        """A forward where the others will run: code is compiled for a number of threads."""
+        pictures = self._pictures(n_rows)
         if self._pool is None:
-            return self._in_modes(network, black)
-        return self._pool.submit(self._in_modes, network, black).result()
+            return self._in_modes(network, pictures)
+        return self._pool.submit(self._in_modes, network, pictures).result()
+
+    def _pictures(self, n: int) -> Tensor:
+        """The first `n` pictures to try it on: what is shown over and over, or black ones."""
+        shown, frames = (
+            self.black(n) if self._shown is None else self._shown.to(self.device),
+            self.input_map.frames,
+        )
+        pictures = shown if frames is None else frames.pictures(shown)
+        return pictures.repeat(-(-n // len(pictures)), *(1 for _ in pictures.shape[1:]))[:n]
+
+    def _plain_answers(self) -> Tensor | None:
+        """See `sskt.plain`. None where nothing is shown, or that is how the source runs anyway."""
+        source, n = self.source, min(MOST_SHOWN, self.forward.rows)
+        is_program = source.spec.task == "program"
+        if self._shown is None or (is_program and self.forward == Forward("fp32", self.forward.rows)):
+            return None
+        if is_program:  # it may be tied to a number of rows, and its memory is laid out by its kernels
+            module, n = on_device(source.module, self.device), self.forward.rows
+        else:
+            module = source.module.to(self.device)
+        return plain_answers(module, self.input_map(self._pictures(n)), keeps_layout=is_program)

@@ -34,7 +34,7 @@ from pipeline.explain import run_explain
 from pipeline.run import read_summary
 from pipeline.sweep import Grid, run_sweep
 from pipeline.tables import store_rows
-from pipeline.training.trainer import DivergedError
+from pipeline.training.divergence import DivergedError
 from sskt.errors import RunError
 from sskt.gradcam import grad_cam
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise

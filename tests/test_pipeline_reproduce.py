@@ -23,7 +23,7 @@ from pipeline.reproduce.runner import Campaign, run_reproduce
 from pipeline.run import Run
 from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.targets.spec import TARGETS
-from pipeline.training.trainer import DivergedError
+from pipeline.training.divergence import DivergedError
 from sskt import published
 from sskt.backbones import build_backbone
 from sskt.errors import RunError

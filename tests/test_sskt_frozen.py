@@ -202,7 +202,7 @@ def test_non_finite_rows_are_named(scale, what):
     pixels = torch.zeros(11, 3, 8, 8, dtype=torch.uint8)
     pixels[[3, 9]] = 255
     with pytest.raises(
-        NonFiniteLogitsError, match=r"imagenet gave NaN, infinite or over 65504 logits for 2 of 11 rows"
+        NonFiniteLogitsError, match=r"imagenet gave NaN, infinite or over 10000 logits for 2 of 11 rows"
     ) as e:
         frozen.logits(pixels)
     assert e.value.rows == [3, 9]

@@ -38,7 +38,8 @@ from pipeline.run import (
 )
 from pipeline.training.config import OWN, TrainConfig
 from pipeline.training.method import open_method
-from pipeline.training.train import Lesson, train
+from pipeline.training.train import Lesson, kernels, train
+from pipeline.training.trial import prepare_to_score, require_kernels, with_plain_layers
 from sskt.backbones import Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
@@ -89,6 +90,10 @@ def run_train(
         if tuning.finetune_from is not None:
             load_pretrained(backbone, tuning.finetune_from, config.model)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        with kernels(config, execution.device):
+            config = with_plain_layers(
+                config, method, lesson.plan, execution.device, ranks, places.kernels_file, say
+            )
         found = _to_dict(places, tuning.finetune_from)
         run = Run.begin(out, config.to_dict(), found) if ranks.first else None
         if config.overridden:
@@ -123,7 +128,7 @@ def resume_train(
             f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
             f"of them, or train again into another folder"
         )
-    if state is not None and state["config"] != config.to_dict():
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
     places, execution = places or places_of(out), execution or choose_execution()
     with joined(execution.device) as ranks:
@@ -163,6 +168,8 @@ def resume_train(
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        with kernels(config, execution.device):
+            require_kernels(config, method, lesson.plan, execution.device, places.kernels_file, out)
         run = Run.go_on(out, state["history"] if state else ()) if ranks.first else None
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
 
@@ -199,6 +206,7 @@ def run_evaluate(
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
         plan = replace(plan, n_clips=clips)
+    prepare_to_score(student, config, plan, execution.device, places.kernels_file, say)
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
     if confusion is not None:
         try:

@@ -12,12 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.store import Store, find_stores
 from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
 from pipeline.execution import Execution
-from pipeline.fingerprint import check_probe, identity, matching_store, seen_by
+from pipeline.fingerprint import (
+    PROBE_SAMPLES,
+    check_probe,
+    identity,
+    matching_store,
+    probe_pixels,
+    seen_by,
+)
 from pipeline.job import Job
 from pipeline.labels import Labels
 from pipeline.labels.cached import CachedLabels
@@ -250,7 +260,15 @@ def _live(
         source, input_map = _opened(request, name)
         if teacher_bn == "frozen":
             forward = execution.forward(request.n_forwards)
-            teachers[name] = open_teacher(source, input_map, forward, execution, request.plan.side_px, say)
+            with closing(
+                execution.open_renderer(request.index, seen_by(input_map, request.plan), batch_size=1)
+            ) as renderer:
+                shown = torch.from_numpy(
+                    probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.index))))
+                )
+            teachers[name] = open_teacher(
+                source, input_map, forward, execution, request.plan.side_px, say, shown=shown
+            )
         else:
             teachers[name] = BatchStatisticsSource(
                 source, input_map, device=execution.device, compute=execution.precision

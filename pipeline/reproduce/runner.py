@@ -26,7 +26,7 @@ from pipeline.reproduce.attempt import (
 )
 from pipeline.reproduce.report import Result, Scratch, write_report
 from pipeline.run import RunBusyError, read_summary
-from pipeline.training.trainer import DivergedError
+from pipeline.training.divergence import DivergedError
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
 from sskt.sources import parse_source, published_digest, weights_file

@@ -62,6 +62,8 @@ class TrainConfig:
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
     source_weights: dict[str, str]  # sha256 of each source's weights
+    # modules that compute in plain fp32, since the fast kernels were found wrong; see pipeline.training.trial
+    plain_layers: tuple[str, ...] = ()
 
     @property
     def is_own(self) -> bool:

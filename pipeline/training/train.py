@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.evaluate import Evaluator
+from pipeline.evaluate import Evaluator, InsaneLogitsError
 from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Loader, Order
@@ -29,7 +29,8 @@ from pipeline.ranks import Ranks
 from pipeline.run import Run
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
-from pipeline.training.trainer import DivergedError, Trainer
+from pipeline.training.divergence import DivergedError, diverged
+from pipeline.training.trainer import Trainer
 from sskt.methods import Method
 
 _SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
@@ -71,7 +72,7 @@ def train(
     last.pt. Raises DivergedError, naming step and samples, when a loss or weight is not finite; the last
     good state stays.
     """
-    with closing(run) if run else nullcontext(), _kernels(config, execution.device):
+    with closing(run) if run else nullcontext(), kernels(config, execution.device):
         trainer = Trainer(config, method, lesson.index, lesson.labels, execution, ranks)
         course = _Course(config, trainer, lesson, execution, ranks, run, say)
         if state is not None:
@@ -85,7 +86,8 @@ def train(
         except DivergedError as error:
             saved = course.saved
             if run is not None:
-                saved += f", {run.save_divergence(error.found)} every sample of the step"
+                name = run.save_divergence(error.found)
+                saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
             raise DivergedError(f"{error}; {saved}", error.found) from None
         summary = _summary(config, course.history)
         if run is not None:
@@ -159,7 +161,7 @@ class _Course:
         config, trainer = self._config, self._trainer
         last = trainer.epoch + 1 == config.epochs
         if last or (trainer.epoch + 1) % config.eval_every == 0:
-            figures |= self._evaluator.accuracy(trainer.student, config.amp)
+            figures |= self._tested()
             metric = config.metric
             if figures[metric] > max((m.get(metric, -1.0) for m in self.history), default=-1.0):
                 self._best = {k: v.detach().clone() for k, v in trainer.student.exported_state().items()}
@@ -170,6 +172,20 @@ class _Course:
         trainer.end_epoch(figures.get("test_loss"))
         if last or self._is_due(self._saving_s / _SAVING_SHARE):
             self._save()
+
+    def _tested(self) -> dict[str, float]:
+        """The student's figures on the test split. Raises DivergedError where its weights or its answers make
+        no sense.
+        """
+        trainer = self._trainer
+        trainer.require_sane()
+        try:
+            return self._evaluator.accuracy(trainer.student, self._config.amp)
+        except InsaneLogitsError as error:
+            where = f"after step {trainer.step}"
+            raise diverged(
+                self._config, str(error), where, epoch=trainer.epoch + 1, step=trainer.step, ids=error.ids
+            ) from error
 
     def _mention_neighbours(self) -> None:
         """Say once that other processes are in the way."""
@@ -212,7 +228,7 @@ class _Course:
 
 
 @contextmanager
-def _kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Deterministic kernels alone, or, on CUDA, the fastest of them; as it was afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     on_cuda = device.type == "cuda"
@@ -242,6 +258,7 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
         "method": config.method,
         "sources": list(config.sources),
         "labels": config.labels,
+        **({"plain_layers": list(config.plain_layers)} if config.plain_layers else {}),
         "seed": config.seed,
         "epochs": len(history),
         "overridden": {name: list(pair) for name, pair in config.overridden.items()},

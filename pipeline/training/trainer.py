@@ -26,9 +26,12 @@ from pipeline.precision import autocast
 from pipeline.ranks import Ranks
 from pipeline.render import Positions
 from pipeline.targets.index import TargetIndex
+from pipeline.training.compiled import require_right
 from pipeline.training.config import TrainConfig
-from sskt.errors import RunError
+from pipeline.training.divergence import diverged
+from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
+from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
 from sskt.student import memory_layout
 
@@ -36,14 +39,6 @@ from sskt.student import memory_layout
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
 
 _CHECK_EVERY = 25  # steps between two looks at the losses, each of which waits for a GPU
-
-
-class DivergedError(RunError):
-    """A loss or a weight is no number any more; `found` says where, and names every sample of the step."""
-
-    def __init__(self, message: str, found: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.found = found
 
 
 @dataclass(slots=True)
@@ -82,8 +77,11 @@ class Trainer:
         self.student = method.student
         if config.channels_last:
             method.to(memory_format=memory_layout(self.student))
+        for name in config.plain_layers:
+            compute_plainly(method.get_submodule(name))
         parallel = ranks.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
+        self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
         self._optimiser = torch.optim.SGD(
             method.parameter_groups(),
             lr=config.lr,
@@ -134,6 +132,18 @@ class Trainer:
         self.sums.wall_s = before + perf_counter() - started
         return self._figures(view)
 
+    def require_sane(self) -> None:
+        """Raise DivergedError if a loss of the steps so far is not finite, or a weight or a batch norm's
+        average is beyond what a sound network has (`sskt.sanity`).
+        """
+        self._check()
+        averages = [name for name, _ in self.method.named_buffers()]
+        if found := insane_weight(self.method.state_dict(), averages):
+            name, value = found
+            self._stop(
+                f"the largest value of {name} is {value:.4g}", f"after step {self.step}", self.step, []
+            )
+
     def end_epoch(self, test_loss: float | None) -> None:
         """Move the schedule, and begin the next epoch."""
         self._schedule.step(test_loss)
@@ -142,12 +152,9 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on: plain data and tensors, the same on every rank.
 
-        Raises DivergedError if a weight is no number any more, so that no such state is kept.
+        Raises DivergedError as `require_sane` does, so that no such state is kept.
         """
-        self._check()
-        for name, weight in self.method.named_parameters():
-            if not bool(torch.isfinite(weight).all()):
-                self._stop(f"the weights {name} are not finite", f"after step {self.step}", self.step, [])
+        self.require_sane()
         mine = {
             "sums": asdict(self.sums),
             "rng": torch.get_rng_state(),
@@ -203,8 +210,12 @@ class Trainer:
         asked = perf_counter()
         source_logits = self._labels.logits(batch.positions, shown) if self._labels else {}
         self.sums.label_s += perf_counter() - asked
+        inputs = (pixels, batch.labels, source_logits, mixed, mixed_sources)
+        if self._untried is not None:
+            require_right(self._losses, self._untried, self.method, inputs, self._config, self._device)
+            self._untried = None
         with autocast(self._device, self._config.amp):
-            losses = self._losses(pixels, batch.labels, source_logits, mixed, mixed_sources)
+            losses = self._losses(*inputs)
         # the ranks' gradients are averaged, as if their parts of the batch were equally large
         weight = self._ranks.weight(len(batch.positions), batch.n_step)
         self._optimiser.zero_grad(set_to_none=True)
@@ -252,11 +263,7 @@ class Trainer:
 
     def _stop(self, what: str, where: str, step: int, ids: list[int]) -> None:
         """There is no going on from here."""
-        raise DivergedError(
-            f"{self._config.target}: {what} in epoch {self.epoch + 1}, {where}; lower --lr or --alpha, "
-            f"or add --clip-norm",
-            {"what": what, "epoch": self.epoch + 1, "step": step, "ids": ids},
-        )
+        raise diverged(self._config, what, where, epoch=self.epoch + 1, step=step, ids=ids)
 
     def _figures(self, view: int) -> dict[str, Any]:
         """One line of metrics.jsonl: the epoch over all ranks; its seconds are those of this rank."""

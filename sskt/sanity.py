@@ -1,0 +1,47 @@
+"""Values that no sound network reaches, so that none beyond them is ever kept as a success.
+
+The largest weight of torchvision's and the paper's trained networks is of order 10, and 1e4 is a thousand
+times that. A running variance of 1e10 means activations of 1e5, beyond float16's range: a first convolution
+that reads grey levels of 0 to 255 can come to 1e7. A logit of 1e4 gives a probability that is 1 or 0 at any
+temperature in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+LARGEST_WEIGHT = 1e4
+LARGEST_AVERAGE = 1e10  # of a batch norm's running mean and variance
+LARGEST_LOGIT = 1e4
+
+
+def insane_weight(state: Mapping[str, Tensor], averages: Iterable[str]) -> tuple[str, float] | None:
+    """The first of a module's tensors with a value that is not finite or beyond its bound, and that value.
+
+    `averages` are the names of its buffers. Waits for a GPU once.
+    """
+    named = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
+    if not named:
+        return None
+    largest = torch.stack([tensor.detach().abs().max().float() for tensor in named.values()]).tolist()
+    buffers = set(averages)
+    for name, value in zip(named, largest, strict=True):
+        if not value <= (LARGEST_AVERAGE if name in buffers else LARGEST_WEIGHT):
+            return name, value
+    return None
+
+
+def insane_rows(logits: Tensor) -> list[int]:
+    """The rows of (N, K) logits with a value that is not finite or beyond LARGEST_LOGIT."""
+    rows: list[int] = (~(logits.float().abs().amax(dim=1) <= LARGEST_LOGIT)).nonzero()[:, 0].tolist()
+    return rows
+
+
+def worst_value(row: Tensor) -> float:
+    """Of one row of logits, what is not finite, else the value that is furthest from 0."""
+    row = row.float()
+    bad = row[~row.isfinite()]
+    return float(bad[0] if len(bad) else row[row.abs().argmax()])
