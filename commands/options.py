@@ -219,6 +219,13 @@ SHOWN = (
         "What picture sources see of a clip: center_frame, mean_frame, frames:K, "
         "frames:K:log-probabilities or reference. [default: center_frame]",
     ),
+    choice_option(
+        "--source-input",
+        "released earlier",
+        "released",
+        "What sources see: as the released code scales and normalises it, or as in stores made before this "
+        "option was there.",
+    ),
 )
 PLANNED = together(  # of what trains; stage one calls the seed --seed
     "augmentation",

@@ -282,7 +282,7 @@ def test_maxls_student_learns_its_own_two_losses():
 
 
 class Branched(Backbone):
-    """Its first block is all that a transfer module sees, so that a loss of its own reaches not every weight."""
+    """A transfer module sees its first block alone, and an auxiliary loss does not reach what comes after."""
 
     block_channels, n_features, transfer_width = (6,), 5, 4
 

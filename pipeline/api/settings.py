@@ -14,14 +14,16 @@ from pipeline.api.lesson import Asked, Supervision
 from pipeline.choices import channels_last, student_precision
 from pipeline.execution import Execution
 from pipeline.targets.spec import parse_target
-from pipeline.training.config import PRECISIONS, TrainConfig
+from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, PRECISIONS, TrainConfig
 from pipeline.training.method import READ_BY, require_read
 from pipeline.training.train import Lesson
-from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone
+from sskt.backbones import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
 from sskt.download import known_digest_of
 from sskt.errors import RunError
+from sskt.initialise import choose_init
 from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
-from sskt.methods import GRADIENT_COSINE, METHODS
+from sskt.methods import GATES, GRADIENT_COSINE, METHODS
+from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.recipes import SETTINGS, recipe_for
 from sskt.schedules import SCHEDULES
 
@@ -61,6 +63,8 @@ class Tuning:
     label_smoothing: float = 0.0
     finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.finetune
     freeze_until: str | None = None  # the backbone's part before this one stays as it is
+    init: str | None = None  # of the heads: one of sskt.initialise.INITS; None: "released" where it has one
+    clip_mean: str = RELEASED_MEAN  # what 3D ResNets take off: one of sskt.normalise.CLIP_MEANS
     mixup: float = 0.0  # a of Beta(a, a)
     cutmix: float = 0.0
     amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
@@ -139,6 +143,7 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "transfer_module": taught.transfer_module,
         "kd_reduction": taught.kd_reduction or _kd_reduction(taught.method, asked.settings["primary_loss"]),
         "gradient_cosine": taught.gradient_cosine,
+        **({"gates": GATES[0]} if taught.gradient_cosine == "weigh" else {}),
         "peers": taught.peers,
         "psi": taught.psi,
         "teacher_bn": taught.teacher_bn,
@@ -146,7 +151,7 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "seed": seed,
         "limit": asked.limit,
         "eval_every": eval_every,
-        **_tuned(tuning, asked.execution),
+        **_tuned(tuning, model, taught.method, asked.execution),
         "channels_last": channels_last(asked.execution.device),
         "ranks": asked.ranks.world,
         "plan": asked.augmentation.training_plan(spec).to_dict(),
@@ -181,13 +186,42 @@ def require_reads(backbone: Backbone, config: TrainConfig) -> None:
         )
 
 
-def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
-    """`tuning` as a config has it."""
+def _tuned(tuning: Tuning, model: str, method: str, execution: Execution) -> dict[str, Any]:
+    """`tuning` as a config has it, with what the network and the method settle."""
     began_with = tuning.finetune_from
     return asdict(tuning) | {
-        "amp": student_precision(tuning.amp, execution.device),
+        "amp": _precision(tuning.amp, method, execution),
         "finetune_from": began_with and weights_name(began_with),
+        "init": choose_init(model, tuning.init),
+        "clip_mean": _clip_mean(tuning.clip_mean, model),
+        "dropout": DROPOUTS.get(model, 0.0),
     }
+
+
+def _precision(amp: str, method: str, execution: Execution) -> str:
+    """What a student computes in; see `student_precision`."""
+    chosen = student_precision(amp, execution.device)
+    if method == "maxl" and chosen == "fp16":
+        if amp == "fp16":
+            raise RunError(
+                "--amp fp16: --method maxl takes gradients of gradients, which leave float16's range; use "
+                "bf16 or fp32"
+            )
+        return "fp32"
+    return chosen
+
+
+def _clip_mean(asked: str, model: str) -> str:
+    """What a student takes off its clips, as a config has it."""
+    if asked not in CLIP_MEANS:
+        raise RunError(f"--clip-mean is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
+    if model.startswith("resnet3d"):
+        return asked
+    if asked != RELEASED_MEAN:
+        raise RunError(
+            f"--clip-mean {asked} is of the resnet3d networks, this student is {model}; leave it out"
+        )
+    return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
 
 
 def weights_name(path: Path) -> str:

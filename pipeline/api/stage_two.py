@@ -36,10 +36,11 @@ from pipeline.run import (
     read_student,
     read_summary,
 )
-from pipeline.training.config import OWN, TrainConfig
+from pipeline.training.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, train
 from sskt.backbones import Backbone, build_backbone
+from sskt.backbones.resnet3d import ResNet3D
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import SETTINGS, recipe_for
@@ -83,7 +84,7 @@ def run_train(
         lesson = open_lesson(asked, say)
         name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
-        backbone = _backbone(model or name, seed)
+        backbone = _backbone(model or name, seed, config.clip_mean)
         require_reads(backbone, config)
         _require_runs(backbone, config, lesson)
         if tuning.finetune_from is not None:
@@ -123,7 +124,7 @@ def resume_train(
             f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
             f"of them, or train again into another folder"
         )
-    if state is not None and state["config"] != config.to_dict():
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
     places, execution = places or places_of(out), execution or choose_execution()
     with joined(execution.device) as ranks:
@@ -159,7 +160,7 @@ def resume_train(
             say(f"{out}: all {done} epochs are done, its student is written from last.pt")
         else:
             say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
-        backbone = _backbone(backbone or config.model, config.seed)
+        backbone = _backbone(backbone or config.model, config.seed, config.clip_mean)
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
@@ -190,7 +191,7 @@ def run_evaluate(
     _require_classes(config, index.classes, run)
     if config.is_own and backbone is None:
         raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")
-    network = backbone or build_backbone(config.model)
+    network = _backbone(backbone or config.model, config.seed, config.clip_mean)
     student = Student(network, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
@@ -223,10 +224,14 @@ def model_name(target: str, model: str | Backbone | None) -> str:
     return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
 
 
-def _backbone(model: str | Backbone, seed: int) -> Backbone:
+def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
     """A named one starts from the seed; its heads' weights follow it in either case."""
     torch.manual_seed(seed)
-    return build_backbone(model) if isinstance(model, str) else model
+    if isinstance(model, str):
+        return build_backbone(model, clip_mean=clip_mean)
+    if isinstance(model, ResNet3D) and clip_mean != OWN_MEAN:
+        model.take_off(clip_mean)  # of a run that was begun before backbones had another mean
+    return model
 
 
 def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:

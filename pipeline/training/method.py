@@ -64,7 +64,7 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         )
 
     def student(of: Backbone, heads: Mapping[str, int]) -> Student:
-        made = Student(of, n_classes, heads, config.transfer_module)
+        made = Student(of, n_classes, heads, config.transfer_module, init=config.init, dropout=config.dropout)
         if config.freeze_until is not None:
             made.freeze_until(config.freeze_until)
         return made
@@ -78,9 +78,12 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         _require_maxl_possible(config)
         n_made = n_classes * config.psi
         pupil = student(backbone, {AUXILIARY: n_made})
-        generator = Student(_another(config, backbone), n_made, {}, transfer_module=False)
+        generator = Student(
+            _another(config, backbone), n_made, {}, False, init=config.init, dropout=config.dropout
+        )
         return MetaAuxiliary(pupil, generator, terms, psi=config.psi, **layout)
-    return Taught(student(backbone, source_classes), terms, gradient_cosine=config.gradient_cosine, **layout)
+    pupil = student(backbone, source_classes)
+    return Taught(pupil, terms, gradient_cosine=config.gradient_cosine, gates=config.gates, **layout)
 
 
 def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
@@ -91,7 +94,7 @@ def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
         raise RunError(
             f"--method {config.method} builds its own networks; name one of {', '.join(BACKBONES)}"
         )
-    return build_backbone(config.model)
+    return build_backbone(config.model, clip_mean=config.clip_mean)
 
 
 def _require_maxl_possible(config: TrainConfig) -> None:

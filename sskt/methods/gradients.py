@@ -1,4 +1,4 @@
-"""Gradients of several losses on the weights that they share: compared, gated and put together (Du et al., 2018).
+"""Gradients of several losses on the weights that they share: compared, gated and added up (Du et al., 2018).
 
 A gate max(0, cos) multiplies an auxiliary gradient on the weights that the primary loss reaches too; weights
 that the auxiliary loss alone reaches, its head's, learn from it in full.
@@ -16,7 +16,7 @@ Gradients = list[Tensor | None]  # one for each weight; None where the loss does
 
 
 def gradients_of(loss: Tensor, weights: Sequence[Tensor], scaled: Callable[[Tensor], Tensor]) -> Gradients:
-    """d loss / d weights. `scaled` is the gradient scaler's: what a low precision computes is the gradient of
+    """D loss / d weights. `scaled` is the gradient scaler's: what a low precision computes is the gradient of
     scaled(loss), which does not vanish in it as that of the loss itself would, and it is divided afterwards.
     """
     found = torch.autograd.grad(scaled(loss), weights, retain_graph=True, allow_unused=True)
@@ -25,8 +25,8 @@ def gradients_of(loss: Tensor, weights: Sequence[Tensor], scaled: Callable[[Tens
 
 
 def cosine(primary: Gradients, auxiliary: Gradients) -> Tensor:
-    """Of two gradients, on the weights that both losses reach: a float32 scalar, 0 where one of them vanishes,
-    or is beyond its precision, in which case a gradient scaler leaves the step out.
+    """Of two gradients, on the weights that both losses reach: a scalar, 0 where one of them vanishes, or is
+    beyond its precision, in which case a gradient scaler leaves the step out.
     """
     pairs = [(p, a) for p, a in zip(primary, auxiliary, strict=True) if p is not None and a is not None]
     if not pairs:
@@ -62,9 +62,7 @@ def gated(
 def with_gradients(value: Tensor, weights: Sequence[Tensor], gradients: Gradients) -> Tensor:
     """`value`, whose backward pass gives these gradients, times its own, instead of the graph's."""
     reached = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
-    out: Tensor = _Given.apply(  # type: ignore[no-untyped-call]
-        value.detach(), *[w for w, _ in reached], *[g for _, g in reached]
-    )
+    out: Tensor = _Given.apply(value.detach(), *[w for w, _ in reached], *[g for _, g in reached])
     return out
 
 
@@ -78,6 +76,6 @@ class _Given(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         return (None, *[upstream * g for g in gradients], *[None] * len(gradients))

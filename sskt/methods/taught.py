@@ -38,9 +38,9 @@ class Taught(Method):
         gradient_cosine: str = "off",
         gates: str = "shared",
     ) -> None:
-        """`gates` is one of GATES: "losses" weighs whole auxiliary losses, their heads' gradients too, as runs
-        did until "shared" was there; it is for going on with those. Raises RunError for gradients of a
-        backbone that is frozen as a whole.
+        """`gates` is one of GATES: "losses" weighs whole auxiliary losses, their heads' gradients too. It is
+        how runs were begun before there was "shared", and is for going on with those. Raises RunError for
+        gradients of a backbone that is frozen as a whole.
         """
         super().__init__(student, terms, channels_last=channels_last)
         moving = any(weight.requires_grad for weight in student.backbone.parameters())
