@@ -23,7 +23,7 @@ from pipeline.api.settings import (
 from pipeline.api.stage_one import open_index
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
-from pipeline.evaluate import Evaluator
+from pipeline.evaluate import Evaluator, of_clips
 from pipeline.execution import Execution
 from pipeline.plan import CentreClip, CornerClip, plan_from
 from pipeline.ranks import joined
@@ -175,11 +175,11 @@ def run_evaluate(
     execution: Execution | None = None,
     say: Say = print,
     which: str = "last",
-    clips: int = EVALUATION_CLIPS,
+    clips: int | str = EVALUATION_CLIPS,
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
-    evaluation view; of videos, by `clips` of each. Its confusion matrix goes into the run's folder.
+    evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion matrix goes into the run's folder.
 
     The data are looked for where they were (`places_of`), or in `places`. A `backbone` is needed, built as it
     was then, where the run had one of the caller's. Raises RunError if `run` is no finished run or its target
@@ -199,7 +199,7 @@ def run_evaluate(
         student.to(memory_format=memory_layout(student))
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
-        plan = replace(plan, n_clips=clips)
+        plan = of_clips(plan, clips)
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
     if confusion is not None:
         try:

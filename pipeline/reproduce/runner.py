@@ -16,6 +16,7 @@ from pipeline.api.stage_one import open_index
 from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
 from pipeline.execution import Execution
 from pipeline.ranks import joined
+from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.reproduce.attempt import (
     TRAINING_SAMPLES,
     Attempt,
@@ -136,6 +137,8 @@ def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
         _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign, say)
     folder = campaign.folder(attempt.row.name, seed)
     train_once(attempt.row.target, folder, say=say, **_settings(attempt, seed, campaign))
+    if attempt.metric == ALL_CLIPS_METRIC:
+        score_all_clips(folder, campaign.places, campaign.execution, say)
 
 
 def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
@@ -228,10 +231,10 @@ def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, .
 def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any] | None:
     """The summary of a run that came to its end with the settings of this campaign."""
     folder = campaign.folder(attempt.row.name, seed)
-    summary = read_summary(folder)
-    if summary is None or not is_as_asked(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
+    settings = _settings(attempt, seed, campaign)
+    if (summary := read_summary(folder)) is None or not is_as_asked(attempt.row.target, folder, **settings):
         return None
-    return summary
+    return with_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
 
 
 def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:

@@ -35,8 +35,8 @@ DROPOUTS = {"mobilenet_v2": 0.2}  # of the pooled features, before the primary h
 
 def build_backbone(name: str, *, clip_mean: str = RELEASED_MEAN) -> Backbone:
     """A backbone with fresh weights from torch's global generator. `clip_mean`, one of
-    `sskt.normalise.CLIP_MEANS`, is what a 3D ResNet takes off; other networks have a mean of their own. Raises
-    RunError for an unknown name.
+    `sskt.normalise.CLIP_MEANS`, is what a 3D ResNet takes off; other networks have a mean of their own.
+    Raises RunError for an unknown name.
     """
     if name not in BACKBONES:
         raise RunError(f"model {name!r} is unknown, expected one of {', '.join(BACKBONES)}")
