@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cache.files import Location
+from pipeline import given
 from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
@@ -41,6 +42,17 @@ class Places:
     data_dir: Path = Path("data")
     cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
+
+    def __post_init__(self) -> None:
+        """Paths may be given as text. Raises RunError for what is none."""
+        object.__setattr__(self, "data_dir", given.path(self.data_dir, "data_dir"))
+        object.__setattr__(self, "cache_dir", given.place(self.cache_dir, "cache_dir"))
+        if not isinstance(self.weights, Mapping):
+            raise RunError(
+                f"weights are {self.weights!r}, expected paths by source, such as {{'imagenet': PATH}}"
+            )
+        files = {name: given.path(path, f"weights[{name!r}]") for name, path in self.weights.items()}
+        object.__setattr__(self, "weights", files)
 
     @property
     def weights_dir(self) -> Path:
@@ -91,6 +103,12 @@ class Augmentation:
     stride: int | None = None  # between a clip's frames
     source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.clip_frames
     source_input: str = RELEASED  # or EARLIER: how stores were made before; see `input_map`
+
+    def __post_init__(self) -> None:
+        """Raises RunError for numbers that are not whole, or a seed that the plan has no room for."""
+        object.__setattr__(self, "seed", given.whole(self.seed, "seed", below=given.PLAN_SEEDS))
+        for name in ("side_px", "source_side_px", "n_frames", "stride"):
+            object.__setattr__(self, name, given.whole_or_none(getattr(self, name), name, low=0))
 
     def training_plan(self, spec: TargetSpec) -> Plan:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
@@ -186,6 +204,8 @@ def choose_execution(
     precision that is exact enough. `threads` decode (left out: one a core, shared by torchrun's processes
     here); `batch_size` is the rows of one forward. A CUDA device becomes torch's current one.
     """
+    threads = given.whole_or_none(threads, "threads")
+    batch_size = given.whole_or_none(batch_size, "batch_size")
     chosen = _device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import given
 from pipeline.api.lesson import Asked, Supervision
-from pipeline.choices import channels_last, student_precision
+from pipeline.choices import channels_last
 from pipeline.execution import Execution
 from pipeline.targets.spec import parse_target
-from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, PRECISIONS, TrainConfig
-from pipeline.training.method import READ_BY, require_read
+from pipeline.training.config import PRECISIONS, TrainConfig
+from pipeline.training.method import READ_BY, choose_clip_mean, choose_precision, require_read
 from pipeline.training.train import Lesson
 from sskt.backbones import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
 from sskt.download import known_digest_of
@@ -23,7 +24,7 @@ from sskt.errors import RunError
 from sskt.initialise import choose_init
 from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
 from sskt.methods import GATES, GRADIENT_COSINE, METHODS
-from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
+from sskt.normalise import RELEASED_MEAN
 from sskt.recipes import SETTINGS, recipe_for
 from sskt.schedules import SCHEDULES
 
@@ -71,6 +72,14 @@ class Tuning:
     compiled: bool = False
     deterministic: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises RunError for what is no number or no path."""
+        for name in ("clip_norm", "label_smoothing", "mixup", "cutmix"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else given.number(value, name))
+        if self.finetune_from is not None:
+            object.__setattr__(self, "finetune_from", given.path(self.finetune_from, "finetune_from"))
+
 
 def settings_of(
     target: str, supervision: Supervision, tuning: Tuning, overrides: Mapping[str, Any]
@@ -82,9 +91,7 @@ def settings_of(
     """
     recipe = recipe_for(target, supervision.method, finetuned=tuning.finetune_from is not None)
     chosen: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in overrides.items()
-        if value is not None
+        name: given.setting(name, value) for name, value in overrides.items() if value is not None
     }
     if "epochs" in chosen:
         chosen.setdefault("milestones", recipe.milestones_in(chosen["epochs"]))
@@ -190,38 +197,12 @@ def _tuned(tuning: Tuning, model: str, method: str, execution: Execution) -> dic
     """`tuning` as a config has it, with what the network and the method settle."""
     began_with = tuning.finetune_from
     return asdict(tuning) | {
-        "amp": _precision(tuning.amp, method, execution),
+        "amp": choose_precision(tuning.amp, method, execution.device),
         "finetune_from": began_with and weights_name(began_with),
         "init": choose_init(model, tuning.init),
-        "clip_mean": _clip_mean(tuning.clip_mean, model),
+        "clip_mean": choose_clip_mean(tuning.clip_mean, model),
         "dropout": DROPOUTS.get(model, 0.0),
     }
-
-
-def _precision(amp: str, method: str, execution: Execution) -> str:
-    """What a student computes in; see `student_precision`."""
-    chosen = student_precision(amp, execution.device)
-    if method == "maxl" and chosen == "fp16":
-        if amp == "fp16":
-            raise RunError(
-                "--amp fp16: --method maxl takes gradients of gradients, which leave float16's range; use "
-                "bf16 or fp32"
-            )
-        return "fp32"
-    return chosen
-
-
-def _clip_mean(asked: str, model: str) -> str:
-    """What a student takes off its clips, as a config has it."""
-    if asked not in CLIP_MEANS:
-        raise RunError(f"--clip-mean is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
-    if model.startswith("resnet3d"):
-        return asked
-    if asked != RELEASED_MEAN:
-        raise RunError(
-            f"--clip-mean {asked} is of the resnet3d networks, this student is {model}; leave it out"
-        )
-    return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
 
 
 def weights_name(path: Path) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipeline import given
 from pipeline.choices import DEFAULT_VIEWS, EARLIER, Augmentation, Places, choose_execution
 from pipeline.estimate import estimate
 from pipeline.execution import Execution
@@ -38,7 +39,7 @@ def run_prepare(
     Of a target of videos every frame is packed, by `packing`; with `allow_missing` it may go on without
     videos that are listed and not there, or damaged.
     """
-    spec, rows = parse_target(target), []
+    spec, rows = parse_target(given.text(target, "target")), []
     if spec.videos is not None:
         prepare_videos(
             spec,
@@ -73,8 +74,8 @@ def open_index(target: str, split: str, *, places: Places, say: Say, limit: int 
 
 
 def run_precompute(
-    targets: Sequence[str],
-    sources: Sequence[str],
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
     *,
     views: int = DEFAULT_VIEWS,
     augmentation: Augmentation | None = None,
@@ -100,8 +101,8 @@ def run_precompute(
 
 
 def run_estimate(
-    targets: Sequence[str],
-    sources: Sequence[str],
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
     *,
     views: int = DEFAULT_VIEWS,
     augmentation: Augmentation | None = None,
@@ -122,8 +123,8 @@ def run_estimate(
 
 
 def _jobs(
-    targets: Sequence[str],
-    sources: Sequence[str],
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
     views: int,
     augmentation: Augmentation,
     places: Places,
@@ -136,6 +137,9 @@ def _jobs(
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
+    targets, sources = given.texts(targets, "targets"), given.texts(sources, "sources")
+    views, limit = given.whole(views, "views", low=1), given.whole_or_none(limit, "limit")
+    top_k = given.whole_or_none(top_k, "top_k", low=0)
     names = list(targets) or prepared(places.data_dir, places.index_dir)
     if not names:
         raise TargetError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cache.files import location
+from pipeline import given
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
     Tuning,
@@ -76,8 +77,10 @@ def run_train(
     batch. Returns the run's summary. Nothing is written to `out` before all inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
-    places, execution, out = places or Places(), execution or choose_execution(), Path(out)
-    tuning = tuning or Tuning()
+    places, execution = places or Places(), execution or choose_execution()
+    target, model, out = given.text(target, "target"), given.model(model), given.path(out, "out")
+    seed, eval_every = given.seed(seed), given.whole(eval_every, "eval_every", low=1)
+    limit, tuning = given.whole_or_none(limit, "limit"), tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
     with joined(execution.device) as ranks:
         asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
@@ -112,7 +115,7 @@ def resume_train(
     last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
     trains it.
     """
-    out = Path(out)
+    out, backbone = given.path(out, "out"), given.backbone(backbone)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None and has_student(out):
@@ -169,7 +172,7 @@ def resume_train(
 
 
 def run_evaluate(
-    run: Path,
+    run: Path | str,
     *,
     places: Places | None = None,
     execution: Execution | None = None,
@@ -179,12 +182,14 @@ def run_evaluate(
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
-    evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion matrix goes into the run's folder.
+    evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion
+    matrix goes into the run's folder.
 
     The data are looked for where they were (`places_of`), or in `places`. A `backbone` is needed, built as it
     was then, where the run had one of the caller's. Raises RunError if `run` is no finished run or its target
     has other classes by now.
     """
+    run, backbone = given.path(run, "run"), given.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
     places, execution = places or places_of(run), execution or choose_execution()
     index = open_index(config.target, "test", places=places, say=say)
@@ -209,13 +214,14 @@ def run_evaluate(
     return figures
 
 
-def places_of(run: Path, **given: Any) -> Places:
-    """Where a run found its data_dir, cache_dir and weights, but for those that are `given`."""
+def places_of(run: Path | str, **told: Any) -> Places:
+    """Where a run found its data_dir, cache_dir and weights, but for those that are told."""
+    run = given.path(run, "run")
     read_config(run)  # names what is no run at all
     found = read_places(run)
     weights = {name: Path(path) for name, path in found["weights"].items()}
     recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights)
-    return replace(recorded, **given)
+    return replace(recorded, **told)
 
 
 def model_name(target: str, model: str | Backbone | None) -> str:

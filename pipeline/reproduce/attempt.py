@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline import given
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
@@ -44,6 +45,11 @@ class Shrink:
 
     scale: float = 1.0  # of epochs, with which the milestones move
     limit: int | None = None  # training samples
+
+    def __post_init__(self) -> None:
+        """Raises RunError for what is no number."""
+        object.__setattr__(self, "scale", given.number(self.scale, "scale"))
+        object.__setattr__(self, "limit", given.whole_or_none(self.limit, "limit"))
 
     def overrides(self, recipe: Recipe) -> dict[str, Any]:
         """The recipe's epochs at this scale. Raises RunError unless 0 < scale <= 1."""

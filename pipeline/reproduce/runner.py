@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import given
 from pipeline.api.again import is_as_asked, precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
@@ -47,6 +48,12 @@ class Campaign:
     views: int = DEFAULT_VIEWS
     amp: str = "auto"  # of the students
 
+    def __post_init__(self) -> None:
+        """Raises RunError for what is no path or no whole number."""
+        object.__setattr__(self, "out", given.path(self.out, "out"))
+        for name in ("seeds", "views"):
+            object.__setattr__(self, name, given.whole(getattr(self, name), name, low=1))
+
     def folder(self, name: str, seed: int) -> Path:
         """Where one run lies."""
         return self.out / f"{name}-seed{seed}"
@@ -56,7 +63,7 @@ def run_reproduce(
     table: str,
     campaign: Campaign,
     *,
-    rows: Sequence[str] = (),
+    rows: str | Sequence[str] = (),
     stand_ins: Mapping[str, str] | None = None,
     dry_run: bool = False,
     say: Say = print,
@@ -69,7 +76,7 @@ def run_reproduce(
     each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
     raise; what is done by then is kept, and the same call goes on from there.
     """
-    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    chosen = attempts(table, given.texts(rows, "rows"), shrink=campaign.shrink, stand_ins=stand_ins or {})
     _require_read(campaign.places, stand_ins or {})
     for attempt in chosen:
         attempt.marks.extend(_marks(attempt, campaign))

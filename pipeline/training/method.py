@@ -6,10 +6,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.training.config import TrainConfig
+import torch
+
+from pipeline.choices import student_precision
+from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.backbones import BACKBONES, Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Method, Mutual, Taught, Terms
+from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.student import Student
 
 # the settings that not every method reads, and the methods that do
@@ -39,6 +43,34 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
                 f"--{name.replace('_', '-')}{said}: --method {method} does not read it, "
                 f"{' and '.join(readers)} would; leave it out, or choose another method"
             )
+
+
+def choose_precision(amp: str, method: str, device: torch.device) -> str:
+    """What a student computes in; see `student_precision`. Raises RunError for fp16 with maxl."""
+    chosen = student_precision(amp, device)
+    if method == "maxl" and chosen == "fp16":
+        if amp == "fp16":
+            raise RunError(
+                "--amp fp16: --method maxl takes gradients of gradients, which leave float16's range; use "
+                "bf16 or fp32"
+            )
+        return "fp32"
+    return chosen
+
+
+def choose_clip_mean(asked: str, model: str) -> str:
+    """What a student takes off its clips, as a config has it. Raises RunError for a mean that is unknown, or
+    that the student would not read.
+    """
+    if asked not in CLIP_MEANS:
+        raise RunError(f"--clip-mean is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
+    if model.startswith("resnet3d"):
+        return asked
+    if asked != RELEASED_MEAN:
+        raise RunError(
+            f"--clip-mean {asked} is of the resnet3d networks, this student is {model}; leave it out"
+        )
+    return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
 
 
 def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:
