@@ -25,7 +25,7 @@ from sskt.trained import WEIGHTS
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
-TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains, as in the released code
+TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains: as many as released
 _PICTURE_PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
 _CLIP_PLANS = ("corner-clip", "centre-clip")
 PLANS = (*_PICTURE_PLANS, *_CLIP_PLANS)
