@@ -160,8 +160,8 @@ _RECIPE = "Recipe"
                 "--gradient-cosine",
                 "off record weigh",
                 "off",
-                "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary gradient by "
-                "it on the weights that both reach.",
+                "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary one by it "
+                "on the weights that both reach.",
             ),
             count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
             count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),

@@ -56,8 +56,8 @@ def presence_bce(logits: Tensor, presence: Tensor) -> Tensor:
     """Binary cross-entropy of every class of its own, for pictures with several labels (SSKT table 1, VOC).
 
     logits: (N, C) float32. presence: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
-    mean over what is counted. Departs from the released code: there nothing is left out, a class whose objects
-    are all difficult counts as absent.
+    mean over what is counted. Departs from the released code: there nothing is left out, a class whose
+    objects are all difficult counts as absent.
     """
     counted = presence >= 0
     terms = F.binary_cross_entropy_with_logits(

@@ -1,8 +1,8 @@
 """3D ResNets for clips (Hara et al., 2018), the paper's networks for video; parameters have the names of
 3D-ResNets-PyTorch, whose Kinetics checkpoints fit.
 
-Departs from the released code: its option-A shortcut carries no gradient (it copies `.data`), ours does. The mean
-taken off is ActivityNet's, the released default and that of the Kinetics checkpoints, or Kinetics'.
+Departs from the released code: its option-A shortcut carries no gradient (it copies `.data`), ours does. The
+mean taken off is ActivityNet's, the released default and that of the Kinetics checkpoints, or Kinetics'.
 """
 
 from __future__ import annotations

@@ -40,11 +40,9 @@ def cosine(primary: Gradients, auxiliary: Gradients) -> Tensor:
     return found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def gated(
-    primary: Gradients, auxiliary: Sequence[Gradients], gates: Sequence[Tensor], alpha: float
-) -> Gradients:
-    """The primary gradient plus alpha times the auxiliary ones, each times its gate where the primary loss
-    reaches the weight too.
+def gated(primary: Gradients, auxiliary: Sequence[Gradients], gates: Sequence[Tensor]) -> Gradients:
+    """The primary gradient and the auxiliary ones, each times its gate where the primary loss reaches the
+    weight too.
     """
     total: Gradients = []
     for position, own in enumerate(primary):
@@ -53,7 +51,7 @@ def gated(
             theirs = gradients[position]
             if theirs is None:
                 continue
-            theirs = alpha * (theirs if own is None else gate * theirs)
+            theirs = theirs if own is None else gate * theirs
             together = theirs if together is None else together + theirs
         total.append(together)
     return total

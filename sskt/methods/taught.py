@@ -87,12 +87,13 @@ class Taught(Method):
         """What to minimise, and the cosine of each auxiliary gradient with the primary one."""
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
         own = gradients_of(primary, weights, self.scaled)
-        theirs = [gradients_of(loss, weights, self.scaled) for loss in auxiliary]
+        alpha = self.terms.alpha  # within, so that a low precision holds what it holds without cosines
+        theirs = [gradients_of((alpha or 1.0) * loss, weights, self.scaled) for loss in auxiliary]
         cosines = [cosine(own, gradients) for gradients in theirs]
-        if self._gradient_cosine == "record" or not auxiliary:
+        if self._gradient_cosine == "record" or not auxiliary or not alpha:
             return total, cosines
         gates = [c.clamp(min=0) for c in cosines]
         if self._gates == "losses":
             weighed = torch.stack([g * loss for g, loss in zip(gates, auxiliary, strict=True)])
-            return primary + self.terms.alpha * weighed.sum(), cosines
-        return with_gradients(total, weights, gated(own, theirs, gates, self.terms.alpha)), cosines
+            return primary + alpha * weighed.sum(), cosines
+        return with_gradients(total, weights, gated(own, theirs, gates)), cosines
