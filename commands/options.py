@@ -219,6 +219,13 @@ SHOWN = (
         "What picture sources see of a clip: center_frame, mean_frame, frames:K, "
         "frames:K:log-probabilities or reference. [default: center_frame]",
     ),
+    choice_option(
+        "--source-input",
+        "released earlier",
+        "released",
+        "What sources see: as the released code scales and normalises it, or as in stores made before this "
+        "option was there.",
+    ),
 )
 PLANNED = together(  # of what trains; stage one calls the seed --seed
     "augmentation",
@@ -227,6 +234,40 @@ PLANNED = together(  # of what trains; stage one calls the seed --seed
         VIEWS,
         count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
         *SHOWN,
+    ),
+)
+
+
+def _clips(_ctx: click.Context, _option: click.Parameter, text: str) -> int | str:
+    """A whole number from 1 on, or all."""
+    if text == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is not a number of clips such as 10, nor all")
+    return int(text)
+
+
+CLIPS = click.option(
+    "--clips",
+    default="10",
+    show_default=True,
+    metavar="N|all",
+    callback=_clips,
+    help="Clips of a video that are looked at: N evenly spaced ones, or all, one after the other, as the "
+    "released test script does.",
+)
+BEGINNING = (
+    choice_option(
+        "--init",
+        "released torch",
+        None,
+        "What heads begin with. [default: released, of resnet* and resnet3d*; torch for others]",
+    ),
+    choice_option(
+        "--clip-mean",
+        "activitynet kinetics",
+        "activitynet",
+        "What resnet3d* take off; released: activitynet.",
     ),
 )
 SPLIT = choice_option("--split", "1 2 3", None, "Official split of ucf101 or hmdb51. [default: 1]")

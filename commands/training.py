@@ -11,7 +11,9 @@ from click.core import ParameterSource
 
 from commands.front import Sectioned
 from commands.options import (
+    BEGINNING,
     CACHE_DIR,
+    CLIPS,
     DATA_DIR,
     EXECUTION,
     HOW,
@@ -158,7 +160,8 @@ _RECIPE = "Recipe"
                 "--gradient-cosine",
                 "off record weigh",
                 "off",
-                "Of each auxiliary gradient with the primary one: keep it, or weigh the loss by it.",
+                "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary one by it "
+                "on the weights that both reach.",
             ),
             count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
             count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),
@@ -209,6 +212,7 @@ _RECIPE = "Recipe"
             text_option(
                 "--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."
             ),
+            *BEGINNING,
             number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
             number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
             number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
@@ -267,14 +271,16 @@ def train(
 @click.command()
 @options(
     click.argument("run", type=click.Path(path_type=Path)),
-    count_option("--clips", "Clips of a video that are looked at.", 10),
+    CLIPS,
     click.option("--best", is_flag=True, help="The student of the best epoch, instead of the last one's."),
     together("execution", build_execution, *HOW),
     DATA_DIR,
     CACHE_DIR,
     JSON,
 )
-def evaluate(run: Path, clips: int, best: bool, execution: Execution, as_json: bool, **_told: Any) -> None:
+def evaluate(
+    run: Path, clips: int | str, best: bool, execution: Execution, as_json: bool, **_told: Any
+) -> None:
     """Score a run's student on the test split.
 
     Its confusion matrix goes into the run's folder. A video's answer is the mean of its clips'. The data are

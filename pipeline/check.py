@@ -20,6 +20,7 @@ from cache.layout import TABLES, table_sha256, write_table
 from cache.restore import restore_metadata
 from cache.store import Problem, Store
 from cache.unit import Unit
+from pipeline import given
 from pipeline.agreement import Agreement, recompute
 from pipeline.choices import Places
 from pipeline.execution import Execution, drawn_at_a_time
@@ -77,6 +78,8 @@ def verify_store(
     `target` and `weights` say where these are if they have moved. Raises what opening them raises; nothing
     has been given up then.
     """
+    path, weights = given.place(path, "path"), None if weights is None else given.path(weights, "weights")
+    n_rows, seed = given.whole_or_none(n_rows, "n_rows", low=0), given.seed(seed)
     mended = restore_metadata(path) if repair else []
     store = Store.open(path)
     problems = store.verify()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cache.files import Location
+from pipeline import given
 from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
@@ -18,16 +19,18 @@ from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.frozen import InputMap, scaled_side
-from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS
+from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
 from sskt.sources import SourceSpec, parse_source
 from sskt.trained import WEIGHTS
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
-TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains, as in the released code
+TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains: as many as released
 _PICTURE_PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
 _CLIP_PLANS = ("corner-clip", "centre-clip")
 PLANS = (*_PICTURE_PLANS, *_CLIP_PLANS)
+RELEASED, EARLIER = "released", "earlier"
+SOURCE_INPUTS = (RELEASED, EARLIER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,17 @@ class Places:
     data_dir: Path = Path("data")
     cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
+
+    def __post_init__(self) -> None:
+        """Paths may be given as text. Raises RunError for what is none."""
+        object.__setattr__(self, "data_dir", given.path(self.data_dir, "data_dir"))
+        object.__setattr__(self, "cache_dir", given.place(self.cache_dir, "cache_dir"))
+        if not isinstance(self.weights, Mapping):
+            raise RunError(
+                f"weights are {self.weights!r}, expected paths by source, such as {{'imagenet': PATH}}"
+            )
+        files = {name: given.path(path, f"weights[{name!r}]") for name, path in self.weights.items()}
+        object.__setattr__(self, "weights", files)
 
     @property
     def weights_dir(self) -> Path:
@@ -93,6 +107,13 @@ class Augmentation:
     n_frames: int | None = None  # of a clip
     stride: int | None = None  # between a clip's frames
     source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.clip_frames
+    source_input: str = RELEASED  # or EARLIER: how stores were made before; see `input_map`
+
+    def __post_init__(self) -> None:
+        """Raises RunError for numbers that are not whole, or a seed that the plan has no room for."""
+        object.__setattr__(self, "seed", given.whole(self.seed, "seed", below=given.PLAN_SEEDS))
+        for name in ("side_px", "source_side_px", "n_frames", "stride"):
+            object.__setattr__(self, name, given.whole_or_none(getattr(self, name), name, low=0))
 
     def training_plan(self, spec: TargetSpec) -> Plan:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
@@ -125,23 +146,36 @@ class Augmentation:
         sources that are students of ours.
 
         Of clips, a source for pictures sees what `source_frames` says; "reference" is the released code's
-        way: the centre frame as the student sees it, with Kinetics' mean taken off and nothing scaled.
-        Sources that read clips see the student's clips. Raises RunError where target and source do not go
-        together.
+        way: the centre frame as the student sees it, with ActivityNet's mean taken off and nothing scaled.
+        Sources that read clips see the student's clips.
+
+        `source_input` EARLIER, for stores that were made before: 32 px become 74 by 74/32 and not by 7/3
+        (a difference of 0.045 on average, normalised), and Kinetics' mean is taken off where the released
+        code takes ActivityNet's. Raises RunError where target and source do not go together.
         """
+        if self.source_input not in SOURCE_INPUTS:
+            raise RunError(
+                f"--source-input is {self.source_input!r}, expected one of {', '.join(SOURCE_INPUTS)}"
+            )
+        earlier = self.source_input == EARLIER
         if not spec.videos:
             if source.reads_clips:
                 raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
             scale = Fraction(1) if source.task == "run" else spec.source_scale
             side = self.source_side_px or scaled_side(self._side(spec), scale)
-            return InputMap(side_px=side, mean=source.mean, std=source.std)
+            is_rounded = not self.source_side_px and side != self._side(spec) * scale
+            by = str(scale) if is_rounded and not earlier else None
+            return InputMap(side, source.mean, source.std, scale=by)
         n_frames, _ = self._clip(spec)
         if source.reads_clips:
-            return InputMap(self._side(spec), source.mean, source.std, frames=ClipFrames(CLIP, n_frames))
+            of_3d_resnets = earlier and source.task == "kinetics" and source.mean == ACTIVITYNET_MEAN
+            mean = KINETICS_MEAN if of_3d_resnets else source.mean
+            return InputMap(self._side(spec), mean, source.std, frames=ClipFrames(CLIP, n_frames))
         name = self.source_frames or CENTER_FRAME
         frames = ClipFrames.parse(name, n_frames)
         if name == REFERENCE:
-            return InputMap(self._side(spec), KINETICS_MEAN, WHOLE_LEVELS, frames=frames)
+            mean = KINETICS_MEAN if earlier else ACTIVITYNET_MEAN
+            return InputMap(self._side(spec), mean, WHOLE_LEVELS, frames=frames)
         side = self.source_side_px or scaled_side(self._side(spec), spec.source_scale)
         return InputMap(side, source.mean, source.std, frames=frames)
 
@@ -175,6 +209,8 @@ def choose_execution(
     precision that is exact enough. `threads` decode (left out: one a core, shared by torchrun's processes
     here); `batch_size` is the rows of one forward. A CUDA device becomes torch's current one.
     """
+    threads = given.whole_or_none(threads, "threads")
+    batch_size = given.whole_or_none(batch_size, "batch_size")
     chosen = _device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

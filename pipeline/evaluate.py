@@ -1,14 +1,17 @@
 """How good a student is: top-1, top-5 and loss over the evaluation views of a split, without source heads;
 average precision where pictures have several labels.
 
-A picture has one view; a video has several clips, and its answer is the mean of their probabilities.
+A picture has one view; a video has several clips, and its answer is the mean of their probabilities: of some
+that are evenly spaced, or of all, as the released test script has it (`EveryClip`). Departs from the released
+code: its validation, while a student trains, counts clips and no videos.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from pipeline.execution import Execution, memory_for_pictures
-from pipeline.plan import CentreClip, Plan
+from pipeline.plan import CentreClip, EveryClip, Plan
 from pipeline.precision import autocast
 from pipeline.presence import class_precisions, presence_figures
 from pipeline.ranks import Ranks
@@ -33,6 +36,7 @@ from sskt.student import Student
 
 _BATCH = 250
 _CLIPS = 16  # of a batch
+ALL_CLIPS = "all"
 _OF_DEVICE = 8  # pixels may take an eighth of what is free on a CUDA device
 
 
@@ -53,12 +57,14 @@ class Evaluator:
         """`ranks` share the samples (left out: this process sees all)."""
         self._index, self._plan, self._execution = index, plan, execution
         self._ranks = ranks or Ranks()
-        every = np.arange(len(index))
-        self._positions = every[self._ranks.share(len(every))]
-        self._n_views, n_frames, self._batch = 1, 1, _BATCH
-        if isinstance(plan, CentreClip):
-            self._n_views, n_frames, self._batch = plan.n_clips, plan.n_frames, _CLIPS
-        nbytes = 3 * plan.side_px**2 * n_frames * self._n_views * len(self._positions)
+        mine = self._ranks.share(len(index))
+        counts = _n_views_of(index, plan)
+        self._positions, self._counts = np.arange(len(index))[mine], counts[mine]
+        self._n_clips = int(counts.sum())  # of all ranks
+        n_frames, self._batch = 1, _BATCH
+        if isinstance(plan, CentreClip | EveryClip):
+            n_frames, self._batch = plan.n_frames, _CLIPS
+        nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
         self._keeps = nbytes <= _room(execution.device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # by view
 
@@ -77,7 +83,7 @@ class Evaluator:
         index = self._index
         logits = self.predict(student, amp)
         truth, n_classes = torch.from_numpy(index.labels), len(index.classes)
-        answers = _answers(logits)
+        answers = self._answers(logits)
         confusion = None
         if index.presence is None:
             by_class = per_class_accuracy(answers, truth, n_classes=n_classes).tolist()
@@ -88,7 +94,7 @@ class Evaluator:
             "target": index.target,
             "split": index.split,
             "n_samples": len(index),
-            **({"n_clips": self._n_views} if self._n_views > 1 else {}),
+            **self._looked_at(),
             **self._figures(logits),
             "classes": {
                 name: None if math.isnan(value) else 100 * value
@@ -97,27 +103,28 @@ class Evaluator:
         }
         return figures, confusion
 
-    def predict(self, student: Student, amp: str) -> torch.Tensor:
-        """Primary logits of this rank's samples, in index order: float32 (views, n, classes) on the CPU.
+    def predict(self, student: Student, amp: str) -> Sequence[torch.Tensor]:
+        """Primary logits of each view of this rank's samples that have it, in index order: float32
+        (n, classes) on the CPU.
 
         Raises InsaneLogitsError for values that are not finite or that no sound network gives.
         """
         student.eval()
         device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
         views = []
-        for view in range(self._n_views):
+        for view in range(self._counts.max(initial=1)):
             logits = [torch.empty(0, len(self._index.classes))]
             for pixels in self._pixels(view):
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
                     z = student.predict(normalise(pixels.to(device), mean, std))
                 logits.append(z.float().cpu())
-            views.append(self._sane(torch.cat(logits)))
-        return torch.stack(views)
+            views.append(self._sane(torch.cat(logits), view))
+        return views
 
-    def _sane(self, logits: torch.Tensor) -> torch.Tensor:
-        """(n, classes) logits of this rank's samples as they are, if they make sense."""
+    def _sane(self, logits: torch.Tensor, view: int) -> torch.Tensor:
+        """(n, classes) logits of a view of this rank's samples as they are, if they make sense."""
         if rows := insane_rows(logits):
-            ids = self._index.ids[self._positions[rows]].tolist()
+            ids = self._index.ids[self._positions[self._having(view)][rows]].tolist()
             raise InsaneLogitsError(
                 f"the student's logits for {len(rows)} of {len(logits)} samples of {self._index.target}/"
                 f"{self._index.split} make no sense, {worst_value(logits[rows[0]]):.4g} for sample {ids[0]}, "
@@ -126,19 +133,20 @@ class Evaluator:
             )
         return logits
 
-    def _figures(self, logits: torch.Tensor) -> dict[str, float]:
-        """See `accuracy`; logits are (views, n, classes)."""
+    def _figures(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
+        """See `accuracy`; `logits` are those of `predict`."""
         if self._index.presence is not None:
-            every = torch.cat(self._ranks.gathered(_answers(logits)))
+            every = torch.cat(self._ranks.gathered(self._answers(logits)))
             there = self._index.presence
             loss = float(presence_bce(every, torch.from_numpy(there)))
             return {**presence_figures(every.numpy(), there), "test_loss": loss}
         truth = torch.from_numpy(self._index.labels[self._positions])
-        of_views = truth.repeat(self._n_views)
-        flat = logits.flatten(0, 1)
+        of_views = torch.cat([truth[self._having(view)] for view in range(len(logits))])
+        flat = torch.cat([*logits])
         ks = (1, 5) if len(self._index.classes) > 5 else (1,)
         sums = [float(F.cross_entropy(flat, of_views, reduction="sum"))]
-        sums += [topk_correct(_answers(logits), truth, k=k) for k in ks]
+        answers = self._answers(logits)
+        sums += [topk_correct(answers, truth, k=k) for k in ks]
         sums += [topk_correct(flat, of_views, k=k) for k in ks]
         summed = self._ranks.total(
             torch.tensor(sums, dtype=torch.float64, device=self._execution.device)
@@ -146,10 +154,33 @@ class Evaluator:
         n = len(self._index)
         loss, by_sample, by_view = summed[0], summed[1 : 1 + len(ks)], summed[1 + len(ks) :]
         figures = {f"test_top{k}": 100 * right / n for k, right in zip(ks, by_sample, strict=True)}
-        if isinstance(self._plan, CentreClip):
-            n_clips = n * self._n_views
-            figures |= {f"test_clip_top{k}": 100 * r / n_clips for k, r in zip(ks, by_view, strict=True)}
-        return {**figures, "test_loss": loss / (n * self._n_views)}
+        if isinstance(self._plan, CentreClip | EveryClip):
+            clips = zip(ks, by_view, strict=True)
+            figures |= {f"test_clip_top{k}": 100 * right / self._n_clips for k, right in clips}
+        return {**figures, "test_loss": loss / self._n_clips}
+
+    def _answers(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One answer a sample, (n, classes): of several views the log of their probabilities' sum, which
+        ranks classes as the mean does and, unlike it, those that underflow too.
+        """
+        if len(logits) == 1:
+            return logits[0]
+        answers = logits[0].log_softmax(dim=1)
+        for view, z in enumerate(logits[1:], start=1):
+            having = self._having(view)
+            answers[having] = torch.logaddexp(answers[having], z.log_softmax(dim=1))
+        return answers
+
+    def _having(self, view: int) -> torch.Tensor:
+        """Which of this rank's samples have a view: bool (n,)."""
+        return torch.from_numpy(self._counts > view)
+
+    def _looked_at(self) -> dict[str, int]:
+        """How many clips: of each video, or of all where they have different numbers."""
+        if isinstance(self._plan, EveryClip):
+            return {"n_clips_of_all_videos": self._n_clips}
+        n_clips = int(self._counts.max(initial=1))
+        return {"n_clips": n_clips} if n_clips > 1 else {}
 
     def _pixels(self, view: int) -> Iterator[torch.Tensor]:
         if view in self._kept:
@@ -158,7 +189,8 @@ class Evaluator:
         drawn: list[torch.Tensor] = []
         renderer = self._execution.open_renderer(self._index, self._plan, batch_size=self._batch)
         with closing(renderer):
-            for pixels in renderer.render(view, in_batches(self._positions, self._batch)):
+            positions = self._positions[self._counts > view]
+            for pixels in renderer.render(view, in_batches(positions, self._batch)):
                 if self._keeps:
                     drawn.append(pixels)
                 yield pixels
@@ -173,8 +205,18 @@ def _room(device: torch.device) -> int:
     return memory_for_pictures() // 4
 
 
-def _answers(logits: torch.Tensor) -> torch.Tensor:
-    """One answer a sample, (views, n, classes) to (n, classes): of several views the log of their
-    probabilities' sum, which ranks classes as the mean does and, unlike it, those that underflow too.
-    """
-    return logits[0] if len(logits) == 1 else logits.log_softmax(dim=2).logsumexp(dim=0)
+def of_clips(plan: CentreClip, clips: int | str) -> CentreClip | EveryClip:
+    """The evaluation views of `clips` of each video, or of ALL_CLIPS. Raises RunError for what is neither."""
+    if clips == ALL_CLIPS:
+        return EveryClip(plan.side_px, plan.n_frames, plan.stride)
+    if not isinstance(clips, int) or clips < 1:
+        raise RunError(f"--clips is {clips!r}, expected a whole number of at least 1, or {ALL_CLIPS}")
+    return replace(plan, n_clips=clips)
+
+
+def _n_views_of(index: TargetIndex, plan: Plan) -> NDArray[np.int64]:
+    """How many views each sample has: int64 (N,)."""
+    if isinstance(plan, EveryClip):
+        return plan.n_clips_of(index.sizes)
+    n_views = plan.n_clips if isinstance(plan, CentreClip) else 1
+    return np.full(len(index), n_views, dtype=np.int64)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.files import write_durably
+from pipeline import given
 from pipeline.api.stage_one import open_index
 from pipeline.api.stage_two import places_of
 from pipeline.choices import Places
@@ -36,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def run_explain(
-    runs: Sequence[Path],
+    runs: Path | str | Sequence[Path | str],
     *,
     out: Path,
     picture: Path | None = None,
@@ -52,11 +53,16 @@ def run_explain(
     Maps are of `class_name`, or of what each student says. Returns one row of plain data for each run. Raises
     RunError for runs that read clips, or a class that a student does not know.
     """
-    opened = [_student(run, execution.device) for run in runs]
+    folders = given.paths(runs, "runs")
+    out, picture = given.path(out, "out"), None if picture is None else given.path(picture, "picture")
+    sample = given.whole_or_none(sample, "sample", low=0)
+    if not folders:
+        raise RunError("there is no run to explain; name at least one")
+    opened = [_student(run, execution.device) for run in folders]
     config = opened[0][0]
-    index = _one_picture(picture) if picture else _sample(runs[0], config, sample, places, say)
+    index = _one_picture(picture) if picture else _sample(folders[0], config, sample, places, say)
     rows, panels = [], []
-    for run, (config, student) in zip(runs, opened, strict=True):
+    for run, (config, student) in zip(folders, opened, strict=True):
         pixels = _drawn(index, config, run, execution)
         x = normalise(pixels, student.backbone.mean, student.backbone.std)
         with torch.inference_mode():

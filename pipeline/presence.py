@@ -1,5 +1,5 @@
 """Figures of pictures with several labels: average precision by class, as VOC has it, and by picture, as the
-released SSKT code has it.
+released SSKT code has it but for pictures that show nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ def presence_figures(scores: NDArray[np.float32], presence: NDArray[np.int8]) ->
     test_image_ap, the mean over pictures of the average precision of a picture's classes.
 
     scores, presence: (N, C); what is not counted (-1) is left out. Classes and pictures without anything
-    present do not count.
+    present do not count. Departs from the released code: there a picture that shows nothing counts 0 in the
+    mean over pictures, and a class whose objects are all difficult counts as absent.
     """
     by_class = class_precisions(scores, presence)
     eleven = [

@@ -19,6 +19,7 @@ import numpy as np
 
 from cache.files import write_durably
 from cache.manifest import digest
+from pipeline import given
 from pipeline.api.again import precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
@@ -45,6 +46,19 @@ class Grid:
     alphas: tuple[float, ...]
     transfer_modules: tuple[bool, ...] = (False,)
     seeds: int = 1
+
+    def __post_init__(self) -> None:
+        """One value counts as several, one name as a set of one. Raises RunError for what is none."""
+        sources: Any = self.sources
+        modules: Any = self.transfer_modules
+        sets = [sources] if isinstance(sources, str) else sources
+        object.__setattr__(self, "sources", tuple(given.texts(names, "sources") for names in sets))
+        object.__setattr__(self, "temperatures", given.numbers(self.temperatures, "temperatures"))
+        object.__setattr__(self, "alphas", given.numbers(self.alphas, "alphas"))
+        object.__setattr__(
+            self, "transfer_modules", (modules,) if isinstance(modules, bool) else tuple(modules)
+        )
+        object.__setattr__(self, "seeds", given.whole(self.seeds, "seeds"))
 
     def panels(self) -> list[Panel]:
         """A picture's panels: every set of sources without and with transfer module."""
@@ -73,6 +87,7 @@ def run_sweep(
     as such and the others go on; of several ranks it stops all. Raises RunError for an empty grid, and what
     the stages raise.
     """
+    target, out = given.text(target, "target"), given.path(out, "out")
     if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
         raise RunError("a sweep needs at least one source, temperature, alpha and seed")
     shown: dict[str, Any] = {

@@ -49,6 +49,9 @@ class NonFiniteLogitsError(SourceError):
         self.rows = rows
 
 
+_ADDED = ("frames", "scale")  # in a fingerprint only where there is one: older stores have none
+
+
 @dataclass(frozen=True, slots=True)
 class InputMap:
     """f_s (SSKT eq. 6): what a source sees of the target's own augmented picture or clip. All of it is
@@ -62,12 +65,12 @@ class InputMap:
     align_corners: bool = False
     antialias: bool = False
     frames: ClipFrames | None = None  # of clips
+    scale: str | None = None  # what positions are mapped by, such as "7/3"; None: side_px / their side
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a fingerprint."""
         own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        frames = own.pop("frames")
-        return own if frames is None else {**own, "frames": frames}
+        return {key: value for key, value in own.items() if key not in _ADDED or value is not None}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -91,11 +94,17 @@ class InputMap:
         pictures = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
         sized = F.interpolate(
             pictures,
-            size=size,
+            size=size if self.scale is None else None,
+            scale_factor=None if self.scale is None else float(Fraction(self.scale)),
             mode=self.interpolation,
             align_corners=self.align_corners,
             antialias=self.antialias,
         )
+        if tuple(sized.shape[-2:]) != size:
+            raise SourceError(
+                f"pictures of {x.shape[-1]} px times {self.scale} are {sized.shape[-1]} px wide, sources "
+                f"were to see {self.side_px}; say --source-size {self.side_px}"
+            )
         return sized.view(len(x), -1, *sized.shape[1:]).transpose(1, 2) if x.ndim == 5 else sized
 
 

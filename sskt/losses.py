@@ -1,7 +1,8 @@
 """Losses against a frozen source's logits (SSKT eq. 2 and 3): L = L_prim + alpha * sum over sources of L_aux
 (eq. 1).
 
-In the released code's exact form; see each for what it averages over.
+Cross-entropy, KD and BCE in the released code's exact form; see each for what it averages over, and for what
+departs.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def soft_focal(logits: Tensor, source_logits: Tensor, *, temperature: float) -> Tensor:
-    """`focal` of softened logits against a softened source, times T^2 as the other two; the released 3D code
-    has it with T = 1.
+    """`focal` of softened logits against a softened source, times T^2 as the other two.
 
+    Departs from the released code: its focal loss knows no temperature; with T = 1 the two are the same.
     logits, source_logits: (N, K) float32; source_logits carries no gradient. Returns a scalar, mean over N.
     """
     target = (source_logits / temperature).softmax(dim=1)
@@ -55,7 +56,8 @@ def presence_bce(logits: Tensor, presence: Tensor) -> Tensor:
     """Binary cross-entropy of every class of its own, for pictures with several labels (SSKT table 1, VOC).
 
     logits: (N, C) float32. presence: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
-    mean over what is counted.
+    mean over what is counted. Departs from the released code: there nothing is left out, a class whose
+    objects are all difficult counts as absent.
     """
     counted = presence >= 0
     terms = F.binary_cross_entropy_with_logits(

@@ -11,7 +11,12 @@ from sskt.constants import on_device
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-KINETICS_MEAN = (110.63666788 / 255, 103.16065604 / 255, 96.29023126 / 255)  # of 3D-ResNets-PyTorch
+# the released 3D code takes ActivityNet's mean off, as the authors of its Kinetics checkpoints do, and offers
+# Kinetics'
+ACTIVITYNET_MEAN = (114.7748 / 255, 107.7354 / 255, 99.4750 / 255)
+KINETICS_MEAN = (110.63666788 / 255, 103.16065604 / 255, 96.29023126 / 255)
+RELEASED_MEAN = "activitynet"
+CLIP_MEANS = {RELEASED_MEAN: ACTIVITYNET_MEAN, "kinetics": KINETICS_MEAN}
 WHOLE_LEVELS = (1 / 255, 1 / 255, 1 / 255)  # its deviations: a mean is taken off and nothing is scaled
 
 

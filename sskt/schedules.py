@@ -29,8 +29,9 @@ class Schedule:
         patience: int,
     ) -> None:
         """`kind`: "multistep", times `gamma` after each of `milestones` epochs; "plateau", times `gamma`
-        after more than `patience` evaluations without a lower test loss; "cosine", from the full rate to 0
-        over `epochs`.
+        after more than `patience` evaluations without a lower loss; "cosine", from the full rate to 0 over
+        `epochs`. Departs from the released code: there a plateau watches the primary and the auxiliary losses
+        together, on clips of the validation split; here the primary one, on the evaluation views.
         """
         if kind not in SCHEDULES:
             raise RunError(f"schedule is {kind!r}, expected one of {', '.join(SCHEDULES)}")

@@ -20,7 +20,7 @@ from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.clip_classifier import ClipClassifier, renamed
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.normalise import CLIP_MEANS, IMAGENET_MEAN, IMAGENET_STD
 from sskt.programs import read_program
 from sskt.trained import WEIGHTS, Predictor, read_trained
 from sskt.weights import load_into, read_state
@@ -180,6 +180,8 @@ def _of_run(folder: Path) -> SourceSpec:
     if not trained.reads_clips:
         return SourceSpec(name, "run", *known, IMAGENET_MEAN, IMAGENET_STD, note)
     mean, std = _normalisation(_CLIP_TASK, trained.model)
+    if trained.model not in TORCH_VIDEO:
+        mean = CLIP_MEANS[trained.clip_mean]
     return SourceSpec(name, "run", *known, mean, std, note, reads_clips=True)
 
 

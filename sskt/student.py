@@ -10,9 +10,11 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sskt.backbones import Backbone, build_backbone
 from sskt.errors import RunError
+from sskt.initialise import initialise_auxiliary, initialise_head
 from sskt.transfer import TransferModule
 
 _AUXILIARY = "auxiliary."
@@ -25,14 +27,27 @@ class Student(nn.Module):
     `source_classes` maps a source's name to its number of classes. With the transfer module each source has
     one of its own, otherwise a Linear on the pooled last feature that the primary head reads too. Backbone
     and primary head are created first: for one random seed they start alike with any sources or none.
+
+    `init` is one of `sskt.initialise.INITS`. `dropout` is the share of the pooled features that the primary
+    head does without while it trains.
     """
 
     def __init__(
-        self, backbone: Backbone, n_classes: int, source_classes: Mapping[str, int], transfer_module: bool
+        self,
+        backbone: Backbone,
+        n_classes: int,
+        source_classes: Mapping[str, int],
+        transfer_module: bool,
+        *,
+        init: str = "torch",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = dropout
         self.head = nn.Linear(backbone.n_features, n_classes)
+        if init == "released":
+            initialise_head(self.head, backbone)
         self.source_names = tuple(source_classes)
         self._frozen: list[nn.Module] = []
         self.transfer_module = transfer_module
@@ -45,17 +60,23 @@ class Student(nn.Module):
             else nn.Linear(backbone.n_features, n)
             for n in source_classes.values()
         )
+        if init == "released":
+            initialise_auxiliary(self.auxiliary, backbone)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Primary logits (N, n_classes) and each source's auxiliary logits (N, K)."""
         features = self.backbone(x)
         seen = features.blocks if self.transfer_module else features.pooled
         auxiliary = {name: head(seen) for name, head in zip(self.source_names, self.auxiliary, strict=True)}
-        return self.head(features.pooled), auxiliary
+        return self._primary(features.pooled), auxiliary
 
     def predict(self, x: Tensor) -> Tensor:
         """Primary logits (N, n_classes) alone."""
-        logits: Tensor = self.head(self.backbone(x).pooled)
+        return self._primary(self.backbone(x).pooled)
+
+    def _primary(self, pooled: Tensor) -> Tensor:
+        seen = F.dropout(pooled, self.dropout) if self.training and self.dropout else pooled
+        logits: Tensor = self.head(seen)
         return logits
 
     def exported_state(self) -> dict[str, Tensor]:
@@ -65,8 +86,10 @@ class Student(nn.Module):
     def freeze_until(self, block: str) -> None:
         """Keep every part of the backbone before `block` as it is: no gradient, batch norms in eval mode.
 
-        `block` is a name among the backbone's children ("layer4" is the released code's ft_begin_index 4),
-        or "head" for the whole backbone. Raises RunError for another name.
+        `block` is a name among the backbone's children ("layer4" stands for ft_begin_index 4), or "head" for
+        the whole backbone. Departs from the released code: there ft_begin_index gives the auxiliary heads a
+        rate of 0, so that none of them moves, and batch norms of frozen layers stay in train mode; ours
+        trains the heads and freezes those norms. Raises RunError for another name.
         """
         children = dict(self.backbone.named_children())
         if block != "head" and block not in children:

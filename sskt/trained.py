@@ -25,6 +25,7 @@ class Trained:
 
     model: str
     classes: tuple[str, ...]
+    clip_mean: str  # what a 3D ResNet takes off
 
     @property
     def n_classes(self) -> int:
@@ -42,7 +43,8 @@ def read_trained(folder: Path) -> Trained:
     config = folder / "config.json"
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
-        trained = Trained(str(found["model"]), tuple(map(str, found["classes"])))
+        classes = tuple(map(str, found["classes"]))
+        trained = Trained(str(found["model"]), classes, found.get("clip_mean", "kinetics"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"

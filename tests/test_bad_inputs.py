@@ -20,6 +20,25 @@ from programs import Pair, Tiny, save_program
 from cache.store import find_stores
 from cli import main
 from pipeline import run as run_files
+from pipeline.api import (
+    Augmentation,
+    Places,
+    Supervision,
+    Tuning,
+    choose_execution,
+    open_taught_data,
+    resume_train,
+    run_estimate,
+    run_evaluate,
+    run_precompute,
+    run_prepare,
+    run_train,
+)
+from pipeline.check import verify_store
+from pipeline.explain import run_explain
+from pipeline.reproduce.runner import Campaign
+from pipeline.sweep import Grid
+from sskt.errors import RunError
 
 SMALL = ("--size", "32", "--source-size", "32", "--threads", "2")
 TRAIN = ("--epochs", "1", "--model", "resnet20", "--batch-size", "6")
@@ -352,3 +371,110 @@ def test_a_disk_that_fills_up_while_training_is_named(bench, monkeypatch):
     before = bench.good()
     assert_refused(bench.train(), "last.pt: cannot be written (No space left on device)")
     assert bench.good() == before
+
+
+def from_python(folder: Path, **more) -> dict:
+    """Settings of `run_train` and the like with places that hold nothing."""
+    return {"places": Places(folder / "data", folder / "stores"), "say": lambda _: None, **more}
+
+
+MISTAKEN = [
+    (lambda f: run_precompute(3, "imagenet", **from_python(f)), "targets is 3 (int), expected names"),
+    (lambda f: run_precompute(["digits", 3], "imagenet", **from_python(f)), "one of targets is 3 (int)"),
+    (
+        lambda f: run_precompute("digits", {"imagenet": 1}, **from_python(f)),
+        "sources is {'imagenet': 1} (dict)",
+    ),
+    (lambda f: run_precompute("digits", "imagenet", views=2.0, **from_python(f)), "views is 2.0 (float)"),
+    (lambda f: run_precompute("digits", "imagenet", views=True, **from_python(f)), "views is True (bool)"),
+    (lambda f: run_precompute("digits", "imagenet", limit="9", **from_python(f)), "limit is '9' (str)"),
+    (lambda f: run_estimate("digits", "imagenet", top_k=1.5, **from_python(f)), "top_k is 1.5 (float)"),
+    (lambda f: run_prepare(["digits"], **from_python(f)), "target is ['digits'] (list), expected one name"),
+    (lambda f: run_train(["digits"], out=f / "run", **from_python(f)), "target is ['digits'] (list)"),
+    (
+        lambda f: run_train("digits", out=f / "run", seed=-1, **from_python(f)),
+        "seed is -1 (int), expected a w",
+    ),
+    (
+        lambda f: run_train("digits", out=f / "run", seed=2**63, **from_python(f)),
+        "at least 0 and below 2**63",
+    ),
+    (lambda f: run_train("digits", out=f / "run", seed=0.5, **from_python(f)), "seed is 0.5 (float)"),
+    (lambda f: run_train("digits", out=f / "run", limit=12.0, **from_python(f)), "limit is 12.0 (float)"),
+    (lambda f: run_train("digits", out=7, **from_python(f)), "out is 7 (int), expected a path"),
+    (
+        lambda f: run_train("digits", out=f / "run", model=torch.nn.Linear(2, 2), **from_python(f)),
+        "model is the module Linear, expected a name or a Backbone, which sskt.backbones.Tapped",
+    ),
+    (
+        lambda f: run_train("digits", out=f / "run", model=torch.nn.Linear, **from_python(f)),
+        "expected a name or a Backbone",
+    ),
+    *[
+        (
+            lambda f, o=overrides: run_train("digits", out=f / "run", overrides=o, **from_python(f)),
+            said,
+        )
+        for overrides, said in (
+            ({"epochs": 1.5}, "epochs is 1.5 (float)"),
+            ({"epochs": True}, "epochs is True (bool)"),
+            ({"lr": "0.1"}, "lr is '0.1' (str), expected a number"),
+            ({"milestones": "60,120"}, "one of milestones is '60,120' (str)"),
+            ({"aux_loss": ["ce"]}, "aux_loss is ['ce'] (list)"),
+        )
+    ],
+    (lambda _: Augmentation(seed=-1), "seed is -1 (int)"),
+    (lambda _: Augmentation(seed=2**64), "at least 0 and below 2**64"),
+    (lambda _: Augmentation(side_px=32.5), "side_px is 32.5 (float)"),
+    (lambda _: Supervision(sources=7), "sources is 7 (int)"),
+    (lambda _: Supervision(views=1.0), "views is 1.0 (float)"),
+    (lambda _: Tuning(mixup="0.2"), "mixup is '0.2' (str), expected a number"),
+    (lambda _: Places(data_dir=None), "data_dir is None (NoneType), expected a path"),
+    (lambda _: Places(weights="resnet50.pth"), "weights are 'resnet50.pth', expected paths by source"),
+    (lambda _: choose_execution(device="cpu", threads=1.5), "threads is 1.5 (float)"),
+    (lambda _: Grid("imagenet", ("3",), (0.1,)), "one of temperatures is '3' (str), expected a number"),
+    (lambda f: Campaign(f, Places(), None, seeds=2.0), "seeds is 2.0 (float)"),
+    (lambda f: run_evaluate(str(f), backbone=torch.nn.Linear(2, 2)), "backbone is the module Linear"),
+    (lambda f: resume_train(f, backbone="resnet20"), "backbone is 'resnet20' (str), expected a Backbone"),
+    (lambda f: run_explain([], out=f / "a.png", execution=None), "there is no run to explain"),
+    (lambda f: run_explain(3.5, out=f / "a.png", execution=None), "runs is 3.5 (float), expected paths"),
+    (
+        lambda f: verify_store(str(f), n_rows=2.5, execution=None, **from_python(f)),
+        "n_rows is 2.5 (float)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("act", "said"), MISTAKEN, ids=[said for _, said in MISTAKEN])
+def test_a_mistaken_value_from_python_is_one_sentence(tmp_path, act, said):
+    with pytest.raises(RunError) as caught:
+        act(tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir()), "nothing is begun"
+
+
+def test_what_can_only_be_meant_one_way_is_taken(bench):
+    """One name where several may be, paths as text, NumPy's numbers: through both stages and back."""
+    places = Places(str(bench.folder / "data"), str(bench.folder / "stores"))
+    target, source = f"imagefolder:{bench.scenes}", f"program:{bench.program}"
+    augmentation = Augmentation(seed=np.int64(3), side_px=np.int32(32), source_side_px=np.uint8(32))
+    common = {"places": places, "augmentation": augmentation, "say": lambda _: None}
+    (report,) = run_precompute(target, source, views=np.int64(1), limit=np.int16(4), **common)
+    assert (report.n_samples, report.views) == (4, 1)
+    taught = Supervision(sources=source, labels="cached")
+    assert taught.sources == (source,)
+    overrides = {"epochs": np.int64(1), "batch_size": np.int64(2), "lr": np.float32(0.5), "milestones": 1}
+    out = str(bench.folder / "taught")
+    summary = run_train(
+        target, out=out, supervision=taught, overrides=overrides, model="resnet20", limit=np.int64(4),
+        seed=np.uint64(2**63 - 1), tuning=Tuning(mixup=np.float64(0.0)), **common,
+    )  # fmt: skip
+    assert (summary["epochs"], summary["seed"]) == (1, 2**63 - 1)
+    again = resume_train(out, say=lambda _: None)
+    assert again["test_top1"] == run_evaluate(out, say=lambda _: None)["test_top1"]
+    assert len(open_taught_data(target, sources=source, labels="cached", limit=4, batch_size=np.int64(2),
+                                places=places, augmentation=augmentation)) == 2  # fmt: skip
+    grid = Grid("imagenet", 3, np.float64(0.5), transfer_modules=True, seeds=np.int8(2))
+    assert grid == Grid((("imagenet",),), (3,), (0.5,), (True,), 2)
+    assert Grid(("imagenet", ["places365", "imagenet"]), 3, 1).sources[1] == ("places365", "imagenet")

@@ -1,6 +1,8 @@
 """Whatever the logits come from, and wherever they lie: the same rows, for the same pixels."""
 
 from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from programs import Tiny, save_program
 from torch import nn
 
-from cache.errors import StoreDamaged
+from cache.errors import StoreDamaged, StoreMismatch
 from cache.store import Store, Unit, find_stores
 from pipeline.api import (
     Augmentation,
@@ -24,8 +26,9 @@ from pipeline.api import (
 )
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.residence import Residence, choose_residence
-from pipeline.run import read_metrics
+from pipeline.run import read_config, read_metrics
 from pipeline.targets import parse_target
+from pipeline.targets.spec import TARGETS
 from sskt.backbones import Tapped
 from sskt.errors import RunError, SourceError
 from sskt.frozen import InputMap
@@ -471,3 +474,40 @@ def test_a_store_that_is_being_extended_teaches_with_the_views_that_it_has(proje
     )
     assert "2 of 4 view(s) are finished and no others are used" in said[0]
     assert said[1].startswith("labels: cached, 2 view(s) of")
+
+
+def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tmp_path, monkeypatch):
+    """Pictures of 16 px times 7/3, which is not whole: sources saw them by 37/16, and see them by 7/3."""
+    _, source, common = project
+    monkeypatch.setitem(TARGETS, "digits", replace(TARGETS["digits"], source_scale=Fraction(7, 3)))
+    here, said = places(tmp_path, "stores"), []
+    before = Augmentation(source_input="earlier")
+    run_precompute(["digits"], [source], views=1, places=here, augmentation=before, **common)
+    (old,) = find_stores(here.cache_dir)
+    assert Store.open(old).manifest.identity["input"] == InputMap(37).to_dict()
+
+    def train(name, **more):
+        taught = Supervision(sources=(source,), labels="cached")
+        settings = {"epochs": 1, "batch_size": 32}
+        out = tmp_path / name
+        run_train(
+            "digits", out=out, supervision=taught, places=here, overrides=settings, **{**common, **more}
+        )
+        return read_config(out)["augmentation"]
+
+    with pytest.raises(StoreMismatch, match=r"input\.scale.*: add --source-input earlier to go on with it"):
+        train("refused")
+    assert train("old", augmentation=before)["source_input"] == "earlier"
+    now = {**common, "say": said.append}
+    (report,) = run_precompute(["digits"], [source], views=1, places=here, **now)
+    assert any(f"{old} was made before" in line and "--source-input earlier" in line for line in said)
+    assert report.path != old
+    new = Store.open(report.path)
+    assert new.manifest.identity["input"] == {**InputMap(37).to_dict(), "scale": "7/3"}
+    differ = np.abs(new.view(0).astype(np.float32) - Store.open(old).view(0).astype(np.float32))
+    assert differ.max() > 0
+    said.clear()
+    run_precompute(["digits"], [source], views=1, places=here, **now)
+    assert not any("was made before" in line for line in said), "what is there need not be said"
+    assert train("new")["source_input"] == "released"
+    assert train("old again", augmentation=before)["source_input"] == "earlier"

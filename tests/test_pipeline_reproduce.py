@@ -17,7 +17,7 @@ from cache.files import alone_in
 from cli import main
 from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
-from pipeline.reproduce import report, runner
+from pipeline.reproduce import all_clips, report, runner
 from pipeline.reproduce.attempt import TEACHERS, Shrink, attempts
 from pipeline.reproduce.runner import Campaign, run_reproduce
 from pipeline.run import Run
@@ -138,6 +138,7 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
     scale = 2 / min(recipe_for(row.target).epochs for row in published_rows(table))
     if table != "M8":  # whose teachers are runs
         monkeypatch.setattr(Run, "save_student", lambda *_: None)
+        monkeypatch.setattr(all_clips, "run_evaluate", lambda *_, **__: {"test_top1": 50.0})
     _folder, places, _videos, stand_ins, weights = small
     campaign = Campaign(
         tmp_path,
@@ -152,6 +153,10 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
     assert [result.row for result in results] == published_rows(table)
     for result in results:
         assert len(result.values) == 1, result.row.name
+        if result.row.target in ("ucf101", "hmdb51"):
+            kept = json.loads((campaign.folder(result.row.name, 0) / "all-clips.json").read_text())
+            assert result.values == (kept["test_top1"],)
+            assert kept.get("n_clips_of_all_videos", 18) == 18, "2 videos of 17 and 2 of 18 frames, by 4"
         assert np.isfinite(result.values[0])
         assert result.epochs >= 2
         assert f"scale {scale:g}" in result.marks

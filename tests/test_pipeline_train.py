@@ -15,10 +15,11 @@ from cache.store import Store, find_stores
 from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.loader import shuffled_batches
-from pipeline.run import read_checkpoint
+from pipeline.run import read_checkpoint, read_config
 from pipeline.targets import parse_target
+from sskt.backbones import build_backbone
 from sskt.errors import RunError
-from sskt.student import build_student
+from sskt.student import Student, build_student
 
 N = 40
 
@@ -79,7 +80,8 @@ def test_the_first_step_has_the_papers_losses(project, aux_loss, transfer_module
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     torch.manual_seed(0)
-    student = build_student("resnet20", 10, {source: 7}, transfer_module).train()
+    backbone = build_backbone("resnet20")
+    student = Student(backbone, 10, {source: 7}, transfer_module, init="released").train()
     with torch.no_grad():
         primary, auxiliary = student((x / 255 - mean) / std)
     z_s = Store.open(find_stores(arguments["places"].cache_dir)[0]).view(0).astype(np.float64)
@@ -212,20 +214,37 @@ def test_every_sample_of_the_step_whose_loss_is_no_number_is_named(project):
     assert not (project[0] / "inf" / "student.safetensors").exists()
 
 
-def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(project, monkeypatch):
+@pytest.mark.parametrize("gradient_cosine", ["off", "weigh"])
+def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
+    project, monkeypatch, gradient_cosine
+):
     """Deterministic mode fills memory that nobody has written with NaN: what a momentum must not be read
-    from.
+    from. Gradients that are gated overflow as the others do.
     """
-    monkeypatch.setattr("pipeline.api.settings.student_precision", lambda *_: "fp16")
+    monkeypatch.setattr("pipeline.training.method.student_precision", lambda *_: "fp16")
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**24))
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**22))
     tuning = Tuning(amp="fp16", deterministic=True)
-    train(project, "fp16", tuning=tuning, overrides={"epochs": 4, "batch_size": 4, "lr": 0.01})
-    state = torch.load(project[0] / "fp16" / "last.pt", weights_only=True)
-    assert state["scaler"]["scale"] < 2.0**24, "steps were left out"
-    losses = [m["train_loss"] for m in metrics_of(project, "fp16")]
+    overrides, out = {"epochs": 4, "batch_size": 4, "lr": 0.01}, f"fp16-{gradient_cosine}"
+    train(project, out, tuning=tuning, overrides=overrides, gradient_cosine=gradient_cosine)
+    state = torch.load(project[0] / out / "last.pt", weights_only=True)
+    assert state["scaler"]["scale"] < 2.0**22, "steps were left out"
+    metrics = metrics_of(project, out)
+    losses = [m["train_loss"] for m in metrics]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+    cosines = [m[name] for m in metrics for name in m if name.startswith("gradient_cosine/")]
+    assert len(cosines) == (0 if gradient_cosine == "off" else 4)
+    assert all(-1 < c < 1 and c != 0 for c in cosines)
+
+
+def test_maxl_does_without_fp16(project, monkeypatch):
+    """Gradients of gradients leave its range: refused where it is asked for, fp32 where the device would."""
+    monkeypatch.setattr("pipeline.training.method.student_precision", lambda *_: "fp16")
+    with pytest.raises(RunError, match="--amp fp16: --method maxl takes gradients of gradients"):
+        train(project, "no", method="maxl", sources=(), tuning=Tuning(amp="fp16"))
+    train(project, "maxl", method="maxl", sources=(), tuning=Tuning(amp="auto"))
+    assert read_config(project[0] / "maxl")["amp"] == "fp32"
 
 
 @pytest.mark.parametrize(

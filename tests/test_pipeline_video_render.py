@@ -12,7 +12,7 @@ from PIL import Image
 from videos import make_folder
 
 from pipeline.api import Places, open_index, run_prepare
-from pipeline.plan import CentreClip, CornerClip, OfClip, RandomResizedCropFlip, plan_from
+from pipeline.plan import CentreClip, CornerClip, EveryClip, OfClip, RandomResizedCropFlip, plan_from
 from pipeline.render import open_renderer
 from pipeline.targets.video.index import first_frames, frames_index
 from sskt.errors import RunError, TargetError
@@ -93,6 +93,41 @@ def test_evaluation_clips_reach_from_the_first_frame_to_the_last():
     one = CentreClip(112, n_frames=16).rows(0, IDS[:1], sizes(100, 128, 171, 1))
     assert one.frames[0, 0] == 42
     assert one.windows[0].tolist() == [0, 21, 128, 128]
+
+
+def released_test_clips(n_frames, length):
+    """As the released test list is made, counting from 1: a clip every `length` frames before the last one,
+    and a short one padded with its own frames from its start.
+    """
+    clips = []
+    for first in range(1, n_frames, length):
+        frames = list(range(first, min(n_frames + 1, first + length)))
+        padded = list(frames)
+        for frame in padded:  # grows
+            if len(padded) >= length:
+                break
+            padded.append(frame)
+        clips.append([frame - 1 for frame in padded])
+    return clips
+
+
+@pytest.mark.parametrize("n_frames", [2, 5, 16, 17, 18, 32, 33, 40, 47, 95])
+def test_every_clip_is_the_released_test_scripts(n_frames):
+    plan, shape = EveryClip(112), sizes(n_frames, 128, 171, 1)
+    expected = released_test_clips(n_frames, 16)
+    assert plan.n_clips_of(shape).tolist() == [len(expected)]
+    found = [plan.rows(view, IDS[:1], shape) for view in range(len(expected))]
+    assert [rows.frames[0].tolist() for rows in found] == expected
+    assert all(rows.windows[0].tolist() == [0, 21, 128, 128] and not rows.flips[0] for rows in found)
+
+
+def test_every_clip_with_a_stride_takes_its_frames_apart_and_none_beyond_the_end():
+    plan, shape = EveryClip(8, n_frames=3, stride=2), sizes(10, 8, 8, 1)
+    assert plan.n_clips_of(shape).tolist() == [2]
+    frames = [plan.rows(view, IDS[:1], shape).frames[0].tolist() for view in (0, 1)]
+    assert frames == [[0, 2, 4], [6, 8, 6]]
+    assert EveryClip(8).n_clips_of(sizes(1, 8, 8, 1)).tolist() == [1]
+    assert EveryClip(8).rows(0, IDS[:1], sizes(1, 8, 8, 1)).frames[0].tolist() == [0] * 16
 
 
 @pytest.fixture(scope="module")

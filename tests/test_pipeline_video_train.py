@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import shared
 from programs import save_program
 from safetensors.torch import load_file, save_file
-from videos import make_folder
+from videos import make_folder, make_video
 
 from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
@@ -29,15 +29,22 @@ from pipeline.api import (
     run_train,
 )
 from pipeline.evaluate import Evaluator
-from pipeline.plan import CentreClip, CornerClip
+from pipeline.plan import CentreClip, CornerClip, EveryClip
 from pipeline.render import open_renderer
 from pipeline.run import read_metrics
 from pipeline.training.trainer import Trainer
 from sskt.backbones import build_backbone
 from sskt.clip_classifier import ClipClassifier
 from sskt.errors import RunError, SourceError, TargetError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, WHOLE_LEVELS, normalise
-from sskt.sources import open_source
+from sskt.normalise import (
+    ACTIVITYNET_MEAN,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    KINETICS_MEAN,
+    WHOLE_LEVELS,
+    normalise,
+)
+from sskt.sources import open_source, parse_source
 from sskt.student import build_student
 
 CPU = torch.device("cpu")
@@ -175,7 +182,7 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
     renderer = open_renderer(index, plan, backend="torch", device=CPU, batch_size=12, threads=1)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn, torch.inference_mode():
         (clips,) = drawn
-        truth = network(normalise(clips, KINETICS_MEAN, WHOLE_LEVELS))
+        truth = network(normalise(clips, ACTIVITYNET_MEAN, WHOLE_LEVELS))
     stored = Store.open(reports[0].path).view(0).astype(np.float32)
     np.testing.assert_allclose(stored, truth, rtol=0.05, atol=0.02 * float(truth.abs().max()))
     summary = train(
@@ -233,7 +240,7 @@ def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
         for view in range(4):
             (clips,) = renderer.render(view, [np.arange(len(index))])
             for n, clip in enumerate(clips):
-                z = student.predict(normalise(clip[None], KINETICS_MEAN, WHOLE_LEVELS))[0].numpy()
+                z = student.predict(normalise(clip[None], ACTIVITYNET_MEAN, WHOLE_LEVELS))[0].numpy()
                 clips_right += int(z.argmax() == index.labels[n])
                 shares[n] += np.exp(z) / np.exp(z).sum() / 4
     right = shares.argmax(axis=1) == index.labels
@@ -246,6 +253,83 @@ def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
     np.add.at(expected, (index.labels, shares.argmax(axis=1)), 1)
     np.testing.assert_array_equal(matrix, expected)
     assert (tmp_path / "run" / "confusion.png").stat().st_size > 1000
+
+
+def test_all_clips_of_videos_of_different_lengths_are_averaged_by_video(tmp_path):
+    """Against the released test script's way, one clip after the other."""
+    root = make_folder(tmp_path / "videos", n_per_class=2, n_frames=6)
+    for path, n in zip(sorted((root / "val").rglob("*.avi")), (5, 9, 12, 3), strict=True):
+        make_video(path, n=n, mirrored=path.parent.name == "right")
+    target, places = f"videofolder:{root}", Places(tmp_path / "data", tmp_path / "stores")
+    run_prepare(target, places=places, say=quiet)
+    train(target, places, tmp_path / "run", supervision=Supervision(method="scratch"))
+    index = open_index(target, "test", places=places, say=quiet)
+    assert sorted(index.sizes[:, 0].tolist()) == [3, 5, 9, 12]
+    figures = run_evaluate(
+        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), say=quiet, clips="all"
+    )
+    student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
+    student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
+    mean = tuple(v / 255 for v in (114.7748, 107.7354, 99.475))
+    right, clips_right, n_clips, losses = 0, 0, 0, []
+    for n in range(len(index)):
+        starts = range(0, max(1, int(index.sizes[n, 0]) - 1), 4)
+        shares = np.zeros(2)
+        for view in range(len(starts)):
+            renderer = open_renderer(
+                index, EveryClip(32, 4), backend="torch", device=CPU, batch_size=1, threads=1
+            )
+            with closing(renderer), torch.inference_mode():
+                (clip,) = renderer.render(view, [np.array([n])])
+                z = student.predict(normalise(clip, mean, WHOLE_LEVELS))[0]
+            shares += z.softmax(dim=0).numpy() / len(starts)
+            clips_right += int(z.argmax() == index.labels[n])
+            losses.append(-float(z.log_softmax(dim=0)[index.labels[n]]))
+        n_clips += len(starts)
+        right += int(shares.argmax() == index.labels[n])
+    assert figures["n_clips_of_all_videos"] == n_clips
+    assert figures["test_top1"] == pytest.approx(100 * right / len(index))
+    assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / n_clips)
+    assert figures["test_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    with pytest.raises(RunError, match="--clips is 'most', expected a whole number of at least 1, or all"):
+        run_evaluate(tmp_path / "run", places=places, say=quiet, clips="most")
+
+
+def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tmp_path):
+    """Runs begun before there was a choice took Kinetics' mean off and began with torch's weights."""
+    target, places, _ = made
+    said = {}
+    for name in ("activitynet", "kinetics"):
+        out = tmp_path / name
+        tuning = Tuning(amp="fp32", clip_mean=name)
+        scratch, once = Supervision(method="scratch"), {"epochs": 1}
+        train(target, places, out, supervision=scratch, tuning=tuning, overrides=once)
+        config = json.loads((out / "config.json").read_text())
+        assert (config["clip_mean"], config["init"], config["dropout"]) == (name, "released", 0.0)
+        said[name] = run_evaluate(out, places=places, say=quiet)["test_loss"]
+    assert said["activitynet"] != said["kinetics"]
+    old = tmp_path / "kinetics"
+    config = json.loads((old / "config.json").read_text())
+    state = torch.load(old / "last.pt", weights_only=True)
+    for place in (config, state["config"]):
+        for added in ("clip_mean", "init", "dropout", "gates"):
+            del place[added]
+        del place["augmentation"]["source_input"]
+    (old / "config.json").write_text(json.dumps(config))
+    torch.save(state, old / "last.pt")
+    assert run_evaluate(old, places=places, say=quiet)["test_loss"] == said["kinetics"]
+    assert parse_source(f"run:{old}").mean == KINETICS_MEAN
+    assert parse_source(f"run:{tmp_path / 'activitynet'}").mean == ACTIVITYNET_MEAN
+    (old / "summary.json").unlink()
+    (old / "student.safetensors").unlink()
+    lines = []
+    resume_train(old, execution=choose_execution(device="cpu"), say=lines.append)
+    assert any("its student is written from last.pt" in line for line in lines)
+    with pytest.raises(
+        RunError, match="--clip-mean kinetics is of the resnet3d networks, this student is r3d_1"
+    ):
+        train(target, places, tmp_path / "no", model="r3d_18", tuning=Tuning(clip_mean="kinetics"),
+              supervision=Supervision(method="scratch"))  # fmt: skip
 
 
 def test_classes_whose_probability_underflows_are_still_ranked(made):

@@ -57,11 +57,11 @@ class Means(nn.Module):
         return torch.cat([means, means.sum(dim=1, keepdim=True)], dim=1)
 
 
-def bilinear(picture, side):
+def bilinear(picture, side, scale=None):
     """Half-pixel bilinear interpolation of (C, H, W), weights from the definition."""
 
     def matrix(size):
-        at = np.clip((np.arange(side) + 0.5) * size / side - 0.5, 0, size - 1)
+        at = np.clip((np.arange(side) + 0.5) / (scale or side / size) - 0.5, 0, size - 1)
         low = np.floor(at).astype(int)
         high = np.minimum(low + 1, size - 1)
         weights = np.zeros((side, size))
@@ -83,6 +83,26 @@ def test_input_map_normalises_then_interpolates(from_px, to_px):
         np.testing.assert_allclose(got[n].numpy(), expected, atol=2e-4)
 
 
+@pytest.mark.parametrize(("from_px", "to_px"), [(32, 74), (20, 46), (96, 224)])
+def test_input_map_may_map_positions_by_a_factor_as_the_released_call_does(from_px, to_px):
+    pixels = torch.randint(0, 256, (2, 3, from_px, from_px), dtype=torch.uint8)
+    got = InputMap(to_px, scale="7/3")(pixels)
+    upsample = torch.nn.Upsample(scale_factor=7 / 3, mode="bilinear", align_corners=False)
+    assert torch.equal(got, upsample(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)))
+    mean, std = (np.array(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = bilinear((pixels[0].numpy() / 255 - mean) / std, to_px, 7 / 3)
+    np.testing.assert_allclose(got[0].numpy(), expected, atol=2e-4)
+    by_size = InputMap(to_px)(pixels)
+    if from_px == 96:
+        torch.testing.assert_close(got, by_size, rtol=0, atol=1e-4)
+    else:
+        assert (got - by_size).abs().mean() > 0.01
+    with pytest.raises(
+        SourceError, match="pictures of 33 px times 7/3 are 77 px wide, sources were to see 74"
+    ):
+        InputMap(74, scale="7/3")(torch.zeros(1, 3, 33, 33, dtype=torch.uint8))
+
+
 def test_input_map_of_the_same_size_only_normalises():
     pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     assert torch.equal(InputMap(20)(pixels), normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
@@ -91,6 +111,8 @@ def test_input_map_of_the_same_size_only_normalises():
 def test_input_map_is_plain_data_and_every_setting_is_in_it():
     plain = InputMap(74).to_dict()
     assert json.loads(json.dumps(plain)) == plain
+    scaled = InputMap(74, scale="7/3")
+    assert InputMap.from_dict(json.loads(json.dumps(scaled.to_dict()))) == scaled
     assert plain == {
         "side_px": 74,
         "mean": [0.485, 0.456, 0.406],

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sskt.backbones import build_backbone
 from sskt.backbones.features import Backbone, Features
 from sskt.errors import RunError
 from sskt.losses import kd_divergence
 from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Mutual, Pairs, Taught, Terms
+from sskt.methods.gradients import cosine, gated, gradients_of
 from sskt.schedules import Schedule
 from sskt.student import Student, build_student
 
@@ -279,27 +281,121 @@ def test_maxls_student_learns_its_own_two_losses():
     assert {k: v for k, v in of_generator.items() if k != "params"} == plain
 
 
-@pytest.mark.parametrize("kind", ["record", "weigh"])
-def test_gradient_cosines_are_those_of_the_losses_alone(kind):
-    student, _, pixels, labels, logits = made()
-    method = Taught(student, terms(), channels_last=False, gradient_cosine=kind)
+class Branched(Backbone):
+    """A transfer module sees its first block alone, and an auxiliary loss does not reach what comes after."""
+
+    block_channels, n_features, transfer_width = (6,), 5, 4
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 6, 3, padding=1)
+        self.second = torch.nn.Linear(6, 5)
+
+    def forward(self, x):
+        block = torch.tanh(self.first(F.adaptive_avg_pool2d(x, 4)))
+        return Features([block], torch.tanh(self.second(block.mean(dim=(2, 3)))))
+
+
+def one_by_one(student, pixels, labels, logits):
+    """The gradient of every loss on every weight that it reaches, by autograd alone: name -> gradient."""
+    names, weights = zip(*student.named_parameters(), strict=True)
+    p, a = student(_normal(pixels))
+    losses = [F.cross_entropy(p, labels), *(terms().auxiliary(a[s], logits[s]) for s in ("a", "b"))]
+    found = [torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) for loss in losses]
+    return [{n: g for n, g in zip(names, each, strict=True) if g is not None} for each in found]
+
+
+def cosine_of(own, theirs) -> float:
+    shared = [n for n in own if n in theirs]
+    u, v = (torch.cat([g[n].flatten() for n in shared]).double() for g in (own, theirs))
+    return float(u @ v / u.norm() / v.norm())
+
+
+def network(kind: str) -> Student:
+    torch.manual_seed(0)
+    backbone = Branched() if kind == "branched" else build_backbone("resnet20")
+    return Student(backbone, 4, {"a": 9, "b": 5}, transfer_module=kind == "branched").eval()
+
+
+@pytest.mark.parametrize("kind", ["branched", "resnet20"])
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+def test_a_gate_holds_back_the_shared_weights_alone(kind, scale):
+    _, _, pixels, labels, logits = made()
+    student = network(kind)
+    own, *theirs = one_by_one(student, pixels, labels, logits)
+    cosines = [cosine_of(own, each) for each in theirs]
+    assert kind == "resnet20" or min(cosines) < 0 < max(cosines), "one gate is shut and one is open"
+    method = Taught(student, terms(), channels_last=False, gradient_cosine="weigh")
+    method.scaled = lambda loss: scale * loss  # as a gradient scaler does
     losses = method(pixels, labels, logits)
-    shared = list(student.backbone.parameters())
-
-    def gradient(source):
-        p, a = student(_normal(pixels))
-        loss = F.cross_entropy(p, labels) if source is None else terms().auxiliary(a[source], logits[source])
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared)]).double()
-
-    own = gradient(None)
-    expected = [float(own @ g / own.norm() / g.norm()) for g in map(gradient, ("a", "b"))]
-    assert losses.recorded.tolist() == pytest.approx(expected, abs=1e-4)
+    assert losses.recorded.tolist() == pytest.approx(cosines, abs=1e-4)
     assert method.recorded_names == ("gradient_cosine/a", "gradient_cosine/b")
-    weights = [1.0, 1.0] if kind == "record" else [max(0.0, c) for c in expected]
-    total = losses.primary + 0.3 * sum(w * a for w, a in zip(weights, losses.auxiliary, strict=True))
-    assert losses.total.item() == pytest.approx(float(total), rel=1e-5)
+    assert losses.total.item() == pytest.approx(float(losses.primary + 0.3 * losses.auxiliary.sum()))
+    method.scaled(losses.total).backward()
+    for name, weight in student.named_parameters():
+        expected = own.get(name, torch.zeros_like(weight))
+        for each, c in zip(theirs, cosines, strict=True):
+            gate = max(0.0, c) if name in own else 1.0
+            expected = expected + 0.3 * gate * each.get(name, torch.zeros_like(weight))
+        torch.testing.assert_close(weight.grad / scale, expected, rtol=1e-3, atol=1e-6)
+    heads = [n for n in theirs[0] if n not in own]
+    assert heads, "the auxiliary heads' own weights"
+    assert kind == "resnet20" or any(n not in theirs[0] for n in own), "the primary loss's own weights"
+
+
+def test_cosines_that_are_only_recorded_change_nothing():
+    student, plain, pixels, labels, logits = made()
+    plain(pixels, labels, logits).total.backward()
+    before = [weight.grad.clone() for weight in student.parameters()]
+    student.zero_grad()
+    method = Taught(student, terms(), channels_last=False, gradient_cosine="record")
+    losses = method(pixels, labels, logits)
     losses.total.backward()
-    assert all(torch.isfinite(weight.grad).all() for weight in shared)
+    assert all(torch.equal(w.grad, g) for w, g in zip(student.parameters(), before, strict=True))
+    own, *theirs = one_by_one(student, pixels, labels, logits)
+    assert losses.recorded.tolist() == pytest.approx([cosine_of(own, each) for each in theirs], abs=1e-4)
+
+
+def test_runs_begun_with_gated_losses_go_on_with_them():
+    student, _, pixels, labels, logits = made()
+    method = Taught(student, terms(), channels_last=False, gradient_cosine="weigh", gates="losses")
+    losses = method(pixels, labels, logits)
+    weighed = losses.recorded.clamp(min=0) * losses.auxiliary
+    assert losses.total.item() == pytest.approx(float(losses.primary + 0.3 * weighed.sum()), rel=1e-5)
+    losses.total.backward()
+    _, *theirs = one_by_one(student, pixels, labels, logits)
+    gate = losses.recorded.clamp(min=0)
+    for n in range(2):
+        name = f"auxiliary.{n}.weight"
+        mine = dict(student.named_parameters())[name].grad
+        torch.testing.assert_close(mine, 0.3 * gate[n] * theirs[n][name], rtol=1e-3, atol=1e-7)
+
+
+def test_gradients_that_float16_would_lose_are_compared_at_the_scalers_scale():
+    """Small losses in half precision: their gradients are 0 in it unless they are scaled, or infinite if
+    they are scaled too much, which a scaler then sees.
+    """
+    torch.manual_seed(0)
+    w = torch.randn(3, 8).requires_grad_()
+    x = torch.randn(5, 8)
+
+    def loss(part):
+        with torch.autocast("cpu", dtype=torch.float16):
+            z = F.linear(x, w)
+            return 1e-9 * z[part].float().square().sum()
+
+    exact = [torch.autograd.grad((x[p] @ w.T).square().sum(), w)[0] for p in ([0, 1, 2], [2, 3, 4])]
+    expected = float(F.cosine_similarity(exact[0].flatten(), exact[1].flatten(), dim=0))
+    found = {}
+    for scale in (1.0, 2.0**16, 2.0**60):
+        gradients = [gradients_of(loss(p), [w], lambda z, s=scale: s * z) for p in ([0, 1, 2], [2, 3, 4])]
+        found[scale] = float(cosine(*gradients))
+        if scale == 2.0**60:
+            both = gated(gradients[0], gradients[1:], [torch.tensor(found[scale])])
+            assert not torch.isfinite(both[0]).all(), "what a scaler leaves out"
+    assert found[2.0**16] == pytest.approx(expected, abs=5e-3)
+    assert found[2.0**60] == 0
+    assert abs(found[1.0] - expected) > 0.05, "unscaled they are of little use"
 
 
 def test_distillation_of_several_labels_asks_every_class_for_itself():

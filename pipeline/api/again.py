@@ -19,6 +19,7 @@ from pipeline.ranks import Ranks, joined
 from pipeline.run import read_config, read_summary
 from pipeline.schedule import Share
 from pipeline.targets.spec import SPLITS
+from pipeline.training.config import TrainConfig
 from sskt.backbones import Backbone
 from sskt.errors import RunError
 from sskt.methods import TAUGHT
@@ -117,7 +118,7 @@ def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
 
 def _first_difference(out: Path, expected: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """The first setting of the run in `out` that is not as expected, and both values."""
-    found = dict(flatten(read_config(out)))
+    found = dict(flatten(TrainConfig.from_dict(read_config(out), str(out / "config.json")).to_dict()))
     wanted = dict(flatten(json.loads(json.dumps(expected))))  # tuples as JSON has them
     for name, value in wanted.items():
         if found.get(name) != value:

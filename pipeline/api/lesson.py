@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline import given
 from pipeline.api.stage_one import open_index, require_named
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
@@ -35,6 +36,13 @@ class Supervision:
     peers: int = 2  # of dml
     psi: int = 5  # sub-classes of a class, of maxl
     teacher_bn: str = "frozen"  # or "batch-stats", as the released code has it; live only
+
+    def __post_init__(self) -> None:
+        """Raises RunError for sources that are no names, or numbers that are not whole."""
+        object.__setattr__(self, "sources", given.texts(self.sources, "sources"))
+        object.__setattr__(self, "views", given.whole_or_none(self.views, "views"))
+        object.__setattr__(self, "peers", given.whole(self.peers, "peers"))
+        object.__setattr__(self, "psi", given.whole(self.psi, "psi"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline import given
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.execution import Execution
@@ -71,7 +72,7 @@ class TaughtData:
 def open_taught_data(
     target: str,
     *,
-    sources: Sequence[str] = (),
+    sources: str | Sequence[str] = (),
     labels: str = "auto",
     views: int | None = None,
     batch_size: int = 128,
@@ -88,10 +89,12 @@ def open_taught_data(
     softened with, which only matters for top-k stores (left out: the recipe's).
     """
     places, execution = places or Places(), execution or choose_execution()
+    target, limit, seed = given.text(target, "target"), given.whole_or_none(limit, "limit"), given.seed(seed)
+    batch_size = given.whole(batch_size, "batch_size", low=1)
     share = Share.from_environment()
     ranks = Ranks(share.rank, share.n_ranks)
     settings = {"temperature": temperature or recipe_for(target).temperature, "epochs": 1}
-    supervision = Supervision(sources=tuple(sources), labels=labels, views=views)
+    supervision = Supervision(sources=given.texts(sources, "sources"), labels=labels, views=views)
     asked = Asked(
         target, supervision, augmentation or Augmentation(), places, execution, limit, ranks, settings
     )

@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import given
 from pipeline.api.lesson import Asked, Supervision
-from pipeline.choices import channels_last, student_precision
+from pipeline.choices import channels_last
 from pipeline.execution import Execution
 from pipeline.targets.spec import parse_target
 from pipeline.training.config import PRECISIONS, TrainConfig
-from pipeline.training.method import READ_BY, require_read
+from pipeline.training.method import READ_BY, choose_clip_mean, choose_precision, require_read
 from pipeline.training.train import Lesson
-from sskt.backbones import BACKBONES, CLIP_BACKBONES, Backbone
+from sskt.backbones import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
 from sskt.download import known_digest_of
 from sskt.errors import RunError
+from sskt.initialise import choose_init
 from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
-from sskt.methods import GRADIENT_COSINE, METHODS
+from sskt.methods import GATES, GRADIENT_COSINE, METHODS
+from sskt.normalise import RELEASED_MEAN
 from sskt.recipes import SETTINGS, recipe_for
 from sskt.schedules import SCHEDULES
 
@@ -61,11 +64,21 @@ class Tuning:
     label_smoothing: float = 0.0
     finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.finetune
     freeze_until: str | None = None  # the backbone's part before this one stays as it is
+    init: str | None = None  # of the heads: one of sskt.initialise.INITS; None: "released" where it has one
+    clip_mean: str = RELEASED_MEAN  # what 3D ResNets take off: one of sskt.normalise.CLIP_MEANS
     mixup: float = 0.0  # a of Beta(a, a)
     cutmix: float = 0.0
     amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
     compiled: bool = False
     deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises RunError for what is no number or no path."""
+        for name in ("clip_norm", "label_smoothing", "mixup", "cutmix"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else given.number(value, name))
+        if self.finetune_from is not None:
+            object.__setattr__(self, "finetune_from", given.path(self.finetune_from, "finetune_from"))
 
 
 def settings_of(
@@ -78,9 +91,7 @@ def settings_of(
     """
     recipe = recipe_for(target, supervision.method, finetuned=tuning.finetune_from is not None)
     chosen: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in overrides.items()
-        if value is not None
+        name: given.setting(name, value) for name, value in overrides.items() if value is not None
     }
     if "epochs" in chosen:
         chosen.setdefault("milestones", recipe.milestones_in(chosen["epochs"]))
@@ -139,6 +150,7 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "transfer_module": taught.transfer_module,
         "kd_reduction": taught.kd_reduction or _kd_reduction(taught.method, asked.settings["primary_loss"]),
         "gradient_cosine": taught.gradient_cosine,
+        **({"gates": GATES[0]} if taught.gradient_cosine == "weigh" else {}),
         "peers": taught.peers,
         "psi": taught.psi,
         "teacher_bn": taught.teacher_bn,
@@ -146,7 +158,7 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "seed": seed,
         "limit": asked.limit,
         "eval_every": eval_every,
-        **_tuned(tuning, asked.execution),
+        **_tuned(tuning, model, taught.method, asked.execution),
         "channels_last": channels_last(asked.execution.device),
         "ranks": asked.ranks.world,
         "plan": asked.augmentation.training_plan(spec).to_dict(),
@@ -181,12 +193,15 @@ def require_reads(backbone: Backbone, config: TrainConfig) -> None:
         )
 
 
-def _tuned(tuning: Tuning, execution: Execution) -> dict[str, Any]:
-    """`tuning` as a config has it."""
+def _tuned(tuning: Tuning, model: str, method: str, execution: Execution) -> dict[str, Any]:
+    """`tuning` as a config has it, with what the network and the method settle."""
     began_with = tuning.finetune_from
     return asdict(tuning) | {
-        "amp": student_precision(tuning.amp, execution.device),
+        "amp": choose_precision(tuning.amp, method, execution.device),
         "finetune_from": began_with and weights_name(began_with),
+        "init": choose_init(model, tuning.init),
+        "clip_mean": choose_clip_mean(tuning.clip_mean, model),
+        "dropout": DROPOUTS.get(model, 0.0),
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places, choose_execution
+from pipeline import given
+from pipeline.choices import DEFAULT_VIEWS, EARLIER, Augmentation, Places, choose_execution
 from pipeline.estimate import estimate
 from pipeline.execution import Execution
-from pipeline.job import Job
+from pipeline.job import Job, destination
 from pipeline.precompute import StoreReport, precompute
 from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target, prepared
@@ -37,7 +39,7 @@ def run_prepare(
     Of a target of videos every frame is packed, by `packing`; with `allow_missing` it may go on without
     videos that are listed and not there, or damaged.
     """
-    spec, rows = parse_target(target), []
+    spec, rows = parse_target(given.text(target, "target")), []
     if spec.videos is not None:
         prepare_videos(
             spec,
@@ -72,8 +74,8 @@ def open_index(target: str, split: str, *, places: Places, say: Say, limit: int 
 
 
 def run_precompute(
-    targets: Sequence[str],
-    sources: Sequence[str],
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
     *,
     views: int = DEFAULT_VIEWS,
     augmentation: Augmentation | None = None,
@@ -87,8 +89,10 @@ def run_precompute(
     `pipeline.precompute.precompute`. Under torchrun the ranks share the work.
     """
     places, execution = places or Places(), execution or choose_execution()
-    share = Share.from_environment()
-    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), places, limit, top_k, say)
+    share, augmentation = Share.from_environment(), augmentation or Augmentation()
+    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k, say)
+    for job in jobs:
+        _mention_earlier(job, augmentation, places, say)
     return [
         report
         for job in jobs
@@ -97,8 +101,8 @@ def run_precompute(
 
 
 def run_estimate(
-    targets: Sequence[str],
-    sources: Sequence[str],
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
     *,
     views: int = DEFAULT_VIEWS,
     augmentation: Augmentation | None = None,
@@ -119,8 +123,8 @@ def run_estimate(
 
 
 def _jobs(
-    targets: Sequence[str],
-    sources: Sequence[str],
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
     views: int,
     augmentation: Augmentation,
     places: Places,
@@ -133,6 +137,9 @@ def _jobs(
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
+    targets, sources = given.texts(targets, "targets"), given.texts(sources, "sources")
+    views, limit = given.whole(views, "views", low=1), given.whole_or_none(limit, "limit")
+    top_k = given.whole_or_none(top_k, "top_k", low=0)
     names = list(targets) or prepared(places.data_dir, places.index_dir)
     if not names:
         raise TargetError(
@@ -154,6 +161,21 @@ def _jobs(
             together.setdefault(input_map.frames, []).append((source, input_map))
         jobs += [Job(name, index, alike, plan, views, top_k) for alike in together.values()]
     return jobs
+
+
+def _mention_earlier(job: Job, augmentation: Augmentation, places: Places, say: Say) -> None:
+    """Say where a store that sources filled before they saw what the released code shows them would do."""
+    spec, quiet = parse_target(job.target), lambda _: None
+    for source, input_map in job.sources:
+        earlier = replace(augmentation, source_input=EARLIER).input_map(spec, source.spec)
+        if earlier == input_map or destination(job, source, input_map, places.cache_dir, quiet).exists:
+            continue
+        before = destination(job, source, earlier, places.cache_dir, quiet)
+        if before.exists:
+            say(
+                f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
+                f"them, a new store is filled; --source-input earlier goes on with that one"
+            )
 
 
 def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cache.files import location
+from pipeline import given
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
     Tuning,
@@ -23,7 +24,7 @@ from pipeline.api.settings import (
 from pipeline.api.stage_one import open_index
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
-from pipeline.evaluate import Evaluator
+from pipeline.evaluate import Evaluator, of_clips
 from pipeline.execution import Execution
 from pipeline.plan import CentreClip, CornerClip, plan_from
 from pipeline.ranks import joined
@@ -36,11 +37,12 @@ from pipeline.run import (
     read_student,
     read_summary,
 )
-from pipeline.training.config import OWN, TrainConfig
+from pipeline.training.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, kernels, train
 from pipeline.training.trial import prepare_to_score, require_kernels, with_plain_layers
 from sskt.backbones import Backbone, build_backbone
+from sskt.backbones.resnet3d import ResNet3D
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import SETTINGS, recipe_for
@@ -76,15 +78,17 @@ def run_train(
     batch. Returns the run's summary. Nothing is written to `out` before all inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
-    places, execution, out = places or Places(), execution or choose_execution(), Path(out)
-    tuning = tuning or Tuning()
+    places, execution = places or Places(), execution or choose_execution()
+    target, model, out = given.text(target, "target"), given.model(model), given.path(out, "out")
+    seed, eval_every = given.seed(seed), given.whole(eval_every, "eval_every", low=1)
+    limit, tuning = given.whole_or_none(limit, "limit"), tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
     with joined(execution.device) as ranks:
         asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
         lesson = open_lesson(asked, say)
         name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
-        backbone = _backbone(model or name, seed)
+        backbone = _backbone(model or name, seed, config.clip_mean)
         require_reads(backbone, config)
         _require_runs(backbone, config, lesson)
         if tuning.finetune_from is not None:
@@ -116,7 +120,7 @@ def resume_train(
     last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
     trains it.
     """
-    out = Path(out)
+    out, backbone = given.path(out, "out"), given.backbone(backbone)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None and has_student(out):
@@ -164,7 +168,7 @@ def resume_train(
             say(f"{out}: all {done} epochs are done, its student is written from last.pt")
         else:
             say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
-        backbone = _backbone(backbone or config.model, config.seed)
+        backbone = _backbone(backbone or config.model, config.seed, config.clip_mean)
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
@@ -175,29 +179,31 @@ def resume_train(
 
 
 def run_evaluate(
-    run: Path,
+    run: Path | str,
     *,
     places: Places | None = None,
     execution: Execution | None = None,
     say: Say = print,
     which: str = "last",
-    clips: int = EVALUATION_CLIPS,
+    clips: int | str = EVALUATION_CLIPS,
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
-    evaluation view; of videos, by `clips` of each. Its confusion matrix goes into the run's folder.
+    evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion
+    matrix goes into the run's folder.
 
     The data are looked for where they were (`places_of`), or in `places`. A `backbone` is needed, built as it
     was then, where the run had one of the caller's. Raises RunError if `run` is no finished run or its target
     has other classes by now.
     """
+    run, backbone = given.path(run, "run"), given.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
     places, execution = places or places_of(run), execution or choose_execution()
     index = open_index(config.target, "test", places=places, say=say)
     _require_classes(config, index.classes, run)
     if config.is_own and backbone is None:
         raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")
-    network = backbone or build_backbone(config.model)
+    network = _backbone(backbone or config.model, config.seed, config.clip_mean)
     student = Student(network, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
@@ -205,7 +211,7 @@ def run_evaluate(
         student.to(memory_format=memory_layout(student))
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
-        plan = replace(plan, n_clips=clips)
+        plan = of_clips(plan, clips)
     prepare_to_score(student, config, plan, execution.device, places.kernels_file, say)
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
     if confusion is not None:
@@ -216,13 +222,14 @@ def run_evaluate(
     return figures
 
 
-def places_of(run: Path, **given: Any) -> Places:
-    """Where a run found its data_dir, cache_dir and weights, but for those that are `given`."""
+def places_of(run: Path | str, **told: Any) -> Places:
+    """Where a run found its data_dir, cache_dir and weights, but for those that are told."""
+    run = given.path(run, "run")
     read_config(run)  # names what is no run at all
     found = read_places(run)
     weights = {name: Path(path) for name, path in found["weights"].items()}
     recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights)
-    return replace(recorded, **given)
+    return replace(recorded, **told)
 
 
 def model_name(target: str, model: str | Backbone | None) -> str:
@@ -231,10 +238,14 @@ def model_name(target: str, model: str | Backbone | None) -> str:
     return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
 
 
-def _backbone(model: str | Backbone, seed: int) -> Backbone:
+def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
     """A named one starts from the seed; its heads' weights follow it in either case."""
     torch.manual_seed(seed)
-    return build_backbone(model) if isinstance(model, str) else model
+    if isinstance(model, str):
+        return build_backbone(model, clip_mean=clip_mean)
+    if isinstance(model, ResNet3D) and clip_mean != OWN_MEAN:
+        model.take_off(clip_mean)  # of a run that was begun before backbones had another mean
+    return model
 
 
 def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:

@@ -18,7 +18,7 @@ import torch
 from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.store import Store, find_stores
-from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
+from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.fingerprint import (
     PROBE_SAMPLES,
@@ -99,6 +99,7 @@ class Request:
             "--clip-frames": chosen.n_frames,
             "--stride": chosen.stride,
             "--source-frames": chosen.source_frames,
+            "--source-input": None if chosen.source_input == RELEASED else chosen.source_input,
         }
         words = [f"--source {shlex.quote(name)}" for name in sources]
         given = self.places.weights
@@ -220,10 +221,11 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
         wanted = partial(request.fingerprint, source=name)
         try:
             store = matching_store(request.places.cache_dir, request.index, name, wanted)
-        except StoreMismatch as mismatch:
+        except StoreMismatch as found_others:
+            mismatch = _with_remedy(found_others, request, name)
             fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
             if named or not fields or not fields <= {"plan", "input"}:
-                raise
+                raise mismatch from None
             others.append((name, mismatch))
             continue
         if store is not None:
@@ -233,6 +235,24 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
     for name, why in others:
         say(f"{name} is left out, its logits are of other pictures: {why}")
     return found
+
+
+def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> StoreMismatch:
+    """The same, with what would help where the stores differ by the way in which sources see pictures now."""
+    earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
+    try:
+        serving = matching_store(
+            request.places.cache_dir, request.index, source, partial(earlier.fingerprint, source=source)
+        )
+    except StoreMismatch:
+        serving = None
+    if serving is None:
+        return mismatch
+    return StoreMismatch(
+        f"{mismatch}; {serving.path} was made before sources saw what the released code shows them: add "
+        f"--source-input earlier to go on with it, or precompute again",
+        mismatch.differences,
+    )
 
 
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.plan.clips import CentreClip, ClipPlan, CornerClip, OfClip
+from pipeline.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, OfClip
 from pipeline.plan.pictures import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.plan.rows import ALGORITHM, Plan, Rows
 from sskt.errors import TargetError
@@ -20,6 +20,7 @@ __all__ = [
     "CentreClip",
     "ClipPlan",
     "CornerClip",
+    "EveryClip",
     "OfClip",
     "PadCropFlip",
     "Plan",

@@ -64,15 +64,43 @@ class CentreClip:
         """See `Plan.rows`; sizes are (N, 3)."""
         last = _last_starts(sizes, self.n_frames, self.stride)
         starts = last // 2 if self.n_clips == 1 else last * (view % self.n_clips) // (self.n_clips - 1)
-        crop = sizes[:, 1:].min(axis=1)
-        shape = np.stack([crop, crop], axis=1)
-        windows = np.concatenate([(sizes[:, 1:] - shape) // 2, shape], axis=1).astype(np.int32)
         flips = np.zeros(len(ids), dtype=np.bool_)
-        return Rows(ids, windows, flips, _frames(starts, sizes, self.n_frames, self.stride))
+        return Rows(ids, _central_squares(sizes), flips, _frames(starts, sizes, self.n_frames, self.stride))
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
         return {"kind": "centre-clip", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class EveryClip:
+    """The released test script's views: the central square of the short side; view v is the v-th of all
+    consecutive clips of a video, which do not overlap.
+
+    A last clip that is too short begins anew at its own start; of a single frame that is left over there is
+    none, as released. `n_clips_of` says how many clips a video has: its later views are the first ones again.
+    """
+
+    side_px: int
+    n_frames: int = 16
+    stride: int = 1
+
+    def n_clips_of(self, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Clips of each video: int64 (N,), at least 1; sizes are (N, 3)."""
+        return np.maximum(1, -(-(sizes[:, 0].astype(np.int64) - 1) // (self.n_frames * self.stride)))
+
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+        """See `Plan.rows`; sizes are (N, 3)."""
+        starts = view % self.n_clips_of(sizes) * self.n_frames * self.stride
+        there = np.clip(-(-(sizes[:, 0] - starts) // self.stride), 1, self.n_frames)  # frames of the clip
+        steps = np.arange(self.n_frames)[None, :] % there[:, None]
+        frames = (starts[:, None] + self.stride * steps).astype(np.int32)
+        flips = np.zeros(len(ids), dtype=np.bool_)
+        return Rows(ids, _central_squares(sizes), flips, frames)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Plan.to_dict`."""
+        return {"kind": "every-clip", **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +131,14 @@ class OfClip:
         return self.plan.to_dict()
 
 
-ClipPlan = CornerClip | CentreClip | OfClip
+ClipPlan = CornerClip | CentreClip | EveryClip | OfClip
+
+
+def _central_squares(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Windows (N, 4) as wide as the short side."""
+    crop = sizes[:, 1:].min(axis=1)
+    shape = np.stack([crop, crop], axis=1)
+    return np.concatenate([(sizes[:, 1:] - shape) // 2, shape], axis=1).astype(np.int32)
 
 
 def _last_starts(sizes: NDArray[np.int32], n_frames: int, stride: int) -> NDArray[np.int64]:

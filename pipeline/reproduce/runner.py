@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import given
 from pipeline.api.again import is_as_asked, precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
@@ -16,6 +17,7 @@ from pipeline.api.stage_one import open_index
 from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
 from pipeline.execution import Execution
 from pipeline.ranks import joined
+from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.reproduce.attempt import (
     TRAINING_SAMPLES,
     Attempt,
@@ -46,6 +48,12 @@ class Campaign:
     views: int = DEFAULT_VIEWS
     amp: str = "auto"  # of the students
 
+    def __post_init__(self) -> None:
+        """Raises RunError for what is no path or no whole number."""
+        object.__setattr__(self, "out", given.path(self.out, "out"))
+        for name in ("seeds", "views"):
+            object.__setattr__(self, name, given.whole(getattr(self, name), name, low=1))
+
     def folder(self, name: str, seed: int) -> Path:
         """Where one run lies."""
         return self.out / f"{name}-seed{seed}"
@@ -55,7 +63,7 @@ def run_reproduce(
     table: str,
     campaign: Campaign,
     *,
-    rows: Sequence[str] = (),
+    rows: str | Sequence[str] = (),
     stand_ins: Mapping[str, str] | None = None,
     dry_run: bool = False,
     say: Say = print,
@@ -68,7 +76,7 @@ def run_reproduce(
     each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
     raise; what is done by then is kept, and the same call goes on from there.
     """
-    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    chosen = attempts(table, given.texts(rows, "rows"), shrink=campaign.shrink, stand_ins=stand_ins or {})
     _require_read(campaign.places, stand_ins or {})
     for attempt in chosen:
         attempt.marks.extend(_marks(attempt, campaign))
@@ -136,6 +144,8 @@ def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
         _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign, say)
     folder = campaign.folder(attempt.row.name, seed)
     train_once(attempt.row.target, folder, say=say, **_settings(attempt, seed, campaign))
+    if attempt.metric == ALL_CLIPS_METRIC:
+        score_all_clips(folder, campaign.places, campaign.execution, say)
 
 
 def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
@@ -228,10 +238,10 @@ def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, .
 def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any] | None:
     """The summary of a run that came to its end with the settings of this campaign."""
     folder = campaign.folder(attempt.row.name, seed)
-    summary = read_summary(folder)
-    if summary is None or not is_as_asked(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
+    settings = _settings(attempt, seed, campaign)
+    if (summary := read_summary(folder)) is None or not is_as_asked(attempt.row.target, folder, **settings):
         return None
-    return summary
+    return with_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
 
 
 def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:

@@ -1,7 +1,8 @@
 """PASCAL VOC 2007 and 2012 as pictures with several labels each: VOCdevkit's lists and annotations.
 
 A class is present if one of its objects is not marked difficult, and not counted at all, neither as present
-nor as absent, if all of them are (VOC's own rule for classification).
+nor as absent, if all of them are (VOC's own rule for classification). Departs from the released code: there
+such a class counts as absent.
 """
 
 from __future__ import annotations

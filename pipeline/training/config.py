@@ -10,6 +10,8 @@ from sskt.recipes import SETTINGS, recipe_for
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OWN = "own:"  # a model's name, before the class of a backbone that the caller made
+EARLIER_MEAN = "kinetics"  # what 3D ResNets took off until runs said it
+OWN_MEAN = "own"  # of such a backbone: whatever it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,11 @@ class TrainConfig:
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
     source_weights: dict[str, str]  # sha256 of each source's weights
+    # what follows was added later; the defaults are what runs did until then
+    gates: str = "losses"  # of gradient_cosine "weigh": one of sskt.methods.GATES
+    init: str = "torch"  # of the heads: one of sskt.initialise.INITS
+    clip_mean: str = EARLIER_MEAN  # what 3D ResNets take off: of sskt.normalise.CLIP_MEANS, or OWN_MEAN
+    dropout: float = 0.0  # before the primary head
     # modules that compute in plain fp32, since the fast kernels were found wrong; see pipeline.training.trial
     plain_layers: tuple[str, ...] = ()
 
@@ -105,4 +112,6 @@ class TrainConfig:
         own: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
         }
+        # what sources see had no name until then
+        own["augmentation"] = {"source_input": "earlier", **own["augmentation"]}
         return cls(**own)

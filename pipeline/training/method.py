@@ -6,10 +6,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.training.config import TrainConfig
+import torch
+
+from pipeline.choices import student_precision
+from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.backbones import BACKBONES, Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Method, Mutual, Taught, Terms
+from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.student import Student
 
 # the settings that not every method reads, and the methods that do
@@ -41,6 +45,34 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
             )
 
 
+def choose_precision(amp: str, method: str, device: torch.device) -> str:
+    """What a student computes in; see `student_precision`. Raises RunError for fp16 with maxl."""
+    chosen = student_precision(amp, device)
+    if method == "maxl" and chosen == "fp16":
+        if amp == "fp16":
+            raise RunError(
+                "--amp fp16: --method maxl takes gradients of gradients, which leave float16's range; use "
+                "bf16 or fp32"
+            )
+        return "fp32"
+    return chosen
+
+
+def choose_clip_mean(asked: str, model: str) -> str:
+    """What a student takes off its clips, as a config has it. Raises RunError for a mean that is unknown, or
+    that the student would not read.
+    """
+    if asked not in CLIP_MEANS:
+        raise RunError(f"--clip-mean is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
+    if model.startswith("resnet3d"):
+        return asked
+    if asked != RELEASED_MEAN:
+        raise RunError(
+            f"--clip-mean {asked} is of the resnet3d networks, this student is {model}; leave it out"
+        )
+    return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
+
+
 def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:
     """Build it around `backbone`, on the CPU; weights that are new come from torch's global generator.
 
@@ -64,7 +96,7 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         )
 
     def student(of: Backbone, heads: Mapping[str, int]) -> Student:
-        made = Student(of, n_classes, heads, config.transfer_module)
+        made = Student(of, n_classes, heads, config.transfer_module, init=config.init, dropout=config.dropout)
         if config.freeze_until is not None:
             made.freeze_until(config.freeze_until)
         return made
@@ -78,9 +110,12 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         _require_maxl_possible(config)
         n_made = n_classes * config.psi
         pupil = student(backbone, {AUXILIARY: n_made})
-        generator = Student(_another(config, backbone), n_made, {}, transfer_module=False)
+        generator = Student(
+            _another(config, backbone), n_made, {}, False, init=config.init, dropout=config.dropout
+        )
         return MetaAuxiliary(pupil, generator, terms, psi=config.psi, **layout)
-    return Taught(student(backbone, source_classes), terms, gradient_cosine=config.gradient_cosine, **layout)
+    pupil = student(backbone, source_classes)
+    return Taught(pupil, terms, gradient_cosine=config.gradient_cosine, gates=config.gates, **layout)
 
 
 def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
@@ -91,7 +126,7 @@ def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
         raise RunError(
             f"--method {config.method} builds its own networks; name one of {', '.join(BACKBONES)}"
         )
-    return build_backbone(config.model)
+    return build_backbone(config.model, clip_mean=config.clip_mean)
 
 
 def _require_maxl_possible(config: TrainConfig) -> None:

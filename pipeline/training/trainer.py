@@ -100,6 +100,7 @@ class Trainer:
             patience=config.patience,
         )
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
+        method.scaled = self._scaler.scale
         self._mixing = Mixing(config.mixup, config.cutmix)
         self._unchecked: list[tuple[int, Positions, Losses]] = []  # step and samples of each
         self.epoch, self.step, self.sums = 0, 0, Sums()

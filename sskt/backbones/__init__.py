@@ -13,8 +13,9 @@ from sskt.backbones.tapped import Tapped
 from sskt.backbones.torch_small import VGG16, DenseNet121, MobileNetV2
 from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.errors import RunError
+from sskt.normalise import RELEASED_MEAN
 
-__all__ = ["BACKBONES", "CLIP_BACKBONES", "Backbone", "Features", "Tapped", "build_backbone"]
+__all__ = ["BACKBONES", "CLIP_BACKBONES", "DROPOUTS", "Backbone", "Features", "Tapped", "build_backbone"]
 
 CLIP_BACKBONES: dict[str, Callable[[], Backbone]] = {
     **{f"resnet3d{depth}": partial(ResNet3D, depth, "A") for depth in (10, 18, 34, 50)},
@@ -29,10 +30,17 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "vgg16": VGG16,
     **CLIP_BACKBONES,
 }
+DROPOUTS = {"mobilenet_v2": 0.2}  # of the pooled features, before the primary head: torchvision's
 
 
-def build_backbone(name: str) -> Backbone:
-    """A backbone with fresh weights from torch's global generator. Raises RunError for an unknown name."""
+def build_backbone(name: str, *, clip_mean: str = RELEASED_MEAN) -> Backbone:
+    """A backbone with fresh weights from torch's global generator. `clip_mean`, one of
+    `sskt.normalise.CLIP_MEANS`, is what a 3D ResNet takes off; other networks have a mean of their own.
+    Raises RunError for an unknown name.
+    """
     if name not in BACKBONES:
         raise RunError(f"model {name!r} is unknown, expected one of {', '.join(BACKBONES)}")
-    return BACKBONES[name]()
+    backbone = BACKBONES[name]()
+    if isinstance(backbone, ResNet3D):
+        backbone.take_off(clip_mean)
+    return backbone

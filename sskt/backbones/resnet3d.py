@@ -1,7 +1,8 @@
 """3D ResNets for clips (Hara et al., 2018), the paper's networks for video; parameters have the names of
 3D-ResNets-PyTorch, whose Kinetics checkpoints fit.
 
-Departs from the released code: its option-A shortcut carries no gradient (it copies `.data`), ours does.
+Departs from the released code: its option-A shortcut carries no gradient (it copies `.data`), ours does. The
+mean taken off is ActivityNet's, the released default and that of the Kinetics checkpoints, or Kinetics'.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sskt.backbones.features import Backbone, Features
-from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS
+from sskt.normalise import ACTIVITYNET_MEAN, CLIP_MEANS, WHOLE_LEVELS
 
 _WIDTHS = (64, 128, 256, 512)
 _UNITS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -28,7 +29,7 @@ class ResNet3D(Backbone):
     """
 
     reads_clips = True
-    mean, std = KINETICS_MEAN, WHOLE_LEVELS
+    mean, std = ACTIVITYNET_MEAN, WHOLE_LEVELS
 
     def __init__(self, depth: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -50,6 +51,10 @@ class ResNet3D(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def take_off(self, clip_mean: str) -> None:
+        """Expect pixels less another mean: one of `CLIP_MEANS`."""
+        self.mean = CLIP_MEANS[clip_mean]
 
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, D, H, W) to Features of four blocks, at H/4 and D/2 to H/32 and D/16."""

@@ -9,7 +9,7 @@ learns, by the gradient through the student's step, to make labels after which t
 
 H keeps all sub-classes in use. Departs from the authors' code: there the two networks learn in turns of an
 epoch, here in the same step; there both by plain SGD, here the student by the recipe's, with a momentum and a
-decay that theta+ leaves out.
+decay that theta+ leaves out. Gradients of gradients leave float16's range, scaled or not: fp32 or bf16 only.
 """
 
 from __future__ import annotations

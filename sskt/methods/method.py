@@ -107,6 +107,8 @@ class Method(nn.Module):
         self.auxiliary_names: tuple[str, ...] = student.source_names
         self.recorded_names: tuple[str, ...] = ()
         self.rate = 0.0  # the learning rate in force, for methods that look ahead
+        # the gradient scaler's, for methods that take gradients within their step
+        self.scaled: Callable[[Tensor], Tensor] = _as_it_is
         self._layout = memory_layout(student) if channels_last else torch.contiguous_format
 
     def forward(
@@ -145,3 +147,8 @@ def n_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """See `Losses.correct`."""
     said = logits.detach().argmax(dim=1)
     return (said == labels if labels.ndim == 1 else labels.gather(1, said[:, None]) == 1).sum()
+
+
+def _as_it_is(loss: Tensor) -> Tensor:
+    """No scaling, as in every precision but float16."""
+    return loss
