@@ -206,8 +206,8 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: keep what sources say of a target.
 
     Every planned view of every training picture is drawn once and shown to each source. Stop at any time:
-    the same command goes on from there, and more --views or another --source extend what is kept. Several
-    processes, or torchrun's, share the work.
+    the same command goes on from there, and more --views or another --source extend what is kept. Start it
+    several times at once, and the processes share the work; not under torchrun, which ends all when one dies.
     """
     from pipeline.api import run_estimate, run_precompute
 

@@ -123,12 +123,14 @@ def reproduce(
     """Run a published table again, and set ours beside it.
 
     Each source looks once at each target for all rows and seeds. Finished runs are skipped and stopped ones
-    go on, so the same command continues where it was. The report says of every row in what it differs from
-    the paper.
+    go on, so the same command continues where it was. The report marks every row with what differs from the
+    paper or its released code, a word and a footnote each. Rows that a table cites from other papers are
+    shown and never run.
     """
     from pipeline.reproduce.attempt import Shrink
-    from pipeline.reproduce.report import price
-    from pipeline.reproduce.runner import Campaign, run_reproduce
+    from pipeline.reproduce.campaign import Campaign
+    from pipeline.reproduce.report import named_marks, price
+    from pipeline.reproduce.runner import run_reproduce
 
     campaign = Campaign(
         out,
@@ -144,16 +146,21 @@ def reproduce(
     if as_json:
         tell(json.dumps([result.to_dict() for result in results], indent=2))
         return
+    named = named_marks(results)
     if dry_run:
         columns = (
-            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs_in"
+            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs"
         )
-        show([result.cost(seeds) for result in results], as_json, columns)
-        say(price(results))
-        return
-    cells: list[dict[str, Any]] = [dict(result.cells()) for result in results]
-    show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs_in")
+        costs = [result.cost(seeds) | {"differs": result.words(named)} for result in results]
+        show(costs, as_json, columns)
+    else:
+        cells: list[dict[str, Any]] = [dict(result.cells(named)) for result in results]
+        show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs")
+    for mark, label in named.items():
+        say(f"{label}: {mark.note}")
     say(price(results))
+    if dry_run:
+        return
     for path in sorted(out.glob(f"table-{table}.*")):
         tell(str(path))
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.titles import boxes, fitted, lettering
 from sskt.errors import RunError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Say = Callable[[str], None]
+
 _NAMED = 40  # classes at most whose names are legible
+_NAME_IN, _NAME_PT = 1.8, 9.0  # room for a class's name
+_LARGEST_PT, _SMALLEST_PT = 9.0, 5.0  # of a number in a cell
+_DIGIT = 0.64  # width of a digit, of its size
 
 
-def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path) -> dict[str, str]:
-    """Write confusion.csv, counts with true classes as rows, and confusion.png, shares of each true class.
+def write_confusion(
+    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path, say: Say
+) -> dict[str, str]:
+    """Write confusion.csv, counts with true classes as rows, and confusion.png: shares of each true class as
+    colour and, where the cells have room for them, the counts.
 
     `matrix`: int64 (C, C). Returns the paths by kind. Raises RunError if they cannot be written.
     """
@@ -28,7 +39,10 @@ def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder:
             writer = csv.writer(file)
             writer.writerow(["true \\ said", *classes])
             writer.writerows([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
-        _draw(matrix, classes).savefig(paths["confusion_png"], dpi=120)
+        with lettering(*classes) as missing:
+            _draw(matrix, classes).savefig(paths["confusion_png"], dpi=120)
+        if missing:
+            say(f"{paths['confusion_png']}: {boxes(missing)}")
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}); make room, or allow writing there"
@@ -41,22 +55,43 @@ def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
     from matplotlib.figure import Figure
 
     there = matrix.sum(axis=1) > 0  # a class without samples would be an empty row
-    shares = matrix[there] / matrix[there].sum(axis=1, keepdims=True)
     said = there | (matrix.sum(axis=0) > 0)
-    shares = shares[:, said]
-    rows, columns = (
-        [name for name, is_in in zip(classes, which, strict=True) if is_in] for which in (there, said)
-    )
-    legible = len(columns) <= _NAMED
-    side = max(4.0, 0.28 * len(columns) + 2.5) if legible else 9.0
+    counts = matrix[there][:, said]
+    shares = counts / matrix[there].sum(axis=1, keepdims=True)
+    legible = counts.shape[1] <= _NAMED
+    side = max(4.0, 0.28 * counts.shape[1] + 2.5) if legible else 9.0
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if legible:
-        axes.set_xticks(range(len(columns)), columns, rotation=90)
-        axes.set_yticks(range(len(rows)), rows)
+        rows, columns = (_names(classes, which, figure) for which in (there, said))
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=_NAME_PT)
+        axes.set_yticks(range(len(rows)), rows, fontsize=_NAME_PT)
     axes.set_xlabel("said")
     axes.set_ylabel("true")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    _number(axes, counts, shares, figure)
     return figure
+
+
+def _names(classes: Sequence[str], which: NDArray[np.bool_], figure: Figure) -> list[str]:
+    """The names of some classes, as long as there is room for."""
+    room = {"width_px": _NAME_IN * figure.dpi, "size_pt": _NAME_PT}
+    return [
+        fitted(name, figure, lines=1, **room) for name, is_in in zip(classes, which, strict=True) if is_in
+    ]
+
+
+def _number(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floating], figure: Figure) -> None:
+    """Write every count into its cell, if the longest is legible there."""
+    figure.draw_without_rendering()  # places the axes
+    points = 72 / figure.dpi
+    window = axes.get_window_extent()
+    width, height = window.width * points / counts.shape[1], window.height * points / counts.shape[0]
+    size = min(_LARGEST_PT, 0.6 * height, 0.85 * width / (_DIGIT * len(str(counts.max()))))
+    if size < _SMALLEST_PT:
+        return
+    for (y, x), count in np.ndenumerate(counts):
+        colour = "white" if shares[y, x] > 0.5 else "black" if count else "#aaaaaa"
+        axes.text(x, y, str(count), ha="center", va="center", fontsize=size, color=colour)

@@ -124,7 +124,7 @@ class Evaluator:
     def _sane(self, logits: torch.Tensor, view: int) -> torch.Tensor:
         """(n, classes) logits of a view of this rank's samples as they are, if they make sense."""
         if rows := insane_rows(logits):
-            ids = self._index.ids[self._positions[self._having(view)][rows]].tolist()
+            ids = self._index.ids[self._positions[self._counts > view][rows]].tolist()
             raise InsaneLogitsError(
                 f"the student's logits for {len(rows)} of {len(logits)} samples of {self._index.target}/"
                 f"{self._index.split} make no sense, {worst_value(logits[rows[0]]):.4g} for sample {ids[0]}, "

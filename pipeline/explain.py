@@ -23,6 +23,7 @@ from pipeline.plan import plan_from
 from pipeline.run import read_config, read_student
 from pipeline.targets import decode
 from pipeline.targets.index import ArrayPictures, TargetIndex
+from pipeline.titles import boxes, fitted, lettering
 from pipeline.training.config import TrainConfig
 from sskt.backbones import build_backbone
 from sskt.errors import RunError
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Say = Callable[[str], None]
+
+_PANEL_IN = 2.6
+_TITLE_PT, _LINE_IN = 9.0, 0.17
 
 
 def run_explain(
@@ -61,7 +65,8 @@ def run_explain(
     opened = [_student(run, execution.device) for run in folders]
     config = opened[0][0]
     index = _one_picture(picture) if picture else _sample(folders[0], config, sample, places, say)
-    rows, panels = [], []
+    rows: list[dict[str, Any]] = []
+    panels = []
     for run, (config, student) in zip(folders, opened, strict=True):
         pixels = _drawn(index, config, run, execution)
         x = normalise(pixels, student.backbone.mean, student.backbone.std)
@@ -81,7 +86,11 @@ def run_explain(
         )
         panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
     data = io.BytesIO()
-    _figure(rows, panels, index.name_of(0)).savefig(data, dpi=150, format="png")
+    names = [Path(index.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
+    with lettering(*names) as missing:
+        _figure(rows, panels, names[0]).savefig(data, dpi=150, format="png")
+    if missing:
+        say(f"{out}: {boxes(missing)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_durably(out, data.getvalue())
@@ -157,21 +166,34 @@ def _figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.6 * (len(panels) + 1), 3.1), layout="constrained")
+    figure = Figure(figsize=(_PANEL_IN * (len(panels) + 1), _PANEL_IN))
     FigureCanvasAgg(figure)
+    titles = [_fitted(name, figure, lines=4)]
+    titles += [_title(row, figure, empty=not heat.any()) for row, (_, heat) in zip(rows, panels, strict=True)]
+    above = 0.1 + _LINE_IN * (1 + max(title.count("\n") for title in titles))
+    figure.set_figheight(_PANEL_IN + above)
     axes = figure.subplots(1, len(panels) + 1)
+    figure.subplots_adjust(0.01, 0.01, 0.99, _PANEL_IN / (_PANEL_IN + above), wspace=0.04)
     axes[0].imshow(panels[0][0])
-    axes[0].set_title(Path(name).name, fontsize=9)
-    for axis, row, (picture, heat) in zip(axes[1:], rows, panels, strict=True):
+    for axis, (picture, heat) in zip(axes[1:], panels, strict=True):
         axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
         axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-        axis.set_title(_title(row, empty=not heat.any()), fontsize=9)
-    for axis in axes:
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=_TITLE_PT)
         axis.axis("off")
     return figure
 
 
-def _title(row: dict[str, Any], *, empty: bool) -> str:
-    """Run and method, class and share; `empty`: no part of the picture speaks for the class."""
-    lines = [f"{Path(row['run']).name} ({row['method']})", f"{row['class']}, {100 * row['share']:.0f} %"]
+def _title(row: dict[str, Any], figure: Figure, *, empty: bool) -> str:
+    """Method and run, share and class; `empty`: no part of the picture speaks for the class."""
+    lines = [
+        _fitted(f"{row['method']}: {Path(row['run']).name}", figure, lines=3),
+        _fitted(f"{100 * row['share']:.0f} % {row['class']}", figure, lines=2),
+    ]
     return "\n".join([*lines, "no evidence in the picture"] if empty else lines)
+
+
+def _fitted(text: str, figure: Figure, *, lines: int) -> str:
+    """`text` as wide as a panel."""
+    width_px = 0.92 * _PANEL_IN * figure.dpi
+    return fitted(text, figure, width_px=width_px, size_pt=_TITLE_PT, lines=lines)

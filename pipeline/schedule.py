@@ -23,12 +23,14 @@ class Share:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """RANK and WORLD_SIZE as torchrun sets them, else the only share; RunError if they make no sense."""
+        """RANK and WORLD_SIZE as set by the user or a launcher, else the only share; RunError if they make no
+        sense.
+        """
         rank, n_ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and n_ranks.isdecimal() and int(rank) < int(n_ranks)):
             raise RunError(
                 f"RANK is {rank!r} and WORLD_SIZE is {n_ranks!r}, expected 0 <= RANK < WORLD_SIZE; "
-                f"unset both, or start the processes with torchrun"
+                f"unset both, or give every process a RANK of its own"
             )
         return cls(int(rank), int(n_ranks))
 

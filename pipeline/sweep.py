@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache.files import write_durably
 from cache.manifest import digest
@@ -27,6 +28,7 @@ from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.ranks import Ranks, joined
 from pipeline.run import read_config
+from pipeline.titles import boxes, fitted, lettering
 from pipeline.training.divergence import DivergedError
 from sskt.errors import RunError
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Panel = tuple[tuple[str, ...], bool]  # sources, transfer module
+
+_LINE_IN = 0.16  # height of a title's line
+_LONGEST_NAME = 48  # characters of a target in the title, whose end must not be cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +114,7 @@ def run_sweep(
             if ranks.first:
                 _write(out / "sweep.csv", _csv(rows))
         if ranks.first and rows[0]["mean"] is not None:
-            picture = io.BytesIO()
-            _draw(_title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows).savefig(
-                picture, dpi=150, format="png"
-            )
-            _write(out / "sweep.png", picture.getvalue())
+            _draw_to(out / "sweep.png", _title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows, say)
     return rows
 
 
@@ -184,6 +185,16 @@ def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, 
     }
 
 
+def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
+    """`_draw`, as a PNG."""
+    picture = io.BytesIO()
+    with lettering(title, *map(_panel_title, grid.panels())) as missing:
+        _draw(title, grid, rows).savefig(picture, dpi=150, format="png")
+    _write(path, picture.getvalue())
+    if missing:
+        say(f"{path}: {boxes(missing)}")
+
+
 def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """A panel for each set of sources and transfer module: alpha upwards, temperature to the right. White is
     the student from scratch, `rows[0]`; blue is better, red is worse.
@@ -194,22 +205,21 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels = grid.panels()
     n_columns, n_rows = len(grid.transfer_modules), len(grid.sources)
     width, height = 1.7 + 0.75 * len(grid.temperatures), 1.4 + 0.5 * len(grid.alphas)
-    figure = Figure(figsize=(1.2 + width * n_columns, 0.7 + height * n_rows), layout="constrained")
+    size = (max(5.0, 1.2 + width * n_columns), max(3.0, 0.7 + height * n_rows))
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     scratch, *means = (math.nan if row["mean"] is None else row["mean"] for row in rows)
     lost = [row["diverged"] for row in rows[1:]]
     reach = max([0.1, *(abs(mean - scratch) for mean in means if math.isfinite(mean))])
     each = len(grid.temperatures) * len(grid.alphas)
-    for at, (axis, (sources, module)) in enumerate(zip(axes.flat, panels, strict=True)):
+    for at, axis in enumerate(axes.flat):
         table = np.array(means[at * each : (at + 1) * each]).reshape(len(grid.temperatures), -1).T
         image = axis.imshow(
             table - scratch, origin="lower", cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto"
         )
         axis.set_xticks(range(len(grid.temperatures)), [f"{t:g}" for t in grid.temperatures])
         axis.set_yticks(range(len(grid.alphas)), [f"{a:g}" for a in grid.alphas])
-        names = " + ".join(_short(name) for name in sources)
-        axis.set_title(f"{names}{', transfer module' if module else ''}", fontsize=9)
         axis.set_xlabel("temperature")
         axis.set_ylabel("alpha")
         for (y, x), value in np.ndenumerate(table):
@@ -219,16 +229,44 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
                 "diverged" if math.isnan(value) else f"{value:.1f}" + (f"\n{n_lost} div." if n_lost else "")
             )
             axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="percentage points over scratch", shrink=0.8)
-    figure.suptitle(f"{title}; from scratch {scratch:.1f} %", fontsize=10)
+    figure.colorbar(image, ax=axes, label="percentage points\nover scratch", shrink=0.8)
+    _entitle(figure, f"{title}; from scratch {scratch:.1f} %", axes, panels)
     return figure
+
+
+def _entitle(figure: Figure, title: str, axes: NDArray[Any], panels: Sequence[Panel]) -> None:
+    """Write the figure's title and the panels', (rows, columns) as `axes`, in lines that fit, and make room
+    for them.
+    """
+    figure.draw_without_rendering()  # places the panels; titles above them only change their heights
+    room_px = 0.96 * figure.get_figwidth() * figure.dpi
+    title = fitted(title, figure, width_px=room_px, size_pt=10, lines=4)
+    figure.suptitle(title, fontsize=10)
+    n_more = 0
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        room_px = 0.98 * axis.get_window_extent().width
+        text = fitted(_panel_title(panel), figure, width_px=room_px, size_pt=9, lines=4)
+        axis.set_title(text, fontsize=9)
+        n_more = max(n_more, text.count("\n"))
+    n_more = title.count("\n") + len(axes) * n_more
+    figure.set_figheight(figure.get_figheight() + _LINE_IN * n_more)
+
+
+def _panel_title(panel: Panel) -> str:
+    sources, module = panel
+    names = " + ".join(_short(name) for name in sources)
+    return f"transfer module, {names}" if module else names
 
 
 def _title(run: Path, aux_loss: str) -> str:
     """What was trained, by one of the runs."""
     config = read_config(run)
     metric = "test mAP" if config["primary_loss"] == "bce" else "test top-1"
-    what = f"{config['target']}, {config['model']}, {config['epochs']} epochs, auxiliary loss {aux_loss}"
+    target, epochs = config["target"], config["epochs"]
+    if len(target) > _LONGEST_NAME:
+        target = target[: _LONGEST_NAME - 1] + "…"
+    trained = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    what = f"{target}, {config['model']}, {trained}, auxiliary loss {aux_loss}"
     return f"{what}, {metric} in %"
 
 

@@ -1,5 +1,5 @@
 """The published result rows of both papers (published.csv), by table: S1 to S8 of the supplement, M2, M7 and
-M8 of the main paper, R of the authors' page, G of graph distillation.
+M8 of the main paper, R of the authors' page, G of graph distillation, whose table also cites other papers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sskt.errors import RunError
 
 _FILE = Path(__file__).with_name("published.csv")
 _PSI = re.compile(r"maxl psi=(\d+)")
+_CITED = "cited: "  # before the authors of a row that the table takes from another paper
 GRAPH = "G"  # the second paper's table
 
 
@@ -24,7 +25,7 @@ class Published:
     table: str
     target: str
     model: str
-    method: str  # one of sskt.methods.METHODS, or "finetune"; of table G in that paper's words
+    method: str  # of sskt.methods.METHODS, "finetune" or "cited"; of table G in that paper's words
     init: str  # "random", or the task of the weights that the student began with
     sources: tuple[str, ...]
     transfer_module: bool
@@ -33,10 +34,18 @@ class Published:
     psi: int | None  # of maxl
     metric_percent: float
     std: float | None
+    authors: str = ""  # and year, of a cited row: another paper's figure, which is shown and never run
+
+    @property
+    def is_cited(self) -> bool:
+        """Whether the table takes the figure from another paper; there is no model to train then."""
+        return self.method == "cited"
 
     @property
     def name(self) -> str:
         """The row in one word, the same in every table: a folder's name."""
+        if self.is_cited:
+            return f"{self.target}-cited-{re.sub(r'[^A-Za-z0-9]+', '-', self.authors).strip('-')}"
         words = [self.target, self.model, self.method]
         words += [f"from-{self.init}"] if self.init != "random" else []
         words += ["+".join(source.replace(":", "-") for source in self.sources)] if self.sources else []
@@ -64,6 +73,7 @@ def _all_rows() -> tuple[Published, ...]:
 def _row(fields: dict[str, str]) -> Published:
     method, primary, auxiliary = fields["method"], fields["primary_loss"], fields["aux_loss"]
     psi = _PSI.fullmatch(method)
+    authors = method.removeprefix(_CITED) if method.startswith(_CITED) else ""
     sources = tuple(_source(name) for name in fields["sources"].split("+") if name)
     if sources and not auxiliary:  # table R names one loss for both
         auxiliary = primary
@@ -71,7 +81,7 @@ def _row(fields: dict[str, str]) -> Published:
         fields["table"],
         fields["target"],
         fields["model"],
-        "maxl" if psi else method,
+        "cited" if authors else "maxl" if psi else method,
         fields["init"],
         sources,
         fields["transfer_module"] == "yes",
@@ -80,6 +90,7 @@ def _row(fields: dict[str, str]) -> Published:
         int(psi[1]) if psi else None,
         float(fields["metric_percent"]),
         float(fields["std"]) if fields["std"] else None,
+        authors,
     )
 
 

@@ -55,8 +55,13 @@ class Recipe:
     published: bool = True  # False: ours, not from the paper
 
     def milestones_in(self, epochs: int) -> tuple[int, ...]:
-        """The milestones at the same parts of a training of another length."""
-        return tuple(max(1, round(milestone * epochs / self.epochs)) for milestone in self.milestones)
+        """The milestones at the same parts of a training of another length: each once, so that the rate never
+        drops twice at one epoch, and without those that rounding moves to the beginning or the end.
+        """
+        scaled = [(milestone, round(milestone * epochs / self.epochs)) for milestone in self.milestones]
+        # one that never comes in the recipe either (STL10's last) stays, as runs have recorded it
+        kept = [at for milestone, at in scaled if 0 < at < epochs or milestone >= self.epochs]
+        return tuple(dict.fromkeys(kept))
 
     def patience_in(self, epochs: int) -> int:
         """The patience that is the same part of a training of another length."""

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +18,29 @@ from cache.files import alone_in
 from cli import main
 from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
-from pipeline.reproduce import all_clips, report, runner
+from pipeline.reproduce import all_clips, attempt, report, runner
 from pipeline.reproduce.attempt import TEACHERS, Shrink, attempts
-from pipeline.reproduce.runner import Campaign, run_reproduce
+from pipeline.reproduce.campaign import Campaign
+from pipeline.reproduce.marks import Mark, departures
+from pipeline.reproduce.picture import draw_gains
+from pipeline.reproduce.report import Scratch, write_report
+from pipeline.reproduce.runner import run_reproduce
 from pipeline.run import Run
 from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.targets.spec import TARGETS
 from pipeline.training.divergence import DivergedError
 from sskt import published
 from sskt.backbones import build_backbone
+from sskt.backbones.resnet3d import ResNet3D
 from sskt.errors import RunError
 from sskt.methods import METHODS
+from sskt.normalise import KINETICS_MEAN
 from sskt.published import published_rows
 from sskt.recipes import all_recipes, recipe_for
 
 TABLES = list(dict.fromkeys(row.table for row in published_rows() if row.table != "G"))
 SIDE, N = 32, 6
+ACTIVITYNET = (114.77 / 255, 107.74 / 255, 99.48 / 255)
 
 
 def quiet(_text):
@@ -40,12 +48,14 @@ def quiet(_text):
 
 
 def test_the_published_rows_are_those_of_the_papers():
-    with shared("paper/results.csv").open(newline="") as file:
-        original = list(csv.DictReader(file))
+    original = []
+    for name in ("results.csv", "results_missing.csv"):  # what the scan had, and the rows that it had cut off
+        with shared(f"paper/{name}").open(newline="") as file:
+            original += csv.DictReader(file)
     with Path(published.__file__).with_name("published.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == original, "every field as it was typed in"
     ours = published_rows()
-    assert len(ours) == len(original) == 286
+    assert len(ours) == len(original) == 286 + 27
     for row, fields in zip(ours, original, strict=True):
         assert (row.table, row.target, row.model) == (fields["table"], fields["target"], fields["model"])
         assert row.metric_percent == float(fields["metric_percent"])
@@ -55,6 +65,55 @@ def test_the_published_rows_are_those_of_the_papers():
         if row.table != "G":
             assert row.method in (*METHODS, "finetune")
             assert row.model in recipe_for(row.target).models
+
+
+def test_every_table_has_its_rows():
+    """Counted by hand in the papers."""
+    counts = {table: len(published_rows(table)) for table in (*TABLES, "G")}
+    grids = dict.fromkeys(("S1", "S2", "S3", "S4", "S6", "S7"), 26) | {"S5": 39, "S8": 35}
+    assert counts == grids | {"M2": 4, "M7": 4, "M8": 22, "R": 5, "G": 48}
+    assert sum(counts.values()) - counts["G"] == 265
+    hmdb51 = {row.name: row.metric_percent for row in published_rows("S6") if row.target == "hmdb51"}
+    assert len(hmdb51) == 13, "scratch, and three sets of sources by two losses, with and without module"
+    assert hmdb51["hmdb51-resnet3d18-sskt-places365+imagenet-ce"] == 19.75
+    voc = {row.name: (row.metric_percent, row.std) for row in published_rows("S8") if row.target == "voc"}
+    assert voc["voc-resnet18-sskt-from-imagenet-imagenet-tm-kd"] == (92.19, 0.09)
+    elsewhere = {row.name for row in published_rows("M7")}
+    assert len(voc | dict.fromkeys(elsewhere)) == 13, "the other four are in the main paper's table"
+
+
+def cited_rows():
+    return [row for row in published_rows() if row.is_cited]
+
+
+def test_cited_rows_are_shown_and_never_run(bare, monkeypatch):
+    rows = cited_rows()
+    assert {row.table for row in rows} == {"G"}
+    assert [row.target for row in rows] == ["ucf101", "hmdb51", "ccv"] * 5
+    assert {(row.authors, row.model) for row in rows[:3]} == {("Wang et al. 2015", "")}
+    for name in ("train_once", "precompute_once"):
+        monkeypatch.setattr(runner, name, lambda *_, **__: pytest.fail("a cited row was run"))
+    listed = run_reproduce("G", bare, rows=["cited"], dry_run=True, say=quiet)
+    assert [result.row for result in listed] == rows
+    assert {result.cost(3)["runs_left"] for result in listed} == {0}
+    assert run_reproduce("G", bare, rows=["cited"], say=quiet) == listed
+    with (bare.out / "table-G.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["paper"]) for row in written] == [row.metric_percent for row in rows]
+    assert {(row["ours"], row["seeds"]) for row in written} == {("-", "0")}
+    assert "a figure of Purushwalkam and Gupta 2016" in (bare.out / "table-G.md").read_text()
+    with pytest.raises(RunError, match="not here yet; --rows cited shows the 15 rows that it cites"):
+        run_reproduce("G", bare, say=quiet)
+
+
+def test_a_cited_row_stands_among_those_that_are_run(bare, monkeypatch):
+    first, second = published_rows("M2")[:2]
+    cited = replace(cited_rows()[0], table="M2")
+    monkeypatch.setattr(published, "_all_rows", lambda: (first, cited, second))
+    results = run_reproduce("M2", bare, dry_run=True, say=quiet)
+    assert [result.row for result in results] == [first, cited, second]
+    assert [result.teachers_left + result.live for result in results][1] == 0
+    assert [a.row for a in attempts("M2", [], shrink=Shrink(), stand_ins={})] == [first, second]
 
 
 def test_the_recipes_are_table_1():
@@ -76,6 +135,34 @@ def test_the_recipes_are_table_1():
         assert r.schedule == ("plateau" if target in ("ucf101", "hmdb51") else "multistep")
         assert r.finetune_lr == (0.01 if target in ("voc", "ucf101", "hmdb51") else None)
     assert {r.target for r in all_recipes() if r.published} >= set(table)
+
+
+def test_a_short_training_drops_its_rate_once_at_a_time():
+    """By torch's own schedule, of every recipe and length."""
+    for recipe in all_recipes():
+        if recipe.schedule != "multistep":
+            continue
+        assert recipe.milestones_in(recipe.epochs) == recipe.milestones
+        for epochs in range(1, 30):
+            milestones = recipe.milestones_in(epochs)
+            optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+            schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(milestones), gamma=recipe.gamma)
+            rates = []
+            for _ in range(epochs):
+                rates.append(optimiser.param_groups[0]["lr"])
+                optimiser.step()
+                schedule.step()
+            assert rates[0] == 1.0, "the first epoch has the full rate"
+            drops = [b / a for a, b in pairwise(rates) if b != a]
+            assert drops == pytest.approx([recipe.gamma] * len(drops)), (recipe.target, epochs, milestones)
+            if epochs >= 10:  # none is lost but by a milestone at the end
+                assert len(drops) == sum(m < recipe.epochs for m in recipe.milestones)
+    assert recipe_for("cifar100").milestones_in(3) == (1, 2)
+    assert recipe_for("stl10").milestones_in(20) == (6, 12, 16, 20), (
+        "as runs have recorded it; 20 never comes"
+    )
+    assert recipe_for("ucf101").patience_in(200) == 10
+    assert recipe_for("ucf101").patience_in(3) == 1
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +246,9 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
             assert kept.get("n_clips_of_all_videos", 18) == 18, "2 videos of 17 and 2 of 18 frames, by 4"
         assert np.isfinite(result.values[0])
         assert result.epochs >= 2
-        assert f"scale {scale:g}" in result.marks
-        assert all(f"{name} is {stand_ins[name]}" in result.marks for name in result.row.sources)
+        notes = [mark.note for mark in result.marks]
+        assert f"scale {scale:g} of the paper's epochs" in notes
+        assert all(f"{name} is {stand_ins[name]}" in notes for name in result.row.sources)
         config = json.loads((campaign.folder(result.row.name, 0) / "config.json").read_text())
         assert config["transfer_module"] == result.row.transfer_module
         assert config["aux_loss"] == (result.row.aux_loss or config["aux_loss"])
@@ -240,8 +328,8 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
     for name, row in rows.items():
         assert float(row["our_gain"]) == pytest.approx(np.mean(test_top1(name)) - np.mean(scratch), abs=0.006)
         assert float(row["paper_gain"]) == pytest.approx(paper[name], abs=0.006)
-    assert "teacher: resnet32 of ours, from scratch" in kd.marks
-    assert "6 training samples, not the official 50,000" in kd.marks
+    assert Mark("teacher", "teacher: resnet32 of ours, from scratch") in kd.marks
+    assert Mark("data", "6 training samples, not the official 50,000") in kd.marks
     # each seed's teacher looks at 2 views of 6 samples; live, 2 seeds of 2 epochs would
     assert (sum(kd.stored.values()), kd.live) == (2 * 2 * N, 2 * 2 * N)
     config = json.loads((tmp_path / "cifar10-resnet20-kd-seed1" / "config.json").read_text())
@@ -348,14 +436,110 @@ def bare(tmp_path):
     return Campaign(tmp_path / "out", places, choose_execution(device="cpu", threads=2), amp="fp32")
 
 
-def test_every_difference_from_the_paper_is_marked(bare):
-    (plain,) = dry("S1", ["1"], bare)
-    assert plain.marks == ("10 views in turn",)
-    (low,) = dry("S1", ["1"], replace(bare, amp="bf16"))
-    assert low.marks == ("10 views in turn", "students compute in bf16")
-    for result in dry("M8", ["dml"], bare):
-        other = "3D ResNet50" if result.row.model == "resnet3d18" else "ResNet50"
-        assert f"the peers are twins, where the paper's second one is a {other}" in result.marks
+WORDS = {  # what differs from the paper or its released code, row by row as METHOD.md has it
+    ("S1", "1"): "protocol augmentation epochs schedule",
+    ("S2", "2"): "protocol augmentation epochs sources",
+    ("S3", "1"): "protocol",
+    ("S3", "3"): "protocol sources",
+    ("M7", "2"): "protocol metric labels augmentation epochs schedule sources",
+    ("S6", "1"): "shortcut",
+    ("S6", "2"): "input schedule shortcut sources",
+    ("S6", "3"): "input schedule shortcut loss sources",
+    ("S8", "1"): "freezing",
+    ("S8", "2"): "input schedule freezing sources",
+    ("M8", "stl10-resnet20-kd"): "teacher protocol loss",
+    ("M8", "stl10-resnet20-dml"): "peers protocol schedule",
+    ("M8", "hmdb51-resnet3d18-dml-from"): "peers schedule freezing",
+    ("M8", "voc-resnet50-kd"): "teacher protocol metric labels augmentation epochs schedule loss loss",
+    ("R", "1"): "protocol augmentation epochs steps",
+    ("R", "3"): "protocol augmentation epochs schedule schedule loss sources",
+    ("R", "4"): "protocol augmentation epochs schedule sources",
+}
+
+
+@pytest.mark.parametrize(("table", "row"), WORDS)
+def test_every_difference_from_the_paper_is_a_word_and_a_footnote(bare, table, row, monkeypatch):
+    monkeypatch.setattr(ResNet3D, "mean", ACTIVITYNET)
+    for target in ("ucf101", "hmdb51"):
+        monkeypatch.setitem(attempt._METRICS, target, "test_top1_all_clips")
+    (result,) = dry(table, [row], bare)
+    words = [mark.word for mark in result.marks]
+    assert words == [*WORDS[table, row].split(), "views"]
+    (low,) = dry(table, [row], replace(bare, amp="bf16"))
+    assert low.marks == (*result.marks, Mark("precision", "students compute in bf16"))
+
+
+def test_footnotes_follow_the_settings():
+    (row,) = attempts("S3", ["3"], shrink=Shrink(), stand_ins={})
+    setup = row.setup
+    other = replace(
+        setup,
+        taught=replace(setup.taught, teacher_bn="batch-stats"),
+        settings=setup.settings | {"gamma": 0.1, "epochs": 150},
+    )
+    notes = {mark.word: mark.note for mark in departures(other)}
+    assert notes.keys() == {"protocol", "epochs", "schedule"}
+    assert notes["epochs"] == "150 epochs; the released code takes 200"
+    assert notes["schedule"].startswith("the rate is multiplied by 0.1 at each milestone")
+    focal = replace(setup, settings=setup.settings | {"aux_loss": "focal"})
+    assert any("softened by T = 3" in mark.note for mark in departures(focal))
+    focal = replace(setup, settings=setup.settings | {"aux_loss": "focal", "temperature": 1.0})
+    assert not any(mark.word == "loss" for mark in departures(focal))
+
+
+def test_clips_with_another_mean_and_scored_by_some_of_a_video_are_marked(monkeypatch):
+    (row,) = attempts("S6", ["1"], shrink=Shrink(), stand_ins={})
+
+    def notes(mean, metric):
+        monkeypatch.setattr(ResNet3D, "mean", mean)
+        return {mark.word: mark.note for mark in departures(replace(row.setup, metric=metric))}
+
+    assert notes(ACTIVITYNET, "test_top1_all_clips").keys() == {"shortcut"}
+    found = notes(KINETICS_MEAN, "test_top1")
+    assert found.keys() == {"protocol", "mean", "shortcut"}
+    assert found["protocol"].startswith("a video's score is the mean of 3 evenly spaced clips")
+
+
+def test_a_page_explains_every_word_once_and_numbers_those_of_two_footnotes(bare):
+    results = dry("R", ["1", "3", "4"], bare)
+    write_report("R", results, bare.out)
+    with (bare.out / "table-R.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (
+        rows[1]["differs"] == "protocol, augmentation, epochs, schedule-1, schedule-2, loss, sources, views"
+    )
+    assert rows[2]["differs"] == "protocol, augmentation, epochs, schedule-1, sources, views"
+    markdown, html = (
+        (bare.out / f"table-R.{suffix}").read_text().partition("Differs from")[2] for suffix in ("md", "html")
+    )
+    for word in {word for row in rows for word in row["differs"].split(", ")}:
+        assert markdown.count(f"\n* {word}: ") == html.count(f">{word}</span>: ") == 1
+    for row in rows:
+        for note in row["differs_in"].split("; ") if row is rows[2] else ():
+            assert note in markdown
+
+
+def test_a_spread_of_zero_is_printed(bare):
+    (still,) = [row for row in published_rows("S1") if row.std == 0]
+    (result,) = dry("S1", [still.name], bare)
+    assert (
+        replace(result, values=(50.0, 50.0)).cells(dict.fromkeys(result.marks, ""))["ours"] == "50.00 ± 0.00"
+    )
+    assert result.cells(dict.fromkeys(result.marks, ""))["paper"] == "92.29 ± 0.00"
+
+
+def test_a_gains_error_bar_has_scratchs_spread_in_it(bare):
+    (result,) = dry("S1", ["3"], bare)
+    ours, scratch = (91.0, 92.5, 92.0), (90.0, 90.2, 91.3)
+    gain = replace(result, values=ours, scratch=Scratch(92.19, scratch)).gain
+    assert gain.ours == pytest.approx(np.mean(ours) - np.mean(scratch))
+    # the variance of all differences between two independent draws of what was seen, each n - 1
+    variance = np.cov(ours) + np.cov(scratch)
+    assert gain.deviation == pytest.approx(float(np.sqrt(variance)))
+    assert replace(result, values=ours, scratch=Scratch(92.19, scratch[:1])).gain.deviation is None
+    assert draw_gains("one seed of scratch", [replace(gain, deviation=None)])[1:4] == b"PNG"
+    write_report("S1", [replace(result, values=ours, scratch=Scratch(92.19, scratch))], bare.out)
+    assert "root of the summed squares of both standard deviations" in (bare.out / "table-S1.md").read_text()
 
 
 def test_a_plateau_is_looked_at_in_every_epoch():
@@ -376,6 +560,8 @@ def test_a_dry_run_counts_the_teachers_training(bare):
 def test_mistyped_names_are_refused(bare):
     with pytest.raises(RunError, match="--stand-in names placess365, the published rows have places365, "):
         dry("S1", [], bare, placess365="program:net.pt2")
+    with pytest.raises(RunError, match=r"makes program:net\.pt2 both sources of cifar10-resnet20-sskt"):
+        dry("S1", ["11"], bare, places365="program:net.pt2", imagenet="program:net.pt2")
     mistyped = replace(bare.places, weights={"imagnet": Path("x.pth")})
     with pytest.raises(RunError, match="--weights names imagnet, the published rows have places365, "):
         dry("S1", [], replace(bare, places=mistyped))
@@ -393,6 +579,6 @@ def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets,
     here = replace(bare, places=small[1], seeds=2)
     first, second = run_reproduce("S1", here, rows=["1", "14"], say=quiet)
     assert called == [f"cifar10-resnet{depth}-scratch-seed{seed}" for seed in (0, 1) for depth in (20, 32)]
-    assert first.marks[-2:] == ("seed 0 diverged", "seed 1 diverged")
-    assert not any("diverged" in mark for mark in second.marks)
+    assert [mark.note for mark in first.marks[-2:]] == ["seed 0 diverged", "seed 1 diverged"]
+    assert not any(mark.word == "diverged" for mark in second.marks)
     assert "seed 1 diverged" in (bare.out / "table-S1.md").read_text()

@@ -17,6 +17,8 @@ COMMANDS = sorted(
     set(
         re.findall(r"^(sskt [^\n]*?)\s*(?:#.*)?$", (TEXT + SCALE + RESULTS).replace("\\\n", ""), re.MULTILINE)
     )
+    # after variables, or in a job's description
+    | set(re.findall(r'\bsskt precompute --[^\n&"`]+', SCALE.replace("\\\n", "")))
 )
 
 

@@ -93,7 +93,7 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         if taught.labels == "write-through" and asked.ranks.world > 1:
             raise RunError(
                 "--labels write-through fills a store from one process, and no rank sees all samples; "
-                "run sskt precompute under torchrun first, or train in one process"
+                "run sskt precompute first, or train in one process"
             )
         labels = open_labels(
             request,

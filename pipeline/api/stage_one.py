@@ -86,7 +86,7 @@ def run_precompute(
     top_k: int | None = None,
 ) -> list[StoreReport]:
     """Stage one for each target, or for every prepared one if none is named; see
-    `pipeline.precompute.precompute`. Under torchrun the ranks share the work.
+    `pipeline.precompute.precompute`. Processes that fill the same stores share the work.
     """
     places, execution = places or Places(), execution or choose_execution()
     share, augmentation = Share.from_environment(), augmentation or Augmentation()

@@ -216,7 +216,7 @@ def run_evaluate(
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
     if confusion is not None:
         try:
-            figures |= write_confusion(confusion, index.classes, run)
+            figures |= write_confusion(confusion, index.classes, run, say)
         except RunError as error:  # a run in a place of others' is scored all the same
             say(str(error))
     return figures

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import given
+from pipeline.api.lesson import Supervision
+from pipeline.api.settings import Tuning, settings_of
+from pipeline.choices import Augmentation
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC
+from pipeline.reproduce.marks import Mark, Setup, departures
 from sskt.errors import RunError
-from sskt.published import Published, published_rows
+from sskt.published import GRAPH, Published, published_rows
 from sskt.recipes import Recipe, recipe_for
+from sskt.sources import parse_source
 
 _UNKNOWN = float("nan")
 # of a pretrained network, what a student keeps as it is: the authors' command has --ft_begin_index 4
@@ -59,10 +64,11 @@ class Shrink:
             return {}
         return {"epochs": max(1, round(recipe.epochs * self.scale))}
 
-    def marks(self) -> list[str]:
+    def marks(self) -> list[Mark]:
         """What a reader must know of a run that is smaller."""
-        marks = [f"scale {self.scale:g}"] if self.scale != 1 else []
-        return marks + ([f"{self.limit:,} training samples"] if self.limit is not None else [])
+        marks = [Mark("scale", f"scale {self.scale:g} of the paper's epochs")] if self.scale != 1 else []
+        limited = self.limit is not None
+        return marks + ([Mark("limit", f"{self.limit:,} training samples")] if limited else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Attempt:
     row: Published
     sources: tuple[str, ...]  # ours, in place of the row's
     overrides: dict[str, Any]
-    marks: list[str] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -98,6 +104,25 @@ class Attempt:
         """The student's part before this one stays as its weights have it."""
         return _FROZEN_UNTIL.get(self.row.init)
 
+    def supervision(self, sources: tuple[str, ...], views: int | None = None) -> Supervision:
+        """How its student is taught, by `sources` and by `views` of them in turn."""
+        row = self.row
+        return Supervision(
+            method="scratch" if row.method == "finetune" else row.method,
+            sources=sources,
+            labels="cached" if sources else "auto",
+            views=views,
+            transfer_module=row.transfer_module,
+            psi=row.psi or Supervision().psi,
+        )
+
+    @property
+    def setup(self) -> Setup:
+        """What its runs are, before data and weights are there."""
+        taught = self.supervision(self.sources)
+        settings = settings_of(self.row.target, taught, Tuning(), self.overrides)
+        return Setup(self.row, taught, settings, self.freeze_until, Augmentation(), self.metric)
+
     @property
     def teacher(self) -> Attempt | None:
         """A kd row's: a network of ours from scratch, the same run as the published row of that network."""
@@ -113,29 +138,47 @@ class Attempt:
 def attempts(
     table: str, rows: Sequence[str], *, shrink: Shrink, stand_ins: Mapping[str, str]
 ) -> list[Attempt]:
-    """The rows of a table that `rows` choose: numbers from 1 on, ranges, or words that a row's name holds.
+    """The rows of a table that `rows` choose: numbers from 1 on, ranges, or words that a row's name holds;
+    without those that the table cites from other papers.
 
-    `stand_ins` name another source in place of a published one. Raises RunError if nothing is chosen, for a
-    stand-in of what no row has, and for the table of graph distillation, which is another paper's.
+    `stand_ins` name another source in place of a published one. Raises RunError for a stand-in of what no row
+    has, and what `chosen_rows` raises.
     """
-    listed = published_rows(table)
     known = published_sources()
     if strange := sorted(set(stand_ins) - set(known)):
         raise RunError(
             f"--stand-in names {strange[0]}, the published rows have {', '.join(known)}; correct the name"
         )
+    return [attempt_of(row, shrink, stand_ins) for row in chosen_rows(table, rows) if not row.is_cited]
+
+
+def chosen_rows(table: str, rows: Sequence[str]) -> list[Published]:
+    """The rows that `attempts` would run, and among them those that the table cites, which are never run.
+
+    Raises RunError if nothing is chosen, and for the rows of graph distillation, which is another paper's.
+    """
+    listed = published_rows(table)
     chosen = [row for number, row in enumerate(listed, start=1) if _is_chosen(number, row, rows)]
     if not chosen:
         names = ", ".join(row.name for row in listed[:3])
         raise RunError(f"--rows chooses none of the {len(listed)} rows of table {table} ({names}, ...)")
-    if table == "G":
-        raise RunError("table G is of graph distillation, whose students and teachers are not here yet")
-    return [attempt_of(row, shrink, stand_ins) for row in chosen]
+    if table == GRAPH and not all(row.is_cited for row in chosen):
+        n_cited = sum(row.is_cited for row in listed)
+        raise RunError(
+            f"table {GRAPH} is of graph distillation, whose students and teachers are not here yet; "
+            f"--rows cited shows the {n_cited} rows that it cites"
+        )
+    return chosen
 
 
 def published_sources() -> list[str]:
     """The sources of all published rows."""
     return list(dict.fromkeys(source for row in published_rows() for source in row.sources))
+
+
+def began_with(row: Published) -> tuple[str, ...]:
+    """The name of the weights that a fine-tuned row's student begins with; none for the others."""
+    return () if row.init in ("random", "") else (parse_source(f"{row.init}:{row.model}").name,)
 
 
 def _is_chosen(number: int, row: Published, rows: Sequence[str]) -> bool:
@@ -151,17 +194,19 @@ def _is_chosen(number: int, row: Published, rows: Sequence[str]) -> bool:
 
 def attempt_of(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> Attempt:
     """One row with its marks, as far as they are known without data and weights."""
+    sources = tuple(stand_ins.get(name, name) for name in row.sources)
     overrides = shrink.overrides(recipe_for(row.target))
     if row.primary_loss:
         overrides["primary_loss"] = row.primary_loss
     if row.aux_loss:
         overrides["aux_loss"] = row.aux_loss
     marks = shrink.marks()
-    marks += [f"{name} is {stand_ins[name]}" for name in row.sources if name in stand_ins]
-    attempt = Attempt(row, tuple(stand_ins.get(name, name) for name in row.sources), overrides, marks)
+    marks += [Mark("stand-in", f"{name} is {stand_ins[name]}") for name in row.sources if name in stand_ins]
+    attempt = Attempt(row, sources, overrides, marks)
     if attempt.teacher:
-        marks.append(f"teacher: {attempt.teacher.row.model} of ours, from scratch")
+        marks.append(Mark("teacher", f"teacher: {attempt.teacher.row.model} of ours, from scratch"))
     if row.method == "dml":  # SSKT section 4.4: "the same conditions as the source and target networks"
         other = "3D ResNet50" if row.model.startswith("resnet3d") else "ResNet50"
-        marks.append(f"the peers are twins, where the paper's second one is a {other}")
+        marks.append(Mark("peers", f"the peers are twins, where the paper's second one is a {other}"))
+    marks += departures(attempt.setup)
     return attempt

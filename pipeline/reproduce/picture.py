@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class Gain:
     name: str
     paper: float
     ours: float
-    deviation: float  # standard deviation of ours over its seeds; 0 for one
+    deviation: float | None  # of ours over the seeds, scratch's included; None: not known
 
 
 def draw_gains(title: str, gains: Sequence[Gain]) -> bytes:
@@ -35,12 +36,12 @@ def draw_gains(title: str, gains: Sequence[Gain]) -> bytes:
     axes.errorbar(
         [gain.ours for gain in gains],
         at,
-        xerr=[gain.deviation for gain in gains],
+        xerr=[math.nan if gain.deviation is None else gain.deviation for gain in gains],
         fmt="o",
         color=_OURS,
         markersize=6,
         capsize=3,
-        label="ours, ± standard deviation over seeds",
+        label="ours, ± root of the summed squares of both standard deviations, the row's and scratch's",
     )
     axes.set_yticks(at, [gain.name for gain in gains], fontsize=8)
     axes.set_ylim(len(gains) - 0.5, -0.5)

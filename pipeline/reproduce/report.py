@@ -6,25 +6,22 @@ import base64
 import csv
 import html
 import io
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from string import ascii_lowercase
-from typing import Any
+from typing import Any, Self
 
 from cache.files import write_durably
+from pipeline.reproduce.marks import Mark, cited, labels
 from pipeline.reproduce.picture import Gain, draw_gains
 from sskt.errors import RunError
 from sskt.published import Published
 
 _FIGURES = ("metric", "paper", "ours", "difference", "paper_gain", "our_gain", "seeds")
-_COLUMNS = ("row", "sources", "epochs", *_FIGURES, "differs_in")
-_SHOWN = (
-    "row",
-    *_FIGURES,
-    "differs",
-)  # in Markdown and HTML: the sources are in the row's name and the notes
+_COLUMNS = ("row", "sources", "epochs", *_FIGURES, "differs", "differs_in")
+_SHOWN = ("row", *_FIGURES, "differs")  # in Markdown and HTML: sources are in the row's name and the notes
 _STYLE = (
     "body{font:15px system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}"
@@ -32,8 +29,10 @@ _STYLE = (
     ".mark{color:#a40000}"
 )
 _LEGEND = (
-    "Accuracies in percent, mean and standard deviation over the seeds. A gain is over the same network from "
-    "scratch, in percentage points."
+    "Accuracies in percent, mean and standard deviation over the seeds, ours of the last epoch; the paper's "
+    "deviations are over 3 tests of one seed. A gain is over the same network from scratch, in "
+    "percentage points; its error bar in the picture is the root of the summed squares of both standard "
+    "deviations, the row's and scratch's. The words of the last column are explained below the table."
 )
 
 
@@ -52,7 +51,7 @@ class Result:
     row: Published
     metric: str  # ours that the paper's is set beside
     values: tuple[float, ...]  # percent, one a finished seed
-    marks: tuple[str, ...]  # in what it differs from the paper
+    marks: tuple[Mark, ...]  # in what it differs from the paper
     epochs: int
     samples: int  # of the train split, or of the part that is taken
     sources: tuple[str, ...]
@@ -61,6 +60,11 @@ class Result:
     live: int  # teacher forwards of this row's runs without a store
     teachers_left: int  # runs that make its teachers and that no row before it needs
 
+    @classmethod
+    def cited(cls, row: Published) -> Self:
+        """A row that the table takes from another paper: nothing to run, and nothing that it costs."""
+        return cls(row, "", (), (cited(row),), 0, 0, (), None, {}, 0, 0)
+
     @property
     def gain(self) -> Gain | None:
         """Over scratch, the paper's and ours; None until both are known here."""
@@ -68,19 +72,19 @@ class Result:
             return None
         theirs = self.row.metric_percent - self.scratch.paper
         each = statistics.mean(self.values) - statistics.mean(self.scratch.values)
-        deviation = statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-        return Gain(self.row.name, theirs, each, deviation)
+        return Gain(self.row.name, theirs, each, _deviation_of_difference(self.values, self.scratch.values))
 
-    def cells(self) -> dict[str, str]:
-        """The row of a table."""
+    def cells(self, named: Mapping[Mark, str]) -> dict[str, str]:
+        """The row of a table; `named` are the `labels` of its page."""
         ours = spread(self.values)
         gap = f"{statistics.mean(self.values) - self.row.metric_percent:+.2f}" if self.values else ""
-        theirs = f"{self.row.metric_percent:.2f}" + (f" ± {self.row.std:.2f}" if self.row.std else "")
+        theirs = f"{self.row.metric_percent:.2f}"
+        theirs += "" if self.row.std is None else f" ± {self.row.std:.2f}"
         gain = self.gain
         return {
             "row": self.row.name,
             "sources": ", ".join(self.sources),
-            "epochs": str(self.epochs),
+            "epochs": "" if self.row.is_cited else str(self.epochs),
             "metric": self.metric.removeprefix("test_"),
             "paper": theirs,
             "ours": ours,
@@ -88,21 +92,27 @@ class Result:
             "paper_gain": f"{self.row.metric_percent - self.scratch.paper:+.2f}" if self.scratch else "",
             "our_gain": f"{gain.ours:+.2f}" if gain else "",
             "seeds": str(len(self.values)),
-            "differs_in": "; ".join(self.marks),
+            "differs": self.words(named),
+            "differs_in": "; ".join(mark.note for mark in self.marks),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
+        """Plain data for `--json`; its words are not numbered, as its notes stand beside them."""
         return {
-            **self.cells(),
+            **self.cells({mark: mark.word for mark in self.marks}),
+            "marks": [asdict(mark) for mark in self.marks],
             "values": list(self.values),
             "training_samples": self.samples,
             "teacher_forwards_live": self.live,
         }
 
+    def words(self, named: Mapping[Mark, str]) -> str:
+        """Its marks, as `named` on its page."""
+        return ", ".join(named[mark] for mark in self.marks)
+
     def cost(self, seeds: int) -> dict[str, Any]:
         """What is still to do of `seeds` runs, as a row of a table; samples include those of its teachers."""
-        left = seeds - len(self.values)
+        left = 0 if self.row.is_cited else seeds - len(self.values)
         return {
             "row": self.row.name,
             "runs_left": left,
@@ -111,8 +121,21 @@ class Result:
             "samples": self.samples,
             "student_samples": (left + self.teachers_left) * self.epochs * self.samples,
             "teacher_forwards_live": self.live,
-            "differs_in": "; ".join(self.marks),
         }
+
+
+def _deviation_of_difference(values: Sequence[float], scratch: Sequence[float]) -> float | None:
+    """Of mean - mean: the root of the summed squares of both standard deviations; None where a side has one
+    seed, whose spread nobody knows.
+    """
+    if min(len(values), len(scratch)) < 2:
+        return None
+    return math.hypot(statistics.stdev(values), statistics.stdev(scratch))
+
+
+def named_marks(results: Sequence[Result]) -> dict[Mark, str]:
+    """The `labels` of a page with these rows."""
+    return labels(mark for result in results for mark in result.marks)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -166,28 +189,14 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     return paths
 
 
-def _letters(results: Sequence[Result]) -> dict[str, str]:
-    """A letter for each mark, in order."""
-    marks = list(dict.fromkeys(mark for result in results for mark in result.marks))
-    return {
-        mark: ascii_lowercase[at % 26] * (1 + at // 26)  # z is followed by aa
-        for at, mark in enumerate(marks)
-    }
-
-
-def _shown(result: Result, letters: Mapping[str, str]) -> dict[str, str]:
-    """A row's cells with letters in place of its marks."""
-    return result.cells() | {"differs": " ".join(letters[mark] for mark in result.marks)}
-
-
 def _markdown(table: str, results: Sequence[Result], has_picture: bool) -> str:
-    letters = _letters(results)
-    rows = [_shown(result, letters) for result in results]
+    named = named_marks(results)
+    rows = [result.cells(named) for result in results]
     lines = [f"# Table {table}, run again", ""]
     lines += [f"| {' | '.join(_SHOWN)} |", "|---|" + "---:|" * (len(_SHOWN) - 1)]
     lines += [f"| {' | '.join(row[name] for name in _SHOWN)} |" for row in rows]
     lines += ["", _LEGEND, "", "Differs from the paper:", ""]
-    lines += [f"* {letter}: {mark}" for mark, letter in letters.items()] or ["* in nothing"]
+    lines += [f"* {label}: {mark.note}" for mark, label in named.items()] or ["* in nothing"]
     lines += ["", price(results), ""]
     return "\n".join([*lines, f"![gains over scratch](table-{table}.png)", ""] if has_picture else lines)
 
@@ -196,18 +205,20 @@ def _csv(results: Sequence[Result]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*_COLUMNS, "values"])
+    named = named_marks(results)
     for result in results:
-        cells = result.cells()
+        cells = result.cells(named)
         writer.writerow([*(cells[name] for name in _COLUMNS), " ".join(f"{v:.4f}" for v in result.values)])
     return out.getvalue()
 
 
 def _html(table: str, results: Sequence[Result], picture: bytes | None) -> str:
-    letters = _letters(results)
+    named = named_marks(results)
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _SHOWN)
-    body = "".join(_html_row(_shown(result, letters)) for result in results)
+    body = "".join(_html_row(result.cells(named)) for result in results)
     notes = "".join(
-        f"<li class=mark>{letter}: {html.escape(mark)}</li>\n" for mark, letter in letters.items()
+        f"<li><span class=mark>{label}</span>: {html.escape(mark.note)}</li>\n"
+        for mark, label in named.items()
     )
     image = ""
     if picture is not None:

@@ -5,58 +5,30 @@ ones continued.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import given
 from pipeline.api.again import is_as_asked, precompute_once, train_once
-from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index
-from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
-from pipeline.execution import Execution
 from pipeline.ranks import joined
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.reproduce.attempt import (
     TRAINING_SAMPLES,
     Attempt,
-    Shrink,
     attempt_of,
     attempts,
-    published_sources,
+    chosen_rows,
 )
+from pipeline.reproduce.campaign import Campaign, beginning, campaign_marks, require_distinct, require_read
+from pipeline.reproduce.marks import Mark
 from pipeline.reproduce.report import Result, Scratch, write_report
 from pipeline.run import RunBusyError, read_summary
 from pipeline.training.divergence import DivergedError
-from sskt.errors import RunError
-from sskt.published import Published, published_rows
-from sskt.sources import parse_source, published_digest, weights_file
+from sskt.published import published_rows
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Campaign:
-    """Everything that the runs of a table have in common."""
-
-    out: Path
-    places: Places
-    execution: Execution
-    seeds: int = 3
-    shrink: Shrink = field(default_factory=Shrink)
-    views: int = DEFAULT_VIEWS
-    amp: str = "auto"  # of the students
-
-    def __post_init__(self) -> None:
-        """Raises RunError for what is no path or no whole number."""
-        object.__setattr__(self, "out", given.path(self.out, "out"))
-        for name in ("seeds", "views"):
-            object.__setattr__(self, name, given.whole(getattr(self, name), name, low=1))
-
-    def folder(self, name: str, seed: int) -> Path:
-        """Where one run lies."""
-        return self.out / f"{name}-seed{seed}"
 
 
 def run_reproduce(
@@ -70,20 +42,28 @@ def run_reproduce(
 ) -> list[Result]:
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
     `campaign.out`: of these rows, and of those that calls with the same settings have run before. `dry_run`
-    does nothing but say what there is to do, with the official sizes of targets.
+    does nothing but say what there is to do, with the official sizes of targets. Rows that the table cites
+    from other papers are shown among the others, and never run.
 
     A run that diverges is marked, one that another process trains is left to it (so several processes, a GPU
     each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
     raise; what is done by then is kept, and the same call goes on from there.
     """
-    chosen = attempts(table, given.texts(rows, "rows"), shrink=campaign.shrink, stand_ins=stand_ins or {})
-    _require_read(campaign.places, stand_ins or {})
+    rows = given.texts(rows, "rows")
+    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    require_read(campaign.places, stand_ins or {})
+    require_distinct(chosen)
     for attempt in chosen:
-        attempt.marks.extend(_marks(attempt, campaign))
+        attempt.marks.extend(campaign_marks(attempt, campaign))
+    cited = [Result.cited(row) for row in chosen_rows(table, rows) if row.is_cited]
+
+    def results(of: Sequence[Attempt], **how: bool) -> list[Result]:
+        return _in_order(table, [*_results(of, campaign, **how), *cited])
+
     if dry_run:
-        return _results(chosen, campaign, of_official_sizes=True)
+        return results(chosen, of_official_sizes=True)
     with joined(campaign.execution.device) as ranks:
-        shown = _with_finished(table, chosen, campaign, stand_ins or {})
+        shown = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
             mine = [attempt for attempt in chosen if attempt.row.target == target]
             reduced = _data_marks(target, campaign)
@@ -101,10 +81,18 @@ def run_reproduce(
                         raise
                     say(f"{attempt.row.name}: {error}")
                     if isinstance(error, DivergedError):
-                        attempt.marks.append(f"seed {seed} diverged")
+                        attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
                 if ranks.first:
-                    write_report(table, _results(shown, campaign), campaign.out)
-    return _results(chosen, campaign)
+                    write_report(table, results(shown), campaign.out)
+        if ranks.first and not chosen:
+            write_report(table, results(shown), campaign.out)
+    return results(chosen)
+
+
+def _in_order(table: str, results: Sequence[Result]) -> list[Result]:
+    """The results in the table's order."""
+    place = {row: number for number, row in enumerate(published_rows(table))}
+    return sorted(results, key=lambda result: place[result.row])
 
 
 def _with_finished(
@@ -118,7 +106,7 @@ def _with_finished(
         if attempt.row in by_row:
             shown.append(by_row[attempt.row])
         elif attempt.row.target in targets and _values(attempt, campaign, attempt.metric):
-            attempt.marks.extend(_marks(attempt, campaign))
+            attempt.marks.extend(campaign_marks(attempt, campaign))
             shown.append(attempt)
     return shown
 
@@ -157,24 +145,17 @@ def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]
 def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]:
     """What `train_once` is asked for."""
     row, sources = attempt.row, _sources(attempt, seed, campaign)
-    supervision = Supervision(
-        method="scratch" if row.method == "finetune" else row.method,
-        sources=sources,
-        labels="cached" if sources else "auto",
-        views=campaign.views,
-        transfer_module=row.transfer_module,
-        psi=row.psi or Supervision().psi,
-    )
-    beginning = None if row.init == "random" else _beginning(row.init, row.model, campaign.places)
     return {
-        "supervision": supervision,
+        "supervision": attempt.supervision(sources, campaign.views),
         "places": campaign.places.of(sources),
         "execution": campaign.execution,
         "seed": seed,
         "model": row.model,
         "limit": campaign.shrink.limit,
         "eval_every": attempt.eval_every(campaign.shrink.limit),
-        "tuning": Tuning(amp=campaign.amp, finetune_from=beginning, freeze_until=attempt.freeze_until),
+        "tuning": Tuning(
+            amp=campaign.amp, finetune_from=beginning(row, campaign.places), freeze_until=attempt.freeze_until
+        ),
         "overrides": attempt.overrides,
     }
 
@@ -266,44 +247,9 @@ def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
     return None
 
 
-def _beginning(task: str, model: str, places: Places) -> Path:
-    """The weights that a fine-tuned student begins with: a local file, or the published one."""
-    name = parse_source(f"{task}:{model}").name
-    return weights_file(name, places.weights.get(name), places.weights_dir)
-
-
-def _began_with(row: Published) -> tuple[str, ...]:
-    """The name of the weights that a fine-tuned student begins with."""
-    return () if row.init in ("random", "") else (parse_source(f"{row.init}:{row.model}").name,)
-
-
-def _require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
-    """Raise RunError for local weights that no published row would read: a slip of the pen."""
-    known = [*published_sources(), *stand_ins.values()]
-    known += [name for row in published_rows() for name in _began_with(row)]
-    if strange := sorted(set(places.weights) - set(known)):
-        raise RunError(
-            f"--weights names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
-            f"correct the name"
-        )
-
-
-def _marks(attempt: Attempt, campaign: Campaign) -> list[str]:
-    """Of how the campaign runs a row: local weights that are not the published file, views, precision."""
-    weights = campaign.places.weights
-    marks = [
-        f"weights of {name} are {weights[name].name}"
-        for name in (*attempt.sources, *_began_with(attempt.row))
-        if name in weights and not published_digest(name, weights[name])
-    ]
-    marks.append(f"{campaign.views} views in turn")
-    precision = student_precision(campaign.amp, campaign.execution.device)
-    return [*marks, f"students compute in {precision}"] if precision != "fp32" else marks
-
-
-def _data_marks(target: str, campaign: Campaign) -> list[str]:
+def _data_marks(target: str, campaign: Campaign) -> list[Mark]:
     """That the data here are not the whole official split; --limit has a mark of its own."""
     found, official = _n_samples(target, campaign, of_official_sizes=False), TRAINING_SAMPLES[target]
     if campaign.shrink.limit is not None or found == official:
         return []
-    return [f"{found:,} training samples, not the official {official:,}"]
+    return [Mark("data", f"{found:,} training samples, not the official {official:,}")]

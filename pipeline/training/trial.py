@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pipeline.kernels import How, sentence, wrong_layers
-from pipeline.plan import CentreClip, CornerClip, Plan
+from pipeline.plan import CentreClip, CornerClip, EveryClip, Plan
 from pipeline.ranks import Ranks
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
@@ -89,7 +89,7 @@ def _wrong(
 
 
 def _shape(plan: Plan, n: int) -> tuple[int, ...]:
-    frames = (plan.n_frames,) if isinstance(plan, CornerClip | CentreClip) else ()
+    frames = (plan.n_frames,) if isinstance(plan, CornerClip | CentreClip | EveryClip) else ()
     return (n, 3, *frames, plan.side_px, plan.side_px)
 
 

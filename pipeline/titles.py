@@ -1,0 +1,102 @@
+"""Names in pictures: text that fits where it stands, whatever a user has called things, and fonts that have
+its characters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BREAKS_AFTER = " ,;+-_/"
+
+
+def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines: int) -> str:
+    """`text` in at most `lines` lines that are no wider than `width_px` of `figure`; what does not fit then
+    ends in an ellipsis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.font_manager import FontProperties
+
+    canvas: Any = FigureCanvasAgg(figure)  # whose methods have no types
+    width_of, font = canvas.get_renderer().get_text_width_height_descent, FontProperties(size=size_pt)
+
+    def fits(part: str) -> bool:
+        return bool(width_of(part, font, ismath=False)[0] <= width_px)
+
+    left = " ".join(text.split())
+    taken: list[str] = []
+    while left and len(taken) < lines:
+        n = _longest(left, fits)
+        if n < len(left) and len(taken) + 1 < lines:
+            n = _break(left, n)
+        elif n < len(left):
+            taken.append(left[: _longest(left, lambda part: fits(part.rstrip() + "…"))].rstrip() + "…")
+            break
+        taken.append(left[:n].rstrip())
+        left = left[n:].lstrip()
+    return "\n".join(taken)
+
+
+@contextmanager
+def lettering(*texts: str) -> Iterator[str]:
+    """Draw and save within it: matplotlib then has fonts for these texts, as far as any are installed, and
+    takes no name for a formula. Yields the characters that no installed font has, which come out as boxes.
+    """
+    import matplotlib
+
+    families, missing = _families("".join(texts))
+    settings: Any = {"font.family": families, "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # said once, in words
+        yield missing
+
+
+def boxes(missing: str) -> str:
+    """What to tell a user of the characters that `lettering` yields."""
+    return (
+        f"no installed font has {missing[:20]!r}, so the picture shows boxes; install one that has, such as "
+        f"Noto Sans CJK"
+    )
+
+
+def _families(text: str) -> tuple[list[str], str]:
+    """The usual font, then for each character that it lacks the first installed one that has it; and
+    the characters that none has.
+    """
+    from matplotlib.font_manager import FontProperties, fontManager
+    from matplotlib.ft2font import FT2Font
+
+    own = FontProperties().get_family()
+    wanted = {ord(character) for character in text if not character.isspace()}
+    wanted -= FT2Font(fontManager.findfont(FontProperties())).get_charmap().keys()
+    families = list(own)
+    # matplotlib's font of boxes has them all
+    real = [entry for entry in fontManager.ttflist if not entry.name.startswith("Last Resort")]
+    for entry in real if wanted else ():
+        found = wanted & FT2Font(entry.fname).get_charmap().keys()
+        if found:
+            families.append(entry.name)
+            wanted -= found
+    return families, "".join(map(chr, sorted(wanted)))
+
+
+def _longest(text: str, fits: Callable[[str], bool]) -> int:
+    """Characters of the longest beginning that fits, at least one."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+    return low
+
+
+def _break(text: str, n: int) -> int:
+    """Where to end a line of at most `n` characters: after the last word, if that leaves half of a line."""
+    for at in range(n, n // 2, -1):
+        if text[at - 1] in _BREAKS_AFTER:
+            return at
+    return n
