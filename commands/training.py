@@ -295,4 +295,4 @@ def evaluate(run: Path, clips: int, best: bool, execution: Execution, as_json: b
     kind = "ap" if "test_map" in figures else "top1"
     show([{"class": name, kind: value} for name, value in by_class.items()], as_json, f"class {kind}")
     for path in written:
-        click.echo(path)
+        tell(path)

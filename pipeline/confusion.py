@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sskt.errors import RunError
+from sskt.names import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder:
 
     `matrix`: int64 (C, C). Returns the paths by kind. Raises RunError if they cannot be written.
     """
+    classes = tuple(map(shown, classes))
     paths = {"confusion_csv": folder / "confusion.csv", "confusion_png": folder / "confusion.png"}
     try:
         with paths["confusion_csv"].open("w", newline="", encoding="utf-8") as file:

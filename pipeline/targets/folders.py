@@ -35,7 +35,8 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
         raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
     folder = split_folder(spec, split, root)
     classes = class_names(spec, root, folder)
-    listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir)
+    beside = [] if folder == root else [root / name for name in class_folders(root) if root / name != folder]
+    listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
     index = _index(spec, split, classes, listing)
     if folder != root:
         return index

@@ -1,8 +1,8 @@
 """What was learned about a folder of pictures, kept so that every file is validated once and not once a run.
 
-A kept fact holds for as long as its file has the same path, length and modification time. The file is an .npz
-without pickle; a damaged or older one is as good as none. Not noticed: a file changed in place with both
-length and time restored.
+A kept fact holds for as long as its file has the same path, length and modification time, and beyond that
+for any file with the same bytes. The file is an .npz without pickle; a damaged one is as good as none. Not
+noticed: a file changed in place with both length and time restored.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,13 @@ FACTS = np.dtype(
         ("content", "u1", (16,)),
         ("transcode", "?"),
         ("valid", "?"),  # decoded in full and found sound
+        ("kind", "u1"),  # place in decode.FORMATS, from 1; 0: not known, kept by format 1
+        ("bits", "u1"),  # that a 16-bit file's values use; 0 for others
+        ("several", "?"),  # more images in it
     ]
 )
-_FORMAT = 1
+_FORMAT = 2
+_FIRST = 1  # without the last three; what it says of files that every decoder reads alike still holds
 _DAMAGE = (
     OSError,
     ValueError,
@@ -57,10 +62,22 @@ def read_kept(file: Path) -> tuple[Paths, Facts] | None:
             paths, facts, version = data["paths"], data["facts"], int(data["format"])
     except _DAMAGE:
         return None
+    if version == _FIRST and facts.dtype == np.dtype([(n, FACTS[n]) for n in FACTS.names[:6]]):
+        paths, facts = _of_first(paths, facts)
+        version = _FORMAT
     sound = (
         version == _FORMAT and paths.dtype.kind == "S" and facts.dtype == FACTS and paths.shape == facts.shape
     )
     return (paths, facts) if sound and paths.ndim == 1 else None
+
+
+def _of_first(paths: Paths, facts: Facts) -> tuple[Paths, Facts]:
+    """Facts of format 1, without those of files that may hold more than it says."""
+    alike = ~facts["transcode"]
+    converted = np.zeros(int(alike.sum()), dtype=FACTS)
+    for name in facts.dtype.names or ():
+        converted[name] = facts[name][alike]
+    return paths[alike], converted
 
 
 def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
@@ -84,3 +101,12 @@ def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
         facts["mtime_ns"][new_rows] == old["mtime_ns"][old_rows]
     )
     facts[new_rows[same]] = old[old_rows[same]]
+
+
+def facts_by_content(kept: Iterable[tuple[Paths, Facts]]) -> dict[bytes, np.void]:
+    """What is kept of any file, by its content: one that was moved or touched need not be decoded again."""
+    found = {}
+    for _, facts in kept:
+        known = facts[facts["kind"] > 0]
+        found.update(zip(map(bytes, known["content"]), known, strict=True))
+    return found

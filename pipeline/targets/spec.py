@@ -156,6 +156,11 @@ def _videofolder(path: str) -> TargetSpec:
 
 
 def _own_folder(kind: str, path: str) -> Path:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise TargetError(
+            f"target {kind}{path} is a URL, expected a local folder; copy the files to a disk, or mount "
+            f"them, and give that path (--cache-dir may be a URL: stores can lie in an object store)"
+        )
     root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (resolve() would follow a link's name away)
     if not path or not root.name:
         raise TargetError(f"target {kind}{path} names no folder, expected {kind}PATH")

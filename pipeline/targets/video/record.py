@@ -64,7 +64,7 @@ def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | N
 
 def write_record(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
     """Keep how it ended."""
-    text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(asdict(record), indent=2) + "\n"
     write_durably(_file(spec, data_dir, index_dir, "prepared", "json"), text.encode())
 
 
