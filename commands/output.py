@@ -56,4 +56,4 @@ def _cell(name: str, value: Any) -> str:
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     if isinstance(value, float):
         return f"{value:,.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else shown(str(value))

@@ -6,6 +6,8 @@ encoder takes.
 
 from __future__ import annotations
 
+import shlex
+
 _LAST_BYTE, _FIRST_BYTE = "\udcff", "\udc80"  # how Python's "surrogateescape" keeps the bytes 0x80 to 0xff
 
 
@@ -13,9 +15,15 @@ def shown(text: str, *, keep: str = "") -> str:
     r"""`text` on one line: characters that cannot be printed, but for those in `keep`, become \xNN or \uNNNN;
     all others stay as they are.
     """
-    if not any(_is_strange(c) and c not in keep for c in text):
-        return text
     return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of a command line; in Bash's and Zsh's own form where it could not be printed."""
+    if shown(text) == text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{shown(escaped)}'"
 
 
 def _is_strange(character: str) -> bool:

@@ -33,6 +33,7 @@ FACTS = np.dtype(
 )
 _FORMAT = 2
 _FIRST = 1  # without the last three; what it says of files that every decoder reads alike still holds
+_LONGEST_NAME = 180  # bytes, of the 255 that a file system takes
 _DAMAGE = (
     OSError,
     ValueError,
@@ -52,7 +53,10 @@ Facts = NDArray[np.void]
 def kept_file(index_dir: Path, slug: str, folder: Path) -> Path:
     """Where the facts about one folder are kept; the place of the folder is part of the name."""
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-    return index_dir / f"{slug}-{folder.name}-{place}.npz"
+    name = f"{slug}-{folder.name}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:24]
+    return index_dir / f"{name}-{place}.npz"
 
 
 def read_kept(file: Path) -> tuple[Paths, Facts] | None:

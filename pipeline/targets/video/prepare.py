@@ -152,8 +152,8 @@ def _on_frames(spec: TargetSpec, data_dir: Path, index_dir: Path, clips: list[Cl
         listed = f", all in {where}" if where else ""
         n_folders = len({name.rpartition("/")[0] for name, _ in left_out})
         said.append(
-            f"{shown(spec.name)}: {len(left_out):,} images in {n_folders:,} folders of frames are not frames, by "
-            f"their names, and are left out ({_first([shown(name) for name, _ in left_out])}){listed}"
+            f"{shown(spec.name)}: {len(left_out):,} images in {n_folders:,} folders are none of the frames, "
+            f"by their names, and are left out ({_first([shown(name) for name, _ in left_out])}){listed}"
         )
     if n_missing:
         said.append(
