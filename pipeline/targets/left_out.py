@@ -52,12 +52,12 @@ def accepted(kept: Path) -> set[str]:
         ) from None
 
 
-def write_list(kept: Path, what: str, lines: Iterable[tuple[str, str]]) -> Path | None:
-    """Write paths and reasons beside the kept index, raw names but for line breaks; returns where, None if
+def write_list(kept: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path | None:
+    """Write paths, and what there is to say of each, beside the kept index, raw names but for line breaks; returns where, None if
     that cannot be written or there is nothing to say. An older list of this kind goes.
     """
     path = kept.with_name(f"{kept.stem}-{what}.txt")
-    text = "".join(f"{_one_line(name)}\t{shown(reason)}\n" for name, reason in lines)
+    text = "".join("\t".join((_one_line(name), *map(shown, said))) + "\n" for name, *said in lines)
     try:
         if not text:
             path.unlink(missing_ok=True)

@@ -103,5 +103,5 @@ def _list(
     for place in sorted(places.tolist(), key=lambda place: (int(group[place]), place)):
         index, split, row = rows[place]
         content = index.contents[row].tobytes().hex()[:12]
-        lines.append((index.name_of(row), f"{split}\t{index.classes[index.labels[row]]}\t{content}"))
+        lines.append((index.name_of(row), split, index.classes[index.labels[row]], content))
     return write_list(index_dir / f"{target_slug(spec.name)}.npz", "same-bytes", lines)

@@ -78,8 +78,8 @@ def _depth(files: Sequence[Path]) -> int:
         if not inspect(files[0].read_bytes()).bits:
             return FULL
         return depth_of(max(inspect(path.read_bytes()).bits for path in files))
-    except OSError as error:
-        raise UnreadableError(_reason(error)) from None
+    except (OSError, UnreadableError):  # which reading the frames will tell
+        return FULL
 
 
 def _of_file(path: Path) -> Iterator[Image.Image]:
