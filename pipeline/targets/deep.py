@@ -67,10 +67,11 @@ def deep_values(picture: Image.Image, encoded: bytes) -> NDArray[np.uint16] | No
         return np.repeat(values.astype(np.uint16)[..., None], 3, axis=2)
     if picture.format == "PNG" and encoded[25] == _GREY_ALPHA:
         return _grey_with_alpha(encoded)
-    values = _by_ffmpeg(encoded)
+    deep = _by_ffmpeg(encoded)
     high = np.array(picture.convert("RGB"))  # of 16-bit colours Pillow has the high byte
-    sound = values is not None and values.shape == high.shape and bool((values >> 8 == high).all())
-    return values if sound else None
+    if deep is None or deep.shape != high.shape or bool((deep >> 8 != high).any()):
+        return None
+    return deep
 
 
 def to_8_bits(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:
@@ -93,7 +94,7 @@ def _by_ffmpeg(encoded: bytes) -> NDArray[np.uint16] | None:
 
     kind = "png_pipe" if encoded.startswith(b"\x89PNG") else "tiff_pipe"
     try:
-        with av.open(io.BytesIO(encoded), format=kind) as container:
+        with av.open(io.BytesIO(encoded), "r", format=kind) as container:
             frame = next(container.decode(video=0))
             found = frame.to_ndarray()
     except (av.error.FFmpegError, OSError, ValueError, StopIteration):

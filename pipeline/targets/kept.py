@@ -32,6 +32,7 @@ FACTS = np.dtype(
     ]
 )
 _FORMAT = 2
+_FIRST_FACTS = np.dtype([(name, FACTS[name]) for name in (FACTS.names or ())[:6]])
 _FIRST = 1  # without the last three; what it says of files that every decoder reads alike still holds
 _LONGEST_NAME = 180  # bytes, of the 255 that a file system takes
 _DAMAGE = (
@@ -66,7 +67,7 @@ def read_kept(file: Path) -> tuple[Paths, Facts] | None:
             paths, facts, version = data["paths"], data["facts"], int(data["format"])
     except _DAMAGE:
         return None
-    if version == _FIRST and facts.dtype == np.dtype([(n, FACTS[n]) for n in FACTS.names[:6]]):
+    if version == _FIRST and facts.dtype == _FIRST_FACTS:
         paths, facts = _of_first(paths, facts)
         version = _FORMAT
     sound = (
@@ -109,7 +110,7 @@ def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
 
 def facts_by_content(kept: Iterable[tuple[Paths, Facts]]) -> dict[bytes, np.void]:
     """What is kept of any file, by its content: one that was moved or touched need not be decoded again."""
-    found = {}
+    found: dict[bytes, np.void] = {}
     for _, facts in kept:
         known = facts[facts["kind"] > 0]
         found.update(zip(map(bytes, known["content"]), known, strict=True))

@@ -71,8 +71,9 @@ def _of_the_video(patterns: dict[str, list[Path]]) -> str:
     numbered = [pattern for pattern in patterns if "#" in pattern] or list(patterns)
     if len(numbered) == 1:
         return numbered[0]
-    not_other = [pattern for pattern in numbered if not _words(pattern) & _OTHER]
-    colour = [pattern for pattern in not_other if _words(pattern) & _COLOUR]
+    common = set.intersection(*map(_words, numbered))  # the video's own name
+    not_other = [pattern for pattern in numbered if not (_words(pattern) - common) & _OTHER]
+    colour = [pattern for pattern in not_other if (_words(pattern) - common) & _COLOUR]
     several = [pattern for pattern in not_other if len(patterns[pattern]) > 1]
     for candidates in (colour, not_other, several):
         if len(candidates) == 1:
