@@ -1,4 +1,4 @@
-"""Image files of every suffix and mode are read alike by both renderers, as Pillow reads them, or are named."""
+"""Image files of every suffix and mode are read alike by both renderers, as Pillow reads them, or named."""
 
 import hashlib
 import os
@@ -345,13 +345,12 @@ def test_the_same_bytes_in_two_splits_or_classes_are_counted_and_listed(tmp_path
     places = Places(data_dir=Path("unused"), cache_dir=tmp_path / "stores")
     run_prepare(f"imagefolder:{root}", places=places, say=said.append)
     (listed,) = places.index_dir.glob("*same-bytes.txt")
-    assert said == [
-        f"imagefolder:pets: 2 of 3 files of the test split are in the train split as well, byte by byte "
-        f"({listed}); remove them from one",
-        f"imagefolder:pets: 2 files lie under another class as well, byte by byte ({listed}); remove what is "
-        f"wrong",
-        f"imagefolder:pets: 1 files are copies of others of their class and split ({listed})",
-    ]
+    leak, contradiction, copies = said
+    assert leak.startswith("imagefolder:pets: 2 of 3 files of the test split are in the train split as well")
+    assert contradiction.startswith("imagefolder:pets: 2 files lie under another class as well, byte by byte")
+    assert copies == f"imagefolder:pets: 1 files are copies of others of their class and split ({listed})"
+    assert f"({listed}); remove" in leak
+    assert f"({listed}); remove" in contradiction
     lines = [line.split("\t") for line in listed.read_text().splitlines()]
     assert len(lines) == 8
     for content in {line[3] for line in lines}:

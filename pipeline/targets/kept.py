@@ -108,10 +108,18 @@ def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
     facts[new_rows[same]] = old[old_rows[same]]
 
 
-def facts_by_content(kept: Iterable[tuple[Paths, Facts]]) -> dict[bytes, np.void]:
+class Known:
     """What is kept of any file, by its content: one that was moved or touched need not be decoded again."""
-    found: dict[bytes, np.void] = {}
-    for _, facts in kept:
-        known = facts[facts["kind"] > 0]
-        found.update(zip(map(bytes, known["content"]), known, strict=True))
-    return found
+
+    def __init__(self, kept: Iterable[tuple[Paths, Facts]]) -> None:
+        known = [facts[facts["kind"] > 0] for _, facts in kept]
+        facts = np.concatenate(known) if known else np.zeros(0, dtype=FACTS)
+        keys = np.ascontiguousarray(facts["content"]).view("S16").ravel()
+        order = np.argsort(keys)
+        self._keys, self._facts = keys[order], facts[order]
+
+    def fact(self, content: bytes) -> np.void | None:
+        """What is kept of a file with this content, None if nothing is."""
+        at = int(np.searchsorted(self._keys, np.bytes_(content)))
+        found = at < len(self._keys) and self._facts["content"][at].tobytes() == content
+        return self._facts[at] if found else None

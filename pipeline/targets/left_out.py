@@ -53,8 +53,9 @@ def accepted(kept: Path) -> set[str]:
 
 
 def write_list(kept: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path | None:
-    """Write paths, and what there is to say of each, beside the kept index, raw names but for line breaks; returns where, None if
-    that cannot be written or there is nothing to say. An older list of this kind goes.
+    """Write lines beside the kept index: a path, its name raw but for line breaks, and what to say.
+
+    Returns where. None if that cannot be written, or there is nothing to say: then an older list goes.
     """
     path = kept.with_name(f"{kept.stem}-{what}.txt")
     text = "".join("\t".join((_one_line(name), *map(shown, said))) + "\n" for name, *said in lines)

@@ -27,44 +27,38 @@ def same_bytes(spec: TargetSpec, indexes: Mapping[str, TargetIndex], index_dir: 
     """
     if not indexes or any(index.kind == "array" for index in indexes.values()):
         return []
-    splits = list(indexes)
-    contents = np.concatenate([indexes[name].contents for name in splits])
-    keys = np.ascontiguousarray(contents).view("V16").ravel()
-    _, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-    group = group.ravel()
-    split_of = np.repeat(np.arange(len(splits)), [len(indexes[name]) for name in splits])
-    label_of = np.concatenate([indexes[name].labels for name in splits])
-    twins = sizes > 1
-    if not twins.any():
+    splits, lengths = list(indexes), [len(index) for index in indexes.values()]
+    contents = np.concatenate([index.contents for index in indexes.values()])
+    keys = np.ascontiguousarray(contents[:, :8]).view("<u8").ravel()  # half of the digest is more than enough
+    _, firsts, group, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+    if (sizes == 1).all():
         return []
-    across, contradicting = _mixed(group, split_of, len(sizes)), _mixed(group, label_of, len(sizes))
-    if (
-        next(iter(indexes.values())).presence is not None
-    ):  # several labels an image: the first says too little
-        contradicting &= False
+    split_of = np.repeat(np.arange(len(splits)), lengths)
+    labels = np.concatenate([index.labels for index in indexes.values()])
+    inside = np.zeros((len(splits), len(sizes)), dtype=bool)
+    inside[split_of, group] = True
+    contradicting = np.bincount(group, weights=labels != labels[firsts][group], minlength=len(sizes)) > 0
+    if any(index.presence is not None for index in indexes.values()):
+        contradicting[:] = False  # of several labels an image, the one that is compared says too little
+    where = _list(spec, indexes, index_dir, group, sizes)
+    name, listed = shown(spec.name), f" ({where})" if where else ""
     said = []
-    where = _list(spec, indexes, index_dir, np.flatnonzero(twins[group]), group)
-    listed = f" ({where})" if where else ""
-    for test in range(1, len(splits)):
-        for first in range(test):
-            shared = _groups(group[split_of == test]) & _groups(group[split_of == first])
-            if shared:
-                n = int(np.isin(group[split_of == test], list(shared)).sum())
+    for late in range(1, len(splits)):
+        for early in range(late):
+            n = int((inside[late] & inside[early])[group[split_of == late]].sum())
+            if n:
                 said.append(
-                    f"{shown(spec.name)}: {n:,} of {len(indexes[splits[test]]):,} files of the "
-                    f"{splits[test]} split are in the {splits[first]} split as well, byte by byte{listed}; "
-                    f"remove them from one"
+                    f"{name}: {n:,} of {lengths[late]:,} files of the {splits[late]} split are in the "
+                    f"{splits[early]} split as well, byte by byte{listed}; remove them from one"
                 )
     n = int(contradicting[group].sum())
     if n:
         said.append(
-            f"{shown(spec.name)}: {n:,} files lie under another class as well, byte by byte{listed}; remove "
-            f"what is wrong"
+            f"{name}: {n:,} files lie under another class as well, byte by byte{listed}; remove what is wrong"
         )
-    plain = twins & ~across & ~contradicting
-    n = int((sizes[plain] - 1).sum())
+    n = int((sizes - 1)[(inside.sum(axis=0) == 1) & ~contradicting].sum())
     if n:
-        said.append(f"{shown(spec.name)}: {n:,} files are copies of others of their class and split{listed}")
+        said.append(f"{name}: {n:,} files are copies of others of their class and split{listed}")
     return said
 
 
@@ -79,29 +73,22 @@ def empty_classes(index: TargetIndex) -> list[str]:
     return [f"{shown(index.target)}: the {index.split} split has no sample of {n}"]
 
 
-def _mixed(group: NDArray[np.int64], value: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
-    """Whether the members of each of `n` groups have more than one value: bool (n,)."""
-    pairs = np.unique(np.stack([group, value]), axis=1)
-    mixed: NDArray[np.bool_] = np.bincount(pairs[0], minlength=n) > 1
-    return mixed
-
-
-def _groups(group: NDArray[np.int64]) -> set[int]:
-    return set(group.tolist())
-
-
 def _list(
     spec: TargetSpec,
     indexes: Mapping[str, TargetIndex],
     index_dir: Path,
-    places: NDArray[np.int64],
     group: NDArray[np.int64],
+    sizes: NDArray[np.int64],
 ) -> Path | None:
-    """Write every file that has a twin, twins together."""
-    rows = [(index, split, row) for split, index in indexes.items() for row in range(len(index))]
+    """Write every file that has a twin, twins together: path, split, class and content."""
+    splits = list(indexes.items())
+    begins = np.cumsum([0, *(len(index) for _, index in splits)])
+    places = np.flatnonzero(sizes[group] > 1)
     lines = []
-    for place in sorted(places.tolist(), key=lambda place: (int(group[place]), place)):
-        index, split, row = rows[place]
+    for place in places[np.argsort(group[places], kind="stable")]:
+        at = int(np.searchsorted(begins, place, side="right")) - 1
+        split, index = splits[at]
+        row = int(place - begins[at])
         content = index.contents[row].tobytes().hex()[:12]
         lines.append((index.name_of(row), split, index.classes[index.labels[row]], content))
     return write_list(index_dir / f"{target_slug(spec.name)}.npz", "same-bytes", lines)

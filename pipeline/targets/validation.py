@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.progress import Progress
 from pipeline.targets.decode import FORMATS, UnreadableError, content_of, inspect
-from pipeline.targets.kept import Facts, Paths, facts_by_content, read_kept, recall, write_kept
+from pipeline.targets.kept import Facts, Known, Paths, read_kept, recall, write_kept
 from sskt.names import shown
 
 KINDS = tuple(FORMATS)
@@ -35,17 +34,17 @@ def learn(
         recall(kept, paths, facts)
     unknown = np.array([row for row in np.flatnonzero(~facts["valid"]) if row not in bad], dtype=np.int64)
     try:
-        known = _known_elsewhere(file) if len(unknown) else {}
+        known = _known_elsewhere(file) if len(unknown) else Known(())
         return bad | _inspect_all(root, paths, facts, unknown, known)
     finally:  # also after Ctrl-C: what was decoded need not be decoded again
         if len(unknown) or kept is None or len(kept[0]) != len(paths):
             _keep(paths, facts, file, notes)
 
 
-def _known_elsewhere(file: Path) -> dict[bytes, np.void]:
-    """Facts by content of all folders with a kept index beside this one's, its own included."""
+def _known_elsewhere(file: Path) -> Known:
+    """What all indexes say that are kept beside this folder's, its own included."""
     kept = (read_kept(path) for path in sorted(file.parent.glob("*.npz")))
-    return facts_by_content(each for each in kept if each is not None)
+    return Known(each for each in kept if each is not None)
 
 
 def _keep(paths: Paths, facts: Facts, file: Path, notes: list[str]) -> None:
@@ -60,7 +59,7 @@ def _keep(paths: Paths, facts: Facts, file: Path, notes: list[str]) -> None:
 
 
 def _inspect_all(
-    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Mapping[bytes, np.void]
+    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Known
 ) -> dict[int, str]:
     """Decode the pictures `rows`, but for those whose content is `known`, and fill in their facts; returns
     the bad ones with the reason.
@@ -83,14 +82,14 @@ def _inspect_all(
 
 
 def _inspect_some(
-    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Mapping[bytes, np.void]
+    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Known
 ) -> dict[int, str]:
     bad = {}
     for row in rows:
         fact = facts[row]
         try:
             encoded = (root / os.fsdecode(bytes(paths[row]))).read_bytes()
-            same = known.get(content_of(encoded))
+            same = known.fact(content_of(encoded))
             seen = inspect(encoded) if same is None else None
         except UnreadableError as error:
             bad[int(row)] = str(error)
