@@ -65,7 +65,7 @@ def test_of_several_patterns_the_colour_images_are_the_frames(tmp_path, frame, o
     [
         (numbered("left_{}.jpg") + numbered("right_{}.jpg"), "frames by 2 kinds of names"),
         (numbered("flow_x_{}.jpg") + numbered("flow_y_{}.jpg"), "cannot be told"),
-        (numbered("cam1_{:03}.jpg") + numbered("cam2_{:03}.jpg"), "frames of 2 sequences"),
+        (numbered("cam1_{:03}.jpg") + numbered("cam2_{:03}.jpg", range(1, 9)), "frames of 2 sequences"),
         (["img_1.jpg", "img_01.jpg", "img_2.jpg"], "are the same frame"),
         (["img_1.jpg", "img_1.png", "img_2.jpg"], "are the same frame"),
     ],

@@ -58,7 +58,7 @@ def write_list(kept: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path 
     Returns where. None if that cannot be written, or there is nothing to say: then an older list goes.
     """
     path = kept.with_name(f"{kept.stem}-{what}.txt")
-    text = "".join("\t".join((_one_line(name), *map(shown, said))) + "\n" for name, *said in lines)
+    text = "".join("\t".join((on_one_line(name), *map(shown, said))) + "\n" for name, *said in lines)
     try:
         if not text:
             path.unlink(missing_ok=True)
@@ -72,9 +72,10 @@ def write_list(kept: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path 
     return path
 
 
+def on_one_line(name: str) -> str:
+    """A name as it is but for line breaks and tabs, which separate lines and fields."""
+    return name.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
 def _record(kept: Path) -> Path:
     return kept.with_name(f"{kept.stem}-left-out.json")
-
-
-def _one_line(name: str) -> str:
-    return name.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cache.files import write_durably
 from pipeline.targets.command import folder_words
+from pipeline.targets.left_out import on_one_line
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.targets.video.pack import SUFFIX, Packing
 from sskt.errors import TargetError
@@ -78,7 +79,7 @@ def write_left_out(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Re
     path = _file(spec, data_dir, index_dir, "left-out", "txt")
     reasons = dict.fromkeys(record.missing, "not there") | record.damaged
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{name}\t{reasons[name]}\n" for name in sorted(reasons))
+    text = "".join(f"{on_one_line(name)}\t{reasons[name]}\n" for name in sorted(reasons))
     write_durably(path, os.fsencode(text))
     return path
 

@@ -94,12 +94,12 @@ def _numbers(stem: str) -> tuple[int, ...]:
 
 
 def _require_one_sequence(numbers: list[tuple[int, ...]], names: list[str]) -> None:
-    """Raise UnreadableError where the last numbers begin again, the same each time: cam1_0001, cam2_0001."""
+    """Raise UnreadableError where the last numbers begin again at the same one: cam1_0001, ..., cam2_0001."""
     runs: dict[tuple[int, ...], list[int]] = {}
     for each in numbers:
         runs.setdefault(each[:-1], []).append(each[-1] if each else 0)
-    alike = {tuple(run) for run in runs.values()}
-    if len(runs) > 1 and len(alike) == 1 and len(next(iter(alike))) > 1:
+    begins = {run[0] for run in runs.values()}
+    if len(runs) > 1 and len(begins) == 1 and min(map(len, runs.values())) > 1:
         raise UnreadableError(
             f"frames of {len(runs)} sequences ({shown(names[0])}, {shown(names[-1])}); give each a folder "
             f"of its own"
