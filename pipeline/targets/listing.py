@@ -195,16 +195,20 @@ def _remarks(listing: Listing) -> list[str]:
             f"{root}: {len(several):,} files hold several images (frames or pages), of which the first is "
             f"read: {_first(named)}"
         )
-    strange = Counter(
-        (KINDS[facts["kind"][row] - 1], suffix)
-        for row, suffix in enumerate(map(_suffix_of, listing.paths))
-        if facts["kind"][row] and SUFFIXES.get(suffix, "") != KINDS[facts["kind"][row] - 1]
-    )
+    suffixes = (b"." + path.rpartition(b".")[2].lower() for path in listing.paths.tolist())
+    pairs = Counter(zip(facts["kind"].tolist(), map(os.fsdecode, suffixes), strict=True))
+    strange = {  # kind 0: kept by an earlier version, which did not tell
+        (kind, suffix): n
+        for (kind, suffix), n in pairs.most_common()
+        if kind and SUFFIXES.get(suffix) != KINDS[kind - 1]
+    }
     if strange:
-        kinds = ", ".join(f"{n:,} {suffix} with {kind} inside" for (kind, suffix), n in strange.most_common())
+        kinds = ", ".join(
+            f"{n:,} {suffix} with {KINDS[kind - 1]} inside" for (kind, suffix), n in strange.items()
+        )
         notes.append(
-            f"{root}: {strange.total():,} files are not what their suffix says, and are read as what they "
-            f"are ({kinds})"
+            f"{root}: {sum(strange.values()):,} files are not what their suffix says, and are read as what "
+            f"they are ({kinds})"
         )
     return notes
 
@@ -241,10 +245,6 @@ def _refuse_empty_classes(root: Path, paths: Paths, what: str) -> None:
 
 def _suffixes() -> str:
     return ", ".join(suffixes[0] for suffixes in FORMATS.values())
-
-
-def _suffix_of(path: np.bytes_) -> str:
-    return os.path.splitext(os.fsdecode(bytes(path)))[1].lower()  # noqa: PTH122
 
 
 def _first(names: list[str]) -> str:

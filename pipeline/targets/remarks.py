@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.targets.index import TargetIndex
+from pipeline.targets.kept import kept_file
 from pipeline.targets.left_out import write_list
 from pipeline.targets.spec import TargetSpec, target_slug
 from sskt.names import shown
@@ -91,4 +92,5 @@ def _list(
         row = int(place - begins[at])
         content = index.contents[row].tobytes().hex()[:12]
         lines.append((index.name_of(row), split, index.classes[index.labels[row]], content))
-    return write_list(index_dir / f"{target_slug(spec.name)}.npz", "same-bytes", lines)
+    kept = kept_file(index_dir, target_slug(spec.name), spec.root or Path(spec.name))
+    return write_list(kept, "same-bytes", lines)
