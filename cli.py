@@ -101,7 +101,7 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
         click.option("--target", "targets", multiple=True, required=True, help="Repeatable."),
         SPLIT,
     ),
-    click.option("--allow-missing", is_flag=True, help="Go on without videos that are missing or damaged."),
+    click.option("--allow-missing", is_flag=True, help="Go on without files that are missing or damaged."),
     together(
         "packing",
         build_packing,

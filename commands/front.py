@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from sskt.names import shown
+
 _STOPPED = {  # what Ctrl-C leaves behind
     "prepare": "stopped; what is there is kept, and the same command goes on from there",
     "precompute": "stopped; finished units are kept, and the same command goes on from there",
@@ -60,5 +62,5 @@ class FrontDoor(click.Group):
 
             if not isinstance(error, CacheError | SsktError):
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(shown(f"error: {error}", keep="\n\t"), err=True)
             sys.exit(1)

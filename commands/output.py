@@ -9,17 +9,19 @@ from typing import Any
 
 import click
 
+from sskt.names import shown
+
 
 def say(sentence: str) -> None:
     """Pass a remark on to the user, apart from results; torchrun's first rank speaks for all."""
     if _is_first_rank():
-        click.echo(sentence, err=True)
+        click.echo(shown(sentence, keep="\n\t"), err=True)
 
 
 def tell(result: str) -> None:
     """Print a result."""
     if _is_first_rank():
-        click.echo(result)
+        click.echo(shown(result, keep="\n\t"))
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
@@ -54,4 +56,4 @@ def _cell(name: str, value: Any) -> str:
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     if isinstance(value, float):
         return f"{value:,.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else shown(str(value))

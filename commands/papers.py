@@ -253,7 +253,7 @@ def sweep(
     click.option(
         "--picture",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="A JPEG or PNG file. [default: a test sample]",
+        help="An image file. [default: a test sample]",
     ),
     count_option("--sample", "Id of a test sample of the first run. [default: the first]", low=0),
     text_option("--class", "Map this class. [default: what each student says]", name="class_name"),

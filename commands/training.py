@@ -301,4 +301,4 @@ def evaluate(
     kind = "ap" if "test_map" in figures else "top1"
     show([{"class": name, kind: value} for name, value in by_class.items()], as_json, f"class {kind}")
     for path in written:
-        click.echo(path)
+        tell(path)

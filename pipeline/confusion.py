@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.titles import boxes, fitted, lettering
 from sskt.errors import RunError
+from sskt.names import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +34,7 @@ def write_confusion(
 
     `matrix`: int64 (C, C). Returns the paths by kind. Raises RunError if they cannot be written.
     """
+    classes = tuple(map(shown, classes))
     paths = {"confusion_csv": folder / "confusion.csv", "confusion_png": folder / "confusion.png"}
     try:
         with paths["confusion_csv"].open("w", newline="", encoding="utf-8") as file:

@@ -22,12 +22,14 @@ from pipeline.execution import Execution
 from pipeline.plan import plan_from
 from pipeline.run import read_config, read_student
 from pipeline.targets import decode
+from pipeline.targets.deep import FULL, depth_of
 from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.titles import boxes, fitted, lettering
 from pipeline.training.config import TrainConfig
 from sskt.backbones import build_backbone
 from sskt.errors import RunError
 from sskt.gradcam import grad_cam
+from sskt.names import shown
 from sskt.normalise import normalise
 from sskt.student import Student
 
@@ -80,7 +82,7 @@ def run_explain(
             {
                 "run": str(run),
                 "method": config.method,
-                "class": config.classes[label],
+                "class": shown(config.classes[label]),
                 "share": float(shares[label]),
             }
         )
@@ -126,9 +128,10 @@ def _sample(
 def _one_picture(path: Path) -> TargetIndex:
     """A file as an index of its own."""
     try:
-        pixels = decode.to_pixels(path.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as a picture ({error}); give a JPEG or PNG file") from None
+        encoded = path.read_bytes()
+        pixels = decode.to_pixels(encoded, depth_of(decode.inspect(encoded).bits or FULL))
+    except (OSError, decode.UnreadableError) as error:
+        raise RunError(f"{path}: cannot be read as a picture ({error}); give an image file") from None
     return TargetIndex(
         target=path.name,
         split="test",

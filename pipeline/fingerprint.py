@@ -58,7 +58,9 @@ def target_identity(index: TargetIndex) -> dict[str, Any]:
         "split": index.split,
         "n_samples": len(index),
         "contents_sha256": index.content_sha256,
-        "class_names_sha256": hashlib.sha256("\n".join(index.classes).encode()).hexdigest(),
+        "class_names_sha256": hashlib.sha256(
+            "\n".join(index.classes).encode("utf-8", "surrogateescape")
+        ).hexdigest(),
         "labels_sha256": hashlib.sha256(index.truth_bytes).hexdigest(),
     }
 

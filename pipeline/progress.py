@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from sskt.names import shown
+
 console = Console(stderr=True, highlight=False)
 
 _FIRST_LINE_S, _NEXT_LINE_S = 30.0, 60.0  # work that is done sooner leaves no line in a log
@@ -33,7 +35,7 @@ class Progress:
     def __init__(self, title: str | None = None, *, total: int = 0, done: int = 0) -> None:
         self._shown = os.environ.get("RANK", "0") == "0"
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -59,7 +61,7 @@ class Progress:
 
     def add(self, title: str, *, total: int, done: int = 0) -> TaskID:
         """One more bar, of which `done` items are there from before; returns its number."""
-        return self._bar.add_task(title, total=total, completed=done, rate="", note="", before=done)
+        return self._bar.add_task(shown(title), total=total, completed=done, rate="", note="", before=done)
 
     def advance(self, n: int, note: str = "", *, bar: TaskID | None = None) -> None:
         """`n` more items of a bar (left out: the first) are done; `note` replaces the text at its end."""

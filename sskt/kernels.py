@@ -80,7 +80,7 @@ class Layer:
 
     @property
     def may_end_the_process(self) -> bool:
-        """Whether it is of the kind of which some are known to: three axes, one of them padded and shorter than
+        """Whether it is of the kind of which some are known to: three axes, one padded and shorter than
         the kernel, in oneDNN's bf16.
         """
         axes = list(zip(self.padding, self.input[2:], self.weight[2:], strict=False))

@@ -166,12 +166,12 @@ def test_dali_reads_what_is_handed_to_it_as_pillow_does():
     ("encoded", "reason"),
     [
         (b"", "zero bytes"),
-        (b"this is a text file\n", "neither JPEG nor PNG"),
-        (_saved(Image.fromarray(RGB), "BMP"), "neither JPEG nor PNG"),
+        (b"this is a text file\n", "no image inside that can be read"),
+        (b"<!doctype html><title>gone</title>", "a web page inside"),
         (_saved(Image.fromarray(RGB), "JPEG")[:-100], "truncated"),
         (_saved(Image.fromarray(RGB), "PNG")[:-400], "truncated"),
     ],
-    ids=["empty", "text", "bitmap", "truncated jpeg", "truncated png"],
+    ids=["empty", "text", "web page", "truncated jpeg", "truncated png"],
 )
 def test_damage_is_named(encoded, reason):
     with pytest.raises(UnreadableError, match=reason):

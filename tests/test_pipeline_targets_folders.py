@@ -97,8 +97,18 @@ def test_other_files_are_ignored_and_counted(tmp_path):
     index = _load(root, "train", tmp_path)
     assert len(index) == 2
     (note,) = index.notes
-    assert "5 files ignored (2 .txt, " in note
-    assert "1 without extension" in note
+    assert "6 files ignored (2 .txt, " in note
+    for kind in ("1 without extension", "1 .db", "1 hidden,", "1 hidden folder"):
+        assert kind in note
+    (listed,) = (tmp_path / "kept").glob("*-ignored.txt")
+    assert str(listed) in note
+    assert listed.read_text().splitlines()[1:] == [
+        "README\twithout extension",
+        "a/list.txt\t.txt",
+        "a/notes.txt\t.txt",
+        "b/._2.jpg\thidden",
+        "b/Thumbs.db\t.db",
+    ]
 
 
 def test_undivided_folder_holds_out_a_fifth_of_each_class(tmp_path):

@@ -59,3 +59,16 @@ def test_imagefolder_is_recorded_by_its_name_and_not_its_place(tmp_path, monkeyp
         assert (spec.name, spec.root) == ("imagefolder:my scenes", Path(tmp_path, "my scenes"))
         assert target_slug(spec.name) == target_slug(f"imagefolder:{path}") == "imagefolder-my_scenes"
     assert target_slug("cifar10") == "cifar10"
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "videofolder"])
+@pytest.mark.parametrize("url", ["s3://bucket/pictures", "s3:/bucket", "gs://bucket", "http://host/x.zip"])
+def test_a_url_is_refused_in_one_sentence(kind, url):
+    with pytest.raises(TargetError, match=f"target {kind}:{url} is a URL, expected a local folder; copy"):
+        parse_target(f"{kind}:{url}")
+
+
+def test_a_long_name_gives_a_slug_that_file_systems_take():
+    slugs = {target_slug(f"imagefolder:/data/{name}") for name in ("\u65e5" * 85, "\u65e5" * 84, "x" * 250)}
+    assert len(slugs) == 3
+    assert max(len(slug.encode()) for slug in slugs) < 160

@@ -15,6 +15,7 @@ from pipeline.labels.supply import Request, classes_of, open_labels, stored_teac
 from pipeline.ranks import Ranks
 from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
+from pipeline.targets.remarks import same_bytes
 from pipeline.training.train import Lesson
 from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT
@@ -65,6 +66,8 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
     spec = parse_target(asked.target)
     index = open_index(asked.target, "train", places=asked.places, say=say, limit=asked.limit)
     test_index = open_index(asked.target, "test", places=asked.places, say=say)
+    for sentence in same_bytes(spec, {"train": index, "test": test_index}, asked.places.index_dir):
+        say(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
     taught = asked.supervision
     labels: Labels | None = None

@@ -15,6 +15,8 @@ from pipeline.precompute import StoreReport, precompute
 from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
+from pipeline.targets.left_out import UnusableFiles
+from pipeline.targets.remarks import empty_classes, same_bytes
 from pipeline.targets.spec import SPLITS
 from pipeline.targets.video.pack import Packing
 from pipeline.targets.video.prepare import prepare_videos
@@ -36,10 +38,11 @@ def run_prepare(
 ) -> list[dict[str, Any]]:
     """Download a target if it can be, check every file, keep its index; one row of plain data per split.
 
-    Of a target of videos every frame is packed, by `packing`; with `allow_missing` it may go on without
-    videos that are listed and not there, or damaged.
+    Of a target of videos every frame is packed, by `packing`. With `allow_missing` it goes on, from now on,
+    without files that are listed and not there, or damaged.
     """
     spec, rows = parse_target(given.text(target, "target")), []
+    indexes: dict[str, TargetIndex] = {}
     if spec.videos is not None:
         prepare_videos(
             spec,
@@ -50,7 +53,14 @@ def run_prepare(
             say=say,
         )
     for split in SPLITS:
-        index = open_index(target, split, places=places, say=say)
+        try:
+            index = open_index(target, split, places=places, say=say)
+        except UnusableFiles as unusable:
+            if not allow_missing:
+                raise
+            unusable.leave_out()
+            index = open_index(target, split, places=places, say=say)
+        indexes[split] = index
         rows.append(
             {
                 "target": index.target,
@@ -60,6 +70,8 @@ def run_prepare(
                 "contents": index.content_sha256,
             }
         )
+    for sentence in same_bytes(spec, indexes, places.index_dir):
+        say(sentence)
     return rows
 
 
@@ -68,7 +80,7 @@ def open_index(target: str, split: str, *, places: Places, say: Say, limit: int 
     index = load_index(
         parse_target(target), split, data_dir=places.data_dir, index_dir=places.index_dir, limit=limit
     )
-    for note in index.notes:
+    for note in (*index.notes, *empty_classes(index)):
         say(note)
     return index
 

@@ -4,7 +4,6 @@ line.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -43,6 +42,7 @@ from pipeline.teachers import open_teacher
 from sskt.clip_frames import CLIP
 from sskt.errors import RunError
 from sskt.frozen import InputMap
+from sskt.names import quoted
 from sskt.reference import BatchStatisticsSource
 from sskt.sources import Source, open_source, parse_source
 from sskt.trained import read_trained
@@ -101,10 +101,10 @@ class Request:
             "--source-frames": chosen.source_frames,
             "--source-input": None if chosen.source_input == RELEASED else chosen.source_input,
         }
-        words = [f"--source {shlex.quote(name)}" for name in sources]
+        words = [f"--source {quoted(name)}" for name in sources]
         given = self.places.weights
-        words += [f"--weights {shlex.quote(f'{name}={given[name]}')}" for name in sources if name in given]
-        words.append(f"--target {shlex.quote(self.target)}")
+        words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
+        words.append(f"--target {quoted(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
         words += folder_words(self.places.data_dir, self.places.cache_dir)
         return f"sskt precompute {' '.join(words)}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-
 from cache.files import Location
+from sskt.names import quoted
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # where a command looks that is told nothing
 
@@ -12,4 +11,4 @@ _DATA_DIR, _CACHE_DIR = "data", "stores"  # where a command looks that is told n
 def folder_words(data_dir: Location, cache_dir: Location) -> list[str]:
     """--data-dir and --cache-dir, where they are not the defaults."""
     places = (("--data-dir", data_dir, _DATA_DIR), ("--cache-dir", cache_dir, _CACHE_DIR))
-    return [f"{option} {shlex.quote(str(place))}" for option, place, usual in places if str(place) != usual]
+    return [f"{option} {quoted(str(place))}" for option, place, usual in places if str(place) != usual]

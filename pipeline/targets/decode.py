@@ -1,8 +1,9 @@
 """One picture file: is it sound, and its pixels as 8-bit RGB, by Pillow.
 
-The rules, which hold for every renderer: EXIF orientation is ignored (as torchvision's ImageFolder does
-without transforms), alpha is dropped and not composited (as there), grey becomes three equal channels, 16-bit
-values keep their high byte.
+The rules, which hold for every renderer: a file is what its content says, not its suffix; EXIF orientation
+is ignored (as torchvision's ImageFolder does without transforms; TIFF's own is not); alpha is dropped and not
+composited (as there); grey becomes three equal channels; of 16-bit values the high byte of the bits that are
+used is kept (`deep`); of several images in one file the first is taken.
 """
 
 from __future__ import annotations
@@ -11,13 +12,43 @@ import hashlib
 import io
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-_FORMATS = ("JPEG", "PNG")  # the first includes MPO, a JPEG with more pictures behind it
+from pipeline.targets.deep import FULL, bits_used, deep_values, is_deep, to_8_bits
+
+# what is read, in the order of the numbers that `kept` has for them; JPEG includes MPO
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    "QOI": (".qoi",),
+}
+SUFFIXES = {suffix: kind for kind, suffixes in FORMATS.items() for suffix in suffixes}
+
+_FOREIGN = (  # what else people find by the name of a picture: where it says so, how, and what it is
+    (4, b"ftyphei", "an HEIC image"),
+    (4, b"ftypmif1", "an HEIC image"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (0, b"<!DOCTYPE html", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"<svg", "an SVG drawing"),
+    (0, b"<?xml", "XML"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (4, b"ftyp", "a video"),
+)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BROKEN = (
     OSError,
@@ -40,13 +71,17 @@ class Inspected:
     """What is known of a sound picture: its size, its content (see `content_of`), and how to decode it.
 
     `transcode`: decoders disagree about this kind of file (CMYK, palette, alpha, 16-bit, ...), so Pillow
-    decodes it for all.
+    decodes it for all. kind: one of `FORMATS`. bits: those that a 16-bit file's values use, 0 for others.
+    several: whether there are more images in it (frames of an animation, pages), which are not read.
     """
 
     height: int
     width: int
     content: bytes
     transcode: bool
+    kind: str
+    bits: int
+    several: bool
 
 
 def inspect(encoded: bytes) -> Inspected:
@@ -61,9 +96,20 @@ def inspect(encoded: bytes) -> Inspected:
                 )
             picture.load()
             transcode = not _any_decoder_agrees(picture, encoded)
-            return Inspected(picture.height, picture.width, content_of(encoded), transcode)
+            bits = bits_used(picture, encoded) if is_deep(picture, encoded) else 0
+            if transcode and not bits:
+                _to_rgb(picture)
+            return Inspected(
+                picture.height,
+                picture.width,
+                content_of(encoded),
+                transcode,
+                "JPEG" if picture.format == "MPO" else str(picture.format),
+                bits,
+                _has_several(picture),
+            )
     except UnidentifiedImageError:
-        raise UnreadableError("neither JPEG nor PNG inside") from None
+        raise UnreadableError(_what_is_inside(encoded)) from None
     except Image.DecompressionBombError:
         raise UnreadableError(f"over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except _BROKEN as error:
@@ -75,15 +121,15 @@ def content_of(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()[:16]
 
 
-def to_pixels(encoded: bytes) -> NDArray[np.uint8]:
-    """The picture as uint8 (H, W, 3), RGB, by the rules above."""
+def to_pixels(encoded: bytes, depth: int = FULL) -> NDArray[np.uint8]:
+    """The picture as uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values are of `depth` bits."""
     with _open(encoded) as picture:
-        if picture.mode.startswith("I"):
-            high = np.asarray(picture).astype(np.int32) >> 8  # Pillow's own conversion would clip at 255
-            return np.repeat(high.astype(np.uint8)[..., None], 3, axis=2)
-        if "transparency" in picture.info:
-            return np.array(picture.convert("RGBA").convert("RGB"))
-        return np.array(picture.convert("RGB"))
+        picture.load()
+        if picture.mode.startswith("I") or (depth != FULL and is_deep(picture, encoded)):
+            values = deep_values(picture, encoded)
+            if values is not None:
+                return to_8_bits(values, depth)
+        return _to_rgb(picture)
 
 
 def to_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -94,7 +140,29 @@ def to_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _open(encoded: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
+
+
+def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    if "transparency" in picture.info or picture.mode in ("PA", "La", "RGBa"):
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def _has_several(picture: Image.Image) -> bool:
+    """Whether a file holds more images than the one that is read; a camera's previews do not count."""
+    with suppress(*_BROKEN):
+        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    return False
+
+
+def _what_is_inside(encoded: bytes) -> str:
+    """Why a file is no picture, from its first bytes."""
+    start = encoded.removeprefix(b"\xef\xbb\xbf").lstrip()[:64]
+    for at, mark, what in _FOREIGN:
+        if start[at:].lower().startswith(mark.lower()):
+            return f"{what} inside"
+    return "no image inside that can be read"
 
 
 def _any_decoder_agrees(picture: Image.Image, encoded: bytes) -> bool:

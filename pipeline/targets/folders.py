@@ -20,6 +20,7 @@ from pipeline.targets.index import TargetIndex
 from pipeline.targets.listing import Listing, class_folders, index_of, list_pictures
 from pipeline.targets.spec import TargetSpec, target_slug
 from sskt.errors import TargetError
+from sskt.names import shown
 
 _FOLDERS = {"train": ("train",), "test": ("val", "test")}
 _HELD_OUT = 5  # one in five
@@ -35,7 +36,8 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
         raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
     folder = split_folder(spec, split, root)
     classes = class_names(spec, root, folder)
-    listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir)
+    beside = [] if folder == root else [root / name for name in class_folders(root) if root / name != folder]
+    listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
     index = _index(spec, split, classes, listing)
     if folder != root:
         return index
@@ -96,7 +98,7 @@ def class_names(spec: TargetSpec, root: Path, folder: Path) -> tuple[str, ...]:
     unknown = sorted(set(class_folders(folder)) - set(classes))
     if unknown:
         raise TargetError(
-            f"{folder}: class folder {', '.join(unknown[:5])} does not exist in {defining} "
+            f"{folder}: class folder {', '.join(map(shown, unknown[:5]))} does not exist in {defining} "
             f"({len(unknown)} such folders); rename or remove it"
         )
     return tuple(classes)

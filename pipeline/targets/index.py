@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.targets import decode, subset
 from sskt.errors import TargetError
+from sskt.names import shown
 
 
 class Pictures(Protocol):
@@ -72,8 +73,8 @@ class ArrayPictures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FilePictures:
-    """JPEG and PNG files: `paths` bytes (N,), file-system encoded and relative to `root`; `transcode` bool
-    (N,).
+    """Image files: `paths` bytes (N,), file-system encoded and relative to `root`; `transcode` bool (N,);
+    `depths` uint8 (N,), the bits of the values of 16-bit files (see `deep`).
 
     A file with `transcode` set is decoded by Pillow and handed on as a plain PNG (see `decode.Inspected`).
     """
@@ -81,10 +82,11 @@ class FilePictures:
     root: Path
     paths: NDArray[np.bytes_]
     transcode: NDArray[np.bool_]
+    depths: NDArray[np.uint8]
 
     def name_of(self, row: int) -> str:
         """See `Pictures.name_of`."""
-        return str(self.path_of(row))
+        return shown(str(self.path_of(row)))
 
     def path_of(self, row: int) -> Path:
         """Where the file lies."""
@@ -94,7 +96,7 @@ class FilePictures:
         """See `Pictures.pixels_of`. Raises TargetError if the file cannot be read any more."""
         encoded = self._read(row)
         try:
-            return decode.to_pixels(encoded)
+            return decode.to_pixels(encoded, int(self.depths[row]))
         except (OSError, ValueError, SyntaxError) as error:
             raise TargetError(
                 f"{self.name_of(row)}: is damaged since it was indexed ({error}); restore it"
@@ -110,7 +112,7 @@ class FilePictures:
 
     def take(self, rows: NDArray[np.int64]) -> FilePictures:
         """See `Pictures.take`."""
-        return replace(self, paths=self.paths[rows], transcode=self.transcode[rows])
+        return replace(self, paths=self.paths[rows], transcode=self.transcode[rows], depths=self.depths[rows])
 
     def _read(self, row: int) -> bytes:
         path = self.path_of(row)
@@ -118,7 +120,9 @@ class FilePictures:
             return path.read_bytes()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise TargetError(f"{path}: cannot be read since it was indexed ({reason}); restore it") from None
+            raise TargetError(
+                f"{self.name_of(row)}: cannot be read since it was indexed ({reason}); restore it"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

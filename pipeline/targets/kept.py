@@ -1,8 +1,8 @@
 """What was learned about a folder of pictures, kept so that every file is validated once and not once a run.
 
-A kept fact holds for as long as its file has the same path, length and modification time. The file is an .npz
-without pickle; a damaged or older one is as good as none. Not noticed: a file changed in place with both
-length and time restored.
+A kept fact holds for as long as its file has the same path, length and modification time, and beyond that
+for any file with the same bytes. The file is an .npz without pickle; a damaged one is as good as none. Not
+noticed: a file changed in place with both length and time restored.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,15 @@ FACTS = np.dtype(
         ("content", "u1", (16,)),
         ("transcode", "?"),
         ("valid", "?"),  # decoded in full and found sound
+        ("kind", "u1"),  # place in decode.FORMATS, from 1; 0: not known, kept by format 1
+        ("bits", "u1"),  # that a 16-bit file's values use; 0 for others
+        ("several", "?"),  # more images in it
     ]
 )
-_FORMAT = 1
+_FORMAT = 2
+_FIRST_FACTS = np.dtype([(name, FACTS[name]) for name in (FACTS.names or ())[:6]])
+_FIRST = 1  # without the last three; what it says of files that every decoder reads alike still holds
+_LONGEST_NAME = 180  # bytes, of the 255 that a file system takes
 _DAMAGE = (
     OSError,
     ValueError,
@@ -47,7 +54,10 @@ Facts = NDArray[np.void]
 def kept_file(index_dir: Path, slug: str, folder: Path) -> Path:
     """Where the facts about one folder are kept; the place of the folder is part of the name."""
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-    return index_dir / f"{slug}-{folder.name}-{place}.npz"
+    name = f"{slug}-{folder.name}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:24]
+    return index_dir / f"{name}-{place}.npz"
 
 
 def read_kept(file: Path) -> tuple[Paths, Facts] | None:
@@ -57,10 +67,22 @@ def read_kept(file: Path) -> tuple[Paths, Facts] | None:
             paths, facts, version = data["paths"], data["facts"], int(data["format"])
     except _DAMAGE:
         return None
+    if version == _FIRST and facts.dtype == _FIRST_FACTS:
+        paths, facts = _of_first(paths, facts)
+        version = _FORMAT
     sound = (
         version == _FORMAT and paths.dtype.kind == "S" and facts.dtype == FACTS and paths.shape == facts.shape
     )
     return (paths, facts) if sound and paths.ndim == 1 else None
+
+
+def _of_first(paths: Paths, facts: Facts) -> tuple[Paths, Facts]:
+    """Facts of format 1, without those of files that may hold more than it says."""
+    alike = ~facts["transcode"]
+    converted = np.zeros(int(alike.sum()), dtype=FACTS)
+    for name in facts.dtype.names or ():
+        converted[name] = facts[name][alike]
+    return paths[alike], converted
 
 
 def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
@@ -84,3 +106,20 @@ def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
         facts["mtime_ns"][new_rows] == old["mtime_ns"][old_rows]
     )
     facts[new_rows[same]] = old[old_rows[same]]
+
+
+class Known:
+    """What is kept of any file, by its content: one that was moved or touched need not be decoded again."""
+
+    def __init__(self, kept: Iterable[tuple[Paths, Facts]]) -> None:
+        known = [facts[facts["kind"] > 0] for _, facts in kept]
+        facts = np.concatenate(known) if known else np.zeros(0, dtype=FACTS)
+        keys = np.ascontiguousarray(facts["content"]).view("S16").ravel()
+        order = np.argsort(keys)
+        self._keys, self._facts = keys[order], facts[order]
+
+    def fact(self, content: bytes) -> np.void | None:
+        """What is kept of a file with this content, None if nothing is."""
+        at = int(np.searchsorted(self._keys, np.bytes_(content)))
+        found = at < len(self._keys) and self._facts["content"][at].tobytes() == content
+        return self._facts[at] if found else None

@@ -60,7 +60,8 @@ def load_listed(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> Ta
     named = _READERS[spec.name](spec, split, root)
     paths = [os.fsencode(path) for path in named.paths]
     listing = list_named(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    return index_of(listing, spec, split, named.classes, np.array(named.labels, dtype=np.int64))
+    labels = np.array(named.labels, dtype=np.int64)[listing.ids]
+    return index_of(listing, spec, split, named.classes, labels)
 
 
 def _imagenet(spec: TargetSpec, split: str, root: Path) -> _Named:

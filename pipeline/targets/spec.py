@@ -6,6 +6,7 @@ The recipes of training (epochs, rates) are in `sskt.recipes`; reading files is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ SPLITS = ("train", "test")
 IMAGEFOLDER = "imagefolder:"
 VIDEOFOLDER = "videofolder:"
 
+_LONGEST_SLUG = 160  # bytes: it is part of the names of files and folders, which take 255
 _SMALL_PICTURE_SCALE = Fraction(7, 3)  # METHOD.md section 1: 32 -> 74 and 96 -> 224 after augmentation
 
 
@@ -132,7 +134,10 @@ def target_slug(name: str) -> str:
     for kind in (IMAGEFOLDER, VIDEOFOLDER):
         if name.startswith(kind):
             name = f"{kind[:-1]}-{_folder_name(name.removeprefix(kind))}"
-    return re.sub(r"[^\w.-]", "_", name)
+    slug = re.sub(r"[^\w.-]", "_", name)
+    if len(slug.encode()) > _LONGEST_SLUG:
+        return f"{slug[: _LONGEST_SLUG // 8]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return slug
 
 
 def _imagefolder(path: str) -> TargetSpec:
@@ -156,6 +161,11 @@ def _videofolder(path: str) -> TargetSpec:
 
 
 def _own_folder(kind: str, path: str) -> Path:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise TargetError(
+            f"target {kind}{path} is a URL, expected a local folder; copy the files to a disk, or mount "
+            f"them, and give that path (--cache-dir may be a URL: stores can lie in an object store)"
+        )
     root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (resolve() would follow a link's name away)
     if not path or not root.name:
         raise TargetError(f"target {kind}{path} names no folder, expected {kind}PATH")

@@ -60,6 +60,7 @@ def load_voc(spec: TargetSpec, devkit: Devkit, split: str, root: Path, index_dir
     presence = np.stack([_presence(year / "Annotations" / f"{name}.xml") for name in names])
     paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
     listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+    presence = presence[listing.ids]
     labels = presence.argmax(axis=1).astype(np.int64)
     return index_of(listing, spec, split, CLASSES, labels, presence)
 

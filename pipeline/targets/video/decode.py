@@ -8,53 +8,98 @@ scripts that everybody extracts UCF101's and HMDB51's frames with.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import av
 from PIL import Image
 
-from pipeline.targets.decode import UnreadableError, to_pixels
+from pipeline.targets.decode import UnreadableError, inspect, to_pixels
+from pipeline.targets.deep import FULL, depth_of
+from pipeline.targets.video.sequence import FRAME_SUFFIXES, sequence_in
+from sskt.names import shown
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+# fmt: off
+VIDEO_SUFFIXES = (
+    ".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts",
+    ".m2ts", ".3gp", ".3g2", ".ogv", ".ogm", ".asf", ".vob", ".f4v", ".mpe", ".m1v", ".m2v", ".qt",
+    ".divx", ".rm", ".rmvb", ".mjpg", ".mjpeg", ".dv", ".mxf", ".y4m", ".ivf", ".nut", ".gif",
+)
+# fmt: on
 
-_PICTURES = ("gif", "apng", "ico", "image2")  # FFmpeg's names of pictures that do not end with _pipe
+_PICTURES = ("apng", "ico", "image2", "webp", "avif")  # FFmpeg's names of pictures that do not end with _pipe
+_GIF, _GIF_END = "gif", b";"
+_SQUEEZE = 0.02  # by how much frames may differ in their ratio of width to height: rounding
 _LOST_SHARE = 50  # one in so many frames may be missing from what the header promises; HMDB51 lacks the last
 _LOST_FRAMES = 5  # and the file may end so many frames before the time that it promises
 
 
 def frames_of(source: Path) -> Iterator[Image.Image]:
-    """Every frame as an RGB picture. Raises UnreadableError, with the reason, if any cannot be had."""
-    return _of_folder(source) if source.is_dir() else _of_file(source)
+    """Every frame as an RGB picture. Raises UnreadableError, with the reason, if any cannot be had, or has
+    another shape than those before.
+    """
+    first: tuple[int, int] | None = None
+    for n, frame in enumerate(_of_folder(source) if source.is_dir() else _of_file(source)):
+        first = first or frame.size
+        if abs(frame.width * first[1] / (frame.height * first[0]) - 1) > _SQUEEZE:
+            raise UnreadableError(
+                f"frame {n} is {frame.width} x {frame.height}, those before are {first[0]} x {first[1]}"
+            )
+        yield frame
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures directly in a folder, by the numbers in their names (frame2 before frame10); files that
-    start with a dot are none.
+    """The files of a folder whose change is the video's: its frames, or all images if it cannot be told which
+    these are.
     """
-    files = (p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not p.name.startswith("."))
-    return sorted(files, key=lambda path: (_counted(path.stem), path.name))
+    try:
+        return list(sequence_in(folder).frames)
+    except UnreadableError:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES)
 
 
 def _of_folder(folder: Path) -> Iterator[Image.Image]:
-    files = frame_files(folder)
-    if not files:
-        raise UnreadableError("a folder without .jpg, .jpeg or .png files")
+    files = sequence_in(folder).frames
+    depth = _depth(files)
     for path in files:
         try:
-            yield Image.fromarray(to_pixels(path.read_bytes()))
+            yield Image.fromarray(to_pixels(path.read_bytes(), depth))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableError(f"{path.name}: {_reason(error)}") from None
+            raise UnreadableError(f"{shown(path.name)}: {_reason(error)}") from None
+
+
+def _depth(files: Sequence[Path]) -> int:
+    """How deep a sequence's 16-bit frames are; a sequence is of one camera, so the first tells if there are
+    any.
+    """
+    try:
+        if not inspect(files[0].read_bytes()).bits:
+            return FULL
+        return depth_of(max(inspect(path.read_bytes()).bits for path in files))
+    except (OSError, UnreadableError):  # which reading the frames will tell
+        return FULL
 
 
 def _of_file(path: Path) -> Iterator[Image.Image]:
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with ExitStack() as opened:
+            source: Any = str(path)
+            if shown(source) != source:  # FFmpeg takes names in UTF-8 only
+                source = opened.enter_context(path.open("rb"))
+            container = opened.enter_context(av.open(source, metadata_errors="ignore"))
+            if container.format.name == _GIF:
+                _require_end(path)
             yield from _decoded(container)
     except (av.error.FFmpegError, OSError, ValueError) as error:  # PyAV raises the last for some headers
         raise UnreadableError(_reason(error)) from None
+
+
+def _require_end(gif: Path) -> None:
+    """Raise UnreadableError unless a GIF ends as one: FFmpeg does not say that the rest is gone."""
+    if not gif.read_bytes().rstrip(b"\0").endswith(_GIF_END):
+        raise UnreadableError("cut off")
 
 
 def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
@@ -82,6 +127,8 @@ def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
             yield _upright(frame)
     if n == 0:
         raise UnreadableError("no frame in it")
+    if n == 1 and kind == _GIF:
+        raise UnreadableError("a picture (gif), not a video")
     _require_whole(container, stream, n, end_s)
 
 
@@ -110,11 +157,6 @@ def _require_whole(
         raise UnreadableError(f"cut off, {n} of its {promised} frames are there")
     if early and "matroska" in kinds:
         raise UnreadableError(f"cut off, {end_s:.2f} of its {promised_s:.2f} seconds are there")
-
-
-def _counted(stem: str) -> list[tuple[str, int]]:
-    """A key that sorts runs of digits as numbers."""
-    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", stem)]
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pipeline.targets.video.lists import Clip, list_videos
 from pipeline.targets.video.pack import OpenPack, Packed, Stamp, read_pack
 from pipeline.targets.video.record import command_of, pack_path, read_record
 from sskt.errors import TargetError
+from sskt.names import shown
 
 _OPEN_PACKS = 512  # at a time
 
@@ -40,7 +41,7 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
         path = pack_path(spec, data_dir, index_dir, clip.name)
         packed = read_pack(path)
         if packed is None or packed.packing != record.packing:
-            raise TargetError(f"{spec.name}: {clip.name} is not packed, or no longer; {command} again")
+            raise TargetError(f"{spec.name}: {shown(clip.name)} is not packed, or no longer; {command} again")
         _require_unchanged(clip, packed, command)
         ids.append(number)
         packs.append(packed)
@@ -105,7 +106,7 @@ class Packs:
 
     def name_of(self, row: int) -> str:
         """See `Pictures.name_of`."""
-        return str(self._paths[row])
+        return shown(str(self._paths[row]))
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
         """See `Pictures.pixels_of`."""
@@ -168,9 +169,11 @@ def _require_unchanged(clip: Clip, packed: Packed, command: str) -> None:
     try:
         now: Any = Stamp.of(clip.source)
     except OSError as error:
-        raise TargetError(f"{clip.source}: cannot be read ({error.strerror or error}); restore it") from None
+        raise TargetError(
+            f"{shown(str(clip.source))}: cannot be read ({error.strerror or error}); restore it"
+        ) from None
     if now != packed.stamp:
-        raise TargetError(f"{clip.source}: has changed since it was packed; {command} again")
+        raise TargetError(f"{shown(str(clip.source))}: has changed since it was packed; {command} again")
 
 
 def _how_to_begin(spec: TargetSpec, data_dir: Path, index_dir: Path) -> str:

@@ -15,8 +15,11 @@ import numpy as np
 
 from pipeline.targets.folders import class_names, held_out, split_folder
 from pipeline.targets.spec import TargetSpec, Videos
-from pipeline.targets.video.decode import FRAME_SUFFIXES, VIDEO_SUFFIXES
+from pipeline.targets.video.decode import VIDEO_SUFFIXES
+from pipeline.targets.video.sequence import FRAME_SUFFIXES
+from pipeline.targets.walk import Ignored, is_hidden
 from sskt.errors import TargetError
+from sskt.names import shown
 
 SPLITS = ("train", "test")
 
@@ -37,6 +40,7 @@ class Listing:
     classes: tuple[str, ...]
     clips: dict[str, list[Clip]]  # by split
     notes: tuple[str, ...] = ()
+    ignored: tuple[Ignored, ...] = ()  # files that are neither videos nor frames
 
 
 def list_videos(spec: TargetSpec, data_dir: Path) -> Listing:
@@ -149,7 +153,7 @@ class _Sources:
 
     def find(self, name: str) -> Path | None:
         folder, _, video = name.partition("/")
-        stem = video.removesuffix(Path(video).suffix) if video.endswith(VIDEO_SUFFIXES) else video
+        stem = video.removesuffix(Path(video).suffix) if video.lower().endswith(VIDEO_SUFFIXES) else video
         return self._there.get((folder, stem))
 
 
@@ -160,63 +164,93 @@ def _sorted(folder: Path) -> list[Path]:
 def _of_folders(spec: TargetSpec, root: Path) -> Listing:
     """ROOT/{train,val}/CLASS/ or ROOT/CLASS/, of which a fifth of each class is held out then."""
     if not root.is_dir():
-        raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
+        raise TargetError(f"{shown(str(root))}: no such folder; {spec.how_to_prepare}")
     folders = {split: split_folder(spec, split, root) for split in SPLITS}
-    mixed: list[Path] = []
+    others = _Others(root)
     if folders["train"] != root:
         classes = class_names(spec, root, folders["train"])
         clips = {}
         for split, folder in folders.items():
             class_names(spec, root, folder)  # refuses classes that the train split does not have
-            clips[split] = _clips_below(folder, root, classes, mixed)
-        return Listing(classes, clips, _mixed_note(mixed))
+            clips[split] = _clips_below(folder, root, classes, others)
+        return Listing(classes, clips, others.notes, tuple(others.ignored))
     classes = class_names(spec, root, root)
-    every = _clips_below(root, root, classes, mixed)
+    every = _clips_below(root, root, classes, others)
     paths = np.array([os.fsencode(clip.name) for clip in every], dtype=np.bytes_)
     held = held_out(paths, np.array([clip.label for clip in every], dtype=np.int64))
     clips = {
         "train": [clip for clip, out in zip(every, held, strict=True) if not out],
         "test": [clip for clip, out in zip(every, held, strict=True) if out],
     }
-    note = f"{root}: has no train/ and val/, so a fixed fifth of each class is held out ({held.sum()} videos)"
-    return Listing(classes, clips, (note, *_mixed_note(mixed)))
+    note = (
+        f"{shown(str(root))}: has no train/ and val/, so a fixed fifth of each class is held out "
+        f"({held.sum()} videos)"
+    )
+    return Listing(classes, clips, (note, *others.notes), tuple(others.ignored))
 
 
-def _mixed_note(mixed: list[Path]) -> tuple[str, ...]:
-    if not mixed:
-        return ()
-    more = f", as do {len(mixed) - 1:,} other folders" if len(mixed) > 1 else ""
-    return (f"{mixed[0]}: holds pictures beside videos{more}; the videos are taken, the pictures left out",)
+class _Others:
+    """What lies among the videos below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.ignored: list[Ignored] = []
+        self._mixed: list[Path] = []
+
+    def add(self, path: Path, kind: str) -> None:
+        self.ignored.append((os.fsencode(path.relative_to(self._root)), kind))
+
+    def add_mixed(self, folder: Path, pictures: list[Path]) -> None:
+        """Pictures in a folder that holds videos as well."""
+        self._mixed.append(folder)
+        for path in pictures:
+            self.add(path, "picture beside videos")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on folders that hold both, if there are any."""
+        if not self._mixed:
+            return ()
+        more = f", as do {len(self._mixed) - 1:,} other folders" if len(self._mixed) > 1 else ""
+        folder = shown(str(self._mixed[0]))
+        return (f"{folder}: holds pictures beside videos{more}; the videos are taken, the pictures left out",)
 
 
-def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], mixed: list[Path]) -> list[Clip]:
+def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Others) -> list[Clip]:
     clips = []
     for label, name in enumerate(classes):
-        found = _videos_in(folder / name, mixed) if (folder / name).is_dir() else []
+        found = _videos_in(folder / name, others) if (folder / name).is_dir() else []
         sources = sorted(source for source in found if source != folder / name)
         if not sources and (folder / name).is_dir():
             raise TargetError(
-                f"{folder / name}: no video in this class folder, expected files "
+                f"{shown(str(folder / name))}: no video in this class folder, expected files "
                 f"{', '.join(VIDEO_SUFFIXES[:4])}, ... or folders of frames; fill or remove it"
             )
         clips += [Clip(source.relative_to(root).as_posix(), label, source) for source in sources]
     return clips
 
 
-def _videos_in(folder: Path, mixed: list[Path]) -> list[Path]:
-    """Video files and folders of frames below a folder, or the folder itself if it holds pictures and no
-    video; `mixed` receives folders that hold both.
+def _videos_in(folder: Path, others: _Others) -> list[Path]:
+    """Video files and folders of frames below a folder, or the folder itself if it holds frames and no video;
+    `others` receives the rest.
     """
-    found, pictures = [], False
+    found: list[Path] = []
+    pictures: list[Path] = []
     with os.scandir(folder) as entries:  # which knows folders without another look at each of many frames
-        for entry in (e for e in entries if not e.name.startswith(".")):
-            suffix = Path(entry.name).suffix.lower()
-            if entry.is_dir():
-                found += _videos_in(Path(entry.path), mixed)
+        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+            path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
+            if is_hidden(entry.name):
+                others.add(path, "hidden folder" if entry.is_dir() else "hidden")
+            elif entry.is_dir():
+                found += _videos_in(path, others)
             elif suffix in VIDEO_SUFFIXES:
-                found.append(Path(entry.path))
+                found.append(path)
+            elif suffix in FRAME_SUFFIXES:
+                pictures.append(path)
             else:
-                pictures = pictures or suffix in FRAME_SUFFIXES
+                others.add(path, suffix or "without extension")
+    if len(pictures) > 1 and len(found) == 1 and found[0].suffix.lower() == ".gif":
+        others.add(found.pop(), "preview of frames")
     if pictures and found:
-        mixed.append(folder)
+        others.add_mixed(folder, pictures)
     return found or ([folder] if pictures else [])

@@ -10,11 +10,16 @@ from pathlib import Path
 from cache.files import sweep
 from pipeline.progress import Progress
 from pipeline.targets.decode import UnreadableError
+from pipeline.targets.left_out import write_list
 from pipeline.targets.spec import TargetSpec
-from pipeline.targets.video.lists import Clip, list_videos
+from pipeline.targets.video.decode import VIDEO_SUFFIXES
+from pipeline.targets.video.lists import Clip, Listing, list_videos
 from pipeline.targets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
 from pipeline.targets.video.record import Record, command_of, pack_path, write_left_out, write_record
+from pipeline.targets.video.sequence import sequence_in
+from pipeline.targets.walk import told
 from sskt.errors import TargetError
+from sskt.names import shown
 
 _NAMED = 5  # videos that a message names
 _KEPT, _NEW, _MISSING = "kept", "new", "missing"  # what became of a video
@@ -33,7 +38,12 @@ def prepare_videos(
     """
     listing = list_videos(spec, data_dir)
     clips = [clip for split in listing.clips.values() for clip in split]
-    for note in listing.notes:
+    remarks = [
+        *listing.notes,
+        *_on_others(spec, data_dir, index_dir, listing),
+        *_on_frames(spec, data_dir, index_dir, clips),
+    ]
+    for note in remarks:
         say(note)
     found = _pack_all(spec, data_dir, index_dir, clips, packing)
     missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
@@ -111,13 +121,57 @@ def _pack(clip: Clip, path: Path, packing: Packing) -> str:
     return _NEW
 
 
+def _on_others(spec: TargetSpec, data_dir: Path, index_dir: Path, listing: Listing) -> list[str]:
+    """On files that are neither videos nor frames."""
+    folder = pack_path(spec, data_dir, index_dir, "-").parent
+    lines = ((os.fsdecode(path), kind) for path, kind in listing.ignored)
+    where = write_list(folder / "videos.npz", "ignored", lines)
+    if not listing.ignored:
+        return []
+    read = f"videos ({', '.join(VIDEO_SUFFIXES[:5])} and their like) and folders of frames"
+    return [told(data_dir / str(spec.root), listing.ignored, where, read)]
+
+
+def _on_frames(spec: TargetSpec, data_dir: Path, index_dir: Path, clips: list[Clip]) -> list[str]:
+    """On images that lie beside a sequence's frames, and on frames that are missing."""
+    left_out: list[tuple[str, str]] = []
+    lacking = n_missing = 0
+    for clip in clips:
+        if clip.source is not None and clip.source.is_dir():
+            try:
+                found = sequence_in(clip.source)
+            except (OSError, UnreadableError):  # which packing it will tell
+                continue
+            left_out += [(f"{clip.name}/{path.name}", "not of its frames") for path in found.left_out]
+            lacking, n_missing = lacking + (found.n_missing > 0), n_missing + found.n_missing
+    where = write_list(
+        pack_path(spec, data_dir, index_dir, "-").parent / "videos.npz", "other-images", left_out
+    )
+    said = []
+    if left_out:
+        listed = f", all in {where}" if where else ""
+        n_folders = len({name.rpartition("/")[0] for name, _ in left_out})
+        said.append(
+            f"{shown(spec.name)}: {len(left_out):,} images in {n_folders:,} folders are none of the frames, "
+            f"by their names, and are left out ({_first([shown(name) for name, _ in left_out])}){listed}"
+        )
+    if n_missing:
+        said.append(
+            f"{shown(spec.name)}: {n_missing:,} frames are missing in {lacking:,} folders, by the numbers "
+            f"in their names; the others are taken as if they followed one another"
+        )
+    return said
+
+
 def _problems(missing: tuple[str, ...], damaged: dict[str, str]) -> list[str]:
     """One clause for each kind of trouble."""
     problems = []
     if missing:
-        problems.append(f"{len(missing):,} listed videos are not there ({_first(missing)})")
+        problems.append(
+            f"{len(missing):,} listed videos are not there ({_first([shown(name) for name in missing])})"
+        )
     if damaged:
-        named = [f"{name}: {damaged[name]}" for name in sorted(damaged)]
+        named = [f"{shown(name)}: {damaged[name]}" for name in sorted(damaged)]
         problems.append(f"{len(damaged):,} videos cannot be used ({_first(named)})")
     return problems
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cache.files import write_durably
 from pipeline.targets.command import folder_words
+from pipeline.targets.left_out import on_one_line
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.targets.video.pack import SUFFIX, Packing
 from sskt.errors import TargetError
+from sskt.names import quoted
+
+_LONGEST_NAME = 230  # bytes, of the 255 that a file system takes: one being written has a longer name
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,10 @@ class Record:
 
 def pack_path(spec: TargetSpec, data_dir: Path, index_dir: Path, name: str) -> Path:
     """Where the pack of one video lies; the splits of a target share their packs."""
-    return _folder(spec, data_dir, index_dir) / f"{name}{SUFFIX}"
+    path = _folder(spec, data_dir, index_dir) / f"{name}{SUFFIX}"
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        return path.with_name(f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}{SUFFIX}")
+    return path
 
 
 def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | None:
@@ -64,7 +70,7 @@ def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | N
 
 def write_record(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
     """Keep how it ended."""
-    text = json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(asdict(record), indent=2) + "\n"
     write_durably(_file(spec, data_dir, index_dir, "prepared", "json"), text.encode())
 
 
@@ -73,14 +79,14 @@ def write_left_out(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Re
     path = _file(spec, data_dir, index_dir, "left-out", "txt")
     reasons = dict.fromkeys(record.missing, "not there") | record.damaged
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{name}\t{reasons[name]}\n" for name in sorted(reasons))
+    text = "".join(f"{on_one_line(name)}\t{reasons[name]}\n" for name in sorted(reasons))
     write_durably(path, os.fsencode(text))
     return path
 
 
 def command_of(verb: str, spec: TargetSpec, data_dir: Path, index_dir: Path, *words: str) -> str:
     """A command for this target that looks where this one did; `index_dir` lies in the --cache-dir."""
-    named = (f"--target {shlex.quote(spec.as_given)}", *words, *folder_words(data_dir, index_dir.parent))
+    named = (f"--target {quoted(spec.as_given)}", *words, *folder_words(data_dir, index_dir.parent))
     return f"sskt {verb} {' '.join(named)}"
 
 
