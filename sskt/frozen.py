@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +36,7 @@ from sskt.forward import (
 )
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.programs import on_device
+from sskt.purity import require_same_bits
 from sskt.sources import Source
 
 
@@ -123,7 +126,7 @@ class FrozenSource:
         picture_px: int | None = None,
         threads: int | None = None,
     ) -> None:
-        forward = forward or Forward(default_compute(device), default_rows(device))
+        forward = forward or Forward(default_compute(device), source.nearest_rows(default_rows(device)))
         if forward.compute not in COMPUTE:
             raise SourceError(
                 f"compute precision is {forward.compute!r}, expected one of {', '.join(COMPUTE)}"
@@ -251,14 +254,19 @@ class FrozenSource:
                 sizes = f"{low} px" if low == high else f"{low} to {high} px"
                 raise SourceError(
                     f"{name} reads pictures of {sizes}, this target gives it {side} px; "
-                    f"choose another source, or export the program for that size"
+                    f"pass --source-size {min(max(side, low), high)}, or export the program for {side} px"
                 )
-        # an exported program may be tied to a batch size, and a GPU may lack memory for all rows at once
+        if forward.rows != self.source.nearest_rows(forward.rows):
+            raise SourceError(
+                f"{name} takes batches of {_range(*self.source.batch_range)}, asked for {forward.rows}; pass "
+                f"--batch-size {self.source.nearest_rows(forward.rows)}, or export it with a dynamic batch"
+            )
+        # a program's guards may want more of a batch's size, and a GPU may lack memory for all rows at once
         whole = self.source.spec.task == "program" or self.device.type == "cuda"
         n = forward.rows if whole else 1
         network = self._eager()
         try:
-            z = self._try(network, n)
+            z = self._try(network, self.black(n))
         except torch.OutOfMemoryError as error:
             raise SourceError(
                 f"{name}: {n} pictures of {side} px in {forward.compute} do not fit in the memory of "
@@ -286,17 +294,29 @@ class FrozenSource:
                 f"{name} returns probabilities, every row is positive and adds up to 1; export the network "
                 f"without its softmax"
             )
+        if self.source.spec.task == "program":
+            few = self.source.nearest_rows(2)
+            require_same_bits(partial(self._try, network), self._noise(few), name)
         if not forward.compiled:
             return network
         network = compiled(network)
         with compiler_errors(name):
-            self._try(network, forward.rows)
+            self._try(network, self.black(forward.rows))
         return network
 
-    def _try(self, network: Callable[[Tensor], Tensor], n_rows: int) -> Tensor:
-        """A forward of black pictures where the others will run: code is compiled for a number of threads."""
-        black, frames = self.black(n_rows), self.input_map.frames
-        black = black if frames is None else frames.pictures(black)[:n_rows]
+    def _noise(self, n: int) -> Tensor:
+        """As many pictures as `black`, of random pixels, the same ones at every call."""
+        pixels = np.random.default_rng(0).integers(0, 256, self.black(n).shape, dtype=np.uint8)
+        return torch.from_numpy(pixels).to(self.device)
+
+    def _try(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        """A forward where the others will run, of as many rows: code is compiled for a number of threads."""
+        n_rows, frames = len(pixels), self.input_map.frames
+        pictures = pixels if frames is None else frames.pictures(pixels)[:n_rows]
         if self._pool is None:
-            return self._in_modes(network, black)
-        return self._pool.submit(self._in_modes, network, black).result()
+            return self._in_modes(network, pictures)
+        return self._pool.submit(self._in_modes, network, pictures).result()
+
+
+def _range(low: int, high: int | None) -> str:
+    return f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
