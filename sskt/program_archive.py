@@ -114,7 +114,7 @@ def _stand_ins(records: Iterable[Any]) -> Iterator[None]:
     try:
         for name in sorted({name for record in records for name in _recorded_types(record)}):
             if name not in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
-                stand_in = type("StandIn", (), {})
+                stand_in = type(name, (), {})
                 pytree.register_pytree_node(stand_in, _never, _never, serialized_type_name=name)
                 made.append(stand_in)
         yield

@@ -114,8 +114,9 @@ def find_logits(exported: ExportedProgram, path: Path) -> LogitsOutput:
         listed = ", ".join(f"{o.name or o.position} {shape_of(o.meta)}" for o in found[:_NAMED])
         listed += ", ..." if len(found) > _NAMED else ""
         raise SourceError(
-            f"{path}: returns {len(outputs)} outputs ({listed}), expected one (N, K) tensor of logits; export "
-            f"a network whose forward returns the logits alone, as `return net(x){_taken(found)}`"
+            f"{path}: returns {len(outputs)} outputs, expected one (N, K) tensor of logits or one called "
+            f"logits, found {listed}; export a network whose forward returns the logits alone, as "
+            f"`return net(x){_taken(found)}`"
         )
     shape = chosen.meta.shape
     which = f" as {chosen.name}" if chosen.name else ""
