@@ -92,9 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     mappings = tuple(_mappings(content, ()))
     if not mappings:
-        raise SourceError(
-            f"{path}: holds {_kind(content)}, expected a state dict; save module.state_dict()"
-        )
+        raise SourceError(f"{path}: holds {_kind(content)}, expected a state dict; save module.state_dict()")
     return Checkpoint(path, mappings)
 
 
@@ -136,8 +134,8 @@ def _require_checkpoint(path: Path) -> None:
         )
     if any(name.endswith(".npy") for name in names):
         raise SourceError(
-            f"{path}: holds NumPy arrays, as JAX networks are published, expected PyTorch weights; load it into "
-            f"the PyTorch network (timm reads such files) and save that one's state_dict()"
+            f"{path}: holds NumPy arrays, as JAX networks are published, expected PyTorch weights; load it "
+            f"into the PyTorch network (timm reads such files) and save that one's state_dict()"
         )
     if "data.pkl" not in inside:
         raise SourceError(
@@ -161,8 +159,8 @@ def _load_pickle(path: Path) -> Any:
     except _UNREADABLE as error:
         if found := re.search(r"(?:[Uu]nsupported (?:global: )?)?GLOBAL (\S+)", str(error)):
             raise SourceError(
-                f"{path}: holds {found[1]} beside tensors, refused because unpickling it could run code; if you "
-                f"trust the file, save its weights alone: `content = torch.load({path.name!r}, "
+                f"{path}: holds {found[1]} beside tensors, refused because unpickling it could run code; if "
+                f"you trust the file, save its weights alone: `content = torch.load({path.name!r}, "
                 f"weights_only=False)`, then torch.save of module.state_dict() or of the state dict in it"
             ) from error
         raise SourceError(

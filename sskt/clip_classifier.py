@@ -22,5 +22,5 @@ class ClipClassifier(nn.Module):
 
 
 def published(key: str) -> str:
-    """The name in published files of a key of a `ClipClassifier`, whose head is called as theirs are: `fc`."""
+    """The name in published files of a key of a `ClipClassifier`; heads are called `fc` in both."""
     return key.removeprefix("backbone.")

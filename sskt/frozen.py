@@ -16,7 +16,6 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -207,7 +206,8 @@ class FrozenSource:
         if bad:
             raise NonFiniteLogitsError(
                 f"{self.source.spec.name} gave NaN, infinite or over 65504 logits for {len(bad)} of "
-                f"{len(logits)} rows; check its weights ({self.source.weights_path}), or compute it in fp32",
+                f"{len(logits)} rows; check its weights ({self.source.weights_path})"
+                + ("" if self.forward.compute == "fp32" else ", or pass --amp fp32"),
                 bad,
             )
 
@@ -256,11 +256,7 @@ class FrozenSource:
                     f"{name} reads pictures of {sizes}, this target gives it {side} px; "
                     f"pass --source-size {min(max(side, low), high)}, or export the program for {side} px"
                 )
-        if forward.rows != self.source.nearest_rows(forward.rows):
-            raise SourceError(
-                f"{name} takes batches of {_range(*self.source.batch_range)}, asked for {forward.rows}; pass "
-                f"--batch-size {self.source.nearest_rows(forward.rows)}, or export it with a dynamic batch"
-            )
+        self.source.require_rows(forward.rows)
         # a program's guards may want more of a batch's size, and a GPU may lack memory for all rows at once
         whole = self.source.spec.task == "program" or self.device.type == "cuda"
         n = forward.rows if whole else 1
@@ -276,7 +272,7 @@ class FrozenSource:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(
                 f"{name} cannot read {n} pictures of {side} px in {forward.compute} ({reason}); "
-                f"choose another source, or export the program with dynamic batch and size"
+                f"pass a --source-size and --batch-size that it takes, or choose another source"
             ) from error
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
@@ -296,18 +292,13 @@ class FrozenSource:
             )
         if self.source.spec.task == "program":
             few = self.source.nearest_rows(2)
-            require_same_bits(partial(self._try, network), self._noise(few), name)
+            require_same_bits(partial(self._try, network), self.black(few), name)
         if not forward.compiled:
             return network
         network = compiled(network)
         with compiler_errors(name):
             self._try(network, self.black(forward.rows))
         return network
-
-    def _noise(self, n: int) -> Tensor:
-        """As many pictures as `black`, of random pixels, the same ones at every call."""
-        pixels = np.random.default_rng(0).integers(0, 256, self.black(n).shape, dtype=np.uint8)
-        return torch.from_numpy(pixels).to(self.device)
 
     def _try(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """A forward where the others will run, of as many rows: code is compiled for a number of threads."""
@@ -316,7 +307,3 @@ class FrozenSource:
         if self._pool is None:
             return self._in_modes(network, pictures)
         return self._pool.submit(self._in_modes, network, pictures).result()
-
-
-def _range(low: int, high: int | None) -> str:
-    return f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"

@@ -1,11 +1,13 @@
 """How a program is called: which of its inputs is the picture, which of its outputs are the logits.
 
-Exports differ: logits come alone, in a dict, in a tuple of one, in a ModelOutput, as (N, K, 1, 1); pictures go
-in as float32 or in half precision, by place or by keyword.
+Exports differ: logits come alone, in a dict, in a tuple of one, in a ModelOutput, as (N, K, 1, 1); pictures
+go in as float32 or in half precision, by place or by keyword.
 """
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from sskt.errors import SourceError
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LOGITS = "logits"
+_FEATURES = re.compile("hidden|pool|feature|embed")  # in names of what is no logits
 _NAMED = 6  # outputs written out in a message before only their number is
 
 
@@ -115,25 +118,13 @@ def find_logits(exported: ExportedProgram, path: Path) -> LogitsOutput:
         listed += ", ..." if len(found) > _NAMED else ""
         raise SourceError(
             f"{path}: returns {len(outputs)} outputs, expected one (N, K) tensor of logits or one called "
-            f"logits, found {listed}; export a network whose forward returns the logits alone, as "
-            f"`return net(x){_taken(found)}`"
+            f"logits, found {listed}; export a network with a classification head whose forward returns its "
+            f"logits alone, as `return net(x){_taken(found, exported.call_spec.out_spec)}`"
         )
-    shape = chosen.meta.shape
-    which = f" as {chosen.name}" if chosen.name else ""
-    trailing = [size for size in shape[2:] if not (isinstance(size, int) and size == 1)]
-    if not chosen.meta.is_floating_point() or len(shape) < 2 or trailing:
-        remedy = "export the logits alone"
-        if trailing and len(shape) in (4, 5):
-            remedy = "if these are maps of logits, export a network whose forward averages them over all axes after K"
-        elif trailing:
-            remedy = "export a network that ends in a classification head"
+    if problem := _no_logits(chosen.meta):
+        which = f" as {chosen.name}" if chosen.name else ""
         raise SourceError(
-            f"{path}: returns {shape_of(chosen.meta)}{which}, expected one (N, K) tensor of logits; {remedy}"
-        )
-    if not isinstance(shape[1], int):
-        raise SourceError(
-            f"{path}: returns {shape_of(chosen.meta)}{which}, where the number of classes changes with the "
-            f"input; export the network with its last layers in one size"
+            f"{path}: returns {shape_of(chosen.meta)}{which}, expected one (N, K) tensor of logits; {problem}"
         )
     return chosen
 
@@ -156,14 +147,32 @@ def _chosen(found: list[LogitsOutput]) -> LogitsOutput | None:
     """The one output, the one called logits, or the only floating-point one; None where that is ambiguous."""
     called = [o for o in found if o.name.split(".")[-1] == _LOGITS]
     called = called or [o for o in found if _LOGITS in o.name.split(".")[-1].lower()]
-    distinct = {o.node: o for o in reversed(called or [o for o in found if o.meta.is_floating_point()] or found)}
+    distinct = {
+        o.node: o for o in reversed(called or [o for o in found if o.meta.is_floating_point()] or found)
+    }
     return next(iter(distinct.values())) if len(distinct) == 1 else None
 
 
-def _taken(found: list[LogitsOutput]) -> str:
+def _no_logits(meta: Tensor) -> str | None:
+    """What to do about an output that cannot be read as (N, K), None where it can."""
+    n_axes, sizes = meta.ndim, list(meta.shape[2:])
+    if any(not isinstance(size, int) or size != 1 for size in sizes):
+        if n_axes == 3:
+            return "export a network that ends in a classification head"
+        return "if these are maps of logits, export a network whose forward averages each of them"
+    if not meta.is_floating_point() or n_axes < 2:
+        return "export a network whose forward returns the logits, not what is made of them"
+    if isinstance(meta.shape[1], torch.SymInt):
+        return "its number of classes changes with the input: export a network whose head has a fixed one"
+    return None
+
+
+def _taken(found: list[LogitsOutput], structure: pytree.TreeSpec) -> str:
     """How Python takes the likeliest of several outputs."""
-    name = next((o.name for o in found if o.meta.ndim == 2), "0")
-    return f".{name}" if name.isidentifier() else f"[{name or 0}]"
+    name = next((o.name for o in found if o.meta.ndim == 2 and not _FEATURES.search(o.name)), _LOGITS)
+    if not name.isidentifier():
+        return f"[{name or 0}]"
+    return f"[{name!r}]" if structure.type in (dict, OrderedDict) else f".{name}"
 
 
 def _names(structure: pytree.TreeSpec, meta: dict[str, Any], before: str = "") -> Iterator[str]:

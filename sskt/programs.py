@@ -52,15 +52,18 @@ def read_program(path: Path) -> Program:
     exported = open_archive(path)
     picture, logits = find_picture(exported, path), find_logits(exported, path)
     require_pure(exported, logits.node, str(path))
-    module: nn.Module = exported.module()
+    graph = exported.module()
     notes = []
     if logits.n_outputs > 1:
-        notes.append(f"{path}: its output {logits.name} is taken for the logits, of {logits.n_outputs} outputs")
+        notes.append(
+            f"{path}: its output {logits.name} is taken for the logits, of {logits.n_outputs} outputs"
+        )
     if exported.call_spec.out_spec != pytree.treespec_leaf():
-        keep_output(module, logits)
+        keep_output(graph, logits)
+    module: nn.Module = graph
     shape, dtype = picture.meta.shape, picture.meta.dtype
     if dtype != torch.float32 or logits.meta.ndim != 2 or picture.kwargs or len(picture.args) > 1:
-        module = Logits(module, picture)
+        module = Logits(graph, picture)
     if dtype != torch.float32:
         notes.append(f"{path}: takes {str(dtype).removeprefix('torch.')} pictures and computes in that")
     return Program(

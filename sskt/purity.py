@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -42,11 +43,13 @@ def require_pure(exported: ExportedProgram, answer: str, where: str) -> None:
             )
 
 
-def require_same_bits(run: Callable[[Tensor], Tensor], pixels: Tensor, name: str) -> None:
-    """Raise SourceError unless row 0 of `run(pixels)` is the same bits in a second run, beside other rows.
+def require_same_bits(run: Callable[[Tensor], Tensor], like: Tensor, name: str) -> None:
+    """Raise SourceError unless `run` gives a picture of noise the same bits again, beside other pictures.
 
-    pixels: uint8 (N, ...), two rows or as many as the program takes; `name` is the source's in messages.
+    like: uint8 (N, ...), two rows or as many as the program takes; `name` is the source's in messages.
     """
+    noise = np.random.default_rng(0).integers(0, 256, like.shape, dtype=np.uint8)
+    pixels = torch.from_numpy(noise).to(like.device)
     others = pixels.clone()
     others[1:] = 255 - pixels[1:]
     first, second = run(pixels), run(others)

@@ -70,6 +70,16 @@ class Source:
         low, high = self.batch_range
         return max(low, rows if high is None else min(rows, high))
 
+    def require_rows(self, rows: int) -> None:
+        """Raise SourceError for a number of rows that it does not take at once."""
+        if rows != (nearest := self.nearest_rows(rows)):
+            low, high = self.batch_range
+            takes = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+            raise SourceError(
+                f"{self.spec.name} takes batches of {takes}, asked for {rows}; pass --batch-size {nearest}, "
+                f"or export it with a dynamic batch"
+            )
+
 
 def named_sources() -> list[SourceSpec]:
     """Every source whose weights are published, the paper's two first."""
@@ -105,7 +115,8 @@ def parse_source(name: str) -> SourceSpec:
         near = difflib.get_close_matches(architecture, known, n=3) or known[:2]
         raise SourceError(
             f"source {name!r}: there is no architecture {architecture!r}, did you mean "
-            f"{' or '.join(near)}; sskt sources lists them"
+            f"{' or '.join(near)}; sskt sources lists them, and any other network can be exported and given "
+            f"as program:FILE.pt2"
         )
     url = _published(task, architecture)
     prefix = re.search(r"-([0-9a-f]{8,})\.pth$", url) if url else None
@@ -159,9 +170,7 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
     checkpoint = read_checkpoint(path)  # first: a wrong path should not take a second to be told
     if spec.task == _CLIP_TASK:
         module = ClipClassifier(spec.architecture, spec.n_classes)
-        notes = load_into(
-            module, checkpoint, task=spec.task, n_classes=spec.n_classes, published=published
-        )
+        notes = load_into(module, checkpoint, task=spec.task, n_classes=spec.n_classes, published=published)
     else:
         module = _network(spec)
         notes = load_into(module, checkpoint, task=spec.task, n_classes=spec.n_classes)

@@ -19,13 +19,21 @@ from sskt.checkpoints import Checkpoint, Tensors
 from sskt.errors import SourceError
 
 _NAMED = 3  # keys written out in a message before only their number is
-# Names that wrappers put anywhere into keys: DataParallel around a part (CSAILVision's AlexNet), torch.compile,
-# FSDP, activation checkpoints.
+# Names that wrappers put anywhere into keys: DataParallel around a part (CSAILVision's AlexNet),
+# torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # torchvision's and CSAILVision's DenseNet files predate a renaming in torchvision ("norm.1" is now "norm1").
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _COUNTER = "num_batches_tracked"  # of batch norms, which evaluation does not use
-_AVERAGES = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak"}  # words in names of averaged weights
+_AVERAGES = {
+    "ema",
+    "swa",
+    "avg",
+    "average",
+    "averaged",
+    "shadow",
+    "polyak",
+}  # words in names of averaged weights
 _N_AVERAGED = "n_averaged"  # that torch's AveragedModel keeps beside them
 _REMEDY = (
     "name the architecture that the weights belong to, or export their own network and give it as "
@@ -53,11 +61,7 @@ def load_into(
     """
     own = module.state_dict()
     names = {published(key): value for key, value in own.items()}
-    found = [
-        fit
-        for tensors in checkpoint.mappings
-        for fit in _fits(tensors, names, leaving)
-    ]
+    found = [fit for tensors in checkpoint.mappings for fit in _fits(tensors, names, leaving)]
     exact = _distinct([fit for fit in found if fit.is_exact])
     if not exact:
         best = max(found, key=lambda fit: (fit.n_matched, -len(fit.unexpected)))
@@ -89,9 +93,13 @@ class _Fit:
     @property
     def where(self) -> str:
         """In words."""
-        return ", ".join(
-            [f"under {'.'.join(self.place)}"] * bool(self.place) + [f"with the prefix {self.prefix}"] * bool(self.prefix)
-        ) or "as the file itself"
+        return (
+            ", ".join(
+                [f"under {'.'.join(self.place)}"] * bool(self.place)
+                + [f"with the prefix {self.prefix}"] * bool(self.prefix)
+            )
+            or "as the file itself"
+        )
 
 
 def _fits(tensors: Tensors, names: Mapping[str, Tensor], leaving: Sequence[str]) -> list[_Fit]:
@@ -114,7 +122,9 @@ def _fit(
 ) -> _Fit:
     under = {key.removeprefix(prefix): raw for key, raw in saved.items() if key.startswith(prefix)}
     counts = [key for key in saved if key.split(".")[-1] == _N_AVERAGED]
-    under = {key: raw for key, raw in under.items() if not key.startswith(tuple(leaving)) and raw not in counts}
+    under = {
+        key: raw for key, raw in under.items() if not key.startswith(tuple(leaving)) and raw not in counts
+    }
     state = {key: tensors.tensors[raw] for key, raw in under.items()}
     outside = [raw for key, raw in saved.items() if not key.startswith(prefix) and raw not in counts]
     misfits = [key for key in names if key in state and names[key].shape != state[key].shape]
@@ -208,7 +218,9 @@ def _misfit(
     if fit.unexpected:
         problems.append(f"{len(fit.unexpected)} unexpected keys ({_some(fit.unexpected)})")
     if fit.misfits:
-        shapes = [f"{key} {tuple(fit.state[key].shape)} instead of {tuple(names[key].shape)}" for key in fit.misfits]
+        shapes = [
+            f"{key} {tuple(fit.state[key].shape)} instead of {tuple(names[key].shape)}" for key in fit.misfits
+        ]
         problems.append(f"{len(fit.misfits)} tensors of another shape ({_some(shapes)})")
     seen = f" (seen {fit.where})" if fit.place or fit.prefix else ""
     if re.search(r"-\d{5}-of-\d{5}\.", checkpoint.path.name):

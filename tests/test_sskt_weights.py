@@ -99,13 +99,18 @@ def test_contents_and_not_the_name_say_what_a_file_is(tmp_path, suffix):
     ("content", "raw"),
     [
         ({"state_dict": RAW, "state_dict_ema": AVERAGED}, "under state_dict"),
-        ({"model_ema": {"n_averaged": torch.tensor(9)} | named("module.", AVERAGED), "model": RAW}, "under model"),
+        (
+            {"model_ema": {"n_averaged": torch.tensor(9)} | named("module.", AVERAGED), "model": RAW},
+            "under model",
+        ),
         ({"ema": {"shadow": AVERAGED}, "net": named("module.", RAW)}, "under net, with the prefix module."),
         (named("online_model.", RAW) | named("ema_model.", AVERAGED), "with the prefix online_model."),
     ],
     ids=["timm", "torchvision's references", "a shadow", "one module of two"],
 )
-def test_raw_weights_are_taken_and_averaged_ones_named_with_how_to_have_them(tmp_path, content, raw, monkeypatch):
+def test_raw_weights_are_taken_and_averaged_ones_named_with_how_to_have_them(
+    tmp_path, content, raw, monkeypatch
+):
     path = save(content, tmp_path / "net.pth")
     got, notes = load(path)
     assert_same(got, RAW)
@@ -127,7 +132,8 @@ def test_averaged_weights_alone_are_taken_and_said_to_be(tmp_path):
 def test_two_sets_that_fit_alike_are_refused_with_a_way_to_choose(tmp_path, monkeypatch):
     path = save({"student": named("module.", RAW), "teacher": AVERAGED}, tmp_path / "net.pth")
     with pytest.raises(
-        SourceError, match="2 sets of weights that fit alike, under student, with the prefix module. and under teacher"
+        SourceError,
+        match=r"2 sets of weights that fit alike, under student, with the prefix module. and under teacher",
     ) as e:
         load(path)
     monkeypatch.chdir(tmp_path)
@@ -149,7 +155,9 @@ def test_a_beginning_is_read_from_the_same_wrappers(tmp_path):
     notes = load_pretrained(backbone, save(wrapped, tmp_path / "net.ckpt"), "resnet18")
     assert "taken under state_dict, with the prefix model." in notes[0]
     assert torch.equal(backbone.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
-    with pytest.raises(SourceError, match="does not fit .* give weights of that architecture, or .* --model"):
+    with pytest.raises(
+        SourceError, match=r"does not fit .* give weights of that architecture, or .* --model"
+    ):
         load_pretrained(build_backbone("resnet34"), tmp_path / "net.ckpt", "resnet34")
 
 
@@ -223,7 +231,8 @@ def test_missing_batch_counter_is_no_fault(tmp_path):
 def test_another_number_of_classes_is_said_in_words(tmp_path, prefix):
     state = RAW | {"fc.weight": torch.zeros(365, 4), "fc.bias": torch.zeros(365)}
     with pytest.raises(
-        SourceError, match=r"net\.pth: fc\.weight has 365 classes, imagenet expects 5; give weights .*program:"
+        SourceError,
+        match=r"net\.pth: fc\.weight has 365 classes, imagenet expects 5; give weights .*program:",
     ):
         load(save(named(prefix, state), tmp_path / "net.pth"))
 
@@ -300,7 +309,9 @@ def test_bare_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 
 def test_whole_saved_network_is_refused_naming_its_class(tmp_path):
-    with pytest.raises(SourceError, match=r"holds torch\.nn\.modules.* torch\.save of module\.state_dict\(\)"):
+    with pytest.raises(
+        SourceError, match=r"holds torch\.nn\.modules.* torch\.save of module\.state_dict\(\)"
+    ):
         read_checkpoint(save(small(), tmp_path / "net.pth"))
 
 
@@ -320,7 +331,9 @@ def test_truncated_file_is_one_sentence(tmp_path, name, keep):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["notes.pth", "notes.pt", "notes.pth.tar", "notes.safetensors", "notes.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["notes.pth", "notes.pt", "notes.pth.tar", "notes.safetensors", "notes.ckpt"]
+)
 def test_text_under_a_weights_name_is_one_sentence(tmp_path, name):
     (tmp_path / name).write_text("# These are not weights.\nNot at all.\n")
     with pytest.raises(SourceError, match="is not a whole") as caught:
@@ -370,7 +383,7 @@ def test_archives_of_another_kind_are_told_by_what_is_in_them(tmp_path, monkeypa
 def test_one_part_of_several_says_so(tmp_path):
     part = {key: RAW[key] for key in list(RAW)[:3]}
     save_file(part, tmp_path / "model-00001-of-00002.safetensors")
-    with pytest.raises(SourceError, match="missing keys.*it is one part of several"):
+    with pytest.raises(SourceError, match=r"missing keys.*it is one part of several"):
         load(tmp_path / "model-00001-of-00002.safetensors")
 
 
