@@ -155,14 +155,14 @@ def _chosen(found: list[LogitsOutput]) -> LogitsOutput | None:
 
 def _no_logits(meta: Tensor) -> str | None:
     """What to do about an output that cannot be read as (N, K), None where it can."""
-    n_axes, sizes = meta.ndim, list(meta.shape[2:])
-    if any(not isinstance(size, int) or size != 1 for size in sizes):
-        if n_axes == 3:
+    sizes: list[Any] = list(meta.shape)  # some of them may be symbols
+    if any(not isinstance(size, int) or size != 1 for size in sizes[2:]):
+        if len(sizes) == 3:
             return "export a network that ends in a classification head"
         return "if these are maps of logits, export a network whose forward averages each of them"
-    if not meta.is_floating_point() or n_axes < 2:
+    if not meta.is_floating_point() or len(sizes) < 2:
         return "export a network whose forward returns the logits, not what is made of them"
-    if isinstance(meta.shape[1], torch.SymInt):
+    if not isinstance(sizes[1], int):
         return "its number of classes changes with the input: export a network whose head has a fixed one"
     return None
 

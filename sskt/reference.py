@@ -25,8 +25,8 @@ class BatchStatisticsSource:
         """Raises SourceError for a network without batch norm, or whose batch norms were folded away."""
         if source.spec.task == "program":
             raise SourceError(
-                f"{source.spec.name}: the mode of a program's batch norms is fixed at export, they cannot "
-                f"take batch statistics; leave --teacher-bn out, or name an architecture and its --weights"
+                f"{source.spec.name}: has no batch norm to take batch statistics in, a program's mode is "
+                f"fixed at export; leave --teacher-bn out, or name an architecture and its --weights"
             )
         norms = [module for module in source.module.modules() if isinstance(module, _NORMS)]
         if not norms:
