@@ -95,8 +95,10 @@ def choose_forward(
             )
 
         # a forward is filled from one unit, and what that does not have is computed for nothing
-        most = min(_MOST_ROWS, default_block_rows(n_samples))
-        rows = fastest_rows(opened, first=default_rows(execution.device), most=most)
+        most = source.nearest_rows(min(_MOST_ROWS, default_block_rows(n_samples)))
+        rows = fastest_rows(opened, first=source.nearest_rows(default_rows(execution.device)), most=most)
+    elif execution.rows is None:
+        rows = source.nearest_rows(default_rows(execution.device))
     return execution.forward(n_samples * views, rows=rows)
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 
 from sskt.backbones import build_backbone
-
-_HEAD = "fc."  # torchvision's and 3D-ResNets-PyTorch's name
 
 
 class ClipClassifier(nn.Module):
@@ -25,6 +21,6 @@ class ClipClassifier(nn.Module):
         return logits
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict with the keys of a `ClipClassifier`."""
-    return {key if key.startswith(_HEAD) else f"backbone.{key}": value for key, value in state.items()}
+def published(key: str) -> str:
+    """The name in published files of a key of a `ClipClassifier`; heads are called `fc` in both."""
+    return key.removeprefix("backbone.")

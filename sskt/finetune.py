@@ -10,20 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from sskt.backbones import Backbone
-from sskt.weights import load_into, read_state
+from sskt.checkpoints import read_checkpoint
+from sskt.weights import load_into
 
-_HEADS = ("fc.", "classifier.", "head.", "last_linear.")  # what is left behind
-_OURS = "backbone."  # before every key of an exported student's backbone
+_HEADS = ("fc.", "classifier.", "head.", "heads.", "last_linear.")  # what is left behind
 
 
-def load_pretrained(backbone: Backbone, path: Path, model: str) -> None:
-    """Copy the weights in `path`, but for a head's, into `backbone`; `model` names it in messages.
+def load_pretrained(backbone: Backbone, path: Path, model: str) -> tuple[str, ...]:
+    """Copy the weights in `path`, but for a head's, into `backbone`; `model` names it in messages. Returns
+    what there is to say of what was taken.
 
     Raises SourceError if the file is missing or damaged, or is of another architecture.
     """
-    state = {
-        key.removeprefix(_OURS): value
-        for key, value in read_state(path).items()
-        if not key.startswith(_HEADS)
-    }
-    load_into(backbone, state, str(path), task=f"the student {model}", n_classes=0)
+    return load_into(
+        backbone,
+        read_checkpoint(path),
+        task=f"the student {model}",
+        n_classes=0,
+        remedy="give weights of that architecture, or their own with --model",
+        leaving=_HEADS,
+    )

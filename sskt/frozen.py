@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -35,6 +36,7 @@ from sskt.forward import (
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.plain import MOST_SHOWN, plain_answers, require_agreement
 from sskt.programs import on_device
+from sskt.purity import require_same_bits
 from sskt.sanity import LARGEST_LOGIT, insane_rows, worst_value
 from sskt.sources import Source
 
@@ -136,7 +138,7 @@ class FrozenSource:
         threads: int | None = None,
         shown: Tensor | None = None,
     ) -> None:
-        forward = forward or Forward(default_compute(device), default_rows(device))
+        forward = forward or Forward(default_compute(device), source.nearest_rows(default_rows(device)))
         if forward.compute not in COMPUTE:
             raise SourceError(
                 f"compute precision is {forward.compute!r}, expected one of {', '.join(COMPUTE)}"
@@ -270,15 +272,16 @@ class FrozenSource:
                 sizes = f"{low} px" if low == high else f"{low} to {high} px"
                 raise SourceError(
                     f"{name} reads pictures of {sizes}, this target gives it {side} px; "
-                    f"choose another source, or export the program for that size"
+                    f"pass --source-size {min(max(side, low), high)}, or export the program for {side} px"
                 )
-        # an exported program may be tied to a batch size, and a GPU may lack memory for all rows at once
+        self.source.require_rows(forward.rows)
+        # a program's guards may want more of a batch's size, and a GPU may lack memory for all rows at once
         whole = self.source.spec.task == "program" or self.device.type == "cuda"
         n = forward.rows if whole or (forward.compute != "fp32" and self._shown is not None) else 1
         try:
             plain = self._plain_answers()
             network = self._eager()
-            z = self._try(network, n)
+            z = self._try(network, self._pictures(n))
         except torch.OutOfMemoryError as error:
             raise SourceError(
                 f"{name}: {n} pictures of {side} px in {forward.compute} do not fit in the memory of "
@@ -288,7 +291,7 @@ class FrozenSource:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(
                 f"{name} cannot read {n} pictures of {side} px in {forward.compute} ({reason}); "
-                f"choose another source, or export the program with dynamic batch and size"
+                f"pass a --source-size and --batch-size that it takes, or choose another source"
             ) from error
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
@@ -306,17 +309,19 @@ class FrozenSource:
                 f"{name} returns probabilities, every row is positive and adds up to 1; export the network "
                 f"without its softmax"
             )
+        if self.source.spec.task == "program":
+            few = self.source.nearest_rows(2)
+            require_same_bits(partial(self._try, network), self._pictures(few), name)
         if forward.compiled:
             network = compiled(network)
             with compiler_errors(name):
-                z = self._try(network, forward.rows)
+                z = self._try(network, self._pictures(forward.rows))
         if plain is not None:
             require_agreement(name, forward, z, plain)
         return network
 
-    def _try(self, network: Callable[[Tensor], Tensor], n_rows: int) -> Tensor:
+    def _try(self, network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
         """A forward where the others will run: code is compiled for a number of threads."""
-        pictures = self._pictures(n_rows)
         if self._pool is None:
             return self._in_modes(network, pictures)
         return self._pool.submit(self._in_modes, network, pictures).result()

@@ -23,6 +23,11 @@ class BatchStatisticsSource:
 
     def __init__(self, source: Source, input_map: InputMap, *, device: torch.device, compute: str) -> None:
         """Raises SourceError for a network without batch norm, or whose batch norms were folded away."""
+        if source.spec.task == "program":
+            raise SourceError(
+                f"{source.spec.name}: has no batch norm to take batch statistics in, a program's mode is "
+                f"fixed at export; leave --teacher-bn out, or name an architecture and its --weights"
+            )
         norms = [module for module in source.module.modules() if isinstance(module, _NORMS)]
         if not norms:
             raise SourceError(

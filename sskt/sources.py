@@ -17,13 +17,14 @@ from torch import nn
 from sskt.backbones import CLIP_BACKBONES
 from sskt.backbones.resnet3d import ResNet3D
 from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
-from sskt.clip_classifier import ClipClassifier, renamed
+from sskt.checkpoints import read_checkpoint
+from sskt.clip_classifier import ClipClassifier, published
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import CLIP_MEANS, IMAGENET_MEAN, IMAGENET_STD
 from sskt.programs import read_program
 from sskt.trained import WEIGHTS, Predictor, read_trained
-from sskt.weights import load_into, read_state
+from sskt.weights import load_into
 
 _N_CLASSES = {"imagenet": 1000, "places365": 365, "kinetics": 400}
 _CLIP_TASK = "kinetics"  # its networks read clips
@@ -61,6 +62,23 @@ class Source:
     weights_sha256: str  # of the file's bytes
     weights_path: Path
     side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
+    batch_range: tuple[int, int | None] = (1, None)  # rows that it takes at once; None: no upper end
+    notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
+
+    def nearest_rows(self, rows: int) -> int:
+        """The number of rows nearest to `rows` that it takes at once."""
+        low, high = self.batch_range
+        return max(low, rows if high is None else min(rows, high))
+
+    def require_rows(self, rows: int) -> None:
+        """Raise SourceError for a number of rows that it does not take at once."""
+        if rows != (nearest := self.nearest_rows(rows)):
+            low, high = self.batch_range
+            takes = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+            raise SourceError(
+                f"{self.spec.name} takes batches of {takes}, asked for {rows}; pass --batch-size {nearest}, "
+                f"or export it with a dynamic batch"
+            )
 
 
 def named_sources() -> list[SourceSpec]:
@@ -97,7 +115,8 @@ def parse_source(name: str) -> SourceSpec:
         near = difflib.get_close_matches(architecture, known, n=3) or known[:2]
         raise SourceError(
             f"source {name!r}: there is no architecture {architecture!r}, did you mean "
-            f"{' or '.join(near)}; sskt sources lists them"
+            f"{' or '.join(near)}; sskt sources lists them, and any other network can be exported and given "
+            f"as program:FILE.pt2"
         )
     url = _published(task, architecture)
     prefix = re.search(r"-([0-9a-f]{8,})\.pth$", url) if url else None
@@ -140,20 +159,22 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
         path = Path(name.partition(":")[2]).expanduser()
         program = read_program(path)
         opened = replace(spec, n_classes=program.n_classes, reads_clips=program.reads_clips)
-        return Source(opened, program.module, _digest(path), path, program.side_range_px)
+        ranges = program.side_range_px, program.batch_range
+        return Source(opened, program.module, _digest(path), path, *ranges, notes=program.notes)
     if spec.task == "run":
         folder = Path(name.partition(":")[2]).expanduser()
         module: nn.Module = Predictor(folder)
         file = folder / WEIGHTS
         return Source(spec, module.eval().requires_grad_(False), _digest(file), file)
     path = weights_file(name, weights, weights_dir)
-    state = read_state(path)  # before the network is built: a wrong path should not take a second to be told
+    checkpoint = read_checkpoint(path)  # first: a wrong path should not take a second to be told
     if spec.task == _CLIP_TASK:
-        module, state = ClipClassifier(spec.architecture, spec.n_classes), renamed(state)
+        module = ClipClassifier(spec.architecture, spec.n_classes)
+        notes = load_into(module, checkpoint, task=spec.task, n_classes=spec.n_classes, published=published)
     else:
         module = _network(spec)
-    load_into(module, state, str(path), task=spec.task, n_classes=spec.n_classes)
-    return Source(spec, module.eval().requires_grad_(False), _digest(path), path)
+        notes = load_into(module, checkpoint, task=spec.task, n_classes=spec.n_classes)
+    return Source(spec, module.eval().requires_grad_(False), _digest(path), path, notes=notes)
 
 
 def weights_file(name: str, weights: Path | None, weights_dir: Path) -> Path:

@@ -12,9 +12,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from sskt.backbones import BACKBONES, CLIP_BACKBONES
+from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
 from sskt.student import build_student
-from sskt.weights import load_into, read_state
+from sskt.weights import load_into
 
 WEIGHTS = "student.safetensors"
 
@@ -66,8 +67,13 @@ class Predictor(nn.Module):
                 f"{folder}: has no {WEIGHTS}, the run did not come to its end; `sskt train --resume {folder}`"
             )
         self.student = build_student(trained.model, trained.n_classes, {}, transfer_module=False)
-        state = read_state(folder / WEIGHTS)
-        load_into(self.student, state, str(folder / WEIGHTS), task="its run", n_classes=trained.n_classes)
+        load_into(
+            self.student,
+            read_checkpoint(folder / WEIGHTS),
+            task="its run",
+            n_classes=trained.n_classes,
+            remedy="config.json beside it says what it should be; restore both from one run",
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, n_classes)."""

@@ -1,136 +1,251 @@
-"""Weights from files: read without running foreign code, compared key by key with the network before anything
-is loaded.
+"""Weights from files into networks: found in whatever was saved around them, and compared key by key with the
+network before anything is loaded.
+
+Nothing is guessed from names of wrappers: of all tensors in a file, those are taken that fit the network
+exactly, under whatever prefix. What was taken is told.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sskt.checkpoints import Checkpoint, Tensors
 from sskt.errors import SourceError
 
-SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
-
 _NAMED = 3  # keys written out in a message before only their number is
-# What torch.load raises, by stage, for files that are truncated, foreign or damaged.
-_UNREADABLE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ImportError,
-)
+# Names that wrappers put anywhere into keys: DataParallel around a part (CSAILVision's AlexNet),
+# torch.compile, FSDP, activation checkpoints.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # torchvision's and CSAILVision's DenseNet files predate a renaming in torchvision ("norm.1" is now "norm1").
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pth, .pt, .pth.tar or .safetensors file, on the CPU, floating point as float32.
-
-    A dict around it ({"state_dict": ...}) is unwrapped and DataParallel's `module.` removed. Raises
-    SourceError when the file is missing, unreadable or holds anything but tensors; code in a pickle is
-    refused, never run.
-    """
-    if not path.is_file():
-        raise SourceError(f"{path}: no such weights file; give one of {', '.join(SUFFIXES)}")
-    if not path.name.endswith(SUFFIXES):
-        raise SourceError(
-            f"{path}: cannot tell what kind of weights file this is, expected one of {', '.join(SUFFIXES)}"
-        )
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except SafetensorError as error:
-        raise SourceError(
-            f"{path}: is not a whole safetensors file ({error}); fetch or save it again"
-        ) from error
-    except OSError as error:
-        raise SourceError(
-            f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise SourceError(f"{path}: holds {_kind(content)}, expected a state dict; save module.state_dict()")
-    for key, value in content.items():
-        if not isinstance(value, Tensor):
-            raise SourceError(f"{path}: {key} is {_kind(value)}, expected a tensor; save module.state_dict()")
-    state = OrderedDict((_modern_key(key), _as_float32(value)) for key, value in content.items())
-    # load_state_dict tells old layouts of some networks (MNASNet) by this attribute
-    state._metadata = getattr(content, "_metadata", OrderedDict())  # type: ignore[attr-defined]
-    return state
+_COUNTER = "num_batches_tracked"  # of batch norms, which evaluation does not use
+_AVERAGES = {
+    "ema",
+    "swa",
+    "avg",
+    "average",
+    "averaged",
+    "shadow",
+    "polyak",
+}  # words in names of averaged weights
+_N_AVERAGED = "n_averaged"  # that torch's AveragedModel keeps beside them
+_REMEDY = (
+    "name the architecture that the weights belong to, or export their own network and give it as "
+    "program:FILE.pt2"
+)
 
 
 def load_into(
-    module: nn.Module, state: Mapping[str, Tensor], where: str, *, task: str, n_classes: int
-) -> None:
-    """Copy `state` into `module`, strictly: every key of either must be in both, with one shape.
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    task: str,
+    n_classes: int,
+    remedy: str = _REMEDY,
+    leaving: Sequence[str] = (),
+    published: Callable[[str], str] = str,
+) -> tuple[str, ...]:
+    """Copy the weights in `checkpoint` into `module`, strictly: every key of either must be in both, with one
+    shape. Returns what there is to say of what was taken: wrapper, prefix, raw or averaged.
 
-    `where` names the weights in messages, `task` and `n_classes` what the network is for. BatchNorm's
-    num_batches_tracked, which evaluation does not use, may be missing. Raises SourceError naming what does
-    not fit; `module` is then unchanged.
+    `task` and `n_classes` say what the network is for, `remedy` what helps where nothing fits. Keys that
+    begin with one of `leaving` are left behind; `published` gives a key of the module its name in files.
+    BatchNorm's num_batches_tracked may be missing. Raises SourceError naming what does not fit, or two
+    sets of weights that fit alike; `module` is then unchanged.
     """
     own = module.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    misfits = [key for key in own if key in state and own[key].shape != state[key].shape]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing keys ({_some(missing)})")
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected keys ({_some(unexpected)})")
-    for key in misfits:
-        if _is_class_count(own[key], state[key], n_classes):
-            raise SourceError(
-                f"{where}: {key} has {len(state[key])} classes, {task} expects {n_classes}; "
-                f"give weights trained for {task}"
+    names = {published(key): value for key, value in own.items()}
+    found = [fit for tensors in checkpoint.mappings for fit in _fits(tensors, names, leaving)]
+    exact = _distinct([fit for fit in found if fit.is_exact])
+    if not exact:
+        best = max(found, key=lambda fit: (fit.n_matched, -len(fit.unexpected)))
+        raise SourceError(_misfit(best, names, checkpoint, module, task, n_classes, remedy))
+    chosen, averaged = _chosen(exact, checkpoint)
+    state = {key: _as_float32(chosen.state[published(key)]) for key in own if published(key) in chosen.state}
+    module.load_state_dict(_versioned(state, own), strict=False)  # False only for counters: see is_exact
+    return _said(chosen, averaged, checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One mapping of a checkpoint, under one prefix, beside a network's keys."""
+
+    place: tuple[str, ...]
+    prefix: str  # of the keys as they were saved, with wrappers
+    state: dict[str, Tensor]  # by the network's keys, and those that it does not have
+    n_matched: int  # of one name and shape
+    missing: list[str]
+    unexpected: list[str]
+    misfits: list[str]
+    outside: list[str]  # keys without the prefix
+    is_average: bool
+
+    @property
+    def is_exact(self) -> bool:
+        return not (self.missing or self.unexpected or self.misfits)
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        return (
+            ", ".join(
+                [f"under {'.'.join(self.place)}"] * bool(self.place)
+                + [f"with the prefix {self.prefix}"] * bool(self.prefix)
             )
-    if misfits:
-        shapes = [f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in misfits]
-        problems.append(f"{len(misfits)} tensors of another shape ({_some(shapes)})")
-    if problems:
-        raise SourceError(
-            f"{where}: does not fit {type(module).__name__} for {task}: {'; '.join(problems)}; "
-            f"name the architecture that the weights belong to"
+            or "as the file itself"
         )
-    module.load_state_dict(state, strict=False)  # strictness is above; False only for num_batches_tracked
 
 
-def _load_pickle(path: Path) -> Any:
-    """torch.load that unpickles tensors and plain containers only."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols, which a user cannot act on
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        if found := re.search(r"(?:Unsupported global: )?GLOBAL (\S+)", str(error)):
-            raise SourceError(
-                f"{path}: holds {found[1]} beside tensors, refused because unpickling it could run code; "
-                f"save module.state_dict() alone, or as .safetensors"
-            ) from error
+def _fits(tensors: Tensors, names: Mapping[str, Tensor], leaving: Sequence[str]) -> list[_Fit]:
+    """A mapping seen under every prefix with which a few of the network's keys are found in it."""
+    saved = {_cleaned(key, names): key for key in tensors.tensors}
+    if len(saved) < len(tensors.tensors):  # wrapped and bare ones side by side
+        saved = {key: key for key in tensors.tensors}
+    required = [key for key in names if not key.endswith(_COUNTER)]
+    anchors = {*required[:2], *required[-2:], max(required, key=len)}
+    prefixes = {key.removesuffix(a) for key in saved for a in anchors if key == a or key.endswith(f".{a}")}
+    return [_fit(tensors, saved, prefix, names, leaving) for prefix in sorted(prefixes | {""})]
+
+
+def _fit(
+    tensors: Tensors,
+    saved: Mapping[str, str],
+    prefix: str,
+    names: Mapping[str, Tensor],
+    leaving: Sequence[str],
+) -> _Fit:
+    under = {key.removeprefix(prefix): raw for key, raw in saved.items() if key.startswith(prefix)}
+    counts = [key for key in saved if key.split(".")[-1] == _N_AVERAGED]
+    under = {
+        key: raw for key, raw in under.items() if not key.startswith(tuple(leaving)) and raw not in counts
+    }
+    state = {key: tensors.tensors[raw] for key, raw in under.items()}
+    outside = [raw for key, raw in saved.items() if not key.startswith(prefix) and raw not in counts]
+    misfits = [key for key in names if key in state and names[key].shape != state[key].shape]
+    wrapped = (raw.removesuffix(key) for key, raw in under.items() if raw.endswith(key) and key in names)
+    words = re.split(r"[._]", ".".join((*tensors.place, prefix)).lower())
+    return _Fit(
+        tensors.place,
+        prefix=next(wrapped, prefix),
+        state=state,
+        n_matched=sum(key in state for key in names) - len(misfits),
+        missing=[key for key in names if key not in state and not key.endswith(_COUNTER)],
+        unexpected=[key for key in state if key not in names],
+        misfits=misfits,
+        outside=outside,
+        is_average=bool(counts) or not _AVERAGES.isdisjoint(words),
+    )
+
+
+def _distinct(fits: list[_Fit]) -> list[_Fit]:
+    """Without those whose tensors are another's: some tools keep one state dict under two names."""
+    kept: list[_Fit] = []
+    for fit in fits:
+        same = (
+            fit.state.keys() == other.state.keys()
+            and all(_equal(value, other.state[key]) for key, value in fit.state.items())
+            for other in kept
+        )
+        if not any(same):
+            kept.append(fit)
+    return kept
+
+
+def _chosen(exact: list[_Fit], checkpoint: Checkpoint) -> tuple[_Fit, list[_Fit]]:
+    """The raw weights where there are any, else the averaged ones, and the averaged ones beside the raw."""
+    raw, averaged = [f for f in exact if not f.is_average], [f for f in exact if f.is_average]
+    candidates = raw or averaged
+    if len(candidates) > 1:
         raise SourceError(
-            f"{path}: is not a whole PyTorch checkpoint ({type(error).__name__}); fetch or save it again"
-        ) from error
+            f"{checkpoint.path}: holds {len(candidates)} sets of weights that fit alike, "
+            f"{' and '.join(fit.where for fit in candidates)}; save the one that you want: "
+            f"{_saving(candidates[0], checkpoint)}"
+        )
+    return candidates[0], averaged if raw else []
 
 
-def _modern_key(key: str) -> str:
-    """Without DataParallel's `module` (which may wrap only a part, as in CSAILVision's AlexNet), in today's
-    spelling.
+def _said(fit: _Fit, averaged: list[_Fit], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """One line on what was taken; none where the file is a bare state dict."""
+    parts = []
+    if fit.is_average:
+        parts.append("they are averaged weights")
+    if averaged:
+        parts.append(
+            f"they are the raw ones, averaged ones are {averaged[0].where}: to have those, "
+            f"{_saving(averaged[0], checkpoint)}"
+        )
+    if fit.outside:
+        parts.append(f"{len(fit.outside)} other tensors ({_some(fit.outside)}) are left out")
+    if not (parts or fit.place or fit.prefix):
+        return ()
+    return ("; ".join([f"{checkpoint.path}: its weights are taken {fit.where}", *parts]),)
+
+
+def _saving(fit: _Fit, checkpoint: Checkpoint) -> str:
+    """Python that saves one set of weights alone."""
+    nest = f"torch.load({checkpoint.path.name!r})" + "".join(f"[{key!r}]" for key in fit.place)
+    if fit.prefix:
+        nest = f"{{k: v for k, v in {nest}.items() if k.startswith({fit.prefix!r})}}"
+    return f"`torch.save({nest}, 'weights.pth')`"
+
+
+def _misfit(
+    fit: _Fit,
+    names: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    task: str,
+    n_classes: int,
+    remedy: str,
+) -> str:
+    """Why the likeliest weights of a file do not fit, and what helps."""
+    where = str(checkpoint.path)
+    for key in fit.misfits:
+        if _is_class_count(names[key], fit.state[key], n_classes):
+            return (
+                f"{where}: {key} has {len(fit.state[key])} classes, {task} expects {n_classes}; give weights "
+                f"trained for {task}, or export their network and give it as program:FILE.pt2"
+            )
+    problems = []
+    if fit.missing:
+        problems.append(f"{len(fit.missing)} missing keys ({_some(fit.missing)})")
+    if fit.unexpected:
+        problems.append(f"{len(fit.unexpected)} unexpected keys ({_some(fit.unexpected)})")
+    if fit.misfits:
+        shapes = [
+            f"{key} {tuple(fit.state[key].shape)} instead of {tuple(names[key].shape)}" for key in fit.misfits
+        ]
+        problems.append(f"{len(fit.misfits)} tensors of another shape ({_some(shapes)})")
+    seen = f" (seen {fit.where})" if fit.place or fit.prefix else ""
+    if re.search(r"-\d{5}-of-\d{5}\.", checkpoint.path.name):
+        remedy = "it is one part of several: put all of them into one file"
+    return f"{where}: does not fit {type(module).__name__} for {task}{seen}: {'; '.join(problems)}; {remedy}"
+
+
+def _versioned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """With the layout's version beside it, without which MNASNet loads nothing: that of the module, whose
+    names and shapes these are.
     """
-    key = ".".join(part for part in key.split(".") if part != "module")
-    return _OLD_DENSENET.sub(r"\1\2", key)
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    return versioned
+
+
+def _cleaned(key: str, names: Mapping[str, Tensor]) -> str:
+    """A key without what wrappers put into it, in today's spelling."""
+    parts = key.split(".")
+    kept = key if key in names else ".".join(part for part in parts if part not in _WRAPPERS)
+    return _OLD_DENSENET.sub(r"\1\2", kept)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _as_float32(value: Tensor) -> Tensor:
@@ -151,7 +266,3 @@ def _is_class_count(own: Tensor, found: Tensor, n_classes: int) -> bool:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if isinstance(value, Mapping) else f"a {type(value).__name__}"

@@ -24,11 +24,11 @@ class Tiny(nn.Module):
 
 
 class Pair(Tiny):
-    """Two outputs where one is expected."""
+    """Two outputs, neither of which is called logits."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         logits = super().forward(x)
-        return logits, logits
+        return logits, logits * 2
 
 
 def save_program(path: Path, network: nn.Module | None = None, *, fixed_batch: bool = False) -> Path:

@@ -196,7 +196,8 @@ def two_outputs(b: Bench) -> Result:
 
 
 def fixed_batch(b: Bench) -> Result:
-    return b.precompute("--source", f"program:{save_program(b.folder / 'fixed.pt2', fixed_batch=True)}")
+    program = f"program:{save_program(b.folder / 'fixed.pt2', fixed_batch=True)}"
+    return b.precompute("--source", program, "--batch-size", "16")
 
 
 def text_program(b: Bench) -> Result:

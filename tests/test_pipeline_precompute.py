@@ -568,8 +568,8 @@ def test_memory_and_cores_are_those_of_the_container_shared_by_the_ranks_here(tm
 
 def test_a_source_that_does_not_run_leaves_no_store_that_holds_on_to_what_failed(tmp_path):
     fixed = f"program:{save_program(tmp_path / 'two.pt2', fixed_batch=True)}"
-    with pytest.raises(SourceError, match="cannot read 16 pictures"):
-        precompute(tmp_path / "stores", fixed)
+    with pytest.raises(SourceError, match="takes batches of 2, asked for 16; pass --batch-size 2"):
+        precompute(tmp_path / "stores", fixed, batch_size=16)
     assert find_stores(tmp_path / "stores") == []
     precompute(tmp_path / "stores", fixed, batch_size=2)
     assert only_store(tmp_path / "stores").pending(2) == []

@@ -1,5 +1,7 @@
 """3D networks, their transfer module, Kinetics weights and f_s for clips, against plain re-computations."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from sskt.finetune import load_pretrained
 from sskt.forward import Forward
 from sskt.frozen import FrozenSource, InputMap
 from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS, normalise
-from sskt.sources import named_sources, open_source, parse_source
+from sskt.sources import Source, named_sources, open_source, parse_source
 from sskt.student import build_student
 from sskt.transfer import TransferModule
 
@@ -224,7 +226,7 @@ class Colours(torch.nn.Module):
 
 def colours(reads_clips=False):
     spec = parse_source("kinetics" if reads_clips else "imagenet")
-    return type("Fake", (), {"spec": _with(spec, n_classes=3), "module": Colours(), "side_range_px": None})()
+    return Source(_with(spec, n_classes=3), Colours(), "0" * 64, Path("made.pth"))
 
 
 def _with(spec, **fields):

@@ -195,6 +195,8 @@ def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
     opened: dict[tuple[str, str], tuple[str, Source]] = {}
     for name in dict.fromkeys(sources):
         source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+        for note in source.notes:
+            say(note)
         first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
         if first != name:
             say(f"{name} is the same source as {first}; it is computed once")

@@ -92,7 +92,8 @@ def run_train(
         require_reads(backbone, config)
         _require_runs(backbone, config, lesson)
         if tuning.finetune_from is not None:
-            load_pretrained(backbone, tuning.finetune_from, config.model)
+            for note in load_pretrained(backbone, tuning.finetune_from, config.model):
+                say(note)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         with kernels(config, execution.device):
             config = with_plain_layers(

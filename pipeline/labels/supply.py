@@ -41,6 +41,7 @@ from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.teachers import open_teacher
 from sskt.clip_frames import CLIP
 from sskt.errors import RunError
+from sskt.forward import default_rows
 from sskt.frozen import InputMap
 from sskt.names import quoted
 from sskt.reference import BatchStatisticsSource
@@ -277,9 +278,10 @@ def _live(
     say(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
     teachers: dict[str, Teacher] = {}
     for name in sources:
-        source, input_map = _opened(request, name)
+        source, input_map = _opened(request, name, say)
         if teacher_bn == "frozen":
-            forward = execution.forward(request.n_forwards)
+            rows = source.nearest_rows(default_rows(execution.device))
+            forward = execution.forward(request.n_forwards, rows=rows)
             with closing(
                 execution.open_renderer(request.index, seen_by(input_map, request.plan), batch_size=1)
             ) as renderer:
@@ -297,7 +299,7 @@ def _live(
 
 
 def _write_through(request: Request, sources: tuple[str, ...], views: int, say: Say) -> WriteThroughLabels:
-    opened = [_opened(request, name) for name in sources]
+    opened = [_opened(request, name, say) for name in sources]
     job = Job(request.target, request.index, opened, request.plan, views)
     works = {
         name: open_work(job, source, input_map, request.places.cache_dir, request.execution, say)
@@ -324,7 +326,9 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
     )
 
 
-def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
+def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
     places = request.places
     source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+    for note in source.notes:
+        say(note)
     return source, request.augmentation.input_map(request.spec, source.spec)

@@ -1,0 +1,144 @@
+"""Open a .pt2 archive without running what it carries, and without the Python classes of its outputs.
+
+The structure of a program's outputs is recorded by the names of classes (a Hugging Face ModelOutput, a
+dataclass), and torch opens the file only where these are registered. They are not needed for the graph:
+classes that are not here get stand-ins while the file is read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+from torch.export.pt2_archive import PT2ArchiveReader
+from torch.export.pt2_archive._package import load_pt2
+from torch.utils import _pytree as pytree
+
+from sskt.errors import SourceError
+
+# File names by which torch's loader decides to unpickle an object, and the folder of compiled code that it
+# would run.
+_RUNS_CODE = ("data/constants/custom_obj_", "data/constants/opaque_obj_", "data/aotinductor/")
+_MODELS = "models/"
+_NAMED_TUPLE = "collections.namedtuple"
+_UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+)
+_LOADING = threading.Lock()
+
+
+def open_archive(path: Path) -> ExportedProgram:
+    """The one program in a .pt2 file.
+
+    Raises SourceError when it is damaged, carries code, or needs what this torch does not have.
+    """
+    try:
+        with PT2ArchiveReader(str(path)) as archive:
+            names = archive.get_file_names()
+            carried = next((name for name in names if name.lower().startswith(_RUNS_CODE)), None)
+            records = [json.loads(archive.read_bytes(name)) for name in names if name.startswith(_MODELS)]
+        if carried is None and "archive_format" in names:
+            with _tensors_only(), _stand_ins(records):
+                programs = load_pt2(str(path)).exported_programs
+    except pickle.UnpicklingError as error:
+        raise SourceError(
+            f"{path}: carries pickled objects beside tensors, refused because loading them could run code; "
+            f"export the plain network"
+        ) from error
+    except _UNREADABLE as error:
+        raise SourceError(f"{path}: {_failure(error)}") from error
+    if carried is not None:
+        raise SourceError(
+            f"{path}: carries {carried}, refused because loading it runs code; export the plain network"
+        )
+    if "archive_format" not in names:
+        raise SourceError(
+            f"{path}: is in the format of torch before 2.8; save the program again with a newer torch"
+        )
+    if len(programs) != 1:
+        raise SourceError(
+            f"{path}: holds {len(programs)} programs, expected one; save it with torch.export.save"
+        )
+    return next(iter(programs.values()))
+
+
+def _failure(error: Exception) -> str:
+    """What is wrong with an archive that torch cannot read, and what helps."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    if "schema version" in str(error) or "archive version" in str(error):
+        return f"was saved by another version of torch ({reason}); export it again with the torch used here"
+    if "not registered" in str(error) or "torch.ops" in str(error):
+        return f"needs an operator that this torch does not have ({reason}); export the network without it"
+    return f"is not a whole torch.export program ({reason}); save it again"
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torch.load inside is weights_only, which torch's loader does not offer as an argument; its log is
+    quiet.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    log = logging.getLogger("torch.export")
+    with _LOADING:
+        before, level = os.environ.get(name), log.level
+        os.environ[name] = "1"
+        log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            os.environ.pop(name)
+            if before is not None:
+                os.environ[name] = before
+
+
+@contextmanager
+def _stand_ins(records: Iterable[Any]) -> Iterator[None]:
+    """Classes of the recorded structures that are not registered here, as empty ones of the same names."""
+    made: list[type] = []
+    try:
+        for name in sorted({name for record in records for name in _recorded_types(record)}):
+            if name not in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
+                stand_in = type(name, (), {})
+                pytree.register_pytree_node(stand_in, _never, _never, serialized_type_name=name)
+                made.append(stand_in)
+        yield
+    finally:
+        for stand_in in made:
+            pytree._deregister_pytree_node(stand_in)
+        pytree.treespec_loads.cache_clear()  # it may hold structures of stand-ins
+
+
+def _never(*_: Any) -> Any:
+    """A stand-in's contents are not looked at."""
+    raise NotImplementedError
+
+
+def _recorded_types(record: Any) -> Iterator[str]:
+    """Names of the classes in a program's record of how it is called."""
+    for entry in record["graph_module"]["module_call_graph"]:
+        for which in ("in_spec", "out_spec"):
+            if entry["signature"]:
+                yield from _types(json.loads(entry["signature"][which])[1])
+
+
+def _types(structure: dict[str, Any]) -> Iterator[str]:
+    if structure["type"] is not None:
+        yield structure["context"] if structure["type"] == _NAMED_TUPLE else structure["type"]
+    for child in structure["children_spec"]:
+        yield from _types(child)
