@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from commands.front import Sectioned
 from commands.options import (
     CACHE_DIR,
+    CONTRACT,
     DATA_DIR,
     EXECUTION,
     HOW,
@@ -232,7 +233,7 @@ _RECIPE = "Recipe"
     ),
     PLANNED,
     together("execution", build_execution, section(EXECUTION, *HOW)),
-    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def train(
     target: str | None,

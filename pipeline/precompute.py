@@ -21,13 +21,16 @@ import numpy as np
 from cache.files import Location
 from cache.manifest import Manifest
 from cache.store import Store
+from pipeline.class_check import say_what_rows_know
 from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.job import Job, destination
+from pipeline.named import contract_record
 from pipeline.progress import Progress
 from pipeline.render import Renderer
 from pipeline.schedule import Share
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
+from pipeline.trial import try_source
 from pipeline.work import Crew, Work
 from sskt.errors import RunError
 from sskt.frozen import InputMap
@@ -87,6 +90,9 @@ def precompute(
             say(
                 f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
             )
+    if share.rank == 0:
+        for work in works:
+            say_what_rows_know(work.store, work.source.spec, job.index, say)
     return [_report(work, job, perf_counter() - started) for work in works]
 
 
@@ -114,6 +120,7 @@ def open_work(
             # how it runs
             forward = choose_forward(source, input_map, execution, picture_px, len(index), job.views)
             frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
+            try_source(frozen, index, renderer, say)
             probe = np.arange(min(PROBE_SAMPLES, len(index)))
             store = Store.create(
                 place.path,
@@ -142,7 +149,11 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
     packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
-        "asked": {"target": job.target, "weights": str(source.weights_path)},
+        "asked": {
+            "target": job.target,
+            "weights": str(source.weights_path),
+            **contract_record(source),
+        },
         "renderer": renderer.name,
         "device": execution.device.type,
         "machine": platform.machine(),

@@ -18,6 +18,8 @@ from sskt.backbones import CLIP_BACKBONES
 from sskt.backbones.resnet3d import ResNet3D
 from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.clip_classifier import ClipClassifier, renamed
+from sskt.contract import EMBEDDING, LOGITS, Contract, sentence
+from sskt.declared import OPTION, Declared, declared_of
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -44,10 +46,21 @@ class SourceSpec:
     n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
     url: str | None  # of published weights
     sha256_prefix: str | None  # from torchvision's file name
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
     weights_note: str  # where the weights come from, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
+    contract: Contract = Contract()  # of published weights what is known, of a program what is declared
+
+    def under(self, contract: Contract) -> SourceSpec:
+        """This source with what a contract says of it; what that leaves open stays as it is."""
+        mean, std = contract.normalisation or (self.mean, self.std)
+        return replace(self, mean=mean, std=std, contract=contract.over(self.contract))
+
+    @property
+    def returns(self) -> str:
+        """One of `sskt.contract.RETURNS`; logits where nothing is declared."""
+        return self.contract.returns or LOGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,7 @@ class Source:
     weights_sha256: str  # of the file's bytes
     weights_path: Path
     side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
+    declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
 
 
 def named_sources() -> list[SourceSpec]:
@@ -113,6 +127,7 @@ def parse_source(name: str) -> SourceSpec:
         std=std,
         weights_note=_note(task, url, prefix[1] if prefix else None),
         reads_clips=task == _CLIP_TASK,
+        contract=_published_contract(task, architecture, mean, std),
     )
 
 
@@ -124,13 +139,24 @@ def source_slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.task}-{last}")
 
 
-def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) -> Source:
+def open_source(
+    name: str, *, weights: Path | None = None, weights_dir: Path, told: Contract | None = None
+) -> Source:
     """The named source with weights from `weights`, or else from `weights_dir`, downloaded and verified when
-    not there.
+    not there. `told` is what the user says of it, before anything that its file declares.
 
-    Raises SourceError when the weights do not fit or cannot be read, DownloadError when they cannot be
-    fetched.
+    Raises SourceError when the weights do not fit or cannot be read, or the contract does not fit them,
+    DownloadError when they cannot be fetched.
     """
+    source = _opened(name, weights, weights_dir, told or Contract())
+    _require_fitting(source.spec)
+    if told is not None and source.declared is None:
+        return replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
+    return source
+
+
+def _opened(name: str, weights: Path | None, weights_dir: Path, told: Contract) -> Source:
+    """See `open_source`; what the contract says is not held against the network."""
     spec = parse_source(name)
     if spec.task == "program":
         if weights is not None:
@@ -139,8 +165,12 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
             )
         path = Path(name.partition(":")[2]).expanduser()
         program = read_program(path)
-        opened = replace(spec, n_classes=program.n_classes, reads_clips=program.reads_clips)
-        return Source(opened, program.module, _digest(path), path, program.side_range_px)
+        declared = declared_of(path, told)
+        opened = replace(
+            spec.under(declared.contract), n_classes=program.n_classes, reads_clips=program.reads_clips
+        )
+        return Source(opened, program.module, _digest(path), path, program.side_range_px, declared)
+    spec = spec.under(told)
     if spec.task == "run":
         folder = Path(name.partition(":")[2]).expanduser()
         module: nn.Module = Predictor(folder)
@@ -169,6 +199,46 @@ def published_digest(name: str, weights: Path) -> bool:
     return prefix is not None and _digest(weights).startswith(prefix)
 
 
+def _require_fitting(spec: SourceSpec) -> None:
+    """Raise SourceError for a contract that says another number of classes, or nothing that can teach."""
+    classes = spec.contract.classes
+    if isinstance(classes, tuple) and len(classes) != spec.n_classes:
+        raise SourceError(
+            f"{spec.name}: its contract names {len(classes)} classes ({classes[0]}, ...) and it returns "
+            f"{spec.n_classes} numbers; correct the names, or leave them out"
+        )
+    if spec.returns == EMBEDDING:
+        raise SourceError(
+            f"{spec.name} is declared to return an embedding, which no loss can compare with classes, and "
+            f"features are not stored yet; export the network with its classifier"
+        )
+
+
+def _published_contract(
+    task: str, architecture: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Contract:
+    """What is known of published weights: size and interpolation are for the record, since a source sees the
+    student's pixels through f_s.
+    """
+    known = Contract(mean, std, (0.0, 1.0), "rgb", returns=LOGITS)
+    video = task == _CLIP_TASK and architecture in TORCH_VIDEO
+    name = "KINETICS400_V1" if video else "IMAGENET1K_V1"
+    if not video and task != "imagenet":
+        return known
+    entry = getattr(torchvision.models.get_model_weights(architecture), name, None)
+    if entry is None:
+        return known
+    made = entry.transforms()
+    crop = f"resize {_sides(made.resize_size)}, crop {_sides(made.crop_size)}, {made.interpolation.value}"
+    categories = tuple(entry.meta["categories"])
+    unique = len(set(categories)) == len(categories)
+    return replace(known, crop=crop, classes=categories if unique else None)
+
+
+def _sides(sizes: list[int]) -> str:
+    return "x".join(map(str, dict.fromkeys(sizes)))
+
+
 def _of_run(folder: Path) -> SourceSpec:
     """A student of ours; where its folder is not at hand, only its name is known."""
     note = "a run of ours"
@@ -177,10 +247,13 @@ def _of_run(folder: Path) -> SourceSpec:
         return SourceSpec(name, "run", "", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note)
     trained = read_trained(folder)
     known = (trained.model, trained.n_classes, None, None)
-    if not trained.reads_clips:
-        return SourceSpec(name, "run", *known, IMAGENET_MEAN, IMAGENET_STD, note)
-    mean, std = _normalisation(_CLIP_TASK, trained.model)
-    return SourceSpec(name, "run", *known, mean, std, note, reads_clips=True)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if trained.reads_clips:
+        mean, std = _normalisation(_CLIP_TASK, trained.model)
+    contract = Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS)
+    return SourceSpec(
+        name, "run", *known, mean, std, note, reads_clips=trained.reads_clips, contract=contract
+    )
 
 
 def _downloaded(spec: SourceSpec, weights_dir: Path) -> Path:

@@ -15,6 +15,7 @@ from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
     Tuning,
     config_of,
+    declared_of,
     require_reads,
     settings_of,
     smallest_step,
@@ -40,6 +41,7 @@ from pipeline.training.config import OWN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, train
 from sskt.backbones import Backbone, build_backbone
+from sskt.contract import Contract
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import SETTINGS, recipe_for
@@ -123,7 +125,7 @@ def resume_train(
             f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
             f"of them, or train again into another folder"
         )
-    if state is not None and state["config"] != config.to_dict():
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
     places, execution = places or places_of(out), execution or choose_execution()
     with joined(execution.device) as ranks:
@@ -213,7 +215,8 @@ def places_of(run: Path, **given: Any) -> Places:
     read_config(run)  # names what is no run at all
     found = read_places(run)
     weights = {name: Path(path) for name, path in found["weights"].items()}
-    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights)
+    contracts = {name: Contract.from_dict(told) for name, told in found.get("contracts", {}).items()}
+    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights, contracts)
     return replace(recorded, **given)
 
 
@@ -265,6 +268,7 @@ def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
     if lesson.labels is not None:
         now["views"] = lesson.labels.views
         now["source_weights"] = dict(lesson.labels.weights_sha256)
+        now["contracts"] = declared_of(lesson.labels)
     for name, value in now.items():
         if value != getattr(config, name):
             raise RunError(
@@ -294,5 +298,6 @@ def _to_dict(places: Places, finetune_from: Path | None) -> dict[str, Any]:
         "data_dir": str(places.data_dir.absolute()),
         "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
         "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
+        "contracts": {name: told.to_dict() for name, told in places.contracts.items()},
         "finetune_from": finetune_from and str(finetune_from.absolute()),
     }

@@ -24,17 +24,21 @@ from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels, Teacher
 from pipeline.labels.residence import choose_residence
 from pipeline.labels.through import WriteThroughLabels
+from pipeline.named import contract_in_force, open_named
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
 from pipeline.targets.command import folder_words
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.teachers import open_teacher
+from pipeline.trial import try_source
 from sskt.clip_frames import CLIP
+from sskt.contract import CONVERTED
+from sskt.declared import OPTION, to_told
 from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.reference import BatchStatisticsSource
-from sskt.sources import Source, open_source, parse_source
+from sskt.sources import Source, parse_source
 from sskt.trained import read_trained
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
@@ -73,6 +77,9 @@ class Request:
             frames = stored["input"].get("frames") or {}
             mean, std = (tuple(stored["input"][name]) for name in ("mean", "std"))
             spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
+        spec = spec.under(contract_in_force(source, self.places, store))
+        here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
+        here = {name: value for name, value in here.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 
@@ -93,6 +100,9 @@ class Request:
         words = [f"--source {shlex.quote(name)}" for name in sources]
         given = self.places.weights
         words += [f"--weights {shlex.quote(f'{name}={given[name]}')}" for name in sources if name in given]
+        for name in sources:
+            if (told := self.places.told(name)) is not None:
+                words.append(f"{OPTION} {shlex.quote(f'{name}={to_told(told)}')}")
         words.append(f"--target {shlex.quote(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
         words += folder_words(self.places.data_dir, self.places.cache_dir)
@@ -233,7 +243,12 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None, say: 
     views = views or min(store.n_views for store in stores.values())
     residence = choose_residence(stores, request.n_rows, request.execution.device)
     labels = CachedLabels(
-        stores, request.index, views=views, residence=residence, temperature=request.temperature
+        stores,
+        request.index,
+        views=views,
+        residence=residence,
+        temperature=request.temperature,
+        contracts={name: contract_in_force(name, request.places, store) for name, store in stores.items()},
     )
     say(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
     return labels
@@ -247,19 +262,24 @@ def _live(
     say(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
     teachers: dict[str, Teacher] = {}
     for name in sources:
-        source, input_map = _opened(request, name)
+        source, input_map = _opened(request, name, say)
         if teacher_bn == "frozen":
             forward = execution.forward(request.n_forwards)
-            teachers[name] = open_teacher(source, input_map, forward, execution, request.plan.side_px, say)
+            frozen = open_teacher(source, input_map, forward, execution, request.plan.side_px, say)
+            seen = seen_by(input_map, request.plan)
+            with closing(execution.open_renderer(request.index, seen, batch_size=1)) as renderer:
+                try_source(frozen, request.index, renderer, say)
+            teachers[name] = frozen
         else:
             teachers[name] = BatchStatisticsSource(
                 source, input_map, device=execution.device, compute=execution.precision
             )
-    return LiveLabels(teachers, views=views)
+    contracts = {name: contract_in_force(name, request.places, None) for name in sources}
+    return LiveLabels(teachers, views=views, contracts=contracts)
 
 
 def _write_through(request: Request, sources: tuple[str, ...], views: int, say: Say) -> WriteThroughLabels:
-    opened = [_opened(request, name) for name in sources]
+    opened = [_opened(request, name, say) for name in sources]
     job = Job(request.target, request.index, opened, request.plan, views)
     works = {
         name: open_work(job, source, input_map, request.places.cache_dir, request.execution, say)
@@ -283,10 +303,11 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
         cached=cached,
         residence=choose_residence(stores, request.n_rows, request.execution.device),
         temperature=request.temperature,
+        contracts={name: contract_in_force(name, request.places, work.store) for name, work in works.items()},
     )
 
 
-def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
+def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
     places = request.places
-    source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+    source = open_named(name, places, say)
     return source, request.augmentation.input_map(request.spec, source.spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from sskt.errors import RunError
@@ -62,6 +62,7 @@ class TrainConfig:
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
     source_weights: dict[str, str]  # sha256 of each source's weights
+    contracts: dict[str, Any] = field(default_factory=dict)  # of each source of which anything is declared
 
     @property
     def is_own(self) -> bool:
@@ -93,8 +94,8 @@ class TrainConfig:
         """What `to_dict` gave, now or before a setting with a default was added: the default is what runs
         did until then. Raises RunError, starting with `where`, for a setting that is unknown or missing.
         """
-        names = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        names = {f.name for f in fields(cls)}
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if strange := sorted((needed - set(found)) | (set(found) - names)):
             raise RunError(
                 f"{where}: its settings are not this version's, {strange[0]} is "

@@ -1,0 +1,57 @@
+"""A source opened by name, with what the user and its file say of it, and that said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cache.store import Store
+from pipeline.choices import Places
+from sskt.contract import Contract
+from sskt.declared import declared_of
+from sskt.sources import Source, open_source
+
+Say = Callable[[str], None]
+
+
+def open_named(name: str, places: Places, say: Say) -> Source:
+    """The source, with the weights and the contract that `places` has for it; of a program it is said what it
+    declares and what is assumed. Raises what `open_source` raises.
+    """
+    source = open_source(
+        name,
+        weights=places.weights.get(name),
+        weights_dir=places.weights_dir,
+        told=places.told(name),
+    )
+    if source.declared is not None:
+        say(source.declared.sentence(name))
+        for remark in source.declared.remarks:
+            say(remark)
+    return source
+
+
+def contract_record(source: Source) -> dict[str, Any]:
+    """What a store records beside its fingerprint: the contract that was declared, and the user's part."""
+    if source.declared is None:
+        return {}
+    parts = {"contract": source.declared.contract.to_dict(), "told": source.declared.told.to_dict()}
+    return {name: part for name, part in parts.items() if part}
+
+
+def contract_in_force(name: str, places: Places, store: Store | None) -> Contract:
+    """What is declared of source `name` for a run on `store`: by the user now or when the store was made,
+    by the program's file where it is at hand, and else as the store recorded it.
+
+    Published weights declare nothing here but what a user says of them. Raises SourceError for a
+    declaration that cannot be read.
+    """
+    asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
+    told = (places.told(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
+    recorded = Contract.from_dict(asked.get("contract", {}))
+    task, _, rest = name.partition(":")
+    path = Path(rest).expanduser()
+    if task == "program" and path.is_file():
+        told = declared_of(path, told).contract
+    return told.over(recorded)
