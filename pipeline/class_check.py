@@ -42,6 +42,11 @@ class Knowledge:
     in_order: float = math.nan  # the figure then
     matched: float | None = None  # near chance: the figure on other rows, with classes matched by these
 
+    @property
+    def misplaced(self) -> bool:
+        """Whether the classes fit the labels far better in another order, named or not."""
+        return self.order is not None or self.matched is not None
+
     def sentence(self, name: str, target: str) -> str:
         """The figure, and what is wrong with it."""
         text = f"{name} on {target}: {self.metric} {self.figure:.1f} % of {self.n_rows} rows of view 0"
@@ -96,9 +101,9 @@ def knowledge_of(
     figures = {name: _share(order[truth] == said) for name, order in orders.items()}
     best = max(figures, key=lambda name: figures[name], default=None)
     found = ("top-1", n, figure, 100 * chance, near)
-    if best is not None and figures[best] > figure + gain:
-        return Knowledge(*found, order=best, in_order=figures[best])
     matched = _matched(said, truth, n_classes) if near else 0.0
+    if best is not None and figures[best] > max(figure + gain, matched - gain):
+        return Knowledge(*found, order=best, in_order=figures[best])
     return Knowledge(*found, matched=matched if matched > figure + 2 * gain else None)
 
 

@@ -106,7 +106,7 @@ def kind_of(rows: Tensor) -> str:
     total = float(rows.sum(dim=1).mean())
     if _adds_up(rows) and (math.isclose(total, 1, rel_tol=2 * _SUM_SLACK) or _steadier_than_entries(rows)):
         return PROBABILITIES
-    if bool((rows >= -_SUM_SLACK).all()) and bool((rows <= 1 + _SUM_SLACK).all()):
+    if bool((rows >= 0).all()) and bool((rows <= 1).all()):
         return SIGMOIDS
     if bool((rows.logsumexp(dim=1).abs() <= _SUM_SLACK).all()):
         return LOG_PROBABILITIES
@@ -118,7 +118,7 @@ def _adds_up(rows: Tensor) -> bool:
     sums = rows.sum(dim=1)
     total = float(sums.mean())
     slack = _SUM_SLACK * total
-    return total > 0 and bool((rows >= -slack).all()) and bool(((sums - total).abs() <= slack).all())
+    return total > 0 and bool((rows >= 0).all()) and bool(((sums - total).abs() <= slack).all())
 
 
 def _steadier_than_entries(rows: Tensor) -> bool:

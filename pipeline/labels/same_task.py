@@ -48,9 +48,9 @@ def of_same_classes(labels: Labels, request: Request, *, resumes: bool, say: Say
     answers, rows = _answers(labels, request) if columns else ({}, np.empty(0, np.int64))
     for name, order in columns.items():
         found = knowledge_of(answers[name].float().cpu(), index, rows, order)
-        if found.order is not None and contracts[name].classes is None and not resumes:
+        if found.misplaced and contracts[name].classes is None and not resumes:
             raise RunError(
-                f"--method kd: {found.sentence(name, index.target)}, or classes=target if that is chance"
+                f"--method kd: {found.sentence(name, index.target)}, or classes=target if they are the target's all the same"
             )
         say(found.sentence(name, index.target))
     moved = {name: order for name, order in columns.items() if (order != np.arange(len(order))).any()}
