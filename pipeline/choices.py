@@ -70,7 +70,7 @@ class Places:
             ) from error
 
     def told(self, source: str) -> Contract | None:
-        """What the user says of a source, under its name or, of programs and runs, its name without folders."""
+        """What the user says of a source; programs and runs may be named without their folder."""
         own = parse_source(source).name
         matching = [told for name, told in self.contracts.items() if parse_source(name).name == own]
         return self.contracts.get(source, matching[0] if matching else None)

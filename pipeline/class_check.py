@@ -60,8 +60,9 @@ class Knowledge:
         text = f"warning: {text}, near chance ({self.chance:.1f} %)"
         if self.matched is not None:
             return (
-                f"{text}; matched to the labels by half of the rows, its classes give {self.matched:.1f} % of "
-                f"the others: they are in another order, give their names with --contract {name}=classes=FILE"
+                f"{text}; matched to the labels by half of the rows, its classes give {self.matched:.1f} % "
+                f"of the others: they are in another order, give their names with "
+                f"--contract {name}=classes=FILE"
             )
         return f"{text}: as a teacher of these classes (--method kd) it would teach nothing right"
 

@@ -190,13 +190,15 @@ def _of_other_contracts(source_name: str, stores: list[Store]) -> StoreMismatch:
     first, second = (store.manifest.identity for store in stores[:2])
     pair = [{k: identity[k] for k in ("source", "input")} for identity in (first, second)]
     fields = ", ".join(
-        f"{d.field} {d.stored} and {d.wanted}" for d in differences(*pair) if ABSENT not in (d.stored, d.wanted)
+        f"{d.field} {d.stored} and {d.wanted}"
+        for d in differences(*pair)
+        if ABSENT not in (d.stored, d.wanted)
     )
     paths = ", ".join(str(store.path) for store in stores)
     return StoreMismatch(
         f"{source_name}: {len(stores)} stores serve this run, made by other contracts ({paths}"
-        f"{'; ' if fields else ''}{fields}); say which with --contract {source_name}=KEY=VALUE,..., or remove "
-        f"the others with sskt cache prune"
+        f"{'; ' if fields else ''}{fields}); say which with --contract {source_name}=KEY=VALUE,..., or "
+        f"remove the others with sskt cache prune"
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cache.store import Store
 from pipeline.choices import Places
+from sskt.clip_frames import CLIP
 from sskt.contract import Contract
 from sskt.declared import declared_of
-from sskt.sources import Source, open_source
+from sskt.sources import Source, SourceSpec, open_source, parse_source
+from sskt.trained import read_trained
 
 Say = Callable[[str], None]
 
@@ -55,3 +58,22 @@ def contract_in_force(name: str, places: Places, store: Store | None) -> Contrac
     if task == "program" and path.is_file():
         told = declared_of(path, told).contract
     return told.over(recorded)
+
+
+def spec_on_store(name: str, places: Places, store: Store) -> SourceSpec:
+    """The source as a run on `store` wants it: under the contract in force, and for what is the network's own
+    as the store has it, since its weights' sha256 says that it is the same network.
+    """
+    spec, stored = parse_source(name), store.manifest.identity
+    if not spec.n_classes:
+        frames = stored["input"].get("frames") or {}
+        mean, std = (tuple(stored["input"][field]) for field in ("mean", "std"))
+        spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
+    return spec.under(contract_in_force(name, places, store))
+
+
+def classes_of(source: str) -> tuple[str, ...] | None:
+    """The classes that a source knows, by name; None unless it is a run at hand."""
+    task, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None

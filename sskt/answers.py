@@ -27,6 +27,7 @@ _SATURATED_NATS = 1e-3
 _UNIFORM_SHARE = 0.99  # of log K
 _MOST = 0.95  # of the rows
 _FEWEST_ROWS = 4
+_CHECK = "check its mean and std, and whether its logits are scaled"
 
 
 def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None:
@@ -38,8 +39,8 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
     rows = _finite(outputs)
     if declared == EMBEDDING:
         raise SourceError(
-            f"{name} is declared to return an embedding, which no loss can compare with classes, and features "
-            f"are not stored yet; export the network with its classifier"
+            f"{name} is declared to return an embedding, which no loss can compare with classes, and "
+            f"features are not stored yet; export the network with its classifier"
         )
     if not len(rows):
         return
@@ -53,8 +54,8 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
     low, high = float(rows.min()), float(rows.max())
     if declared == PROBABILITIES and not _adds_up(rows):
         raise SourceError(
-            f"{name} is declared to return probabilities, but {tried} lie in {low:.3g}..{high:.3g} and do not "
-            f"add up to one number; declare returns={seen}"
+            f"{name} is declared to return probabilities, but {tried} lie in {low:.3g}..{high:.3g} and do "
+            f"not add up to one number; declare returns={seen}"
         )
     if declared == SIGMOIDS and (low < -_SUM_SLACK or high > 1 + _SUM_SLACK):
         raise SourceError(
@@ -65,9 +66,9 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
         total = float(rows.sum(dim=1).mean())
         factor = "" if math.isclose(total, 1, rel_tol=2 * _SUM_SLACK) else f" times {total:.4g}"
         raise SourceError(
-            f"{name} returns probabilities{factor}, not {declared or LOGITS}: {tried} are positive and add up "
-            f"to {total:.4g}; declare it with --contract {name}=returns=probabilities, and their logarithms "
-            f"are stored"
+            f"{name} returns probabilities{factor}, not {declared or LOGITS}: {tried} are positive and add "
+            f"up to {total:.4g}; declare it with --contract {name}=returns=probabilities, and their "
+            f"logarithms are stored"
         )
     if seen == SIGMOIDS and declared is None:
         raise SourceError(
@@ -88,8 +89,8 @@ def remarks_on(outputs: Tensor, declared: str | None, name: str) -> list[str]:
         found.append(f"{name} returns log-probabilities, which serve as logits as they are")
     if declared == LOG_PROBABILITIES and seen != LOG_PROBABILITIES:
         found.append(
-            f"{name} is declared to return log-probabilities and returns {seen}: the exponentials of its rows "
-            f"do not add up to 1; they are taken as logits"
+            f"{name} is declared to return log-probabilities and returns {seen}: the exponentials of its "
+            f"rows do not add up to 1; they are taken as logits"
         )
     if declared == SIGMOIDS and seen == PROBABILITIES:
         found.append(f"{name} is declared to return sigmoids, and each of its {n} rows tried adds up to 1")
@@ -137,17 +138,18 @@ def _remarks_on_logits(logits: Tensor, name: str) -> list[str]:
     entropy = _entropy(logits)
     if bool((entropy > _UNIFORM_SHARE * math.log(n_classes)).all()):
         share = float(entropy.mean()) / math.log(n_classes)
-        return [
+        found = (
             f"{name} hardly tells classes apart: the entropy of its softmax is {share:.1%} of log "
-            f"{n_classes} on {n} images tried; check its mean and std, and whether its logits are scaled"
-        ]
+            f"{n_classes} on {n} images tried"
+        )
+        return [f"{found}; {_CHECK}"]
     saturated = _entropy(logits / _SATURATED_AT) < _SATURATED_NATS
     if float(saturated.float().mean()) >= _MOST:
-        return [
+        found = (
             f"{name} is saturated: {int(saturated.sum())} of {n} rows tried are one class even at T = "
-            f"{_SATURATED_AT:g} (values up to {scale:.3g}), so they teach no more than a label; check its "
-            f"mean and std, and whether its logits are scaled"
-        ]
+            f"{_SATURATED_AT:g} (values up to {scale:.3g}), so they teach no more than a label"
+        )
+        return [f"{found}; {_CHECK}"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Whether a teacher's classes are a target's, and in which order: by names, or by a named order of the target's.
+"""Whether a teacher's classes are a target's, and in which order: by names, or by a named order of them.
 
 A mapping is one column number for each class of the target: column c of a teacher's permuted logits is
 `logits[:, columns[c]]`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import torch
@@ -87,7 +87,7 @@ class Contract:
         }
 
     def over(self, other: Contract) -> Contract:
-        """This contract, completed by what only `other` declares; mean, std and range go together."""
+        """What this one declares, completed by what only `other` does; mean, std and range go together."""
         own = {name: value for name, value in _values(self).items() if value is not None}
         rest = {
             name: value
@@ -122,8 +122,12 @@ class Contract:
         ]
         here, there = self.normalisation, other.normalisation
         if here is not None and there is not None and here != there:
-            found.insert(0, ("mean and std", *(" and ".join(map(shown, pair)) for pair in (here, there))))
+            counts, overridden = (" and ".join(map(shown, pair)) for pair in (here, there))
+            found.insert(0, ("mean and std", counts, overridden))
         return found
+
+
+NOTHING = Contract()  # declared
 
 
 def as_logits(outputs: Tensor, returns: str) -> Tensor:
@@ -139,7 +143,9 @@ def as_logits(outputs: Tensor, returns: str) -> Tensor:
         return z
     single, own = torch.finfo(torch.float32), torch.finfo(outputs.dtype)
     eps = max(own.eps, single.eps)
-    least = max(own.tiny * own.eps, single.tiny)  # half precision has smaller numbers than its smallest normal
+    least = max(
+        own.tiny * own.eps, single.tiny
+    )  # half precision has smaller numbers than its smallest normal
     slack = 4 * eps
     if returns == PROBABILITIES:
         total = z.sum(dim=1, keepdim=True)
@@ -155,7 +161,9 @@ def as_logits(outputs: Tensor, returns: str) -> Tensor:
 
 def sentence(contract: Contract) -> str:
     """What is declared, in a few words: "mean 0.5, std 0.5, returns probabilities"."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in _values(contract).items() if value is not None)
+    return ", ".join(
+        f"{name} {shown(value)}" for name, value in _values(contract).items() if value is not None
+    )
 
 
 def assumed(contract: Contract) -> str:
@@ -180,11 +188,6 @@ def shown(value: Any) -> str:
         numbers = [f"{number:g}" for number in value]
         return numbers[0] if len(numbers) == 3 and len(set(numbers)) == 1 else "/".join(numbers)
     return str(value)
-
-
-def without_classes(contract: Contract) -> Contract:
-    """The part that decides what is stored."""
-    return replace(contract, classes=None)
 
 
 def _values(contract: Contract) -> dict[str, Any]:

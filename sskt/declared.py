@@ -19,7 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 
-from sskt.contract import Contract, assumed, sentence, without_classes
+from sskt.contract import NOTHING, Contract, assumed, sentence
 from sskt.errors import SourceError
 from sskt.preprocessor import is_foreign, read_foreign
 
@@ -34,7 +34,7 @@ class Declared:
     """A contract and what there is to say about it."""
 
     contract: Contract
-    told: Contract = Contract()  # the user's part of it
+    told: Contract = NOTHING  # the user's part of it
     said: tuple[str, ...] = ()  # who declares what: "the file itself: mean 0.5, std 0.5"
     remarks: tuple[str, ...] = ()  # contradictions, and what cannot be honoured: sentences
 
@@ -43,8 +43,8 @@ class Declared:
         rest = assumed(self.contract) if name.startswith("program:") else ""
         if not self.said:
             return (
-                f"{name} declares nothing; assumed: {rest}. If that is wrong: {OPTION} "
-                f"{name}=mean=0.5,std=0.5,returns=logits or the like, or sskt.declared.save_source"
+                f"{name} declares nothing; assumed: {rest}. Where that is wrong, declare it: {OPTION} "
+                f"{name}=mean=0.5,std=0.5,returns=logits and the like, or save the program with save_source"
             )
         return f"{name} declares {'; '.join(self.said)}" + (f"; assumed: {rest}" if rest else "")
 
@@ -55,22 +55,23 @@ def declared_of(path: Path, told: Contract | None = None) -> Declared:
     Raises SourceError for a declaration that cannot be read or meant.
     """
     beside = path.with_suffix(".json")
-    found = [(OPTION, told or Contract(), ()), ("the file itself", read_inside(path), ())]
+    found = [(OPTION, told or NOTHING), ("the file itself", read_inside(path))]
+    remarks: list[str] = []
     if beside.is_file():
         contract, remarks = read_beside(beside)
-        found.append((beside.name, contract, tuple(remarks)))
-    total, said, remarks = Contract(), [], [text for _, _, texts in found for text in texts]
-    for who, contract, _ in found:
+        found.append((beside.name, contract))
+    total, said = NOTHING, []
+    for who, contract in found:
         for what, counts, other in total.differs_from(contract):
             remarks.append(f"{path.name}: {who} says {what} {other}, which {what} {counts} overrides")
-        if contract != Contract():
+        if contract != NOTHING:
             said.append(f"{sentence(contract)} ({who})")
         total = total.over(contract)
     if total.crop is not None:
         remarks.append(
             f"{path.name}: its own crop ({total.crop}) is not made; it sees the crop that the student sees"
         )
-    return Declared(total, told or Contract(), tuple(said), tuple(remarks))
+    return Declared(total, told or NOTHING, tuple(said), tuple(remarks))
 
 
 def read_inside(path: Path) -> Contract:
@@ -188,11 +189,6 @@ def save_source(
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def decides_rows(contract: Contract) -> dict[str, Any]:
-    """What of a contract the stored rows depend on, as plain data."""
-    return without_classes(contract).to_dict()
 
 
 def _exported(network: nn.Module, size: int | None) -> ExportedProgram:

@@ -1,5 +1,5 @@
-"""The preprocessing files of timm (pretrained_cfg) and Hugging Face (preprocessor_config.json, config.json) as
-contracts, as far as their fields say something that a contract has; nothing else of them is read.
+"""The preprocessing files of timm (pretrained_cfg) and Hugging Face (preprocessor_config.json, config.json)
+as contracts, as far as their fields say something that a contract has; nothing else of them is read.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ def _size(flat: Mapping[str, Any]) -> int | None:
         if isinstance(found, int):
             return found
         if isinstance(found, dict):
-            sides = {found.get("height"), found.get("width")} if "height" in found else {found.get("shortest_edge")}
+            sides = (
+                {found.get("height"), found.get("width")}
+                if "height" in found
+                else {found.get("shortest_edge")}
+            )
             if len(sides) == 1 and isinstance(side := sides.pop(), int):
                 return side
     shape = flat.get("input_size")

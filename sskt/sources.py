@@ -18,12 +18,13 @@ from sskt.backbones import CLIP_BACKBONES
 from sskt.backbones.resnet3d import ResNet3D
 from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.clip_classifier import ClipClassifier, renamed
-from sskt.contract import EMBEDDING, LOGITS, Contract, sentence
+from sskt.contract import EMBEDDING, LOGITS, NOTHING, Contract, sentence
 from sskt.declared import OPTION, Declared, declared_of
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.programs import read_program
+from sskt.published_contract import published_contract
 from sskt.trained import WEIGHTS, Predictor, read_trained
 from sskt.weights import load_into, read_state
 
@@ -50,10 +51,10 @@ class SourceSpec:
     std: tuple[float, ...]
     weights_note: str  # where the weights come from, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
-    contract: Contract = Contract()  # of published weights what is known, of a program what is declared
+    contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
 
     def under(self, contract: Contract) -> SourceSpec:
-        """This source with what a contract says of it; what that leaves open stays as it is."""
+        """The source with what a contract says of it; what that leaves open stays as it is."""
         mean, std = contract.normalisation or (self.mean, self.std)
         return replace(self, mean=mean, std=std, contract=contract.over(self.contract))
 
@@ -127,7 +128,7 @@ def parse_source(name: str) -> SourceSpec:
         std=std,
         weights_note=_note(task, url, prefix[1] if prefix else None),
         reads_clips=task == _CLIP_TASK,
-        contract=_published_contract(task, architecture, mean, std),
+        contract=published_contract(task, architecture, mean, std),
     )
 
 
@@ -148,7 +149,7 @@ def open_source(
     Raises SourceError when the weights do not fit or cannot be read, or the contract does not fit them,
     DownloadError when they cannot be fetched.
     """
-    source = _opened(name, weights, weights_dir, told or Contract())
+    source = _opened(name, weights, weights_dir, told or NOTHING)
     _require_fitting(source.spec)
     if told is not None and source.declared is None:
         return replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
@@ -214,31 +215,6 @@ def _require_fitting(spec: SourceSpec) -> None:
         )
 
 
-def _published_contract(
-    task: str, architecture: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Contract:
-    """What is known of published weights: size and interpolation are for the record, since a source sees the
-    student's pixels through f_s.
-    """
-    known = Contract(mean, std, (0.0, 1.0), "rgb", returns=LOGITS)
-    video = task == _CLIP_TASK and architecture in TORCH_VIDEO
-    name = "KINETICS400_V1" if video else "IMAGENET1K_V1"
-    if not video and task != "imagenet":
-        return known
-    entry = getattr(torchvision.models.get_model_weights(architecture), name, None)
-    if entry is None:
-        return known
-    made = entry.transforms()
-    crop = f"resize {_sides(made.resize_size)}, crop {_sides(made.crop_size)}, {made.interpolation.value}"
-    categories = tuple(entry.meta["categories"])
-    unique = len(set(categories)) == len(categories)
-    return replace(known, crop=crop, classes=categories if unique else None)
-
-
-def _sides(sizes: list[int]) -> str:
-    return "x".join(map(str, dict.fromkeys(sizes)))
-
-
 def _of_run(folder: Path) -> SourceSpec:
     """A student of ours; where its folder is not at hand, only its name is known."""
     note = "a run of ours"
@@ -247,9 +223,8 @@ def _of_run(folder: Path) -> SourceSpec:
         return SourceSpec(name, "run", "", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note)
     trained = read_trained(folder)
     known = (trained.model, trained.n_classes, None, None)
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if trained.reads_clips:
-        mean, std = _normalisation(_CLIP_TASK, trained.model)
+    imagenet = (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = _normalisation(_CLIP_TASK, trained.model) if trained.reads_clips else imagenet
     contract = Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS)
     return SourceSpec(
         name, "run", *known, mean, std, note, reads_clips=trained.reads_clips, contract=contract

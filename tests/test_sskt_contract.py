@@ -77,7 +77,9 @@ def test_bgr_exchanges_colours_before_their_own_mean_and_is_written_only_where_i
     for channel, (mean, of) in enumerate(zip(blue_first, (2, 1, 0), strict=True)):
         torch.testing.assert_close(seen[:, channel], pixels[:, of] / 255 - mean)
     clip = torch.randint(0, 256, (1, 3, 4, 8, 8), dtype=torch.uint8)
-    assert torch.equal(InputMap(8, channels="bgr")(clip)[0, :, 2], InputMap(8, channels="bgr")(clip[:, :, 2])[0])
+    assert torch.equal(
+        InputMap(8, channels="bgr")(clip)[0, :, 2], InputMap(8, channels="bgr")(clip[:, :, 2])[0]
+    )
     bgr = InputMap(8, channels="bgr")
     assert bgr.to_dict()["channels"] == "bgr"
     assert InputMap.from_dict(bgr.to_dict()) == bgr
@@ -144,8 +146,9 @@ def test_contract_that_does_not_fit_the_network_is_refused(tmp_path):
             Contract((0.5,) * 3, (0.25,) * 3, (0.0, 1.0), "rgb", "bicubic", 384),
         ),
         (
-            {"do_rescale": True, "do_flip_channel_order": True, "do_center_crop": True, "size": {"shortest_edge": 288},
-             "crop_size": {"height": 256, "width": 256}, "resample": 2, "id2label": {"1": "b", "0": "a"}},
+            {"do_rescale": True, "do_flip_channel_order": True, "do_center_crop": True,
+             "size": {"shortest_edge": 288}, "crop_size": {"height": 256, "width": 256}, "resample": 2,
+             "id2label": {"1": "b", "0": "a"}},
             Contract(None, None, (0.0, 1.0), "bgr", "bilinear", 256, "center crop", ("a", "b")),
         ),
         (
@@ -158,7 +161,8 @@ def test_contract_that_does_not_fit_the_network_is_refused(tmp_path):
         ),
         (
             {"architecture": "vit", "num_classes": 2, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3,
-             "interpolation": "bicubic", "input_size": [3, 224, 224], "crop_pct": 0.9, "label_names": ["x", "y"]}},
+             "interpolation": "bicubic", "input_size": [3, 224, 224], "crop_pct": 0.9,
+             "label_names": ["x", "y"]}},
             Contract((0.5,) * 3, (0.5,) * 3, None, None, "bicubic", 224, "center crop of 90.0%", ("x", "y")),
         ),
     ],
@@ -173,9 +177,13 @@ def test_what_lies_beside_and_says_nothing_is_told_and_what_is_misspelt_refused(
     path = save_program(tmp_path / "t.pt2")
     beside = path.with_suffix(".json")
     beside.write_text('{"epochs": 90, "optimizer": "sgd"}')
-    assert declared_of(path).remarks == ("t.json: has no field of a contract, so it says nothing of its program",)
+    assert declared_of(path).remarks == (
+        "t.json: has no field of a contract, so it says nothing of its program",
+    )
     beside.write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 1}')
-    assert declared_of(path).remarks == ("t.json: its interpolation lanczos is not available, bilinear is used",)
+    assert declared_of(path).remarks == (
+        "t.json: its interpolation lanczos is not available, bilinear is used",
+    )
     for text, said in (('{"retruns": "logits"}', "did you mean returns"), ("{", "cannot be read as JSON")):
         beside.write_text(text)
         with pytest.raises(SourceError, match=said):

@@ -11,7 +11,8 @@ from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.labels.same_task import of_same_classes
-from pipeline.labels.supply import Request, classes_of, open_labels, stored_teachers
+from pipeline.labels.supply import Request, open_labels, stored_teachers
+from pipeline.named import classes_of
 from pipeline.ranks import Ranks
 from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex

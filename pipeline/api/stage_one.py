@@ -9,8 +9,8 @@ from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places, choose_executi
 from pipeline.estimate import estimate
 from pipeline.execution import Execution
 from pipeline.job import Job
-from pipeline.precompute import StoreReport, precompute
 from pipeline.named import open_named
+from pipeline.precompute import StoreReport, precompute
 from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex

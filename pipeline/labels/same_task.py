@@ -1,5 +1,5 @@
-"""Teachers of the target's own classes (method kd): their columns in the target's order, and a look at whether
-they are right.
+"""Teachers of the target's own classes (method kd): their columns in the target's order, and a look at
+whether they are right.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.class_check import knowledge_of, known_columns, some_rows
+from pipeline.class_check import knowledge_of, some_rows
 from pipeline.labels import Labels
 from pipeline.labels.reordered import ReorderedLabels
-from pipeline.labels.supply import Request, Say, classes_of
+from pipeline.labels.supply import Request, Say
+from pipeline.named import classes_of
 from pipeline.trial import trial_positions
 from sskt.class_order import columns_of
 from sskt.contract import Contract, shown
@@ -50,7 +51,8 @@ def of_same_classes(labels: Labels, request: Request, *, resumes: bool, say: Say
         found = knowledge_of(answers[name].float().cpu(), index, rows, order)
         if found.misplaced and contracts[name].classes is None and not resumes:
             raise RunError(
-                f"--method kd: {found.sentence(name, index.target)}, or classes=target if they are the target's all the same"
+                f"--method kd: {found.sentence(name, index.target)}, or classes=target if they are the "
+                f"target's all the same"
             )
         say(found.sentence(name, index.target))
     moved = {name: order for name, order in columns.items() if (order != np.arange(len(order))).any()}

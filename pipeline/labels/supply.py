@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels, Teacher
 from pipeline.labels.residence import choose_residence
 from pipeline.labels.through import WriteThroughLabels
-from pipeline.named import contract_in_force, open_named
+from pipeline.named import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
 from pipeline.targets.command import folder_words
@@ -32,14 +32,12 @@ from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.teachers import open_teacher
 from pipeline.trial import try_source
-from sskt.clip_frames import CLIP
 from sskt.contract import CONVERTED
 from sskt.declared import OPTION, to_told
 from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.reference import BatchStatisticsSource
-from sskt.sources import Source, parse_source
-from sskt.trained import read_trained
+from sskt.sources import Source
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")
@@ -72,12 +70,7 @@ class Request:
         stored = store.manifest.identity
         sha256 = self.source_weights.get(source) or self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
-        spec = parse_source(source)
-        if not spec.n_classes:  # what it reads is the network's own, and that is known by its sha256
-            frames = stored["input"].get("frames") or {}
-            mean, std = (tuple(stored["input"][name]) for name in ("mean", "std"))
-            spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
-        spec = spec.under(contract_in_force(source, self.places, store))
+        spec = spec_on_store(source, self.places, store)
         here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
         here = {name: value for name, value in here.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
@@ -172,13 +165,6 @@ def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
     """
     stores = [s for s in _begun_stores(cache_dir, index) if s.n_classes == len(index.classes)]
     return tuple(sorted({_source_name(store) for store in stores if _knows(store, index.classes)}))
-
-
-def classes_of(source: str) -> tuple[str, ...] | None:
-    """The classes that a source knows, by name; None unless it is a run at hand."""
-    task, _, rest = source.partition(":")
-    folder = Path(rest).expanduser()
-    return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None
 
 
 def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
