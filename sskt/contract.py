@@ -127,9 +127,6 @@ class Contract:
         return found
 
 
-NOTHING = Contract()  # declared
-
-
 def as_logits(outputs: Tensor, returns: str) -> Tensor:
     """Outputs (N, K) of a network as float32 logits (N, K), exactly where float32 can hold them.
 
@@ -263,3 +260,6 @@ def _require_pixels(
             f"std is {shown(std)}, which no pixels in {low:g}..{high:g} have; say in which range they are, "
             f"e.g. range 0/255"
         )
+
+
+NOTHING = Contract()  # is declared
