@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.api.stage_one import open_index, require_named
@@ -67,6 +67,8 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
     if taught.sources and taught.method not in TAUGHT:
         raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
+    if taught.method not in TAUGHT and asked.places.contracts:
+        raise RunError(f"--method {taught.method} has no sources; leave --contract out, or use sskt or kd")
     if taught.method in TAUGHT:
         sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
         if sources:
@@ -99,7 +101,7 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
             teacher_bn=taught.teacher_bn,
             say=say,
         )
-        require_named(asked.places, tuple(labels.n_classes))
+        require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
         if taught.method == "kd":
             labels = of_same_classes(labels, request, resumes=bool(asked.source_weights), say=say)
     return Lesson(index, test_index, plan, eval_plan, labels)

@@ -27,6 +27,7 @@ from pipeline.reproduce.attempt import (
 from pipeline.reproduce.report import Result, Scratch, write_report
 from pipeline.run import RunBusyError, read_summary
 from pipeline.training.trainer import DivergedError
+from sskt.contract import sentence
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
 from sskt.sources import parse_source, published_digest, weights_file
@@ -268,14 +269,15 @@ def _began_with(row: Published) -> tuple[str, ...]:
 
 
 def _require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
-    """Raise RunError for local weights that no published row would read: a slip of the pen."""
+    """Raise RunError for weights or contracts that no published row would read: a slip of the pen."""
     known = [*published_sources(), *stand_ins.values()]
     known += [name for row in published_rows() for name in _began_with(row)]
-    if strange := sorted(set(places.weights) - set(known)):
-        raise RunError(
-            f"--weights names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
-            f"correct the name"
-        )
+    for option, named in (("--weights", places.weights), ("--contract", places.contracts)):
+        if strange := sorted(set(named) - set(known)):
+            raise RunError(
+                f"{option} names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
+                f"correct the name"
+            )
 
 
 def _marks(attempt: Attempt, campaign: Campaign) -> list[str]:
@@ -286,6 +288,8 @@ def _marks(attempt: Attempt, campaign: Campaign) -> list[str]:
         for name in (*attempt.sources, *_began_with(attempt.row))
         if name in weights and not published_digest(name, weights[name])
     ]
+    told = {name: campaign.places.told(name) for name in attempt.sources}
+    marks += [f"{name} declared as {sentence(c)}" for name, c in told.items() if c is not None]
     marks.append(f"{campaign.views} views in turn")
     precision = student_precision(campaign.amp, campaign.execution.device)
     return [*marks, f"students compute in {precision}"] if precision != "fp32" else marks
