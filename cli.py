@@ -15,6 +15,7 @@ import click
 from commands.front import FrontDoor, Sectioned
 from commands.options import (
     CACHE_DIR,
+    CONTRACT,
     DATA_DIR,
     EXECUTION,
     HOW,
@@ -200,7 +201,7 @@ def prepare(
             *HOW,
         ),
     ),
-    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: keep what sources say of a target.
@@ -224,12 +225,22 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
 
 
 @main.command()
-@options(JSON)
-def sources(as_json: bool) -> None:
-    """List the sources that can be named."""
-    from pipeline.tables import source_rows
+@options(click.argument("name", required=False), JSON)
+def sources(name: str | None, as_json: bool) -> None:
+    """List the sources that can be named, or show what one NAME wants and returns.
 
-    show(source_rows(), as_json, "source architecture classes weights")
+    NAME is a listed source, program:FILE.pt2 or run:FOLDER; nothing is downloaded.
+    """
+    from pipeline.tables import source_fields, source_rows
+
+    if name is None:
+        show(source_rows(), as_json, "source architecture classes weights")
+        return
+    fields = source_fields(name)
+    if as_json:
+        click.echo(json.dumps(fields, indent=2))
+    else:
+        show([{"field": k, "value": v} for k, v in fields.items()], as_json, "field value")
 
 
 @main.command()

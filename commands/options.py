@@ -62,19 +62,33 @@ def section(title: str, *decorators: Decorator) -> Decorator:
     return apply
 
 
-def build_places(data_dir: Path, cache_dir: str, weights: tuple[str, ...] = ()) -> Places:
-    """NAME=PATH pairs: a name holds no '=', a path may."""
+def build_places(
+    data_dir: Path, cache_dir: str, weights: tuple[str, ...] = (), contracts: tuple[str, ...] = ()
+) -> Places:
+    """NAME=PATH and NAME=KEY=VALUE,... pairs: a name holds no '=', a path may."""
     from cache.files import location, require_bucket
     from pipeline.choices import Places
+    from sskt.declared import parse_told
 
     for pair in weights:
         if "=" not in pair:
             raise click.BadParameter(
                 f"{pair!r} is not NAME=PATH, e.g. imagenet=resnet50.pth", param_hint="--weights"
             )
+    for pair in contracts:
+        if pair.count("=") < 2:
+            raise click.BadParameter(
+                f"{pair!r} is not NAME=KEY=VALUE,..., e.g. program:teacher.pt2=mean=0.5,std=0.5",
+                param_hint="--contract",
+            )
     place = location(cache_dir)
     require_bucket(place)  # also where a command would not look there
-    return Places(data_dir, place, {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)})
+    return Places(
+        data_dir,
+        place,
+        {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)},
+        {n: parse_told(told) for n, _, told in (pair.partition("=") for pair in contracts)},
+    )
 
 
 def build_execution(
@@ -182,7 +196,17 @@ WEIGHTS = click.option(
     "--weights",
     multiple=True,
     metavar="NAME=PATH",
-    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors), e.g. imagenet=resnet50.pth. Repeatable.",
+    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors): imagenet=resnet50.pth. Repeatable.",
+)
+CONTRACT = click.option(
+    "--contract",
+    "contracts",
+    multiple=True,
+    metavar="NAME=KEY=VALUE,...",
+    help="What a source wants to see and returns, where its file does not say it: mean=0.5/0.5/0.5, std=..., "
+    "range=0/255, channels=bgr, interpolation=bicubic, size=224, returns=logits, log-probabilities, "
+    "probabilities or sigmoids, classes=FILE (one name per line) or an order of the target's names: target, "
+    "numeric, text, case-insensitive or reversed. Repeatable.",
 )
 THREADS = click.option(
     "--threads",

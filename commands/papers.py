@@ -12,6 +12,7 @@ import click
 from commands.front import Sectioned
 from commands.options import (
     CACHE_DIR,
+    CONTRACT,
     DATA_DIR,
     EXECUTION,
     HOW,
@@ -103,7 +104,7 @@ def recipes(as_json: bool) -> None:
             *HOW,
         ),
     ),
-    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def reproduce(
     table: str,
@@ -206,7 +207,7 @@ def reproduce(
             *HOW,
         ),
     ),
-    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def sweep(
     target: str,

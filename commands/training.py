@@ -14,6 +14,7 @@ from commands.options import (
     BEGINNING,
     CACHE_DIR,
     CLIPS,
+    CONTRACT,
     DATA_DIR,
     EXECUTION,
     HOW,
@@ -236,7 +237,7 @@ _RECIPE = "Recipe"
     ),
     PLANNED,
     together("execution", build_execution, section(EXECUTION, *HOW)),
-    together("places", build_places, section(PLACES, WEIGHTS, DATA_DIR, CACHE_DIR)),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def train(
     target: str | None,

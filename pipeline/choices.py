@@ -16,6 +16,7 @@ from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
 from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
+from sskt.contract import Contract, shown
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.frozen import InputMap, scaled_side
@@ -35,13 +36,14 @@ SOURCE_INPUTS = (RELEASED, EARLIER)
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where things lie: data sets and weights, stores and indexes, and files that stand in for official
-    weights.
+    """Where things lie: data sets and weights, stores and indexes, files that stand in for official weights,
+    and what is said of sources that their files do not say.
     """
 
     data_dir: Path = Path("data")
     cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
+    contracts: Mapping[str, Contract] = field(default_factory=dict)  # source name -> what the user says of it
 
     def __post_init__(self) -> None:
         """Paths may be given as text. Raises RunError for what is none."""
@@ -81,9 +83,19 @@ class Places:
                 f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"
             ) from error
 
+    def told(self, source: str) -> Contract | None:
+        """What the user says of a source; programs and runs may be named without their folder."""
+        own = parse_source(source).name
+        matching = [told for name, told in self.contracts.items() if parse_source(name).name == own]
+        return self.contracts.get(source, matching[0] if matching else None)
+
     def of(self, sources: Collection[str]) -> Places:
-        """Without the local weights of other sources, which a run would take for a slip of the pen."""
-        return replace(self, weights={name: path for name, path in self.weights.items() if name in sources})
+        """Without the weights and contracts of other sources, which a run would reject as typos."""
+        return replace(
+            self,
+            weights={name: path for name, path in self.weights.items() if name in sources},
+            contracts={name: told for name in sources if (told := self.told(name)) is not None},
+        )
 
     @property
     def index_dir(self) -> Path:
@@ -162,22 +174,43 @@ class Augmentation:
             if source.reads_clips:
                 raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
             scale = Fraction(1) if source.task == "run" else spec.source_scale
-            side = self.source_side_px or scaled_side(self._side(spec), scale)
-            is_rounded = not self.source_side_px and side != self._side(spec) * scale
+            side = scaled_side(self._side(spec), scale)
+            is_rounded = (
+                not (self.source_side_px or source.contract.size) and side != self._side(spec) * scale
+            )
             by = str(scale) if is_rounded and not earlier else None
-            return InputMap(side, source.mean, source.std, scale=by)
+            return replace(self._wanted(source, side, None), scale=by)
         n_frames, _ = self._clip(spec)
         if source.reads_clips:
             of_3d_resnets = earlier and source.task == "kinetics" and source.mean == ACTIVITYNET_MEAN
             mean = KINETICS_MEAN if of_3d_resnets else source.mean
-            return InputMap(self._side(spec), mean, source.std, frames=ClipFrames(CLIP, n_frames))
+            side = source.contract.size or self._side(spec)
+            wanted = self._wanted(source, side, ClipFrames(CLIP, n_frames))
+            return replace(wanted, side_px=side, mean=mean)
         name = self.source_frames or CENTER_FRAME
         frames = ClipFrames.parse(name, n_frames)
         if name == REFERENCE:
+            if source.task == "program" and source.contract.declares_pixels:
+                raise RunError(
+                    f"--source-frames {REFERENCE} takes the released code's mean off and scales nothing, and "
+                    f"{source.name} declares mean {shown(source.mean)}, std {shown(source.std)}; choose "
+                    f"another --source-frames"
+                )
             mean = KINETICS_MEAN if earlier else ACTIVITYNET_MEAN
             return InputMap(self._side(spec), mean, WHOLE_LEVELS, frames=frames)
-        side = self.source_side_px or scaled_side(self._side(spec), spec.source_scale)
-        return InputMap(side, source.mean, source.std, frames=frames)
+        return self._wanted(source, scaled_side(self._side(spec), spec.source_scale), frames)
+
+    def _wanted(self, source: SourceSpec, side_px: int, frames: ClipFrames | None) -> InputMap:
+        """What a source's contract wants, at the side that is asked for, that it declares, or `side_px`."""
+        contract = source.contract
+        return InputMap(
+            self.source_side_px or contract.size or side_px,
+            source.mean,
+            source.std,
+            interpolation=contract.interpolation or "bilinear",
+            frames=frames,
+            channels=contract.channels or "rgb",
+        )
 
     def _clip(self, spec: TargetSpec) -> tuple[int, int]:
         """Frames and stride. Raises RunError unless both are at least 1."""

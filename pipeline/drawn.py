@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.progress import Progress
+from sskt.declared import save_source
 from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -56,9 +57,7 @@ def drawn_source(task: str, folder: Path) -> Path:
         batch = torch.export.Dim("batch", min=1, max=4096)
         example = torch.zeros(2, 3, _SOURCE_PX, _SOURCE_PX)
         program = torch.export.export(network, (example,), dynamic_shapes={"x": {0: batch}})
-        partial = folder / f".{task}.partial.pt2"
-        torch.export.save(program, partial)
-        partial.replace(path)
+        save_source(path, program, mean=IMAGENET_MEAN, std=IMAGENET_STD, returns="logits", channels="rgb")
     return path
 
 

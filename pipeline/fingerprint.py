@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from cache.errors import StoreMismatch
 from cache.files import Location
-from cache.manifest import Difference, differences, require_match
+from cache.manifest import ABSENT, Difference, differences, digest, require_match
 from cache.store import Store, find_stores
 from pipeline.plan import CentreClip, CornerClip, OfClip, Plan
 from pipeline.render import Renderer
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import target_slug
+from sskt.contract import CONVERTED
 from sskt.errors import RunError
 from sskt.frozen import InputMap
 from sskt.sources import SourceSpec, source_slug
@@ -40,14 +41,16 @@ _PER_SAMPLE = (
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
     """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its
-    neighbours.
+    neighbours. What it returns is, where that is turned into logits.
     """
+    converted = {"returns": spec.returns} if spec.returns in CONVERTED else {}
     return {
         "name": spec.name,
         "architecture": spec.architecture,
         "n_classes": n_classes,
         "weights_sha256": weights_sha256,
         "mode": "eval",
+        **converted,
     }
 
 
@@ -112,6 +115,8 @@ def matching_store(
     serving = [store for store, n in zip(stores, unmet, strict=True) if n == 0]
     if len({store.manifest.identity["source"]["weights_sha256"] for store in serving}) > 1:
         raise _ambiguous(source_name, serving)
+    if len({digest({k: store.manifest.identity[k] for k in ("source", "input")}) for store in serving}) > 1:
+        raise _of_other_contracts(source_name, serving)
     return max(serving, key=lambda store: store.top_k or store.n_classes)
 
 
@@ -179,6 +184,23 @@ def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
     return StoreMismatch(
         f"{source_name}: {len(stores)} stores serve this run, of networks with other weights ({made_from}); "
         f"say which with {said}, or remove the others with sskt cache prune"
+    )
+
+
+def _of_other_contracts(source_name: str, stores: list[Store]) -> StoreMismatch:
+    """One network that was shown other inputs, or whose outputs were read otherwise."""
+    first, second = (store.manifest.identity for store in stores[:2])
+    pair = [{k: identity[k] for k in ("source", "input")} for identity in (first, second)]
+    fields = ", ".join(
+        f"{d.field} {d.stored} and {d.wanted}"
+        for d in differences(*pair)
+        if ABSENT not in (d.stored, d.wanted)
+    )
+    paths = ", ".join(str(store.path) for store in stores)
+    return StoreMismatch(
+        f"{source_name}: {len(stores)} stores serve this run, made by other contracts ({paths}"
+        f"{'; ' if fields else ''}{fields}); say which with --contract {source_name}=KEY=VALUE,..., or "
+        f"remove the others with sskt cache prune"
     )
 
 

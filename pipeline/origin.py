@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cache.errors import StoreMismatch
@@ -14,6 +14,7 @@ from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.plan import Plan, plan_from
 from pipeline.targets import load_index, parse_target
 from pipeline.targets.index import TargetIndex
+from sskt.contract import LOGITS
 from sskt.frozen import InputMap
 from sskt.sources import Source, open_source
 
@@ -54,6 +55,10 @@ def open_origin(
         source = open_source(f"run:{folder}", weights_dir=places.weights_dir)
     else:
         source = open_source(name, weights=file and Path(file), weights_dir=places.weights_dir)
+    # whatever is declared by now: the rows were made under the contract that the store records
+    returns = recorded["source"].get("returns", LOGITS)
+    spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns))
+    source = replace(source, spec=spec)
     origin = Origin(
         index,
         plan_from(recorded["plan"], str(store.path)),

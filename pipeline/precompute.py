@@ -22,13 +22,16 @@ import torch
 from cache.files import Location
 from cache.manifest import Manifest
 from cache.store import Store
+from pipeline.class_check import say_what_rows_know
 from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.job import Job, destination
+from pipeline.named import contract_record
 from pipeline.progress import Progress
 from pipeline.render import Renderer
 from pipeline.schedule import Share
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
+from pipeline.trial import try_source
 from pipeline.work import Crew, Work
 from sskt.errors import RunError
 from sskt.frozen import InputMap
@@ -94,6 +97,9 @@ def precompute(
             say(
                 f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
             )
+    if share.rank == 0:
+        for work in works:
+            say_what_rows_know(work.store, work.source.spec, job.index, say)
     return [_report(work, job, perf_counter() - started) for work in works]
 
 
@@ -131,6 +137,7 @@ def open_work(
                 say,
                 shown=torch.from_numpy(pixels),
             )
+            try_source(frozen, index, renderer, say)
             store = Store.create(
                 place.path,
                 Manifest(place.fields, frozen.forward.to_dict() | _made_by(job, source, execution, renderer)),
@@ -161,7 +168,11 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
     packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
-        "asked": {"target": job.target, "weights": str(source.weights_path)},
+        "asked": {
+            "target": job.target,
+            "weights": str(source.weights_path),
+            **contract_record(source),
+        },
         "renderer": renderer.name,
         "device": execution.device.type,
         "machine": platform.machine(),

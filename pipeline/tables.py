@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
@@ -11,9 +13,12 @@ from cache.store import Store, find_stores
 from pipeline.choices import Places
 from pipeline.targets import prepared
 from pipeline.targets.spec import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
+from sskt.contract import assumed, shown
+from sskt.declared import declared_of
 from sskt.frozen import scaled_side
+from sskt.programs import read_program
 from sskt.recipes import all_recipes, recipe_for
-from sskt.sources import named_sources
+from sskt.sources import named_sources, parse_source
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
@@ -51,6 +56,37 @@ def source_rows() -> list[dict[str, Any]]:
     }
     run = {"source": "run:FOLDER", "architecture": "any", "classes": None, "weights": "a student of yours"}
     return [*rows, program, run]
+
+
+def source_fields(name: str) -> dict[str, Any]:
+    """The contract of one source: what it wants to see and returns, what its classes are, and what is assumed
+    because nothing declares it. Raises SourceError for an unknown name or a file that cannot be read.
+    """
+    spec, remarks = parse_source(name), []
+    if spec.task == "program":
+        path = Path(name.partition(":")[2]).expanduser()
+        program = read_program(path)
+        declared = declared_of(path)
+        spec = replace(spec.under(declared.contract), n_classes=program.n_classes)
+        remarks = [*declared.said, *declared.remarks]
+    contract = spec.contract
+    named = contract.classes is not None
+    return {
+        "source": spec.name,
+        "architecture": spec.architecture,
+        "mean": shown(contract.mean or spec.mean),
+        "std": shown(contract.std or spec.std),
+        "range": shown(contract.range or (0.0, 1.0)),
+        "channels": contract.channels or "rgb",
+        "interpolation": contract.interpolation or "bilinear",
+        "size": contract.size or "as the target asks",
+        "trained_on": contract.crop,
+        "returns": spec.returns,
+        "n_classes": spec.n_classes,
+        "classes": shown(contract.classes) if named else None,
+        "assumed": assumed(contract) or None,
+        "declared": "; ".join(remarks) or None,
+    }
 
 
 def target_rows(places: Places) -> list[dict[str, Any]]:

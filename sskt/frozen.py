@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sskt.clip_frames import ClipFrames
+from sskt.contract import as_logits
 from sskt.errors import SourceError
 from sskt.forward import (
     COMPUTE,
@@ -51,7 +52,8 @@ class NonFiniteLogitsError(SourceError):
         self.rows = rows
 
 
-_ADDED = ("frames", "scale")  # in a fingerprint only where there is one: older stores have none
+# what was the rule before these were fields: a fingerprint has them only where they are not that
+_RULES = {"frames": None, "scale": None, "channels": "rgb"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,12 @@ class InputMap:
     antialias: bool = False
     frames: ClipFrames | None = None  # of clips
     scale: str | None = None  # what positions are mapped by, such as "7/3"; None: side_px / their side
+    channels: str = "rgb"  # or "bgr"; mean and std are in this order
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a fingerprint."""
+        """Plain data for a fingerprint; what was added later is in it where it is not what was the rule."""
         own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in own.items() if key not in _ADDED or value is not None}
+        return {key: value for key, value in own.items() if key not in _RULES or value != _RULES[key]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -86,10 +89,10 @@ class InputMap:
         return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) to float32 (N, 3, side_px, side_px), normalised, then resized where the size
-        differs; clips (N, 3, D, H, W) frame by frame.
+        """uint8 RGB (N, 3, H, W) to float32 (N, 3, side_px, side_px) in the order of `channels`, normalised,
+        then resized where the size differs; clips (N, 3, D, H, W) frame by frame.
         """
-        x = normalise(pixels, self.mean, self.std)
+        x = normalise(pixels.flip(1) if self.channels == "bgr" else pixels, self.mean, self.std)
         size = (self.side_px, self.side_px)
         if tuple(x.shape[-2:]) == size:
             return x
@@ -188,6 +191,16 @@ class FrozenSource:
         # outside inference mode, so that the result may enter the graph of the student's loss
         return lambda: self._answers([future.result() for future in started])
 
+    def outputs(self, pixels: Tensor) -> Tensor:
+        """What the network itself returns for `pixels`, as for `logits`: float32 (N, K) on the CPU, before it
+        is turned into logits; of several frames a clip, a row for each.
+        """
+        frames = self.input_map.frames
+        pictures = pixels if frames is None else frames.pictures(pixels)
+        groups = [pictures[at : at + self.forward.rows] for at in range(0, len(pictures), self.forward.rows)]
+        run = map if self._pool is None else self._pool.map
+        return torch.cat([rows.float().cpu() for rows in run(self._returned, groups)])
+
     def black(self, n: int) -> Tensor:
         """As many black pictures, or frames of so many clips, uint8, as they will be drawn."""
         frames = self.input_map.frames
@@ -230,12 +243,16 @@ class FrozenSource:
             )
 
     def _group(self, pixels: Tensor) -> Tensor:
-        """At most `rows` pictures, computed as exactly `rows`."""
+        """Float32 logits of at most `rows` pictures."""
+        return as_logits(self._returned(pixels), self.source.spec.returns)
+
+    def _returned(self, pixels: Tensor) -> Tensor:
+        """What the network returns for at most `rows` pictures, computed as exactly `rows`."""
         n, rows = len(pixels), self.forward.rows
         pixels = pixels.to(self.device)
         if n < rows:
             pixels = torch.cat([pixels, pixels[:1].expand(rows - n, *pixels.shape[1:])])
-        return self._in_modes(self._network, pixels)[:n].float()
+        return self._in_modes(self._network, pixels)[:n]
 
     def _in_modes(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Raw logits of all rows; modes are entered here because each belongs to one thread."""
@@ -298,16 +315,6 @@ class FrozenSource:
             found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise SourceError(
                 f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone"
-            )
-        sums = z.float().sum(dim=1)
-        if (
-            z.shape[1] > 1
-            and bool((z >= 0).all())
-            and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-        ):
-            raise SourceError(
-                f"{name} returns probabilities, every row is positive and adds up to 1; export the network "
-                f"without its softmax"
             )
         if self.source.spec.task == "program":
             few = self.source.nearest_rows(2)

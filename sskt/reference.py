@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sskt.contract import as_logits
 from sskt.errors import SourceError
 from sskt.forward import DTYPES, exact_kernels
 from sskt.frozen import InputMap
@@ -52,9 +53,8 @@ class BatchStatisticsSource:
             frames = self.input_map.frames
             pictures = pixels if frames is None else frames.pictures(pixels)
             z = self._module(self.input_map(pictures.to(self._device)))
-            z = (
-                z[0] if isinstance(z, tuple) else z
-            ).float()  # GoogLeNet's and Inception's have more heads then
+            z = z[0] if isinstance(z, tuple) else z  # GoogLeNet's and Inception's have more heads then
+            z = as_logits(z, self.source.spec.returns)
         return (z if frames is None else frames.answer(z)).to(torch.float16)
 
 

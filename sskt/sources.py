@@ -19,10 +19,13 @@ from sskt.backbones.resnet3d import ResNet3D
 from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.checkpoints import read_checkpoint
 from sskt.clip_classifier import ClipClassifier, published
+from sskt.contract import EMBEDDING, LOGITS, NOTHING, Contract, sentence
+from sskt.declared import OPTION, Declared, declared_of
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import CLIP_MEANS, IMAGENET_MEAN, IMAGENET_STD
 from sskt.programs import read_program
+from sskt.published_contract import published_contract
 from sskt.trained import WEIGHTS, Predictor, read_trained
 from sskt.weights import load_into
 
@@ -45,10 +48,21 @@ class SourceSpec:
     n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
     url: str | None  # of published weights
     sha256_prefix: str | None  # from torchvision's file name
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
     weights_note: str  # where the weights come from, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
+    contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
+
+    def under(self, contract: Contract) -> SourceSpec:
+        """The source with what a contract says of it; what that leaves open stays as it is."""
+        mean, std = contract.normalisation or (self.mean, self.std)
+        return replace(self, mean=mean, std=std, contract=contract.over(self.contract))
+
+    @property
+    def returns(self) -> str:
+        """One of `sskt.contract.RETURNS`; logits where nothing is declared."""
+        return self.contract.returns or LOGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,7 @@ class Source:
     weights_sha256: str  # of the file's bytes
     weights_path: Path
     side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
+    declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
     batch_range: tuple[int, int | None] = (1, None)  # rows that it takes at once; None: no upper end
     notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
 
@@ -132,6 +147,7 @@ def parse_source(name: str) -> SourceSpec:
         std=std,
         weights_note=_note(task, url, prefix[1] if prefix else None),
         reads_clips=task == _CLIP_TASK,
+        contract=published_contract(task, architecture, mean, std),
     )
 
 
@@ -143,13 +159,24 @@ def source_slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.task}-{last}")
 
 
-def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) -> Source:
+def open_source(
+    name: str, *, weights: Path | None = None, weights_dir: Path, told: Contract | None = None
+) -> Source:
     """The named source with weights from `weights`, or else from `weights_dir`, downloaded and verified when
-    not there.
+    not there. `told` is what the user says of it, before anything that its file declares.
 
-    Raises SourceError when the weights do not fit or cannot be read, DownloadError when they cannot be
-    fetched.
+    Raises SourceError when the weights do not fit or cannot be read, or the contract does not fit them,
+    DownloadError when they cannot be fetched.
     """
+    source = _opened(name, weights, weights_dir, told or NOTHING)
+    _require_fitting(source.spec)
+    if told is not None and source.declared is None:
+        return replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
+    return source
+
+
+def _opened(name: str, weights: Path | None, weights_dir: Path, told: Contract) -> Source:
+    """See `open_source`; what the contract says is not held against the network."""
     spec = parse_source(name)
     if spec.task == "program":
         if weights is not None:
@@ -158,9 +185,21 @@ def open_source(name: str, *, weights: Path | None = None, weights_dir: Path) ->
             )
         path = Path(name.partition(":")[2]).expanduser()
         program = read_program(path)
-        opened = replace(spec, n_classes=program.n_classes, reads_clips=program.reads_clips)
-        ranges = program.side_range_px, program.batch_range
-        return Source(opened, program.module, _digest(path), path, *ranges, notes=program.notes)
+        declared = declared_of(path, told)
+        opened = replace(
+            spec.under(declared.contract), n_classes=program.n_classes, reads_clips=program.reads_clips
+        )
+        return Source(
+            opened,
+            program.module,
+            _digest(path),
+            path,
+            program.side_range_px,
+            declared,
+            batch_range=program.batch_range,
+            notes=program.notes,
+        )
+    spec = spec.under(told)
     if spec.task == "run":
         folder = Path(name.partition(":")[2]).expanduser()
         module: nn.Module = Predictor(folder)
@@ -190,6 +229,21 @@ def published_digest(name: str, weights: Path) -> bool:
     return prefix is not None and _digest(weights).startswith(prefix)
 
 
+def _require_fitting(spec: SourceSpec) -> None:
+    """Raise SourceError for a contract that says another number of classes, or nothing that can teach."""
+    classes = spec.contract.classes
+    if isinstance(classes, tuple) and len(classes) != spec.n_classes:
+        raise SourceError(
+            f"{spec.name}: its contract names {len(classes)} classes ({classes[0]}, ...) and it returns "
+            f"{spec.n_classes} numbers; correct the names, or leave them out"
+        )
+    if spec.returns == EMBEDDING:
+        raise SourceError(
+            f"{spec.name} is declared to return an embedding, which no loss can compare with classes, and "
+            f"features are not stored yet; export the network with its classifier"
+        )
+
+
 def _of_run(folder: Path) -> SourceSpec:
     """A student of ours; where its folder is not at hand, only its name is known."""
     note = "a run of ours"
@@ -198,12 +252,16 @@ def _of_run(folder: Path) -> SourceSpec:
         return SourceSpec(name, "run", "", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note)
     trained = read_trained(folder)
     known = (trained.model, trained.n_classes, None, None)
-    if not trained.reads_clips:
-        return SourceSpec(name, "run", *known, IMAGENET_MEAN, IMAGENET_STD, note)
-    mean, std = _normalisation(_CLIP_TASK, trained.model)
-    if trained.model not in TORCH_VIDEO:
-        mean = CLIP_MEANS[trained.clip_mean]
-    return SourceSpec(name, "run", *known, mean, std, note, reads_clips=True)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    if trained.reads_clips:
+        mean, std = _normalisation(_CLIP_TASK, trained.model)
+        if trained.model not in TORCH_VIDEO:
+            mean = CLIP_MEANS[trained.clip_mean]
+    contract = Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS)
+    return SourceSpec(
+        name, "run", *known, mean, std, note, reads_clips=trained.reads_clips, contract=contract
+    )
 
 
 def _downloaded(spec: SourceSpec, weights_dir: Path) -> Path:

@@ -199,13 +199,14 @@ def train_through(project, out: Path, stores: str, **more) -> list[str]:
         **{**common, "say": said.append},
         **more,
     )
+    assert said[0].startswith(f"{source} declares nothing; assumed: ")
     return said
 
 
 def test_write_through_fills_the_store_that_stage_one_makes_and_then_reads_it(project, stored, tmp_path):
     folder, source, common = project
     said = train_through(project, tmp_path / "through", "through")
-    assert "3 of 3 view(s) will be asked for once" in said[0]
+    assert "3 of 3 view(s) will be asked for once" in said[1]
     assert any(line.startswith("labels: cached, 3 view(s)") for line in said)
     (path,) = find_stores(folder / "through")
     made, (reference, _, _) = Store.open(path), stored
@@ -230,7 +231,7 @@ def test_write_through_takes_up_a_store_that_stage_one_began(project, stored, tm
     folder, source, common = project
     run_precompute(["digits"], [source], views=1, places=places(folder, "begun"), **common)
     said = train_through(project, tmp_path / "through", "begun")
-    assert "2 of 3 view(s) will be asked for once" in said[0]
+    assert "2 of 3 view(s) will be asked for once" in said[1]
     made = Store.open(find_stores(folder / "begun")[0])
     assert [made.view(v).tobytes() for v in range(3)] == [stored[0].view(v).tobytes() for v in range(3)]
 
@@ -309,7 +310,7 @@ def test_write_through_survives_a_kill_and_loses_no_view_that_was_whole(project,
     store = Store.open(find_stores(folder / "stopped")[0])
     assert {unit.view for unit in store.pending(3)} == {1, 2}
     said = train_through(project, tmp_path / "again", "stopped")
-    assert "2 of 3 view(s) will be asked for once" in said[0]
+    assert "2 of 3 view(s) will be asked for once" in said[1]
     assert Store.open(store.path).complete
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from sskt.contract import Contract
 from sskt.errors import SourceError
 from sskt.forward import Forward, default_compute
 from sskt.frozen import FrozenSource, InputMap, NonFiniteLogitsError, scaled_side
@@ -283,10 +285,18 @@ def test_precision_is_chosen_for_agreement_and_unknown_ones_are_refused():
         FrozenSource(made_source(Means()), InputMap(8), device=CPU, forward=Forward("fp16"))
 
 
-def test_a_network_that_ends_in_a_softmax_is_refused():
+def test_outputs_are_what_the_network_returns_and_logits_what_its_contract_makes_of_them():
     class Probabilities(Means):
         def forward(self, x):
             return super().forward(x).softmax(dim=1)
 
-    with pytest.raises(SourceError, match=r"returns probabilities.*without its softmax"):
-        FrozenSource(made_source(Probabilities()), InputMap(8), device=CPU)
+    source = made_source(Probabilities())
+    source = replace(source, spec=replace(source.spec, contract=Contract(returns="probabilities")))
+    frozen = FrozenSource(source, InputMap(8), device=CPU, forward=Forward(rows=5))
+    pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8)
+    means = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD).mean(dim=(2, 3))
+    expected = torch.cat([means, means.sum(dim=1, keepdim=True)], dim=1)
+    torch.testing.assert_close(frozen.outputs(pixels), expected.softmax(dim=1))
+    torch.testing.assert_close(
+        frozen.logits(pixels).float(), expected.log_softmax(dim=1), atol=2e-3, rtol=2e-3
+    )

@@ -6,9 +6,12 @@ from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run_prepare
 from pipeline.api.stage_two import places_of, resume_train, run_evaluate, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
+from sskt.contract import Contract
+from sskt.declared import save_source
 
 __all__ = [
     "Augmentation",
+    "Contract",
     "Places",
     "Supervision",
     "TaughtBatch",
@@ -24,4 +27,5 @@ __all__ = [
     "run_precompute",
     "run_prepare",
     "run_train",
+    "save_source",
 ]

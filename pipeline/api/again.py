@@ -92,6 +92,9 @@ def _expected(
         expected["labels"] = supervision.labels
     if supervision.views is not None:
         expected["views"] = supervision.views
+    told = {name: contract for name in supervision.sources if (contract := places.told(name)) is not None}
+    if told:
+        expected["contracts"] = {name: contract.to_dict() for name, contract in told.items()}
     found = {name: places.weights_sha256(name) for name in supervision.sources}
     if here := {name: sha256 for name, sha256 in found.items() if sha256}:
         expected["source_weights"] = here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import given
@@ -11,12 +11,15 @@ from pipeline.api.stage_one import open_index, require_named
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.labels import Labels
-from pipeline.labels.supply import Request, classes_of, open_labels, stored_teachers
+from pipeline.labels.same_task import of_same_classes
+from pipeline.labels.supply import Request, open_labels, stored_teachers
+from pipeline.named import classes_of
 from pipeline.ranks import Ranks
 from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.remarks import same_bytes
 from pipeline.training.train import Lesson
+from sskt.class_order import columns_of
 from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT
 
@@ -75,9 +78,12 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
     if taught.sources and taught.method not in TAUGHT:
         raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
+    if taught.method not in TAUGHT and asked.places.contracts:
+        raise RunError(f"--method {taught.method} has no sources; leave --contract out, or use sskt or kd")
     if taught.method in TAUGHT:
         sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
-        require_named(asked.places, sources or tuple(asked.places.weights))
+        if sources:
+            require_named(asked.places, sources)
         n_rows = -(-len(index) // asked.ranks.world)
         request = Request(
             asked.target,
@@ -106,6 +112,9 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
             teacher_bn=taught.teacher_bn,
             say=say,
         )
+        require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
+        if taught.method == "kd":
+            labels = of_same_classes(labels, request, resumes=bool(asked.source_weights), say=say)
     return Lesson(index, test_index, plan, eval_plan, labels)
 
 
@@ -117,7 +126,7 @@ def _teachers(asked: Asked, index: TargetIndex) -> tuple[str, ...]:
     taught = asked.supervision
     for name in taught.sources:
         known = classes_of(name)
-        if known not in (None, index.classes):
+        if known is not None and columns_of(known, index.classes) is None:
             raise RunError(
                 f"--method kd: {name} knows {_some(known)} and {asked.target} has {_some(index.classes)}; "
                 f"name a teacher of the same task"

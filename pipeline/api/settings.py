@@ -14,6 +14,7 @@ from pipeline import given
 from pipeline.api.lesson import Asked, Supervision
 from pipeline.choices import channels_last
 from pipeline.execution import Execution
+from pipeline.labels import Labels
 from pipeline.targets.spec import parse_target
 from pipeline.training.config import PRECISIONS, TrainConfig
 from pipeline.training.method import READ_BY, choose_clip_mean, choose_precision, require_read
@@ -132,12 +133,19 @@ def config_of(
         views=labels.views if labels else asked.supervision.views,
         contents=lesson.contents(),
         source_weights=dict(labels.weights_sha256) if labels else {},
+        contracts=declared_of(labels) if labels else {},
         **planned,
     )
     _require_sound(config)
     _require_trainable(config, len(lesson.index))
     _require_fitting_loss(config, lesson)
     return config
+
+
+def declared_of(labels: Labels) -> dict[str, Any]:
+    """What is declared of each source, as plain data; sources of which nothing is are left out."""
+    declared = {name: contract.to_dict() for name, contract in labels.contracts.items()}
+    return {name: fields for name, fields in declared.items() if fields}
 
 
 def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_every: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pipeline.choices import DEFAULT_VIEWS, EARLIER, Augmentation, Places, choos
 from pipeline.estimate import estimate
 from pipeline.execution import Execution
 from pipeline.job import Job, destination
+from pipeline.named import open_named
 from pipeline.precompute import StoreReport, precompute
 from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target, prepared
@@ -23,7 +24,7 @@ from pipeline.targets.video.prepare import prepare_videos
 from sskt.clip_frames import ClipFrames
 from sskt.errors import RunError, TargetError
 from sskt.frozen import InputMap
-from sskt.sources import Source, open_source
+from sskt.sources import Source, parse_source
 
 Say = Callable[[str], None]
 
@@ -170,6 +171,9 @@ def _jobs(
         together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
         for source in opened:
             input_map = augmentation.input_map(spec, source.spec)
+            size = source.spec.contract.size
+            if size is not None and size != input_map.side_px:
+                say(f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px")
             together.setdefault(input_map.frames, []).append((source, input_map))
         jobs += [Job(name, index, alike, plan, views, top_k) for alike in together.values()]
     return jobs
@@ -194,9 +198,7 @@ def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
     """Every source once, whatever the number of its names: they would all fill the same store."""
     opened: dict[tuple[str, str], tuple[str, Source]] = {}
     for name in dict.fromkeys(sources):
-        source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
-        for note in source.notes:
-            say(note)
+        source = open_named(name, places, say)
         first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
         if first != name:
             say(f"{name} is the same source as {first}; it is computed once")
@@ -204,10 +206,14 @@ def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
 
 
 def require_named(places: Places, sources: Sequence[str]) -> None:
-    """Raise RunError for local weights that no source of this run would read: a slip of the pen."""
-    strange = sorted(set(places.weights) - set(sources))
-    if strange:
+    """Raise RunError for local weights or a contract that no source of this run would read: a slip of the
+    pen.
+    """
+    strange = [("--weights", name) for name in sorted(set(places.weights) - set(sources))]
+    known = {parse_source(name).name for name in sources}
+    strange += [("--contract", name) for name in places.contracts if parse_source(name).name not in known]
+    for option, name in strange[:1]:
         raise RunError(
-            f"--weights names {strange[0]}, this run's sources are {', '.join(sources)}; "
+            f"{option} names {name}, this run's sources are {', '.join(sources)}; "
             f"give it under the name of one of them, or leave it out"
         )

@@ -16,6 +16,7 @@ from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
     Tuning,
     config_of,
+    declared_of,
     require_reads,
     settings_of,
     smallest_step,
@@ -43,6 +44,7 @@ from pipeline.training.train import Lesson, kernels, train
 from pipeline.training.trial import prepare_to_score, require_kernels, with_plain_layers
 from sskt.backbones import Backbone, build_backbone
 from sskt.backbones.resnet3d import ResNet3D
+from sskt.contract import Contract
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import SETTINGS, recipe_for
@@ -229,7 +231,8 @@ def places_of(run: Path | str, **told: Any) -> Places:
     read_config(run)  # names what is no run at all
     found = read_places(run)
     weights = {name: Path(path) for name, path in found["weights"].items()}
-    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights)
+    contracts = {name: Contract.from_dict(parts) for name, parts in found.get("contracts", {}).items()}
+    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights, contracts)
     return replace(recorded, **told)
 
 
@@ -285,6 +288,7 @@ def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
     if lesson.labels is not None:
         now["views"] = lesson.labels.views
         now["source_weights"] = dict(lesson.labels.weights_sha256)
+        now["contracts"] = declared_of(lesson.labels)
     for name, value in now.items():
         if value != getattr(config, name):
             raise RunError(
@@ -314,5 +318,6 @@ def _to_dict(places: Places, finetune_from: Path | None) -> dict[str, Any]:
         "data_dir": str(places.data_dir.absolute()),
         "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
         "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
+        "contracts": {name: told.to_dict() for name, told in places.contracts.items()},
         "finetune_from": finetune_from and str(finetune_from.absolute()),
     }

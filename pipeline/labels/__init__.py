@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sskt.contract import Contract
+
 __all__ = ["Labels"]
 
 
@@ -30,6 +32,10 @@ class Labels(Protocol):
     @property
     def weights_sha256(self) -> Mapping[str, str]:
         """Of each source, what its logits come from."""
+
+    @property
+    def contracts(self) -> Mapping[str, Contract]:
+        """Of each source, what is declared of it by the user or its file."""
 
     @property
     def views(self) -> int | None:

@@ -14,6 +14,7 @@ from cache.errors import StoreIncomplete
 from cache.store import Store
 from pipeline.labels.residence import Residence, Resident
 from pipeline.targets.index import TargetIndex
+from sskt.contract import Contract
 from sskt.topk import decode
 
 
@@ -40,6 +41,7 @@ class CachedLabels:
         views: int,
         residence: Residence,
         temperature: float,
+        contracts: Mapping[str, Contract] | None = None,
     ) -> None:
         """`temperature` is the one that the labels are for: it decides what classes beyond the top k get.
 
@@ -48,6 +50,7 @@ class CachedLabels:
         self._stores, self.views = stores, views
         self._residence, self._temperature = residence, temperature
         self.n_classes = {name: store.n_classes for name, store in stores.items()}
+        self.contracts = contracts or {}
         self.weights_sha256 = {
             name: str(store.manifest.identity["source"]["weights_sha256"]) for name, store in stores.items()
         }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sskt.contract import Contract
 from sskt.frozen import InputMap
 from sskt.sources import Source
 
@@ -31,8 +32,14 @@ class LiveLabels:
     kind = "live"
     sees_mixtures = True
 
-    def __init__(self, sources: Mapping[str, Teacher], *, views: int | None) -> None:
-        self._sources, self.views = sources, views
+    def __init__(
+        self,
+        sources: Mapping[str, Teacher],
+        *,
+        views: int | None,
+        contracts: Mapping[str, Contract] | None = None,
+    ) -> None:
+        self._sources, self.views, self.contracts = sources, views, contracts or {}
         self.n_classes = {name: frozen.source.spec.n_classes for name, frozen in sources.items()}
         self.weights_sha256 = {name: frozen.source.weights_sha256 for name, frozen in sources.items()}
 

@@ -33,20 +33,22 @@ from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels, Teacher
 from pipeline.labels.residence import choose_residence
 from pipeline.labels.through import WriteThroughLabels
+from pipeline.named import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
 from pipeline.targets.command import folder_words
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.teachers import open_teacher
-from sskt.clip_frames import CLIP
+from pipeline.trial import try_source
+from sskt.contract import CONVERTED
+from sskt.declared import OPTION, to_told
 from sskt.errors import RunError
 from sskt.forward import default_rows
 from sskt.frozen import InputMap
 from sskt.names import quoted
 from sskt.reference import BatchStatisticsSource
-from sskt.sources import Source, open_source, parse_source
-from sskt.trained import read_trained
+from sskt.sources import Source
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")
@@ -79,11 +81,9 @@ class Request:
         stored = store.manifest.identity
         sha256 = self.source_weights.get(source) or self.places.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
-        spec = parse_source(source)
-        if not spec.n_classes:  # what it reads is the network's own, and that is known by its sha256
-            frames = stored["input"].get("frames") or {}
-            mean, std = (tuple(stored["input"][name]) for name in ("mean", "std"))
-            spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
+        spec = spec_on_store(source, self.places, store)
+        here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
+        here = {name: value for name, value in here.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
 
@@ -105,6 +105,9 @@ class Request:
         words = [f"--source {quoted(name)}" for name in sources]
         given = self.places.weights
         words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
+        for name in sources:
+            if (told := self.places.told(name)) is not None:
+                words.append(f"{OPTION} {quoted(f'{name}={to_told(told)}')}")
         words.append(f"--target {quoted(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
         words += folder_words(self.places.data_dir, self.places.cache_dir)
@@ -174,13 +177,6 @@ def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
     """
     stores = [s for s in _begun_stores(cache_dir, index) if s.n_classes == len(index.classes)]
     return tuple(sorted({_source_name(store) for store in stores if _knows(store, index.classes)}))
-
-
-def classes_of(source: str) -> tuple[str, ...] | None:
-    """The classes that a source knows, by name; None unless it is a run at hand."""
-    task, _, rest = source.partition(":")
-    folder = Path(rest).expanduser()
-    return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None
 
 
 def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
@@ -264,7 +260,12 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None, say: 
     views = views or min(store.n_views for store in stores.values())
     residence = choose_residence(stores, request.n_rows, request.execution.device)
     labels = CachedLabels(
-        stores, request.index, views=views, residence=residence, temperature=request.temperature
+        stores,
+        request.index,
+        views=views,
+        residence=residence,
+        temperature=request.temperature,
+        contracts={name: contract_in_force(name, request.places, store) for name, store in stores.items()},
     )
     say(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
     return labels
@@ -288,14 +289,17 @@ def _live(
                 shown = torch.from_numpy(
                     probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.index))))
                 )
-            teachers[name] = open_teacher(
-                source, input_map, forward, execution, request.plan.side_px, say, shown=shown
-            )
+                frozen = open_teacher(
+                    source, input_map, forward, execution, request.plan.side_px, say, shown=shown
+                )
+                try_source(frozen, request.index, renderer, say)
+            teachers[name] = frozen
         else:
             teachers[name] = BatchStatisticsSource(
                 source, input_map, device=execution.device, compute=execution.precision
             )
-    return LiveLabels(teachers, views=views)
+    contracts = {name: contract_in_force(name, request.places, None) for name in sources}
+    return LiveLabels(teachers, views=views, contracts=contracts)
 
 
 def _write_through(request: Request, sources: tuple[str, ...], views: int, say: Say) -> WriteThroughLabels:
@@ -323,12 +327,11 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
         cached=cached,
         residence=choose_residence(stores, request.n_rows, request.execution.device),
         temperature=request.temperature,
+        contracts={name: contract_in_force(name, request.places, work.store) for name, work in works.items()},
     )
 
 
 def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
     places = request.places
-    source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
-    for note in source.notes:
-        say(note)
+    source = open_named(name, places, say)
     return source, request.augmentation.input_map(request.spec, source.spec)

@@ -18,6 +18,7 @@ from pipeline.labels.cached import CachedLabels, all_classes
 from pipeline.labels.residence import Residence, Resident
 from pipeline.targets.index import TargetIndex
 from pipeline.work import Work
+from sskt.contract import Contract
 from sskt.topk import decode, encode
 
 
@@ -45,6 +46,7 @@ class WriteThroughLabels:
         cached: Callable[[], CachedLabels],
         residence: Residence,
         temperature: float,
+        contracts: Mapping[str, Contract] | None = None,
     ) -> None:
         """`cached` opens the labels of the finished stores, to read from once all views are there."""
         self._works, self._index, self.views = works, index, views
@@ -52,6 +54,7 @@ class WriteThroughLabels:
         self._cached: CachedLabels | None = None
         self._filling: _Filling | None = None
         self._stored: dict[str, Resident] = {}  # of sources that have this view already
+        self.contracts = contracts or {}
         self.n_classes = {name: work.store.n_classes for name, work in works.items()}
         self.weights_sha256 = {name: work.source.weights_sha256 for name, work in works.items()}
 

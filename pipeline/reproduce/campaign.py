@@ -11,6 +11,7 @@ from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
 from pipeline.execution import Execution
 from pipeline.reproduce.attempt import Attempt, Shrink, began_with, published_sources
 from pipeline.reproduce.marks import Mark
+from sskt.contract import sentence
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
 from sskt.sources import published_digest, weights_file
@@ -57,14 +58,15 @@ def require_distinct(chosen: Sequence[Attempt]) -> None:
 
 
 def require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
-    """Raise RunError for local weights that no published row would read: a slip of the pen."""
+    """Raise RunError for weights or contracts that no published row would read: a misspelt name."""
     known = [*published_sources(), *stand_ins.values()]
     known += [name for row in published_rows() for name in began_with(row)]
-    if strange := sorted(set(places.weights) - set(known)):
-        raise RunError(
-            f"--weights names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
-            f"correct the name"
-        )
+    for option, named in (("--weights", places.weights), ("--contract", places.contracts)):
+        if strange := sorted(set(named) - set(known)):
+            raise RunError(
+                f"{option} names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
+                f"correct the name"
+            )
 
 
 def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
@@ -75,6 +77,8 @@ def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
         for name in (*attempt.sources, *began_with(attempt.row))
         if name in weights and not published_digest(name, weights[name])
     ]
+    told = {name: campaign.places.told(name) for name in attempt.sources}
+    marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in told.items() if c]
     marks.append(
         Mark("views", f"{campaign.views} views in turn; the released code draws a new one in every epoch")
     )

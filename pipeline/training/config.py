@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from sskt.errors import RunError
@@ -71,6 +71,7 @@ class TrainConfig:
     dropout: float = 0.0  # before the primary head
     # modules that compute in plain fp32, since the fast kernels were found wrong; see pipeline.training.trial
     plain_layers: tuple[str, ...] = ()
+    contracts: dict[str, Any] = field(default_factory=dict)  # of each source of which anything is declared
 
     @property
     def is_own(self) -> bool:
@@ -102,8 +103,8 @@ class TrainConfig:
         """What `to_dict` gave, now or before a setting with a default was added: the default is what runs
         did until then. Raises RunError, starting with `where`, for a setting that is unknown or missing.
         """
-        names = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        names = {f.name for f in fields(cls)}
+        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
         if strange := sorted((needed - set(found)) | (set(found) - names)):
             raise RunError(
                 f"{where}: its settings are not this version's, {strange[0]} is "

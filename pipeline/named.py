@@ -1,0 +1,81 @@
+"""A source opened by name, with what the user and its file say of it, and that said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cache.store import Store
+from pipeline.choices import Places
+from sskt.clip_frames import CLIP
+from sskt.contract import Contract
+from sskt.declared import declared_of
+from sskt.sources import Source, SourceSpec, open_source, parse_source
+from sskt.trained import read_trained
+
+Say = Callable[[str], None]
+
+
+def open_named(name: str, places: Places, say: Say) -> Source:
+    """The source, with the weights and the contract that `places` has for it; of a program it is said what it
+    declares and what is assumed. Raises what `open_source` raises.
+    """
+    source = open_source(
+        name,
+        weights=places.weights.get(name),
+        weights_dir=places.weights_dir,
+        told=places.told(name),
+    )
+    for note in source.notes:
+        say(note)
+    if source.declared is not None:
+        say(source.declared.sentence(name))
+        for remark in source.declared.remarks:
+            say(remark)
+    return source
+
+
+def contract_record(source: Source) -> dict[str, Any]:
+    """What a store records beside its fingerprint: the contract that was declared, and the user's part."""
+    if source.declared is None:
+        return {}
+    parts = {"contract": source.declared.contract.to_dict(), "told": source.declared.told.to_dict()}
+    return {name: part for name, part in parts.items() if part}
+
+
+def contract_in_force(name: str, places: Places, store: Store | None) -> Contract:
+    """What is declared of source `name` for a run on `store`: by the user now or when the store was made,
+    by the program's file where it is at hand, and else as the store recorded it.
+
+    Published weights declare nothing here but what a user says of them. Raises SourceError for a
+    declaration that cannot be read.
+    """
+    asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
+    told = (places.told(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
+    recorded = Contract.from_dict(asked.get("contract", {}))
+    task, _, rest = name.partition(":")
+    path = Path(rest).expanduser()
+    if task == "program" and path.is_file():
+        told = declared_of(path, told).contract
+    return told.over(recorded)
+
+
+def spec_on_store(name: str, places: Places, store: Store) -> SourceSpec:
+    """The source as a run on `store` wants it: under the contract in force, and for what is the network's own
+    as the store has it, since its weights' sha256 says that it is the same network.
+    """
+    spec, stored = parse_source(name), store.manifest.identity
+    if not spec.n_classes:
+        frames = stored["input"].get("frames") or {}
+        mean, std = (tuple(stored["input"][field]) for field in ("mean", "std"))
+        spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
+    return spec.under(contract_in_force(name, places, store))
+
+
+def classes_of(source: str) -> tuple[str, ...] | None:
+    """The classes that a source knows, by name; None unless it is a run at hand."""
+    task, _, rest = source.partition(":")
+    folder = Path(rest).expanduser()
+    return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None

@@ -1,0 +1,41 @@
+"""A few real images of the target, drawn as the source will see them, and what it answers to them: before a
+store is made, and before a live source teaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.render import Renderer
+from pipeline.targets.index import TargetIndex
+from sskt.answers import remarks_on, require_known_kind
+from sskt.frozen import FrozenSource
+
+TRIAL_IMAGES = 32
+
+Say = Callable[[str], None]
+
+
+def trial_positions(index: TargetIndex, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
+    """Index rows of at most `n` samples, spread over the classes; sorted."""
+    by_class = np.argsort(index.labels, kind="stable")
+    places = np.linspace(0, len(index) - 1, min(n, len(index))).round().astype(np.int64)
+    return np.sort(by_class[places])
+
+
+def try_source(frozen: FrozenSource, index: TargetIndex, renderer: Renderer, say: Say) -> None:
+    """Ask a source about real images, in view 0, and judge what it returns; oddities are said.
+
+    `renderer` draws what the source sees, one sample at a time. Raises SourceError for answers that are not
+    what its contract declares, or that nothing can be learnt from.
+    """
+    name, declared = frozen.source.spec.name, frozen.source.spec.contract.returns
+    batches = [np.array([position]) for position in trial_positions(index)]
+    outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
+    require_known_kind(outputs, declared, name)
+    for remark in remarks_on(outputs, declared, name):
+        say(remark)

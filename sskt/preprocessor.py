@@ -1,0 +1,107 @@
+"""The preprocessing files of timm (pretrained_cfg) and Hugging Face (preprocessor_config.json, config.json)
+as contracts, as far as their fields say something that a contract has; nothing else of them is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sskt.contract import INTERPOLATIONS, Contract
+
+_MARKS = (
+    *("pretrained_cfg", "input_size", "crop_pct", "label_names"),
+    *("image_mean", "image_std", "do_rescale", "do_normalize", "do_resize", "resample", "rescale_factor"),
+    *("image_processor_type", "feature_extractor_type", "id2label"),
+)
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's
+
+
+def is_foreign(found: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is one of these files, by the names of its fields."""
+    return any(mark in found for mark in _MARKS)
+
+
+def read_foreign(found: Mapping[str, Any]) -> tuple[Contract, list[str]]:
+    """The contract that such a file means, and what of it cannot be honoured, as short remarks.
+
+    Raises SourceError for values that no contract has.
+    """
+    config = found.get("pretrained_cfg")
+    flat: Mapping[str, Any] = {**found, **config} if isinstance(config, dict) else found
+    fields, remarks = _pixels(flat)
+    interpolation = flat.get("interpolation", _RESAMPLE.get(flat.get("resample", -1)))
+    if interpolation in INTERPOLATIONS:
+        fields["interpolation"] = interpolation
+    elif interpolation is not None:
+        remarks.append(f"its interpolation {interpolation} is not available, bilinear is used")
+    if (size := _size(flat)) is not None:
+        fields["size"] = size
+    if (crop := _crop(flat)) is not None:
+        fields["crop"] = crop
+    if (classes := _classes(flat)) is not None:
+        fields["classes"] = classes
+    return Contract.from_dict(fields), remarks
+
+
+def _pixels(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Mean, std, range and channels, and remarks about them."""
+    fields: dict[str, Any] = {}
+    mean, std = flat.get("image_mean", flat.get("mean")), flat.get("image_std", flat.get("std"))
+    of_transformers = ("do_rescale", "do_normalize", "rescale_factor", "image_mean", "image_std")
+    if any(name in flat for name in of_transformers):
+        normalises = flat.get("do_normalize", mean is not None)
+        if normalises and None in (mean, std):
+            return fields, ["normalises and does not say with which mean and std"]
+        low, high = 0.0, 255.0
+        if flat.get("do_rescale", True):
+            factor = float(flat.get("rescale_factor", 1 / 255))
+            offset = -1.0 if flat.get("rescale_offset") else 0.0
+            low, high = offset, round(255 * factor, 9) + offset
+        fields["range"] = [low, high]
+        if not normalises:
+            mean = std = None
+        fields["channels"] = "bgr" if flat.get("do_flip_channel_order") else "rgb"
+    if mean is not None and std is not None:
+        fields |= {"mean": mean, "std": std}
+    return fields, []
+
+
+def _size(flat: Mapping[str, Any]) -> int | None:
+    """The side of what the network sees: of the crop where there is one. None where it is no square."""
+    for found in (flat.get("crop_size") if flat.get("do_center_crop", True) else None, flat.get("size")):
+        if isinstance(found, int):
+            return found
+        if isinstance(found, dict):
+            sides = (
+                {found.get("height"), found.get("width")}
+                if "height" in found
+                else {found.get("shortest_edge")}
+            )
+            if len(sides) == 1 and isinstance(side := sides.pop(), int):
+                return side
+    shape = flat.get("input_size")
+    if isinstance(shape, list | tuple) and len(shape) == 3 and shape[1] == shape[2]:
+        return int(shape[1])
+    return None
+
+
+def _crop(flat: Mapping[str, Any]) -> str | None:
+    """How it crops, in words: for the record."""
+    if "crop_pct" in flat:
+        return f"{flat.get('crop_mode', 'center')} crop of {float(flat['crop_pct']):.1%}"
+    if flat.get("do_center_crop"):
+        return "center crop"
+    return None
+
+
+def _classes(flat: Mapping[str, Any]) -> list[str] | None:
+    """Names in the order of the outputs."""
+    if isinstance(names := flat.get("label_names"), list):
+        return [str(name) for name in names]
+    found = flat.get("id2label")
+    if not isinstance(found, dict) or not all(str(key).isdecimal() for key in found):
+        return None
+    names = [str(found[key]) for key in sorted(found, key=int)]
+    placeholders = names == [f"LABEL_{i}" for i in range(len(names))]
+    return None if placeholders or len(set(names)) < len(names) else names
