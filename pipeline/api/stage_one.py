@@ -11,7 +11,7 @@ from pipeline.execution import Execution
 from pipeline.job import Job
 from pipeline.precompute import StoreReport, precompute
 from pipeline.schedule import Share
-from pipeline.targets import load_index, parse_target, prepared
+from pipeline.targets import has_val, load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import SPLITS
 from pipeline.targets.video.pack import Packing
@@ -47,7 +47,8 @@ def run_prepare(
             allow_missing=allow_missing,
             say=say,
         )
-    for split in SPLITS:
+    say = once(say)
+    for split in (*SPLITS, "val") if has_val(spec, places.data_dir) else SPLITS:
         index = open_index(target, split, places=places, say=say)
         rows.append(
             {
@@ -59,6 +60,18 @@ def run_prepare(
             }
         )
     return rows
+
+
+def once(say: Say) -> Say:
+    """`say`, but for sentences that it has said already."""
+    said = set[str]()
+
+    def say_once(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            say(sentence)
+
+    return say_once
 
 
 def open_index(target: str, split: str, *, places: Places, say: Say, limit: int | None = None) -> TargetIndex:

@@ -20,6 +20,7 @@ from pipeline.api.settings import (
     smallest_step,
     weights_name,
 )
+from pipeline.api.splits import scoring_split
 from pipeline.api.stage_one import open_index
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
@@ -79,7 +80,9 @@ def run_train(
     tuning = tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
     with joined(execution.device) as ranks:
-        asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
+        asked = Asked(
+            target, supervision, augmentation, places, execution, limit, ranks, settings, tuning.val_share
+        )
         lesson = open_lesson(asked, say)
         name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
@@ -123,7 +126,7 @@ def resume_train(
             f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
             f"of them, or train again into another folder"
         )
-    if state is not None and state["config"] != config.to_dict():
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
     places, execution = places or places_of(out), execution or choose_execution()
     with joined(execution.device) as ranks:
@@ -146,6 +149,8 @@ def resume_train(
             config.limit,
             ranks,
             settings,
+            config.val_share or (None if config.chosen_on else 0.0),  # None: a val split, or the test split
+            config.chosen_on,
             config.source_weights,
         )
         lesson = open_lesson(asked, say)
@@ -186,7 +191,11 @@ def run_evaluate(
     """
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
     places, execution = places or places_of(run), execution or choose_execution()
-    index = open_index(config.target, "test", places=places, say=say)
+    if which == "best" and config.chosen_on is None:
+        raise RunError(
+            f"{run}: was trained with --val-share 0, so it has no best epoch; score the last one's"
+        )
+    index = open_index(config.target, scoring_split(config, places), places=places, say=say)
     _require_classes(config, index.classes, run)
     if config.is_own and backbone is None:
         raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")

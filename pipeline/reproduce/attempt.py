@@ -150,6 +150,8 @@ def attempt_of(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> 
         overrides["aux_loss"] = row.aux_loss
     marks = shrink.marks()
     marks += [f"{name} is {stand_ins[name]}" for name in row.sources if name in stand_ins]
+    if recipe_for(row.target).schedule == "plateau":
+        marks.append("the rate drops by the loss on the test split, as released")
     attempt = Attempt(row, tuple(stand_ins.get(name, name) for name in row.sources), overrides, marks)
     if attempt.teacher:
         marks.append(f"teacher: {attempt.teacher.row.model} of ours, from scratch")

@@ -39,7 +39,7 @@ class TrainConfig:
     schedule: str  # one of sskt.schedules.SCHEDULES
     milestones: tuple[int, ...]
     gamma: float
-    patience: int  # of a plateau: evaluations without a lower test loss
+    patience: int  # of a plateau: evaluations without a lower loss on what chooses
     momentum: float
     dampening: float
     weight_decay: float
@@ -51,7 +51,7 @@ class TrainConfig:
     cutmix: float
     seed: int
     limit: int | None
-    eval_every: int  # epochs between two looks at the test split; the last epoch always has one
+    eval_every: int  # epochs between two looks at what chooses; the last epoch always has one
     amp: str  # precision of the student's forward: one of PRECISIONS
     compiled: bool  # the student's step
     channels_last: bool
@@ -62,6 +62,8 @@ class TrainConfig:
     augmentation: dict[str, Any]  # as it was asked for
     contents: dict[str, str]  # sha256 of what each split holds
     source_weights: dict[str, str]  # sha256 of each source's weights
+    val_share: float = 0.0  # of the training samples, which choose the best epoch and are not trained on
+    chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
 
     @property
     def is_own(self) -> bool:
@@ -70,8 +72,13 @@ class TrainConfig:
 
     @property
     def metric(self) -> str:
-        """The figure that says how good the student is: its best epoch is that with the largest."""
+        """The figure that says how good the student is."""
         return "test_map" if self.primary_loss == "bce" else "test_top1"
+
+    @property
+    def watched(self) -> str | None:
+        """The figure whose largest value makes the best epoch, e.g. "val_top1"; None: there is none."""
+        return self.chosen_on and self.metric.replace("test", self.chosen_on, 1)
 
     @property
     def overridden(self) -> dict[str, tuple[Any, Any]]:
@@ -94,8 +101,8 @@ class TrainConfig:
         did until then. Raises RunError, starting with `where`, for a setting that is unknown or missing.
         """
         names = {field.name for field in fields(cls)}
-        needed = {field.name for field in fields(cls) if field.default is MISSING}
-        if strange := sorted((needed - set(found)) | (set(found) - names)):
+        found = with_defaults(found)
+        if strange := sorted(names ^ set(found)):
             raise RunError(
                 f"{where}: its settings are not this version's, {strange[0]} is "
                 f"{'missing' if strange[0] in names else 'unknown'}; use the version that began it"
@@ -104,3 +111,10 @@ class TrainConfig:
             name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
         }
         return cls(**own)
+
+
+def with_defaults(found: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was written, with the settings that were added since at what runs did until then."""
+    return {
+        field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING
+    } | found
