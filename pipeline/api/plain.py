@@ -92,9 +92,16 @@ def open_taught_data(
     ranks = Ranks(share.rank, share.n_ranks)
     settings = {"temperature": temperature or recipe_for(target).temperature, "epochs": 1}
     supervision = Supervision(sources=tuple(sources), labels=labels, views=views)
-    augmentation, share_held_out = augmentation or Augmentation(), 0.0
     asked = Asked(
-        target, supervision, augmentation, places, execution, limit, ranks, settings, share_held_out, "test"
+        target,
+        supervision,
+        augmentation or Augmentation(),
+        places,
+        execution,
+        limit,
+        ranks,
+        settings,
+        chosen_on="test",  # so that no training samples are held out to choose an epoch by
     )
     lesson = open_lesson(asked, print)
     assert lesson.labels is not None  # noqa: S101 - "sskt" has labels

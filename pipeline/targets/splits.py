@@ -69,6 +69,7 @@ def layout_of(root: Path, *, videos: bool) -> Layout:
                 f"{root}: {found[split]}/ and {name}/ both mean the {split} split; merge them, or rename one"
             )
         found[split] = name
+    found = {split: found[split] for split in _WORDS if split in found}
     notes = _left_out(root, inside, found)
     if VAL in found and TEST not in found:
         found[TEST] = found.pop(VAL)
@@ -111,7 +112,7 @@ def _left_out(root: Path, inside: Mapping[str, list[str]], found: Mapping[str, s
         hold = "holds" if len(found) == 1 else "hold"
         raise TargetError(
             f"{root}: {splits} {hold} class folders as a split does, and {beside} lie beside; expected "
-            f"splits alone (train/ and val/ or test/) or classes alone, so move or rename what does not belong"
+            f"splits alone (train/ and val/ or test/) or classes alone; move or rename what does not belong"
         )
     if doubled := [name for name in others if name in inside[found[TRAIN]]]:
         raise TargetError(
@@ -126,8 +127,9 @@ def _refuse_splits_in_classes(root: Path, inside: Mapping[str, list[str]]) -> No
     for name, below in inside.items():
         meanings = {split: each for each in below if (split := _meaning(each))}
         if TRAIN in meanings and len(meanings) > 1:
+            splits = _list([meanings[split] for split in _WORDS if split in meanings])
             raise TargetError(
-                f"{root / name}: holds the splits {_list(list(meanings.values()))}, and would be taken for a "
+                f"{root / name}: holds the splits {splits}, and would be taken for a "
                 f"class; name {root / name} as the target, or put the splits above the classes "
                 f"({root}/train/CLASS/)"
             )
