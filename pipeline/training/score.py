@@ -6,6 +6,7 @@ end, by these two students.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,12 @@ def best_of(config: TrainConfig, history: History) -> Any:
     seen = [figures for figures in history if watched in figures]
     if watched is None or not seen:
         return None
-    loss = f"{config.chosen_on}_loss" if config.chosen_on == "val" else None
-    return max(seen, key=lambda figures: (figures[watched], -figures[loss] if loss else 0.0))
+
+    def rank(figures: Mapping[str, Any]) -> tuple[float, float]:
+        loss = figures["val_loss"] if config.chosen_on == "val" else 0.0
+        return figures[watched], -math.inf if math.isnan(loss) else -loss
+
+    return max(seen, key=rank)
 
 
 def _copy(source: Mapping[str, torch.Tensor], destination: Mapping[str, torch.Tensor]) -> None:
