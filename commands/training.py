@@ -112,7 +112,7 @@ _RECIPE = "Recipe"
     folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
     text_option("--model", f"resnet20, resnet18 and the like; of clips resnet3d18, r3d_18. {_OF_RECIPE}"),
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
-    count_option("--eval-every", "Epochs between two looks at the test split.", 1),
+    count_option("--eval-every", "Epochs between two looks at what chooses the best one.", 1),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
     JSON,
     together(
@@ -219,6 +219,12 @@ _RECIPE = "Recipe"
             number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
             number_option(
                 "--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False
+            ),
+            number_option(
+                "--val-share",
+                "Part of the training samples that is left out to choose the best epoch; 0: none is chosen. "
+                "[default: 0.1 of a folder without a val split; others are chosen on their test split]",
+                positive=False,
             ),
         ),
         section(

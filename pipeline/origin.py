@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from cache.errors import StoreMismatch
 from cache.manifest import require_match
 from cache.store import Store
@@ -75,7 +77,8 @@ def open_origin(
 
 
 def open_index_of(store: Store, places: Places, *, target: str | None, say: Say) -> TargetIndex:
-    """The store's samples, in the order of its rows; the subset that --limit takes, if it has fewer.
+    """The store's samples, in the order of its rows; if it has fewer, the subset that --limit takes, or what
+    was left of it when some were held out to choose the best epoch by.
 
     Raises StoreMismatch if the target has other samples by now.
     """
@@ -87,7 +90,9 @@ def open_index_of(store: Store, places: Places, *, target: str | None, say: Say)
     for note in index.notes:
         say(note)
     if about["n_samples"] < len(index):
-        index = index.limit(about["n_samples"])
+        whole, index = index, index.limit(about["n_samples"])
+        if index.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out
+            index = whole.take(np.flatnonzero(np.isin(whole.ids, store.ids)))
     if index.content_sha256 != about["contents_sha256"]:
         raise StoreMismatch(
             f"{store.path}: {name} has other pictures by now, their sha256 is {index.content_sha256[:12]}, "

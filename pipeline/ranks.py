@@ -68,11 +68,15 @@ class Ranks:
 
     def agreed(self, value: bool) -> bool:
         """The first rank's `value`, on every rank."""
+        return bool(self.first_ones(value))
+
+    def first_ones(self, value: Any) -> Any:
+        """The first rank's plain data or tensors, on every rank."""
         if self.world == 1:
             return value
         said = [value]
         dist.broadcast_object_list(said, src=0)
-        return bool(said[0])
+        return said[0]
 
     def align(self, module: nn.Module) -> None:
         """Give every rank the first one's buffers: each has batch statistics of its own parts."""

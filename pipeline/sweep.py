@@ -111,6 +111,10 @@ def run_sweep(
             asked["places"] = places.of(point.taught.sources)
             values = _values(target, point, grid.seeds, out, ranks, **asked)
             rows.append(_row(point, out, values))
+            if len(rows) == 1:
+                split = _compared("test", read_config(out / f"{point.name}-seed0"))
+                as_papers = ", as in the paper's figure 4" if split == "test" else ""
+                say(f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}")
             if ranks.first:
                 _write(out / "sweep.csv", _csv(rows))
         if ranks.first and rows[0]["mean"] is not None:
@@ -161,7 +165,7 @@ def _values(
             say(f"{name}: {error}")
             values.append(None)
         else:
-            values.append(float(summary[summary["metric"]]))
+            values.append(float(summary[_compared(summary["metric"], summary)]))
     return values
 
 
@@ -261,13 +265,19 @@ def _panel_title(panel: Panel) -> str:
 def _title(run: Path, aux_loss: str) -> str:
     """What was trained, by one of the runs."""
     config = read_config(run)
-    metric = "test mAP" if config["primary_loss"] == "bce" else "test top-1"
+    split = _compared("test", config)
+    metric = f"{split} mAP" if config["primary_loss"] == "bce" else f"{split} top-1"
     target, epochs = config["target"], config["epochs"]
     if len(target) > _LONGEST_NAME:
         target = target[: _LONGEST_NAME - 1] + "…"
     trained = f"{epochs} epoch{'' if epochs == 1 else 's'}"
     what = f"{target}, {config['model']}, {trained}, auxiliary loss {aux_loss}"
     return f"{what}, {metric} in %"
+
+
+def _compared(name: str, found: Mapping[str, Any]) -> str:
+    """A figure's name on the split that students are compared on: val where epochs are chosen there."""
+    return name.replace("test", "val", 1) if found.get("chosen_on") == "val" else name
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

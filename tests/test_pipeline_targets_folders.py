@@ -48,7 +48,8 @@ def test_scene15_is_read_as_pathlib_and_pillow_read_it(tmp_path):
         assert index.encoded(row) == path.read_bytes()
         assert index.contents[row].tobytes() == hashlib.sha256(path.read_bytes()).digest()[:16]
     test = _load(DATA / "scene15", "test", tmp_path)
-    assert (len(test), test.classes, test.notes) == (150, index.classes, ())
+    note = f"{DATA / 'scene15'}: train/ is the train split, val/ the test split"
+    assert (len(test), test.classes, test.notes) == (150, index.classes, (note,))
 
 
 @needs_data

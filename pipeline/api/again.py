@@ -11,14 +11,15 @@ from typing import Any
 from cache.manifest import flatten
 from pipeline.api.lesson import Asked, Supervision
 from pipeline.api.settings import Tuning, plan_config, settings_of
-from pipeline.api.stage_one import open_index, run_precompute
+from pipeline.api.splits import open_splits
+from pipeline.api.stage_one import run_precompute
 from pipeline.api.stage_two import model_name, resume_train, run_train
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.ranks import Ranks, joined
 from pipeline.run import read_config, read_summary
 from pipeline.schedule import Share
-from pipeline.targets.spec import SPLITS
+from pipeline.targets import parse_target
 from pipeline.training.config import TrainConfig
 from sskt.backbones import Backbone
 from sskt.errors import RunError
@@ -86,6 +87,8 @@ def _expected(
     )
     name = model_name(target, model)
     expected = plan_config(asked, tuning, model=name, seed=seed, eval_every=eval_every)
+    if tuning.val_share is None and parse_target(target).n_classes is not None:
+        expected |= {"val_share": 0.0, "chosen_on": "test"}
     if supervision.sources:
         expected["sources"] = supervision.sources
     if supervision.method in TAUGHT and supervision.labels != "auto":
@@ -103,14 +106,18 @@ def _expected(
 
 def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` is another."""
-    limits = {"train": asked.get("limit"), "test": None}
-    indexes = {
-        split: open_index(target, split, places=asked["places"], say=lambda _: None, limit=limits[split])
-        for split in SPLITS
-    }
+    splits = open_splits(
+        target,
+        places=asked["places"],
+        limit=asked.get("limit"),
+        val_share=(asked.get("tuning") or Tuning()).val_share,
+        say=lambda _: None,
+    )
     expected = _expected(target, **asked) | {
-        "classes": indexes["train"].classes,
-        "contents": {split: index.content_sha256 for split, index in indexes.items()},
+        "classes": splits.train.classes,
+        "contents": splits.contents(),
+        "val_share": splits.val_share,
+        "chosen_on": splits.chosen_on,
     }
     if different := _first_difference(out, expected):
         name, there, wanted = different

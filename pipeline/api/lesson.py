@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import given
-from pipeline.api.stage_one import open_index, require_named
+from pipeline.api.splits import open_splits
+from pipeline.api.stage_one import require_named
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.labels import Labels
@@ -61,15 +62,26 @@ class Asked:
     limit: int | None
     ranks: Ranks
     settings: Mapping[str, Any]  # of the recipe
+    val_share: float | None = None  # of the training samples, to choose the best epoch by; see `open_splits`
+    chosen_on: str | None = None  # of a run that goes on
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, of a run that goes on
 
 
 def open_lesson(asked: Asked, say: Say) -> Lesson:
     """Open everything that a student learns from."""
     spec = parse_target(asked.target)
-    index = open_index(asked.target, "train", places=asked.places, say=say, limit=asked.limit)
-    test_index = open_index(asked.target, "test", places=asked.places, say=say)
-    for sentence in same_bytes(spec, {"train": index, "test": test_index}, asked.places.index_dir):
+    splits = open_splits(
+        asked.target,
+        places=asked.places,
+        limit=asked.limit,
+        val_share=asked.val_share,
+        chosen_on=asked.chosen_on,
+        say=say,
+    )
+    index = splits.train
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    there = {name: part for name, part in parts.items() if part is not None}
+    for sentence in same_bytes(spec, there, asked.places.index_dir):
         say(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
     taught = asked.supervision
@@ -115,7 +127,16 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
         if taught.method == "kd":
             labels = of_same_classes(labels, request, resumes=bool(asked.source_weights), say=say)
-    return Lesson(index, test_index, plan, eval_plan, labels)
+    return Lesson(
+        index,
+        splits.test,
+        plan,
+        eval_plan,
+        labels,
+        val_index=splits.val,
+        val_share=splits.val_share,
+        chosen_on=splits.chosen_on,
+    )
 
 
 def _teachers(asked: Asked, index: TargetIndex) -> tuple[str, ...]:

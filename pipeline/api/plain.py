@@ -96,7 +96,15 @@ def open_taught_data(
     settings = {"temperature": temperature or recipe_for(target).temperature, "epochs": 1}
     supervision = Supervision(sources=given.texts(sources, "sources"), labels=labels, views=views)
     asked = Asked(
-        target, supervision, augmentation or Augmentation(), places, execution, limit, ranks, settings
+        target,
+        supervision,
+        augmentation or Augmentation(),
+        places,
+        execution,
+        limit,
+        ranks,
+        settings,
+        chosen_on="test",  # so that no training samples are held out to choose an epoch by
     )
     lesson = open_lesson(asked, print)
     assert lesson.labels is not None  # noqa: S101 - "sskt" has labels

@@ -72,6 +72,7 @@ class Tuning:
     amp: str = "auto"  # precision: "auto" takes the fastest for the device; or "fp32", "bf16", "fp16"
     compiled: bool = False
     deterministic: bool = False
+    val_share: float | None = None  # of the training samples, to choose the best epoch by; see `open_splits`
 
     def __post_init__(self) -> None:
         """Raises RunError for what is no number or no path."""
@@ -134,6 +135,8 @@ def config_of(
         contents=lesson.contents(),
         source_weights=dict(labels.weights_sha256) if labels else {},
         contracts=declared_of(labels) if labels else {},
+        val_share=lesson.val_share,
+        chosen_on=lesson.chosen_on,
         **planned,
     )
     _require_sound(config)
@@ -202,9 +205,11 @@ def require_reads(backbone: Backbone, config: TrainConfig) -> None:
 
 
 def _tuned(tuning: Tuning, model: str, method: str, execution: Execution) -> dict[str, Any]:
-    """`tuning` as a config has it, with what the network and the method settle."""
+    """`tuning` as a config has it, with what the network and the method settle; which split chooses
+    is for the data to say.
+    """
     began_with = tuning.finetune_from
-    return asdict(tuning) | {
+    return {name: value for name, value in asdict(tuning).items() if name != "val_share"} | {
         "amp": choose_precision(tuning.amp, method, execution.device),
         "finetune_from": began_with and weights_name(began_with),
         "init": choose_init(model, tuning.init),
@@ -238,6 +243,11 @@ def _require_sound(config: TrainConfig) -> None:
         raise RunError(
             f"--alpha is {config.alpha:g}, expected at most 1 with --method kd, where it is the teacher's "
             f"share of the loss"
+        )
+    if config.schedule == "plateau" and config.chosen_on is None:
+        raise RunError(
+            "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "
+            "look at; raise --val-share, or choose multistep or cosine"
         )
 
 

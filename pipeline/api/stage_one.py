@@ -14,7 +14,7 @@ from pipeline.job import Job, destination
 from pipeline.named import open_named
 from pipeline.precompute import StoreReport, precompute
 from pipeline.schedule import Share
-from pipeline.targets import load_index, parse_target, prepared
+from pipeline.targets import has_val, load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.left_out import UnusableFiles
 from pipeline.targets.remarks import empty_classes, same_bytes
@@ -53,7 +53,8 @@ def run_prepare(
             allow_missing=allow_missing,
             say=say,
         )
-    for split in SPLITS:
+    say = once(say)
+    for split in ("train", "val", "test") if has_val(spec, places.data_dir) else SPLITS:
         try:
             index = open_index(target, split, places=places, say=say)
         except UnusableFiles as unusable:
@@ -74,6 +75,18 @@ def run_prepare(
     for sentence in same_bytes(spec, indexes, places.index_dir):
         say(sentence)
     return rows
+
+
+def once(say: Say) -> Say:
+    """`say`, but for sentences that it has said already."""
+    said = set[str]()
+
+    def say_once(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            say(sentence)
+
+    return say_once
 
 
 def open_index(target: str, split: str, *, places: Places, say: Say, limit: int | None = None) -> TargetIndex:

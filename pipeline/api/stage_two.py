@@ -22,6 +22,7 @@ from pipeline.api.settings import (
     smallest_step,
     weights_name,
 )
+from pipeline.api.splits import scoring_split
 from pipeline.api.stage_one import open_index
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
@@ -86,7 +87,9 @@ def run_train(
     limit, tuning = given.whole_or_none(limit, "limit"), tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
     with joined(execution.device) as ranks:
-        asked = Asked(target, supervision, augmentation, places, execution, limit, ranks, settings)
+        asked = Asked(
+            target, supervision, augmentation, places, execution, limit, ranks, settings, tuning.val_share
+        )
         lesson = open_lesson(asked, say)
         name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
@@ -158,6 +161,8 @@ def resume_train(
             config.limit,
             ranks,
             settings,
+            config.val_share or (None if config.chosen_on else 0.0),  # None: a val split, or the test split
+            config.chosen_on,
             config.source_weights,
         )
         lesson = open_lesson(asked, say)
@@ -202,7 +207,11 @@ def run_evaluate(
     run, backbone = given.path(run, "run"), given.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
     places, execution = places or places_of(run), execution or choose_execution()
-    index = open_index(config.target, "test", places=places, say=say)
+    if which == "best" and config.chosen_on is None:
+        raise RunError(
+            f"{run}: was trained with --val-share 0, so it has no best epoch; score the last one's"
+        )
+    index = open_index(config.target, scoring_split(config, places), places=places, say=say)
     _require_classes(config, index.classes, run)
     if config.is_own and backbone is None:
         raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")

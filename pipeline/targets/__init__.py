@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.targets import archive
 from pipeline.targets.arrays import load_binary
 from pipeline.targets.digits import load_digits
-from pipeline.targets.folders import has_split, load_folders
+from pipeline.targets.folders import has_split, load_folders, splits_of
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.listed import has_lists, load_listed
 from pipeline.targets.spec import SPLITS, TARGETS, TargetSpec, parse_target, target_slug
@@ -16,7 +16,16 @@ from pipeline.targets.video.record import read_record
 from pipeline.targets.voc import load_voc
 from sskt.errors import TargetError
 
-__all__ = ["TargetIndex", "TargetSpec", "load_index", "parse_target", "prepare", "prepared", "target_slug"]
+__all__ = [
+    "TargetIndex",
+    "TargetSpec",
+    "has_val",
+    "load_index",
+    "parse_target",
+    "prepare",
+    "prepared",
+    "target_slug",
+]
 
 
 def load_index(
@@ -28,16 +37,16 @@ def load_index(
     limit: int | None = None,
     download: bool = True,
 ) -> TargetIndex:
-    """The validated index of one split ("train" or "test"), or its fixed stratified subset of `limit`
-    samples.
+    """The validated index of one split ("train", "test", or "val" where `has_val`), or its fixed stratified
+    subset of `limit` samples.
 
     `data_dir` is only read, except that an official archive is downloaded and unpacked there if it is missing
     and `download` allows it. `index_dir` keeps what was learned about picture files, and packed videos; if it
     cannot be written, `notes` of the index says so. Raises TargetError for anything missing or damaged,
     DownloadError if fetching fails.
     """
-    if split not in SPLITS:
-        raise TargetError(f"split is {split!r}, expected {' or '.join(SPLITS)}")
+    if split not in SPLITS and not (split == "val" and has_val(spec, data_dir)):
+        raise TargetError(f"{spec.name}: split is {split!r}, expected {' or '.join(SPLITS)}")
     if spec.binary:
         prepare(spec, data_dir, download=download)
         index = load_binary(spec, spec.binary, split, data_dir)
@@ -53,6 +62,13 @@ def load_index(
     else:
         index = load_digits(spec, split)
     return index if limit is None else index.limit(limit)
+
+
+def has_val(spec: TargetSpec, data_dir: Path) -> bool:
+    """Whether a target has three splits: a folder of one's own with train, val and test folders."""
+    if spec.n_classes is not None or spec.root is None or not (data_dir / spec.root).is_dir():
+        return False
+    return "val" in splits_of(spec, data_dir / spec.root).folders
 
 
 def prepare(spec: TargetSpec, data_dir: Path, *, download: bool = True) -> None:

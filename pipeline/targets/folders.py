@@ -1,8 +1,8 @@
 """Targets that are class folders of JPEG and PNG files: imagenet, places365 and imagefolder:PATH.
 
 ROOT/train/CLASS/ and ROOT/val/CLASS/ (or ROOT/test/CLASS/, where there is no val) are the train and test
-splits. An imagefolder without these, ROOT/CLASS/, holds a fifth of each class out as its test split. Folders
-inside a class belong to it.
+splits. An imagefolder's splits may have other names and be three (`pipeline.targets.splits`); one without,
+ROOT/CLASS/, holds a fifth of each class out as its test split. Folders inside a class belong to it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pipeline.targets import subset
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.listing import Listing, class_folders, index_of, list_pictures
 from pipeline.targets.spec import TargetSpec, target_slug
+from pipeline.targets.splits import Layout, layout_of
 from sskt.errors import TargetError
 from sskt.names import shown
 
-_FOLDERS = {"train": ("train",), "test": ("val", "test")}
+_FOLDERS = {"train": ("train",), "test": ("val", "test")}  # of an official target
 _HELD_OUT = 5  # one in five
 
 
@@ -34,11 +35,13 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
     """
     if not root.is_dir():
         raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
-    folder = split_folder(spec, split, root)
-    classes = class_names(spec, root, folder)
+    layout = splits_of(spec, root)
+    folder = layout.folder(split, spec.how_to_prepare)
+    classes = class_names(spec, folder, layout.folders.get("train", folder))
     beside = [] if folder == root else [root / name for name in class_folders(root) if root / name != folder]
     listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
     index = _index(spec, split, classes, listing)
+    index = replace(index, notes=(*layout.notes, *without_samples(folder, classes), *index.notes))
     if folder != root:
         return index
     held = held_out(listing.paths, index.labels)
@@ -47,12 +50,32 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
     note = (
         f"{root}: has no train/ and val/, so a fixed fifth of each class is held out ({held.sum()} pictures)"
     )
-    return replace(index.take(np.flatnonzero(held)), notes=(note,))
+    return replace(index.take(np.flatnonzero(held)), notes=(*layout.notes, note))
+
+
+def splits_of(spec: TargetSpec, root: Path) -> Layout:
+    """How a folder is divided: an official target by its official names, one's own as `layout_of` finds."""
+    if spec.n_classes is None:
+        return layout_of(root, videos=spec.videos is not None)
+    there = {
+        split: [root / name for name in names if class_folders(root / name)]
+        for split, names in _FOLDERS.items()
+    }
+    return Layout(root, {split: folders[0] for split, folders in there.items() if folders})
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether a folder of class folders for this split lies under `root`."""
+    """Whether an official target's folder of class folders for this split lies under `root`."""
     return any(class_folders(root / name) for name in _FOLDERS[split])
+
+
+def without_samples(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A note of the classes of the train split that have no folder in another one."""
+    if not (missing := sorted(set(classes) - set(class_folders(folder)))):
+        return ()
+    more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
+    named = ", ".join(missing[:5]) + more
+    return (f"{folder}: has no folder of {len(missing)} of the {len(classes)} classes ({named})",)
 
 
 def held_out(paths: NDArray[np.bytes_], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -68,29 +91,15 @@ def held_out(paths: NDArray[np.bytes_], labels: NDArray[np.int64]) -> NDArray[np
     return held
 
 
-def split_folder(spec: TargetSpec, split: str, root: Path) -> Path:
-    """The folder whose subfolders are the classes of this split; `root` itself if it is not divided."""
-    if spec.n_classes is None and not has_split(root, "train") and not has_split(root, "test"):
-        return root
-    for name in _FOLDERS[split]:
-        if class_folders(root / name):
-            return root / name
-    there = ", ".join(class_folders(root)[:5]) or "none"
-    wanted = " or ".join(_FOLDERS[split])
-    raise TargetError(
-        f"{root}: no folder {wanted} with class folders for the {split} split, found {there}; "
-        f"{spec.how_to_prepare}"
-    )
-
-
-def class_names(spec: TargetSpec, root: Path, folder: Path) -> tuple[str, ...]:
-    """Class names in label order, checked against the official number and this split's folders."""
-    defining = root / "train" if folder != root and has_split(root, "train") else folder
+def class_names(spec: TargetSpec, folder: Path, defining: Path) -> tuple[str, ...]:
+    """Class names in label order: the folders of `defining`, the train split where there is one, checked
+    against the official number and the folders of `folder`.
+    """
     classes = class_folders(defining)
     if spec.n_classes is not None and len(classes) != spec.n_classes:
         raise TargetError(
             f"{defining}: {len(classes)} class folders, expected {spec.n_classes}; add the others, "
-            f"or name this folder as imagefolder:{root}"
+            f"or name this folder as imagefolder:{defining.parent}"
         )
     if len(classes) < 2:
         found = f"one class folder ({classes[0]})" if classes else "no class folder"

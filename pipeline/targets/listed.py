@@ -74,7 +74,7 @@ def _imagenet(spec: TargetSpec, split: str, root: Path) -> _Named:
             f"{root / _DEVKIT / 'meta.mat'}: {len(classes)} synsets without children, expected "
             f"{spec.n_classes}; restore the official file"
         )
-    if has_split(root, "train") and class_names(spec, root, root / "train") != classes:
+    if has_split(root, "train") and class_names(spec, root / "train", root / "train") != classes:
         raise TargetError(
             f"{root / 'train'}: its class folders are not the WNIDs of {_DEVKIT}; restore their names"
         )

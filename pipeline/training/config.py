@@ -41,7 +41,7 @@ class TrainConfig:
     schedule: str  # one of sskt.schedules.SCHEDULES
     milestones: tuple[int, ...]
     gamma: float
-    patience: int  # of a plateau: evaluations without a lower test loss
+    patience: int  # of a plateau: evaluations without a lower loss on what chooses
     momentum: float
     dampening: float
     weight_decay: float
@@ -53,7 +53,7 @@ class TrainConfig:
     cutmix: float
     seed: int
     limit: int | None
-    eval_every: int  # epochs between two looks at the test split; the last epoch always has one
+    eval_every: int  # epochs between two looks at what chooses; the last epoch always has one
     amp: str  # precision of the student's forward: one of PRECISIONS
     compiled: bool  # the student's step
     channels_last: bool
@@ -72,6 +72,8 @@ class TrainConfig:
     # modules that compute in plain fp32, since the fast kernels were found wrong; see pipeline.training.trial
     plain_layers: tuple[str, ...] = ()
     contracts: dict[str, Any] = field(default_factory=dict)  # of each source of which anything is declared
+    val_share: float = 0.0  # of the training samples, which choose the best epoch and are not trained on
+    chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
 
     @property
     def is_own(self) -> bool:
@@ -80,8 +82,13 @@ class TrainConfig:
 
     @property
     def metric(self) -> str:
-        """The figure that says how good the student is: its best epoch is that with the largest."""
+        """The figure that says how good the student is."""
         return "test_map" if self.primary_loss == "bce" else "test_top1"
+
+    @property
+    def watched(self) -> str | None:
+        """The figure whose largest value makes the best epoch, e.g. "val_top1"; None: there is none."""
+        return self.chosen_on and self.metric.replace("test", self.chosen_on, 1)
 
     @property
     def overridden(self) -> dict[str, tuple[Any, Any]]:
@@ -104,8 +111,8 @@ class TrainConfig:
         did until then. Raises RunError, starting with `where`, for a setting that is unknown or missing.
         """
         names = {f.name for f in fields(cls)}
-        needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
-        if strange := sorted((needed - set(found)) | (set(found) - names)):
+        found = with_defaults(found)
+        if strange := sorted(names ^ set(found)):
             raise RunError(
                 f"{where}: its settings are not this version's, {strange[0]} is "
                 f"{'missing' if strange[0] in names else 'unknown'}; use the version that began it"
@@ -116,3 +123,10 @@ class TrainConfig:
         # what sources see had no name until then
         own["augmentation"] = {"source_input": "earlier", **own["augmentation"]}
         return cls(**own)
+
+
+def with_defaults(found: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was written, with the settings that were added since at what runs did until then."""
+    defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    made = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
+    return defaults | made | found

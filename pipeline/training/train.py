@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.evaluate import Evaluator, InsaneLogitsError
+from pipeline.evaluate import InsaneLogitsError
 from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Loader, Order
@@ -30,6 +30,7 @@ from pipeline.run import Run
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
 from pipeline.training.divergence import DivergedError, diverged
+from pipeline.training.score import Scorer, best_of
 from pipeline.training.trainer import Trainer
 from sskt.methods import Method
 
@@ -49,10 +50,19 @@ class Lesson:
     plan: Plan
     eval_plan: Centre | CentreClip
     labels: Labels | None  # None: no sources
+    val_index: TargetIndex | None = None  # None: the test split chooses the best epoch, or nothing does
+    val_share: float = 0.0  # of the training samples that are `val_index`
+    chosen_on: str | None = "test"  # see `TrainConfig`
 
     def contents(self) -> dict[str, str]:
         """The sha256 of what each split holds."""
-        return {"train": self.index.content_sha256, "test": self.test_index.content_sha256}
+        return contents_of(self.index, self.test_index, self.val_index)
+
+
+def contents_of(train: TargetIndex, test: TargetIndex, val: TargetIndex | None) -> dict[str, str]:
+    """The sha256 of what each split holds, as a config has it."""
+    contents = {"train": train.content_sha256, "test": test.content_sha256}
+    return contents if val is None else {**contents, "val": val.content_sha256}
 
 
 def train(
@@ -112,8 +122,7 @@ class _Course:
     ) -> None:
         self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
         self._ranks, self._run, self._say = ranks, run, say
-        self._evaluator = Evaluator(lesson.test_index, lesson.eval_plan, execution, ranks)
-        self._best: dict[str, torch.Tensor] | None = None  # not yet written
+        self._scorer = Scorer(config, lesson, execution, ranks, run)
         self._saved_at, self._saving_s = monotonic(), 0.0
         self._by: dict[str, str] = {}  # what draws and computes
         alone_on_cpu = execution.device.type == "cpu" and ranks.world == 1
@@ -157,35 +166,35 @@ class _Course:
                 )
 
     def _end_epoch(self, figures: dict[str, Any]) -> None:
-        """Test, log, and save where it is time to."""
+        """Look at what chooses, log, and save where it is time to; at the end, test."""
         config, trainer = self._config, self._trainer
         last = trainer.epoch + 1 == config.epochs
         if last or (trainer.epoch + 1) % config.eval_every == 0:
-            figures |= self._tested()
-            metric = config.metric
-            if figures[metric] > max((m.get(metric, -1.0) for m in self.history), default=-1.0):
-                self._best = {k: v.detach().clone() for k, v in trainer.student.exported_state().items()}
+            figures |= self._scored(figures, last=last)
         self.history.append(figures)
         if self._run is not None:
             self._run.log_epoch(figures)
         self._mention_neighbours()
-        trainer.end_epoch(figures.get("test_loss"))
+        trainer.end_epoch(figures.get(f"{config.chosen_on}_loss"))
         if last or self._is_due(self._saving_s / _SAVING_SHARE):
             self._save()
 
-    def _tested(self) -> dict[str, float]:
-        """The student's figures on the test split. Raises DivergedError where its weights or its answers make
-        no sense.
+    def _scored(self, figures: dict[str, Any], *, last: bool) -> dict[str, Any]:
+        """An epoch's figures of what chooses, and at the end of the test split. DivergedError where the
+        student's weights or its answers make no sense.
         """
         trainer = self._trainer
         trainer.require_sane()
         try:
-            return self._evaluator.accuracy(trainer.student, self._config.amp)
+            found = self._scorer.look(trainer.student, figures, self.history)
+            if last:
+                found |= self._scorer.test(trainer.student, figures | found, self.history)
         except InsaneLogitsError as error:
             where = f"after step {trainer.step}"
             raise diverged(
                 self._config, str(error), where, epoch=trainer.epoch + 1, step=trainer.step, ids=error.ids
             ) from error
+        return found
 
     def _mention_neighbours(self) -> None:
         """Say once that other processes are in the way."""
@@ -206,12 +215,12 @@ class _Course:
         """The best student first: a checkpoint must never know of a best one that is not there."""
         started, state = monotonic(), self._trainer.state()
         if self._run is not None:
-            if self._best is not None:
-                self._run.save_student(self._best, "best")
+            if self._scorer.best is not None:
+                self._run.save_student(self._scorer.best, "best")
             self._run.save_checkpoint(
                 {**state, "history": self.history, "by": self._by, "config": self._config.to_dict()}
             )
-        self._best = None
+        self._scorer.best = None
         self._saved_at = monotonic()
         self._saving_s = self._saved_at - started
         self._note_saved()
@@ -223,8 +232,10 @@ class _Course:
         )
 
     def _note(self) -> str:
-        tested = [m[self._config.metric] for m in self.history if self._config.metric in m]
-        return f"epoch {self._trainer.epoch + 1}" + (f", test {tested[-1]:.1f} %" if tested else "")
+        watched = self._config.watched
+        seen = [m[watched] for m in self.history if watched in m]
+        now = f"epoch {self._trainer.epoch + 1}"
+        return f"{now}, {self._config.chosen_on} {seen[-1]:.1f} %" if seen else now
 
 
 @contextmanager
@@ -249,8 +260,6 @@ def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
 def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
     last = history[-1]
     metric = config.metric
-    tested = [m for m in history if metric in m]
-    best = max(tested, key=lambda m: m[metric])
     also = [name for name in last if name.startswith("test_") and name not in (metric, "test_loss")]
     return {
         "target": config.target,
@@ -264,9 +273,8 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
         "overridden": {name: list(pair) for name, pair in config.overridden.items()},
         "metric": metric,
         metric: last[metric],
-        f"best_{metric}": best[metric],
         **{name: last[name] for name in also},
-        "best_epoch": best["epoch"],
+        **_chosen(config, history),
         "train_top1": last["train_top1"],
         **{
             name: float(np.median([m[name] for m in history]))
@@ -275,11 +283,27 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
     }
 
 
+def _chosen(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What came of the best epoch, and what it was chosen on."""
+    best, metric, watched = best_of(config, history), config.metric, config.watched
+    if best is None or watched is None:
+        return {"chosen_on": None}
+    found = {"best_epoch": best["epoch"], "chosen_on": config.chosen_on}
+    if watched == metric:
+        return {f"best_{metric}": best[metric], **found}
+    last = history[-1]
+    seen = {watched: last[watched], f"best_{watched}": best[watched]}
+    return {f"best_{metric}": last[f"best_{metric}"], **found, **seen}
+
+
 def _sentence(summary: dict[str, Any]) -> str:
     metric = summary["metric"]
     name = {"test_top1": "test top-1", "test_map": "test mAP"}[metric]
+    chosen = ""
+    if summary["chosen_on"] is not None:
+        where = f", epoch {summary['best_epoch']} by val" if summary["chosen_on"] == "val" else ""
+        chosen = f" (best {summary[f'best_{metric}']:.2f}{where})"
     return (
-        f"{summary['epochs']} epochs: {name} {summary[metric]:.2f} % (best {summary[f'best_{metric}']:.2f}), "
-        f"{summary['epoch_s']:.1f} s an epoch, "
-        f"of which source logits {summary['label_s']:.2f} s"
+        f"{summary['epochs']} epochs: {name} {summary[metric]:.2f} %{chosen}, "
+        f"{summary['epoch_s']:.1f} s an epoch, of which source logits {summary['label_s']:.2f} s"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.targets.folders import class_names, held_out, split_folder
+from pipeline.targets.folders import class_names, held_out, splits_of, without_samples
 from pipeline.targets.spec import TargetSpec, Videos
 from pipeline.targets.video.decode import VIDEO_SUFFIXES
 from pipeline.targets.video.sequence import FRAME_SUFFIXES
@@ -35,7 +35,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The videos of both splits, in the order of the lists."""
+    """The videos of each split, in the order of the lists."""
 
     classes: tuple[str, ...]
     clips: dict[str, list[Clip]]  # by split
@@ -162,18 +162,20 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _of_folders(spec: TargetSpec, root: Path) -> Listing:
-    """ROOT/{train,val}/CLASS/ or ROOT/CLASS/, of which a fifth of each class is held out then."""
+    """ROOT/SPLIT/CLASS/ (see `pipeline.targets.splits`), or ROOT/CLASS/, of which a fifth is held out."""
     if not root.is_dir():
         raise TargetError(f"{shown(str(root))}: no such folder; {spec.how_to_prepare}")
-    folders = {split: split_folder(spec, split, root) for split in SPLITS}
+    layout = splits_of(spec, root)
     others = _Others(root)
-    if folders["train"] != root:
-        classes = class_names(spec, root, folders["train"])
-        clips = {}
-        for split, folder in folders.items():
-            class_names(spec, root, folder)  # refuses classes that the train split does not have
+    if layout.divided:
+        train = layout.folder("train", spec.how_to_prepare)
+        layout.folder("test", spec.how_to_prepare)
+        classes, clips, notes = class_names(spec, train, train), {}, list(layout.notes)
+        for split, folder in layout.folders.items():
+            class_names(spec, folder, train)  # refuses classes that the train split does not have
             clips[split] = _clips_below(folder, root, classes, others)
-        return Listing(classes, clips, others.notes, tuple(others.ignored))
+            notes += without_samples(folder, classes)
+        return Listing(classes, clips, (*notes, *others.notes), tuple(others.ignored))
     classes = class_names(spec, root, root)
     every = _clips_below(root, root, classes, others)
     paths = np.array([os.fsencode(clip.name) for clip in every], dtype=np.bytes_)
@@ -186,7 +188,7 @@ def _of_folders(spec: TargetSpec, root: Path) -> Listing:
         f"{shown(str(root))}: has no train/ and val/, so a fixed fifth of each class is held out "
         f"({held.sum()} videos)"
     )
-    return Listing(classes, clips, (note, *others.notes), tuple(others.ignored))
+    return Listing(classes, clips, (*layout.notes, note, *others.notes), tuple(others.ignored))
 
 
 class _Others:
