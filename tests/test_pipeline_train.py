@@ -204,7 +204,9 @@ def test_weights_beyond_anything_sound_stop_the_run_and_keep_the_epochs_before(p
 
 
 def test_every_sample_of_the_step_whose_loss_is_no_number_is_named(project):
-    with pytest.raises(RunError, match=r"digits: the loss is inf in epoch 1, step 1 \(samples .*diverged.json"):
+    with pytest.raises(
+        RunError, match=r"digits: the loss is inf in epoch 1, step 1 \(samples .*diverged.json"
+    ):
         train(project, "inf", overrides={"alpha": 1e39})
     found = json.loads((project[0] / "inf" / "diverged.json").read_text())
     index = open_index("digits", "train", places=project[2]["places"], say=print, limit=N)
