@@ -33,7 +33,7 @@ _LONGEST_S = 120.0  # of all that a child is given
 _NAMED = 3  # shapes in a message
 
 Say = Callable[[str], None]
-Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels ended the process
+Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def sentence(wrong: Mapping[Layer, tuple[list[str], Result]], how: How) -> str:
 
 def _worst(result: Result) -> str:
     if not result:
-        return "they end the process"
+        return "they fail or end the process"
     name = max((name for name in result if name != "plain fp32"), key=result.__getitem__)
     return f"{name} off by {result[name]:.0%}" if result[name] < 10 else f"{name} off by more than 1000%"
 
@@ -137,12 +137,16 @@ def _tested(layers: list[Layer], how: How) -> list[Result]:
 
 
 def _errors(layer: Layer, how: How) -> Result:
-    """With fewer samples where the device has no room for a plain and a fast layer side by side."""
+    """With fewer samples where the device has no room for a plain and a fast layer side by side; empty where
+    there is no such kernel.
+    """
     try:
         return errors(layer, how.compute, channels_last=how.channels_last, device=how.device)
     except torch.OutOfMemoryError:
         if layer.input[0] == 1:
             raise
+    except RuntimeError:
+        return {}
     return _errors(replace(layer, input=(layer.input[0] // 2, *layer.input[1:])), how)
 
 

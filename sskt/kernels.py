@@ -80,8 +80,8 @@ class Layer:
 
     @property
     def may_end_the_process(self) -> bool:
-        """Whether it is of the kind of which some are known to: three axes, one padded and shorter than
-        the kernel, in oneDNN's bf16.
+        """Whether it is of a kind that is known to in oneDNN's bf16: of three axes, one is padded and shorter
+        than the kernel.
         """
         axes = list(zip(self.padding, self.input[2:], self.weight[2:], strict=False))
         return len(axes) == 3 and any(padding and n < taps for padding, n, taps in axes)
