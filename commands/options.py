@@ -182,7 +182,7 @@ WEIGHTS = click.option(
     "--weights",
     multiple=True,
     metavar="NAME=PATH",
-    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors), e.g. imagenet=resnet50.pth. Repeatable.",
+    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors), as imagenet=resnet50.pth. Repeatable.",
 )
 THREADS = click.option(
     "--threads",
