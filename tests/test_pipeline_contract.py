@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from programs import save_program
 from torch import nn
 
 from cache.errors import StoreMismatch
 from cache.store import Store
+from cli import main
 from pipeline.api import (
     Augmentation,
     Places,
@@ -26,10 +28,12 @@ from pipeline.api import (
 from pipeline.check import verify_store
 from pipeline.class_check import knowledge_of
 from pipeline.tables import source_fields
+from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
 from sskt.contract import Contract
 from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.sources import parse_source
 
 N = 11  # classes named 1 to 11, which come as 1, 10, 11, 2, ... from a folder
 TEXT = sorted(range(N), key=lambda i: str(i + 1))
@@ -192,6 +196,40 @@ def test_run_that_goes_on_keeps_what_was_said_of_its_source(lab):
         resume_train(lab.folder / "run", places=lab.places(t={"classes": "target"}), **how)
 
 
+def test_run_begun_before_contracts_were_recorded_goes_on(lab):
+    lab.train(lab.program("t", Nearest(TEXT)), labels="live")
+    run = lab.folder / "run"
+    config, state = json.loads((run / "config.json").read_text()), torch.load(run / "last.pt")
+    for found in (config, state["config"]):
+        assert found.pop("contracts") == {}
+    (run / "config.json").write_text(json.dumps(config))
+    torch.save(state, run / "last.pt")
+    environment = json.loads((run / "environment.json").read_text())
+    del environment["places"]["contracts"]
+    (run / "environment.json").write_text(json.dumps(environment))
+    for name in ("summary.json", "student.safetensors"):
+        (run / name).unlink()
+    how = {name: lab.common[name] for name in ("execution", "say")}
+    assert resume_train(run, **how)["epochs"] == 1
+
+
+def test_declared_size_and_interpolation_are_what_a_program_sees_and_published_ones_keep_the_papers():
+    spec = parse_target("digits")
+    wants = Contract(size=48, interpolation="bicubic", channels="bgr")
+    program = parse_source("program:t.pt2").under(wants)
+    seen = Augmentation().input_map(spec, program)
+    assert (seen.side_px, seen.interpolation, seen.channels) == (48, "bicubic", "bgr")
+    assert Augmentation(source_side_px=20).input_map(spec, program).side_px == 20
+    published = Augmentation().input_map(spec, parse_source("imagenet:efficientnet_b0"))
+    assert (published.side_px, published.interpolation) == (32, "bilinear")
+    clips = parse_target("ucf101")
+    half = parse_source("program:t.pt2").under(Contract((0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(
+        RunError, match=r"--source-frames reference takes .* and program:t\.pt2 declares mean 0\.5"
+    ):
+        Augmentation(source_frames="reference").input_map(clips, half)
+
+
 def test_slip_of_the_pen_in_a_contracts_name_is_refused(lab):
     source = lab.program("t", Nearest(TEXT))
     with pytest.raises(RunError, match=r"--contract names program:u\.pt2, this run's sources are"):
@@ -275,3 +313,16 @@ def test_several_labels_are_held_against_mean_average_precision():
     numeric = np.array([TEXT.index(i) for i in range(N)])
     other = knowledge_of(torch.from_numpy(presence[:, numeric].astype(np.float32)), index, rows, np.arange(N))
     assert (other.order, other.in_order) == ("numeric", 100)
+
+
+def test_contract_option_that_cannot_be_read_is_one_sentence():
+    words = ["precompute", "--source", "program:t.pt2", "--target", "digits", "--contract"]
+    for told, said in (
+        ("program:t.pt2", "is not NAME=KEY=VALUE"),
+        ("program:t.pt2=returns=logit", "error: --contract: returns is 'logit', expected one of"),
+        ("program:t.pt2=classes=nowhere.txt", "or a text file with one name per line"),
+        ("program:t.pt2=mean=0.5,0.5,std=1", "--contract: '0.5' is not KEY=VALUE, e.g. mean=0.485/0.456"),
+    ):
+        result = CliRunner().invoke(main, [*words, told])
+        assert result.exit_code != 0
+        assert said in result.stderr.replace("\n", " ")
