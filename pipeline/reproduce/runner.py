@@ -219,8 +219,8 @@ def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, .
 def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any] | None:
     """The summary of a run that came to its end with the settings of this campaign."""
     folder = campaign.folder(attempt.row.name, seed)
-    settings = _settings(attempt, seed, campaign)
-    if (summary := read_summary(folder)) is None or not is_as_asked(attempt.row.target, folder, **settings):
+    summary = read_summary(folder)  # first: settings of a run that is not there may need weights that are not
+    if summary is None or not is_as_asked(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
         return None
     return with_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
 
