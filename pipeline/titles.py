@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sskt.names import shown
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,7 +30,7 @@ def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines:
     def fits(part: str) -> bool:
         return bool(width_of(part, font, ismath=False)[0] <= width_px)
 
-    left = " ".join(text.split())
+    left = " ".join(shown(text).split())
     taken: list[str] = []
     while left and len(taken) < lines:
         n = _longest(left, fits)

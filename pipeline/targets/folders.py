@@ -38,10 +38,10 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
     layout = splits_of(spec, root)
     folder = layout.folder(split, spec.how_to_prepare)
     classes = class_names(spec, folder, layout.folders.get("train", folder))
-    beside = [] if folder == root else [root / name for name in class_folders(root) if root / name != folder]
+    beside = [other for other in layout.folders.values() if other != folder]
     listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
     index = _index(spec, split, classes, listing)
-    index = replace(index, notes=(*layout.notes, *without_samples(folder, classes), *index.notes))
+    index = replace(index, notes=(*layout.notes, *index.notes))
     if folder != root:
         return index
     held = held_out(listing.paths, index.labels)
@@ -67,15 +67,6 @@ def splits_of(spec: TargetSpec, root: Path) -> Layout:
 def has_split(root: Path, split: str) -> bool:
     """Whether an official target's folder of class folders for this split lies under `root`."""
     return any(class_folders(root / name) for name in _FOLDERS[split])
-
-
-def without_samples(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A note of the classes of the train split that have no folder in another one."""
-    if not (missing := sorted(set(classes) - set(class_folders(folder)))):
-        return ()
-    more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
-    named = ", ".join(missing[:5]) + more
-    return (f"{folder}: has no folder of {len(missing)} of the {len(classes)} classes ({named})",)
 
 
 def held_out(paths: NDArray[np.bytes_], labels: NDArray[np.int64]) -> NDArray[np.bool_]:

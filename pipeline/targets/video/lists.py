@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.targets.folders import class_names, held_out, splits_of, without_samples
+from pipeline.targets.folders import class_names, held_out, splits_of
 from pipeline.targets.spec import TargetSpec, Videos
 from pipeline.targets.video.decode import VIDEO_SUFFIXES
 from pipeline.targets.video.sequence import FRAME_SUFFIXES
@@ -174,7 +174,6 @@ def _of_folders(spec: TargetSpec, root: Path) -> Listing:
         for split, folder in layout.folders.items():
             class_names(spec, folder, train)  # refuses classes that the train split does not have
             clips[split] = _clips_below(folder, root, classes, others)
-            notes += without_samples(folder, classes)
         return Listing(classes, clips, (*notes, *others.notes), tuple(others.ignored))
     classes = class_names(spec, root, root)
     every = _clips_below(root, root, classes, others)
