@@ -17,6 +17,7 @@ import torch
 from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.store import Store, find_stores
+from pipeline.alike import holds, split_folder, stores_elsewhere
 from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.fingerprint import (
@@ -38,7 +39,7 @@ from pipeline.plan import Plan
 from pipeline.precompute import open_work
 from pipeline.targets.command import folder_words
 from pipeline.targets.index import TargetIndex
-from pipeline.targets.spec import TargetSpec, target_slug
+from pipeline.targets.spec import TargetSpec
 from pipeline.teachers import open_teacher
 from pipeline.trial import try_source
 from sskt.contract import CONVERTED
@@ -74,12 +75,16 @@ class Request:
     limit: int | None = None  # of samples, as asked
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
 
+    def weights_sha256(self, source: str) -> str | None:
+        """Of the weights that a run has begun with, or that are here; None if neither is known."""
+        return self.source_weights.get(source) or self.places.weights_sha256(source)
+
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its
         word. A run that goes on has those that it began with, whatever lies in their place by now.
         """
         stored = store.manifest.identity
-        sha256 = self.source_weights.get(source) or self.places.weights_sha256(source)
+        sha256 = self.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = spec_on_store(source, self.places, store)
         here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
@@ -180,9 +185,15 @@ def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
 
 
 def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
-    """Those with a whole view: one that is being extended serves with the views that it has."""
-    folder = cache_dir / target_slug(index.target) / index.split
-    return [store for store in map(Store.open, find_stores(folder)) if store.whole_views]
+    """Those with a whole view: one that is being extended serves with the views that it has. Where none is of
+    these images, those of the same images under another name.
+    """
+    here = [Store.open(path) for path in find_stores(split_folder(cache_dir, index))]
+    begun = [store for store in here if store.whole_views]
+    if any(holds(store, index) for store in begun):
+        return begun
+    elsewhere = stores_elsewhere(cache_dir, index, None)
+    return [store for store in elsewhere if store.whole_views and holds(store, index)] or begun
 
 
 def _whole_views(stores: dict[str, Store], say: Say) -> int:
@@ -217,7 +228,14 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
     for name in sources:
         wanted = partial(request.fingerprint, source=name)
         try:
-            store = matching_store(request.places.cache_dir, request.index, name, wanted)
+            store = matching_store(
+                request.places.cache_dir,
+                request.index,
+                name,
+                wanted,
+                weights_sha256=request.weights_sha256(name),
+                say=say,
+            )
         except StoreMismatch as found_others:
             mismatch = _with_remedy(found_others, request, name)
             fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
@@ -239,7 +257,12 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
         serving = matching_store(
-            request.places.cache_dir, request.index, source, partial(earlier.fingerprint, source=source)
+            request.places.cache_dir,
+            request.index,
+            source,
+            partial(earlier.fingerprint, source=source),
+            weights_sha256=request.weights_sha256(source),
+            say=lambda _: None,
         )
     except StoreMismatch:
         serving = None
