@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from programs import Tiny, save_program
+from videos import make_video
 
 from cache.store import Store, find_stores
 from pipeline.api import (
@@ -21,7 +22,9 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
+from pipeline.api.stage_one import open_index, run_prepare
 from pipeline.check import verify_store
+from pipeline.targets.video import pack
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError
 
@@ -151,11 +154,11 @@ def test_a_finished_run_is_evaluated_elsewhere(moved):
 
 def test_what_is_gone_is_named_with_the_option_that_helps(moved):
     half, target = moved.folder / "half-live", f"imagefolder:{moved.folder / 'pics'}"
-    with pytest.raises(RunError, match="its data lay in .*pics, which .* with --target imagefolder:PATH"):
+    with pytest.raises(RunError, match=r"its data lay in .*pics, which .* with --target imagefolder:PATH"):
         run_evaluate(moved.folder / "whole-cached", execution=EXECUTION)
     with pytest.raises(RunError, match=r"program:tiny\.pt2 is not there .* with --source program:PATH"):
         resume_train(half, target=target, **moved.options())
-    with pytest.raises(RunError, match="its stores lay in .*stores, .* with --cache-dir"):
+    with pytest.raises(RunError, match=r"its stores lay in .*stores, .* with --cache-dir"):
         resume_train(moved.folder / "half-cached", target=target, execution=EXECUTION)
 
 
@@ -217,3 +220,71 @@ def test_other_images_and_networks_under_another_name_have_stores_of_their_own(l
     assert lab.precompute("others").rows_done == 32
     assert lab.precompute("pics", "other.pt2").rows_done == 32
     assert len(find_stores(lab.folder / "stores")) == 3
+
+
+@pytest.fixture
+def videos(tmp_path, monkeypatch):
+    """Prepared videos; `decoded` are those of which a frame was decoded since."""
+    for number in range(6):
+        place = tmp_path / "clips" / ("train" if number < 4 else "test") / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        make_video(place / f"{number}.mp4", n=4 + number)
+    decoded = []
+    monkeypatch.setattr(
+        pack, "frames_of", lambda path, of=pack.frames_of: (decoded.append(path.name), of(path))[1]
+    )
+
+    def prepare(name="clips"):
+        target = f"videofolder:{tmp_path / name}"
+        places = Places(tmp_path / "data", tmp_path / "stores")
+        decoded.clear()
+        run_prepare(target, places=places, say=lambda _: None)
+        return [
+            open_index(target, split, places=places, say=print).content_sha256 for split in ("train", "test")
+        ]
+
+    contents = prepare()
+    assert len(decoded) == 6
+    return tmp_path, prepare, contents, decoded
+
+
+def test_videos_that_were_touched_renamed_and_moved_are_not_decoded_again(videos):
+    folder, prepare, contents, decoded = videos
+    train = folder / "clips" / "train"
+    for path in train.rglob("*.mp4"):
+        os.utime(path, (1, 1))
+    touched = open_index(
+        f"videofolder:{folder / 'clips'}",
+        "train",
+        places=Places(folder / "data", folder / "stores"),
+        say=print,
+    )
+    assert touched.content_sha256 == contents[0]
+    assert prepare() == contents
+    assert not decoded
+    (train / "a" / "2.mp4").rename(train / "a" / "9.mp4")
+    (folder / "clips").rename(folder / "films")
+    assert prepare("films") == contents
+    assert not decoded
+    shutil.copytree(folder / "films", folder / "copy")
+    assert prepare("copy") == contents
+    assert not decoded
+
+
+def test_videos_that_changed_places_keep_their_packs_and_one_that_changed_is_decoded(videos):
+    folder, prepare, contents, decoded = videos
+    a = folder / "clips" / "train" / "a"
+    (a / "0.mp4").rename(a / "spare")
+    (a / "2.mp4").rename(a / "0.mp4")
+    (a / "spare").rename(a / "2.mp4")
+    swapped = prepare()
+    assert not decoded
+    assert swapped != contents
+    (a / "0.mp4").rename(a / "spare")
+    (a / "2.mp4").rename(a / "0.mp4")
+    (a / "spare").rename(a / "2.mp4")
+    assert prepare() == contents
+    assert not decoded
+    make_video(a / "0.mp4", n=14)
+    assert prepare() != contents
+    assert decoded == ["0.mp4"]
