@@ -73,6 +73,12 @@ class Request:
     n_forwards: int  # pictures that a live source would be asked about in the whole run
     limit: int | None = None  # of samples, as asked
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
+    whole: TargetIndex | None = None  # `index` with what was held out of it to choose by, if anything was
+
+    @property
+    def stored(self) -> TargetIndex:
+        """The samples that a store should hold."""
+        return self.index if self.whole is None else self.whole
 
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its
@@ -85,7 +91,7 @@ class Request:
         here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
         here = {name: value for name, value in here.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
-        return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
+        return identity(here, input_map, self.plan, self.stored, top_k=store.top_k)
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""
@@ -217,8 +223,12 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
     for name in sources:
         wanted = partial(request.fingerprint, source=name)
         try:
-            store = matching_store(request.places.cache_dir, request.index, name, wanted)
+            store = matching_store(request.places.cache_dir, request.stored, name, wanted)
         except StoreMismatch as found_others:
+            store = _without_held_out(request, name)
+            if store is not None:
+                found[name] = store
+                continue
             mismatch = _with_remedy(found_others, request, name)
             fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
             if named or not fields or not fields <= {"plan", "input"}:
@@ -239,7 +249,7 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
         serving = matching_store(
-            request.places.cache_dir, request.index, source, partial(earlier.fingerprint, source=source)
+            request.places.cache_dir, request.stored, source, partial(earlier.fingerprint, source=source)
         )
     except StoreMismatch:
         serving = None
@@ -252,11 +262,23 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     )
 
 
+def _without_held_out(request: Request, name: str) -> Store | None:
+    """The store that a run filled with just the samples that this one is trained on, if there is one."""
+    own = replace(request, whole=None)
+    try:
+        store = matching_store(
+            request.places.cache_dir, own.index, name, partial(own.fingerprint, source=name)
+        )
+    except StoreMismatch:
+        return None
+    return store if store is not None and store.n_samples == len(own.index) else None
+
+
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
-        with closing(request.execution.open_renderer(request.index, seen, batch_size=1)) as renderer:
-            check_probe(store, request.index, renderer)
+        with closing(request.execution.open_renderer(request.stored, seen, batch_size=1)) as renderer:
+            check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
     residence = choose_residence(stores, request.n_rows, request.execution.device)
     labels = CachedLabels(
