@@ -113,6 +113,7 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
             n_forwards=n_rows * asked.settings["epochs"],
             limit=asked.limit,
             source_weights=asked.source_weights,
+            whole=splits.whole,
         )
         if taught.labels == "write-through" and asked.ranks.world > 1:
             raise RunError(

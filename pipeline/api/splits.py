@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 class Splits:
     """`val` is None where nothing chooses, or the test split does; `chosen_on` as in `TrainConfig`."""
 
+    whole: TargetIndex  # the training samples, those included that are `val`
     train: TargetIndex
     test: TargetIndex
     val: TargetIndex | None
@@ -61,7 +62,7 @@ def open_splits(
     train = open_index(target, "train", places=places, say=say, limit=limit)
     if chosen_on == "test":
         split = _scoring_split(target, places, chosen_on)
-        return Splits(train, open_index(target, split, places=places, say=say), None, 0.0, "test")
+        return Splits(train, train, open_index(target, split, places=places, say=say), None, 0.0, "test")
     test = open_index(target, "test", places=places, say=say)
     if has_val(spec, places.data_dir):
         if val_share:
@@ -71,10 +72,10 @@ def open_splits(
             )
         if val_share is None:
             say("the val split chooses the best epoch, and the test split scores once, at the end")
-            return Splits(train, test, open_index(target, "val", places=places, say=say), 0.0, "val")
+            return Splits(train, train, test, open_index(target, "val", places=places, say=say), 0.0, "val")
     elif val_share is None and spec.n_classes is not None:
         say(_on_test(target))
-        return Splits(train, test, None, 0.0, "test")
+        return Splits(train, train, test, None, 0.0, "test")
     share = OWN_VAL_SHARE if val_share is None else val_share
     chosen = choosing(train, share)
     if share and not chosen.any():
@@ -83,13 +84,13 @@ def open_splits(
         share = 0.0
     if not share:
         say("no epoch is chosen: the student is the last epoch's, which the test split scores once")
-        return Splits(train, test, None, 0.0, None)
+        return Splits(train, train, test, None, 0.0, None)
     say(
         f"{chosen.sum():,} of {len(train):,} training samples are not trained on and choose the best epoch "
         f"(--val-share {share:g}); the test split scores once, at the end"
     )
     left, val = (train.take(np.flatnonzero(part)) for part in (~chosen, chosen))
-    return Splits(left, test, val, share, "val")
+    return Splits(train, left, test, val, share, "val")
 
 
 def choosing(index: TargetIndex, share: float) -> NDArray[np.bool_]:

@@ -74,6 +74,12 @@ class Request:
     n_forwards: int  # pictures that a live source would be asked about in the whole run
     limit: int | None = None  # of samples, as asked
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
+    whole: TargetIndex | None = None  # `index` with what was held out of it to choose by, if anything was
+
+    @property
+    def stored(self) -> TargetIndex:
+        """The samples that a store should hold."""
+        return self.index if self.whole is None else self.whole
 
     def weights_sha256(self, source: str) -> str | None:
         """Of the weights that a run has begun with, or that are here; None if neither is known."""
@@ -90,7 +96,7 @@ class Request:
         here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
         here = {name: value for name, value in here.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
-        return identity(here, input_map, self.plan, self.index, top_k=store.top_k)
+        return identity(here, input_map, self.plan, self.stored, top_k=store.top_k)
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""
@@ -230,19 +236,25 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
         try:
             store = matching_store(
                 request.places.cache_dir,
-                request.index,
+                request.stored,
                 name,
                 wanted,
                 weights_sha256=request.weights_sha256(name),
                 say=say,
             )
         except StoreMismatch as found_others:
+            store = _without_held_out(request, name, say)
+            if store is not None:
+                found[name] = store
+                continue
             mismatch = _with_remedy(found_others, request, name)
             fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
             if named or not fields or not fields <= {"plan", "input"}:
                 raise mismatch from None
             others.append((name, mismatch))
             continue
+        if store is None:  # not even one that differs; one of the same rows under another name may be there
+            store = _without_held_out(request, name, say)
         if store is not None:
             found[name] = store
     if others and not found:
@@ -258,7 +270,7 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     try:
         serving = matching_store(
             request.places.cache_dir,
-            request.index,
+            request.stored,
             source,
             partial(earlier.fingerprint, source=source),
             weights_sha256=request.weights_sha256(source),
@@ -275,11 +287,28 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     )
 
 
+def _without_held_out(request: Request, name: str, say: Say) -> Store | None:
+    """The store that a run filled with just the samples that this one is trained on, if there is one."""
+    own = replace(request, whole=None)
+    try:
+        store = matching_store(
+            request.places.cache_dir,
+            own.index,
+            name,
+            partial(own.fingerprint, source=name),
+            weights_sha256=own.weights_sha256(name),
+            say=say,
+        )
+    except StoreMismatch:
+        return None
+    return store if store is not None and store.n_samples == len(own.index) else None
+
+
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
-        with closing(request.execution.open_renderer(request.index, seen, batch_size=1)) as renderer:
-            check_probe(store, request.index, renderer)
+        with closing(request.execution.open_renderer(request.stored, seen, batch_size=1)) as renderer:
+            check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
     residence = choose_residence(stores, request.n_rows, request.execution.device)
     labels = CachedLabels(
