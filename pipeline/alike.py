@@ -106,16 +106,16 @@ def as_named(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, An
 def sentence(store: Store, wanted: dict[str, Any]) -> str:
     """What is said of a store that serves under another name."""
     stored = store.manifest.identity
-    parts = []
+    images = "the same images"
     if stored["target"]["name"] != wanted["target"]["name"]:
-        parts.append("the same images under another name")
+        images += " under another name"
     if stored["target"]["class_names_sha256"] != wanted["target"]["class_names_sha256"]:
-        parts.append("classes that have other names")
+        images += ", whose classes had other names"
     elif stored["target"]["labels_sha256"] != wanted["target"]["labels_sha256"]:
-        parts.append("the same images under other labels")
-    if stored["source"]["name"] != wanted["source"]["name"]:
-        parts.append(f"the same network as {stored['source']['name']}")
-    return f"the rows are those of {store.path}: {', '.join(parts)}"
+        images += ", which had other labels"
+    name = stored["source"]["name"]
+    network = "" if name == wanted["source"]["name"] else f", seen by the same network under the name {name}"
+    return f"the rows are those of {store.path}: {images}{network}"
 
 
 def _is_source(store: Store, name: str, weights_sha256: str | None) -> bool:

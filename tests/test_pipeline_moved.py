@@ -195,7 +195,9 @@ def test_a_renamed_folder_class_and_program_compute_nothing_again(lab):
         os.utime(path, (1, 1))
     report = lab.precompute("images", "small.pt2")
     assert (report.rows_done, report.path) == (0, before)
-    assert any(f"the rows are those of {before}: the same images under another name" in s for s in lab.said)
+    assert any(
+        f"the rows are those of {before}: the same images under another name, whose" in s for s in lab.said
+    )
     for out, sources in (("run1", ()), ("run2", (f"program:{lab.folder / 'small.pt2'}",))):
         summary = lab.train(out, "images", sources)
         assert summary["labels"] == "cached"

@@ -100,6 +100,11 @@ class KnownVideos:
         known = self._sources.get(name)
         return known is not None and known.content == packed.content.hex()
 
+    def lies(self, name: str, sha256: str) -> bool:
+        """Whether these bytes lie where they lay: then it is their pack that has gone or is damaged."""
+        known = self._sources.get(name)
+        return known is not None and known.sha256 == sha256
+
     def save(self) -> None:
         """Write what is new. Without room for it nothing is lost but time."""
         if self._changed:

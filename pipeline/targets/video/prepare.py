@@ -161,7 +161,7 @@ def _find(clip: Clip, path: Path, packing: Packing, known: KnownVideos) -> str |
     if packed is not None:  # by a version that did not keep of what
         known.add(sha256, clip.name, path, packed, stamp)
         return _KEPT
-    if known.take(sha256, clip.name, path, packing, stamp):
+    if not known.lies(clip.name, sha256) and known.take(sha256, clip.name, path, packing, stamp):
         return _KEPT
     return _Video(clip.source, sha256, stamp)
 
