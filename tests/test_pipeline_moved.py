@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
 from programs import Tiny, save_program
 from videos import make_video
@@ -24,6 +26,7 @@ from pipeline.api import (
 )
 from pipeline.api.stage_one import open_index, run_prepare
 from pipeline.check import verify_store
+from pipeline.recorded_weights import with_recorded_weights
 from pipeline.targets.video import pack
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError
@@ -222,6 +225,25 @@ def test_other_images_and_networks_under_another_name_have_stores_of_their_own(l
     assert lab.precompute("others").rows_done == 32
     assert lab.precompute("pics", "other.pt2").rows_done == 32
     assert len(find_stores(lab.folder / "stores")) == 3
+
+
+def test_weights_that_lie_where_they_lay_need_not_be_given_again(tmp_path):
+    """Of a store that grows, and of a run on live networks; other bytes in their place are not taken."""
+    lab = Lab(tmp_path)
+    make_images(tmp_path / "pics")
+    target, name = f"imagefolder:{tmp_path / 'pics'}", "imagenet:squeezenet1_1"
+    network = torchvision.models.squeezenet1_1(weights=None)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    how = {"augmentation": SHOWN, "views": 1}
+    given = lab.options(weights={name: tmp_path / "net.pth"})
+    (first,) = run_precompute([target], [name], **how, **given)
+    (again,) = run_precompute([target], [name], **how | {"views": 2}, **lab.options())
+    assert (again.path, again.rows_done) == (first.path, 16)
+    assert f"{name}: its weights are {tmp_path / 'net.pth'}, from which {first.path} was made" in lab.said
+    lab.train("live", sources=(name,), labels="live")
+    (tmp_path / "net.pth").write_bytes(b"other")
+    places = lab.options()["places"]
+    assert with_recorded_weights(name, places, [Store.open(first.path)], print) == places
 
 
 @pytest.fixture

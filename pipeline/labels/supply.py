@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.store import Store, find_stores
-from pipeline.alike import holds, split_folder, stores_elsewhere
+from pipeline.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
 from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.fingerprint import (
@@ -37,6 +38,7 @@ from pipeline.labels.through import WriteThroughLabels
 from pipeline.named import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
+from pipeline.recorded_weights import with_recorded_weights
 from pipeline.targets.command import folder_words
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec
@@ -384,6 +386,9 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
 
 
 def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
-    places = request.places
-    source = open_named(name, places, say)
+    index, cache_dir = request.stored, request.places.cache_dir
+    stores = chain(
+        sound_stores(store_folder(cache_dir, index, name)), stores_elsewhere(cache_dir, index, name)
+    )
+    source = open_named(name, with_recorded_weights(name, request.places, stores, say), say)
     return source, request.augmentation.input_map(request.spec, source.spec)
