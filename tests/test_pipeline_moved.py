@@ -29,7 +29,7 @@ from pipeline.check import verify_store
 from pipeline.recorded_weights import with_recorded_weights
 from pipeline.targets.video import pack
 from pipeline.training.trainer import Trainer
-from sskt.errors import RunError
+from sskt.errors import RunError, TargetError
 
 EXECUTION = choose_execution(device="cpu", renderer="torch", threads=2)
 SHOWN = Augmentation(side_px=32, source_side_px=32)
@@ -291,8 +291,15 @@ def test_videos_that_were_touched_renamed_and_moved_are_not_decoded_again(videos
     assert prepare("films") == contents
     assert not decoded
     shutil.copytree(folder / "films", folder / "copy")
+    places = Places(folder / "data", folder / "stores")
+    unprepared = open_index(f"videofolder:{folder / 'copy'}", "train", places=places, say=print)
+    assert unprepared.content_sha256 == contents[0]
     assert prepare("copy") == contents
     assert not decoded
+    make_video(folder / "copy" / "train" / "a" / "new.mp4", n=15)
+    (folder / "copy").rename(folder / "more")
+    with pytest.raises(TargetError, match="is not prepared"):
+        open_index(f"videofolder:{folder / 'more'}", "train", places=places, say=print)
 
 
 def test_videos_that_changed_places_keep_their_packs_and_one_that_changed_is_decoded(videos):

@@ -13,6 +13,7 @@ from pipeline.targets import decode
 from pipeline.targets.decode import UnreadableError
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec
+from pipeline.targets.video.adopt import adopt
 from pipeline.targets.video.known import KnownVideos
 from pipeline.targets.video.lists import Clip, list_videos
 from pipeline.targets.video.pack import OpenPack, Packed, Stamp, read_pack
@@ -28,7 +29,7 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
 
     Raises TargetError if the target is not prepared, or not the videos that are there now.
     """
-    record = read_record(spec, data_dir, index_dir)
+    record = read_record(spec, data_dir, index_dir) or adopt(spec, data_dir, index_dir)
     if record is None:
         raise TargetError(_how_to_begin(spec, data_dir, index_dir))
     command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"

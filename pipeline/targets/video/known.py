@@ -42,9 +42,11 @@ class KnownVideos:
         if spec.name.startswith(VIDEOFOLDER):
             folders += sorted(index_dir.glob(f"{VIDEOFOLDER[:-1]}-*/"))
         self._waiting: list[tuple[Path, Path]] = []
+        self.lengths: set[int] = set()  # in bytes, of all that are known
         self._packs: dict[str, list[tuple[Path, str]]] = {}  # by sha256: packs and their contents
         for folder in dict.fromkeys(folders):
             for source in _read(folder).values():
+                self.lengths.add(source.nbytes)
                 self._packs.setdefault(source.sha256, []).append((folder / source.pack, source.content))
 
     def is_of(self, packed: Packed, name: str, video: Path, stamp: Stamp) -> bool:
@@ -90,6 +92,16 @@ class KnownVideos:
         for waiting, path in self._waiting:
             waiting.replace(path)
         self._waiting.clear()
+
+    def give_up(self) -> None:
+        """Leave what was taken where it lies."""
+        for waiting, _ in self._waiting:
+            waiting.unlink(missing_ok=True)
+        self._waiting.clear()
+
+    def has_pack(self, sha256: str) -> bool:
+        """Whether a video of these bytes was packed, under whatever name."""
+        return sha256 in self._packs
 
     def add(self, sha256: str, name: str, path: Path, packed: Packed, stamp: Stamp) -> None:
         """Keep what a pack was made from."""
