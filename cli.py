@@ -227,7 +227,7 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
 @main.command()
 @options(click.argument("name", required=False), JSON)
 def sources(name: str | None, as_json: bool) -> None:
-    """List the sources that can be named, or show what one NAME wants and returns.
+    """List the sources, or show what NAME wants and returns.
 
     NAME is a listed source, program:FILE.pt2 or run:FOLDER; nothing is downloaded.
     """

@@ -91,7 +91,7 @@ def train(args, method, seed, sources, augmentation, places, folder) -> None:
         say=lambda text: print(f"{method}, seed {seed}: {text}", flush=True),
         seed=seed,
         model=args.model,
-        tuning=Tuning(amp=args.amp),
+        tuning=Tuning(amp=args.amp, val_share=0.0),  # the last epoch counts: nothing is chosen
         overrides={
             "epochs": epochs,
             "milestones": (epochs // 2, epochs * 3 // 4),

@@ -70,7 +70,7 @@ def main() -> None:
                     supervision=supervision,
                     seed=seed,
                     eval_every=args.epochs // 3,
-                    tuning=Tuning(amp=args.amp),
+                    tuning=Tuning(amp=args.amp, val_share=0.0),  # the last epoch counts: nothing is chosen
                     overrides={
                         "epochs": args.epochs,
                         "milestones": (args.epochs // 2, args.epochs * 5 // 6),

@@ -65,7 +65,7 @@ def section(title: str, *decorators: Decorator) -> Decorator:
 def build_places(
     data_dir: Path, cache_dir: str, weights: tuple[str, ...] = (), contracts: tuple[str, ...] = ()
 ) -> Places:
-    """NAME=PATH and NAME=KEY=VALUE,... pairs: a name holds no '=', a path may."""
+    """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
     from cache.files import location, require_bucket
     from pipeline.choices import Places
     from sskt.declared import parse_told
@@ -78,7 +78,7 @@ def build_places(
     for pair in contracts:
         if pair.count("=") < 2:
             raise click.BadParameter(
-                f"{pair!r} is not NAME=KEY=VALUE,..., e.g. program:teacher.pt2=mean=0.5,std=0.5",
+                f"{pair!r} is not NAME=KEY=VALUE, e.g. program:teacher.pt2=mean=0.5,std=0.5",
                 param_hint="--contract",
             )
     place = location(cache_dir)
@@ -202,11 +202,11 @@ CONTRACT = click.option(
     "--contract",
     "contracts",
     multiple=True,
-    metavar="NAME=KEY=VALUE,...",
-    help="What a source wants to see and returns, where its file does not say it: mean=0.5/0.5/0.5, std=..., "
+    metavar="NAME=KEY=VALUE",
+    help="What a source wants to see and returns, where its file does not say it: mean=0.5/0.5/0.5,std=0.5, "
     "range=0/255, channels=bgr, interpolation=bicubic, size=224, returns=logits, log-probabilities, "
     "probabilities or sigmoids, classes=FILE (one name per line) or an order of the target's names: target, "
-    "numeric, text, case-insensitive or reversed. Repeatable.",
+    "numeric, text, case-insensitive or reversed. Several with commas between. Repeatable.",
 )
 THREADS = click.option(
     "--threads",

@@ -31,7 +31,7 @@ from sskt.forward import exact_kernels
 from sskt.losses import presence_bce
 from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
 from sskt.normalise import normalise
-from sskt.sanity import LARGEST_LOGIT, insane_rows, worst_value
+from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
 from sskt.student import Student
 
 _BATCH = 250
@@ -67,6 +67,7 @@ class Evaluator:
         nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
         self._keeps = nbytes <= _room(execution.device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # by view
+        self.largest = 0.0  # of all logits that were seen
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
@@ -110,6 +111,7 @@ class Evaluator:
         Raises InsaneLogitsError for values that are not finite or that no sound network gives.
         """
         student.eval()
+        largest = LARGEST_LOGIT if has_settled(student) else torch.finfo(torch.float32).max
         device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
         views = []
         for view in range(self._counts.max(initial=1)):
@@ -118,17 +120,18 @@ class Evaluator:
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
                     z = student.predict(normalise(pixels.to(device), mean, std))
                 logits.append(z.float().cpu())
-            views.append(self._sane(torch.cat(logits), view))
+            views.append(self._sane(torch.cat(logits), view, largest))
         return views
 
-    def _sane(self, logits: torch.Tensor, view: int) -> torch.Tensor:
-        """(n, classes) logits of a view of this rank's samples as they are, if they make sense."""
-        if rows := insane_rows(logits):
+    def _sane(self, logits: torch.Tensor, view: int, largest: float) -> torch.Tensor:
+        """(n, classes) logits of a view of this rank's samples as they are, if none is beyond `largest`."""
+        self.largest = max(self.largest, float(logits.abs().max()) if len(logits) else 0.0)
+        if rows := insane_rows(logits, largest):
             ids = self._index.ids[self._positions[self._counts > view][rows]].tolist()
             raise InsaneLogitsError(
                 f"the student's logits for {len(rows)} of {len(logits)} samples of {self._index.target}/"
                 f"{self._index.split} make no sense, {worst_value(logits[rows[0]]):.4g} for sample {ids[0]}, "
-                f"expected within {LARGEST_LOGIT:g}",
+                f"expected within {largest:g}",
                 ids,
             )
         return logits

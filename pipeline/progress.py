@@ -24,7 +24,7 @@ from rich.progress import Progress as RichProgress
 
 from sskt.names import shown
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)  # names are names
 
 _FIRST_LINE_S, _NEXT_LINE_S = 30.0, 60.0  # work that is done sooner leaves no line in a log
 

@@ -3,7 +3,8 @@
 The largest weight of torchvision's and the paper's trained networks is of order 10, and 1e4 is a thousand
 times that. A running variance of 1e10 means activations of 1e5, beyond float16's range: a first convolution
 that reads grey levels of 0 to 255 can come to 1e7. A logit of 1e4 gives a probability that is 1 or 0 at any
-temperature in use.
+temperature in use. Batch norms that have averaged a few batches only are no fault, and can make logits of any
+size: those are judged once the averages have settled.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGEST_WEIGHT = 1e4
 LARGEST_AVERAGE = 1e10  # of a batch norm's running mean and variance
 LARGEST_LOGIT = 1e4
+_SETTLED_AFTER = 100  # batches: with torch's momentum 0.9**100, 3e-5, of the first average is left
 
 
 def insane_weight(state: Mapping[str, Tensor], averages: Iterable[str]) -> tuple[str, float] | None:
@@ -34,10 +36,16 @@ def insane_weight(state: Mapping[str, Tensor], averages: Iterable[str]) -> tuple
     return None
 
 
-def insane_rows(logits: Tensor) -> list[int]:
-    """The rows of (N, K) logits with a value that is not finite or beyond LARGEST_LOGIT."""
-    rows: list[int] = (~(logits.float().abs().amax(dim=1) <= LARGEST_LOGIT)).nonzero()[:, 0].tolist()
+def insane_rows(logits: Tensor, largest: float = LARGEST_LOGIT) -> list[int]:
+    """The rows of (N, K) logits with a value that is not finite or beyond `largest`."""
+    rows: list[int] = (~(logits.float().abs().amax(dim=1) <= largest)).nonzero()[:, 0].tolist()
     return rows
+
+
+def has_settled(module: nn.Module) -> bool:
+    """Whether the batch norms of a network, if it has any, have averaged enough batches to be judged by."""
+    seen = [int(n) for name, n in module.named_buffers() if name.endswith("num_batches_tracked")]
+    return not seen or min(seen) >= _SETTLED_AFTER
 
 
 def worst_value(row: Tensor) -> float:

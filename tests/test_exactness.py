@@ -84,7 +84,8 @@ def made(cifar10_dir, tmp_path_factory):
 def plain_logits(network: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """Eager float32 on pixels upsampled by 7/3 after augmentation, as METHOD.md has it."""
     x = (pixels.float() / 255 - MEAN) / STD
-    x = F.interpolate(x, size=(74, 74), mode="bilinear", align_corners=False, antialias=False)
+    # as the released nn.Upsample(scale_factor=7/3): positions are mapped by 7/3, and not by 74/32
+    x = F.interpolate(x, scale_factor=7 / 3, mode="bilinear", align_corners=False, antialias=False)
     with torch.inference_mode():
         return torch.cat([network(batch) for batch in x.split(50)])
 

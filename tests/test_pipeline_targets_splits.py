@@ -10,6 +10,7 @@ from videos import make_video
 
 from pipeline.api import Places, open_index, run_prepare
 from pipeline.targets import has_val, load_index, parse_target
+from pipeline.targets.remarks import empty_classes
 from sskt.errors import TargetError
 
 
@@ -145,7 +146,10 @@ def test_classes_that_hold_the_same_folders_are_pointed_out(tmp_path):
 
 def test_a_class_without_a_folder_in_the_test_split_is_named(tmp_path):
     root = _fill(tmp_path / "pets", "train/a", "train/b", "train/c", "test/a", "test/c")
-    assert _load(root, "test", tmp_path).notes == (f"{root}/test: has no folder of 1 of the 3 classes (b)",)
+    index = _load(root, "test", tmp_path)
+    assert empty_classes(index) == [
+        "imagefolder:pets: the test split has no sample of 1 of the 3 classes (b)"
+    ]
 
 
 def test_videos_have_three_splits_by_other_names(tmp_path):
@@ -157,7 +161,7 @@ def test_videos_have_three_splits_by_other_names(tmp_path):
     said: list[str] = []
     places = Places(tmp_path / "data", tmp_path / "stores")
     rows = run_prepare(f"videofolder:{root}", places=places, say=said.append)
-    assert [(row["split"], row["samples"]) for row in rows] == [("train", 4), ("test", 2), ("val", 2)]
+    assert [(row["split"], row["samples"]) for row in rows] == [("train", 4), ("val", 2), ("test", 2)]
     note = f"{root}: TRAIN/ is the train split, valid/ the val split, Testing/ the test split"
     assert said.count(note) >= 1
     index = open_index(f"videofolder:{root}", "val", places=places, say=said.append)

@@ -20,6 +20,7 @@ from pipeline.api import (
 from pipeline.evaluate import Evaluator
 from pipeline.training.divergence import DivergedError
 from pipeline.training.trainer import Trainer
+from sskt import sanity
 from sskt.errors import RunError, SourceError
 from sskt.sanity import insane_rows, insane_weight, worst_value
 
@@ -94,8 +95,11 @@ def test_a_student_with_absurd_answers_is_never_kept_and_not_scored(tmp_path, mo
     train(tmp_path)
     predict = Evaluator._sane
     monkeypatch.setattr(
-        Evaluator, "_sane", lambda self, logits: predict(self, logits.index_fill(0, torch.tensor([3]), 3e4))
+        Evaluator,
+        "_sane",
+        lambda self, logits, *rest: predict(self, logits.index_fill(0, torch.tensor([3]), 3e4), *rest),
     )
+    monkeypatch.setattr(sanity, "_SETTLED_AFTER", 1)
     with pytest.raises(
         RunError, match=r"1 of \d+ samples of digits/test make no sense, 3e\+04 for sample \d+"
     ):

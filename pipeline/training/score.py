@@ -39,6 +39,11 @@ class Scorer:
             self._chooser = Evaluator(lesson.val_index, lesson.eval_plan, execution, ranks)
         self.best: dict[str, torch.Tensor] | None = None  # not yet written
 
+    @property
+    def largest(self) -> float:
+        """The largest logit that was seen of any student."""
+        return max(self._test.largest, self._chooser.largest)
+
     def look(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:
         """An epoch's figures on what chooses, named for it: val_top1, val_loss; the student is kept as `best`
         if they are the best so far.

@@ -33,6 +33,7 @@ from pipeline.training.divergence import DivergedError, diverged
 from pipeline.training.score import Scorer, best_of
 from pipeline.training.trainer import Trainer
 from sskt.methods import Method
+from sskt.sanity import LARGEST_LOGIT
 
 _SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
 _SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are shorter than that
@@ -189,6 +190,11 @@ class _Course:
             found = self._scorer.look(trainer.student, figures, self.history)
             if last:
                 found |= self._scorer.test(trainer.student, figures | found, self.history)
+                if self._scorer.largest > LARGEST_LOGIT:
+                    self._say(
+                        f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "
+                        f"had averaged few batches; train for more epochs before its accuracy means anything"
+                    )
         except InsaneLogitsError as error:
             where = f"after step {trainer.step}"
             raise diverged(
