@@ -257,15 +257,20 @@ def train(
 
     It learns its own labels and, in one auxiliary head per source, what the source said of the same pixels.
     What is not given is the paper's recipe for the target (table 1). A run that was stopped goes on with
-    --resume, to the same numbers. Under torchrun, the processes share every batch.
+    --resume, to the same numbers; --target imagefolder:PATH, --source program:FILE, --data-dir, --cache-dir
+    and --weights then say where things are that have moved since. Under torchrun, the processes share every
+    batch.
     """
     from pipeline.api import resume_train, run_train
     from pipeline.run import new_run_folder
     from pipeline.targets.spec import target_slug
 
     if resume is not None:
-        _require_alone("resume device renderer threads data_dir cache_dir weights as_json")
-        summary = resume_train(resume, execution=execution, places=_places_of(resume), say=say)
+        _require_alone("resume target sources device renderer threads data_dir cache_dir weights as_json")
+        lying = what["supervision"].sources
+        summary = resume_train(
+            resume, execution=execution, places=_places_of(resume), target=target, sources=lying, say=say
+        )
     elif target is not None:
         out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
         summary = run_train(target, execution=execution, out=out, say=say, **what)
@@ -281,23 +286,33 @@ def train(
     CLIPS,
     click.option("--best", is_flag=True, help="The student of the best epoch, instead of the last one's."),
     together("execution", build_execution, *HOW),
+    text_option(
+        "--target",
+        "Where the run's folder lies now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
+    ),
     DATA_DIR,
     CACHE_DIR,
     JSON,
 )
 def evaluate(
-    run: Path, clips: int | str, best: bool, execution: Execution, as_json: bool, **_told: Any
+    run: Path,
+    clips: int | str,
+    best: bool,
+    execution: Execution,
+    target: str | None,
+    as_json: bool,
+    **_told: Any,
 ) -> None:
     """Score a run's student on the test split.
 
     Its confusion matrix goes into the run's folder. A video's answer is the mean of its clips'. The data are
-    looked for where the run found them, unless --data-dir says otherwise.
+    looked for where the run found them, unless --target or --data-dir says otherwise.
     """
     from pipeline.api import run_evaluate
 
     which = "best" if best else "last"
     figures = run_evaluate(
-        run, places=_places_of(run), execution=execution, say=say, which=which, clips=clips
+        run, places=_places_of(run), target=target, execution=execution, say=say, which=which, clips=clips
     )
     if as_json:
         click.echo(json.dumps(figures, indent=2))

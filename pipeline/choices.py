@@ -44,6 +44,7 @@ class Places:
     cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
     contracts: Mapping[str, Contract] = field(default_factory=dict)  # source name -> what the user says of it
+    moved: Mapping[str, Path] = field(default_factory=dict)  # program: or run: -> where a run now finds it
 
     def __post_init__(self) -> None:
         """Paths may be given as text. Raises RunError for what is none."""
@@ -70,7 +71,7 @@ class Places:
         path = self.weights.get(source)
         if path is None:
             if spec.task in ("program", "run"):
-                path = Path(source.partition(":")[2]).expanduser()
+                path = Path(self.lying(source).partition(":")[2]).expanduser()
                 path = path / WEIGHTS if spec.task == "run" else path
             else:
                 path = self.weights_dir / (spec.url or source).rpartition("/")[2]
@@ -82,6 +83,11 @@ class Places:
             raise SourceError(
                 f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"
             ) from error
+
+    def lying(self, source: str) -> str:
+        """A source by the name that opens it here: a program or a run by where it lies now."""
+        path = self.moved.get(source)
+        return source if path is None else f"{source.partition(':')[0]}:{path}"
 
     def told(self, source: str) -> Contract | None:
         """What the user says of a source; programs and runs may be named without their folder."""
@@ -95,6 +101,7 @@ class Places:
             self,
             weights={name: path for name, path in self.weights.items() if name in sources},
             contracts={name: told for name in sources if (told := self.told(name)) is not None},
+            moved={name: path for name, path in self.moved.items() if name in sources},
         )
 
     @property

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cache.files import write_durably
 from pipeline import given
 from pipeline.api.stage_one import open_index
-from pipeline.api.stage_two import places_of
+from pipeline.api.whereabouts import whereabouts_of
 from pipeline.choices import Places
 from pipeline.execution import Execution
 from pipeline.plan import plan_from
@@ -116,7 +116,8 @@ def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
 def _sample(
     run: Path, config: TrainConfig, sample: int | None, places: Places | None, say: Say
 ) -> TargetIndex:
-    index = open_index(config.target, "test", places=places or places_of(run), say=say)
+    where = whereabouts_of(run, config, places=places)
+    index = open_index(where.target, "test", places=where.places, say=say)
     found = np.flatnonzero(index.ids == (index.ids[0] if sample is None else sample))
     if not len(found):
         raise RunError(

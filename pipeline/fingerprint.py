@@ -20,23 +20,26 @@ from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.manifest import ABSENT, Difference, differences, digest, require_match
 from cache.store import Store, find_stores
+from pipeline.alike import (
+    PER_SAMPLE,
+    first_strange_row,
+    sentence,
+    store_folder,
+    stores_elsewhere,
+    unmet_by_rows,
+)
 from pipeline.plan import CentreClip, CornerClip, OfClip, Plan
 from pipeline.render import Renderer
 from pipeline.targets.index import TargetIndex
-from pipeline.targets.spec import target_slug
 from sskt.contract import CONVERTED
 from sskt.errors import RunError
 from sskt.frozen import InputMap
-from sskt.sources import SourceSpec, source_slug
+from sskt.sources import SourceSpec, parse_source
 
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
 
-_PER_SAMPLE = (
-    "target.n_samples",
-    "target.contents_sha256",
-    "target.labels_sha256",
-)  # a subset is checked row by row
+Say = Callable[[str], None]
 
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
@@ -90,34 +93,43 @@ def seen_by(input_map: InputMap, plan: Plan) -> Plan:
     return OfClip(plan, input_map.frames.picks)
 
 
-def store_folder(cache_dir: Location, index: TargetIndex, source_name: str) -> Location:
-    """Where the stores of one source's logits for one target split lie."""
-    return cache_dir / target_slug(index.target) / index.split / source_slug(source_name)
-
-
 def matching_store(
-    cache_dir: Location, index: TargetIndex, source_name: str, wanted: Callable[[Store], dict[str, Any]]
+    cache_dir: Location,
+    index: TargetIndex,
+    source_name: str,
+    wanted: Callable[[Store], dict[str, Any]],
+    *,
+    weights_sha256: str | None,
+    say: Say,
 ) -> Store | None:
     """The store of `source_name` that serves `index`; None if there is no store at all.
 
     `wanted(store)` is this run's fingerprint; it is given the store for what the run itself cannot know (the
-    weights of a source that is not on this machine). Of stores that serve with different numbers of logits
-    it is the one with most. Raises StoreMismatch if stores exist and none fits, for the one that differs
-    least, or if some fit that were made from different weights.
+    weights of a source that is not on this machine; `weights_sha256` is theirs, if it is known). Stores of
+    the same rows under another name come after those of this name, and that is said. Of stores that serve
+    with different numbers of logits it is the one with most. Raises StoreMismatch if stores exist and none
+    fits, for the one that differs least, or if some fit that were made from different weights.
     """
     stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, index, source_name))]
-    if not stores:
+    serving = [store for store in stores if not _unmet(store, wanted(store), index)]
+    if not serving:
+        others = stores_elsewhere(cache_dir, index, source_name, weights_sha256)
+        candidates = [*stores, *others]
+        serving = [store for store in candidates if not _unmet_by_rows(store, wanted(store), index)]
+    if not serving:
+        if stores:
+            nearest = min(stores, key=lambda store: len(_unmet(store, wanted(store), index)))
+            _refuse(nearest, wanted(nearest), index)
         return None
-    unmet = [len(_unmet(store, wanted(store), index)) for store in stores]
-    if min(unmet) > 0:
-        nearest = stores[int(np.argmin(unmet))]
-        _refuse(nearest, wanted(nearest), index)
-    serving = [store for store, n in zip(stores, unmet, strict=True) if n == 0]
     if len({store.manifest.identity["source"]["weights_sha256"] for store in serving}) > 1:
         raise _ambiguous(source_name, serving)
-    if len({digest({k: store.manifest.identity[k] for k in ("source", "input")}) for store in serving}) > 1:
+    if len({digest(_made_of(store)) for store in serving}) > 1:
         raise _of_other_contracts(source_name, serving)
-    return max(serving, key=lambda store: store.top_k or store.n_classes)
+    chosen = max(serving, key=lambda store: (store.top_k or store.n_classes, store.whole_views))
+    named = named_by(wanted(chosen), source_name)
+    if _by_name(chosen, named):
+        say(sentence(chosen, named))
+    return chosen
 
 
 def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
@@ -158,18 +170,33 @@ def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np
 def _unmet(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Difference]:
     """The fields in which a store does not serve a run; none if it does."""
     unmet = differences(store.manifest.identity, wanted)
-    is_subset = len(index) < store.n_samples and all(d.field in _PER_SAMPLE for d in unmet)
-    return [] if is_subset and _first_strange_row(store, index) is None else unmet
+    is_subset = len(index) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
+    return [] if is_subset and first_strange_row(store, index) is None else unmet
 
 
-def _first_strange_row(store: Store, index: TargetIndex) -> int | None:
-    """The first index row that the store has no row for, or another picture under its id."""
-    try:
-        rows = store.positions_of(index.ids)
-    except StoreMismatch:
-        return int(np.flatnonzero(~np.isin(index.ids, store.ids))[0])
-    strange = np.flatnonzero((store.contents[rows] != index.contents).any(axis=1))
-    return int(strange[0]) if len(strange) else None
+def _unmet_by_rows(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Difference]:
+    """Those of them that its rows depend on."""
+    return unmet_by_rows(differences(store.manifest.identity, wanted), store, index)
+
+
+def named_by(wanted: dict[str, Any], source_name: str) -> dict[str, Any]:
+    """A run's fingerprint with its own name of the source, and not the one that a store has."""
+    return {**wanted, "source": {**wanted["source"], "name": parse_source(source_name).name}}
+
+
+def _by_name(store: Store, wanted: dict[str, Any]) -> bool:
+    """Whether names, and not a subset's labels, tell a store's fingerprint from a run's."""
+    fields = {difference.field for difference in differences(store.manifest.identity, wanted)}
+    whole = "target.n_samples" not in fields
+    return bool(fields & {"target.name", "target.class_names_sha256", "source.name"}) or (
+        whole and "target.labels_sha256" in fields
+    )
+
+
+def _made_of(store: Store) -> dict[str, Any]:
+    """A source, whatever its name, and what it is shown."""
+    parts = store.manifest.identity
+    return {"source": {**parts["source"], "name": None}, "input": parts["input"]}
 
 
 def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
@@ -209,7 +236,7 @@ def _refuse(store: Store, wanted: dict[str, Any], index: TargetIndex) -> None:
     try:
         require_match(store.path, store.manifest.identity, wanted)
     except StoreMismatch as mismatch:
-        row = _first_strange_row(store, index)
+        row = first_strange_row(store, index)
         if row is None:
             raise
         sample = f"{index.ids[row]} ({index.name_of(row)})"

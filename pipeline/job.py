@@ -10,9 +10,10 @@ from typing import Any
 
 from cache.errors import StoreDamaged
 from cache.files import Location, is_file
-from cache.manifest import digest
+from cache.manifest import differences, digest
 from cache.store import Store, find_stores
-from pipeline.fingerprint import identity, seen_by, source_identity, store_folder
+from pipeline.alike import sentence, sound_stores, store_folder, stores_elsewhere, unmet_by_rows
+from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.plan import Plan
 from pipeline.targets.index import TargetIndex
 from sskt.frozen import InputMap
@@ -67,7 +68,9 @@ class Destination:
 
 
 def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location, say: Say) -> Destination:
-    """The store for a source: what `job.top_k` asks for; if it asks for nothing, the one that is there."""
+    """The store for a source: what `job.top_k` asks for; if it asks for nothing, the one that is there. A
+    store of the same rows under another name is as good, and that is said.
+    """
     spec = source.spec
     about = source_identity(spec, source.weights_sha256, spec.n_classes)
     folder = store_folder(cache_dir, job.index, spec.name)
@@ -76,6 +79,9 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         fields = identity(about, input_map, job.plan, job.index, top_k=top_k)
         path = folder / f"{digest(fields)[:12]}.zarr"
         return Destination(path, fields, top_k, is_file(path / "zarr.json"))
+
+    def or_alike(place: Destination) -> Destination:
+        return place if place.exists else _alike(place, job, source, cache_dir, say) or place
 
     dense, wanted = of_form(None), job.top_k
     if wanted is None:
@@ -88,6 +94,8 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
                 f"{spec.name}: {largest.path} is there and holds the top {largest.top_k}; --top-k 0 keeps all"
             )
             return largest
+        if (alike := or_alike(dense)).exists:
+            return alike
         if nbytes <= DENSE_BUDGET:
             return dense
         say(
@@ -96,11 +104,29 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         )
         wanted = DEFAULT_TOP_K
     if wanted == 0:
-        return dense
+        return or_alike(dense)
     if row_width(wanted) >= spec.n_classes:
         say(f"{spec.name}: all {spec.n_classes} logits are kept, the top {wanted} would take no less")
-        return dense
-    return of_form(wanted)
+        return or_alike(dense)
+    return or_alike(of_form(wanted))
+
+
+def _alike(place: Destination, job: Job, source: Source, cache_dir: Location, say: Say) -> Destination | None:
+    """A store of the very rows that belong in `place`, under another name; None if there is none."""
+    index, name = job.index, source.spec.name
+    here = sound_stores(store_folder(cache_dir, index, name))
+    others = stores_elsewhere(cache_dir, index, name, source.weights_sha256)
+    alike = [
+        store
+        for store in (*here, *others)
+        if store.n_samples == len(index)
+        and not unmet_by_rows(differences(store.manifest.identity, place.fields), store, index)
+    ]
+    if not alike:
+        return None
+    chosen = max(alike, key=lambda store: store.whole_views)
+    say(sentence(chosen, place.fields))
+    return Destination(chosen.path, chosen.manifest.identity, place.top_k, exists=True)
 
 
 def _top_ks_in(folder: Location, say: Say) -> Iterator[int]:

@@ -23,11 +23,13 @@ def open_named(name: str, places: Places, say: Say) -> Source:
     declares and what is assumed. Raises what `open_source` raises.
     """
     source = open_source(
-        name,
+        places.lying(name),
         weights=places.weights.get(name),
         weights_dir=places.weights_dir,
         told=places.told(name),
     )
+    # a program that lies elsewhere by now keeps its name
+    source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
     for note in source.notes:
         say(note)
     if source.declared is not None:
@@ -55,7 +57,7 @@ def contract_in_force(name: str, places: Places, store: Store | None) -> Contrac
     asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
     told = (places.told(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
     recorded = Contract.from_dict(asked.get("contract", {}))
-    task, _, rest = name.partition(":")
+    task, _, rest = places.lying(name).partition(":")
     path = Path(rest).expanduser()
     if task == "program" and path.is_file():
         told = declared_of(path, told).contract
@@ -66,7 +68,8 @@ def spec_on_store(name: str, places: Places, store: Store) -> SourceSpec:
     """The source as a run on `store` wants it: under the contract in force, and for what is the network's own
     as the store has it, since its weights' sha256 says that it is the same network.
     """
-    spec, stored = parse_source(name), store.manifest.identity
+    spec = replace(parse_source(places.lying(name)), name=parse_source(name).name)
+    stored = store.manifest.identity
     if not spec.n_classes:
         frames = stored["input"].get("frames") or {}
         mean, std = (tuple(stored["input"][field]) for field in ("mean", "std"))

@@ -11,6 +11,7 @@ import numpy as np
 from cache.errors import StoreMismatch
 from cache.manifest import require_match
 from cache.store import Store
+from pipeline.alike import as_named
 from pipeline.choices import Places
 from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.plan import Plan, plan_from
@@ -69,10 +70,8 @@ def open_origin(
     )
     about = source_identity(source.spec, source.weights_sha256, source.spec.n_classes)
     found = identity(about, origin.input_map, origin.plan, origin.index, top_k=store.top_k)
-    for given, part in ((target, "target"), (weights, "source")):
-        if given is not None:  # a name says where it lies now, and the sha256 whether it is the same
-            found[part] = {**found[part], "name": recorded[part]["name"]}
-    require_match(store.path, recorded, found)
+    # a name says where it lies now, and the sha256 whether it is the same
+    require_match(store.path, recorded, as_named(found, recorded))
     return origin
 
 

@@ -30,6 +30,7 @@ from pipeline.named import contract_record
 from pipeline.progress import Progress
 from pipeline.render import Renderer
 from pipeline.schedule import Share
+from pipeline.targets.spec import parse_target
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from pipeline.trial import try_source
 from pipeline.work import Crew, Work
@@ -169,8 +170,8 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "asked": {
-            "target": job.target,
-            "weights": str(source.weights_path),
+            "target": parse_target(job.target).as_given,  # as any folder reads it
+            "weights": str(source.weights_path.absolute()),
             **contract_record(source),
         },
         "renderer": renderer.name,

@@ -147,13 +147,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_places(path: Path) -> dict[str, Any]:
-    """Where a run found its data and stores: data_dir, cache_dir and weights, as text."""
+    """Where a run found its data and stores, as text: data_dir, cache_dir and weights; since they are kept,
+    target and sources as well.
+    """
     try:
         places: dict[str, Any] = json.loads((path / "environment.json").read_text(encoding="utf-8"))["places"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise RunError(
-            f"{path / 'environment.json'}: cannot be read ({error}); say --data-dir, --cache-dir and "
-            f"--weights yourself"
+            f"{path / 'environment.json'}: cannot be read ({error}); say --data-dir and --cache-dir "
+            f"yourself, and --target, --weights and --source if they are needed"
         ) from error
     return places
 

@@ -275,7 +275,7 @@ def test_other_pictures_are_refused(stopped, monkeypatch):
             range(N - 1) if split == "train" else slice(None)
         ),
     )
-    with pytest.raises(RunError, match=r"its contents was .* and is .* now"):
+    with pytest.raises(RunError, match=r"its contents\.train was .* and is .* now"):
         go_on(stopped)
 
 

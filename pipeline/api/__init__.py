@@ -4,7 +4,8 @@ from pipeline.api.lesson import Supervision
 from pipeline.api.plain import TaughtBatch, TaughtData, open_taught_data
 from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run_prepare
-from pipeline.api.stage_two import places_of, resume_train, run_evaluate, run_train
+from pipeline.api.stage_two import resume_train, run_evaluate, run_train
+from pipeline.api.whereabouts import places_of
 from pipeline.choices import Augmentation, Places, choose_execution
 from sskt.contract import Contract
 from sskt.declared import save_source

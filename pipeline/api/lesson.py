@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline import given
-from pipeline.api.splits import open_splits
+from pipeline.api.splits import Splits, open_splits
 from pipeline.api.stage_one import require_named
 from pipeline.choices import Augmentation, Places
 from pipeline.execution import Execution
@@ -65,6 +65,7 @@ class Asked:
     val_share: float | None = None  # of the training samples, to choose the best epoch by; see `open_splits`
     chosen_on: str | None = None  # of a run that goes on
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, of a run that goes on
+    require_data: Callable[[Splits], None] | None = None  # of a run that goes on: refuses other data
 
 
 def open_lesson(asked: Asked, say: Say) -> Lesson:
@@ -78,6 +79,8 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         chosen_on=asked.chosen_on,
         say=say,
     )
+    if asked.require_data is not None:
+        asked.require_data(splits)
     index = splits.train
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     there = {name: part for name, part in parts.items() if part is not None}
@@ -147,7 +150,7 @@ def _teachers(asked: Asked, index: TargetIndex) -> tuple[str, ...]:
     """
     taught = asked.supervision
     for name in taught.sources:
-        known = classes_of(name)
+        known = classes_of(asked.places.lying(name))
         if known is not None and columns_of(known, index.classes) is None:
             raise RunError(
                 f"--method kd: {name} knows {_some(known)} and {asked.target} has {_some(index.classes)}; "

@@ -107,9 +107,11 @@ def choosing(index: TargetIndex, share: float) -> NDArray[np.bool_]:
     return chosen
 
 
-def scoring_split(config: TrainConfig, places: Places) -> str:
-    """The split that scores a run. Before three splits were told apart, val scored where there was one."""
-    return _scoring_split(config.target, places, config.chosen_on)
+def scoring_split(config: TrainConfig, target: str, places: Places) -> str:
+    """The split that scores a run, whose target is `target` now. Before three splits were told apart, val
+    scored where there was one.
+    """
+    return _scoring_split(target, places, config.chosen_on)
 
 
 def _scoring_split(target: str, places: Places, chosen_on: str | None) -> str:

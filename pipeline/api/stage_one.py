@@ -7,24 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline import given
+from pipeline.alike import sound_stores
 from pipeline.choices import DEFAULT_VIEWS, EARLIER, Augmentation, Places, choose_execution
 from pipeline.estimate import estimate
 from pipeline.execution import Execution
 from pipeline.job import Job, destination
 from pipeline.named import open_named
 from pipeline.precompute import StoreReport, precompute
+from pipeline.recorded_weights import with_recorded_weights
 from pipeline.schedule import Share
 from pipeline.targets import has_val, load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.left_out import UnusableFiles
 from pipeline.targets.remarks import empty_classes, same_bytes
-from pipeline.targets.spec import SPLITS
+from pipeline.targets.spec import SPLITS, target_slug
 from pipeline.targets.video.pack import Packing
 from pipeline.targets.video.prepare import prepare_videos
 from sskt.clip_frames import ClipFrames
 from sskt.errors import RunError, TargetError
 from sskt.frozen import InputMap
-from sskt.sources import Source, parse_source
+from sskt.sources import Source, parse_source, source_slug
 
 Say = Callable[[str], None]
 
@@ -176,7 +178,7 @@ def _jobs(
         say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
     specs = [parse_target(name) for name in names]
     require_named(places, sources)
-    opened = _opened(sources, places, say)
+    opened = _opened(sources, _with_recorded_weights(places, names, sources, say), say)
     jobs = []
     for name, spec in zip(names, specs, strict=True):
         index = open_index(name, "train", places=places, say=say, limit=limit)
@@ -205,6 +207,17 @@ def _mention_earlier(job: Job, augmentation: Augmentation, places: Places, say: 
                 f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
                 f"them, a new store is filled; --source-input earlier goes on with that one"
             )
+
+
+def _with_recorded_weights(
+    places: Places, targets: Sequence[str], sources: Sequence[str], say: Say
+) -> Places:
+    """`places`, with the weights that the targets' stores were made from and that are still there."""
+    for source in sources:
+        folders = [places.cache_dir / target_slug(name) / "train" / source_slug(source) for name in targets]
+        stores = [store for folder in folders for store in sound_stores(folder)]
+        places = with_recorded_weights(source, places, stores, say)
+    return places
 
 
 def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cache.files import location
 from pipeline import given
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
@@ -22,8 +20,9 @@ from pipeline.api.settings import (
     smallest_step,
     weights_name,
 )
-from pipeline.api.splits import scoring_split
+from pipeline.api.splits import Splits, scoring_split
 from pipeline.api.stage_one import open_index
+from pipeline.api.whereabouts import require_contents, require_stores, to_record, whereabouts_of
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
 from pipeline.evaluate import Evaluator, of_clips
@@ -45,7 +44,6 @@ from pipeline.training.train import Lesson, kernels, train
 from pipeline.training.trial import prepare_to_score, require_kernels, with_plain_layers
 from sskt.backbones import Backbone, build_backbone
 from sskt.backbones.resnet3d import ResNet3D
-from sskt.contract import Contract
 from sskt.errors import RunError
 from sskt.finetune import load_pretrained
 from sskt.recipes import SETTINGS, recipe_for
@@ -104,7 +102,7 @@ def run_train(
             config = with_plain_layers(
                 config, method, lesson.plan, execution.device, ranks, places.kernels_file, say
             )
-        found = _to_dict(places, tuning.finetune_from)
+        found = to_record(target, places, config.sources, tuning.finetune_from)
         run = Run.begin(out, config.to_dict(), found) if ranks.first else None
         if config.overridden:
             say(_departures(config))
@@ -117,12 +115,15 @@ def resume_train(
     execution: Execution | None = None,
     say: Say = print,
     places: Places | None = None,
+    target: str | None = None,
+    sources: Sequence[str] = (),
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in `out`, to the numbers that it would have had without a stop; returns its summary.
 
-    Data, stores and weights are looked for where they were (`places_of`), or in `places`. A `backbone` is
-    needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
+    Data, stores and weights are looked for where they were (`places_of`), or in `places`; `target`, such as
+    imagefolder:PATH, and `sources`, such as program:FILE, say where those lie that have moved. A `backbone`
+    is needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
     last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
     trains it.
     """
@@ -140,7 +141,12 @@ def resume_train(
         )
     if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
-    places, execution = places or places_of(out), execution or choose_execution()
+    where, execution = (
+        whereabouts_of(out, config, places=places, target=target, sources=given.texts(sources, "sources")),
+        execution or choose_execution(),
+    )
+    places = where.places
+    require_stores(out, config, places)
     with joined(execution.device) as ranks:
         if ranks.world != config.ranks:
             raise RunError(
@@ -153,7 +159,7 @@ def resume_train(
         )
         augmentation = Augmentation(**config.augmentation)
         asked = Asked(
-            config.target,
+            where.target,
             supervision,
             augmentation,
             places,
@@ -164,6 +170,7 @@ def resume_train(
             config.val_share or (None if config.chosen_on else 0.0),  # None: a val split, or the test split
             config.chosen_on,
             config.source_weights,
+            lambda splits: _require_data(config, splits, out, where.target),
         )
         lesson = open_lesson(asked, say)
         _require_same(config, lesson, out)
@@ -190,6 +197,7 @@ def run_evaluate(
     run: Path | str,
     *,
     places: Places | None = None,
+    target: str | None = None,
     execution: Execution | None = None,
     say: Say = print,
     which: str = "last",
@@ -200,19 +208,22 @@ def run_evaluate(
     evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion
     matrix goes into the run's folder.
 
-    The data are looked for where they were (`places_of`), or in `places`. A `backbone` is needed, built as it
-    was then, where the run had one of the caller's. Raises RunError if `run` is no finished run or its target
-    has other classes by now.
+    The data are looked for where they were (`places_of`), or in `places`, or where `target` says, such as
+    imagefolder:PATH. A `backbone` is needed, built as it was then, where the run had one of the caller's.
+    Raises RunError if `run` is no finished run, or its test split holds other data or classes by now.
     """
     run, backbone = given.path(run, "run"), given.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
-    places, execution = places or places_of(run), execution or choose_execution()
+    where = whereabouts_of(run, config, places=places, target=target)
+    places, execution = where.places, execution or choose_execution()
     if which == "best" and config.chosen_on is None:
         raise RunError(
             f"{run}: was trained with --val-share 0, so it has no best epoch; score the last one's"
         )
-    index = open_index(config.target, scoring_split(config, places), places=places, say=say)
+    index = open_index(where.target, scoring_split(config, where.target, places), places=places, say=say)
     _require_classes(config, index.classes, run)
+    now = {"test": index.content_sha256}
+    require_contents(run, config.contents, now, where.target, "give the data whose test split scored it")
     if config.is_own and backbone is None:
         raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")
     network = _backbone(backbone or config.model, config.seed, config.clip_mean)
@@ -232,17 +243,6 @@ def run_evaluate(
         except RunError as error:  # a run in a place of others' is scored all the same
             say(str(error))
     return figures
-
-
-def places_of(run: Path | str, **told: Any) -> Places:
-    """Where a run found its data_dir, cache_dir and weights, but for those that are told."""
-    run = given.path(run, "run")
-    read_config(run)  # names what is no run at all
-    found = read_places(run)
-    weights = {name: Path(path) for name, path in found["weights"].items()}
-    contracts = {name: Contract.from_dict(parts) for name, parts in found.get("contracts", {}).items()}
-    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights, contracts)
-    return replace(recorded, **told)
 
 
 def model_name(target: str, model: str | Backbone | None) -> str:
@@ -292,8 +292,7 @@ def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
 
 def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
     """Raise RunError unless a run that goes on sees what it saw."""
-    _require_classes(config, lesson.index.classes, out)
-    now = {"plan": lesson.plan.to_dict(), "contents": lesson.contents(), "views": config.views}
+    now = {"plan": lesson.plan.to_dict(), "views": config.views}
     if lesson.labels is not None:
         now["views"] = lesson.labels.views
         now["source_weights"] = dict(lesson.labels.weights_sha256)
@@ -304,6 +303,13 @@ def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
                 f"{out}: its {name} was {getattr(config, name)} and is {value} now; "
                 f"continue it with the program and stores that it began with"
             )
+
+
+def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
+    """Raise RunError unless a run that goes on has the data that it began with."""
+    _require_classes(config, splits.train.classes, out)
+    remedy = "continue it with the data that it began with"
+    require_contents(out, config.contents, splits.contents(), target, remedy)
 
 
 def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> None:
@@ -318,15 +324,3 @@ def _departures(config: TrainConfig) -> str:
     recipe = "the paper's recipe" if recipe_for(config.target).published else "the recipe"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
     return f"{recipe} of {config.target} but for: {', '.join(ours)}"
-
-
-def _to_dict(places: Places, finetune_from: Path | None) -> dict[str, Any]:
-    """Plain data that means the same from any folder."""
-    cache_dir = places.cache_dir
-    return {
-        "data_dir": str(places.data_dir.absolute()),
-        "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
-        "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
-        "contracts": {name: told.to_dict() for name, told in places.contracts.items()},
-        "finetune_from": finetune_from and str(finetune_from.absolute()),
-    }

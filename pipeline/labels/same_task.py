@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.choices import Places
 from pipeline.class_check import knowledge_of, some_rows
 from pipeline.labels import Labels
 from pipeline.labels.reordered import ReorderedLabels
@@ -35,7 +36,7 @@ def of_same_classes(labels: Labels, request: Request, *, resumes: bool, say: Say
     for name, n_classes in labels.n_classes.items():
         if n_classes != len(index.classes):
             continue  # refused by the method, in words of its own
-        contracts[name] = contract = _with_classes(labels, name)
+        contracts[name] = contract = _with_classes(labels, name, request.places)
         order = None
         if contract.classes is not None:
             order = columns_of(contract.classes, index.classes)
@@ -59,9 +60,9 @@ def of_same_classes(labels: Labels, request: Request, *, resumes: bool, say: Say
     return ReorderedLabels(labels, moved) if moved else labels
 
 
-def _with_classes(labels: Labels, name: str) -> Contract:
+def _with_classes(labels: Labels, name: str, places: Places) -> Contract:
     """A teacher's contract, with the classes that a run of ours has."""
-    contract, known = labels.contracts.get(name, Contract()), classes_of(name)
+    contract, known = labels.contracts.get(name, Contract()), classes_of(places.lying(name))
     return contract if known is None else contract.over(Contract(classes=known))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from cache.errors import StoreMismatch
 from cache.files import Location
 from cache.store import Store, find_stores
+from pipeline.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
 from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation, Places
 from pipeline.execution import Execution
 from pipeline.fingerprint import (
@@ -36,9 +38,10 @@ from pipeline.labels.through import WriteThroughLabels
 from pipeline.named import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
+from pipeline.recorded_weights import with_recorded_weights
 from pipeline.targets.command import folder_words
 from pipeline.targets.index import TargetIndex
-from pipeline.targets.spec import TargetSpec, target_slug
+from pipeline.targets.spec import TargetSpec
 from pipeline.teachers import open_teacher
 from pipeline.trial import try_source
 from sskt.contract import CONVERTED
@@ -80,12 +83,16 @@ class Request:
         """The samples that a store should hold."""
         return self.index if self.whole is None else self.whole
 
+    def weights_sha256(self, source: str) -> str | None:
+        """Of the weights that a run has begun with, or that are here; None if neither is known."""
+        return self.source_weights.get(source) or self.places.weights_sha256(source)
+
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its
         word. A run that goes on has those that it began with, whatever lies in their place by now.
         """
         stored = store.manifest.identity
-        sha256 = self.source_weights.get(source) or self.places.weights_sha256(source)
+        sha256 = self.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
         spec = spec_on_store(source, self.places, store)
         here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
@@ -186,9 +193,15 @@ def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
 
 
 def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
-    """Those with a whole view: one that is being extended serves with the views that it has."""
-    folder = cache_dir / target_slug(index.target) / index.split
-    return [store for store in map(Store.open, find_stores(folder)) if store.whole_views]
+    """Those with a whole view: one that is being extended serves with the views that it has. Where none is of
+    these images, those of the same images under another name.
+    """
+    here = [Store.open(path) for path in find_stores(split_folder(cache_dir, index))]
+    begun = [store for store in here if store.whole_views]
+    if any(holds(store, index) for store in begun):
+        return begun
+    elsewhere = stores_elsewhere(cache_dir, index, None)
+    return [store for store in elsewhere if store.whole_views and holds(store, index)] or begun
 
 
 def _whole_views(stores: dict[str, Store], say: Say) -> int:
@@ -223,9 +236,16 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
     for name in sources:
         wanted = partial(request.fingerprint, source=name)
         try:
-            store = matching_store(request.places.cache_dir, request.stored, name, wanted)
+            store = matching_store(
+                request.places.cache_dir,
+                request.stored,
+                name,
+                wanted,
+                weights_sha256=request.weights_sha256(name),
+                say=say,
+            )
         except StoreMismatch as found_others:
-            store = _without_held_out(request, name)
+            store = _without_held_out(request, name, say)
             if store is not None:
                 found[name] = store
                 continue
@@ -235,6 +255,8 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
                 raise mismatch from None
             others.append((name, mismatch))
             continue
+        if store is None:  # not even one that differs; one of the same rows under another name may be there
+            store = _without_held_out(request, name, say)
         if store is not None:
             found[name] = store
     if others and not found:
@@ -249,7 +271,12 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
         serving = matching_store(
-            request.places.cache_dir, request.stored, source, partial(earlier.fingerprint, source=source)
+            request.places.cache_dir,
+            request.stored,
+            source,
+            partial(earlier.fingerprint, source=source),
+            weights_sha256=request.weights_sha256(source),
+            say=lambda _: None,
         )
     except StoreMismatch:
         serving = None
@@ -262,12 +289,17 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     )
 
 
-def _without_held_out(request: Request, name: str) -> Store | None:
+def _without_held_out(request: Request, name: str, say: Say) -> Store | None:
     """The store that a run filled with just the samples that this one is trained on, if there is one."""
     own = replace(request, whole=None)
     try:
         store = matching_store(
-            request.places.cache_dir, own.index, name, partial(own.fingerprint, source=name)
+            request.places.cache_dir,
+            own.index,
+            name,
+            partial(own.fingerprint, source=name),
+            weights_sha256=own.weights_sha256(name),
+            say=say,
         )
     except StoreMismatch:
         return None
@@ -354,6 +386,9 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
 
 
 def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
-    places = request.places
-    source = open_named(name, places, say)
+    index, cache_dir = request.stored, request.places.cache_dir
+    stores = chain(
+        sound_stores(store_folder(cache_dir, index, name)), stores_elsewhere(cache_dir, index, name)
+    )
+    source = open_named(name, with_recorded_weights(name, request.places, stores, say), say)
     return source, request.augmentation.input_map(request.spec, source.spec)

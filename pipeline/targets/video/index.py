@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.targets import decode
+from pipeline.targets.decode import UnreadableError
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec
+from pipeline.targets.video.adopt import adopt
+from pipeline.targets.video.known import KnownVideos
 from pipeline.targets.video.lists import Clip, list_videos
 from pipeline.targets.video.pack import OpenPack, Packed, Stamp, read_pack
 from pipeline.targets.video.record import command_of, pack_path, read_record
@@ -27,13 +29,13 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
 
     Raises TargetError if the target is not prepared, or not the videos that are there now.
     """
-    record = read_record(spec, data_dir, index_dir)
+    record = read_record(spec, data_dir, index_dir) or adopt(spec, data_dir, index_dir)
     if record is None:
         raise TargetError(_how_to_begin(spec, data_dir, index_dir))
     command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
     listing = list_videos(spec, data_dir)
     listed = listing.clips[split]
-    left_out = record.left_out
+    left_out, known = record.left_out, KnownVideos(spec, data_dir, index_dir)
     ids, packs, paths, labels = [], [], [], []
     for number, clip in enumerate(listed):
         if clip.name in left_out:
@@ -42,11 +44,12 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
         packed = read_pack(path)
         if packed is None or packed.packing != record.packing:
             raise TargetError(f"{spec.name}: {shown(clip.name)} is not packed, or no longer; {command} again")
-        _require_unchanged(clip, packed, command)
+        _require_unchanged(clip, packed, command, known)
         ids.append(number)
         packs.append(packed)
         paths.append(path)
         labels.append(clip.label)
+    known.save()
     if not ids:
         raise TargetError(
             f"{spec.name}: none of the {len(listed):,} videos of the {split} split is there; {command}"
@@ -163,16 +166,18 @@ class _Frames:
         return video, at - int(self.firsts[video])
 
 
-def _require_unchanged(clip: Clip, packed: Packed, command: str) -> None:
+def _require_unchanged(clip: Clip, packed: Packed, command: str, known: KnownVideos) -> None:
     if clip.source is None:
         return
     try:
-        now: Any = Stamp.of(clip.source)
+        same = known.is_of(packed, clip.name, clip.source, Stamp.of(clip.source))
     except OSError as error:
         raise TargetError(
             f"{shown(str(clip.source))}: cannot be read ({error.strerror or error}); restore it"
         ) from None
-    if now != packed.stamp:
+    except UnreadableError:  # a folder whose frames are others by now
+        same = False
+    if not same:
         raise TargetError(f"{shown(str(clip.source))}: has changed since it was packed; {command} again")
 
 

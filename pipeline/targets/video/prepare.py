@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cache.files import sweep
 from pipeline.progress import Progress
@@ -13,6 +15,7 @@ from pipeline.targets.decode import UnreadableError
 from pipeline.targets.left_out import write_list
 from pipeline.targets.spec import TargetSpec
 from pipeline.targets.video.decode import VIDEO_SUFFIXES
+from pipeline.targets.video.known import KnownVideos, bytes_sha256
 from pipeline.targets.video.lists import Clip, Listing, list_videos
 from pipeline.targets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
 from pipeline.targets.video.record import Record, command_of, pack_path, write_left_out, write_record
@@ -25,6 +28,7 @@ _NAMED = 5  # videos that a message names
 _KEPT, _NEW, _MISSING = "kept", "new", "missing"  # what became of a video
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 def prepare_videos(
@@ -77,47 +81,99 @@ def _pack_all(
 ) -> dict[str, str]:
     """What became of each: `_KEPT`, `_NEW`, `_MISSING`, or why it cannot be used."""
     paths = {clip.name: pack_path(spec, data_dir, index_dir, clip.name) for clip in clips}
-    found: dict[str, str] = {}
-    # threads, since FFmpeg, the resize and the JPEG encoder all run outside the interpreter
-    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pack")
+    known = KnownVideos(spec, data_dir, index_dir)
     with Progress(f"packing {spec.name}", total=len(clips)) as progress:
-        jobs = {pool.submit(_pack, clip, paths[clip.name], packing): clip.name for clip in clips}
         try:
-            for job in as_completed(jobs):
-                name = jobs[job]
-                try:
-                    found[name] = job.result()
-                except OSError as error:
-                    raise TargetError(
-                        f"{paths[name]}: cannot be written ({error.strerror or error}); make room, or choose "
-                        f"another --cache-dir"
-                    ) from error
+            # all are looked for before one is packed, maybe over a pack that has another name by now
+            looked = _each(clips, lambda clip: _find(clip, paths[clip.name], packing, known), paths)
+            known.settle()
+            found = {name: what for name, what in looked.items() if isinstance(what, str)}
+            progress.advance(len(found))
+            left = {name: what for name, what in looked.items() if not isinstance(what, str)}
+            unpacked = [clip for clip in clips if clip.name in left]
+
+            def pack(clip: Clip) -> str:
+                what = _pack(clip, paths[clip.name], packing, known, left[clip.name])
                 progress.advance(1)
+                return what
+
+            found |= _each(unpacked, pack, paths)
         finally:
-            pool.shutdown(cancel_futures=True)
+            known.save()
             for folder in {path.parent for path in paths.values()}:
                 sweep(folder)
+    return {clip.name: found[clip.name] for clip in clips}
+
+
+def _each(clips: list[Clip], work: Callable[[Clip], T], paths: dict[str, Path]) -> dict[str, T]:
+    """What `work` gives for each clip, in threads: FFmpeg, the resize, the JPEG encoder and hashing all run
+    outside the interpreter. Raises TargetError for a pack that cannot be written.
+    """
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pack")
+    jobs = {pool.submit(work, clip): clip.name for clip in clips}
+    found: dict[str, T] = {}
+    try:
+        for job in as_completed(jobs):
+            name = jobs[job]
+            try:
+                found[name] = job.result()
+            except OSError as error:
+                raise TargetError(
+                    f"{paths[name]}: cannot be written ({error.strerror or error}); make room, or choose "
+                    f"another --cache-dir"
+                ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
     return found
 
 
-def _pack(clip: Clip, path: Path, packing: Packing) -> str:
-    """Pack one video, unless a sound pack of it is there; if a video has gone since, its pack is kept."""
+@dataclass(frozen=True, slots=True)
+class _Video:
+    """One that has to be packed."""
+
+    source: Path
+    sha256: str
+    stamp: Stamp
+
+
+def _find(clip: Clip, path: Path, packing: Packing, known: KnownVideos) -> str | _Video:
+    """What became of a video that need not be packed: a sound pack of the same bytes is there, under this
+    name or another, or cannot be had. If a video has gone since, its pack is kept.
+    """
     if clip.source is not None and not (clip.source.is_file() or clip.source.is_dir()):
         return "a link to nothing, or not a file"  # reading a pipe would wait for ever
-    try:
-        stamp = None if clip.source is None else Stamp.of(clip.source)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
     packed = read_pack(path)
-    same = packed is not None and packed.packing == packing and stamp in (None, packed.stamp)
-    if same and packed is not None and is_sound(path, packed):
-        return _KEPT
+    if packed is not None and (packed.packing != packing or not is_sound(path, packed)):
+        packed = None
     if clip.source is None:
-        return _MISSING
+        return _MISSING if packed is None else _KEPT
     try:
-        write_pack(clip.source, path, packing)
+        stamp = Stamp.of(clip.source)
+        if packed is not None and not known.is_of(packed, clip.name, clip.source, stamp):
+            packed = None
+        if packed is not None and known.knows(clip.name, packed):
+            return _KEPT
+        sha256 = bytes_sha256(clip.source)
     except UnreadableError as error:
         return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if packed is not None:  # by a version that did not keep of what
+        known.add(sha256, clip.name, path, packed, stamp)
+        return _KEPT
+    if not known.lies(clip.name, sha256) and known.take(sha256, clip.name, path, packing, stamp):
+        return _KEPT
+    return _Video(clip.source, sha256, stamp)
+
+
+def _pack(clip: Clip, path: Path, packing: Packing, known: KnownVideos, video: _Video) -> str:
+    """Pack one video: `_NEW`, or why it cannot be used."""
+    try:
+        written = write_pack(video.source, path, packing)
+    except UnreadableError as error:
+        return str(error)
+    if written.stamp == video.stamp:  # and not changed while it was read
+        known.add(video.sha256, clip.name, path, written, video.stamp)
     return _NEW
 
 
