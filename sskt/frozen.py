@@ -38,7 +38,7 @@ from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.plain import MOST_SHOWN, plain_answers, require_agreement
 from sskt.programs import on_device
 from sskt.purity import require_same_bits
-from sskt.sanity import LARGEST_LOGIT, insane_rows, worst_value
+from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
 from sskt.sources import Source
 
 
@@ -157,6 +157,8 @@ class FrozenSource:
         self.forward = forward
         self._pool = one_thread_each(threads or torch.get_num_threads(), "frozen-source") if on_cpu else None
         self._picture_px = picture_px or input_map.side_px
+        brief = source.spec.task == "run" and not has_settled(source.module)
+        self._largest = torch.finfo(torch.float16).max if brief else LARGEST_LOGIT
         self._shown = shown
         self._network = self._require_readable()
         self._shown = None
@@ -230,13 +232,14 @@ class FrozenSource:
 
     def require_finite(self, logits: Tensor) -> None:
         """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite or beyond
-        what a sound network gives.
+        what a sound network gives: of a student of ours that was trained for some steps only, than float16
+        holds.
         """
-        bad = insane_rows(logits)
+        bad = insane_rows(logits, self._largest)
         if bad:
             fast = self.forward.compute != "fp32"
             raise NonFiniteLogitsError(
-                f"{self.source.spec.name} gave NaN, infinite or over {LARGEST_LOGIT:g} logits for "
+                f"{self.source.spec.name} gave NaN, infinite or over {self._largest:g} logits for "
                 f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
                 f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
