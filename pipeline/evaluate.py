@@ -67,7 +67,7 @@ class Evaluator:
         nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
         self._keeps = nbytes <= _room(execution.device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # by view
-        self.largest = 0.0  # of all logits that were seen
+        self.largest = 0.0  # of the logits of the last look
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
@@ -112,6 +112,7 @@ class Evaluator:
         """
         student.eval()
         largest = LARGEST_LOGIT if has_settled(student) else torch.finfo(torch.float32).max
+        self.largest = 0.0
         device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
         views = []
         for view in range(self._counts.max(initial=1)):

@@ -41,7 +41,7 @@ class Scorer:
 
     @property
     def largest(self) -> float:
-        """The largest logit that was seen of any student."""
+        """The largest logit of the last looks, on what chooses and on the test split."""
         return max(self._test.largest, self._chooser.largest)
 
     def look(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:
