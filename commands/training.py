@@ -92,6 +92,7 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
 
 
+_FOLDERS = ("imagefolder:", "videofolder:")  # targets of which --target may say where they lie now
 _SOURCES = "Sources and what they say"
 _RECIPE = "Recipe"
 
@@ -266,7 +267,8 @@ def train(
     from pipeline.targets.spec import target_slug
 
     if resume is not None:
-        _require_alone("resume target sources device renderer threads data_dir cache_dir weights as_json")
+        told = "target sources" if target is None or target.startswith(_FOLDERS) else "sources"
+        _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
         lying = what["supervision"].sources
         summary = resume_train(
             resume, execution=execution, places=_places_of(resume), target=target, sources=lying, say=say

@@ -336,7 +336,7 @@ def test_the_command_line_goes_on_with_data_that_moved(stopped, project):
     try:
         result = CliRunner().invoke(main, ["train", "--resume", str(stopped), "--threads", "1"])
         assert result.exit_code == 1
-        assert "there is no store of" in result.stderr
+        assert "say where they are now with --cache-dir" in result.stderr
         words = ["train", "--resume", str(stopped), "--cache-dir", str(folder / "elsewhere")]
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 0, result.stderr
