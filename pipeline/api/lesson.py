@@ -15,6 +15,7 @@ from pipeline.labels import Labels
 from pipeline.labels.same_task import of_same_classes
 from pipeline.labels.supply import Request, open_labels, stored_teachers
 from pipeline.named import classes_of
+from pipeline.plan import Plan
 from pipeline.ranks import Ranks
 from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
@@ -70,7 +71,7 @@ class Asked:
 
 def open_lesson(asked: Asked, say: Say) -> Lesson:
     """Open everything that a student learns from."""
-    spec = parse_target(asked.target)
+    spec, taught = parse_target(asked.target), asked.supervision
     splits = open_splits(
         asked.target,
         places=asked.places,
@@ -81,66 +82,63 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
     )
     if asked.require_data is not None:
         asked.require_data(splits)
-    index = splits.train
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     there = {name: part for name, part in parts.items() if part is not None}
     for sentence in same_bytes(spec, there, asked.places.index_dir):
         say(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
-    taught = asked.supervision
-    labels: Labels | None = None
     if taught.method not in METHODS:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
     if taught.sources and taught.method not in TAUGHT:
         raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
     if taught.method not in TAUGHT and asked.places.contracts:
         raise RunError(f"--method {taught.method} has no sources; leave --contract out, or use sskt or kd")
-    if taught.method in TAUGHT:
-        sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
-        if sources:
-            require_named(asked.places, sources)
-        n_rows = -(-len(index) // asked.ranks.world)
-        request = Request(
-            asked.target,
-            spec,
-            index,
-            asked.augmentation,
-            plan,
-            asked.places,
-            asked.execution,
-            temperature=asked.settings["temperature"],
-            n_rows=n_rows,
-            n_forwards=n_rows * asked.settings["epochs"],
-            limit=asked.limit,
-            source_weights=asked.source_weights,
-            whole=splits.whole,
-        )
-        if taught.labels == "write-through" and asked.ranks.world > 1:
-            raise RunError(
-                "--labels write-through fills a store from one process, and no rank sees all samples; "
-                "run sskt precompute first, or train in one process"
-            )
-        labels = open_labels(
-            request,
-            sources,
-            labels=taught.labels,
-            views=taught.views,
-            teacher_bn=taught.teacher_bn,
-            say=say,
-        )
-        require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
-        if taught.method == "kd":
-            labels = of_same_classes(labels, request, resumes=bool(asked.source_weights), say=say)
     return Lesson(
-        index,
+        splits.train,
         splits.test,
         plan,
         eval_plan,
-        labels,
+        _open_labels(asked, splits, plan, say) if taught.method in TAUGHT else None,
         val_index=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
     )
+
+
+def _open_labels(asked: Asked, splits: Splits, plan: Plan, say: Say) -> Labels:
+    """What the sources say of the training samples."""
+    taught, index = asked.supervision, splits.train
+    sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
+    if sources:
+        require_named(asked.places, sources)
+    n_rows = -(-len(index) // asked.ranks.world)
+    request = Request(
+        asked.target,
+        parse_target(asked.target),
+        index,
+        asked.augmentation,
+        plan,
+        asked.places,
+        asked.execution,
+        temperature=asked.settings["temperature"],
+        n_rows=n_rows,
+        n_forwards=n_rows * asked.settings["epochs"],
+        limit=asked.limit,
+        source_weights=asked.source_weights,
+        whole=splits.whole,
+    )
+    if taught.labels == "write-through" and asked.ranks.world > 1:
+        raise RunError(
+            "--labels write-through fills a store from one process, and no rank sees all samples; "
+            "run sskt precompute first, or train in one process"
+        )
+    labels = open_labels(
+        request, sources, labels=taught.labels, views=taught.views, teacher_bn=taught.teacher_bn, say=say
+    )
+    require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
+    if taught.method == "kd":
+        return of_same_classes(labels, request, resumes=bool(asked.source_weights), say=say)
+    return labels
 
 
 def _teachers(asked: Asked, index: TargetIndex) -> tuple[str, ...]:

@@ -22,13 +22,19 @@ from pipeline.api.settings import (
 )
 from pipeline.api.splits import Splits, scoring_split
 from pipeline.api.stage_one import open_index
-from pipeline.api.whereabouts import require_contents, require_stores, to_record, whereabouts_of
+from pipeline.api.whereabouts import (
+    Whereabouts,
+    require_contents,
+    require_stores,
+    to_record,
+    whereabouts_of,
+)
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.confusion import write_confusion
 from pipeline.evaluate import Evaluator, of_clips
 from pipeline.execution import Execution
 from pipeline.plan import CentreClip, CornerClip, plan_from
-from pipeline.ranks import joined
+from pipeline.ranks import Ranks, joined
 from pipeline.run import (
     Run,
     has_student,
@@ -133,14 +139,7 @@ def resume_train(
     if summary is not None and has_student(out):
         say(f"{out}: has come to its end already, nothing is left to do")
         return summary
-    state = read_checkpoint(out)
-    if summary is not None and state is None:
-        raise RunError(
-            f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
-            f"of them, or train again into another folder"
-        )
-    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
-        raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
+    state = _state(out, config, finished=summary is not None)
     where, execution = (
         whereabouts_of(out, config, places=places, target=target, sources=given.texts(sources, "sources")),
         execution or choose_execution(),
@@ -153,26 +152,7 @@ def resume_train(
                 f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
-        settings = {name: getattr(config, name) for name in SETTINGS}
-        supervision = Supervision(
-            config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn
-        )
-        augmentation = Augmentation(**config.augmentation)
-        asked = Asked(
-            where.target,
-            supervision,
-            augmentation,
-            places,
-            execution,
-            config.limit,
-            ranks,
-            settings,
-            config.val_share or (None if config.chosen_on else 0.0),  # None: a val split, or the test split
-            config.chosen_on,
-            config.source_weights,
-            lambda splits: _require_data(config, splits, out, where.target),
-        )
-        lesson = open_lesson(asked, say)
+        lesson = open_lesson(_asked_again(config, where, execution, ranks, out), say)
         _require_same(config, lesson, out)
         if config.is_own and backbone is None:
             raise RunError(
@@ -191,6 +171,41 @@ def resume_train(
             require_kernels(config, method, lesson.plan, execution.device, places.kernels_file, out)
         run = Run.go_on(out, state["history"] if state else ()) if ranks.first else None
         return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
+
+
+def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
+    """What last.pt holds; None for a run that was stopped before it had one. Raises RunError if it belongs to
+    another run, or is gone from one that has finished.
+    """
+    state = read_checkpoint(out)
+    if finished and state is None:
+        raise RunError(
+            f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
+            f"of them, or train again into another folder"
+        )
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
+        raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
+    return state
+
+
+def _asked_again(
+    config: TrainConfig, where: Whereabouts, execution: Execution, ranks: Ranks, out: Path
+) -> Asked:
+    """What a run was asked for when it began, at the places where that lies now."""
+    return Asked(
+        where.target,
+        Supervision(config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn),
+        Augmentation(**config.augmentation),
+        where.places,
+        execution,
+        config.limit,
+        ranks,
+        {name: getattr(config, name) for name in SETTINGS},
+        val_share=config.val_share or (None if config.chosen_on else 0.0),  # None: a val or the test split
+        chosen_on=config.chosen_on,
+        source_weights=config.source_weights,
+        require_data=lambda splits: _require_data(config, splits, out, where.target),
+    )
 
 
 def run_evaluate(

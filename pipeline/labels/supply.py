@@ -100,6 +100,17 @@ class Request:
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.stored, top_k=store.top_k)
 
+    def matching(self, source: str, say: Say) -> Store | None:
+        """The store of `source` that serves this run; see `matching_store`."""
+        return matching_store(
+            self.places.cache_dir,
+            self.stored,
+            source,
+            partial(self.fingerprint, source=source),
+            weights_sha256=self.weights_sha256(source),
+            say=say,
+        )
+
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""
         chosen = self.augmentation
@@ -234,16 +245,8 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
     """
     found, others = {}, []
     for name in sources:
-        wanted = partial(request.fingerprint, source=name)
         try:
-            store = matching_store(
-                request.places.cache_dir,
-                request.stored,
-                name,
-                wanted,
-                weights_sha256=request.weights_sha256(name),
-                say=say,
-            )
+            store = request.matching(name, say)
         except StoreMismatch as found_others:
             store = _without_held_out(request, name, say)
             if store is not None:
@@ -270,14 +273,7 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     """The same, with what would help where the stores differ by the way in which sources see pictures now."""
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
-        serving = matching_store(
-            request.places.cache_dir,
-            request.stored,
-            source,
-            partial(earlier.fingerprint, source=source),
-            weights_sha256=request.weights_sha256(source),
-            say=lambda _: None,
-        )
+        serving = earlier.matching(source, lambda _: None)
     except StoreMismatch:
         serving = None
     if serving is None:
@@ -291,19 +287,11 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
 
 def _without_held_out(request: Request, name: str, say: Say) -> Store | None:
     """The store that a run filled with just the samples that this one is trained on, if there is one."""
-    own = replace(request, whole=None)
     try:
-        store = matching_store(
-            request.places.cache_dir,
-            own.index,
-            name,
-            partial(own.fingerprint, source=name),
-            weights_sha256=own.weights_sha256(name),
-            say=say,
-        )
+        store = replace(request, whole=None).matching(name, say)
     except StoreMismatch:
         return None
-    return store if store is not None and store.n_samples == len(own.index) else None
+    return store if store is not None and store.n_samples == len(request.index) else None
 
 
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
