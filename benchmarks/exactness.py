@@ -94,9 +94,10 @@ def eager(source, side_px: int, pixels: torch.Tensor) -> torch.Tensor:
         x = (batch.float() / 255 - mean) / std
         if x.shape[-1] == side_px:
             return x
-        # small pictures are upsampled by 7/3, the others to a whole number of times their side
-        by = 7 / 3 if side_px == int(x.shape[-1] * 7 / 3) else side_px / x.shape[-1]
-        return F.interpolate(x, scale_factor=by, mode="bilinear", align_corners=False, antialias=False)
+        how = {"mode": "bilinear", "align_corners": False, "antialias": False}
+        if side_px == int(x.shape[-1] * 7 / 3):  # small pictures: positions are mapped by 7/3 itself
+            return F.interpolate(x, scale_factor=7 / 3, **how)
+        return F.interpolate(x, (side_px, side_px), **how)
 
     with torch.inference_mode():
         return torch.cat([source.module(shown(batch)) for batch in pixels.split(32)])

@@ -88,11 +88,8 @@ def precompute(
             crew = Crew(job.index, works, renderer, share, batch_size=batch, progress=progress)
             crew.work(job.views)
         for work in works:
-            if work.rows_twice:
-                say(
-                    f"{work.source.spec.name}: {work.rows_twice:,} rows were computed here and by another "
-                    f"process, which wrote them first; its rows are kept"
-                )
+            if work.remark:
+                say(work.remark)
         left = sum(len(work.store.pending(job.views)) for work in works)
         if left:
             say(

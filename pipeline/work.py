@@ -52,6 +52,16 @@ class Work:
     write_s: float = 0.0
     bar: TaskID | None = None
 
+    @property
+    def remark(self) -> str | None:
+        """What there is to say of rows that were computed twice."""
+        if not self.rows_twice:
+            return None
+        return (
+            f"{self.source.spec.name}: {self.rows_twice:,} rows were computed here and by another process, "
+            f"which wrote them first; its rows are kept"
+        )
+
 
 @dataclass(slots=True, eq=False)
 class _Filling:

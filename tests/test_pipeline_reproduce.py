@@ -310,13 +310,13 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
     run_reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins, say=quiet)
     (kd,) = run_reproduce("M8", campaign, rows=["1"], say=quiet)  # whose scratch row is in table S1
 
-    def test_top1(name):
+    def figures_of(name):
         return [
             json.loads((tmp_path / f"{name}-seed{i}" / "summary.json").read_text())["test_top1"]
             for i in (0, 1)
         ]
 
-    scratch = test_top1("cifar10-resnet20-scratch")
+    scratch = figures_of("cifar10-resnet20-scratch")
     rows = {}
     for table in ("S1", "M8"):
         with (tmp_path / f"table-{table}.csv").open(newline="") as file:
@@ -326,7 +326,9 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
     paper = {"cifar10-resnet20-kd": 91.75 - 92.19, "cifar10-resnet20-sskt-places365-kd": 92.24 - 92.19}
     assert rows.keys() == paper.keys()
     for name, row in rows.items():
-        assert float(row["our_gain"]) == pytest.approx(np.mean(test_top1(name)) - np.mean(scratch), abs=0.006)
+        assert float(row["our_gain"]) == pytest.approx(
+            np.mean(figures_of(name)) - np.mean(scratch), abs=0.006
+        )
         assert float(row["paper_gain"]) == pytest.approx(paper[name], abs=0.006)
     assert Mark("teacher", "teacher: resnet32 of ours, from scratch") in kd.marks
     assert Mark("data", "6 training samples, not the official 50,000") in kd.marks

@@ -360,6 +360,9 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
     stores = {name: work.store for name, work in works.items()}
 
     def cached() -> CachedLabels:
+        for work in works.values():
+            if work.remark:
+                say(work.remark)
         return _cached(request, stores, views, say)
 
     return WriteThroughLabels(

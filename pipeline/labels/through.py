@@ -114,8 +114,9 @@ class WriteThroughLabels:
             pending = set(work.store.pending(self.views))
             for block in range(work.store.n_blocks):
                 unit, at = Unit(filling.view, block), work.store.rows_of(block)
-                if unit in pending and filling.there[at].all():
-                    work.store.write_unit(unit, rows[at].numpy())
+                whole = unit in pending and filling.there[at].all()
+                if whole and not work.store.write_unit(unit, rows[at].numpy()):
+                    work.rows_twice += at.stop - at.start
 
     def _kept(
         self, table: torch.Tensor, work: Work, positions: NDArray[np.int64], logits: torch.Tensor
