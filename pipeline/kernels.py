@@ -1,25 +1,20 @@
 """Test the kernels of a network before it is trained or scored (`sskt.kernels`), and say which of its layers
 shall run in plain fp32 instead.
 
-Results are kept by machine, torch, threads and shape, so that a shape is tested once. What might end the
-process is tried in a child first.
+Results are kept by machine, torch, threads and shape, so that a shape is tested once. Shapes of a kind whose
+low-precision kernels can end the process are not tried: plain fp32 is about as fast for them.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import platform
-import signal
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import torch
@@ -29,11 +24,10 @@ from cache.files import write_durably
 from sskt.errors import RunError
 from sskt.kernels import TOLERANCES, Layer, errors, layers_of
 
-_LONGEST_S = 120.0  # of all that a child is given
 _NAMED = 3  # shapes in a message
 
 Say = Callable[[str], None]
-Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels failed
+Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels failed or were not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ def sentence(wrong: Mapping[Layer, tuple[list[str], Result]], how: How) -> str:
 
 def _worst(result: Result) -> str:
     if not result:
-        return "they fail or end the process"
+        return "they fail, or are known to end the process"
     name = max((name for name in result if name != "plain fp32"), key=result.__getitem__)
     return f"{name} off by {result[name]:.0%}" if result[name] < 10 else f"{name} off by more than 1000%"
 
@@ -122,15 +116,9 @@ def _is_wrong(result: Result, compute: str) -> bool:
 
 
 def _tested(layers: list[Layer], how: How) -> list[Result]:
-    """Each layer's errors in this process, but for those that a child found wrong or did not survive."""
+    """Each layer's errors; empty for those that are not tried."""
     on_cpu = how.device.type == "cpu" and how.compute != "fp32"
-    risky = [layer for layer in layers if on_cpu and layer.may_end_the_process]
-    tried = zip(risky, _in_children(risky, how), strict=True)
-    # what a child found right in its one thread may be wrong in several
-    known = {
-        r: result for r, result in tried if _is_wrong(result, how.compute) or torch.get_num_threads() == 1
-    }
-    found = [known[layer] if layer in known else _errors(layer, how) for layer in layers]
+    found = [{} if on_cpu and layer.may_end_the_process else _errors(layer, how) for layer in layers]
     if how.device.type == "cuda":
         torch.cuda.empty_cache()  # DALI cannot use what torch keeps
     return found
@@ -148,54 +136,6 @@ def _errors(layer: Layer, how: How) -> Result:
     except RuntimeError:
         return {}
     return _errors(replace(layer, input=(layer.input[0] // 2, *layer.input[1:])), how)
-
-
-def _in_children(layers: list[Layer], how: How) -> list[Result]:
-    """Together in one child; if that ends early, each in one of its own."""
-    if not layers:
-        return []
-    if not sys.platform.startswith("linux"):  # a child would have to begin with an import of torch
-        return [{} for _ in layers]
-    found = _in_child(layers, how)
-    if len(found) == len(layers):
-        return found
-    return [next(iter(_in_child([layer], how)), {}) for layer in layers]
-
-
-def _in_child(layers: list[Layer], how: How) -> list[Result]:
-    """As many results as a forked child gave before its end, in one thread: others do not outlive a fork."""
-    read, write = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads about, as loaders do
-        child = os.fork()
-    if child == 0:
-        try:
-            _report(layers, how, write)
-        finally:
-            os._exit(0)
-    os.close(write)
-    end = Timer(_LONGEST_S, os.kill, (child, signal.SIGKILL))
-    end.start()
-    with os.fdopen(read) as pipe:
-        lines = pipe.read().splitlines()
-    end.cancel()
-    os.waitpid(child, 0)
-    return [json.loads(line) for line in lines]
-
-
-def _report(layers: list[Layer], how: How, write: int) -> None:
-    """The child's part: a line a layer. What libc says of a broken heap is not for the user."""
-    faulthandler.disable()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    torch.set_num_threads(1)
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with os.fdopen(write, "w") as pipe:
-        for layer in layers:
-            pipe.write(json.dumps(_errors(layer, how)) + "\n")
-            pipe.flush()
 
 
 def _key(layer: Layer, how: How) -> str:

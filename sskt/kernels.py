@@ -3,7 +3,7 @@ memory layout of a training, held against plain ones (fp32, contiguous) on rando
 
 No fast kernel is trusted unasked: in torch 2.15 on CPUs with AVX512-BF16, the bf16 weight gradient of many a
 3D convolution that pads an axis shorter than its kernel is garbage, and some of them write outside their
-memory. Gradients are asked for by operator, without autograd, which a forked child could not run.
+memory.
 """
 
 from __future__ import annotations
@@ -223,6 +223,9 @@ def _passed(
 def _error(found: Tensor, expected: Tensor) -> float:
     """See `errors`."""
     apart = found.to(expected.dtype) - expected
-    sizes = (torch.linalg.vector_norm, lambda values: values.abs().max())
-    errors = [float(size(apart) / size(expected).clamp(min=1e-30)) for size in sizes]
+    norms = (
+        torch.linalg.vector_norm(apart, order) / torch.linalg.vector_norm(expected, order).clamp(1e-30)
+        for order in (2, math.inf)
+    )
+    errors = [float(norm) for norm in norms]
     return max(errors) if all(map(math.isfinite, errors)) else math.inf

@@ -1,4 +1,4 @@
-"""A convolution kernel of this machine that is broken on purpose, as autograd and forked children meet it."""
+"""A convolution kernel of this machine that is broken on purpose."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -49,7 +49,7 @@ def require_kernels(
     if what:
         raise RunError(
             f"{out}: was begun with fast kernels that are wrong here: {what}; if it was begun on another "
-            f"machine, go on there, else train again into another folder: what it has learnt is worthless"
+            f"machine, go on there, else train again into another folder: what it has learnt may be worthless"
         )
 
 
