@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cache.cleanup import leftovers
 from cache.errors import StoreIncomplete
-from cache.prune import leftovers
 from cache.store import Store, find_stores
 
 

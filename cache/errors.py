@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from cache.manifest import Difference
+ABSENT = object()  # stands for the value of a field that one of the two fingerprints does not have
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One field whose values differ; the value of a field that one side lacks is `ABSENT`."""
+
+    field: str  # dotted, e.g. "source.weights_sha256"
+    stored: Any
+    wanted: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} is {_shown(self.stored)} in the store and {_shown(self.wanted)} in this run"
 
 
 class CacheError(Exception):
@@ -30,3 +45,12 @@ class FolderClosed(CacheError):  # noqa: N818
 
 class StoreDamaged(CacheError):  # noqa: N818
     """What lies on disk is not what was written."""
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "absent"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value):
+        return value[:12]
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

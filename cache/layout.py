@@ -21,7 +21,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
-from cache.files import (
+from cache.manifest import Manifest, digest
+from cache.row_format import TAIL_NUMBERS, Form
+from cache.storage import (
     Location,
     delete_file,
     is_file,
@@ -31,8 +33,6 @@ from cache.files import (
     sync_tree,
     write_durably,
 )
-from cache.form import TAIL_NUMBERS, Form
-from cache.manifest import Manifest, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

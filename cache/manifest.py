@@ -8,34 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from cache.errors import StoreDamaged, StoreMismatch
+from cache.errors import ABSENT, Difference, StoreDamaged, StoreMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from cache.files import Location
+    from cache.storage import Location
 
 FORMAT_VERSION = 1
-ABSENT = object()  # stands for the value of a field that one of the two fingerprints does not have
 _FIELDS = ("format_version", "identity", "made_by")
 _SHOWN_FIELDS = 4
-_SHOWN_CHARACTERS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One field whose values differ; the value of a field that one side lacks is `ABSENT`."""
-
-    field: str  # dotted, e.g. "source.weights_sha256"
-    stored: Any
-    wanted: Any
-
-    def __str__(self) -> str:
-        return f"{self.field} is {_shown(self.stored)} in the store and {_shown(self.wanted)} in this run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +128,3 @@ def _plain(fingerprint: Mapping[str, Any], where: str) -> dict[str, Any]:
             _plain(value, f"{where}.{name}")
     plain: dict[str, Any] = json.loads(_canonical(fingerprint))
     return plain
-
-
-def _shown(value: Any) -> str:
-    if value is ABSENT:
-        return "absent"
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32,}", value):
-        return value[:12]
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

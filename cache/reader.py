@@ -11,10 +11,10 @@ import numpy as np
 
 from cache import layout as layouts
 from cache.errors import StoreDamaged, StoreIncomplete, StoreMismatch
-from cache.files import Location, bytes_below
-from cache.form import Form
 from cache.layout import Layout
-from cache.restore import metadata_faults
+from cache.repair import metadata_faults
+from cache.row_format import Form
+from cache.storage import Location, bytes_below
 from cache.unit import Unit, UnitFault, UnitFiles
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from cache.form import Rows
     from cache.manifest import Manifest
+    from cache.row_format import Rows
 
 _AT_ONCE = 16  # requests to an object store
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 
 from cache import layout as layouts
-from cache.claims import Claims
+from cache.cleanup import clear_remains
 from cache.errors import CacheError, FolderClosed, StoreMismatch
-from cache.files import TEMPORARY, Location, is_file, subfolders, sweep
-from cache.form import Form
 from cache.layout import BACKUP, Layout, default_block_rows
+from cache.locks import Claims
 from cache.manifest import require_match
-from cache.prune import clear_remains
 from cache.reader import MappedView, Problem, StoreReader
+from cache.row_format import Form
+from cache.storage import TEMPORARY, Location, is_file, subfolders, sweep
 from cache.unit import Unit, require_sound_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cache.form import Rows
     from cache.manifest import Manifest
+    from cache.row_format import Rows
 
 __all__ = ["MappedView", "Problem", "Store", "Unit", "default_block_rows", "find_stores"]
 
@@ -53,7 +53,7 @@ class Store(StoreReader):
         """Make an empty store at `path`, or open the one that is there or that another process makes first.
 
         ids: (N,) int64, unique. contents: (N, 16) uint8, what identifies each sample's picture.
-        top_k: keep only so many classes of every row (see `cache.form.Form`); None keeps all.
+        top_k: keep only so many classes of every row (see `cache.row_format.Form`); None keeps all.
         probe_ids: (P,) int64 and probe: (P, 3, H, W) uint8, or (P, 3, F, H, W), a few samples of view
             0 as rendered.
         Raises StoreMismatch if the store that is there has another identity or other ids, CacheError if the
@@ -137,7 +137,8 @@ class Store(StoreReader):
     def sweep(self) -> int:
         """Remove the files that dead writers left unfinished in this store; returns how many. What is being
         written is left alone, and so are half-made stores beside this one: they are held by locks on folders,
-        which a network's file system does not show to other machines (`cache.prune` removes them when asked).
+        which a network's file system does not show to other machines (`cache.cleanup` removes them when
+        asked).
         """
         return sum(map(sweep, (self.path, self.path / self.form.array, self.path / "units")))
 

@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 
 from cache.errors import CacheError
-from cache.files import (
+from cache.storage import (
     Location,
     delete_file,
     names_in,
@@ -29,7 +29,7 @@ from cache.files import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cache.form import Form, Rows
+    from cache.row_format import Form, Rows
 
 DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
 _CRC_BYTES = 4

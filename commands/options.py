@@ -66,7 +66,7 @@ def build_places(
     data_dir: Path, cache_dir: str, weights: tuple[str, ...] = (), contracts: tuple[str, ...] = ()
 ) -> Places:
     """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
-    from cache.files import location, require_bucket
+    from cache.storage import location, require_bucket
     from pipeline.choices import Places
     from sskt.declared import parse_told
 

@@ -33,7 +33,7 @@ def cache() -> None:
 @options(CACHE_DIR, JSON)
 def cache_ls(cache_dir: str, as_json: bool) -> None:
     """List every store: target, source, sides, views, size."""
-    from cache.files import location
+    from cache.storage import location
     from pipeline.tables import store_rows
 
     show(
@@ -47,7 +47,7 @@ def cache_ls(cache_dir: str, as_json: bool) -> None:
 @options(click.argument("store"), JSON)
 def cache_info(store: str, as_json: bool) -> None:
     """Show what a store depends on and holds, and what a label costs."""
-    from cache.files import location
+    from cache.storage import location
     from pipeline.tables import store_fields
 
     fields = store_fields(location(store))
@@ -83,7 +83,7 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
     Checksum, shape, NaN and inf, manifest, tables. Exits with 1 if anything is wrong, and says how to mend
     it.
     """
-    from cache.files import location
+    from cache.storage import location
     from pipeline.check import verify_store
 
     found = verify_store(location(store), **what, say=say)
@@ -117,7 +117,7 @@ def cache_prune(
     Without a STORE, removes what killed runs left behind in the cache folder; with some, removes these, or
     all their views beyond the first N.
     """
-    from pipeline.pruning import plan_pruning, prune
+    from cache.pruning import plan_pruning, prune
 
     rows = plan_pruning(cache_dir, stores, views)
     if dry_run or not rows or not as_json:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import CacheError, StoreMismatch
-from cache.files import Location, subfolders
-from cache.manifest import Difference
+from cache.errors import CacheError, Difference, StoreMismatch
+from cache.storage import Location, subfolders
 from cache.store import Store, find_stores
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import IMAGEFOLDER, VIDEOFOLDER, target_slug

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from cache.errors import StoreDamaged
-from cache.files import Location
 from cache.layout import TABLES, table_sha256, write_table
-from cache.restore import restore_metadata
+from cache.repair import restore_metadata
+from cache.storage import Location
 from cache.store import Problem, Store
 from cache.unit import Unit
 from pipeline import given

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cache.files import Location
+from cache.storage import Location
 from pipeline import given
 from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache.errors import CacheError
-from cache.files import TEMPORARY, Location, write_durably
+from cache.storage import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.job import Destination, Job, destination

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.files import write_durably
+from cache.storage import write_durably
 from pipeline import given
 from pipeline.api.stage_one import open_index
 from pipeline.api.whereabouts import whereabouts_of

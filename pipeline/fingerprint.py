@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreMismatch
-from cache.files import Location
-from cache.manifest import ABSENT, Difference, differences, digest, require_match
+from cache.errors import ABSENT, Difference, StoreMismatch
+from cache.manifest import differences, digest, require_match
+from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.alike import (
     PER_SAMPLE,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cache.files import Location, location
+from cache.storage import Location, location
 from sskt.backbones import Backbone
 from sskt.errors import RunError
 from sskt.recipes import SETTINGS

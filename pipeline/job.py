@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache.errors import StoreDamaged
-from cache.files import Location, is_file
 from cache.manifest import differences, digest
+from cache.storage import Location, is_file
 from cache.store import Store, find_stores
 from pipeline.alike import sentence, sound_stores, store_folder, stores_elsewhere, unmet_by_rows
 from pipeline.fingerprint import identity, seen_by, source_identity

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.files import Location
 from cache.manifest import Manifest
+from cache.storage import Location
 from cache.store import Store
 from pipeline.class_check import say_what_rows_know
 from pipeline.execution import Execution, drawn_at_a_time

@@ -24,7 +24,7 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.files import TEMPORARY, alone_in, write_durably
+from cache.storage import TEMPORARY, alone_in, write_durably
 from sskt.errors import RunError
 
 STUDENTS = ("last", "best")

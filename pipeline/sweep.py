@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.files import write_durably
 from cache.manifest import digest
+from cache.storage import write_durably
 from pipeline import given
 from pipeline.api.again import precompute_once, train_once
 from pipeline.api.lesson import Supervision

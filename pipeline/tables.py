@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
-from cache.files import Location
 from cache.manifest import flatten
+from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.choices import Places
 from pipeline.targets import prepared

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from cache.errors import StoreMismatch
-from cache.files import Location
 from cache.layout import default_block_rows
+from cache.storage import Location
 from pipeline.execution import Execution
 from sskt.errors import SourceError
 from sskt.forward import Forward, default_rows

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from cache import files
+from cache import storage as files
+from cache.cleanup import remove_store
 from cache.errors import CacheError
-from cache.files import location, write_durably
-from cache.prune import remove_store
+from cache.storage import location, write_durably
 from cache.store import Store, find_stores
 from cli import main
 

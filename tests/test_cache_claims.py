@@ -29,11 +29,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from cache import layout
+from cache.cleanup import leftovers, remove_store, sweep_all
 from cache.errors import CacheError, FolderClosed, StoreDamaged, StoreIncomplete, StoreMismatch
-from cache.files import bytes_below, location, names_in, write_durably
 from cache.manifest import Manifest
-from cache.prune import leftovers, remove_store, sweep_all
-from cache.restore import restore_metadata
+from cache.repair import restore_metadata
+from cache.storage import bytes_below, location, names_in, write_durably
 from cache.store import Store, Unit, find_stores
 
 TESTS = Path(__file__).parent
@@ -116,7 +116,7 @@ def test_processes_that_grow_a_store_at_once_end_at_the_largest(tmp_path):
 
 WRITING = """
 from pathlib import Path
-from cache import files
+from cache import storage as files
 class Stuck(bytes):
     pass
 def stop(descriptor):
@@ -153,7 +153,7 @@ def locks_of_one_machine_only(monkeypatch):
     """A file system that does not show one machine's locks to another (NFS for folders, some mounts for all):
     here nobody's are seen.
     """
-    from cache import files
+    from cache import storage as files
 
     monkeypatch.setattr(files, "_lock", lambda _descriptor, *, wait: True)
 
@@ -181,7 +181,7 @@ def test_a_store_under_construction_survives_the_start_of_another_machine(
 def test_a_file_that_another_machine_sweeps_while_it_is_written_is_made_again(
     tmp_path, monkeypatch, locks_of_one_machine_only
 ):
-    from cache import files
+    from cache import storage as files
 
     store = new_store(tmp_path)
     other, fsync, swept = Store.open(store.path), os.fsync, []
@@ -207,7 +207,7 @@ def test_sweeping_all_finds_the_stores_below(tmp_path):
 
 
 def test_a_file_that_is_swept_before_it_is_held_is_made_again(tmp_path, monkeypatch):
-    from cache import files
+    from cache import storage as files
 
     lock, swept = files._lock, []
 
@@ -420,11 +420,11 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, code):
     def no_lock(*_args):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("cache.claims.fcntl.lockf", no_lock)
+    monkeypatch.setattr("cache.locks.fcntl.lockf", no_lock)
     for act in (lambda: store.claim(Unit(0, 0)), lambda: store.grow(3)):
         with pytest.raises(CacheError, match=rf"s\.zarr\.lock: cannot be locked \({os.strerror(code)}\)"):
             act()
-    monkeypatch.setattr("cache.files.fcntl.flock", no_lock)
+    monkeypatch.setattr("cache.storage.fcntl.flock", no_lock)
     (store.path / "units" / "c.0.0.tmp-ffff").write_bytes(b"")
     assert store.sweep() == 0, "nobody can say whether it is still being written"
 
@@ -676,7 +676,7 @@ def test_only_a_store_is_ever_removed(tmp_path):
 
 def test_a_removal_that_is_killed_leaves_no_store_and_is_swept(tmp_path, monkeypatch):
     store, _ = filled_store(tmp_path)
-    monkeypatch.setattr("cache.files.shutil.rmtree", unreachable)
+    monkeypatch.setattr("cache.storage.shutil.rmtree", unreachable)
     with pytest.raises(EndpointConnectionError):
         remove_store(store.path)
     monkeypatch.undo()

@@ -25,7 +25,8 @@ from cache_samples import (
     payload_file,
 )
 
-from cache import files, layout
+from cache import layout
+from cache import storage as files
 from cache import unit as unit_module
 from cache.errors import CacheError, StoreDamaged, StoreIncomplete
 from cache.store import Store, Unit

@@ -9,8 +9,8 @@ from cache_samples import IDENTITY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.errors import CacheError, StoreDamaged, StoreMismatch
-from cache.manifest import ABSENT, Difference, Manifest, differences, digest, flatten, require_match
+from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreMismatch
+from cache.manifest import Manifest, differences, digest, flatten, require_match
 
 STORE = Path("stores/x.zarr")
 scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text(max_size=3)

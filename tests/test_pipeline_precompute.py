@@ -23,9 +23,9 @@ import pipeline.estimate as estimating
 import pipeline.execution as execution
 import pipeline.precompute as stage_one
 import pipeline.work as work
+from cache.cleanup import leftovers
 from cache.errors import CacheError, StoreMismatch
-from cache.files import location
-from cache.prune import leftovers
+from cache.storage import location
 from cache.store import Store, Unit, find_stores
 from cli import main
 from commands.options import build_execution

@@ -14,7 +14,7 @@ from conftest import shared
 from programs import Tiny, save_program
 from videos import make_folder
 
-from cache.files import alone_in
+from cache.storage import alone_in
 from cli import main
 from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one

@@ -142,7 +142,9 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
         with pytest.raises(KeyboardInterrupt):
             run_train("digits", out=out, **settings)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    holds = f"from cache.files import *\nwith alone_in(Path({str(out)!r})): print('in', flush=True); input()"
+    holds = (
+        f"from cache.storage import *\nwith alone_in(Path({str(out)!r})): print('in', flush=True); input()"
+    )
     words = [sys.executable, "-c", holds]
     with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache.files import location
+from cache.storage import location
 from pipeline import given
 from pipeline.choices import Places
 from pipeline.run import read_config, read_places

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cache.errors import StoreMismatch
-from cache.files import Location
+from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
 from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation, Places

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cache.files import write_durably
+from cache.storage import write_durably
 from pipeline.api.stage_two import run_evaluate
 from pipeline.choices import Places
 from pipeline.evaluate import ALL_CLIPS

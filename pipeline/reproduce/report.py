@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cache.files import write_durably
+from cache.storage import write_durably
 from pipeline.reproduce.marks import Mark, cited, labels
 from pipeline.reproduce.picture import Gain, draw_gains
 from sskt.errors import RunError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cache.files import Location
+from cache.storage import Location
 from sskt.names import quoted
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # where a command looks that is told nothing

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cache.files import TEMPORARY, write_durably
+from cache.storage import TEMPORARY, write_durably
 from pipeline.targets.spec import VIDEOFOLDER, TargetSpec
 from pipeline.targets.video.decode import frame_files
 from pipeline.targets.video.pack import Packed, Packing, Stamp, is_sound, read_pack

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cache.files import sweep
+from cache.storage import sweep
 from pipeline.progress import Progress
 from pipeline.targets.decode import UnreadableError
 from pipeline.targets.left_out import write_list

@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cache.files import write_durably
+from cache.storage import write_durably
 from pipeline.targets.command import folder_words
 from pipeline.targets.left_out import on_one_line
 from pipeline.targets.spec import TargetSpec, target_slug

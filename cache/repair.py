@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreDamaged
-from cache.files import Location, is_file, names_in, read_file, write_durably
 from cache.layout import BACKUP, RESTORES, TABLES, backup_of, read_group
+from cache.storage import Location, is_file, names_in, read_file, write_durably
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _UNITS = "units/zarr.json"

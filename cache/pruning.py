@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cache.cleanup import leftovers, remove_store, require_store, sweep_all
 from cache.errors import CacheError
-from cache.files import bytes_below, location
-from cache.prune import leftovers, remove_store, require_store, sweep_all
+from cache.storage import bytes_below, location
 from cache.store import Store
 
 

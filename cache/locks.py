@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import CacheError
-from cache.files import Location, fcntl
+from cache.storage import Location, fcntl
 
 _WHOLE_STORE = 1 << 40  # the byte that stands for the store's sizes
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from upath import UPath
 
-from cache.claims import Claims, claims_file
 from cache.errors import CacheError, StoreDamaged
-from cache.files import (
+from cache.layout import BACKUP, TABLES
+from cache.locks import Claims, claims_file
+from cache.storage import (
     TEMPORARY,
     Location,
     abandoned,
@@ -22,7 +23,6 @@ from cache.files import (
     subfolders,
     sweep,
 )
-from cache.layout import BACKUP, TABLES
 
 _PARTS = {"logits", "topk", "units", *TABLES}  # the folders of a store
 _METADATA = {"zarr.json", BACKUP}  # and the files, one of which is enough to know it by
