@@ -43,11 +43,11 @@ from pipeline.teachers import open_teacher
 from pipeline.training.config import TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.trainer import Trainer
-from sskt.backbones import build_backbone
 from sskt.losses import soft_cross_entropy
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
-from sskt.sources import open_source
-from sskt.student import build_student
+from sskt.sources.registry import open_source
+from sskt.students import build_backbone
+from sskt.students.student import build_student
 
 Epoch = Callable[[], tuple[float, float]]  # trains one; its seconds and its share of data waits
 KINDS = ("scratch", "one batch", "constant", "cached", "cached, transfer module", "live", "plain")

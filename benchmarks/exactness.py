@@ -21,9 +21,9 @@ from pipeline.choices import Augmentation
 from pipeline.fingerprint import seen_by
 from pipeline.render import open_renderer
 from pipeline.targets import load_index, parse_target
-from sskt.forward import Forward
-from sskt.frozen import FrozenSource
-from sskt.sources import open_source
+from sskt.sources.forward import Forward
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.registry import open_source
 
 
 def main() -> None:

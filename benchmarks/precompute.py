@@ -32,7 +32,7 @@ from pipeline.schedule import Share
 from pipeline.targets import load_index, parse_target
 from pipeline.teachers import choose_forward, open_teacher
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
-from sskt.sources import open_source
+from sskt.sources.registry import open_source
 
 
 def main() -> None:

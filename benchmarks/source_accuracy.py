@@ -18,8 +18,8 @@ import torch
 from pipeline.choices import Augmentation, choose_execution
 from pipeline.render import in_batches, open_renderer
 from pipeline.targets import load_index, parse_target
-from sskt.frozen import FrozenSource
-from sskt.sources import open_source
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.registry import open_source
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from pipeline.schedule import Share
 from pipeline.targets import parse_target
 from pipeline.targets.video.lists import list_videos
 from pipeline.teachers import choose_forward, open_teacher
-from sskt.sources import open_source
+from sskt.sources.registry import open_source
 
 N_FRAMES = 16
 

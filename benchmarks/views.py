@@ -30,9 +30,9 @@ from pipeline.api import (
 from pipeline.render import in_batches
 from pipeline.run import read_checkpoint, read_config, read_metrics, read_summary
 from pipeline.targets import parse_target
-from sskt.backbones import build_backbone
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from sskt.student import Student
+from sskt.students import build_backbone
+from sskt.students.student import Student
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def build_places(
     """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
     from cache.storage import location, require_bucket
     from pipeline.choices import Places
-    from sskt.declared import parse_told
+    from sskt.sources.declared import parse_told
 
     for pair in weights:
         if "=" not in pair:

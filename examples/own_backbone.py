@@ -5,7 +5,7 @@ import sys
 from torch import nn
 
 from pipeline.api import Supervision, run_precompute, run_train
-from sskt.backbones import Tapped
+from sskt.students import Tapped
 
 folder, source = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "imagenet"
 

@@ -17,7 +17,7 @@ from cache.unit import Unit
 from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.origin import Origin
 from pipeline.render import Renderer, in_batches
-from sskt.frozen import FrozenSource
+from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode, encode
 
 COSINE = 0.999  # a row below it is not what the source says of its pixels

@@ -18,7 +18,7 @@ from cache.storage import Location, subfolders
 from cache.store import Store, find_stores
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import IMAGEFOLDER, VIDEOFOLDER, target_slug
-from sskt.sources import parse_source, source_slug
+from sskt.sources.registry import parse_source, source_slug
 
 PER_SAMPLE = (
     "target.n_samples",

@@ -31,8 +31,9 @@ from pipeline.progress import Progress
 from pipeline.schedule import Share
 from pipeline.teachers import open_teacher, recorded_forward
 from pipeline.work import Crew, Work
-from sskt.forward import Forward, default_rows
-from sskt.frozen import FrozenSource, InputMap
+from sskt.sources.forward import Forward, default_rows
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.input_map import InputMap
 
 Say = Callable[[str], None]
 

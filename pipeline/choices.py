@@ -15,14 +15,15 @@ from pipeline import given
 from pipeline.execution import Execution, processes_here
 from pipeline.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.targets.spec import TargetSpec
-from sskt.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
-from sskt.contract import Contract, shown
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
-from sskt.frozen import InputMap, scaled_side
 from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
-from sskt.sources import SourceSpec, parse_source
-from sskt.trained import WEIGHTS
+from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
+from sskt.sources.contract import Contract, shown
+from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.registry import parse_source
+from sskt.sources.run import WEIGHTS
+from sskt.sources.source import SourceSpec
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
@@ -125,7 +126,7 @@ class Augmentation:
     source_side_px: int | None = None  # what the sources see
     n_frames: int | None = None  # of a clip
     stride: int | None = None  # between a clip's frames
-    source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.clip_frames
+    source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.sources.clip_frames
     source_input: str = RELEASED  # or EARLIER: how stores were made before; see `input_map`
 
     def __post_init__(self) -> None:

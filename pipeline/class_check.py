@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from cache.store import Store
 from pipeline.presence import class_precisions
 from pipeline.targets.index import TargetIndex
-from sskt.class_order import columns_of, known_orders
-from sskt.contract import Contract
-from sskt.sources import SourceSpec
+from sskt.sources.class_order import columns_of, known_orders
+from sskt.sources.contract import Contract
+from sskt.sources.source import SourceSpec
 from sskt.topk import decode
 
 MOST_ROWS = 20_000  # of a view that are looked at
@@ -86,7 +86,7 @@ def knowledge_of(
     logits: torch.Tensor, index: TargetIndex, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Knowledge:
     """Answers (n, K) to the index rows `rows`, held against their labels; `columns` as in
-    `sskt.class_order`.
+    `sskt.sources.class_order`.
     """
     orders = known_orders(index.classes)
     if index.presence is not None:

@@ -19,11 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.progress import Progress
-from sskt.declared import save_source
 from sskt.errors import RunError
-from sskt.frozen import InputMap
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
-from sskt.student import build_student
+from sskt.sources.declared import save_source
+from sskt.sources.input_map import InputMap
+from sskt.students.student import build_student
 
 _CANVAS_PX = 64
 _PICTURE_PX = 8  # what scikit-learn's digits have

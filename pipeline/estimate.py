@@ -18,8 +18,9 @@ from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from sskt.errors import RunError
-from sskt.frozen import FrozenSource, InputMap
-from sskt.sources import Source
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
 from sskt.topk import row_width
 
 _PROBE_PICTURES = 512

@@ -27,12 +27,12 @@ from pipeline.ranks import Ranks
 from pipeline.render import in_batches
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
-from sskt.forward import exact_kernels
 from sskt.losses import presence_bce
 from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
 from sskt.normalise import normalise
 from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
-from sskt.student import Student
+from sskt.sources.forward import exact_kernels
+from sskt.students.student import Student
 
 _BATCH = 250
 _CLIPS = 16  # of a batch

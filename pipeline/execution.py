@@ -11,7 +11,7 @@ import torch
 from pipeline.plan import Plan
 from pipeline.render import Renderer, open_renderer
 from pipeline.targets.index import TargetIndex
-from sskt.forward import Forward, default_compute, default_rows
+from sskt.sources.forward import Forward, default_compute, default_rows
 
 _COMPILE_FROM = 10_000  # forwards that pay for some ten seconds of compiling, also at 74 px
 _DRAWN_AT_A_TIME = 64  # pictures, or one forward's rows where those are more

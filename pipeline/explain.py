@@ -26,12 +26,12 @@ from pipeline.targets.deep import FULL, depth_of
 from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.titles import boxes, fitted, lettering
 from pipeline.training.config import TrainConfig
-from sskt.backbones import build_backbone
 from sskt.errors import RunError
-from sskt.gradcam import grad_cam
 from sskt.names import shown
 from sskt.normalise import normalise
-from sskt.student import Student
+from sskt.students import build_backbone
+from sskt.students.gradcam import grad_cam
+from sskt.students.student import Student
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,10 +31,11 @@ from pipeline.alike import (
 from pipeline.plan import CentreClip, CornerClip, OfClip, Plan
 from pipeline.render import Renderer
 from pipeline.targets.index import TargetIndex
-from sskt.contract import CONVERTED
 from sskt.errors import RunError
-from sskt.frozen import InputMap
-from sskt.sources import SourceSpec, parse_source
+from sskt.sources.contract import CONVERTED
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import parse_source
+from sskt.sources.source import SourceSpec
 
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by

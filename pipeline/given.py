@@ -13,9 +13,9 @@ import numpy as np
 from torch import nn
 
 from cache.storage import Location, location
-from sskt.backbones import Backbone
 from sskt.errors import RunError
 from sskt.recipes import SETTINGS
+from sskt.students import Backbone
 
 PLAN_SEEDS = 2**64  # the plan's generator has a key of two words of 32 bits
 SEEDS = 2**63  # beyond, NumPy turns a key into a float, and seeds that differ give the same draws
@@ -100,7 +100,7 @@ def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -
     if isinstance(value, nn.Module):
         raise RunError(
             f"{name} is the module {type(value).__name__}, expected {expected}, which "
-            f"sskt.backbones.Tapped(module, side_px=...) makes of a module without its last layer"
+            f"sskt.students.Tapped(module, side_px=...) makes of a module without its last layer"
         )
     raise RunError(f"{name} is {_shown(value)}, expected {expected}")
 

@@ -16,8 +16,8 @@ from pipeline.alike import sentence, sound_stores, store_folder, stores_elsewher
 from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.plan import Plan
 from pipeline.targets.index import TargetIndex
-from sskt.frozen import InputMap
-from sskt.sources import Source
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
 from sskt.topk import row_width
 
 DENSE_BUDGET = 100_000_000_000  # bytes of one store beyond which only the top classes are kept

@@ -34,7 +34,7 @@ Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels 
 class How:
     """How the layers are computed."""
 
-    compute: str  # one of sskt.forward.DTYPES
+    compute: str  # one of sskt.sources.forward.DTYPES
     channels_last: bool
     device: torch.device
     deterministic: bool = False  # torch is set to it by the caller

@@ -9,11 +9,12 @@ from typing import Any
 
 from cache.store import Store
 from pipeline.choices import Places
-from sskt.clip_frames import CLIP
-from sskt.contract import Contract
-from sskt.declared import declared_of
-from sskt.sources import Source, SourceSpec, open_source, parse_source
-from sskt.trained import read_trained
+from sskt.sources.clip_frames import CLIP
+from sskt.sources.contract import Contract
+from sskt.sources.declared import declared_of
+from sskt.sources.registry import open_source, parse_source
+from sskt.sources.run import read_trained
+from sskt.sources.source import Source, SourceSpec
 
 Say = Callable[[str], None]
 

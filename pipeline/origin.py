@@ -17,9 +17,10 @@ from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.plan import Plan, plan_from
 from pipeline.targets import load_index, parse_target
 from pipeline.targets.index import TargetIndex
-from sskt.contract import LOGITS
-from sskt.frozen import InputMap
-from sskt.sources import Source, open_source
+from sskt.sources.contract import LOGITS
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import open_source
+from sskt.sources.source import Source
 
 Say = Callable[[str], None]
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from sskt.forward import DTYPES
+from sskt.sources.forward import DTYPES
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast | nullcontext[None]:

@@ -35,8 +35,8 @@ from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from pipeline.trial import try_source
 from pipeline.work import Crew, Work
 from sskt.errors import RunError
-from sskt.frozen import InputMap
-from sskt.sources import Source
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
 
 Say = Callable[[str], None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cache.store import Store
 from pipeline.choices import Places
 from sskt.download import known_digest_of
-from sskt.sources import parse_source
+from sskt.sources.registry import parse_source
 
 Say = Callable[[str], None]
 

@@ -13,12 +13,12 @@ from cache.store import Store, find_stores
 from pipeline.choices import Places
 from pipeline.targets import prepared
 from pipeline.targets.spec import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
-from sskt.contract import assumed, shown
-from sskt.declared import declared_of
-from sskt.frozen import scaled_side
-from sskt.programs import read_program
 from sskt.recipes import all_recipes, recipe_for
-from sskt.sources import named_sources, parse_source
+from sskt.sources.contract import assumed, shown
+from sskt.sources.declared import declared_of
+from sskt.sources.exported import read_program
+from sskt.sources.input_map import scaled_side
+from sskt.sources.registry import named_sources, parse_source
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:

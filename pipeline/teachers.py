@@ -13,11 +13,12 @@ from cache.layout import default_block_rows
 from cache.storage import Location
 from pipeline.execution import Execution
 from sskt.errors import SourceError
-from sskt.forward import Forward, default_rows
-from sskt.frozen import FrozenSource, InputMap
-from sskt.plain import DisagreementError
-from sskt.sources import Source
-from sskt.tuning import fastest_rows
+from sskt.sources.batch_size import fastest_rows
+from sskt.sources.forward import Forward, default_rows
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.input_map import InputMap
+from sskt.sources.plain import DisagreementError
+from sskt.sources.source import Source
 
 _MOST_ROWS = 2048
 

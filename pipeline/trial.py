@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.render import Renderer
 from pipeline.targets.index import TargetIndex
-from sskt.answers import remarks_on, require_known_kind
-from sskt.frozen import FrozenSource
+from sskt.sources.answers import remarks_on, require_known_kind
+from sskt.sources.frozen import FrozenSource
 
 TRIAL_IMAGES = 32
 

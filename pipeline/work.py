@@ -30,8 +30,8 @@ from pipeline.render import Renderer, in_batches
 from pipeline.schedule import Share, in_turn, tasks_of
 from pipeline.targets.index import TargetIndex
 from sskt.errors import SourceError
-from sskt.frozen import FrozenSource, NonFiniteLogitsError
-from sskt.sources import Source
+from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
+from sskt.sources.source import Source
 from sskt.topk import encode
 
 _DRAWN_AHEAD = 2  # batches

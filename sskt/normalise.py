@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
-
-from sskt.constants import on_device
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,3 +25,16 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     shape = (-1, *[1] * (pixels.ndim - 2))
     mean_c, std_c = (on_device(values, pixels.device).view(shape) for values in (mean, std))
     return (pixels.to(torch.float32) / 255 - mean_c) / std_c
+
+
+def on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`values` as float32 (n,) on `device`; not to be written to."""
+    if torch.compiler.is_compiling():  # the compiler keeps constants itself
+        return torch.tensor(values, dtype=torch.float32, device=device)
+    return _kept(values, device)
+
+
+@cache
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):  # so that it may enter any graph
+        return torch.tensor(values, dtype=torch.float32, device=device)

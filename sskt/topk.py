@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sskt.constants import on_device
 from sskt.errors import SourceError
+from sskt.normalise import on_device
 
 TAIL_NUMBERS = 4
 

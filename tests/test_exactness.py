@@ -19,8 +19,8 @@ from pipeline.labels.live import LiveLabels
 from pipeline.labels.residence import Residence
 from pipeline.render import in_batches, open_renderer
 from pipeline.targets import parse_target
-from sskt.frozen import FrozenSource
-from sskt.sources import open_source
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.registry import open_source
 
 N, VIEWS = 256, 2
 HERE = Residence("device", torch.device("cpu"))

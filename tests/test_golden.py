@@ -25,9 +25,9 @@ from pipeline.plan import plan_from
 from pipeline.ranks import Ranks
 from pipeline.reproduce.attempt import Shrink, attempts
 from pipeline.targets import load_index, parse_target
-from sskt.frozen import InputMap
 from sskt.published import published_rows
-from sskt.sources import parse_source
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import parse_source
 
 GOLDEN = Path(__file__).with_name("golden")
 PROGRAM = GOLDEN / "program.pt2"

@@ -14,7 +14,7 @@ from cache.store import Store, Unit, find_stores
 from cli import main
 from pipeline.choices import Places
 from pipeline.origin import open_index_of
-from sskt.frozen import FrozenSource
+from sskt.sources.frozen import FrozenSource
 
 UNITS = 6  # three views of two blocks
 

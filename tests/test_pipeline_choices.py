@@ -7,8 +7,8 @@ import pytest
 from pipeline.choices import Augmentation
 from pipeline.targets.spec import parse_target
 from sskt.errors import RunError
-from sskt.frozen import InputMap
-from sskt.sources import parse_source
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import parse_source
 
 
 def test_what_sources_see_by_default_is_as_released_and_may_be_as_it_was_before():

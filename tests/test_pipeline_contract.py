@@ -30,10 +30,10 @@ from pipeline.class_check import knowledge_of
 from pipeline.tables import source_fields
 from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
-from sskt.contract import Contract
 from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
-from sskt.sources import parse_source
+from sskt.sources.contract import Contract
+from sskt.sources.registry import parse_source
 
 N = 11  # classes named 1 to 11, which come as 1, 10, 11, 2, ... from a folder
 TEXT = sorted(range(N), key=lambda i: str(i + 1))

@@ -36,9 +36,9 @@ from pipeline.sweep import Grid, run_sweep
 from pipeline.tables import store_rows
 from pipeline.training.divergence import DivergedError
 from sskt.errors import RunError
-from sskt.gradcam import grad_cam
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from sskt.student import build_student
+from sskt.students.gradcam import grad_cam
+from sskt.students.student import build_student
 
 QUICK = {"epochs": 1, "batch_size": 30}
 

@@ -29,11 +29,12 @@ from pipeline.labels.residence import Residence, choose_residence
 from pipeline.run import read_config, read_metrics
 from pipeline.targets import parse_target
 from pipeline.targets.spec import TARGETS
-from sskt.backbones import Tapped
 from sskt.errors import RunError, SourceError
-from sskt.frozen import InputMap
-from sskt.reference import BatchStatisticsSource
-from sskt.sources import Source, parse_source
+from sskt.sources.batch_stats import BatchStatisticsSource
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import parse_source
+from sskt.sources.source import Source
+from sskt.students import Tapped
 
 N, CPU = 120, torch.device("cpu")
 RESIDENCES = [Residence("device", CPU), Residence("map", CPU)]
@@ -256,7 +257,7 @@ def test_write_through_goes_on_in_the_precision_that_the_store_was_begun_in(proj
 
 def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, monkeypatch):
     """One source has all views, the other one of them: only what is missing is asked for."""
-    from sskt.frozen import FrozenSource
+    from sskt.sources.frozen import FrozenSource
 
     folder, source, common = project
     second = f"program:{save_program(tmp_path / 'second.pt2', Tiny(seed=5))}"

@@ -33,8 +33,8 @@ from pipeline.api import Supervision, run_estimate, run_precompute, run_train
 from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.progress import Progress
 from sskt.errors import SourceError, TargetError
-from sskt.forward import Forward
-from sskt.frozen import FrozenSource
+from sskt.sources.forward import Forward
+from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -493,7 +493,7 @@ def test_compiled_rows_are_the_plain_ones_up_to_rounding_and_a_resumed_run_stays
 
 
 def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source, monkeypatch):
-    import sskt.frozen as frozen
+    import sskt.sources.frozen as frozen
 
     def no_compiler(_function):
         def fail(*_args):

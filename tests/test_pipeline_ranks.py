@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from pipeline.api import *
 from pipeline.training.trainer import Trainer
-from sskt.backbones import Tapped
+from sskt.students import Tapped
 
 folder, source, out, batch_norm = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "bn"
 torch.manual_seed(0)

@@ -30,13 +30,13 @@ from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.targets.spec import TARGETS
 from pipeline.training.divergence import DivergedError
 from sskt import published
-from sskt.backbones import build_backbone
-from sskt.backbones.resnet3d import ResNet3D
 from sskt.errors import RunError
 from sskt.methods import METHODS
 from sskt.normalise import KINETICS_MEAN
 from sskt.published import published_rows
 from sskt.recipes import all_recipes, recipe_for
+from sskt.students import build_backbone
+from sskt.students.resnet3d import ResNet3D
 
 TABLES = list(dict.fromkeys(row.table for row in published_rows() if row.table != "G"))
 SIDE, N = 32, 6

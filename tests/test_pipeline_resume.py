@@ -28,8 +28,8 @@ from pipeline.api import (
 from pipeline.run import RunBusyError, read_student
 from pipeline.training import train as training
 from pipeline.training.trainer import Trainer
-from sskt.backbones import Tapped
 from sskt.errors import RunError
+from sskt.students import Tapped
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("_s", "_share", "_mb")  # ends of the names of what a clock or the memory tells

@@ -17,9 +17,9 @@ from pipeline.choices import Augmentation, Places, choose_execution
 from pipeline.loader import shuffled_batches
 from pipeline.run import read_checkpoint, read_config
 from pipeline.targets import parse_target
-from sskt.backbones import build_backbone
 from sskt.errors import RunError
-from sskt.student import Student, build_student
+from sskt.students import build_backbone
+from sskt.students.student import Student, build_student
 
 N = 40
 

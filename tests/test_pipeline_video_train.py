@@ -33,8 +33,6 @@ from pipeline.plan import CentreClip, CornerClip, EveryClip
 from pipeline.render import open_renderer
 from pipeline.run import read_metrics
 from pipeline.training.trainer import Trainer
-from sskt.backbones import build_backbone
-from sskt.clip_classifier import ClipClassifier
 from sskt.errors import RunError, SourceError, TargetError
 from sskt.normalise import (
     ACTIVITYNET_MEAN,
@@ -44,8 +42,10 @@ from sskt.normalise import (
     WHOLE_LEVELS,
     normalise,
 )
-from sskt.sources import open_source, parse_source
-from sskt.student import build_student
+from sskt.sources.clip_classifier import ClipClassifier
+from sskt.sources.registry import open_source, parse_source
+from sskt.students import build_backbone
+from sskt.students.student import build_student
 
 CPU = torch.device("cpu")
 SMALL = Augmentation(side_px=32, n_frames=4)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sskt.answers import kind_of, remarks_on, require_known_kind
-from sskt.class_order import columns_of, known_orders
 from sskt.errors import SourceError
+from sskt.sources.answers import kind_of, remarks_on, require_known_kind
+from sskt.sources.class_order import columns_of, known_orders
 
 
 def logits(n=32, k=7, scale=3.0, seed=0):

@@ -9,16 +9,18 @@ import torch.nn.functional as F
 import torchvision
 from safetensors.torch import save_file
 
-from sskt.backbones import CLIP_BACKBONES, build_backbone
-from sskt.clip_frames import CLIP, ClipFrames
 from sskt.errors import RunError, SourceError
-from sskt.finetune import load_pretrained
-from sskt.forward import Forward
-from sskt.frozen import FrozenSource, InputMap
 from sskt.normalise import KINETICS_MEAN, WHOLE_LEVELS, normalise
-from sskt.sources import Source, named_sources, open_source, parse_source
-from sskt.student import build_student
-from sskt.transfer import TransferModule
+from sskt.sources.clip_frames import CLIP, ClipFrames
+from sskt.sources.forward import Forward
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import named_sources, open_source, parse_source
+from sskt.sources.source import Source
+from sskt.students import CLIP_BACKBONES, build_backbone
+from sskt.students.pretrained import load_pretrained
+from sskt.students.student import build_student
+from sskt.students.transfer import TransferModule
 
 CPU = torch.device("cpu")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from programs import Tiny, save_program
 
-from sskt.contract import Contract, as_logits, assumed
-from sskt.declared import declared_of, parse_told, save_source, to_told
 from sskt.errors import SourceError
-from sskt.frozen import InputMap
-from sskt.sources import open_source, parse_source
+from sskt.sources.contract import Contract, as_logits, assumed
+from sskt.sources.declared import declared_of, parse_told, save_source, to_told
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import open_source, parse_source
 
 
 @pytest.mark.parametrize(

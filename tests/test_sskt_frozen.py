@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from sskt.contract import Contract
 from sskt.errors import SourceError
-from sskt.forward import Forward, default_compute
-from sskt.frozen import FrozenSource, InputMap, NonFiniteLogitsError, scaled_side
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from sskt.sources import Source, SourceSpec, open_source
-from sskt.tuning import fastest_rows
+from sskt.sources.batch_size import fastest_rows
+from sskt.sources.contract import Contract
+from sskt.sources.forward import Forward, default_compute
+from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
+from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.registry import open_source
+from sskt.sources.source import Source, SourceSpec
 
 SHARED = Path(__file__).parents[2] / "shared"
 CPU = torch.device("cpu")
@@ -264,7 +266,7 @@ def test_rows_are_doubled_until_a_source_takes_no_more(monkeypatch, error):
         source = made_source(Limited(), task="program")
         return FrozenSource(source, InputMap(8), device=CPU, forward=Forward(rows=rows))
 
-    monkeypatch.setattr("sskt.tuning._GAIN", 0.0)
+    monkeypatch.setattr("sskt.sources.batch_size._GAIN", 0.0)
     assert fastest_rows(opened, first=4, most=64) == 16
     assert fastest_rows(opened, first=4, most=8) == 8
     with pytest.raises(SourceError, match=r"32 pictures of 8 px in fp32 .*(memory of cpu|batch <= 16)"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sskt.backbones import build_backbone
 from sskt.errors import RunError
-from sskt.initialise import choose_init
-from sskt.student import Student
+from sskt.students import build_backbone
+from sskt.students.initialise import choose_init
+from sskt.students.student import Student
 
 SOURCES = {"imagenet": 1000}
 

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.choices import student_precision
 from pipeline.kernels import How, wrong_layers
 from sskt.kernels import Layer, _normal, _passed, compute_plainly, errors, layers_of
-from sskt.student import build_student
+from sskt.students.student import build_student
 
 CPU = torch.device("cpu")
 

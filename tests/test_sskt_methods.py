@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sskt.backbones import build_backbone
-from sskt.backbones.features import Backbone, Features
 from sskt.errors import RunError
 from sskt.losses import kd_divergence
 from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Mutual, Pairs, Taught, Terms
 from sskt.methods.gradients import cosine, gated, gradients_of
 from sskt.schedules import Schedule
-from sskt.student import Student, build_student
+from sskt.students import build_backbone
+from sskt.students.backbone import Backbone, Features
+from sskt.students.student import Student, build_student
 
 N = 6
 

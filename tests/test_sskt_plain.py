@@ -6,14 +6,14 @@ import torch
 from programs import save_program
 from torch import nn
 
-import sskt.frozen as frozen
+import sskt.sources.frozen as frozen
 from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
 from pipeline import execution
 from pipeline.api import Places, Supervision, Tuning, choose_execution, run_precompute, run_train
 from sskt.errors import SourceError
-from sskt.forward import Forward
-from sskt.plain import DisagreementError, plain_answers, require_agreement
+from sskt.sources.forward import Forward
+from sskt.sources.plain import DisagreementError, plain_answers, require_agreement
 
 
 class WrongUnderAutocast(nn.Module):
@@ -147,7 +147,7 @@ def test_a_source_whose_low_precision_is_wrong_runs_in_fp32_or_is_refused(tmp_pa
 
     from pipeline.execution import Execution
     from pipeline.teachers import open_teacher
-    from sskt.frozen import InputMap
+    from sskt.sources.input_map import InputMap
 
     source = made_source(WrongUnderAutocast(), n_classes=5)
     shown = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)

@@ -14,9 +14,10 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from sskt.errors import SourceError
-from sskt.forward import Forward
-from sskt.frozen import FrozenSource, InputMap
-from sskt.sources import open_source
+from sskt.sources.forward import Forward
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import open_source
 
 CPU = torch.device("cpu")
 SIDE = 16

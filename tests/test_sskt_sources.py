@@ -15,8 +15,8 @@ from torch.export import Dim
 from sskt.download import digest_of
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN
-from sskt.programs import on_device
-from sskt.sources import named_sources, open_source, parse_source, source_slug
+from sskt.sources.exported import on_device
+from sskt.sources.registry import named_sources, open_source, parse_source, source_slug
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
 PROGRAM = SHARED / "places365_squeezenet.pt2"

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from sskt.backbones import BACKBONES, CLIP_BACKBONES, build_backbone
-from sskt.backbones.cifar_resnet import CifarResNet, ResidualUnit
 from sskt.errors import RunError
-from sskt.finetune import load_pretrained
 from sskt.recipes import recipe_for
-from sskt.student import build_student
-from sskt.transfer import TransferModule
+from sskt.students import BACKBONES, CLIP_BACKBONES, build_backbone
+from sskt.students.cifar_resnet import CifarResNet, ResidualUnit
+from sskt.students.pretrained import load_pretrained
+from sskt.students.student import build_student
+from sskt.students.transfer import TransferModule
 
 SOURCES = {"imagenet": 10, "program:places365_squeezenet.pt2": 7}
 

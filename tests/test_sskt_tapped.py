@@ -5,9 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
-from sskt.backbones import Tapped, build_backbone
 from sskt.errors import RunError
-from sskt.student import Student
+from sskt.students import Tapped, build_backbone
+from sskt.students.student import Student
 
 
 def test_a_tapped_network_gives_what_the_built_in_one_gives():

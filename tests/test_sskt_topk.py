@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sskt.errors import SourceError
-from sskt.frozen import FrozenSource, InputMap
-from sskt.sources import open_source
+from sskt.sources.frozen import FrozenSource
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import open_source
 from sskt.topk import decode, encode, row_width
 
 TEMPERATURES = (0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 10, 20)

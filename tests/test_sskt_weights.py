@@ -13,10 +13,10 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sskt.backbones import build_backbone
 from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
-from sskt.finetune import load_pretrained
+from sskt.students import build_backbone
+from sskt.students.pretrained import load_pretrained
 from sskt.weights import load_into
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights" / "imagenet_resnet50.safetensors"

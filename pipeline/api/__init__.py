@@ -7,8 +7,8 @@ from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run
 from pipeline.api.stage_two import resume_train, run_evaluate, run_train
 from pipeline.api.whereabouts import places_of
 from pipeline.choices import Augmentation, Places, choose_execution
-from sskt.contract import Contract
-from sskt.declared import save_source
+from sskt.sources.contract import Contract
+from sskt.sources.declared import save_source
 
 __all__ = [
     "Augmentation",

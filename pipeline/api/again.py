@@ -21,9 +21,9 @@ from pipeline.run import read_config, read_summary
 from pipeline.schedule import Share
 from pipeline.targets import parse_target
 from pipeline.training.config import TrainConfig
-from sskt.backbones import Backbone
 from sskt.errors import RunError
 from sskt.methods import TAUGHT
+from sskt.students import Backbone
 
 
 def train_once(target: str, out: Path, **asked: Any) -> dict[str, Any]:

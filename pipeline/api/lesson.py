@@ -21,9 +21,9 @@ from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.remarks import same_bytes
 from pipeline.training.train import Lesson
-from sskt.class_order import columns_of
 from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT
+from sskt.sources.class_order import columns_of
 
 Say = Callable[[str], None]
 

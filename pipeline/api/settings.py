@@ -19,15 +19,15 @@ from pipeline.targets.spec import parse_target
 from pipeline.training.config import PRECISIONS, TrainConfig
 from pipeline.training.method import READ_BY, choose_clip_mean, choose_precision, require_read
 from pipeline.training.train import Lesson
-from sskt.backbones import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
 from sskt.download import known_digest_of
 from sskt.errors import RunError
-from sskt.initialise import choose_init
 from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
 from sskt.methods import GATES, GRADIENT_COSINE, METHODS
 from sskt.normalise import RELEASED_MEAN
 from sskt.recipes import SETTINGS, recipe_for
 from sskt.schedules import SCHEDULES
+from sskt.students import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
+from sskt.students.initialise import choose_init
 
 _CHOICES = {
     "primary_loss": PRIMARY_LOSSES,
@@ -63,9 +63,10 @@ class Tuning:
 
     clip_norm: float | None = None  # largest norm of all gradients together
     label_smoothing: float = 0.0
-    finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.finetune
+    finetune_from: Path | None = None  # weights that the backbone begins with; see sskt.students.pretrained
     freeze_until: str | None = None  # the backbone's part before this one stays as it is
-    init: str | None = None  # of the heads: one of sskt.initialise.INITS; None: "released" where it has one
+    # of the heads: one of sskt.students.initialise.INITS; None: "released" where it has one
+    init: str | None = None
     clip_mean: str = RELEASED_MEAN  # what 3D ResNets take off: one of sskt.normalise.CLIP_MEANS
     mixup: float = 0.0  # a of Beta(a, a)
     cutmix: float = 0.0

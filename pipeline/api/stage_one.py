@@ -23,10 +23,11 @@ from pipeline.targets.remarks import empty_classes, same_bytes
 from pipeline.targets.spec import SPLITS, target_slug
 from pipeline.targets.video.pack import Packing
 from pipeline.targets.video.prepare import prepare_videos
-from sskt.clip_frames import ClipFrames
 from sskt.errors import RunError, TargetError
-from sskt.frozen import InputMap
-from sskt.sources import Source, parse_source, source_slug
+from sskt.sources.clip_frames import ClipFrames
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import parse_source, source_slug
+from sskt.sources.source import Source
 
 Say = Callable[[str], None]
 

@@ -48,12 +48,12 @@ from pipeline.training.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, kernels, train
 from pipeline.training.trial import prepare_to_score, require_kernels, with_plain_layers
-from sskt.backbones import Backbone, build_backbone
-from sskt.backbones.resnet3d import ResNet3D
 from sskt.errors import RunError
-from sskt.finetune import load_pretrained
 from sskt.recipes import SETTINGS, recipe_for
-from sskt.student import Student, memory_layout
+from sskt.students import Backbone, build_backbone
+from sskt.students.pretrained import load_pretrained
+from sskt.students.resnet3d import ResNet3D
+from sskt.students.student import Student, memory_layout
 
 Say = Callable[[str], None]
 
@@ -78,7 +78,7 @@ def run_train(
 ) -> dict[str, Any]:
     """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
 
-    `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.backbones.Tapped`
+    `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.students.Tapped`
     makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
     patience, momentum, dampening, weight_decay, temperature, alpha, aux_loss and primary_loss; None leaves
     the recipe's value, and milestones and patience move with the epochs. Under torchrun the ranks share every
@@ -278,7 +278,7 @@ def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
 
 def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:
     """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
-    if config.is_own:  # it has been tried by `sskt.backbones.Tapped`, and may not be one that can be copied
+    if config.is_own:  # it has been tried by `sskt.students.Tapped`, and may not be one that can be copied
         return
     n = min(2, smallest_step(config, len(lesson.index)) // config.ranks)
     side = lesson.plan.side_px

@@ -17,9 +17,9 @@ from pipeline.choices import Places
 from pipeline.run import read_config, read_places
 from pipeline.targets.spec import TargetSpec, parse_target
 from pipeline.training.config import TrainConfig
-from sskt.contract import Contract
 from sskt.errors import RunError
-from sskt.sources import parse_source
+from sskt.sources.contract import Contract
+from sskt.sources.registry import parse_source
 
 _OWN = ("program", "run")  # tasks of sources that are named by where they lie
 

@@ -14,7 +14,7 @@ from cache.errors import StoreIncomplete
 from cache.store import Store
 from pipeline.labels.residence import Residence, Resident
 from pipeline.targets.index import TargetIndex
-from sskt.contract import Contract
+from sskt.sources.contract import Contract
 from sskt.topk import decode
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sskt.contract import Contract
-from sskt.frozen import InputMap
-from sskt.sources import Source
+from sskt.sources.contract import Contract
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
 
 
 class Teacher(Protocol):
-    """A source that answers: `sskt.frozen.FrozenSource`, or the released code's way of asking it."""
+    """A source that answers: `sskt.sources.frozen.FrozenSource`, or the released code's way of asking it."""
 
     source: Source
     input_map: InputMap

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.labels import Labels
-from sskt.contract import Contract
+from sskt.sources.contract import Contract
 
 
 class ReorderedLabels:

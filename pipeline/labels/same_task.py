@@ -17,9 +17,9 @@ from pipeline.labels.reordered import ReorderedLabels
 from pipeline.labels.supply import Request, Say
 from pipeline.named import classes_of
 from pipeline.trial import trial_positions
-from sskt.class_order import columns_of
-from sskt.contract import Contract, shown
 from sskt.errors import RunError
+from sskt.sources.class_order import columns_of
+from sskt.sources.contract import Contract, shown
 
 _LIVE_IMAGES = 64  # that a live teacher is asked about beforehand
 

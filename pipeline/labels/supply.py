@@ -44,14 +44,14 @@ from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec
 from pipeline.teachers import open_teacher
 from pipeline.trial import try_source
-from sskt.contract import CONVERTED
-from sskt.declared import OPTION, to_told
 from sskt.errors import RunError
-from sskt.forward import default_rows
-from sskt.frozen import InputMap
 from sskt.names import quoted
-from sskt.reference import BatchStatisticsSource
-from sskt.sources import Source
+from sskt.sources.batch_stats import BatchStatisticsSource
+from sskt.sources.contract import CONVERTED
+from sskt.sources.declared import OPTION, to_told
+from sskt.sources.forward import default_rows
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")

@@ -18,7 +18,7 @@ from pipeline.labels.cached import CachedLabels, all_classes
 from pipeline.labels.residence import Residence, Resident
 from pipeline.targets.index import TargetIndex
 from pipeline.work import Work
-from sskt.contract import Contract
+from sskt.sources.contract import Contract
 from sskt.topk import decode, encode
 
 

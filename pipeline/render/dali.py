@@ -25,7 +25,7 @@ from pipeline.plan import PadCropFlip, Plan
 from pipeline.render import Positions
 from pipeline.render.torch import fitted
 from pipeline.targets.index import TargetIndex
-from sskt.forward import one_thread_each
+from sskt.sources.forward import one_thread_each
 
 # what enters the graph: encoded files, of which a CPU decodes the window alone; files whose whole pictures
 # are handed out as well; pictures in memory

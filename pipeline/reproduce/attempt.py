@@ -15,7 +15,7 @@ from pipeline.reproduce.marks import Mark, Setup, departures
 from sskt.errors import RunError
 from sskt.published import GRAPH, Published, published_rows
 from sskt.recipes import Recipe, recipe_for
-from sskt.sources import parse_source
+from sskt.sources.registry import parse_source
 
 _UNKNOWN = float("nan")
 # of a pretrained network, what a student keeps as it is: the authors' command has --ft_begin_index 4

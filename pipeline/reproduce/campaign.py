@@ -11,10 +11,10 @@ from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
 from pipeline.execution import Execution
 from pipeline.reproduce.attempt import Attempt, Shrink, began_with, published_sources
 from pipeline.reproduce.marks import Mark
-from sskt.contract import sentence
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
-from sskt.sources import published_digest, weights_file
+from sskt.sources.contract import sentence
+from sskt.sources.registry import published_digest, weights_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from typing import Any
 from pipeline.api.lesson import Supervision
 from pipeline.choices import Augmentation
 from pipeline.targets.spec import TargetSpec, parse_target
-from sskt.backbones.resnet3d import ResNet3D
-from sskt.clip_frames import REFERENCE
 from sskt.normalise import KINETICS_MEAN
 from sskt.published import Published
+from sskt.sources.clip_frames import REFERENCE
+from sskt.students.resnet3d import ResNet3D
 
 _RELEASED_EPOCHS = {"stl10": 200, "ucf101": 200, "hmdb51": 200}  # of the authors' command, and 3D default
 _RELEASED_MILESTONES, _RELEASED_GAMMA = (60, 120, 160, 200), 0.2

@@ -66,7 +66,7 @@ class TrainConfig:
     source_weights: dict[str, str]  # sha256 of each source's weights
     # what follows was added later; the defaults are what runs did until then
     gates: str = "losses"  # of gradient_cosine "weigh": one of sskt.methods.GATES
-    init: str = "torch"  # of the heads: one of sskt.initialise.INITS
+    init: str = "torch"  # of the heads: one of sskt.students.initialise.INITS
     clip_mean: str = EARLIER_MEAN  # what 3D ResNets take off: of sskt.normalise.CLIP_MEANS, or OWN_MEAN
     dropout: float = 0.0  # before the primary head
     # modules that compute in plain fp32, since the fast kernels were found wrong; see pipeline.training.trial

@@ -10,11 +10,11 @@ import torch
 
 from pipeline.choices import student_precision
 from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
-from sskt.backbones import BACKBONES, Backbone, build_backbone
 from sskt.errors import RunError
 from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Method, Mutual, Taught, Terms
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
-from sskt.student import Student
+from sskt.students import BACKBONES, Backbone, build_backbone
+from sskt.students.student import Student
 
 # the settings that not every method reads, and the methods that do
 READ_BY = {

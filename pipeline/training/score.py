@@ -17,7 +17,7 @@ from pipeline.execution import Execution
 from pipeline.ranks import Ranks
 from pipeline.run import Run, read_student
 from pipeline.training.config import TrainConfig
-from sskt.student import Student
+from sskt.students.student import Student
 
 if TYPE_CHECKING:
     from pipeline.training.train import Lesson

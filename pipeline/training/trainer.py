@@ -33,7 +33,7 @@ from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
-from sskt.student import memory_layout
+from sskt.students.student import memory_layout
 
 # None on Windows
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None

@@ -17,7 +17,7 @@ from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly
 from sskt.methods import Method
-from sskt.student import Student
+from sskt.students.student import Student
 
 Say = Callable[[str], None]
 

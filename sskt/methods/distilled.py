@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sskt.errors import RunError
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
-from sskt.student import Student
+from sskt.students.student import Student
 
 
 class Distilled(Method):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from sskt.losses import focal
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
-from sskt.student import Student
+from sskt.students.student import Student
 
 AUXILIARY = "maxl"  # the auxiliary head's name
 _ENTROPY = 0.2  # weight of H, and the generator's own plain SGD: the authors'

@@ -22,7 +22,7 @@ from sskt.losses import (
     soft_focal,
 )
 from sskt.normalise import normalise
-from sskt.student import Student, memory_layout
+from sskt.students.student import Student, memory_layout
 
 
 class Pairs(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sskt.errors import RunError
 from sskt.losses import kd_divergence, presence_divergence
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
-from sskt.student import Student
+from sskt.students.student import Student
 
 
 class Mutual(Method):

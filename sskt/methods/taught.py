@@ -15,7 +15,7 @@ from torch import Tensor
 from sskt.errors import RunError
 from sskt.methods.gradients import cosine, gated, gradients_of, with_gradients
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
-from sskt.student import Student
+from sskt.students.student import Student
 
 GRADIENT_COSINE = ("off", "record", "weigh")
 GATES = ("shared", "losses")

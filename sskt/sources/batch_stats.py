@@ -2,7 +2,7 @@
 statistics (METHOD.md, released-code facts).
 
 A row's logits then depend on the other rows of its batch, which is why they cannot be stored: only for runs
-that are compared with the released code. Our own sources are frozen (`sskt.frozen`).
+that are compared with the released code. Our own sources are frozen (`sskt.sources.frozen`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sskt.contract import as_logits
 from sskt.errors import SourceError
-from sskt.forward import DTYPES, exact_kernels
-from sskt.frozen import InputMap
-from sskt.sources import Source
+from sskt.sources.contract import as_logits
+from sskt.sources.forward import DTYPES, exact_kernels
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -44,7 +44,7 @@ class BatchStatisticsSource:
         self._module = source.module.to(device).train()
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """See `sskt.frozen.FrozenSource.logits`; the running statistics move on."""
+        """See `sskt.sources.frozen.FrozenSource.logits`; the running statistics move on."""
         with (
             torch.no_grad(),
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sskt.errors import SourceError
-from sskt.forward import Forward, exact_kernels
+from sskt.sources.forward import Forward, exact_kernels
 
 MOST_SHOWN = 4  # pictures
 

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 
 from sskt.errors import SourceError
-from sskt.frozen import FrozenSource
+from sskt.sources.frozen import FrozenSource
 
 _FORWARDS = 4
 _GAIN = 1.05  # a doubling that is not this much faster is not worth its memory

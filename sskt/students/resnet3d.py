@@ -12,8 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sskt.backbones.features import Backbone, Features
 from sskt.normalise import ACTIVITYNET_MEAN, CLIP_MEANS, WHOLE_LEVELS
+from sskt.students.backbone import Backbone, Features
 
 _WIDTHS = (64, 128, 256, 512)
 _UNITS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}

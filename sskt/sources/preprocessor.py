@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sskt.contract import INTERPOLATIONS, Contract
+from sskt.sources.contract import INTERPOLATIONS, Contract
 
 _MARKS = (
     *("pretrained_cfg", "input_size", "crop_pct", "label_names"),

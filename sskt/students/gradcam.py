@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sskt.student import Student
+from sskt.students.student import Student
 
 
 def grad_cam(student: Student, x: Tensor, classes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A teacher's contract (DESIGN promise 8): what it wants to see, what its classes are, what it returns.
 
 Every field may be left undeclared (None). What is declared is checked here; where it was declared is
-`sskt.declared`, and whether it is true of real rows is `sskt.answers`.
+`sskt.sources.declared`, and whether it is true of real rows is `sskt.sources.answers`.
 """
 
 from __future__ import annotations

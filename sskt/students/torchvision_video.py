@@ -5,7 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import Tensor
 
-from sskt.backbones.features import Backbone, Features
+from sskt.students.backbone import Backbone, Features
 
 TORCH_VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18")
 

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from sskt.contract import (
+from sskt.errors import SourceError
+from sskt.sources.contract import (
     EMBEDDING,
     LOG_PROBABILITIES,
     LOGITS,
@@ -19,7 +20,6 @@ from sskt.contract import (
     SIGMOIDS,
     as_logits,
 )
-from sskt.errors import SourceError
 
 _SUM_SLACK = 5e-3  # relative; half precision rounds that much
 _SATURATED_AT = 3.0  # the paper's temperature: where even softened rows are one class
@@ -34,7 +34,7 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
     """Raise SourceError if rows (n, K), as a network returned them, contradict what is declared of them or
     cannot be learnt from as logits. Rows that are not finite are left out.
 
-    `declared` is one of `sskt.contract.RETURNS`, or None where nothing is.
+    `declared` is one of `sskt.sources.contract.RETURNS`, or None where nothing is.
     """
     rows = _finite(outputs)
     if declared == EMBEDDING:
@@ -101,8 +101,8 @@ def remarks_on(outputs: Tensor, declared: str | None, name: str) -> list[str]:
 
 
 def kind_of(rows: Tensor) -> str:
-    """Which of `sskt.contract.RETURNS` finite rows (n, K), K > 1, look like: probabilities may be times any
-    factor that all rows share.
+    """Which of `sskt.sources.contract.RETURNS` finite rows (n, K), K > 1, look like: probabilities may be
+    times any factor that all rows share.
     """
     total = float(rows.sum(dim=1).mean())
     if _adds_up(rows) and (math.isclose(total, 1, rel_tol=2 * _SUM_SLACK) or _steadier_than_entries(rows)):

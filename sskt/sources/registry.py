@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torchvision
 from torch import nn
 
-from sskt.backbones import CLIP_BACKBONES
-from sskt.backbones.resnet3d import ResNet3D
-from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.checkpoints import read_checkpoint
-from sskt.clip_classifier import ClipClassifier, published
-from sskt.contract import EMBEDDING, LOGITS, NOTHING, Contract, sentence
-from sskt.declared import OPTION, Declared, declared_of
 from sskt.download import digest_of, fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import CLIP_MEANS, IMAGENET_MEAN, IMAGENET_STD
-from sskt.programs import read_program
-from sskt.published_contract import published_contract
-from sskt.trained import WEIGHTS, Predictor, read_trained
+from sskt.sources.clip_classifier import ClipClassifier, published
+from sskt.sources.contract import EMBEDDING, LOGITS, NOTHING, Contract, sentence
+from sskt.sources.declared import OPTION, Declared, declared_of
+from sskt.sources.exported import read_program
+from sskt.sources.published_contract import published_contract
+from sskt.sources.run import WEIGHTS, Predictor, read_trained
+from sskt.sources.source import Source, SourceSpec
+from sskt.students import CLIP_BACKBONES
+from sskt.students.resnet3d import ResNet3D
+from sskt.students.torchvision_video import TORCH_VIDEO, TorchVideo
 from sskt.weights import load_into
 
 _N_CLASSES = {"imagenet": 1000, "places365": 365, "kinetics": 400}
@@ -36,64 +37,6 @@ _PLACES_URL = "http://places2.csail.mit.edu/models_places365/{}_places365.pth.ta
 _PLACES_PUBLISHED = ("alexnet", "resnet18", "resnet50", "densenet161")
 # torchvision's files for these two belong to a network that undoes our normalisation on its way in.
 _OWN_NORMALISATION = ("googlenet", "inception_v3")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSpec:
-    """What is known of a source before its weights are at hand."""
-
-    name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
-    task: str  # "imagenet", "places365", "kinetics", "program" or "run"
-    architecture: str  # torchvision's name, of `sskt.backbones.CLIP_BACKBONES` for kinetics, or "program"
-    n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
-    url: str | None  # of published weights
-    sha256_prefix: str | None  # from torchvision's file name
-    mean: tuple[float, ...]  # of pixels in 0..1
-    std: tuple[float, ...]
-    weights_note: str  # where the weights come from, for a listing
-    reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
-    contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
-
-    def under(self, contract: Contract) -> SourceSpec:
-        """The source with what a contract says of it; what that leaves open stays as it is."""
-        mean, std = contract.normalisation or (self.mean, self.std)
-        return replace(self, mean=mean, std=std, contract=contract.over(self.contract))
-
-    @property
-    def returns(self) -> str:
-        """One of `sskt.contract.RETURNS`; logits where nothing is declared."""
-        return self.contract.returns or LOGITS
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A source with its weights: a float32 module in eval mode on the CPU, (N, 3, H, W) normalised, or
-    (N, 3, D, H, W), to (N, K) logits.
-    """
-
-    spec: SourceSpec
-    module: nn.Module
-    weights_sha256: str  # of the file's bytes
-    weights_path: Path
-    side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
-    declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
-    batch_range: tuple[int, int | None] = (1, None)  # rows that it takes at once; None: no upper end
-    notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
-
-    def nearest_rows(self, rows: int) -> int:
-        """The number of rows nearest to `rows` that it takes at once."""
-        low, high = self.batch_range
-        return max(low, rows if high is None else min(rows, high))
-
-    def require_rows(self, rows: int) -> None:
-        """Raise SourceError for a number of rows that it does not take at once."""
-        if rows != (nearest := self.nearest_rows(rows)):
-            low, high = self.batch_range
-            takes = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
-            raise SourceError(
-                f"{self.spec.name} takes batches of {takes}, asked for {rows}; pass --batch-size {nearest}, "
-                f"or export it with a dynamic batch"
-            )
 
 
 def named_sources() -> list[SourceSpec]:

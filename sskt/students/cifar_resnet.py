@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sskt.backbones.features import Backbone, Features
+from sskt.students.backbone import Backbone, Features
 
 _WIDTHS = (16, 32, 64)
 

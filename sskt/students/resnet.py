@@ -5,7 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import Tensor
 
-from sskt.backbones.features import Backbone, Features
+from sskt.students.backbone import Backbone, Features
 
 
 class ResNet(Backbone):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from sskt.backbones import BACKBONES, Backbone
-from sskt.backbones.cifar_resnet import CifarResNet
-from sskt.backbones.resnet import ResNet
 from sskt.errors import RunError
+from sskt.students import BACKBONES, Backbone
+from sskt.students.cifar_resnet import CifarResNet
+from sskt.students.resnet import ResNet
 
 INITS = ("released", "torch")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from sskt.backbones.features import Backbone, Features
+from sskt.students.backbone import Backbone, Features
 
 _TRANSFER_WIDTH = 1000  # the paper's for ImageNet-style networks
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sskt.backbones.features import Backbone, Features
 from sskt.errors import RunError
+from sskt.students.backbone import Backbone, Features
 
 
 class Tapped(Backbone):

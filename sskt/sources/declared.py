@@ -19,9 +19,9 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 
-from sskt.contract import NOTHING, Contract, assumed, sentence
 from sskt.errors import SourceError
-from sskt.preprocessor import is_foreign, read_foreign
+from sskt.sources.contract import NOTHING, Contract, assumed, sentence
+from sskt.sources.preprocessor import is_foreign, read_foreign
 
 INSIDE = "sskt_contract.json"  # among the extra files of the archive
 OPTION = "--contract"
@@ -164,7 +164,7 @@ def save_source(
 
     A module is exported for any number of images of `size` x `size` px; it must be in eval mode and take
     float32 (N, 3, size, size) to (N, K). A program that was exported already is saved as it is. `classes`
-    are names in the order of the outputs, or one of `sskt.contract.ORDERS`. Raises SourceError for a
+    are names in the order of the outputs, or one of `sskt.sources.contract.ORDERS`. Raises SourceError for a
     contract that cannot be meant, or a module in train mode.
     """
     path = Path(path)

@@ -11,19 +11,17 @@ Departs from the released code: sources are in eval mode (there: train mode, bat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from fractions import Fraction
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sskt.clip_frames import ClipFrames
-from sskt.contract import as_logits
 from sskt.errors import SourceError
-from sskt.forward import (
+from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
+from sskt.sources.contract import as_logits
+from sskt.sources.exported import on_device
+from sskt.sources.forward import (
     COMPUTE,
     DTYPES,
     Forward,
@@ -34,12 +32,10 @@ from sskt.forward import (
     exact_kernels,
     one_thread_each,
 )
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from sskt.plain import MOST_SHOWN, plain_answers, require_agreement
-from sskt.programs import on_device
-from sskt.purity import require_same_bits
-from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
-from sskt.sources import Source
+from sskt.sources.input_map import InputMap
+from sskt.sources.plain import MOST_SHOWN, plain_answers, require_agreement
+from sskt.sources.purity import require_same_bits
+from sskt.sources.source import Source
 
 
 class NonFiniteLogitsError(SourceError):
@@ -50,74 +46,6 @@ class NonFiniteLogitsError(SourceError):
     def __init__(self, message: str, rows: list[int]) -> None:
         super().__init__(message)
         self.rows = rows
-
-
-# what was the rule before these were fields: a fingerprint has them only where they are not that
-_RULES = {"frames": None, "scale": None, "channels": "rgb"}
-
-
-@dataclass(frozen=True, slots=True)
-class InputMap:
-    """f_s (SSKT eq. 6): what a source sees of the target's own augmented picture or clip. All of it is
-    identity.
-    """
-
-    side_px: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bilinear"
-    align_corners: bool = False
-    antialias: bool = False
-    frames: ClipFrames | None = None  # of clips
-    scale: str | None = None  # what positions are mapped by, such as "7/3"; None: side_px / their side
-    channels: str = "rgb"  # or "bgr"; mean and std are in this order
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a fingerprint; what was added later is in it where it is not what was the rule."""
-        own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in own.items() if key not in _RULES or value != _RULES[key]}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """What `to_dict` gave."""
-        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        frames = own.pop("frames", None)
-        return cls(**own, frames=frames and ClipFrames(**frames))
-
-    def picked(self, pixels: Tensor) -> Tensor:
-        """Of whole clips, uint8 (N, 3, D, H, W), the frames that are looked at; pictures are left alone."""
-        return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 RGB (N, 3, H, W) to float32 (N, 3, side_px, side_px) in the order of `channels`, normalised,
-        then resized where the size differs; clips (N, 3, D, H, W) frame by frame.
-        """
-        x = normalise(pixels.flip(1) if self.channels == "bgr" else pixels, self.mean, self.std)
-        size = (self.side_px, self.side_px)
-        if tuple(x.shape[-2:]) == size:
-            return x
-        pictures = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
-        sized = F.interpolate(
-            pictures,
-            size=size if self.scale is None else None,
-            scale_factor=None if self.scale is None else float(Fraction(self.scale)),
-            mode=self.interpolation,
-            align_corners=self.align_corners,
-            antialias=self.antialias,
-        )
-        if tuple(sized.shape[-2:]) != size:
-            raise SourceError(
-                f"pictures of {x.shape[-1]} px times {self.scale} are {sized.shape[-1]} px wide, sources "
-                f"were to see {self.side_px}; say --source-size {self.side_px}"
-            )
-        return sized.view(len(x), -1, *sized.shape[1:]).transpose(1, 2) if x.ndim == 5 else sized
-
-
-def scaled_side(side_px: int, scale: Fraction) -> int:
-    """floor(side * scale), in whole numbers: 7/3 takes 32 to 74 and 96 to 224 (METHOD.md, released-code
-    facts).
-    """
-    return side_px * scale.numerator // scale.denominator
 
 
 class FrozenSource:
@@ -346,7 +274,7 @@ class FrozenSource:
         return pictures.repeat(-(-n // len(pictures)), *(1 for _ in pictures.shape[1:]))[:n]
 
     def _plain_answers(self) -> Tensor | None:
-        """See `sskt.plain`. None where nothing is shown, or that is how the source runs anyway."""
+        """See `sskt.sources.plain`. None where nothing is shown, or that is how the source runs anyway."""
         source, n = self.source, min(MOST_SHOWN, self.forward.rows)
         is_program = source.spec.task == "program"
         if self._shown is None or (is_program and self.forward == Forward("fp32", self.forward.rows)):

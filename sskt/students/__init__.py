@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sskt.backbones.cifar_resnet import CifarResNet
-from sskt.backbones.features import Backbone, Features
-from sskt.backbones.resnet import ResNet
-from sskt.backbones.resnet3d import ResNet3D
-from sskt.backbones.tapped import Tapped
-from sskt.backbones.torch_small import VGG16, DenseNet121, MobileNetV2
-from sskt.backbones.torch_video import TORCH_VIDEO, TorchVideo
 from sskt.errors import RunError
 from sskt.normalise import RELEASED_MEAN
+from sskt.students.backbone import Backbone, Features
+from sskt.students.cifar_resnet import CifarResNet
+from sskt.students.resnet import ResNet
+from sskt.students.resnet3d import ResNet3D
+from sskt.students.torchvision_images import VGG16, DenseNet121, MobileNetV2
+from sskt.students.torchvision_video import TORCH_VIDEO, TorchVideo
+from sskt.students.wrapped import Tapped
 
 __all__ = ["BACKBONES", "CLIP_BACKBONES", "DROPOUTS", "Backbone", "Features", "Tapped", "build_backbone"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sskt.backbones import BACKBONES, CLIP_BACKBONES
 from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
-from sskt.student import build_student
+from sskt.students import BACKBONES, CLIP_BACKBONES
+from sskt.students.student import build_student
 from sskt.weights import load_into
 
 WEIGHTS = "student.safetensors"

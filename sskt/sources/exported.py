@@ -18,9 +18,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sskt.errors import SourceError
-from sskt.program_archive import open_archive
-from sskt.program_calls import Logits, find_logits, find_picture, keep_output
-from sskt.purity import require_pure
+from sskt.sources.exported_archive import open_archive
+from sskt.sources.exported_calls import Logits, find_logits, find_picture, keep_output
+from sskt.sources.purity import require_pure
 
 
 @dataclass(frozen=True, slots=True)

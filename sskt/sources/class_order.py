@@ -18,7 +18,7 @@ _NUMBERS = re.compile(r"(\d+)")
 
 def columns_of(declared: tuple[str, ...] | str, classes: tuple[str, ...]) -> NDArray[np.int64] | None:
     """The column of each target class in a teacher whose classes are `declared`: names in the order of its
-    outputs, or one of `sskt.contract.ORDERS`. None if the names are not the target's.
+    outputs, or one of `sskt.sources.contract.ORDERS`. None if the names are not the target's.
 
     Names are compared as they are, or else without case, and with spaces, hyphens and underscores alike.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sskt.backbones import build_backbone
+from sskt.students import build_backbone
 
 
 class ClipClassifier(nn.Module):

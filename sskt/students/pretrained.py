@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sskt.backbones import Backbone
 from sskt.checkpoints import read_checkpoint
+from sskt.students import Backbone
 from sskt.weights import load_into
 
 _HEADS = ("fc.", "classifier.", "head.", "heads.", "last_linear.")  # what is left behind

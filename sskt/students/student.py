@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sskt.backbones import Backbone, build_backbone
 from sskt.errors import RunError
-from sskt.initialise import initialise_auxiliary, initialise_head
-from sskt.transfer import TransferModule
+from sskt.students import Backbone, build_backbone
+from sskt.students.initialise import initialise_auxiliary, initialise_head
+from sskt.students.transfer import TransferModule
 
 _AUXILIARY = "auxiliary."
 
@@ -28,8 +28,8 @@ class Student(nn.Module):
     one of its own, otherwise a Linear on the pooled last feature that the primary head reads too. Backbone
     and primary head are created first: for one random seed they start alike with any sources or none.
 
-    `init` is one of `sskt.initialise.INITS`. `dropout` is the share of the pooled features that the primary
-    head does without while it trains.
+    `init` is one of `sskt.students.initialise.INITS`. `dropout` is the share of the pooled features that the
+    primary head does without while it trains.
     """
 
     def __init__(

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torchvision
 
-from sskt.backbones.torch_video import TORCH_VIDEO
-from sskt.contract import LOGITS, Contract
+from sskt.sources.contract import LOGITS, Contract
+from sskt.students.torchvision_video import TORCH_VIDEO
 
 
 def published_contract(

@@ -1,0 +1,1 @@
+"""Frozen source networks: how they are named, opened, checked and run."""
