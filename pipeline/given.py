@@ -100,7 +100,7 @@ def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -
     if isinstance(value, nn.Module):
         raise RunError(
             f"{name} is the module {type(value).__name__}, expected {expected}, which "
-            f"sskt.students.Tapped(module, side_px=...) makes of a module without its last layer"
+            f"sskt.students.WrappedBackbone(module, side_px=...) makes of a module without its last layer"
         )
     raise RunError(f"{name} is {_shown(value)}, expected {expected}")
 

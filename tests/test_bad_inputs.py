@@ -405,7 +405,7 @@ MISTAKEN = [
     (lambda f: run_train("digits", out=7, **from_python(f)), "out is 7 (int), expected a path"),
     (
         lambda f: run_train("digits", out=f / "run", model=torch.nn.Linear(2, 2), **from_python(f)),
-        "model is the module Linear, expected a name or a Backbone, which sskt.students.Tapped",
+        "model is the module Linear, expected a name or a Backbone, which sskt.students.WrappedBackbone",
     ),
     (
         lambda f: run_train("digits", out=f / "run", model=torch.nn.Linear, **from_python(f)),

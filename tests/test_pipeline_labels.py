@@ -34,7 +34,7 @@ from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import parse_source
 from sskt.sources.source import Source
-from sskt.students import Tapped
+from sskt.students import WrappedBackbone
 
 N, CPU = 120, torch.device("cpu")
 RESIDENCES = [Residence("device", CPU), Residence("map", CPU)]
@@ -147,10 +147,10 @@ def test_views_too_large_for_memory_stay_on_the_disk(stored, monkeypatch):
     assert str(choose_residence({"a": whole}, N, CPU)) == "mapped from disk"
 
 
-def small_backbone() -> Tapped:
+def small_backbone() -> WrappedBackbone:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3)
-    return Tapped(nn.Sequential(*layers), side_px=32)
+    return WrappedBackbone(nn.Sequential(*layers), side_px=32)
 
 
 def losses(run: Path) -> list[tuple[float, ...]]:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from pipeline.api import *
 from pipeline.training.trainer import Trainer
-from sskt.students import Tapped
+from sskt.students import WrappedBackbone
 
 folder, source, out, batch_norm = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "bn"
 torch.manual_seed(0)
@@ -47,7 +47,7 @@ def watched(self, batch):
     seen.append((self.epoch, batch.positions.tolist()))
     step(self, batch)
 Trainer._take_step = watched
-run_train("digits", out=out, model=Tapped(network, side_px=32),
+run_train("digits", out=out, model=WrappedBackbone(network, side_px=32),
     supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
     places=Places(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
     execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"), say=lambda _: None)

@@ -29,7 +29,7 @@ from pipeline.run import RunBusyError, read_student
 from pipeline.training import train as training
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError
-from sskt.students import Tapped
+from sskt.students import WrappedBackbone
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("_s", "_share", "_mb")  # ends of the names of what a clock or the memory tells
@@ -296,7 +296,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
     def own():
         torch.manual_seed(1)
         convolution = torch.nn.Conv2d(3, 8, 3, stride=2)
-        return Tapped(torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(8)), side_px=32)
+        return WrappedBackbone(torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(8)), side_px=32)
 
     settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE}
     run_train("digits", out=tmp_path / "whole", model=own(), **settings, **common)
@@ -304,7 +304,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
         stop_after(stopping, 7)
         with pytest.raises(KeyboardInterrupt):
             run_train("digits", out=tmp_path / "run", model=own(), **settings, **common)
-    with pytest.raises(RunError, match="its student is own:Tapped; continue it from Python"):
+    with pytest.raises(RunError, match="its student is own:WrappedBackbone; continue it from Python"):
         go_on(tmp_path / "run")
     go_on(tmp_path / "run", backbone=own())
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
@@ -312,7 +312,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
     (tmp_path / "run" / "last.pt").unlink()  # as if it had been killed before its first checkpoint
     go_on(tmp_path / "run", backbone=own())
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
-    with pytest.raises(RunError, match="its student is own:Tapped; score it from Python"):
+    with pytest.raises(RunError, match="its student is own:WrappedBackbone; score it from Python"):
         run_evaluate(tmp_path / "run")
     figures = run_evaluate(tmp_path / "run", backbone=own(), execution=common["execution"])
     assert figures["test_top1"] == numbers(tmp_path / "whole")[-1]["test_top1"]

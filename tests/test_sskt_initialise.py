@@ -53,7 +53,7 @@ def test_a_student_begins_alike_with_any_sources_or_none(model):
 
 def test_the_released_one_is_the_default_of_the_papers_networks():
     assert [choose_init(name, None) for name in ("resnet20", "resnet50", "resnet3d18-b")] == ["released"] * 3
-    others = ("mobilenet_v2", "r3d_18", "vgg16", "own:Tapped")
+    others = ("mobilenet_v2", "r3d_18", "vgg16", "own:WrappedBackbone")
     assert [choose_init(name, None) for name in others] == ["torch"] * 4
     assert choose_init("resnet20", "torch") == "torch"
     with pytest.raises(RunError, match=r"--init released is of resnet20, .*; for vgg16 leave it out"):

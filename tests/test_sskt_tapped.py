@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from sskt.errors import RunError
-from sskt.students import Tapped, build_backbone
+from sskt.students import WrappedBackbone, build_backbone
 from sskt.students.student import Student
 
 
@@ -15,7 +15,7 @@ def test_a_tapped_network_gives_what_the_built_in_one_gives():
     theirs = torchvision.models.resnet18(weights=None)
     theirs.fc = nn.Identity()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    tapped = Tapped(theirs, side_px=64, blocks=("layer1", "layer2", "layer3", "layer4")).eval()
+    tapped = WrappedBackbone(theirs, side_px=64, blocks=("layer1", "layer2", "layer3", "layer4")).eval()
     assert tapped.block_channels == ours.block_channels == (64, 128, 256, 512)
     assert tapped.n_features == ours.n_features
     x = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def test_maps_are_pooled_and_a_probe_leaves_no_trace():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).train()
     before = module[1].running_mean.clone()
-    tapped = Tapped(module, side_px=16)
+    tapped = WrappedBackbone(module, side_px=16)
     assert module.training
     assert torch.equal(module[1].running_mean, before)
     x = torch.randn(2, 3, 16, 16)
@@ -42,7 +42,7 @@ def test_it_learns_with_transfer_modules_and_is_copied_into_a_fresh_one():
         torch.manual_seed(0)
         module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2))
         return Student(
-            Tapped(module, side_px=16, blocks=("0", "2"), transfer_width=10),
+            WrappedBackbone(module, side_px=16, blocks=("0", "2"), transfer_width=10),
             4,
             {"a": 6},
             transfer_module=True,
@@ -66,20 +66,20 @@ def test_it_learns_with_transfer_modules_and_is_copied_into_a_fresh_one():
 )
 def test_what_does_not_fit_is_named(module, blocks, expected):
     with pytest.raises(RunError, match=expected):
-        Tapped(module, side_px=16, blocks=blocks)
+        WrappedBackbone(module, side_px=16, blocks=blocks)
 
 
 def test_a_module_for_clips_is_tapped_too():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Conv3d(3, 5, 3, padding=1), torch.nn.Conv3d(5, 7, 3, padding=1))
-    backbone = Tapped(module, side_px=16, n_frames=4, blocks=("0", "1"), transfer_width=8)
+    backbone = WrappedBackbone(module, side_px=16, n_frames=4, blocks=("0", "1"), transfer_width=8)
     assert backbone.reads_clips
     assert (backbone.block_channels, backbone.n_features) == ((5, 7), 7)
     primary, auxiliary = Student(backbone, 2, {"a": 9}, True)(torch.randn(3, 3, 4, 16, 16))
     assert primary.shape == (3, 2)
     assert auxiliary["a"].shape == (3, 9)
     with pytest.raises(RunError, match=r"expected 5 axes, \(N, C, D, H, W\)"):
-        Tapped(
+        WrappedBackbone(
             torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 64, 5)),
             side_px=8,
             n_frames=4,

@@ -78,11 +78,12 @@ def run_train(
 ) -> dict[str, Any]:
     """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
 
-    `model` is a name or a backbone of one's own, which keeps the weights it has (`sskt.students.Tapped`
-    makes one of any module). `overrides` may set epochs, batch_size, lr, schedule, milestones, gamma,
-    patience, momentum, dampening, weight_decay, temperature, alpha, aux_loss and primary_loss; None leaves
-    the recipe's value, and milestones and patience move with the epochs. Under torchrun the ranks share every
-    batch. Returns the run's summary. Nothing is written to `out` before all inputs are known to be good.
+    `model` is a name or a backbone of one's own, which keeps the weights it has
+    (`sskt.students.WrappedBackbone` makes one of any module). `overrides` may set epochs, batch_size, lr,
+    schedule, milestones, gamma, patience, momentum, dampening, weight_decay, temperature, alpha, aux_loss and
+    primary_loss; None leaves the recipe's value, and milestones and patience move with the epochs. Under
+    torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all
+    inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution = places or Places(), execution or choose_execution()
@@ -278,7 +279,8 @@ def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
 
 def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:
     """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
-    if config.is_own:  # it has been tried by `sskt.students.Tapped`, and may not be one that can be copied
+    # it has been tried by `sskt.students.WrappedBackbone`, and may not be one that can be copied
+    if config.is_own:
         return
     n = min(2, smallest_step(config, len(lesson.index)) // config.ranks)
     side = lesson.plan.side_px

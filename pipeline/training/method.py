@@ -11,7 +11,7 @@ import torch
 from pipeline.choices import student_precision
 from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
-from sskt.methods import AUXILIARY, Distilled, MetaAuxiliary, Method, Mutual, Taught, Terms
+from sskt.methods import AUXILIARY, Dml, Kd, Maxl, Method, Sskt, Terms
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.students import BACKBONES, Backbone, build_backbone
 from sskt.students.student import Student
@@ -102,10 +102,10 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         return made
 
     if config.method == "kd":
-        return Distilled(student(backbone, {}), terms, teachers=source_classes, **layout)
+        return Kd(student(backbone, {}), terms, teachers=source_classes, **layout)
     if config.method == "dml":
         others = [_another(config, backbone) for _ in range(config.peers - 1)]
-        return Mutual([student(each, {}) for each in (backbone, *others)], terms, **layout)
+        return Dml([student(each, {}) for each in (backbone, *others)], terms, **layout)
     if config.method == "maxl":
         _require_maxl_possible(config)
         n_made = n_classes * config.psi
@@ -113,9 +113,9 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         generator = Student(
             _another(config, backbone), n_made, {}, False, init=config.init, dropout=config.dropout
         )
-        return MetaAuxiliary(pupil, generator, terms, psi=config.psi, **layout)
+        return Maxl(pupil, generator, terms, psi=config.psi, **layout)
     pupil = student(backbone, source_classes)
-    return Taught(pupil, terms, gradient_cosine=config.gradient_cosine, gates=config.gates, **layout)
+    return Sskt(pupil, terms, gradient_cosine=config.gradient_cosine, gates=config.gates, **layout)
 
 
 def _another(config: TrainConfig, backbone: Backbone) -> Backbone:

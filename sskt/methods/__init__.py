@@ -1,10 +1,10 @@
 """Methods: what one training step computes; taught (scratch, sskt), distilled (kd), mutual (dml), maxl."""
 
-from sskt.methods.distilled import Distilled
-from sskt.methods.maxl import AUXILIARY, MetaAuxiliary
+from sskt.methods.dml import Dml
+from sskt.methods.kd import Kd
+from sskt.methods.maxl import AUXILIARY, Maxl
 from sskt.methods.method import Losses, Method, Pairs, Terms
-from sskt.methods.mutual import Mutual
-from sskt.methods.taught import GATES, GRADIENT_COSINE, Taught
+from sskt.methods.sskt import GATES, GRADIENT_COSINE, Sskt
 
 METHODS = ("sskt", "scratch", "kd", "dml", "maxl")
 TAUGHT = ("sskt", "kd")  # those that have sources
@@ -15,12 +15,12 @@ __all__ = [
     "GRADIENT_COSINE",
     "METHODS",
     "TAUGHT",
-    "Distilled",
+    "Dml",
+    "Kd",
     "Losses",
-    "MetaAuxiliary",
+    "Maxl",
     "Method",
-    "Mutual",
     "Pairs",
-    "Taught",
+    "Sskt",
     "Terms",
 ]

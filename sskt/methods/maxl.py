@@ -31,7 +31,7 @@ _ENTROPY = 0.2  # weight of H, and the generator's own plain SGD: the authors'
 _GENERATOR = {"lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.0, "dampening": 0.0}
 
 
-class MetaAuxiliary(Method):
+class Maxl(Method):
     """A student with the auxiliary head `AUXILIARY`, and the generator of its labels."""
 
     def __init__(

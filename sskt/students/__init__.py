@@ -13,9 +13,17 @@ from sskt.students.resnet import ResNet
 from sskt.students.resnet3d import ResNet3D
 from sskt.students.torchvision_images import VGG16, DenseNet121, MobileNetV2
 from sskt.students.torchvision_video import TORCH_VIDEO, TorchVideo
-from sskt.students.wrapped import Tapped
+from sskt.students.wrapped import WrappedBackbone
 
-__all__ = ["BACKBONES", "CLIP_BACKBONES", "DROPOUTS", "Backbone", "Features", "Tapped", "build_backbone"]
+__all__ = [
+    "BACKBONES",
+    "CLIP_BACKBONES",
+    "DROPOUTS",
+    "Backbone",
+    "Features",
+    "WrappedBackbone",
+    "build_backbone",
+]
 
 CLIP_BACKBONES: dict[str, Callable[[], Backbone]] = {
     **{f"resnet3d{depth}": partial(ResNet3D, depth, "A") for depth in (10, 18, 34, 50)},

@@ -12,7 +12,7 @@ from sskt.errors import RunError
 from sskt.students.backbone import Backbone, Features
 
 
-class Tapped(Backbone):
+class WrappedBackbone(Backbone):
     """A module whose output is the last feature, (N, C) or (N, C, H, W), tapped at named submodules.
 
     `blocks` are names as in `module.named_modules()`, in order from the input on, each with a (N, C, H, W)

@@ -21,7 +21,7 @@ GRADIENT_COSINE = ("off", "record", "weigh")
 GATES = ("shared", "losses")
 
 
-class Taught(Method):
+class Sskt(Method):
     """A student with one auxiliary head per source.
 
     `gradient_cosine`: "record" the cosine of each auxiliary gradient with the primary one on the weights that

@@ -18,7 +18,7 @@ from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
 from sskt.students.student import Student
 
 
-class Mutual(Method):
+class Dml(Method):
     """Two or more peers; the first is the one that is scored."""
 
     def __init__(self, peers: Sequence[Student], terms: Terms, *, channels_last: bool) -> None:

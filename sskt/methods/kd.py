@@ -17,7 +17,7 @@ from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
 from sskt.students.student import Student
 
 
-class Distilled(Method):
+class Kd(Method):
     """A student without auxiliary heads, whose teachers know its own classes."""
 
     def __init__(
