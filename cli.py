@@ -45,7 +45,7 @@ from commands.stores import cache
 from commands.training import evaluate, train
 
 if TYPE_CHECKING:
-    from pipeline.choices import Places
+    from pipeline.runtime.paths import Places
     from pipeline.targets.video.pack import Packing
 
 

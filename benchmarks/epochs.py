@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation, Places, choose_execution
-from pipeline.choices import channels_last, student_precision
 from pipeline.drawn import drawn_source
 from pipeline.job import Job
 from pipeline.labels.cached import CachedLabels
@@ -36,8 +35,9 @@ from pipeline.labels.live import LiveLabels
 from pipeline.labels.residence import choose_residence
 from pipeline.loader import Loader, Order
 from pipeline.precompute import precompute
-from pipeline.ranks import Ranks
-from pipeline.schedule import Share
+from pipeline.render import open_renderer
+from pipeline.runtime.distributed import Ranks, Share
+from pipeline.runtime.execution import channels_last, student_precision
 from pipeline.targets import load_index, parse_target
 from pipeline.teachers import open_teacher
 from pipeline.training.config import TrainConfig
@@ -159,7 +159,7 @@ class Bench(Setting):
         method = open_method(config, build_backbone(self.args.model), labels.n_classes if labels else {})
         trainer = Trainer(config, method, self.index, labels, self.execution, Ranks())
         order = Order(len(self.index), self.args.batch_size, 0, Ranks())
-        renderer = self.execution.open_renderer(self.index, self.plan, batch_size=self.args.batch_size)
+        renderer = open_renderer(self.index, self.plan, self.execution, batch_size=self.args.batch_size)
         loader = Loader(self.index, renderer, order, self.execution.device)
         if kind == "one batch":
             loader = OneBatch(loader)

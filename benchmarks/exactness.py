@@ -20,6 +20,7 @@ from cache.store import Store
 from pipeline.choices import Augmentation
 from pipeline.fingerprint import seen_by
 from pipeline.render import open_renderer
+from pipeline.runtime.execution import Execution
 from pipeline.targets import load_index, parse_target
 from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
@@ -70,7 +71,7 @@ def main() -> None:
 def draw(index, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
     """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side), or (N, 3, D, side, side)."""
     renderer = open_renderer(
-        index, plan, backend=backend, device=torch.device("cpu"), batch_size=64, threads=2
+        index, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=64
     )
     pixels: dict[int, torch.Tensor] = {}
     with closing(renderer):

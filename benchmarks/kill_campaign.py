@@ -35,7 +35,9 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
     from pipeline import work
     from pipeline.api import run_precompute
-    from pipeline.choices import Augmentation, Places, choose_execution
+    from pipeline.choices import Augmentation
+    from pipeline.runtime.execution import choose_execution
+    from pipeline.runtime.paths import Places
 
     begin = work.Crew._begin
 

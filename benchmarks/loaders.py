@@ -21,8 +21,9 @@ from torchvision.transforms import v2
 
 from pipeline.api import Augmentation
 from pipeline.loader import Loader, Order
-from pipeline.ranks import Ranks
 from pipeline.render import open_renderer
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution
 from pipeline.targets import load_index, parse_target
 from sskt.errors import RunError
 
@@ -41,7 +42,10 @@ def main() -> None:
     for backend in ("torch", "dali", "resident"):
         try:
             renderer = open_renderer(
-                index, plan, backend=backend, device=device, batch_size=args.batch_size, threads=args.threads
+                index,
+                plan,
+                Execution(device, renderer=backend, threads=args.threads),
+                batch_size=args.batch_size,
             )
         except RunError:  # no resident renderer for files
             continue

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from pipeline.choices import Augmentation, Places, choose_execution
-from pipeline.execution import drawn_at_a_time
+from pipeline.choices import Augmentation
 from pipeline.job import Job
 from pipeline.precompute import precompute
-from pipeline.render import in_batches
-from pipeline.schedule import Share
+from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.distributed import Share
+from pipeline.runtime.execution import choose_execution, drawn_at_a_time
+from pipeline.runtime.paths import Places
 from pipeline.targets import load_index, parse_target
 from pipeline.teachers import choose_forward, open_teacher
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -63,7 +64,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         for source, input_map in sources
     ]
     together = max(drawn_at_a_time(forward.rows) for forward in forwards)  # whole forwards of every source
-    with closing(execution.open_renderer(index, plan, batch_size=together)) as renderer:
+    with closing(open_renderer(index, plan, execution, batch_size=together)) as renderer:
         pixels = next(iter(renderer.render(0, in_batches(np.arange(together), together)))).clone()
 
     def bare() -> list[float]:

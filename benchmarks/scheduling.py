@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from cache.layout import default_block_rows
 from cache.unit import Unit
-from pipeline.schedule import Share, in_turn, tasks_of
+from pipeline.runtime.distributed import Share
+from pipeline.schedule import in_turn, tasks_of
 
 JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
 HOUR = 3600.0

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.choices import Augmentation, choose_execution
+from pipeline.choices import Augmentation
 from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.targets import load_index, parse_target
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
@@ -43,10 +44,8 @@ def main() -> None:
     renderer = open_renderer(
         index,
         Augmentation().evaluation_plan(spec),
-        backend=args.renderer,
-        device=execution.device,
+        Execution(execution.device, renderer=args.renderer, threads=2),
         batch_size=64,
-        threads=2,
     )
     with closing(renderer):
         batches = in_batches(np.arange(len(index)), 64)

@@ -25,9 +25,8 @@ from pipeline.fingerprint import seen_by
 from pipeline.job import Job
 from pipeline.loader import Loader, Order
 from pipeline.precompute import precompute
-from pipeline.ranks import Ranks
-from pipeline.render import in_batches
-from pipeline.schedule import Share
+from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.distributed import Ranks, Share
 from pipeline.targets import parse_target
 from pipeline.targets.video.lists import list_videos
 from pipeline.teachers import choose_forward, open_teacher
@@ -69,7 +68,7 @@ def loaders(args: argparse.Namespace, index, files: list[Path], spec) -> None:
         persistent_workers=True,
         multiprocessing_context="spawn",
     )
-    with closing(execution.open_renderer(index, plan, batch_size=args.batch_size)) as renderer:
+    with closing(open_renderer(index, plan, execution, batch_size=args.batch_size)) as renderer:
         loader = Loader(index, renderer, order, torch.device("cpu"))
         for round_ in range(args.rounds + 1):
             started = perf_counter()
@@ -136,7 +135,7 @@ def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
     def drawing(what) -> float:
         """Seconds to draw every view."""
         batches = in_batches(np.arange(len(index)), 64)
-        with closing(execution.open_renderer(index, what, batch_size=64)) as renderer:
+        with closing(open_renderer(index, what, execution, batch_size=64)) as renderer:
             for _ in renderer.render(0, batches):
                 pass
             started = perf_counter()

@@ -27,7 +27,7 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.render import in_batches
+from pipeline.render import in_batches, open_renderer
 from pipeline.run import read_checkpoint, read_config, read_metrics, read_summary
 from pipeline.targets import parse_target
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -119,7 +119,7 @@ def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[floa
     student.eval()
     plan = common["augmentation"].training_plan(parse_target(args.target))
     right = np.zeros(len(stores))
-    renderer = common["execution"].open_renderer(index, plan, batch_size=250)
+    renderer = open_renderer(index, plan, common["execution"], batch_size=250)
     truths = [store.view(view)[store.positions_of(index.ids[every])].argmax(axis=1) for store in stores]
     with closing(renderer), torch.inference_mode():
         batches = in_batches(every, 250)

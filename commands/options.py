@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from pipeline.choices import Augmentation, Places
-    from pipeline.execution import Execution
+    from pipeline.choices import Augmentation
+    from pipeline.runtime.execution import Execution
+    from pipeline.runtime.paths import Places
     from pipeline.targets.video.pack import Packing
 
 VIEWS, EXECUTION, PLACES = "What is shown", "How it is computed", "Where things lie"  # sections
@@ -67,7 +68,7 @@ def build_places(
 ) -> Places:
     """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
     from cache.storage import location, require_bucket
-    from pipeline.choices import Places
+    from pipeline.runtime.paths import Places
     from sskt.sources.declared import parse_told
 
     for pair in weights:
@@ -100,7 +101,7 @@ def build_execution(
     compiled: bool | None = None,
 ) -> Execution:
     """`HOW`'s options, and stage one's, as one object; see `choose_execution`."""
-    from pipeline.choices import choose_execution
+    from pipeline.runtime.execution import choose_execution
 
     return choose_execution(
         device=device, amp=amp, renderer=renderer, threads=threads, batch_size=batch_size, compiled=compiled

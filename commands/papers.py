@@ -37,8 +37,8 @@ from commands.options import (
 from commands.output import say, show, tell
 
 if TYPE_CHECKING:
-    from pipeline.choices import Places
-    from pipeline.execution import Execution
+    from pipeline.runtime.execution import Execution
+    from pipeline.runtime.paths import Places
 
 # a plus before the name of another source: files and folders may have one in theirs
 _BETWEEN_SOURCES = re.compile(r"\+(?=(?:imagenet|places365)(?:[:+]|$)|(?:kinetics|program|run):)")

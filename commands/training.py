@@ -40,8 +40,8 @@ from commands.output import say, show, tell
 
 if TYPE_CHECKING:
     from pipeline.api import Supervision, Tuning
-    from pipeline.choices import Places
-    from pipeline.execution import Execution
+    from pipeline.runtime.execution import Execution
+    from pipeline.runtime.paths import Places
 
 _OF_RECIPE = "[default: the recipe's]"
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from cache.errors import StoreIncomplete
 from cache.store import Store
 from cache.unit import Unit
-from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.origin import Origin
-from pipeline.render import Renderer, in_batches
+from pipeline.render import Renderer, in_batches, open_renderer
+from pipeline.runtime.execution import Execution, drawn_at_a_time
 from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode, encode
 
@@ -70,7 +70,7 @@ def recompute(
         names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
     batch = drawn_at_a_time(frozen.forward.rows)
     with (
-        closing(execution.open_renderer(origin.index, origin.seen, batch_size=batch)) as renderer,
+        closing(open_renderer(origin.index, origin.seen, execution, batch_size=batch)) as renderer,
         closing(_drawn(renderer, picks, batch)) as drawn,
     ):
         live = torch.cat([frozen.logits(pixels).cpu() for pixels in _filled(drawn, batch)])

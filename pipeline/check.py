@@ -20,15 +20,16 @@ from cache.repair import restore_metadata
 from cache.storage import Location
 from cache.store import Problem, Store
 from cache.unit import Unit
-from pipeline import given
 from pipeline.agreement import Agreement, recompute
-from pipeline.choices import Places
-from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
 from pipeline.origin import Origin, open_index_of, open_origin
 from pipeline.plan import plan_from
-from pipeline.progress import Progress
-from pipeline.schedule import Share
+from pipeline.render import open_renderer
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Share
+from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.runtime.paths import Places
+from pipeline.runtime.progress import Progress
 from pipeline.teachers import open_teacher, recorded_forward
 from pipeline.work import Crew, Work
 from sskt.sources.forward import Forward, default_rows
@@ -79,8 +80,8 @@ def verify_store(
     `target` and `weights` say where these are if they have moved. Raises what opening them raises; nothing
     has been given up then.
     """
-    path, weights = given.place(path, "path"), None if weights is None else given.path(weights, "weights")
-    n_rows, seed = given.whole_or_none(n_rows, "n_rows", low=0), given.seed(seed)
+    path, weights = coerce.place(path, "path"), None if weights is None else coerce.path(weights, "weights")
+    n_rows, seed = coerce.whole_or_none(n_rows, "n_rows", low=0), coerce.seed(seed)
     mended = restore_metadata(path) if repair else []
     store = Store.open(path)
     problems = store.verify()
@@ -113,7 +114,7 @@ def _mend(
     if tables:
         plan = plan_from(store.manifest.identity["plan"], str(store.path))
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), plan)
-        with closing(execution.open_renderer(index, seen, batch_size=1)) as renderer:
+        with closing(open_renderer(index, seen, execution, batch_size=1)) as renderer:
             n_probe = min(PROBE_SAMPLES, len(index))
             rebuilt: dict[str, NDArray[Any]] = {
                 "ids": index.ids,
@@ -140,7 +141,7 @@ def _redo(
 ) -> None:
     """Compute just these units again."""
     batch = drawn_at_a_time(frozen.forward.rows)
-    renderer = execution.open_renderer(origin.index, origin.seen, batch_size=batch)
+    renderer = open_renderer(origin.index, origin.seen, execution, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:
             store.discard(unit)

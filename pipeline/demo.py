@@ -16,9 +16,11 @@ from time import perf_counter
 from typing import Any
 
 from pipeline.api import Supervision, Tuning, run_precompute, run_train
-from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.choices import Augmentation
 from pipeline.drawn import drawn_source
 from pipeline.run import read_metrics
+from pipeline.runtime.execution import choose_execution
+from pipeline.runtime.paths import Places
 
 N_LABELS = 100
 VIEWS = 10

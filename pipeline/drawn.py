@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.declared import save_source

@@ -12,9 +12,9 @@ import numpy as np
 from cache.errors import CacheError
 from cache.storage import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
-from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.job import Destination, Job, destination
-from pipeline.render import in_batches
+from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.execution import Execution, drawn_at_a_time
 from pipeline.targets.index import TargetIndex
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from sskt.errors import RunError
@@ -120,7 +120,7 @@ def _drawing_rate(job: Job, execution: Execution) -> float:
     index: TargetIndex = job.index
     positions = np.unique(np.linspace(0, len(index) - 1, _PROBE_PICTURES).astype(np.int64))
     batches = in_batches(positions, 64)
-    with closing(execution.open_renderer(index, job.seen, batch_size=64)) as renderer:
+    with closing(open_renderer(index, job.seen, execution, batch_size=64)) as renderer:
         for _ in renderer.render(0, batches[:1]):  # builds the graph
             pass
         started = perf_counter()

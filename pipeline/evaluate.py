@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.execution import Execution, memory_for_pictures
 from pipeline.plan import CentreClip, EveryClip, Plan
-from pipeline.precision import autocast
 from pipeline.presence import class_precisions, presence_figures
-from pipeline.ranks import Ranks
-from pipeline.render import in_batches
+from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution, autocast
+from pipeline.runtime.memory import memory_for_pictures
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
 from sskt.losses import presence_bce
@@ -191,7 +191,7 @@ class Evaluator:
             yield from self._kept[view]
             return
         drawn: list[torch.Tensor] = []
-        renderer = self._execution.open_renderer(self._index, self._plan, batch_size=self._batch)
+        renderer = open_renderer(self._index, self._plan, self._execution, batch_size=self._batch)
         with closing(renderer):
             positions = self._positions[self._counts > view]
             for pixels in renderer.render(view, in_batches(positions, self._batch)):

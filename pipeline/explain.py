@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from cache.storage import write_durably
-from pipeline import given
 from pipeline.api.stage_one import open_index
 from pipeline.api.whereabouts import whereabouts_of
-from pipeline.choices import Places
-from pipeline.execution import Execution
 from pipeline.plan import plan_from
+from pipeline.render import open_renderer
 from pipeline.run import read_config, read_student
+from pipeline.runtime import coerce
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.paths import Places
 from pipeline.targets import decode
 from pipeline.targets.deep import FULL, depth_of
 from pipeline.targets.index import ArrayPictures, TargetIndex
-from pipeline.titles import boxes, fitted, lettering
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
 from sskt.names import shown
@@ -59,9 +60,9 @@ def run_explain(
     Maps are of `class_name`, or of what each student says. Returns one row of plain data for each run. Raises
     RunError for runs that read clips, or a class that a student does not know.
     """
-    folders = given.paths(runs, "runs")
-    out, picture = given.path(out, "out"), None if picture is None else given.path(picture, "picture")
-    sample = given.whole_or_none(sample, "sample", low=0)
+    folders = coerce.paths(runs, "runs")
+    out, picture = coerce.path(out, "out"), None if picture is None else coerce.path(picture, "picture")
+    sample = coerce.whole_or_none(sample, "sample", low=0)
     if not folders:
         raise RunError("there is no run to explain; name at least one")
     opened = [_student(run, execution.device) for run in folders]
@@ -149,7 +150,7 @@ def _one_picture(path: Path) -> TargetIndex:
 def _drawn(index: TargetIndex, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
     """The picture as this run's evaluation sees it: uint8 (1, 3, side, side)."""
     plan = plan_from(config.eval_plan, str(run / "config.json"))
-    renderer = replace(execution, renderer="torch").open_renderer(index, plan, batch_size=1)
+    renderer = open_renderer(index, plan, replace(execution, renderer="torch"), batch_size=1)
     with closing(renderer), closing(renderer.render(0, [np.zeros(1, dtype=np.int64)])) as drawn:
         return next(drawn).to(execution.device)
 

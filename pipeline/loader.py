@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.ahead import ahead
-from pipeline.device import InUse, moved
-from pipeline.ranks import Ranks
 from pipeline.render import Positions, Renderer
+from pipeline.runtime.device import InUse, moved
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.prefetch import ahead
 from pipeline.targets.index import TargetIndex
 
 _AHEAD = 3  # batches

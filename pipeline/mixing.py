@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.device import moved
+from pipeline.runtime.device import moved
 from sskt.errors import RunError
 from sskt.methods import Pairs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import Store
-from pipeline.choices import Places
+from pipeline.runtime.paths import Places
 from sskt.sources.clip_frames import CLIP
 from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of

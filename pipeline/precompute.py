@@ -23,13 +23,13 @@ from cache.manifest import Manifest
 from cache.storage import Location
 from cache.store import Store
 from pipeline.class_check import say_what_rows_know
-from pipeline.execution import Execution, drawn_at_a_time
 from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.job import Job, destination
 from pipeline.named import contract_record
-from pipeline.progress import Progress
-from pipeline.render import Renderer
-from pipeline.schedule import Share
+from pipeline.render import Renderer, open_renderer
+from pipeline.runtime.distributed import Share
+from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.runtime.progress import Progress
 from pipeline.targets.spec import parse_target
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from pipeline.trial import try_source
@@ -83,7 +83,7 @@ def precompute(
     else:
         rows = max(work.frozen.forward.rows for work in works if work.frozen)
         batch = drawn_at_a_time(rows)
-        renderer = execution.open_renderer(job.index, job.seen, batch_size=batch)
+        renderer = open_renderer(job.index, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Crew(job.index, works, renderer, share, batch_size=batch, progress=progress)
             crew.work(job.views)
@@ -119,7 +119,7 @@ def open_work(
         if job.views <= store.n_views and not store.pending(job.views):
             return Work(source, None, store, set())
     frozen = None
-    with closing(execution.open_renderer(index, seen, batch_size=1)) as renderer:
+    with closing(open_renderer(index, seen, execution, batch_size=1)) as renderer:
         if store is None:
             # before there is a store: a source that does not run leaves none behind, and what is recorded is
             # how it runs

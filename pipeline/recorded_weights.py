@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache.store import Store
-from pipeline.choices import Places
+from pipeline.runtime.paths import Places
 from sskt.download import known_digest_of
 from sskt.sources.registry import parse_source
 

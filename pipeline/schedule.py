@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from cache.unit import Unit
-from sskt.errors import RunError
+from pipeline.runtime.distributed import Share
 
 _VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One of `n_ranks` equal shares."""
-
-    rank: int = 0
-    n_ranks: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Self:
-        """RANK and WORLD_SIZE as set by the user or a launcher, else the only share; RunError if they make no
-        sense.
-        """
-        rank, n_ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if not (rank.isdecimal() and n_ranks.isdecimal() and int(rank) < int(n_ranks)):
-            raise RunError(
-                f"RANK is {rank!r} and WORLD_SIZE is {n_ranks!r}, expected 0 <= RANK < WORLD_SIZE; "
-                f"unset both, or give every process a RANK of its own"
-            )
-        return cls(int(rank), int(n_ranks))
 
 
 def tasks_of(views: int, n_blocks: int, *, decodes: bool) -> list[tuple[Unit, ...]]:

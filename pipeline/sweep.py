@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from cache.manifest import digest
 from cache.storage import write_durably
-from pipeline import given
 from pipeline.api.again import precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
-from pipeline.choices import DEFAULT_VIEWS, Augmentation, Places
-from pipeline.execution import Execution
-from pipeline.ranks import Ranks, joined
+from pipeline.choices import DEFAULT_VIEWS, Augmentation
 from pipeline.run import read_config
-from pipeline.titles import boxes, fitted, lettering
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Ranks, joined
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.paths import Places
 from pipeline.training.divergence import DivergedError
 from sskt.errors import RunError
 
@@ -57,13 +58,13 @@ class Grid:
         sources: Any = self.sources
         modules: Any = self.transfer_modules
         sets = [sources] if isinstance(sources, str) else sources
-        object.__setattr__(self, "sources", tuple(given.texts(names, "sources") for names in sets))
-        object.__setattr__(self, "temperatures", given.numbers(self.temperatures, "temperatures"))
-        object.__setattr__(self, "alphas", given.numbers(self.alphas, "alphas"))
+        object.__setattr__(self, "sources", tuple(coerce.texts(names, "sources") for names in sets))
+        object.__setattr__(self, "temperatures", coerce.numbers(self.temperatures, "temperatures"))
+        object.__setattr__(self, "alphas", coerce.numbers(self.alphas, "alphas"))
         object.__setattr__(
             self, "transfer_modules", (modules,) if isinstance(modules, bool) else tuple(modules)
         )
-        object.__setattr__(self, "seeds", given.whole(self.seeds, "seeds"))
+        object.__setattr__(self, "seeds", coerce.whole(self.seeds, "seeds"))
 
     def panels(self) -> list[Panel]:
         """A picture's panels: every set of sources without and with transfer module."""
@@ -92,7 +93,7 @@ def run_sweep(
     as such and the others go on; of several ranks it stops all. Raises RunError for an empty grid, and what
     the stages raise.
     """
-    target, out = given.text(target, "target"), given.path(out, "out")
+    target, out = coerce.text(target, "target"), coerce.path(out, "out")
     if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
         raise RunError("a sweep needs at least one source, temperature, alpha and seed")
     shown: dict[str, Any] = {

@@ -10,7 +10,7 @@ from cache.errors import CacheError
 from cache.manifest import flatten
 from cache.storage import Location
 from cache.store import Store, find_stores
-from pipeline.choices import Places
+from pipeline.runtime.paths import Places
 from pipeline.targets import prepared
 from pipeline.targets.spec import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
 from sskt.recipes import all_recipes, recipe_for

@@ -11,7 +11,7 @@ from torch import Tensor
 from cache.errors import StoreMismatch
 from cache.layout import default_block_rows
 from cache.storage import Location
-from pipeline.execution import Execution
+from pipeline.runtime.execution import Execution
 from sskt.errors import SourceError
 from sskt.sources.batch_size import fastest_rows
 from sskt.sources.forward import Forward, default_rows

@@ -22,12 +22,13 @@ from rich.progress import TaskID
 from cache.errors import CacheError
 from cache.store import Store
 from cache.unit import Unit
-from pipeline.ahead import ahead
-from pipeline.device import moved
-from pipeline.execution import memory_for_pictures
-from pipeline.progress import Progress
 from pipeline.render import Renderer, in_batches
-from pipeline.schedule import Share, in_turn, tasks_of
+from pipeline.runtime.device import moved
+from pipeline.runtime.distributed import Share
+from pipeline.runtime.memory import memory_for_pictures
+from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.progress import Progress
+from pipeline.schedule import in_turn, tasks_of
 from pipeline.targets.index import TargetIndex
 from sskt.errors import SourceError
 from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from cache.store import Store, find_stores
 from pipeline.api import open_index, run_precompute
-from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.choices import Augmentation
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels
 from pipeline.labels.residence import Residence
 from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.execution import Execution, choose_execution
+from pipeline.runtime.paths import Places
 from pipeline.targets import parse_target
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
@@ -58,10 +60,8 @@ class Made:
         renderer = open_renderer(
             self.index,
             plan,
-            backend=backend,
-            device=torch.device("cpu"),
+            Execution(torch.device("cpu"), renderer=backend, threads=threads),
             batch_size=largest,
-            threads=threads,
         )
         with closing(renderer):
             return torch.cat(list(renderer.render(view, batches)))

@@ -22,8 +22,8 @@ from pipeline.api.lesson import Asked
 from pipeline.api.settings import Tuning, plan_config, settings_of
 from pipeline.fingerprint import identity, source_identity
 from pipeline.plan import plan_from
-from pipeline.ranks import Ranks
 from pipeline.reproduce.attempt import Shrink, attempts
+from pipeline.runtime.distributed import Ranks
 from pipeline.targets import load_index, parse_target
 from sskt.published import published_rows
 from sskt.sources.input_map import InputMap

@@ -19,12 +19,14 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
-from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.choices import Augmentation
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.residence import Residence
 from pipeline.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
 from pipeline.render import in_batches, open_renderer
 from pipeline.run import read_metrics
+from pipeline.runtime.execution import Execution, choose_execution
+from pipeline.runtime.paths import Places
 from pipeline.targets import load_index, parse_target
 from pipeline.training.trainer import Trainer
 
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def draw(index, plan, backend: str, device: str) -> torch.Tensor:
     renderer = open_renderer(
-        index, plan, backend=backend, device=torch.device(device), batch_size=16, threads=2
+        index, plan, Execution(torch.device(device), renderer=backend, threads=2), batch_size=16
     )
     with closing(renderer):
         batches = list(renderer.render(1, in_batches(np.arange(len(index)), 16)))
@@ -62,7 +64,7 @@ def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
     index = index.take(np.arange(0, 1000, 50))
     plan = RandomResizedCropFlip(112, seed=4)
     renderer = open_renderer(
-        index, plan, backend="dali", device=torch.device("cuda"), batch_size=8, threads=2
+        index, plan, Execution(torch.device("cuda"), renderer="dali", threads=2), batch_size=8
     )
     batches = in_batches(np.arange(len(index)), 8)
     with closing(renderer):

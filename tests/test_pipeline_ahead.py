@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.ahead import ahead
+from pipeline.runtime.prefetch import ahead
 
 
 def test_items_come_in_order_and_no_more_than_asked_are_made_ahead():

@@ -8,7 +8,6 @@ import torch
 from broken import convolution_backward
 from torch import nn
 
-from pipeline import kernels
 from pipeline.api import (
     Places,
     Supervision,
@@ -18,8 +17,9 @@ from pipeline.api import (
     run_evaluate,
     run_train,
 )
-from pipeline.kernels import How, sentence, wrong_layers
 from pipeline.run import read_metrics
+from pipeline.runtime import kernels
+from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly, errors

@@ -26,6 +26,7 @@ from pipeline.api import (
 )
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.residence import Residence, choose_residence
+from pipeline.render import open_renderer
 from pipeline.run import read_config, read_metrics
 from pipeline.targets import parse_target
 from pipeline.targets.spec import TARGETS
@@ -446,7 +447,7 @@ def test_a_plain_loop_gets_the_rows_of_its_pixels(project, stored):
     whole, _, index = stored
     assert (len(data), data.source_classes, len(data.classes)) == (4, {source: 7}, 10)
     plan = Augmentation().training_plan(parse_target("digits"))
-    renderer = common["execution"].open_renderer(index, plan, batch_size=N)
+    renderer = open_renderer(index, plan, common["execution"], batch_size=N)
     with closing(renderer):
         views = [next(renderer.render(v, [np.arange(N)])).clone() for v in range(3)]
     for epoch in range(4):

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from pipeline import neighbours
-from pipeline.neighbours import Neighbours
+from pipeline.runtime import cpu_contention as neighbours
+from pipeline.runtime.cpu_contention import Neighbours
 
 HOG = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
 

@@ -20,8 +20,8 @@ from conftest import shared
 from programs import Tiny, save_program
 
 import pipeline.estimate as estimating
-import pipeline.execution as execution
 import pipeline.precompute as stage_one
+import pipeline.runtime.execution as execution
 import pipeline.work as work
 from cache.cleanup import leftovers
 from cache.errors import CacheError, StoreMismatch
@@ -30,8 +30,10 @@ from cache.store import Store, Unit, find_stores
 from cli import main
 from commands.options import build_execution
 from pipeline.api import Supervision, run_estimate, run_precompute, run_train
-from pipeline.choices import Augmentation, Places, choose_execution
-from pipeline.progress import Progress
+from pipeline.choices import Augmentation
+from pipeline.runtime.execution import choose_execution
+from pipeline.runtime.paths import Places
+from pipeline.runtime.progress import Progress
 from sskt.errors import SourceError, TargetError
 from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
@@ -268,7 +270,7 @@ def test_where_there_is_no_terminal_long_work_leaves_a_line_a_minute_and_one_ran
     monkeypatch, capsys, rank, shown
 ):
     now = [0.0]
-    monkeypatch.setattr("pipeline.progress.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.runtime.progress.monotonic", lambda: now[0])
     monkeypatch.setenv("RANK", rank)
     with Progress() as progress:
         bars = [progress.add("imagenet", total=5000, done=1000), progress.add("places365", total=5000)]

@@ -14,7 +14,7 @@ from programs import save_program
 from cache.store import Store, find_stores
 from pipeline.api import Places, Supervision, choose_execution, run_precompute, run_train
 from pipeline.loader import Order, shuffled_batches
-from pipeline.ranks import Ranks
+from pipeline.runtime.distributed import Ranks
 from sskt.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,7 +203,7 @@ class _Joined:
 
 SERIES = """
 import torch
-from pipeline.ranks import joined
+from pipeline.runtime.distributed import joined
 
 with joined(torch.device("cpu")):
     for run in range(3):

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 from pipeline.plan import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.render import in_batches, open_renderer
 from pipeline.render.resident import gathered
+from pipeline.runtime.execution import Execution
 from pipeline.targets import load_index, parse_target
 from sskt.errors import RunError, TargetError
 
@@ -36,7 +37,9 @@ def photos(tmp_path_factory):
 
 def draw(index, plan, backend, *, view=3, batches=None, batch_size=16, threads=2) -> torch.Tensor:
     batches = in_batches(np.arange(len(index)), batch_size) if batches is None else batches
-    renderer = open_renderer(index, plan, backend=backend, device=CPU, batch_size=batch_size, threads=threads)
+    renderer = open_renderer(
+        index, plan, Execution(CPU, renderer=backend, threads=threads), batch_size=batch_size
+    )
     with closing(renderer):
         return torch.cat(list(renderer.render(view, batches)))
 
@@ -107,7 +110,7 @@ print(hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 def test_leaving_a_view_early_does_not_disturb_the_next(photos, backend):
     plan = RandomResizedCropFlip(64, seed=1)
     batches = in_batches(np.arange(len(photos)), 4)
-    renderer = open_renderer(photos, plan, backend=backend, device=CPU, batch_size=4, threads=2)
+    renderer = open_renderer(photos, plan, Execution(CPU, renderer=backend, threads=2), batch_size=4)
     with closing(renderer):
         with closing(renderer.render(0, batches)) as drawn:
             next(drawn)
@@ -147,7 +150,7 @@ def test_a_file_that_is_damaged_while_it_is_needed_is_named_and_others_are_drawn
     whole = draw(index, plan, backend, batches=batches)
     damaged = Path(index.name_of(5))
     damaged.write_bytes(damaged.read_bytes()[:300])
-    renderer = open_renderer(index, plan, backend=backend, device=CPU, batch_size=2, threads=2)
+    renderer = open_renderer(index, plan, Execution(CPU, renderer=backend, threads=2), batch_size=2)
     with closing(renderer):
         with pytest.raises(TargetError, match=f"{damaged}: is damaged since it was indexed"):
             list(renderer.render(3, batches))
@@ -165,7 +168,7 @@ def test_small_pictures_are_resized_alike_by_both(tmp_path):
 
 def test_an_unknown_renderer_is_refused(photos):
     with pytest.raises(RunError, match="renderer is 'opencv', expected one of auto, dali, torch"):
-        open_renderer(photos, Centre(32, 32), backend="opencv", device=CPU, batch_size=1, threads=1)
+        open_renderer(photos, Centre(32, 32), Execution(CPU, renderer="opencv", threads=1), batch_size=1)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
@@ -177,7 +180,7 @@ def test_kept_pictures_give_the_same_bytes_and_no_file_is_read_twice(photos, pla
     plain = [draw(photos, plan, backend, view=view) for view in range(3)]
     reads, read = [], type(photos.access)._read
     monkeypatch.setattr(type(photos.access), "_read", lambda self, row: reads.append(row) or read(self, row))
-    renderer = open_renderer(photos, plan, backend=backend, device=CPU, batch_size=16, threads=2)
+    renderer = open_renderer(photos, plan, Execution(CPU, renderer=backend, threads=2), batch_size=16)
     with closing(renderer), renderer.keeping():
         for view in range(3):
             assert torch.equal(torch.cat(list(renderer.render(view, batches))), plain[view])
@@ -208,7 +211,7 @@ def test_small_pictures_are_the_same_bytes_by_all_three(cifar10_dir, tmp_path, p
 def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(photos, cifar10_dir, tmp_path):
     index = load_index(parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=30)
     for plan, expected in ((PadCropFlip(32), "resident-cpu"), (PadCropFlip(48), "dali-cpu")):
-        renderer = open_renderer(index, plan, backend="auto", device=CPU, batch_size=4, threads=1)
+        renderer = open_renderer(index, plan, Execution(CPU, renderer="auto", threads=1), batch_size=4)
         with closing(renderer):
             assert renderer.name == expected
     with pytest.raises(RunError, match="--renderer resident draws pictures that lie in memory"):
@@ -217,7 +220,7 @@ def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(ph
 
 def test_a_closed_renderer_leaves_its_graph_without_a_garbage_collection(photos):
     plan = RandomResizedCropFlip(64, seed=1)
-    renderer = open_renderer(photos, plan, backend="dali", device=CPU, batch_size=4, threads=2)
+    renderer = open_renderer(photos, plan, Execution(CPU, renderer="dali", threads=2), batch_size=4)
     for _ in renderer.render(0, in_batches(np.arange(4), 4)):
         pass
     (graph,) = map(weakref.ref, renderer._pipes.values())

@@ -16,6 +16,7 @@ from cli import main
 from pipeline.api import Places, run_prepare
 from pipeline.plan import Centre, RandomResizedCropFlip
 from pipeline.render import in_batches, open_renderer
+from pipeline.runtime.execution import Execution
 from pipeline.targets import kept, load_index, parse_target, validation
 from pipeline.targets.decode import SUFFIXES
 from sskt.errors import TargetError
@@ -43,7 +44,7 @@ def load(root, split="train"):
 def draw(index, backend, plan=None):
     plan = plan or Centre(SIDE, SIDE)
     renderer = open_renderer(
-        index, plan, backend=backend, device=torch.device("cpu"), batch_size=4, threads=2
+        index, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=4
     )
     with closing(renderer):
         return torch.cat(list(renderer.render(1, in_batches(np.arange(len(index)), 4)))).permute(0, 2, 3, 1)

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline import confusion, explain, sweep
+from pipeline.runtime.figures import boxes, fitted, lettering
 from pipeline.sweep import Grid
-from pipeline.titles import boxes, fitted, lettering
 
 NAMES = [
     "cat",

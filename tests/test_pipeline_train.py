@@ -13,9 +13,11 @@ from programs import save_program
 
 from cache.store import Store, find_stores
 from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_train
-from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.choices import Augmentation
 from pipeline.loader import shuffled_batches
 from pipeline.run import read_checkpoint, read_config
+from pipeline.runtime.execution import choose_execution
+from pipeline.runtime.paths import Places
 from pipeline.targets import parse_target
 from sskt.errors import RunError
 from sskt.students import build_backbone
@@ -335,7 +337,7 @@ def test_what_is_not_the_recipes_is_said_and_recorded(project, capsys):
 def test_memory_that_a_step_frees_is_used_again_unless_the_user_has_chosen(chosen):
     count_faults = """
 import resource, torch
-from pipeline.device import reuse_freed_memory
+from pipeline.runtime.memory import reuse_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):

@@ -14,6 +14,7 @@ from videos import make_folder
 from pipeline.api import Places, open_index, run_prepare
 from pipeline.plan import CentreClip, CornerClip, EveryClip, OfClip, RandomResizedCropFlip, plan_from
 from pipeline.render import open_renderer
+from pipeline.runtime.execution import Execution
 from pipeline.targets.video.index import first_frames, frames_index
 from sskt.errors import RunError, TargetError
 
@@ -140,7 +141,7 @@ def index(tmp_path_factory):
 
 
 def render(index, plan, batches, backend="torch", view=1):
-    renderer = open_renderer(index, plan, backend=backend, device=CPU, batch_size=8, threads=2)
+    renderer = open_renderer(index, plan, Execution(CPU, renderer=backend, threads=2), batch_size=8)
     with closing(renderer), closing(renderer.render(view, batches)) as drawn:
         return [np.ascontiguousarray(clip.numpy()) for clip in drawn]
 
@@ -185,7 +186,7 @@ def test_renderers_agree_to_a_grey_level_on_average(index):
 
 def test_a_plan_for_pictures_draws_no_videos(index):
     with pytest.raises(RunError, match="is a plan for pictures"):
-        open_renderer(index, RandomResizedCropFlip(24), device=CPU, batch_size=2, threads=1)
+        open_renderer(index, RandomResizedCropFlip(24), Execution(CPU, threads=1), batch_size=2)
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])

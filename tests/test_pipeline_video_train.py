@@ -32,6 +32,7 @@ from pipeline.evaluate import Evaluator
 from pipeline.plan import CentreClip, CornerClip, EveryClip
 from pipeline.render import open_renderer
 from pipeline.run import read_metrics
+from pipeline.runtime.execution import Execution
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError, SourceError, TargetError
 from sskt.normalise import (
@@ -118,7 +119,7 @@ def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_
     for backend in ("torch", "dali"):
         for view in (0, 3) if backend == "torch" else (1, 2):
             renderer = open_renderer(
-                index, CornerClip(112), backend=backend, device=CPU, batch_size=50, threads=2
+                index, CornerClip(112), Execution(CPU, renderer=backend, threads=2), batch_size=50
             )
             with (
                 closing(renderer),
@@ -179,7 +180,7 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
     )
     index = open_index(target, "train", places=places, say=quiet)
     plan = CornerClip(32, n_frames=4)
-    renderer = open_renderer(index, plan, backend="torch", device=CPU, batch_size=12, threads=1)
+    renderer = open_renderer(index, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn, torch.inference_mode():
         (clips,) = drawn
         truth = network(normalise(clips, ACTIVITYNET_MEAN, WHOLE_LEVELS))
@@ -209,7 +210,7 @@ def test_a_program_may_read_clips(made, tmp_path):
     assert stored.n_classes == 6
     index = open_index(target, "train", places=places, say=quiet)
     plan = CornerClip(32, n_frames=4)
-    renderer = open_renderer(index, plan, backend="torch", device=CPU, batch_size=12, threads=1)
+    renderer = open_renderer(index, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn:
         (clips,) = drawn
     truth = Motion()(normalise(clips, IMAGENET_MEAN, IMAGENET_STD))
@@ -233,7 +234,7 @@ def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
     student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
     student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
     renderer = open_renderer(
-        index, CentreClip(32, 4, 1, 4), backend="torch", device=CPU, batch_size=4, threads=1
+        index, CentreClip(32, 4, 1, 4), Execution(CPU, renderer="torch", threads=1), batch_size=4
     )
     clips_right, shares = 0, np.zeros((len(index), 2))
     with closing(renderer), torch.inference_mode():
@@ -277,7 +278,7 @@ def test_all_clips_of_videos_of_different_lengths_are_averaged_by_video(tmp_path
         shares = np.zeros(2)
         for view in range(len(starts)):
             renderer = open_renderer(
-                index, EveryClip(32, 4), backend="torch", device=CPU, batch_size=1, threads=1
+                index, EveryClip(32, 4), Execution(CPU, renderer="torch", threads=1), batch_size=1
             )
             with closing(renderer), torch.inference_mode():
                 (clip,) = renderer.render(view, [np.array([n])])

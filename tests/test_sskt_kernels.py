@@ -7,8 +7,8 @@ import torch
 from broken import convolution_backward
 from torch import nn
 
-from pipeline.choices import student_precision
-from pipeline.kernels import How, wrong_layers
+from pipeline.runtime.execution import student_precision
+from pipeline.runtime.kernels import How, wrong_layers
 from sskt.kernels import Layer, _normal, _passed, compute_plainly, errors, layers_of
 from sskt.students.student import build_student
 

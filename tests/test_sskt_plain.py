@@ -9,8 +9,8 @@ from torch import nn
 import sskt.sources.frozen as frozen
 from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
-from pipeline import execution
 from pipeline.api import Places, Supervision, Tuning, choose_execution, run_precompute, run_train
+from pipeline.runtime import execution
 from sskt.errors import SourceError
 from sskt.sources.forward import Forward
 from sskt.sources.plain import DisagreementError, plain_answers, require_agreement
@@ -145,7 +145,7 @@ def test_a_store_that_was_computed_in_a_way_that_is_wrong_here_is_not_added_to(t
 def test_a_source_whose_low_precision_is_wrong_runs_in_fp32_or_is_refused(tmp_path, monkeypatch):
     from test_sskt_frozen import made_source
 
-    from pipeline.execution import Execution
+    from pipeline.runtime.execution import Execution
     from pipeline.teachers import open_teacher
     from sskt.sources.input_map import InputMap
 

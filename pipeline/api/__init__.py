@@ -6,7 +6,9 @@ from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run_prepare
 from pipeline.api.stage_two import resume_train, run_evaluate, run_train
 from pipeline.api.whereabouts import places_of
-from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.choices import Augmentation
+from pipeline.runtime.execution import choose_execution
+from pipeline.runtime.paths import Places
 from sskt.sources.contract import Contract
 from sskt.sources.declared import save_source
 

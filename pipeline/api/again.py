@@ -14,11 +14,11 @@ from pipeline.api.settings import Tuning, plan_config, settings_of
 from pipeline.api.splits import open_splits
 from pipeline.api.stage_one import run_precompute
 from pipeline.api.stage_two import model_name, resume_train, run_train
-from pipeline.choices import Augmentation, Places
-from pipeline.execution import Execution
-from pipeline.ranks import Ranks, joined
+from pipeline.choices import Augmentation
 from pipeline.run import read_config, read_summary
-from pipeline.schedule import Share
+from pipeline.runtime.distributed import Ranks, Share, joined
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.paths import Places
 from pipeline.targets import parse_target
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError

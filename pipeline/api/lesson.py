@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline import given
 from pipeline.api.splits import Splits, open_splits
-from pipeline.api.stage_one import require_named
-from pipeline.choices import Augmentation, Places
-from pipeline.execution import Execution
+from pipeline.choices import Augmentation
 from pipeline.labels import Labels
 from pipeline.labels.same_task import of_same_classes
 from pipeline.labels.supply import Request, open_labels, stored_teachers
 from pipeline.named import classes_of
 from pipeline.plan import Plan
-from pipeline.ranks import Ranks
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.paths import Places, require_named
 from pipeline.targets import parse_target
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.remarks import same_bytes
@@ -45,10 +45,10 @@ class Supervision:
 
     def __post_init__(self) -> None:
         """Raises RunError for sources that are no names, or numbers that are not whole."""
-        object.__setattr__(self, "sources", given.texts(self.sources, "sources"))
-        object.__setattr__(self, "views", given.whole_or_none(self.views, "views"))
-        object.__setattr__(self, "peers", given.whole(self.peers, "peers"))
-        object.__setattr__(self, "psi", given.whole(self.psi, "psi"))
+        object.__setattr__(self, "sources", coerce.texts(self.sources, "sources"))
+        object.__setattr__(self, "views", coerce.whole_or_none(self.views, "views"))
+        object.__setattr__(self, "peers", coerce.whole(self.peers, "peers"))
+        object.__setattr__(self, "psi", coerce.whole(self.psi, "psi"))
 
 
 @dataclass(frozen=True, slots=True)

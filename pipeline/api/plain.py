@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline import given
 from pipeline.api.lesson import Asked, Supervision, open_lesson
-from pipeline.choices import Augmentation, Places, choose_execution
-from pipeline.execution import Execution
+from pipeline.choices import Augmentation
 from pipeline.labels import Labels
 from pipeline.loader import Loader, Order
-from pipeline.ranks import Ranks
-from pipeline.schedule import Share
+from pipeline.render import open_renderer
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Ranks, Share
+from pipeline.runtime.execution import Execution, choose_execution
+from pipeline.runtime.paths import Places
 from pipeline.targets.index import TargetIndex
 from sskt.recipes import recipe_for
 
@@ -89,12 +90,16 @@ def open_taught_data(
     softened with, which only matters for top-k stores (left out: the recipe's).
     """
     places, execution = places or Places(), execution or choose_execution()
-    target, limit, seed = given.text(target, "target"), given.whole_or_none(limit, "limit"), given.seed(seed)
-    batch_size = given.whole(batch_size, "batch_size", low=1)
+    target, limit, seed = (
+        coerce.text(target, "target"),
+        coerce.whole_or_none(limit, "limit"),
+        coerce.seed(seed),
+    )
+    batch_size = coerce.whole(batch_size, "batch_size", low=1)
     share = Share.from_environment()
     ranks = Ranks(share.rank, share.n_ranks)
     settings = {"temperature": temperature or recipe_for(target).temperature, "epochs": 1}
-    supervision = Supervision(sources=given.texts(sources, "sources"), labels=labels, views=views)
+    supervision = Supervision(sources=coerce.texts(sources, "sources"), labels=labels, views=views)
     asked = Asked(
         target,
         supervision,
@@ -109,7 +114,7 @@ def open_taught_data(
     lesson = open_lesson(asked, print)
     assert lesson.labels is not None  # noqa: S101 - "sskt" has labels
     part = -(-batch_size // ranks.world)
-    renderer = execution.open_renderer(lesson.index, lesson.plan, batch_size=part)
+    renderer = open_renderer(lesson.index, lesson.plan, execution, batch_size=part)
     order = Order(len(lesson.index), batch_size, seed, ranks)
     loader = Loader(lesson.index, renderer, order, execution.device)
     return TaughtData(lesson.index, lesson.labels, loader, execution.device)

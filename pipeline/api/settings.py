@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import given
 from pipeline.api.lesson import Asked, Supervision
-from pipeline.choices import channels_last
-from pipeline.execution import Execution
 from pipeline.labels import Labels
+from pipeline.runtime import coerce
+from pipeline.runtime.execution import Execution, channels_last
 from pipeline.targets.spec import parse_target
 from pipeline.training.config import PRECISIONS, TrainConfig
 from pipeline.training.method import READ_BY, choose_clip_mean, choose_precision, require_read
@@ -79,9 +78,9 @@ class Tuning:
         """Raises RunError for what is no number or no path."""
         for name in ("clip_norm", "label_smoothing", "mixup", "cutmix"):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else given.number(value, name))
+            object.__setattr__(self, name, None if value is None else coerce.number(value, name))
         if self.finetune_from is not None:
-            object.__setattr__(self, "finetune_from", given.path(self.finetune_from, "finetune_from"))
+            object.__setattr__(self, "finetune_from", coerce.path(self.finetune_from, "finetune_from"))
 
 
 def settings_of(
@@ -94,7 +93,7 @@ def settings_of(
     """
     recipe = recipe_for(target, supervision.method, finetuned=tuning.finetune_from is not None)
     chosen: dict[str, Any] = {
-        name: given.setting(name, value) for name, value in overrides.items() if value is not None
+        name: coerce.setting(name, value) for name, value in overrides.items() if value is not None
     }
     if "epochs" in chosen:
         chosen.setdefault("milestones", recipe.milestones_in(chosen["epochs"]))

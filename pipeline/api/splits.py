@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.api.stage_one import once, open_index
-from pipeline.choices import Places
+from pipeline.runtime.paths import Places
 from pipeline.targets import has_val, parse_target, subset
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline import given
 from pipeline.alike import sound_stores
-from pipeline.choices import DEFAULT_VIEWS, EARLIER, Augmentation, Places, choose_execution
+from pipeline.choices import DEFAULT_VIEWS, EARLIER, Augmentation
 from pipeline.estimate import estimate
-from pipeline.execution import Execution
 from pipeline.job import Job, destination
 from pipeline.named import open_named
 from pipeline.precompute import StoreReport, precompute
 from pipeline.recorded_weights import with_recorded_weights
-from pipeline.schedule import Share
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Share
+from pipeline.runtime.execution import Execution, choose_execution
+from pipeline.runtime.paths import Places, require_named
 from pipeline.targets import has_val, load_index, parse_target, prepared
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.left_out import UnusableFiles
@@ -23,10 +24,10 @@ from pipeline.targets.remarks import empty_classes, same_bytes
 from pipeline.targets.spec import SPLITS, target_slug
 from pipeline.targets.video.pack import Packing
 from pipeline.targets.video.prepare import prepare_videos
-from sskt.errors import RunError, TargetError
+from sskt.errors import TargetError
 from sskt.sources.clip_frames import ClipFrames
 from sskt.sources.input_map import InputMap
-from sskt.sources.registry import parse_source, source_slug
+from sskt.sources.registry import source_slug
 from sskt.sources.source import Source
 
 Say = Callable[[str], None]
@@ -45,7 +46,7 @@ def run_prepare(
     Of a target of videos every frame is packed, by `packing`. With `allow_missing` it goes on, from now on,
     without files that are listed and not there, or damaged.
     """
-    spec, rows = parse_target(given.text(target, "target")), []
+    spec, rows = parse_target(coerce.text(target, "target")), []
     indexes: dict[str, TargetIndex] = {}
     if spec.videos is not None:
         prepare_videos(
@@ -166,9 +167,9 @@ def _jobs(
 
     Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
     """
-    targets, sources = given.texts(targets, "targets"), given.texts(sources, "sources")
-    views, limit = given.whole(views, "views", low=1), given.whole_or_none(limit, "limit")
-    top_k = given.whole_or_none(top_k, "top_k", low=0)
+    targets, sources = coerce.texts(targets, "targets"), coerce.texts(sources, "sources")
+    views, limit = coerce.whole(views, "views", low=1), coerce.whole_or_none(limit, "limit")
+    top_k = coerce.whole_or_none(top_k, "top_k", low=0)
     names = list(targets) or prepared(places.data_dir, places.index_dir)
     if not names:
         raise TargetError(
@@ -230,17 +231,3 @@ def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
         if first != name:
             say(f"{name} is the same source as {first}; it is computed once")
     return [source for _, source in opened.values()]
-
-
-def require_named(places: Places, sources: Sequence[str]) -> None:
-    """Raise RunError for local weights or a contract that no source of this run would read: a slip of the
-    pen.
-    """
-    strange = [("--weights", name) for name in sorted(set(places.weights) - set(sources))]
-    known = {parse_source(name).name for name in sources}
-    strange += [("--contract", name) for name in places.contracts if parse_source(name).name not in known]
-    for option, name in strange[:1]:
-        raise RunError(
-            f"{option} names {name}, this run's sources are {', '.join(sources)}; "
-            f"give it under the name of one of them, or leave it out"
-        )

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from pipeline import given
 from pipeline.api.lesson import Asked, Supervision, open_lesson
 from pipeline.api.settings import (
     Tuning,
@@ -29,12 +28,10 @@ from pipeline.api.whereabouts import (
     to_record,
     whereabouts_of,
 )
-from pipeline.choices import Augmentation, Places, choose_execution
+from pipeline.choices import Augmentation
 from pipeline.confusion import write_confusion
 from pipeline.evaluate import Evaluator, of_clips
-from pipeline.execution import Execution
 from pipeline.plan import CentreClip, CornerClip, plan_from
-from pipeline.ranks import Ranks, joined
 from pipeline.run import (
     Run,
     has_student,
@@ -44,6 +41,10 @@ from pipeline.run import (
     read_student,
     read_summary,
 )
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Ranks, joined
+from pipeline.runtime.execution import Execution, choose_execution
+from pipeline.runtime.paths import Places
 from pipeline.training.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.train import Lesson, kernels, train
@@ -87,9 +88,9 @@ def run_train(
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
     places, execution = places or Places(), execution or choose_execution()
-    target, model, out = given.text(target, "target"), given.model(model), given.path(out, "out")
-    seed, eval_every = given.seed(seed), given.whole(eval_every, "eval_every", low=1)
-    limit, tuning = given.whole_or_none(limit, "limit"), tuning or Tuning()
+    target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
+    seed, eval_every = coerce.seed(seed), coerce.whole(eval_every, "eval_every", low=1)
+    limit, tuning = coerce.whole_or_none(limit, "limit"), tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
     with joined(execution.device) as ranks:
         asked = Asked(
@@ -134,7 +135,7 @@ def resume_train(
     last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
     trains it.
     """
-    out, backbone = given.path(out, "out"), given.backbone(backbone)
+    out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None and has_student(out):
@@ -142,7 +143,7 @@ def resume_train(
         return summary
     state = _state(out, config, finished=summary is not None)
     where, execution = (
-        whereabouts_of(out, config, places=places, target=target, sources=given.texts(sources, "sources")),
+        whereabouts_of(out, config, places=places, target=target, sources=coerce.texts(sources, "sources")),
         execution or choose_execution(),
     )
     places = where.places
@@ -228,7 +229,7 @@ def run_evaluate(
     imagefolder:PATH. A `backbone` is needed, built as it was then, where the run had one of the caller's.
     Raises RunError if `run` is no finished run, or its test split holds other data or classes by now.
     """
-    run, backbone = given.path(run, "run"), given.backbone(backbone)
+    run, backbone = coerce.path(run, "run"), coerce.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
     where = whereabouts_of(run, config, places=places, target=target)
     places, execution = where.places, execution or choose_execution()

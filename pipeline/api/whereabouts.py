@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cache.storage import location
-from pipeline import given
-from pipeline.choices import Places
 from pipeline.run import read_config, read_places
+from pipeline.runtime import coerce
+from pipeline.runtime.paths import Places
 from pipeline.targets.spec import TargetSpec, parse_target
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
@@ -34,7 +34,7 @@ class Whereabouts:
 
 def places_of(run: Path | str, **told: Any) -> Places:
     """Where a run found its data_dir, cache_dir, weights and sources, but for those that are told."""
-    run = given.path(run, "run")
+    run = coerce.path(run, "run")
     read_config(run)  # names what is no run at all
     try:
         found = read_places(run)
@@ -85,7 +85,7 @@ def whereabouts_of(
     if sources:
         found = {name: path for told in sources for name, path in _recognised(run, config, told).items()}
         places = replace(places, moved={**places.moved, **found})
-    target = recorded if target is None else given.text(target, "target")
+    target = recorded if target is None else coerce.text(target, "target")
     _require_kind(run, parse_target(config.target), target)
     _require_there(run, parse_target(target), places)
     return Whereabouts(parse_target(target).as_given, places)

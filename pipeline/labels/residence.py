@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import MappedView, Store
-from pipeline.device import moved
-from pipeline.execution import memory_for_pictures
+from pipeline.runtime.device import moved
+from pipeline.runtime.memory import memory_for_pictures
 
 _OF_DEVICE = 4  # labels may take a quarter of what is free on a CUDA device
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.choices import Places
 from pipeline.class_check import knowledge_of, some_rows
 from pipeline.labels import Labels
 from pipeline.labels.reordered import ReorderedLabels
 from pipeline.labels.supply import Request, Say
 from pipeline.named import classes_of
+from pipeline.render import open_renderer
+from pipeline.runtime.paths import Places
 from pipeline.trial import trial_positions
 from sskt.errors import RunError
 from sskt.sources.class_order import columns_of
@@ -76,7 +77,7 @@ def _answers(labels: Labels, request: Request) -> tuple[dict[str, torch.Tensor],
         labels.load(0, rows)
         return labels.logits(rows, torch.empty(0)), rows
     rows = trial_positions(index, _LIVE_IMAGES)
-    with closing(request.execution.open_renderer(index, request.plan, batch_size=1)) as renderer:
+    with closing(open_renderer(index, request.plan, request.execution, batch_size=1)) as renderer:
         pixels = torch.cat(list(renderer.render(0, [rows[i : i + 1] for i in range(len(rows))])))
     labels.load(0, rows)
     return labels.logits(rows, pixels), rows

@@ -19,8 +19,7 @@ from cache.errors import StoreMismatch
 from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
-from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation, Places
-from pipeline.execution import Execution
+from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
 from pipeline.fingerprint import (
     PROBE_SAMPLES,
     check_probe,
@@ -39,7 +38,9 @@ from pipeline.named import classes_of, contract_in_force, open_named, spec_on_st
 from pipeline.plan import Plan
 from pipeline.precompute import open_work
 from pipeline.recorded_weights import with_recorded_weights
-from pipeline.targets.command import folder_words
+from pipeline.render import open_renderer
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.paths import Places, folder_words
 from pipeline.targets.index import TargetIndex
 from pipeline.targets.spec import TargetSpec
 from pipeline.teachers import open_teacher
@@ -297,7 +298,7 @@ def _without_held_out(request: Request, name: str, say: Say) -> Store | None:
 def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
-        with closing(request.execution.open_renderer(request.stored, seen, batch_size=1)) as renderer:
+        with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
             check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
     residence = choose_residence(stores, request.n_rows, request.execution.device)
@@ -326,7 +327,7 @@ def _live(
             rows = source.nearest_rows(default_rows(execution.device))
             forward = execution.forward(request.n_forwards, rows=rows)
             with closing(
-                execution.open_renderer(request.index, seen_by(input_map, request.plan), batch_size=1)
+                open_renderer(request.index, seen_by(input_map, request.plan), execution, batch_size=1)
             ) as renderer:
                 shown = torch.from_numpy(
                     probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.index))))

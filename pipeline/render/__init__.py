@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.plan import ClipPlan, Plan
+from pipeline.runtime.execution import Execution
 from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
 
@@ -43,21 +44,14 @@ class Renderer(Protocol):
         """Free threads and device memory."""
 
 
-def open_renderer(
-    index: TargetIndex,
-    plan: Plan,
-    *,
-    backend: str = "auto",
-    device: torch.device,
-    batch_size: int,
-    threads: int,
-) -> Renderer:
-    """A renderer for `index` and `plan`: `auto` takes the fastest that can draw them (benchmarks/loaders.py),
-    resident for small pictures, DALI where it is installed, else torch.
+def open_renderer(index: TargetIndex, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
+    """A renderer for batches of at most `batch_size`. `execution.renderer`: auto takes the fastest that can
+    draw them (benchmarks/loaders.py), resident for small pictures, DALI where it is installed, else torch.
 
-    `device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError when one
-    is asked for by name that is not installed, or cannot draw these pictures.
+    `execution.device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError
+    when one is asked for by name that is not installed, or cannot draw these pictures.
     """
+    backend, device, threads = execution.renderer, execution.device, execution.threads
     if backend not in RENDERERS:
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
     if index.kind == "video":
@@ -68,14 +62,7 @@ def open_renderer(
         n_frames = plan.n_frames
 
         def of_frames(frames: TargetIndex, frame_plan: Plan) -> Renderer:
-            return open_renderer(
-                frames,
-                frame_plan,
-                backend=backend,
-                device=device,
-                batch_size=batch_size * n_frames,
-                threads=threads,
-            )
+            return open_renderer(frames, frame_plan, execution, batch_size=batch_size * n_frames)
 
         return ClipRenderer(index, plan, of_frames)
     from pipeline.render.resident import ResidentRenderer, can_be_resident

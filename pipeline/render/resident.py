@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.device import moved
 from pipeline.plan import Centre, PadCropFlip, Plan
 from pipeline.render import Positions
+from pipeline.runtime.device import moved
 from pipeline.targets.index import TargetIndex
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from cache.storage import write_durably
 from pipeline.api.stage_two import run_evaluate
-from pipeline.choices import Places
 from pipeline.evaluate import ALL_CLIPS
-from pipeline.execution import Execution
-from pipeline.ranks import joined
+from pipeline.runtime.distributed import joined
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.paths import Places
 
 ALL_CLIPS_METRIC = "test_top1_all_clips"
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import given
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning, settings_of
 from pipeline.choices import Augmentation
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.reproduce.marks import Mark, Setup, departures
+from pipeline.runtime import coerce
 from sskt.errors import RunError
 from sskt.published import GRAPH, Published, published_rows
 from sskt.recipes import Recipe, recipe_for
@@ -53,8 +53,8 @@ class Shrink:
 
     def __post_init__(self) -> None:
         """Raises RunError for what is no number."""
-        object.__setattr__(self, "scale", given.number(self.scale, "scale"))
-        object.__setattr__(self, "limit", given.whole_or_none(self.limit, "limit"))
+        object.__setattr__(self, "scale", coerce.number(self.scale, "scale"))
+        object.__setattr__(self, "limit", coerce.whole_or_none(self.limit, "limit"))
 
     def overrides(self, recipe: Recipe) -> dict[str, Any]:
         """The recipe's epochs at this scale. Raises RunError unless 0 < scale <= 1."""

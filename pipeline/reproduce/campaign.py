@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import given
-from pipeline.choices import DEFAULT_VIEWS, Places, student_precision
-from pipeline.execution import Execution
+from pipeline.choices import DEFAULT_VIEWS
 from pipeline.reproduce.attempt import Attempt, Shrink, began_with, published_sources
 from pipeline.reproduce.marks import Mark
+from pipeline.runtime import coerce
+from pipeline.runtime.execution import Execution, student_precision
+from pipeline.runtime.paths import Places
 from sskt.errors import RunError
 from sskt.published import Published, published_rows
 from sskt.sources.contract import sentence
@@ -31,9 +32,9 @@ class Campaign:
 
     def __post_init__(self) -> None:
         """Raises RunError for what is no path or no whole number."""
-        object.__setattr__(self, "out", given.path(self.out, "out"))
+        object.__setattr__(self, "out", coerce.path(self.out, "out"))
         for name in ("seeds", "views"):
-            object.__setattr__(self, name, given.whole(getattr(self, name), name, low=1))
+            object.__setattr__(self, name, coerce.whole(getattr(self, name), name, low=1))
 
     def folder(self, name: str, seed: int) -> Path:
         """Where one run lies."""

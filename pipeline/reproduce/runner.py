@@ -8,11 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import given
 from pipeline.api.again import is_as_asked, precompute_once, train_once
 from pipeline.api.settings import Tuning
 from pipeline.api.stage_one import open_index
-from pipeline.ranks import joined
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.reproduce.attempt import (
     TRAINING_SAMPLES,
@@ -25,6 +23,8 @@ from pipeline.reproduce.campaign import Campaign, beginning, campaign_marks, req
 from pipeline.reproduce.marks import Mark
 from pipeline.reproduce.report import Result, Scratch, write_report
 from pipeline.run import RunBusyError, read_summary
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import joined
 from pipeline.training.divergence import DivergedError
 from sskt.published import published_rows
 
@@ -49,7 +49,7 @@ def run_reproduce(
     each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
     raise; what is done by then is kept, and the same call goes on from there.
     """
-    rows = given.texts(rows, "rows")
+    rows = coerce.texts(rows, "rows")
     chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
     require_read(campaign.places, stand_ins or {})
     require_distinct(chosen)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 from pipeline.targets.decode import FORMATS, UnreadableError, content_of, inspect
 from pipeline.targets.kept import Facts, Known, Paths, read_kept, recall, write_kept
 from sskt.names import shown

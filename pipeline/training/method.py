@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.choices import student_precision
+from pipeline.runtime.execution import student_precision
 from pipeline.training.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
 from sskt.methods import AUXILIARY, Dml, Kd, Maxl, Method, Sskt, Terms

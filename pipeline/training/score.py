@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.evaluate import Evaluator
-from pipeline.execution import Execution
-from pipeline.ranks import Ranks
 from pipeline.run import Run, read_student
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution
 from pipeline.training.config import TrainConfig
 from sskt.students.student import Student
 

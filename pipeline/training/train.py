@@ -19,14 +19,15 @@ import numpy as np
 import torch
 
 from pipeline.evaluate import InsaneLogitsError
-from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Loader, Order
-from pipeline.neighbours import Neighbours
 from pipeline.plan import Centre, CentreClip, Plan
-from pipeline.progress import Progress
-from pipeline.ranks import Ranks
+from pipeline.render import open_renderer
 from pipeline.run import Run
+from pipeline.runtime.cpu_contention import Neighbours
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.progress import Progress
 from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
 from pipeline.training.divergence import DivergedError, diverged
@@ -143,7 +144,7 @@ class _Course:
         config, trainer, index = self._config, self._trainer, self._lesson.index
         order = Order(len(index), config.batch_size, config.seed, self._ranks)
         share = -(-config.batch_size // self._ranks.world)
-        renderer = self._execution.open_renderer(index, self._lesson.plan, batch_size=share)
+        renderer = open_renderer(index, self._lesson.plan, self._execution, batch_size=share)
         done = trainer.epoch * len(index) + sum(order.size_of(step) for step in range(trainer.step))
         loader = Loader(index, renderer, order, self._execution.device)
         self._compare_with_before(renderer.name)

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.device import reuse_freed_memory
-from pipeline.execution import Execution
 from pipeline.labels import Labels
 from pipeline.loader import Batch, Loader
 from pipeline.mixing import Mixing
-from pipeline.precision import autocast
-from pipeline.ranks import Ranks
 from pipeline.render import Positions
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution, autocast
+from pipeline.runtime.memory import reuse_freed_memory
 from pipeline.targets.index import TargetIndex
 from pipeline.training.compiled import require_right
 from pipeline.training.config import TrainConfig

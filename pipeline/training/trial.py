@@ -1,5 +1,6 @@
 """Before a student's first step, and before it is scored: which of its layers cannot use this machine's fast
-kernels (`pipeline.kernels`). A run records them, and goes on with them in plain fp32 wherever it does.
+kernels (`pipeline.runtime.kernels`). A run records them, and goes on with them in plain fp32 wherever it
+does.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.kernels import How, sentence, wrong_layers
 from pipeline.plan import CentreClip, CornerClip, EveryClip, Plan
-from pipeline.ranks import Ranks
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cache.storage import sweep
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 from pipeline.targets.decode import UnreadableError
 from pipeline.targets.left_out import write_list
 from pipeline.targets.spec import TargetSpec

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cache.storage import write_durably
-from pipeline.targets.command import folder_words
+from pipeline.runtime.paths import folder_words
 from pipeline.targets.left_out import on_one_line
 from pipeline.targets.spec import TargetSpec, target_slug
 from pipeline.targets.video.pack import SUFFIX, Packing

@@ -7,17 +7,18 @@ several labels they are so but for entries that are not counted, of which shares
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.schedule import Share
+from sskt.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +99,24 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     yield Ranks(dist.get_rank(), dist.get_world_size())
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of `n_ranks` equal shares."""
+
+    rank: int = 0
+    n_ranks: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """RANK and WORLD_SIZE as set by the user or a launcher, else the only share; RunError if they make no
+        sense.
+        """
+        rank, n_ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and n_ranks.isdecimal() and int(rank) < int(n_ranks)):
+            raise RunError(
+                f"RANK is {rank!r} and WORLD_SIZE is {n_ranks!r}, expected 0 <= RANK < WORLD_SIZE; "
+                f"unset both, or give every process a RANK of its own"
+            )
+        return cls(int(rank), int(n_ranks))

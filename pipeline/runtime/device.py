@@ -4,9 +4,6 @@ a CPU uses again.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from collections import deque
 from typing import Any
 
@@ -14,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 _MOST_HELD = 8  # batches
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
-_LARGEST_ON_HEAP, _KEPT_FREE = 32 << 20, (1 << 31) - 1  # bytes: the largest values that it takes
 
 
 def moved(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -26,22 +21,6 @@ def moved(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Te
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def reuse_freed_memory() -> None:
-    """Have this process keep the memory that tensors give back, up to 2 GB, for the next ones.
-
-    Every step on a CPU takes and frees the same hundreds of megabytes. glibc returns them to the kernel,
-    which clears each page again: up to a sixth of a step of ResNet20 (benchmarks/RESULTS.md). Does nothing
-    where there is no glibc, or the user has set its allocator by MALLOC_ variables or GLIBC_TUNABLES.
-    """
-    chosen = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
-    if chosen or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
-        mallopt(_TRIM_THRESHOLD, _KEPT_FREE)
 
 
 class InUse:

@@ -1,0 +1,1 @@
+"""How work is run, never what: device, precision, threads, memory, ranks, paths."""

@@ -1,0 +1,59 @@
+"""How much memory this process may use, and what a CPU does with memory that is given back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
+_LARGEST_ON_HEAP, _KEPT_FREE = 32 << 20, (1 << 31) - 1  # bytes: the largest values that it takes
+
+
+def processes_here() -> int:
+    """How many of torchrun's processes share this machine's cores and memory; 1 without torchrun."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(said)) if said.isdecimal() else 1
+
+
+def memory_for_pictures() -> int:
+    """Bytes that decoded pictures may take up in this process: an eighth of the memory for all ranks."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return 1 << 30
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_memory_limits()]) // 8 // processes_here()
+
+
+def _memory_limits(root: Path = Path("/")) -> list[int]:
+    """What control groups (containers, Slurm) leave this process: the limits of its group and those above."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    files: list[Path] = []
+    for _, controllers, name in (line.split(":", 2) for line in groups):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = top / name.lstrip("/")
+        files += [folder / file for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    said = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in said if limit.isdecimal()]  # v2 says "max" where there is none
+
+
+def reuse_freed_memory() -> None:
+    """Have this process keep the memory that tensors give back, up to 2 GB, for the next ones.
+
+    Every step on a CPU takes and frees the same hundreds of megabytes. glibc returns them to the kernel,
+    which clears each page again: up to a sixth of a step of ResNet20 (benchmarks/RESULTS.md). Does nothing
+    where there is no glibc, or the user has set its allocator by MALLOC_ variables or GLIBC_TUNABLES.
+    """
+    chosen = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
+        mallopt(_TRIM_THRESHOLD, _KEPT_FREE)
