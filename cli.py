@@ -45,8 +45,8 @@ from commands.stores import cache
 from commands.training import evaluate, train
 
 if TYPE_CHECKING:
+    from pipeline.data.datasets.video.pack import Packing
     from pipeline.runtime.paths import Places
-    from pipeline.targets.video.pack import Packing
 
 
 def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> int | None:

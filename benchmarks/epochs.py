@@ -28,17 +28,17 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation, Places, choose_execution
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.loader import Loader, Order
+from pipeline.data.render import open_renderer
 from pipeline.drawn import drawn_source
 from pipeline.job import Job
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels
 from pipeline.labels.residence import choose_residence
-from pipeline.loader import Loader, Order
 from pipeline.precompute import precompute
-from pipeline.render import open_renderer
 from pipeline.runtime.distributed import Ranks, Share
 from pipeline.runtime.execution import channels_last, student_precision
-from pipeline.targets import load_index, parse_target
 from pipeline.teachers import open_teacher
 from pipeline.training.config import TrainConfig
 from pipeline.training.method import open_method

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from cache.store import Store
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.render import open_renderer
 from pipeline.fingerprint import seen_by
-from pipeline.render import open_renderer
 from pipeline.runtime.execution import Execution
-from pipeline.targets import load_index, parse_target
 from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source

@@ -35,7 +35,7 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
     from pipeline import work
     from pipeline.api import run_precompute
-    from pipeline.choices import Augmentation
+    from pipeline.data.augmentation import Augmentation
     from pipeline.runtime.execution import choose_execution
     from pipeline.runtime.paths import Places
 
@@ -66,7 +66,9 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
 
 def campaign(args: argparse.Namespace, folder: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "zarr", "pipeline.api", "pipeline.render.dali"])
+    context.set_forkserver_preload(
+        ["torch", "torchvision", "zarr", "pipeline.api", "pipeline.data.render.dali"]
+    )
     rng = random.Random(args.seed)
     whole, hurt, log = folder / "whole", folder / "hurt", folder / "log"
     log.touch()

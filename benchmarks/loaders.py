@@ -20,11 +20,11 @@ from epochs import Pictures
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation
-from pipeline.loader import Loader, Order
-from pipeline.render import open_renderer
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.loader import Loader, Order
+from pipeline.data.render import open_renderer
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.execution import Execution
-from pipeline.targets import load_index, parse_target
 from sskt.errors import RunError
 
 

@@ -47,7 +47,7 @@ def _in_process(folder: Path, pictures: Path, views: int) -> float:
 
 def _run(folder: Path, pictures: Path, views: int) -> float:
     from pipeline.api import run_precompute
-    from pipeline.choices import Augmentation
+    from pipeline.data.augmentation import Augmentation
     from pipeline.runtime.execution import choose_execution
     from pipeline.runtime.paths import Places
 

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.job import Job
 from pipeline.precompute import precompute
-from pipeline.render import in_batches, open_renderer
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import choose_execution, drawn_at_a_time
 from pipeline.runtime.paths import Places
-from pipeline.targets import load_index, parse_target
 from pipeline.teachers import choose_forward, open_teacher
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.registry import open_source

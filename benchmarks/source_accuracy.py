@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.choices import Augmentation
-from pipeline.render import in_batches, open_renderer
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.targets import load_index, parse_target
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
 

@@ -21,14 +21,14 @@ import torch
 from torchvision.transforms.v2 import functional as tvf
 
 from pipeline.api import Augmentation, Places, choose_execution, open_index
+from pipeline.data.datasets import parse_target
+from pipeline.data.datasets.video.splits import list_videos
+from pipeline.data.loader import Loader, Order
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.fingerprint import seen_by
 from pipeline.job import Job
-from pipeline.loader import Loader, Order
 from pipeline.precompute import precompute
-from pipeline.render import in_batches, open_renderer
 from pipeline.runtime.distributed import Ranks, Share
-from pipeline.targets import parse_target
-from pipeline.targets.video.lists import list_videos
 from pipeline.teachers import choose_forward, open_teacher
 from sskt.sources.registry import open_source
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from pipeline.choices import Augmentation
+    from pipeline.data.augmentation import Augmentation
+    from pipeline.data.datasets.video.pack import Packing
     from pipeline.runtime.execution import Execution
     from pipeline.runtime.paths import Places
-    from pipeline.targets.video.pack import Packing
 
 VIEWS, EXECUTION, PLACES = "What is shown", "How it is computed", "Where things lie"  # sections
 
@@ -110,21 +110,21 @@ def build_execution(
 
 def build_augmentation(plan_seed: int, plan_kind: str | None, **shown: Any) -> Augmentation:
     """The plan that a user asks for; see `Augmentation`."""
-    from pipeline.choices import Augmentation
+    from pipeline.data.augmentation import Augmentation
 
     return Augmentation(plan_seed, plan_kind, **shown)
 
 
 def build_packing(short_px: int, quality: int) -> Packing:
     """How frames of videos are packed; see `Packing`."""
-    from pipeline.targets.video.pack import Packing
+    from pipeline.data.datasets.video.pack import Packing
 
     return Packing(short_px, quality)
 
 
 def build_target(target: str | None, split: str | None) -> str | None:
     """A target by name and --split."""
-    from pipeline.targets.spec import TARGETS
+    from pipeline.data.datasets.registry import TARGETS
 
     if target is None or split is None:
         return target

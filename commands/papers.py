@@ -228,8 +228,8 @@ def sweep(
     The picture is that of the paper's figure 4. All runs read the same stores. Finished runs are skipped and
     stopped ones go on.
     """
+    from pipeline.data.datasets.registry import target_slug
     from pipeline.sweep import Grid, run_sweep
-    from pipeline.targets.spec import target_slug
 
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
     grid = Grid(

@@ -263,8 +263,8 @@ def train(
     batch.
     """
     from pipeline.api import resume_train, run_train
+    from pipeline.data.datasets.registry import target_slug
     from pipeline.run import new_run_folder
-    from pipeline.targets.spec import target_slug
 
     if resume is not None:
         told = "target sources" if target is None or target.startswith(_FOLDERS) else "sources"

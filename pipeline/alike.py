@@ -16,8 +16,8 @@ import numpy as np
 from cache.errors import CacheError, Difference, StoreMismatch
 from cache.storage import Location, subfolders
 from cache.store import Store, find_stores
-from pipeline.targets.index import TargetIndex
-from pipeline.targets.spec import IMAGEFOLDER, VIDEOFOLDER, target_slug
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.registry import IMAGEFOLDER, VIDEOFOLDER, target_slug
 from sskt.sources.registry import parse_source, source_slug
 
 PER_SAMPLE = (

@@ -21,10 +21,10 @@ from cache.storage import Location
 from cache.store import Problem, Store
 from cache.unit import Unit
 from pipeline.agreement import Agreement, recompute
+from pipeline.data.plan import plan_from
+from pipeline.data.render import open_renderer
 from pipeline.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
 from pipeline.origin import Origin, open_index_of, open_origin
-from pipeline.plan import plan_from
-from pipeline.render import open_renderer
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import Execution, drawn_at_a_time

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import Store
-from pipeline.presence import class_precisions
-from pipeline.targets.index import TargetIndex
+from pipeline.data.datasets.dataset import TargetIndex
+from sskt.metrics import class_precisions
 from sskt.sources.class_order import columns_of, known_orders
 from sskt.sources.contract import Contract
 from sskt.sources.source import SourceSpec

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from pipeline.api import Supervision, Tuning, run_precompute, run_train
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
 from pipeline.drawn import drawn_source
 from pipeline.run import read_metrics
 from pipeline.runtime.execution import choose_execution

@@ -12,10 +12,10 @@ import numpy as np
 from cache.errors import CacheError
 from cache.storage import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.job import Destination, Job, destination
-from pipeline.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.targets.index import TargetIndex
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from sskt.errors import RunError
 from sskt.sources.frozen import FrozenSource

@@ -19,16 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.plan import CentreClip, EveryClip, Plan
-from pipeline.presence import class_precisions, presence_figures
-from pipeline.render import in_batches, open_renderer
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import CentreClip, EveryClip, Plan
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.execution import Execution, autocast
 from pipeline.runtime.memory import memory_for_pictures
-from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError
 from sskt.losses import presence_bce
-from sskt.metrics import confusion_matrix, per_class_accuracy, topk_correct
+from sskt.metrics import (
+    class_precisions,
+    confusion_matrix,
+    per_class_accuracy,
+    presence_figures,
+    topk_correct,
+)
 from sskt.normalise import normalise
 from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
 from sskt.sources.forward import exact_kernels

@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from cache.storage import write_durably
-from pipeline.api.stage_one import open_index
 from pipeline.api.whereabouts import whereabouts_of
-from pipeline.plan import plan_from
-from pipeline.render import open_renderer
+from pipeline.data.datasets import decode
+from pipeline.data.datasets.bit_depth import FULL, depth_of
+from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
+from pipeline.data.plan import plan_from
+from pipeline.data.prepare import open_index
+from pipeline.data.render import open_renderer
 from pipeline.run import read_config, read_student
 from pipeline.runtime import coerce
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.figures import boxes, fitted, lettering
 from pipeline.runtime.paths import Places
-from pipeline.targets import decode
-from pipeline.targets.deep import FULL, depth_of
-from pipeline.targets.index import ArrayPictures, TargetIndex
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
 from sskt.names import shown

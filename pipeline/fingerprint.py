@@ -28,9 +28,9 @@ from pipeline.alike import (
     stores_elsewhere,
     unmet_by_rows,
 )
-from pipeline.plan import CentreClip, CornerClip, OfClip, Plan
-from pipeline.render import Renderer
-from pipeline.targets.index import TargetIndex
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import CentreClip, CornerClip, OfClip, Plan
+from pipeline.data.render import Renderer
 from sskt.errors import RunError
 from sskt.sources.contract import CONVERTED
 from sskt.sources.input_map import InputMap

@@ -13,9 +13,9 @@ from cache.manifest import differences, digest
 from cache.storage import Location, is_file
 from cache.store import Store, find_stores
 from pipeline.alike import sentence, sound_stores, store_folder, stores_elsewhere, unmet_by_rows
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import Plan
 from pipeline.fingerprint import identity, seen_by, source_identity
-from pipeline.plan import Plan
-from pipeline.targets.index import TargetIndex
 from sskt.sources.input_map import InputMap
 from sskt.sources.source import Source
 from sskt.topk import row_width

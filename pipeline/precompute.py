@@ -23,14 +23,14 @@ from cache.manifest import Manifest
 from cache.storage import Location
 from cache.store import Store
 from pipeline.class_check import say_what_rows_know
+from pipeline.data.datasets.registry import parse_target
+from pipeline.data.render import Renderer, open_renderer
 from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.job import Job, destination
 from pipeline.named import contract_record
-from pipeline.render import Renderer, open_renderer
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import Execution, drawn_at_a_time
 from pipeline.runtime.progress import Progress
-from pipeline.targets.spec import parse_target
 from pipeline.teachers import choose_forward, open_teacher, recorded_forward
 from pipeline.trial import try_source
 from pipeline.work import Crew, Work

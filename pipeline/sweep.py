@@ -23,7 +23,7 @@ from cache.storage import write_durably
 from pipeline.api.again import precompute_once, train_once
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning
-from pipeline.choices import DEFAULT_VIEWS, Augmentation
+from pipeline.data.augmentation import DEFAULT_VIEWS, Augmentation
 from pipeline.run import read_config
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Ranks, joined

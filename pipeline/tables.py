@@ -10,9 +10,9 @@ from cache.errors import CacheError
 from cache.manifest import flatten
 from cache.storage import Location
 from cache.store import Store, find_stores
+from pipeline.data.datasets import prepared
+from pipeline.data.datasets.registry import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
 from pipeline.runtime.paths import Places
-from pipeline.targets import prepared
-from pipeline.targets.spec import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
 from sskt.recipes import all_recipes, recipe_for
 from sskt.sources.contract import assumed, shown
 from sskt.sources.declared import declared_of

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.render import Renderer
-from pipeline.targets.index import TargetIndex
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.render import Renderer
 from sskt.sources.answers import remarks_on, require_known_kind
 from sskt.sources.frozen import FrozenSource
 

@@ -22,14 +22,14 @@ from rich.progress import TaskID
 from cache.errors import CacheError
 from cache.store import Store
 from cache.unit import Unit
-from pipeline.render import Renderer, in_batches
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.render import Renderer, in_batches
 from pipeline.runtime.device import moved
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.memory import memory_for_pictures
 from pipeline.runtime.prefetch import ahead
 from pipeline.runtime.progress import Progress
 from pipeline.schedule import in_turn, tasks_of
-from pipeline.targets.index import TargetIndex
 from sskt.errors import SourceError
 from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
 from sskt.sources.source import Source

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from cache.store import Store, find_stores
 from cli import main
 from commands.output import show
-from pipeline.choices import Augmentation
-from pipeline.plan import PadCropFlip
-from pipeline.targets import load_index, parse_target
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.plan import PadCropFlip
 
 SOURCE = "program:tiny.pt2"
 

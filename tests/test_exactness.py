@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from cache.store import Store, find_stores
 from pipeline.api import open_index, run_precompute
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import parse_target
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels
 from pipeline.labels.residence import Residence
-from pipeline.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.runtime.paths import Places
-from pipeline.targets import parse_target
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
 

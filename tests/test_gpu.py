@@ -19,15 +19,15 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.residence import Residence
-from pipeline.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
-from pipeline.render import in_batches, open_renderer
 from pipeline.run import read_metrics
 from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.runtime.paths import Places
-from pipeline.targets import load_index, parse_target
 from pipeline.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.choices import Augmentation
-from pipeline.targets.spec import parse_target
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets.registry import parse_target
 from sskt.errors import RunError
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import parse_source

@@ -27,9 +27,9 @@ from pipeline.api import (
 )
 from pipeline.check import verify_store
 from pipeline.class_check import knowledge_of
+from pipeline.data.datasets import parse_target
+from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.tables import source_fields
-from pipeline.targets import parse_target
-from pipeline.targets.index import TargetIndex
 from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract

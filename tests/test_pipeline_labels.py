@@ -24,12 +24,12 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
+from pipeline.data.datasets import parse_target
+from pipeline.data.datasets.registry import TARGETS
+from pipeline.data.render import open_renderer
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.residence import Residence, choose_residence
-from pipeline.render import open_renderer
 from pipeline.run import read_config, read_metrics
-from pipeline.targets import parse_target
-from pipeline.targets.spec import TARGETS
 from sskt.errors import RunError, SourceError
 from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.input_map import InputMap

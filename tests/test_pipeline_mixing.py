@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.mixing import Mixing
+from pipeline.data.mixup import Mixing
 from sskt.errors import RunError
 
 PIXELS = torch.randint(0, 256, (12, 3, 32, 24), generator=torch.Generator().manual_seed(0)).byte()

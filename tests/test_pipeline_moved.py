@@ -24,10 +24,10 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.api.stage_one import open_index, run_prepare
 from pipeline.check import verify_store
+from pipeline.data.datasets.video import pack
+from pipeline.data.prepare import open_index, run_prepare
 from pipeline.recorded_weights import with_recorded_weights
-from pipeline.targets.video import pack
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError, TargetError
 

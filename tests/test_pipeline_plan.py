@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from pipeline.plan import Centre, PadCropFlip, RandomResizedCropFlip
-from pipeline.plan.rows import philox4x32
+from pipeline.data.plan import Centre, PadCropFlip, RandomResizedCropFlip
+from pipeline.data.plan.plan import philox4x32
 from sskt.errors import TargetError
 
 PLANS = [PadCropFlip(32, seed=3), RandomResizedCropFlip(224, seed=3), Centre(224, 256)]

@@ -13,7 +13,7 @@ from programs import save_program
 
 from cache.store import Store, find_stores
 from pipeline.api import Places, Supervision, choose_execution, run_precompute, run_train
-from pipeline.loader import Order, shuffled_batches
+from pipeline.data.loader import Order, shuffled_batches
 from pipeline.runtime.distributed import Ranks
 from sskt.errors import RunError
 

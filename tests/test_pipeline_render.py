@@ -15,11 +15,11 @@ from conftest import shared
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.plan import Centre, PadCropFlip, RandomResizedCropFlip
-from pipeline.render import in_batches, open_renderer
-from pipeline.render.resident import gathered
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.plan import Centre, PadCropFlip, RandomResizedCropFlip
+from pipeline.data.render import in_batches, open_renderer
+from pipeline.data.render.resident import gathered
 from pipeline.runtime.execution import Execution
-from pipeline.targets import load_index, parse_target
 from sskt.errors import RunError, TargetError
 
 CPU = torch.device("cpu")
@@ -93,8 +93,8 @@ import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import hashlib
 from pathlib import Path
 import numpy as np
-from pipeline.plan import RandomResizedCropFlip
-from pipeline.targets import load_index, parse_target
+from pipeline.data.plan import RandomResizedCropFlip
+from pipeline.data.datasets import load_index, parse_target
 from test_pipeline_render import draw
 data, index_dir = Path({str(shared("data/imagenet").parent)!r}), Path({str(tmp_path)!r})
 index = load_index(parse_target("imagenet"), "test", data_dir=data, index_dir=index_dir)

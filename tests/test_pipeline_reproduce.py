@@ -16,8 +16,10 @@ from videos import make_folder
 
 from cache.storage import alone_in
 from cli import main
-from pipeline import choices
 from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
+from pipeline.data import augmentation as choices
+from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
+from pipeline.data.datasets.registry import TARGETS
 from pipeline.reproduce import all_clips, attempt, report, runner
 from pipeline.reproduce.attempt import TEACHERS, Shrink, attempts
 from pipeline.reproduce.campaign import Campaign
@@ -26,8 +28,6 @@ from pipeline.reproduce.picture import draw_gains
 from pipeline.reproduce.report import Scratch, write_report
 from pipeline.reproduce.runner import run_reproduce
 from pipeline.run import Run
-from pipeline.targets.index import ArrayPictures, TargetIndex
-from pipeline.targets.spec import TARGETS
 from pipeline.training.divergence import DivergedError
 from sskt import published
 from sskt.errors import RunError

@@ -11,9 +11,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from pipeline.targets import archive as archive_module
-from pipeline.targets import load_index, parse_target, prepare
-from pipeline.targets.spec import Part
+from pipeline.data.datasets import archive as archive_module
+from pipeline.data.datasets import load_index, parse_target, prepare
+from pipeline.data.datasets.registry import Part
 from sskt.errors import DownloadError, TargetError
 
 FOLDER = "cifar-10-batches-bin"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.targets import load_index, parse_target, prepared
-from pipeline.targets.spec import Part
+from pipeline.data.datasets import load_index, parse_target, prepared
+from pipeline.data.datasets.registry import Part
 from sskt.errors import TargetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

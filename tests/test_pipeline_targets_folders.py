@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.targets import load_index, parse_target, prepared
+from pipeline.data.datasets import load_index, parse_target, prepared
 from sskt.errors import TargetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

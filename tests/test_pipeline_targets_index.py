@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.targets import load_index, parse_target
-from pipeline.targets.arrays import array_index
-from pipeline.targets.subset import draws, rank_in_class, stratified
+from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets.cifar_stl import array_index
+from pipeline.data.datasets.subset import draws, rank_in_class, stratified
 from sskt.errors import TargetError
 
 

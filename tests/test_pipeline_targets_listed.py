@@ -10,7 +10,7 @@ import scipy.io
 import torch
 from torchvision.datasets import Places365, imagenet
 
-from pipeline.targets import load_index, parse_target, prepared
+from pipeline.data.datasets import load_index, parse_target, prepared
 from sskt.errors import TargetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

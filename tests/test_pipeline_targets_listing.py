@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.targets import load_index, parse_target, validation
+from pipeline.data.datasets import load_index, parse_target, validation
 from sskt.errors import TargetError
 
 SPLIT = "train"

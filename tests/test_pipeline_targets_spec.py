@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.targets.spec import TARGETS, parse_target, target_slug
+from pipeline.data.datasets.registry import TARGETS, parse_target, target_slug
 from sskt.errors import TargetError
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from videos import make_video
 
 from pipeline.api import Places, open_index, run_prepare
-from pipeline.targets import has_val, load_index, parse_target
-from pipeline.targets.remarks import empty_classes
+from pipeline.data.datasets import has_val, load_index, parse_target
+from pipeline.data.datasets.remarks import empty_classes
 from sskt.errors import TargetError
 
 

@@ -14,11 +14,12 @@ from PIL import Image
 
 from cli import main
 from pipeline.api import Places, run_prepare
-from pipeline.plan import Centre, RandomResizedCropFlip
-from pipeline.render import in_batches, open_renderer
+from pipeline.data.datasets import checked_files as kept
+from pipeline.data.datasets import load_index, parse_target, validation
+from pipeline.data.datasets.decode import SUFFIXES
+from pipeline.data.plan import Centre, RandomResizedCropFlip
+from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution
-from pipeline.targets import kept, load_index, parse_target, validation
-from pipeline.targets.decode import SUFFIXES
 from sskt.errors import TargetError
 
 SIDE = 32

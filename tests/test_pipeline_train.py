@@ -13,12 +13,12 @@ from programs import save_program
 
 from cache.store import Store, find_stores
 from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_train
-from pipeline.choices import Augmentation
-from pipeline.loader import shuffled_batches
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import parse_target
+from pipeline.data.loader import shuffled_batches
 from pipeline.run import read_checkpoint, read_config
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Places
-from pipeline.targets import parse_target
 from sskt.errors import RunError
 from sskt.students import build_backbone
 from sskt.students.student import Student, build_student

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from videos import decoded, grey, make_video
 
-from pipeline.targets.decode import UnreadableError
-from pipeline.targets.video.decode import frames_of
+from pipeline.data.datasets.decode import UnreadableError
+from pipeline.data.datasets.video.decode import frames_of
 
 
 def levels(path):

@@ -16,9 +16,9 @@ from videos import decoded, grey, make_empty, make_folder, make_sound, make_vide
 
 from cli import main
 from pipeline.api import Places, open_index, run_prepare
-from pipeline.targets.decode import to_pixels
-from pipeline.targets.video.index import first_frames, frames_index
-from pipeline.targets.video.pack import Packing
+from pipeline.data.datasets.decode import to_pixels
+from pipeline.data.datasets.video.dataset import first_frames, frames_index
+from pipeline.data.datasets.video.pack import Packing
 from sskt.errors import TargetError
 
 

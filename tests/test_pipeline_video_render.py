@@ -12,10 +12,10 @@ from PIL import Image
 from videos import make_folder
 
 from pipeline.api import Places, open_index, run_prepare
-from pipeline.plan import CentreClip, CornerClip, EveryClip, OfClip, RandomResizedCropFlip, plan_from
-from pipeline.render import open_renderer
+from pipeline.data.datasets.video.dataset import first_frames, frames_index
+from pipeline.data.plan import CentreClip, CornerClip, EveryClip, OfClip, RandomResizedCropFlip, plan_from
+from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
-from pipeline.targets.video.index import first_frames, frames_index
 from sskt.errors import RunError, TargetError
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from PIL import Image
 from videos import grey, make_video
 
 from pipeline.api import Places, open_index, run_prepare
-from pipeline.targets.decode import UnreadableError
-from pipeline.targets.video.decode import VIDEO_SUFFIXES, frames_of
-from pipeline.targets.video.sequence import sequence_in
+from pipeline.data.datasets.decode import UnreadableError
+from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES, frames_of
+from pipeline.data.datasets.video.sequence import sequence_in
 
 
 def frames(folder, names, size=(64, 48)):

@@ -28,9 +28,9 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
+from pipeline.data.plan import CentreClip, CornerClip, EveryClip
+from pipeline.data.render import open_renderer
 from pipeline.evaluate import Evaluator
-from pipeline.plan import CentreClip, CornerClip, EveryClip
-from pipeline.render import open_renderer
 from pipeline.run import read_metrics
 from pipeline.runtime.execution import Execution
 from pipeline.training.trainer import Trainer

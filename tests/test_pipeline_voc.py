@@ -22,12 +22,11 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
-from pipeline.presence import presence_figures
+from pipeline.data.datasets.voc import CLASSES
 from pipeline.run import read_metrics
-from pipeline.targets.voc import CLASSES
 from sskt.errors import RunError, TargetError
 from sskt.losses import focal, presence_bce, soft_focal
-from sskt.metrics import average_precision, voc_average_precision
+from sskt.metrics import average_precision, presence_figures, voc_average_precision
 
 VOC = "data/voc/VOCdevkit/VOC2012"
 

@@ -16,7 +16,7 @@ from cache.errors import StoreIncomplete, StoreMismatch
 from cache.store import Store, find_stores
 from cli import main
 from pipeline.api import Supervision, open_index, run_precompute, run_train
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Places
 from sskt.errors import RunError

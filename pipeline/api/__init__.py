@@ -3,10 +3,11 @@
 from pipeline.api.lesson import Supervision
 from pipeline.api.plain import TaughtBatch, TaughtData, open_taught_data
 from pipeline.api.settings import Tuning
-from pipeline.api.stage_one import open_index, run_estimate, run_precompute, run_prepare
+from pipeline.api.stage_one import run_estimate, run_precompute
 from pipeline.api.stage_two import resume_train, run_evaluate, run_train
 from pipeline.api.whereabouts import places_of
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.prepare import open_index, run_prepare
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Places
 from sskt.sources.contract import Contract

@@ -14,12 +14,12 @@ from pipeline.api.settings import Tuning, plan_config, settings_of
 from pipeline.api.splits import open_splits
 from pipeline.api.stage_one import run_precompute
 from pipeline.api.stage_two import model_name, resume_train, run_train
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import parse_target
 from pipeline.run import read_config, read_summary
 from pipeline.runtime.distributed import Ranks, Share, joined
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places
-from pipeline.targets import parse_target
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
 from sskt.methods import TAUGHT

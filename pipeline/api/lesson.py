@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.api.splits import Splits, open_splits
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets import parse_target
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.remarks import same_bytes
+from pipeline.data.plan import Plan
 from pipeline.labels import Labels
 from pipeline.labels.same_task import of_same_classes
 from pipeline.labels.supply import Request, open_labels, stored_teachers
 from pipeline.named import classes_of
-from pipeline.plan import Plan
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places, require_named
-from pipeline.targets import parse_target
-from pipeline.targets.index import TargetIndex
-from pipeline.targets.remarks import same_bytes
 from pipeline.training.train import Lesson
 from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.api.lesson import Asked, Supervision, open_lesson
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.loader import Loader, Order
+from pipeline.data.render import open_renderer
 from pipeline.labels import Labels
-from pipeline.loader import Loader, Order
-from pipeline.render import open_renderer
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Ranks, Share
 from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.runtime.paths import Places
-from pipeline.targets.index import TargetIndex
 from sskt.recipes import recipe_for
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.api.lesson import Asked, Supervision
+from pipeline.data.datasets.registry import parse_target
 from pipeline.labels import Labels
 from pipeline.runtime import coerce
 from pipeline.runtime.execution import Execution, channels_last
-from pipeline.targets.spec import parse_target
 from pipeline.training.config import PRECISIONS, TrainConfig
 from pipeline.training.method import READ_BY, choose_clip_mean, choose_precision, require_read
 from pipeline.training.train import Lesson

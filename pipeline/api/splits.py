@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.api.stage_one import once, open_index
+from pipeline.data.datasets import has_val, parse_target, subset
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.prepare import once, open_index
 from pipeline.runtime.paths import Places
-from pipeline.targets import has_val, parse_target, subset
-from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
 from pipeline.training.train import contents_of
 from sskt.errors import RunError

@@ -20,7 +20,6 @@ from pipeline.api.settings import (
     weights_name,
 )
 from pipeline.api.splits import Splits, scoring_split
-from pipeline.api.stage_one import open_index
 from pipeline.api.whereabouts import (
     Whereabouts,
     require_contents,
@@ -28,10 +27,11 @@ from pipeline.api.whereabouts import (
     to_record,
     whereabouts_of,
 )
-from pipeline.choices import Augmentation
 from pipeline.confusion import write_confusion
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.plan import CentreClip, CornerClip, plan_from
+from pipeline.data.prepare import open_index
 from pipeline.evaluate import Evaluator, of_clips
-from pipeline.plan import CentreClip, CornerClip, plan_from
 from pipeline.run import (
     Run,
     has_student,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cache.storage import location
+from pipeline.data.datasets.registry import TargetSpec, parse_target
 from pipeline.run import read_config, read_places
 from pipeline.runtime import coerce
 from pipeline.runtime.paths import Places
-from pipeline.targets.spec import TargetSpec, parse_target
 from pipeline.training.config import TrainConfig
 from sskt.errors import RunError
 from sskt.sources.contract import Contract

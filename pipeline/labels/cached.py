@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cache.errors import StoreIncomplete
 from cache.store import Store
+from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.labels.residence import Residence, Resident
-from pipeline.targets.index import TargetIndex
 from sskt.sources.contract import Contract
 from sskt.topk import decode
 

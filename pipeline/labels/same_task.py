@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.class_check import knowledge_of, some_rows
+from pipeline.data.render import open_renderer
 from pipeline.labels import Labels
 from pipeline.labels.reordered import ReorderedLabels
 from pipeline.labels.supply import Request, Say
 from pipeline.named import classes_of
-from pipeline.render import open_renderer
 from pipeline.runtime.paths import Places
 from pipeline.trial import trial_positions
 from sskt.errors import RunError

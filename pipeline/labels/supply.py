@@ -19,7 +19,11 @@ from cache.errors import StoreMismatch
 from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
-from pipeline.choices import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
+from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.plan import Plan
+from pipeline.data.render import open_renderer
 from pipeline.fingerprint import (
     PROBE_SAMPLES,
     check_probe,
@@ -35,14 +39,10 @@ from pipeline.labels.live import LiveLabels, Teacher
 from pipeline.labels.residence import choose_residence
 from pipeline.labels.through import WriteThroughLabels
 from pipeline.named import classes_of, contract_in_force, open_named, spec_on_store
-from pipeline.plan import Plan
 from pipeline.precompute import open_work
 from pipeline.recorded_weights import with_recorded_weights
-from pipeline.render import open_renderer
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places, folder_words
-from pipeline.targets.index import TargetIndex
-from pipeline.targets.spec import TargetSpec
 from pipeline.teachers import open_teacher
 from pipeline.trial import try_source
 from sskt.errors import RunError

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import Unit
+from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.labels.cached import CachedLabels, all_classes
 from pipeline.labels.residence import Residence, Resident
-from pipeline.targets.index import TargetIndex
 from pipeline.work import Work
 from sskt.sources.contract import Contract
 from sskt.topk import decode, encode

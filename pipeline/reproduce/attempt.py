@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.api.lesson import Supervision
 from pipeline.api.settings import Tuning, settings_of
-from pipeline.choices import Augmentation
+from pipeline.data.augmentation import Augmentation
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.reproduce.marks import Mark, Setup, departures
 from pipeline.runtime import coerce

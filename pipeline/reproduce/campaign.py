@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.choices import DEFAULT_VIEWS
+from pipeline.data.augmentation import DEFAULT_VIEWS
 from pipeline.reproduce.attempt import Attempt, Shrink, began_with, published_sources
 from pipeline.reproduce.marks import Mark
 from pipeline.runtime import coerce

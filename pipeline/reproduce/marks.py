@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.api.lesson import Supervision
-from pipeline.choices import Augmentation
-from pipeline.targets.spec import TargetSpec, parse_target
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets.registry import TargetSpec, parse_target
 from sskt.normalise import KINETICS_MEAN
 from sskt.published import Published
 from sskt.sources.clip_frames import REFERENCE

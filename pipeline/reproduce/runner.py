@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.api.again import is_as_asked, precompute_once, train_once
 from pipeline.api.settings import Tuning
-from pipeline.api.stage_one import open_index
+from pipeline.data.prepare import open_index
 from pipeline.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.reproduce.attempt import (
     TRAINING_SAMPLES,

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.loader import Loader, Order
+from pipeline.data.plan import Centre, CentreClip, Plan
+from pipeline.data.render import open_renderer
 from pipeline.evaluate import InsaneLogitsError
 from pipeline.labels import Labels
-from pipeline.loader import Loader, Order
-from pipeline.plan import Centre, CentreClip, Plan
-from pipeline.render import open_renderer
 from pipeline.run import Run
 from pipeline.runtime.cpu_contention import Neighbours
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.progress import Progress
-from pipeline.targets.index import TargetIndex
 from pipeline.training.config import TrainConfig
 from pipeline.training.divergence import DivergedError, diverged
 from pipeline.training.score import Scorer, best_of

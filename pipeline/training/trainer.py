@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.loader import Batch, Loader
+from pipeline.data.mixup import Mixing
+from pipeline.data.render import Positions
 from pipeline.labels import Labels
-from pipeline.loader import Batch, Loader
-from pipeline.mixing import Mixing
-from pipeline.render import Positions
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.execution import Execution, autocast
 from pipeline.runtime.memory import reuse_freed_memory
-from pipeline.targets.index import TargetIndex
 from pipeline.training.compiled import require_right
 from pipeline.training.config import TrainConfig
 from pipeline.training.divergence import diverged

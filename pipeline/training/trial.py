@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.plan import CentreClip, CornerClip, EveryClip, Plan
+from pipeline.data.plan import CentreClip, CornerClip, EveryClip, Plan
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.training.config import TrainConfig

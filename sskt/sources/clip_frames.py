@@ -17,7 +17,7 @@ CENTER_FRAME = "center_frame"
 MEAN_FRAME = "mean_frame"
 FRAMES = "frames"
 CLIP = "clip"  # every frame at once: for sources that read clips
-REFERENCE = "reference"  # the centre frame as the released code shows it; see pipeline.choices
+REFERENCE = "reference"  # the centre frame as the released code shows it; see pipeline.data.augmentation
 NAMES = f"{CENTER_FRAME}, {MEAN_FRAME}, {FRAMES}:K, {FRAMES}:K:log-probabilities or {REFERENCE}"
 _LOGITS, _LOG_PROBABILITIES = "logits", "log-probabilities"
 

@@ -1,0 +1,146 @@
+"""The augmentation that a user chooses: the plan of a view, and what the sources see of it (f_s)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
+from pipeline.runtime import coerce
+from sskt.errors import RunError
+from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
+from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
+from sskt.sources.contract import shown
+from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.source import SourceSpec
+
+DEFAULT_VIEWS = 10
+DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
+TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains: as many as released
+_PICTURE_PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
+_CLIP_PLANS = ("corner-clip", "centre-clip")
+PLANS = (*_PICTURE_PLANS, *_CLIP_PLANS)
+RELEASED, EARLIER = "released", "earlier"
+SOURCE_INPUTS = (RELEASED, EARLIER)
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """The plan that a user asks for; what is None is the target's own default."""
+
+    seed: int = 0
+    kind: str | None = None  # one of PLANS
+    side_px: int | None = None  # what the student sees
+    source_side_px: int | None = None  # what the sources see
+    n_frames: int | None = None  # of a clip
+    stride: int | None = None  # between a clip's frames
+    source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.sources.clip_frames
+    source_input: str = RELEASED  # or EARLIER: how stores were made before; see `input_map`
+
+    def __post_init__(self) -> None:
+        """Raises RunError for numbers that are not whole, or a seed that the plan has no room for."""
+        object.__setattr__(self, "seed", coerce.whole(self.seed, "seed", below=coerce.PLAN_SEEDS))
+        for name in ("side_px", "source_side_px", "n_frames", "stride"):
+            object.__setattr__(self, name, coerce.whole_or_none(getattr(self, name), name, low=0))
+
+    def training_plan(self, spec: TargetSpec) -> Plan:
+        """The plan of a training view. Raises RunError for an unknown kind or size."""
+        side = self._side(spec)
+        kind = self.kind or spec.plan_kind
+        possible = _CLIP_PLANS if spec.videos else _PICTURE_PLANS
+        if kind not in possible:
+            raise RunError(f"--plan is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
+        if kind == "corner-clip":
+            n_frames, stride = self._clip(spec)
+            return CornerClip(side, seed=self.seed, n_frames=n_frames, stride=stride, flip=spec.flip)
+        if kind == "pad-crop-flip":
+            return PadCropFlip(side, seed=self.seed, pad=spec.pad, flip=spec.flip)
+        if kind == "random-resized-crop-flip":
+            return RandomResizedCropFlip(side, seed=self.seed, flip=spec.flip)
+        return self.evaluation_plan(spec, n_clips=1)
+
+    def evaluation_plan(self, spec: TargetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
+        """The centre view: the whole picture of the small-picture targets, 224 of 256 of the others; of
+        videos, `n_clips` views.
+        """
+        side = self._side(spec)
+        if spec.videos:
+            n_frames, stride = self._clip(spec)
+            return CentreClip(side, n_frames, stride, n_clips)
+        return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
+
+    def input_map(self, spec: TargetSpec, source: SourceSpec) -> InputMap:
+        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures), but for
+        sources that are students of ours.
+
+        Of clips, a source for pictures sees what `source_frames` says; "reference" is the released code's
+        way: the centre frame as the student sees it, with ActivityNet's mean taken off and nothing scaled.
+        Sources that read clips see the student's clips.
+
+        `source_input` EARLIER, for stores that were made before: 32 px become 74 by 74/32 and not by 7/3
+        (a difference of 0.045 on average, normalised), and Kinetics' mean is taken off where the released
+        code takes ActivityNet's. Raises RunError where target and source do not go together.
+        """
+        if self.source_input not in SOURCE_INPUTS:
+            raise RunError(
+                f"--source-input is {self.source_input!r}, expected one of {', '.join(SOURCE_INPUTS)}"
+            )
+        earlier = self.source_input == EARLIER
+        if not spec.videos:
+            if source.reads_clips:
+                raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
+            scale = Fraction(1) if source.task == "run" else spec.source_scale
+            side = scaled_side(self._side(spec), scale)
+            is_rounded = (
+                not (self.source_side_px or source.contract.size) and side != self._side(spec) * scale
+            )
+            by = str(scale) if is_rounded and not earlier else None
+            return replace(self._wanted(source, side, None), scale=by)
+        n_frames, _ = self._clip(spec)
+        if source.reads_clips:
+            of_3d_resnets = earlier and source.task == "kinetics" and source.mean == ACTIVITYNET_MEAN
+            mean = KINETICS_MEAN if of_3d_resnets else source.mean
+            side = source.contract.size or self._side(spec)
+            wanted = self._wanted(source, side, ClipFrames(CLIP, n_frames))
+            return replace(wanted, side_px=side, mean=mean)
+        name = self.source_frames or CENTER_FRAME
+        frames = ClipFrames.parse(name, n_frames)
+        if name == REFERENCE:
+            if source.task == "program" and source.contract.declares_pixels:
+                raise RunError(
+                    f"--source-frames {REFERENCE} takes the released code's mean off and scales nothing, and "
+                    f"{source.name} declares mean {shown(source.mean)}, std {shown(source.std)}; choose "
+                    f"another --source-frames"
+                )
+            mean = KINETICS_MEAN if earlier else ACTIVITYNET_MEAN
+            return InputMap(self._side(spec), mean, WHOLE_LEVELS, frames=frames)
+        return self._wanted(source, scaled_side(self._side(spec), spec.source_scale), frames)
+
+    def _wanted(self, source: SourceSpec, side_px: int, frames: ClipFrames | None) -> InputMap:
+        """What a source's contract wants, at the side that is asked for, that it declares, or `side_px`."""
+        contract = source.contract
+        return InputMap(
+            self.source_side_px or contract.size or side_px,
+            source.mean,
+            source.std,
+            interpolation=contract.interpolation or "bilinear",
+            frames=frames,
+            channels=contract.channels or "rgb",
+        )
+
+    def _clip(self, spec: TargetSpec) -> tuple[int, int]:
+        """Frames and stride. Raises RunError unless both are at least 1."""
+        n_frames = DEFAULT_CLIP[0] if self.n_frames is None else self.n_frames
+        stride = DEFAULT_CLIP[1] if self.stride is None else self.stride
+        if min(n_frames, stride) < 1:
+            raise RunError(
+                f"{spec.name}: clips of {n_frames} frames with stride {stride}, expected 1 or more"
+            )
+        return n_frames, stride
+
+    def _side(self, spec: TargetSpec) -> int:
+        side = spec.side_px if self.side_px is None else self.side_px
+        if side < 1:
+            raise RunError(f"--size is {side}, expected at least 1 pixel")
+        return side

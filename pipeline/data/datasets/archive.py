@@ -1,0 +1,112 @@
+"""The files of the official binary archives: found, or downloaded, checked and unpacked.
+
+Only the members that are read are unpacked, each beside its place and then renamed into it, so a half
+extraction never looks complete.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+
+from pipeline.data.datasets.registry import SPLITS, Binary, TargetSpec
+from sskt.errors import TargetError
+
+
+def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
+    """Every file that is read, with its length in bytes; None for the class names, which are text."""
+    sizes: dict[str, int | None] = {binary.class_names: None}
+    for part in (part for split in SPLITS for part in binary.parts(split)):
+        sizes[part.pixels] = part.n_pictures * (binary.label_bytes + 3 * side_px**2)
+        if part.labels:
+            sizes[part.labels] = part.n_pictures
+    return sizes
+
+
+def missing_files(spec: TargetSpec, binary: Binary, data_dir: Path) -> list[str]:
+    """Files that are not there yet. Raises TargetError for one of the wrong length, which is left alone."""
+    missing = []
+    for name, expected in file_sizes(binary, spec.side_px).items():
+        path = data_dir / binary.folder / name
+        if not path.is_file():
+            missing.append(name)
+        else:
+            _check_size(path, expected, "move it away and run again")
+    return missing
+
+
+def obtain(spec: TargetSpec, binary: Binary, data_dir: Path, *, download: bool) -> None:
+    """Make the unpacked files exist under `data_dir`, from the archive there or from its URL if need be.
+
+    Raises TargetError for wrong contents or, where nothing may be downloaded, a missing archive;
+    DownloadError if fetching fails or the archive there is not the official one.
+    """
+    missing = missing_files(spec, binary, data_dir)
+    if not missing:
+        return
+    archive = data_dir / posixpath.basename(binary.url)
+    if not archive.is_file() and not download:
+        listed = ", ".join(missing)
+        raise TargetError(
+            f"{data_dir / binary.folder}: {listed} not found for {spec.name}; {spec.how_to_prepare}"
+        )
+    from sskt.download import fetch  # the import of requests is worth its time only here
+
+    fetch(binary.url, archive, md5=binary.md5)
+    try:
+        _unpack(spec, binary, archive, missing)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TargetError(
+            f"{archive}: cannot be unpacked into {data_dir} ({reason}); make room or allow writing there"
+        ) from None
+
+
+def _unpack(spec: TargetSpec, binary: Binary, archive: Path, names: list[str]) -> None:
+    """Put the named members of an archive into `binary.folder` beside it."""
+    expected = file_sizes(binary, spec.side_px)
+    folder = archive.parent / binary.folder
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{binary.folder}.tmp-") as temporary:
+        wanted = {posixpath.join(binary.folder, name) for name in names}
+        absent = wanted - _extract(archive, wanted, Path(temporary))
+        if absent:
+            listed = ", ".join(sorted(absent))
+            raise TargetError(
+                f"{archive}: holds no {listed}, as {spec.name} expects; remove it and run again"
+            )
+        unpacked = Path(temporary) / binary.folder
+        for name in names:
+            _check_size(
+                unpacked / name, expected[name], f"{archive.name} is a wrong archive: remove it and run again"
+            )
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (unpacked / name).replace(folder / name)
+
+
+def _extract(archive: Path, wanted: set[str], into: Path) -> set[str]:
+    """Extract the wanted regular files; returns the names that were found."""
+    found: set[str] = set()
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = posixpath.normpath(member.name)
+                if name in wanted and member.isfile():
+                    tar.extract(member, into, filter="data")
+                    found.add(name)
+                    if found == wanted:
+                        break
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise TargetError(
+            f"{archive}: is not a sound tar archive ({error}); remove it and run again"
+        ) from None
+    return found
+
+
+def _check_size(path: Path, expected: int | None, remedy: str) -> None:
+    found = path.stat().st_size
+    if expected is not None and found != expected:
+        raise TargetError(f"{path}: has {found:,} bytes, expected {expected:,}; {remedy}")

@@ -1,0 +1,220 @@
+"""The index of one split of a target: which samples there are, what each one is, and its pixels.
+
+A sample's id is its row in the full split (or in the full listing that splits are drawn from); a subset keeps
+it, and labels and logits are looked up by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets import decode, subset
+from sskt.errors import TargetError
+from sskt.names import shown
+
+
+class Pictures(Protocol):
+    """Access to the pictures of an index, by row; safe to use from several threads."""
+
+    def name_of(self, row: int) -> str:
+        """Which picture this is, for messages."""
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """The picture, uint8 (H, W, 3), RGB."""
+
+    def encoded(self, row: int) -> bytes:
+        """The picture as a JPEG or PNG file that all decoders read alike."""
+
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures of one common size, uint8 (n, H, W, 3)."""
+
+    def take(self, rows: NDArray[np.int64]) -> Pictures:
+        """The same access to a subset, in the order of `rows`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayPictures:
+    """Pictures of one size in memory: `pixels` uint8 (N_full, H, W, 3), and the position in it of each row,
+    int64 (N,).
+    """
+
+    source: str  # e.g. "cifar10 train"
+    pixels: NDArray[np.uint8]
+    positions: NDArray[np.int64]
+
+    def name_of(self, row: int) -> str:
+        """See `Pictures.name_of`."""
+        return f"{self.source} picture {self.positions[row]}"
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """See `Pictures.pixels_of`."""
+        picture: NDArray[np.uint8] = self.pixels[self.positions[row]].copy()
+        return picture
+
+    def encoded(self, row: int) -> bytes:
+        """See `Pictures.encoded`."""
+        return decode.to_png(self.pixels_of(row))
+
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """See `Pictures.stack`."""
+        return self.pixels[self.positions[rows]]
+
+    def take(self, rows: NDArray[np.int64]) -> ArrayPictures:
+        """See `Pictures.take`; the pixels are shared, not copied."""
+        return replace(self, positions=self.positions[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FilePictures:
+    """Image files: `paths` bytes (N,), file-system encoded and relative to `root`; `transcode` bool (N,);
+    `depths` uint8 (N,), the bits of the values of 16-bit files (see `deep`).
+
+    A file with `transcode` set is decoded by Pillow and handed on as a plain PNG (see `decode.Inspected`).
+    """
+
+    root: Path
+    paths: NDArray[np.bytes_]
+    transcode: NDArray[np.bool_]
+    depths: NDArray[np.uint8]
+
+    def name_of(self, row: int) -> str:
+        """See `Pictures.name_of`."""
+        return shown(str(self.path_of(row)))
+
+    def path_of(self, row: int) -> Path:
+        """Where the file lies."""
+        return self.root / os.fsdecode(bytes(self.paths[row]))
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """See `Pictures.pixels_of`. Raises TargetError if the file cannot be read any more."""
+        encoded = self._read(row)
+        try:
+            return decode.to_pixels(encoded, int(self.depths[row]))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise TargetError(
+                f"{self.name_of(row)}: is damaged since it was indexed ({error}); restore it"
+            ) from None
+
+    def encoded(self, row: int) -> bytes:
+        """See `Pictures.encoded`. Raises TargetError if the file cannot be read any more."""
+        return decode.to_png(self.pixels_of(row)) if self.transcode[row] else self._read(row)
+
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """See `Pictures.stack`."""
+        return np.stack([self.pixels_of(int(row)) for row in rows])
+
+    def take(self, rows: NDArray[np.int64]) -> FilePictures:
+        """See `Pictures.take`."""
+        return replace(self, paths=self.paths[rows], transcode=self.transcode[rows], depths=self.depths[rows])
+
+    def _read(self, row: int) -> bytes:
+        path = self.path_of(row)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise TargetError(
+                f"{self.name_of(row)}: cannot be read since it was indexed ({reason}); restore it"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TargetIndex:
+    """N samples of one split.
+
+    target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
+    (height, width) of the picture as stored; of videos (N, 3), (frames, height, width). contents: uint8
+    (N, 16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes:
+    sentences that the caller should pass on to the user. presence: int8 (N, C), of pictures with several
+    labels: 1 for a class that is there, 0 for one that is not, -1 for one that is not counted; `labels` then
+    holds the first that is there.
+    """
+
+    target: str
+    split: str
+    kind: Literal["array", "files", "video"]
+    classes: tuple[str, ...]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    contents: NDArray[np.uint8]
+    access: Pictures
+    notes: tuple[str, ...] = ()
+    presence: NDArray[np.int8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def content_sha256(self) -> str:
+        """Hex digest of the ordered ids and contents."""
+        return hashlib.sha256(self.ids.astype("<i8").tobytes() + self.contents.tobytes()).hexdigest()
+
+    @property
+    def classes_sha256(self) -> str:
+        """Hex digest of the class map: the names in label order, and the label of every sample."""
+        names = "".join(f"{name}\n" for name in self.classes)
+        return hashlib.sha256(os.fsencode(names) + b"\n" + self.truth_bytes).hexdigest()
+
+    @property
+    def truth(self) -> NDArray[np.int64] | NDArray[np.int8]:
+        """What a student learns: labels, int64 (N,), or presence, int8 (N, C)."""
+        return self.labels if self.presence is None else self.presence
+
+    @property
+    def truth_bytes(self) -> bytes:
+        """The same, for a fingerprint."""
+        return self.truth.astype("<i8" if self.presence is None else "i1").tobytes()
+
+    def name_of(self, row: int) -> str:
+        """Which picture a row is, for messages."""
+        return self.access.name_of(row)
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """Reference decode of one row: uint8 (H, W, 3), RGB, the caller's own copy."""
+        return self.access.pixels_of(row)
+
+    def pictures(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Several rows whose pictures have one size: uint8 (n, H, W, 3), the caller's own copy."""
+        return self.access.stack(rows)
+
+    def encoded(self, row: int) -> bytes:
+        """One row as a JPEG or PNG file; what decoders disagree about comes as an 8-bit RGB PNG of
+        `pixels_of`.
+        """
+        return self.access.encoded(row)
+
+    def take(self, rows: NDArray[np.int64]) -> TargetIndex:
+        """The subset `rows`, in that order; ids are kept."""
+        return replace(
+            self,
+            ids=self.ids[rows],
+            labels=self.labels[rows],
+            sizes=self.sizes[rows],
+            contents=self.contents[rows],
+            access=self.access.take(rows),
+            presence=None if self.presence is None else self.presence[rows],
+        )
+
+    def limit(self, n: int) -> TargetIndex:
+        """A fixed subset of n samples, equal shares of every class up to rounding; the whole index if it has
+        no more.
+
+        The draw depends on ids and labels only, and limit(100) lies within limit(200). Raises TargetError if
+        n is below the number of classes.
+        """
+        if n < min(len(self.classes), len(self)):
+            raise TargetError(
+                f"{self.target} {self.split}: a limit of {n} leaves classes without a sample, "
+                f"expected at least {len(self.classes)}; raise --limit"
+            )
+        if n >= len(self):
+            return self
+        return self.take(subset.stratified(self.labels, subset.draws(self.ids), n))

@@ -1,0 +1,205 @@
+"""One picture file: is it sound, and its pixels as 8-bit RGB, by Pillow.
+
+The rules, which hold for every renderer: a file is what its content says, not its suffix; EXIF orientation
+is ignored (as torchvision's ImageFolder does without transforms; TIFF's own is not); alpha is dropped and not
+composited (as there); grey becomes three equal channels; of 16-bit values the high byte of the bits that are
+used is kept (`deep`); of several images in one file the first is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.data.datasets.bit_depth import FULL, bits_used, deep_values, is_deep, to_8_bits
+
+# what is read, in the order of the numbers that `kept` has for them; JPEG includes MPO
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    "QOI": (".qoi",),
+}
+SUFFIXES = {suffix: kind for kind, suffixes in FORMATS.items() for suffix in suffixes}
+
+_FOREIGN = (  # what else people find by the name of a picture: where it says so, how, and what it is
+    (4, b"ftyphei", "an HEIC image"),
+    (4, b"ftypmif1", "an HEIC image"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+    (0, b"<!DOCTYPE html", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"<svg", "an SVG drawing"),
+    (0, b"<?xml", "XML"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (4, b"ftyp", "a video"),
+)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadableError(Exception):
+    """Why bytes are not a usable picture; its text is a clause for the caller's sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What is known of a sound picture: its size, its content (see `content_of`), and how to decode it.
+
+    `transcode`: decoders disagree about this kind of file (CMYK, palette, alpha, 16-bit, ...), so Pillow
+    decodes it for all. kind: one of `FORMATS`. bits: those that a 16-bit file's values use, 0 for others.
+    several: whether there are more images in it (frames of an animation, pages), which are not read.
+    """
+
+    height: int
+    width: int
+    content: bytes
+    transcode: bool
+    kind: str
+    bits: int
+    several: bool
+
+
+def inspect(encoded: bytes) -> Inspected:
+    """Decode a file's bytes in full. Raises UnreadableError with the reason if that fails."""
+    if not encoded:
+        raise UnreadableError("zero bytes")
+    try:
+        with _open(encoded) as picture:
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise UnreadableError(
+                    f"{picture.width} x {picture.height} is over {Image.MAX_IMAGE_PIXELS:,} pixels"
+                )
+            picture.load()
+            transcode = not _any_decoder_agrees(picture, encoded)
+            bits = bits_used(picture, encoded) if is_deep(picture, encoded) else 0
+            if transcode and not bits:
+                _to_rgb(picture)
+            return Inspected(
+                picture.height,
+                picture.width,
+                content_of(encoded),
+                transcode,
+                "JPEG" if picture.format == "MPO" else str(picture.format),
+                bits,
+                _has_several(picture),
+            )
+    except UnidentifiedImageError:
+        raise UnreadableError(_what_is_inside(encoded)) from None
+    except Image.DecompressionBombError:
+        raise UnreadableError(f"over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+    except _BROKEN as error:
+        raise UnreadableError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def content_of(data: bytes | memoryview) -> bytes:
+    """A sample's content in index and store: the first 16 bytes of the sha256 of file bytes or raw pixels."""
+    return hashlib.sha256(data).digest()[:16]
+
+
+def to_pixels(encoded: bytes, depth: int = FULL) -> NDArray[np.uint8]:
+    """The picture as uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values are of `depth` bits."""
+    with _open(encoded) as picture:
+        picture.load()
+        if picture.mode.startswith("I") or (depth != FULL and is_deep(picture, encoded)):
+            values = deep_values(picture, encoded)
+            if values is not None:
+                return to_8_bits(values, depth)
+        return _to_rgb(picture)
+
+
+def to_png(pixels: NDArray[np.uint8]) -> bytes:
+    """An 8-bit RGB PNG of uint8 (H, W, 3), which every decoder reads to the same pixels."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _open(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
+
+
+def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    if "transparency" in picture.info or picture.mode in ("PA", "La", "RGBa"):
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def _has_several(picture: Image.Image) -> bool:
+    """Whether a file holds more images than the one that is read; a camera's previews do not count."""
+    with suppress(*_BROKEN):
+        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    return False
+
+
+def _what_is_inside(encoded: bytes) -> str:
+    """Why a file is no picture, from its first bytes."""
+    start = encoded.removeprefix(b"\xef\xbb\xbf").lstrip()[:64]
+    for at, mark, what in _FOREIGN:
+        if start[at:].lower().startswith(mark.lower()):
+            return f"{what} inside"
+    return "no image inside that can be read"
+
+
+def _any_decoder_agrees(picture: Image.Image, encoded: bytes) -> bool:
+    """Whether libjpeg, nvJPEG, libpng and Pillow all read this file, and give one another's pixels."""
+    if picture.format == "JPEG":
+        stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
+        return picture.mode in ("L", "RGB") and not stored_as_rgb and _clean_jpeg(encoded)
+    if picture.format != "PNG" or not _clean_png(encoded):
+        return False
+    bit_depth, colour_type = encoded[24], encoded[25]  # of IHDR; the mode does not tell 16-bit RGB from 8-bit
+    single = not getattr(picture, "is_animated", False)
+    return bit_depth == 8 and colour_type in (0, 2) and "transparency" not in picture.info and single
+
+
+def _clean_jpeg(encoded: bytes) -> bool:
+    """Whether segment follows segment up to the scan; Pillow skips stray bytes there, at which DALI stops."""
+    at = 2
+    while at + 4 <= len(encoded):
+        marker = encoded[at + 1]
+        known = (0xC0 <= marker <= 0xEF and not 0xD0 <= marker <= 0xD9) or marker == 0xFE
+        if encoded[at] != 0xFF or not known:
+            return False
+        if marker == 0xDA:
+            return True
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return False
+
+
+def _clean_png(encoded: bytes) -> bool:
+    """Whether every chunk up to IEND is there with its right CRC; Pillow forgives some, DALI none."""
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(encoded):
+        length, kind = struct.unpack_from(">I4s", encoded, at)
+        end = at + 8 + length
+        if int.from_bytes(encoded[end : end + 4], "big") != zlib.crc32(encoded[at + 4 : end]):
+            return False
+        if kind == b"IEND":
+            return True
+        at = end + 4
+    return False

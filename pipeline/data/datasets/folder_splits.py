@@ -1,0 +1,162 @@
+"""Which folders of an own target are its splits, told by their names and by what they hold.
+
+A folder is a split if its name says so (train, Training, valid, TEST, test_set, ...) and class folders lie in
+it; one of that name that holds the samples themselves is a class. What is left in doubt is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.datasets.image_files import class_folders
+from sskt.errors import TargetError
+
+TRAIN, VAL, TEST = "train", "val", "test"
+_WORDS = {
+    TRAIN: ("train", "training"),
+    VAL: ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"),
+    TEST: ("test", "testing"),
+}
+_SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
+_MORE = r"(set|data|dataset|images?|pictures?|photos?|videos?|clips?|split|folder)?"
+_NAMED = 5  # folders that a message names
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a folder is divided: the folder of each split by name, or no split at all (`divided` is False).
+
+    Where no test folder is there, the val folder is the test split. `notes` says what was understood.
+    """
+
+    root: Path
+    folders: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+    divided: bool = True
+
+    def folder(self, split: str, how_to_prepare: str) -> Path:
+        """The folder with the classes of a split. Raises TargetError if there is none."""
+        if not self.divided:
+            return self.root
+        if split not in self.folders:
+            wanted = "val or test" if split == TEST else split
+            there = ", ".join(class_folders(self.root)[:_NAMED]) or "none"
+            raise TargetError(
+                f"{self.root}: no folder {wanted} with class folders for the {split} split, found {there}; "
+                f"{how_to_prepare}"
+            )
+        return self.folders[split]
+
+
+def layout_of(root: Path, *, videos: bool) -> Layout:
+    """What the folders in `root` are; in class folders of `videos`, a folder may be a video's frames.
+
+    Raises TargetError, naming them, where that cannot be told.
+    """
+    inside = {name: class_folders(root / name) for name in class_folders(root)}
+    named = {name: split for name, below in inside.items() if below and (split := _meaning(name))}
+    named = named or _by_part_of_name(inside)
+    if not named:
+        _refuse_splits_in_classes(root, inside)
+        return Layout(root, {}, _of_classes(root, inside, videos=videos), divided=False)
+    found: dict[str, str] = {}
+    for name, split in named.items():
+        if split in found:
+            raise TargetError(
+                f"{root}: {found[split]}/ and {name}/ both mean the {split} split; merge them, or rename one"
+            )
+        found[split] = name
+    found = {split: found[split] for split in _WORDS if split in found}
+    notes = _left_out(root, inside, found)
+    if VAL in found and TEST not in found:
+        found[TEST] = found.pop(VAL)
+    if any(name != split for split, name in found.items()):
+        notes = (f"{root}: {_sentence(found)}", *notes)
+    return Layout(root, {split: root / found[split] for split in _WORDS if split in found}, notes)
+
+
+def _meaning(name: str) -> str | None:
+    """The split that a folder's name means: Training, val, test_set, "Test Images", train1, ..."""
+    plain = re.sub(r"[\W_\d]+", "", name.casefold())
+    for word, split in _SPLIT_OF.items():
+        if re.fullmatch(word + _MORE, plain):
+            return split
+    return None
+
+
+def _by_part_of_name(inside: Mapping[str, list[str]]) -> dict[str, str]:
+    """The splits of names such as seg_train and seg_test: one part of each means a split, and all classes are
+    classes of the training folder.
+    """
+    named = {}
+    for name, below in inside.items():
+        parts = re.findall(r"[^\W_\d]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name))
+        meanings = {_SPLIT_OF[part.casefold()] for part in parts if part.casefold() in _SPLIT_OF}
+        if len(meanings) == 1 and len(below) > 1:
+            named[name] = meanings.pop()
+    training = [set(inside[name]) for name, split in named.items() if split == TRAIN]
+    alike = all(set(inside[name]) <= classes for name in named for classes in training)
+    return named if training and alike and len(set(named.values())) > 1 else {}
+
+
+def _left_out(root: Path, inside: Mapping[str, list[str]], found: Mapping[str, str]) -> tuple[str, ...]:
+    """A note of the folders beside the splits. Raises TargetError where they might be classes."""
+    others = [name for name in inside if name not in found.values()]
+    if not others:
+        return ()
+    splits, beside = _list(list(found.values())), _list(others)
+    if TRAIN not in found or len(found) < 2:
+        hold = "holds" if len(found) == 1 else "hold"
+        raise TargetError(
+            f"{root}: {splits} {hold} class folders as a split does, and {beside} lie beside; expected "
+            f"splits alone (train/ and val/ or test/) or classes alone; move or rename what does not belong"
+        )
+    if doubled := [name for name in others if name in inside[found[TRAIN]]]:
+        raise TargetError(
+            f"{root}: {_list(doubled)} beside the splits {splits} has the name of a class in them; move its "
+            f"samples into a split, or elsewhere"
+        )
+    return (f"{root}: beside the splits {splits}, {len(others)} other folder(s) are left out ({beside})",)
+
+
+def _refuse_splits_in_classes(root: Path, inside: Mapping[str, list[str]]) -> None:
+    """Raise TargetError where class folders are themselves divided into splits."""
+    for name, below in inside.items():
+        meanings = {split: each for each in below if (split := _meaning(each))}
+        if TRAIN in meanings and len(meanings) > 1:
+            splits = _list([meanings[split] for split in _WORDS if split in meanings])
+            raise TargetError(
+                f"{root / name}: holds the splits {splits}, and would be taken for a "
+                f"class; name {root / name} as the target, or put the splits above the classes "
+                f"({root}/train/CLASS/)"
+            )
+
+
+def _of_classes(root: Path, inside: Mapping[str, list[str]], *, videos: bool) -> tuple[str, ...]:
+    """A note if a class has the name of a split, or the classes hold the same folders as splits would."""
+    if named := [name for name in inside if _meaning(name)]:
+        taken = "is taken for a class" if len(named) == 1 else "are taken for classes"
+        return (f"{root}: {_list(named)} {taken}, since no class folders are in there",)
+    sets = {tuple(below) for below in inside.values()}
+    if not videos and len(inside) > 1 and len(sets) == 1 and len(next(iter(sets))) > 1:
+        below = _list(list(next(iter(sets))))
+        note = (
+            f"{root}: {_list(list(inside))} are taken for the classes, and all hold {below}; if those are "
+            f"the classes and these the splits, rename these to train and test"
+        )
+        return (note,)
+    return ()
+
+
+def _sentence(found: Mapping[str, str]) -> str:
+    """Training/ is the train split, Test/ the test split."""
+    words = [f"{found[split]}/ {{}}the {split} split" for split in (TRAIN, VAL, TEST) if split in found]
+    return ", ".join([words[0].format("is "), *(word.format("") for word in words[1:])])
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(f"{name}/" for name in names[:_NAMED]) + more

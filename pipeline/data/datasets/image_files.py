@@ -1,0 +1,253 @@
+"""The pictures below one folder, or of one list, each validated: what can be used, in order, and what the
+user should know of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets.bit_depth import FULL, depth_of
+from pipeline.data.datasets.checked_files import FACTS, Facts, Paths, kept_file
+from pipeline.data.datasets.dataset import FilePictures, TargetIndex
+from pipeline.data.datasets.decode import FORMATS, SUFFIXES
+from pipeline.data.datasets.left_out import UnusableFiles, accepted, write_list
+from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.validation import KINDS, learn
+from pipeline.data.datasets.walk import Found, is_hidden, pictures_below, told
+from sskt.errors import TargetError
+from sskt.names import shown
+
+_NAMED = 5  # bad files that an error names
+
+
+@dataclass(slots=True)
+class Listing:
+    """The pictures below a folder in order of their paths, and notes for the user.
+
+    paths: bytes (N,), relative, first component the class folder. facts: `kept.FACTS` (N,), all valid. ids:
+    int64 (N,), places in the folder or list, of which some may be left out. depth: bits of the values of
+    16-bit files.
+    """
+
+    root: Path
+    paths: Paths
+    facts: Facts
+    ids: NDArray[np.int64]
+    depth: int = FULL
+    notes: list[str] = field(default_factory=list)
+
+
+def list_pictures(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = ()) -> Listing:
+    """Every picture below the class folders of `root`, sound ones only.
+
+    Hidden files and those of other suffixes are ignored, counted in the notes, and listed beside the kept
+    index. 16-bit values are as deep as those of `root` and of the folders `beside` it, the target's other
+    splits. Raises UnusableFiles that names what cannot be decoded, unless the user goes on without it, and
+    TargetError for a class folder without pictures.
+    """
+    found, ignored = pictures_below(root)
+    file = kept_file(index_dir, slug, root)
+    listing, gone = _listed(root, found)
+    _refuse_empty_classes(root, listing.paths, f"no picture ({_suffixes()})")
+    where = write_list(file, "ignored", ((os.fsdecode(path), kind) for path, kind in ignored))
+    if ignored:
+        listing.notes.append(
+            told(root, ignored, where, f"pictures in class folders ({_suffixes()} and their like)")
+        )
+    _keep_sound(listing, _learn(listing, gone, file), file)
+    _refuse_empty_classes(root, listing.paths, "no picture that can be used")
+    bits = int(listing.facts["bits"].max(initial=0))
+    if bits:
+        others = (_bits_below(folder, kept_file(index_dir, slug, folder)) for folder in beside)
+        _set_depth(listing, max(bits, *others, 0))
+    return listing
+
+
+def list_named(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> Listing:
+    """The pictures at `paths` below `root`, in this order; see `list_pictures`.
+
+    Raises UnusableFiles that names what is missing or cannot be decoded, unless the user goes on without it,
+    and TargetError for a path that comes twice.
+    """
+    twice = [path for path, n in Counter(paths).items() if n > 1]
+    if twice:
+        raise TargetError(
+            f"{root}: {shown(os.fsdecode(twice[0]))} is listed twice; restore the official list"
+        )
+    found: list[Found] = []
+    for path in paths:
+        try:
+            found.append((path, (root / os.fsdecode(path)).stat()))
+        except OSError:
+            found.append((path, None))
+    listing, gone = _listed(root, found)
+    file = kept_file(index_dir, slug, root)
+    _keep_sound(listing, _learn(listing, gone, file), file)
+    if not len(listing.paths):
+        raise TargetError(f"{root}: none of its {len(paths):,} listed pictures can be used; restore them")
+    _set_depth(listing, int(listing.facts["bits"].max()))
+    return listing
+
+
+def index_of(
+    listing: Listing,
+    spec: TargetSpec,
+    split: str,
+    classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    presence: NDArray[np.int8] | None = None,
+) -> TargetIndex:
+    """A listing with its labels, int64 (N,), as an index."""
+    deep = (listing.facts["bits"] > 0) & (listing.depth != FULL)
+    contents = np.ascontiguousarray(listing.facts["content"])
+    for row in np.flatnonzero(deep):  # their pixels are a function of the depth as well
+        contents[row] = np.frombuffer(_at_depth(contents[row].tobytes(), listing.depth), dtype=np.uint8)
+    return TargetIndex(
+        target=spec.name,
+        split=split,
+        kind="files",
+        classes=classes,
+        ids=listing.ids,
+        labels=labels,
+        sizes=np.ascontiguousarray(listing.facts["size"]),
+        contents=contents,
+        access=FilePictures(
+            listing.root,
+            listing.paths,
+            np.ascontiguousarray(listing.facts["transcode"]),
+            np.where(deep, listing.depth, FULL).astype(np.uint8),
+        ),
+        notes=tuple(listing.notes),
+        presence=presence,
+    )
+
+
+def class_folders(root: Path) -> list[str]:
+    """Sorted names of the folders directly in `root` without a leading dot; none if it is no folder."""
+    try:
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise TargetError(
+            f"{shown(str(root))}: cannot be listed ({error.strerror or error}); allow reading it"
+        ) from None
+
+
+def _listed(root: Path, found: list[Found]) -> tuple[Listing, dict[int, str]]:
+    """A listing that is not validated yet, and its rows that are no files, with the reason."""
+    paths = np.array([path for path, _ in found], dtype=np.bytes_)
+    listing = Listing(root, paths, np.zeros(len(found), dtype=FACTS), np.arange(len(found)))
+    gone = {}
+    for row, (_, stat) in enumerate(found):
+        if stat is None:
+            gone[row] = "a link to nothing, or not a file"
+        else:
+            listing.facts[row]["bytes"], listing.facts[row]["mtime_ns"] = stat.st_size, stat.st_mtime_ns
+    return listing, gone
+
+
+def _learn(listing: Listing, gone: dict[int, str], file: Path) -> dict[int, str]:
+    return learn(listing.root, listing.paths, listing.facts, gone, file, listing.notes)
+
+
+def _keep_sound(listing: Listing, bad: dict[int, str], file: Path) -> None:
+    """Drop the rows that cannot be used. Raises UnusableFiles unless the user goes on without them."""
+    reasons = {os.fsdecode(bytes(listing.paths[row])): bad[row] for row in sorted(bad)}
+    where = write_list(file, "unusable", reasons.items())
+    n = f"{len(bad):,} of {len(listing.paths):,} pictures"
+    if reasons and reasons.keys() - accepted(file):
+        named = [f"{shown(path)} ({shown(why)})" for path, why in reasons.items()]
+        raise UnusableFiles(
+            f"{shown(str(listing.root))}: {n} cannot be used: {_first(named)}"
+            f"{f', all in {where}' if where else ''}; replace or remove them, or go on without them by "
+            f"sskt prepare --allow-missing",
+            file,
+            reasons,
+        )
+    if bad:
+        listing.notes.append(
+            f"{shown(str(listing.root))}: {n} are left out, as --allow-missing said"
+            f"{f', all in {where}' if where else ''}"
+        )
+        sound = np.flatnonzero(listing.facts["valid"])
+        listing.paths, listing.facts = listing.paths[sound], listing.facts[sound]
+        listing.ids = listing.ids[sound]
+    listing.notes += _remarks(listing)
+
+
+def _remarks(listing: Listing) -> list[str]:
+    """What a user may not know of his files."""
+    facts, notes, root = listing.facts, [], shown(str(listing.root))
+    several = np.flatnonzero(facts["several"])
+    if len(several):
+        named = [shown(os.fsdecode(bytes(listing.paths[row]))) for row in several]
+        notes.append(
+            f"{root}: {len(several):,} files hold several images (frames or pages), of which the first is "
+            f"read: {_first(named)}"
+        )
+    suffixes = (b"." + path.rpartition(b".")[2].lower() for path in listing.paths.tolist())
+    pairs = Counter(zip(facts["kind"].tolist(), map(os.fsdecode, suffixes), strict=True))
+    strange = {  # kind 0: kept by an earlier version, which did not tell
+        (kind, suffix): n
+        for (kind, suffix), n in pairs.most_common()
+        if kind and SUFFIXES.get(suffix) != KINDS[kind - 1]
+    }
+    if strange:
+        kinds = ", ".join(
+            f"{n:,} {suffix} with {KINDS[kind - 1]} inside" for (kind, suffix), n in strange.items()
+        )
+        notes.append(
+            f"{root}: {sum(strange.values()):,} files are not what their suffix says, and are read as what "
+            f"they are ({kinds})"
+        )
+    return notes
+
+
+def _set_depth(listing: Listing, bits: int) -> None:
+    """Of how many bits the values of 16-bit files are taken to be; `bits`: the most that any uses."""
+    listing.depth = depth_of(bits) if bits else FULL
+    n = int((listing.facts["bits"] > 0).sum())
+    if n and listing.depth != FULL:
+        listing.notes.append(
+            f"{shown(str(listing.root))}: {n:,} 16-bit pictures are read as {listing.depth}-bit ones: no "
+            f"value in this target is above {(1 << listing.depth) - 1:,}"
+        )
+
+
+def _bits_below(folder: Path, file: Path) -> int:
+    """The most bits that any 16-bit picture below a folder uses."""
+    found, _ = pictures_below(folder)
+    listing, gone = _listed(folder, found)
+    _learn(listing, gone, file)
+    return int(listing.facts["bits"].max(initial=0))
+
+
+def _at_depth(content: bytes, depth: int) -> bytes:
+    return hashlib.sha256(content + b"depth" + bytes((depth,))).digest()[:16]
+
+
+def _refuse_empty_classes(root: Path, paths: Paths, what: str) -> None:
+    used = {os.fsdecode(bytes(path).split(b"/", 1)[0]) for path in paths}
+    empty = [shown(name) for name in class_folders(root) if name not in used]
+    if empty:
+        raise TargetError(f"{shown(str(root))}: {what} in class folder {_first(empty)}; fill or remove it")
+
+
+def _suffixes() -> str:
+    return ", ".join(suffixes[0] for suffixes in FORMATS.values())
+
+
+def _first(names: list[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

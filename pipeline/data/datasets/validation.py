@@ -1,0 +1,108 @@
+"""Every picture of a listing is decoded once to know that it is sound; what is known from an earlier run, or
+of a file with the same bytes, is not done again.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets.checked_files import Facts, Known, Paths, read_kept, recall, write_kept
+from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
+from pipeline.runtime.progress import Progress
+from sskt.names import shown
+
+KINDS = tuple(FORMATS)
+_PER_JOB = 64
+
+
+def learn(
+    root: Path, paths: Paths, facts: Facts, bad: dict[int, str], file: Path, notes: list[str]
+) -> dict[int, str]:
+    """Fill in the facts, from `file` or by decoding, and keep them there. `bad`: unusable rows, and why;
+    returned with those that decoding adds. `notes` receives what the user should know.
+    """
+    kept = read_kept(file)
+    if kept is None and file.exists():
+        notes.append(f"{file}: the kept index was damaged or of another version, and was built again")
+    elif kept is not None:
+        recall(kept, paths, facts)
+    unknown = np.array([row for row in np.flatnonzero(~facts["valid"]) if row not in bad], dtype=np.int64)
+    try:
+        known = _known_elsewhere(file) if len(unknown) else Known(())
+        return bad | _inspect_all(root, paths, facts, unknown, known)
+    finally:  # also after Ctrl-C: what was decoded need not be decoded again
+        if len(unknown) or kept is None or len(kept[0]) != len(paths):
+            _keep(paths, facts, file, notes)
+
+
+def _known_elsewhere(file: Path) -> Known:
+    """What all indexes say that are kept beside this folder's, its own included."""
+    kept = (read_kept(path) for path in sorted(file.parent.glob("*.npz")))
+    return Known(each for each in kept if each is not None)
+
+
+def _keep(paths: Paths, facts: Facts, file: Path, notes: list[str]) -> None:
+    try:
+        write_kept(file, paths, facts)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        notes.append(
+            f"{file.parent}: the index cannot be kept there ({reason}), "
+            f"so each run validates every picture again; allow writing there"
+        )
+
+
+def _inspect_all(
+    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Known
+) -> dict[int, str]:
+    """Decode the pictures `rows`, but for those whose content is `known`, and fill in their facts; returns
+    the bad ones with the reason.
+    """
+    bad: dict[int, str] = {}
+    jobs = [rows[start : start + _PER_JOB] for start in range(0, len(rows), _PER_JOB)]
+    if not jobs:
+        return bad
+    pool = ThreadPoolExecutor(min(32, os.cpu_count() or 1))
+    with warnings.catch_warnings(), Progress(f"checking {shown(root.name)}", total=len(rows)) as progress:
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata; `inspect` checks size limits itself
+        try:
+            lengths = {pool.submit(_inspect_some, root, paths, facts, job, known): len(job) for job in jobs}
+            for done in as_completed(lengths):
+                bad.update(done.result())
+                progress.advance(lengths[done])
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return bad
+
+
+def _inspect_some(
+    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Known
+) -> dict[int, str]:
+    bad = {}
+    for row in rows:
+        fact = facts[row]
+        try:
+            encoded = (root / os.fsdecode(bytes(paths[row]))).read_bytes()
+            same = known.fact(content_of(encoded))
+            seen = inspect(encoded) if same is None else None
+        except UnreadableError as error:
+            bad[int(row)] = str(error)
+            continue
+        except OSError as error:
+            bad[int(row)] = error.strerror or str(error)
+            continue
+        if seen is not None:
+            fact["size"], fact["transcode"] = (seen.height, seen.width), seen.transcode
+            fact["content"] = np.frombuffer(seen.content, dtype=np.uint8)
+            fact["kind"], fact["bits"], fact["several"] = 1 + KINDS.index(seen.kind), seen.bits, seen.several
+        elif same is not None:
+            for name in ("size", "transcode", "content", "kind", "bits", "several"):
+                fact[name] = same[name]
+        fact["valid"] = True
+    return bad

@@ -1,0 +1,73 @@
+"""A folder of videos that was prepared in another place or under another name is prepared here as well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.data.datasets.decode import UnreadableError
+from pipeline.data.datasets.registry import VIDEOFOLDER, TargetSpec
+from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
+from pipeline.data.datasets.video.pack import Packing, Stamp
+from pipeline.data.datasets.video.pack_record import Record, pack_path, write_record
+from pipeline.data.datasets.video.splits import Clip, list_videos
+
+Found = list[tuple[Clip, str, Stamp]]  # a video, its sha256, its length and time
+
+
+def adopt(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | None:
+    """The record of a folder each of whose videos was packed elsewhere, one way for all: the packs are linked
+    to, and nothing is decoded. None, and nothing is done, where that is not so.
+    """
+    if not spec.name.startswith(VIDEOFOLDER):
+        return None
+    packings = set(_packings(index_dir))
+    known = KnownVideos(spec, data_dir, index_dir)
+    found = _all_known(spec, data_dir, known) if packings else None
+    if found is None:
+        return None
+    for packing in sorted(packings, key=repr):
+        try:
+            if all(
+                known.take(sha256, clip.name, pack_path(spec, data_dir, index_dir, clip.name), packing, stamp)
+                for clip, sha256, stamp in found
+            ):
+                known.settle()
+                known.save()
+                record = Record(packing)
+                write_record(spec, data_dir, index_dir, record)
+                return record
+            known.give_up()
+        except OSError:  # a folder that cannot be written, which preparing will name
+            return None
+    return None
+
+
+def _packings(index_dir: Path) -> Iterator[Packing]:
+    """How the folders of videos were packed that were prepared whole."""
+    for file in index_dir.glob(f"{VIDEOFOLDER[:-1]}-*/prepared-1.json"):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if not found["missing"] and not found["damaged"]:
+                yield Packing(**found["packing"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+
+
+def _all_known(spec: TargetSpec, data_dir: Path, known: KnownVideos) -> Found | None:
+    """Every video of a folder, if all are known; lengths are looked at before any is read."""
+    clips = [clip for split in list_videos(spec, data_dir).clips.values() for clip in split]
+    found = []
+    try:
+        there = [(clip, clip.source, Stamp.of(clip.source)) for clip in clips if clip.source is not None]
+        if len(there) < len(clips) or not {stamp.nbytes for *_, stamp in there} <= known.lengths:
+            return None
+        for clip, source, stamp in there:
+            sha256 = bytes_sha256(source)
+            if not known.has_pack(sha256):
+                return None
+            found.append((clip, sha256, stamp))
+    except (OSError, UnreadableError):
+        return None
+    return found

@@ -1,0 +1,193 @@
+"""The index of one split of a prepared target of videos, and its frames as pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets import decode
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.decode import UnreadableError
+from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.video.adopt import adopt
+from pipeline.data.datasets.video.known import KnownVideos
+from pipeline.data.datasets.video.pack import OpenPack, Packed, Stamp, read_pack
+from pipeline.data.datasets.video.pack_record import command_of, pack_path, read_record
+from pipeline.data.datasets.video.splits import Clip, list_videos
+from sskt.errors import TargetError
+from sskt.names import shown
+
+_OPEN_PACKS = 512  # at a time
+
+
+def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -> TargetIndex:
+    """The index of one split; ids are places in its list, also where videos are left out.
+
+    Raises TargetError if the target is not prepared, or not the videos that are there now.
+    """
+    record = read_record(spec, data_dir, index_dir) or adopt(spec, data_dir, index_dir)
+    if record is None:
+        raise TargetError(_how_to_begin(spec, data_dir, index_dir))
+    command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
+    listing = list_videos(spec, data_dir)
+    listed = listing.clips[split]
+    left_out, known = record.left_out, KnownVideos(spec, data_dir, index_dir)
+    ids, packs, paths, labels = [], [], [], []
+    for number, clip in enumerate(listed):
+        if clip.name in left_out:
+            continue
+        path = pack_path(spec, data_dir, index_dir, clip.name)
+        packed = read_pack(path)
+        if packed is None or packed.packing != record.packing:
+            raise TargetError(f"{spec.name}: {shown(clip.name)} is not packed, or no longer; {command} again")
+        _require_unchanged(clip, packed, command, known)
+        ids.append(number)
+        packs.append(packed)
+        paths.append(path)
+        labels.append(clip.label)
+    known.save()
+    if not ids:
+        raise TargetError(
+            f"{spec.name}: none of the {len(listed):,} videos of the {split} split is there; {command}"
+        )
+    notes = list(listing.notes)
+    if len(ids) < len(listed):
+        notes.append(
+            f"{spec.name}: {len(listed) - len(ids):,} of {len(listed):,} {split} videos are left out, "
+            f"as --allow-missing said"
+        )
+    return TargetIndex(
+        target=spec.name,
+        split=split,
+        kind="video",
+        classes=listing.classes,
+        ids=np.array(ids, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        sizes=np.array([(p.n_frames, p.height, p.width) for p in packs], dtype=np.int32),
+        contents=np.array([list(p.content) for p in packs], dtype=np.uint8),
+        access=Packs(paths, packs),
+        notes=tuple(notes),
+    )
+
+
+def frames_index(index: TargetIndex) -> TargetIndex:
+    """Every frame of every video of `index` as a picture of its own, one video behind the other."""
+    counts = index.sizes[:, 0].astype(np.int64)
+    assert isinstance(index.access, Packs)  # noqa: S101 - the access of every index of videos
+    n = int(counts.sum())
+    return replace(
+        index,
+        kind="files",
+        ids=np.arange(n, dtype=np.int64),
+        labels=np.broadcast_to(np.int64(0), n),
+        sizes=np.repeat(index.sizes[:, 1:], counts, axis=0),
+        contents=np.broadcast_to(np.uint8(0), (n, 16)),
+        access=_Frames(index.access, first_frames(index)),
+    )
+
+
+def first_frames(index: TargetIndex) -> NDArray[np.int64]:
+    """Where each video's frames begin in `frames_index`: int64 (N,)."""
+    counts = index.sizes[:, 0].astype(np.int64)
+    return np.cumsum(counts) - counts
+
+
+class Packs:
+    """Access to packed videos; as a picture, a video is its middle frame. See `Pictures`."""
+
+    def __init__(self, paths: list[Path], packs: list[Packed]) -> None:
+        self._paths, self._packs = paths, packs
+        self._opened = lru_cache(maxsize=_OPEN_PACKS)(self._open)
+
+    def frame(self, row: int, number: int) -> bytes:
+        """One frame of one video, as a JPEG file."""
+        return self._opened(row).frame(number)
+
+    def name_of(self, row: int) -> str:
+        """See `Pictures.name_of`."""
+        return shown(str(self._paths[row]))
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """See `Pictures.pixels_of`."""
+        return decode.to_pixels(self.encoded(row))
+
+    def encoded(self, row: int) -> bytes:
+        """See `Pictures.encoded`."""
+        return self.frame(row, self._packs[row].n_frames // 2)
+
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """See `Pictures.stack`."""
+        return np.stack([self.pixels_of(int(row)) for row in rows])
+
+    def take(self, rows: NDArray[np.int64]) -> Packs:
+        """See `Pictures.take`."""
+        return Packs([self._paths[r] for r in rows], [self._packs[r] for r in rows])
+
+    def _open(self, row: int) -> OpenPack:
+        return OpenPack(self._paths[row], self._packs[row])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Frames:
+    """Frames as pictures. See `Pictures`."""
+
+    packs: Packs
+    firsts: NDArray[np.int64]
+    rows: NDArray[np.int64] | None = field(default=None)  # None: every frame
+
+    def name_of(self, row: int) -> str:
+        video, frame = self._place(row)
+        return f"{self.packs.name_of(video)} frame {frame}"
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        try:
+            return decode.to_pixels(self.encoded(row))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise TargetError(
+                f"{self.name_of(row)}: is damaged since it was packed ({error}); run sskt prepare again"
+            ) from None
+
+    def encoded(self, row: int) -> bytes:
+        return self.packs.frame(*self._place(row))
+
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack([self.pixels_of(int(row)) for row in rows])
+
+    def take(self, rows: NDArray[np.int64]) -> _Frames:
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def _place(self, row: int) -> tuple[int, int]:
+        at = row if self.rows is None else int(self.rows[row])
+        video = int(np.searchsorted(self.firsts, at, side="right")) - 1
+        return video, at - int(self.firsts[video])
+
+
+def _require_unchanged(clip: Clip, packed: Packed, command: str, known: KnownVideos) -> None:
+    if clip.source is None:
+        return
+    try:
+        same = known.is_of(packed, clip.name, clip.source, Stamp.of(clip.source))
+    except OSError as error:
+        raise TargetError(
+            f"{shown(str(clip.source))}: cannot be read ({error.strerror or error}); restore it"
+        ) from None
+    except UnreadableError:  # a folder whose frames are others by now
+        same = False
+    if not same:
+        raise TargetError(f"{shown(str(clip.source))}: has changed since it was packed; {command} again")
+
+
+def _how_to_begin(spec: TargetSpec, data_dir: Path, index_dir: Path) -> str:
+    """What to do with a target that was never prepared: the commands, one a line."""
+    assert spec.root is not None  # noqa: S101 - of videos
+    root = data_dir / spec.root
+    first = "" if root.is_dir() else f"\n  first {spec.how_to_prepare}"
+    steps = (("prepare",), ("precompute", "--source imagenet --source places365"), ("train",))
+    commands = [command_of(verb, spec, data_dir, index_dir, *words) for verb, *words in steps]
+    return f"{spec.name}: is not prepared; a target of videos takes three commands:{first}" + "".join(
+        f"\n  {command}" for command in commands
+    )

@@ -1,0 +1,104 @@
+"""Where a target's packs lie, and what is known of those listed videos that have none: for the program in
+`prepared-N.json`, for the user, line by line, in `left-out-N.txt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cache.storage import write_durably
+from pipeline.data.datasets.left_out import on_one_line
+from pipeline.data.datasets.registry import TargetSpec, target_slug
+from pipeline.data.datasets.video.pack import SUFFIX, Packing
+from pipeline.runtime.paths import folder_words
+from sskt.errors import TargetError
+from sskt.names import quoted
+
+_LONGEST_NAME = 230  # bytes, of the 255 that a file system takes: one being written has a longer name
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One split's preparation, as it ended."""
+
+    packing: Packing
+    missing: tuple[str, ...] = ()  # listed, and nowhere to be found
+    damaged: dict[str, str] = field(default_factory=dict)  # name to reason
+
+    @property
+    def command_words(self) -> list[str]:
+        """The options of `sskt prepare` that ended so."""
+        usual, words = Packing(), []
+        if self.packing.short_px != usual.short_px:
+            words.append(f"--short-side {self.packing.short_px}")
+        if self.packing.quality != usual.quality:
+            words.append(f"--quality {self.packing.quality}")
+        return words + ["--allow-missing"] * bool(self.left_out)
+
+    @property
+    def left_out(self) -> set[str]:
+        """Videos that the user goes on without."""
+        return {*self.missing, *self.damaged}
+
+
+def pack_path(spec: TargetSpec, data_dir: Path, index_dir: Path, name: str) -> Path:
+    """Where the pack of one video lies; the splits of a target share their packs."""
+    path = _folder(spec, data_dir, index_dir) / f"{name}{SUFFIX}"
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        return path.with_name(f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}{SUFFIX}")
+    return path
+
+
+def read_record(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | None:
+    """How the preparation of this split ended; None if it has not. Raises TargetError for a damaged file."""
+    path = _file(spec, data_dir, index_dir, "prepared", "json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Record(Packing(**found["packing"]), tuple(found["missing"]), dict(found["damaged"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TargetError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); remove it and run "
+            f"`{command_of('prepare', spec, data_dir, index_dir)}` again"
+        ) from None
+
+
+def write_record(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
+    """Keep how it ended."""
+    text = json.dumps(asdict(record), indent=2) + "\n"
+    write_durably(_file(spec, data_dir, index_dir, "prepared", "json"), text.encode())
+
+
+def write_left_out(spec: TargetSpec, data_dir: Path, index_dir: Path, record: Record) -> Path:
+    """Keep every video that cannot be used, with the reason, as text; returns where."""
+    path = _file(spec, data_dir, index_dir, "left-out", "txt")
+    reasons = dict.fromkeys(record.missing, "not there") | record.damaged
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{on_one_line(name)}\t{reasons[name]}\n" for name in sorted(reasons))
+    write_durably(path, os.fsencode(text))
+    return path
+
+
+def command_of(verb: str, spec: TargetSpec, data_dir: Path, index_dir: Path, *words: str) -> str:
+    """A command for this target that looks where this one did; `index_dir` lies in the --cache-dir."""
+    named = (f"--target {quoted(spec.as_given)}", *words, *folder_words(data_dir, index_dir.parent))
+    return f"sskt {verb} {' '.join(named)}"
+
+
+def _folder(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Path:
+    """Videos of one's own share a name with others' too easily: the place of the folder is added."""
+    slug = target_slug(spec.name.partition(":")[0])
+    if spec.videos is not None and spec.videos.lists is None:
+        place = hashlib.sha256(os.fsencode((data_dir / str(spec.root)).resolve())).hexdigest()[:12]
+        slug = f"{target_slug(spec.name)}-{place}"
+    return index_dir / slug
+
+
+def _file(spec: TargetSpec, data_dir: Path, index_dir: Path, what: str, suffix: str) -> Path:
+    split = 1 if spec.videos is None else spec.videos.split
+    return _folder(spec, data_dir, index_dir) / f"{what}-{split}.{suffix}"

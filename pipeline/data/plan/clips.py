@@ -1,0 +1,155 @@
+"""Plans for clips: F frames of a video through one window (METHOD.md, released-code facts for 3D)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.plan.plan import ALGORITHM, CLIP, Rows, below, draws_of, flips_of
+
+_N_CORNERS = 5  # centre, top left, top right, bottom left, bottom right
+
+
+@dataclass(frozen=True, slots=True)
+class CornerClip:
+    """Multi-scale corner crop: a random start, a square at a corner or the centre, a random flip.
+
+    The square's side is the video's short side times 2^(-k / 4), k from 0 to `n_scales` - 1. A video shorter
+    than the clip begins anew at its end.
+
+    Departs from the released code: its last possible start is left out there.
+    """
+
+    side_px: int
+    seed: int = 0
+    n_frames: int = 16
+    stride: int = 1
+    n_scales: int = 5
+    flip: float = 0.5
+
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+        """See `Plan.rows`; sizes are (N, 3)."""
+        draws = draws_of(self.seed, ids, view, CLIP)
+        starts = below(draws[:, 0], _last_starts(sizes, self.n_frames, self.stride) + 1)
+        scales = 2.0 ** (-below(draws[:, 1], self.n_scales) / 4)
+        crop = np.maximum(1, (sizes[:, 1:].min(axis=1) * scales).astype(np.int64))  # rounded down, as there
+        room = sizes[:, 1:] - crop[:, None]
+        corner = below(draws[:, 2], _N_CORNERS)
+        anchors = np.stack([room[:, 0] * (corner >= 3), room[:, 1] * (corner % 2 == 0)], axis=1)
+        anchors = np.where((corner == 0)[:, None], room // 2, anchors)
+        windows = np.column_stack([anchors, crop, crop]).astype(np.int32)
+        flips = flips_of(self.seed, ids, view, self.flip)
+        return Rows(ids, windows, flips, _frames(starts, sizes, self.n_frames, self.stride))
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Plan.to_dict`."""
+        return {"kind": "corner-clip", "algorithm": ALGORITHM, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class CentreClip:
+    """The evaluation views: the central square of the short side; view v is the v-th of `n_clips` clips,
+    evenly spaced from the video's first to its last (one: the middle).
+    """
+
+    side_px: int
+    n_frames: int = 16
+    stride: int = 1
+    n_clips: int = 1
+
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+        """See `Plan.rows`; sizes are (N, 3)."""
+        last = _last_starts(sizes, self.n_frames, self.stride)
+        starts = last // 2 if self.n_clips == 1 else last * (view % self.n_clips) // (self.n_clips - 1)
+        flips = np.zeros(len(ids), dtype=np.bool_)
+        return Rows(ids, _central_squares(sizes), flips, _frames(starts, sizes, self.n_frames, self.stride))
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Plan.to_dict`."""
+        return {"kind": "centre-clip", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class EveryClip:
+    """The released test script's views: the central square of the short side; view v is the v-th of all
+    consecutive clips of a video, which do not overlap.
+
+    A last clip that is too short begins anew at its own start; of a single frame that is left over there is
+    none, as released. `n_clips_of` says how many clips a video has: its later views are the first ones again.
+    """
+
+    side_px: int
+    n_frames: int = 16
+    stride: int = 1
+
+    def n_clips_of(self, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Clips of each video: int64 (N,), at least 1; sizes are (N, 3)."""
+        return np.maximum(1, -(-(sizes[:, 0].astype(np.int64) - 1) // (self.n_frames * self.stride)))
+
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+        """See `Plan.rows`; sizes are (N, 3)."""
+        starts = view % self.n_clips_of(sizes) * self.n_frames * self.stride
+        there = np.clip(-(-(sizes[:, 0] - starts) // self.stride), 1, self.n_frames)  # frames of the clip
+        steps = np.arange(self.n_frames)[None, :] % there[:, None]
+        frames = (starts[:, None] + self.stride * steps).astype(np.int32)
+        flips = np.zeros(len(ids), dtype=np.bool_)
+        return Rows(ids, _central_squares(sizes), flips, frames)
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Plan.to_dict`."""
+        return {"kind": "every-clip", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class OfClip:
+    """Some frames of the clips of another plan: what a source needs of them, and nothing else is decoded."""
+
+    plan: CornerClip | CentreClip
+    picks: tuple[int, ...]  # places in the clip
+
+    @property
+    def side_px(self) -> int:
+        """See `Plan.side_px`."""
+        return self.plan.side_px
+
+    @property
+    def n_frames(self) -> int:
+        """Of what is drawn."""
+        return len(self.picks)
+
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+        """See `Plan.rows`."""
+        rows = self.plan.rows(view, ids, sizes)
+        assert rows.frames is not None  # noqa: S101 - plans of clips have frames
+        return Rows(rows.ids, rows.windows, rows.flips, rows.frames[:, list(self.picks)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `Plan.to_dict`: the whole clip's, which is what its frames are drawn from."""
+        return self.plan.to_dict()
+
+
+ClipPlan = CornerClip | CentreClip | EveryClip | OfClip
+
+
+def _central_squares(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Windows (N, 4) as wide as the short side."""
+    crop = sizes[:, 1:].min(axis=1)
+    shape = np.stack([crop, crop], axis=1)
+    return np.concatenate([(sizes[:, 1:] - shape) // 2, shape], axis=1).astype(np.int32)
+
+
+def _last_starts(sizes: NDArray[np.int32], n_frames: int, stride: int) -> NDArray[np.int64]:
+    """The last frame at which a clip can begin and still fit: int64 (N,), 0 for shorter videos."""
+    span = (n_frames - 1) * stride + 1
+    return np.maximum(0, sizes[:, 0].astype(np.int64) - span)
+
+
+def _frames(
+    starts: NDArray[np.int64], sizes: NDArray[np.int32], n_frames: int, stride: int
+) -> NDArray[np.int32]:
+    """Every frame of every clip: int32 (N, n_frames); what goes beyond the end begins anew."""
+    frames = starts[:, None] + stride * np.arange(n_frames)
+    return (frames % sizes[:, :1]).astype(np.int32)

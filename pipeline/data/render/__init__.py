@@ -1,0 +1,94 @@
+"""Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for;
+of videos clips, (N, 3, F, side, side), the frames that the plan says.
+
+Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
+pictures in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
+count; they differ from one another by at most about one grey level on average after a resize, and not at all
+without one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import ClipPlan, Plan
+from pipeline.runtime.execution import Execution
+from sskt.errors import RunError
+
+Positions = NDArray[np.int64]  # (N,) rows of a target index
+RENDERERS = ("auto", "dali", "torch", "resident")
+
+
+class Renderer(Protocol):
+    """Draws pictures of one target index by one plan."""
+
+    name: str  # "dali-cpu", "resident-gpu" and so on: recorded with every store
+
+    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
+        """One uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), for each array of n index positions;
+        at most `batch_size` of them.
+        """
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Within it, a file is decoded once for all renders, and its whole picture kept in memory."""
+
+    def close(self) -> None:
+        """Free threads and device memory."""
+
+
+def open_renderer(index: TargetIndex, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
+    """A renderer for batches of at most `batch_size`. `execution.renderer`: auto takes the fastest that can
+    draw them (benchmarks/loaders.py), resident for small pictures, DALI where it is installed, else torch.
+
+    `execution.device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError
+    when one is asked for by name that is not installed, or cannot draw these pictures.
+    """
+    backend, device, threads = execution.renderer, execution.device, execution.threads
+    if backend not in RENDERERS:
+        raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
+    if index.kind == "video":
+        from pipeline.data.render.clips import ClipRenderer
+
+        if not isinstance(plan, ClipPlan):
+            raise RunError(f"{index.target} holds videos, {type(plan).__name__} is a plan for pictures")
+        n_frames = plan.n_frames
+
+        def of_frames(frames: TargetIndex, frame_plan: Plan) -> Renderer:
+            return open_renderer(frames, frame_plan, execution, batch_size=batch_size * n_frames)
+
+        return ClipRenderer(index, plan, of_frames)
+    from pipeline.data.render.resident import ResidentRenderer, can_be_resident
+
+    if backend in ("auto", "resident"):
+        if can_be_resident(index, plan, device):
+            return ResidentRenderer(index, plan, device=device)
+        if backend == "resident":
+            raise RunError(
+                f"--renderer resident draws pictures that lie in memory and keep their size, and "
+                f"{index.target} has others; use --renderer auto"
+            )
+    installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
+    if backend == "dali" and not installed:
+        raise RunError(
+            "DALI is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch"
+        )
+    if backend == "torch" or not installed:
+        from pipeline.data.render.torch import TorchRenderer
+
+        return TorchRenderer(index, plan, threads=threads)
+    from pipeline.data.render.dali import DaliRenderer
+
+    return DaliRenderer(index, plan, device=device, batch_size=batch_size, threads=threads)
+
+
+def in_batches(positions: Positions, batch_size: int) -> Sequence[Positions]:
+    """Consecutive batches of at most `batch_size` positions; the last may be smaller."""
+    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]

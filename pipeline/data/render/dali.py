@@ -1,0 +1,248 @@
+"""The DALI renderer: one graph for pictures in memory or JPEG/PNG files, on the CPU or a GPU.
+
+Every random decision comes in as a tensor from the plan; the graph holds no random operator. On a CPU, file
+pictures are decoded only inside their window where the plan allows it, which gives the same bytes as cutting
+the whole picture (tests/test_pipeline_render.py); the graph ends with the windows, and torch resizes them.
+On a GPU they are decoded whole, because nvImageCodec 0.9.0 fails there on windows (its issue 55; a
+segmentation fault on an H100), and without the hardware JPEG engine, whose pixels are not the CUDA decoder's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import PadCropFlip, Plan
+from pipeline.data.render import Positions
+from pipeline.data.render.torch import fitted
+from sskt.sources.forward import one_thread_each
+
+# what enters the graph: encoded files, of which a CPU decodes the window alone; files whose whole pictures
+# are handed out as well; pictures in memory
+_Entry = Literal["files", "keep", "pixels"]
+_TOGETHER = 16  # windows of one size that are resized in one call
+_PREFETCHED = 2  # batches that the graph works on while one is used
+_AHEAD = 3  # batches whose files are read while the graph works on earlier ones
+_Feed = tuple[
+    list[NDArray[np.uint8]] | NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]
+]
+
+
+class DaliRenderer:
+    """See `pipeline.data.render.Renderer`. On a CUDA device the pixels are born there and stay there."""
+
+    def __init__(
+        self, index: TargetIndex, plan: Plan, *, device: torch.device, batch_size: int, threads: int
+    ) -> None:
+        self._index, self._plan, self._device = index, plan, device
+        self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
+        self._batch_size, self._threads = batch_size, threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._feeds: Iterator[_Feed] = iter(())
+        self._pipes: dict[_Entry, Pipeline] = {}  # built at first use
+        self._kept: dict[int, NDArray[np.uint8]] | None = None
+        self._closed = False
+        self._has_its_size = isinstance(plan, PadCropFlip) and not (index.sizes != plan.side_px).any()
+        # on a CPU DALI takes three times as long to resize a picture as torch, twice as long as to decode it
+        self._fits_on_host = device.type == "cpu" and not self._has_its_size
+        self._resizers = one_thread_each(threads, "resize")
+        self._flips: deque[NDArray[np.int32]] = deque()  # of the batches in the graph
+
+    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
+        """See `Renderer.render`. One render at a time; leaving it early is fine."""
+        entry = self._entry(batches)
+        pipe = self._pipes.get(entry) or self._pipes.setdefault(entry, self._build(entry))
+        self._feeds = self._read_ahead(view, batches, entry)
+        try:
+            for n, positions in enumerate(batches):
+                output = self._run(pipe, batches[n : n + 1 + _PREFETCHED])
+                if entry == "keep":
+                    self._keep(positions, output[1])
+                if self._fits_on_host:
+                    yield self._fitted(output[0])
+                else:  # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
+                    yield from_dlpack(output[0].as_tensor())
+        finally:
+            self._drain(entry)
+
+    def _run(self, pipe: Pipeline, fed: Sequence[Positions]) -> Any:
+        """The next batch out of the graph, which holds no picture but those `fed`. DALI stops at a damaged
+        one without saying which: the TargetError that is raised names it.
+        """
+        try:
+            return pipe.run()
+        except RuntimeError:
+            self._pipes.clear()  # a graph that has failed does not go on
+            for position in np.concatenate(fed):
+                self._index.pixels_of(int(position))
+            raise  # it was not the pictures
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """See `Renderer.keeping`."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def close(self) -> None:
+        """See `Renderer.close`."""
+        self._pool.shutdown(cancel_futures=True)
+        self._pipes.clear()  # a graph holds its source, this renderer: a circle that would keep its memory
+        self._closed = True
+
+    def _entry(self, batches: Sequence[Positions]) -> _Entry:
+        """How pictures enter the graph; a file is decoded no more than once while pictures are kept."""
+        if self._index.kind == "array":
+            return "pixels"
+        if self._kept is None:
+            return "files"
+        return "pixels" if all(int(p) in self._kept for batch in batches for p in batch) else "keep"
+
+    def _fitted(self, windows: Any) -> torch.Tensor:
+        """Windows of the next batch, resized and flipped by the host: uint8 (n, 3, side, side)."""
+        side, flips = self._plan.side_px, self._flips.popleft()
+        drawn = np.empty((len(flips), 3, side, side), dtype=np.uint8)  # filled by threads
+        cut = [np.asarray(windows.at(i)) for i in range(len(flips))]
+
+        def fit(alike: slice) -> None:
+            same = cut[alike]
+            together = np.stack(same) if len(same) > 1 else same[0][None]
+            drawn[alike] = fitted(together, side, bool(flips[alike.start])).numpy()
+
+        for _ in self._resizers.map(fit, _runs([(*c.shape, f) for c, f in zip(cut, flips, strict=True)])):
+            pass
+        return torch.from_numpy(drawn)
+
+    def _keep(self, positions: Positions, decoded: Any) -> None:
+        """Hold on to the whole pictures of a batch, in the host's memory."""
+        assert self._kept is not None  # noqa: S101 - "keep" is no entry otherwise
+        decoded = decoded.as_cpu() if self._device.type == "cuda" else decoded
+        for i, position in enumerate(positions):
+            self._kept[int(position)] = np.array(decoded.at(i))
+
+    def _read_ahead(self, view: int, batches: Sequence[Positions], entry: _Entry) -> Iterator[_Feed]:
+        """What the graph eats, with file reads running ahead of it."""
+        pending: deque[Future[_Feed]] = deque()
+        for positions in batches:
+            pending.append(self._pool.submit(self._feed, view, positions, entry))
+            if len(pending) > _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def _next_feed(self) -> _Feed | tuple[Any, ...]:
+        """What the graph eats of a batch; what the host does with it is kept until the batch comes out."""
+        feed = next(self._feeds)
+        if not self._fits_on_host:
+            return feed
+        self._flips.append(feed[3])
+        return feed[:3]
+
+    def _feed(self, view: int, positions: Positions, entry: _Entry) -> _Feed:
+        """Pictures or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,) of one batch."""
+        rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
+        pictures: list[NDArray[np.uint8]] | NDArray[np.uint8]
+        if entry != "pixels":
+            pictures = [np.frombuffer(self._index.encoded(int(p)), dtype=np.uint8) for p in positions]
+        elif self._kept is not None:
+            pictures = [self._kept[int(p)] for p in positions]
+        else:
+            pictures = self._index.pictures(positions)
+        anchors, shapes = (np.ascontiguousarray(part) for part in np.split(rows.windows, 2, axis=1))
+        return pictures, anchors, shapes, rows.flips.astype(np.int32)
+
+    def _build(self, entry: _Entry) -> Pipeline:
+        """The graph: decode, cut the window, resize, flip, planes first; "keep" hands out whole pictures
+        too.
+        """
+        gpu = self._device.type == "cuda"
+        pipe = Pipeline(
+            self._batch_size,
+            self._threads,
+            device_id=self._device.index or 0 if gpu else None,
+            prefetch_queue_depth=_PREFETCHED,
+            exec_dynamic=True,
+        )
+        with pipe:
+            n_fed = 3 if self._fits_on_host else 4
+            pictures, anchor, shape, *flip = fn.external_source(
+                source=self._next_feed,
+                num_outputs=n_fed,
+                batch=True,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32][:n_fed],
+                ndim=[3 if entry == "pixels" else 1, 1, 1, 0][:n_fed],
+            )
+            window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
+            inside = not isinstance(self._plan, PadCropFlip)  # windows lie inside the picture
+            if entry == "files" and inside and not gpu:
+                cut = fn.decoders.image_slice(pictures, **window, **_decoding(gpu))
+            else:
+                if entry != "pixels":
+                    pictures = fn.decoders.image(pictures, **_decoding(gpu))
+                elif gpu:
+                    pictures = pictures.gpu()
+                cut = fn.slice(pictures, **window, out_of_bounds_policy="pad", fill_values=0)
+            if self._fits_on_host:
+                drawn = cut
+            else:
+                drawn = fn.transpose(
+                    fn.flip(self._resized(cut), horizontal=flip[0], vertical=0),
+                    perm=[2, 0, 1],
+                )
+            pipe.set_outputs(*((drawn, pictures) if entry == "keep" else (drawn,)))
+        pipe.build()
+        return pipe
+
+    def _resized(self, cut: Any) -> Any:
+        """The window at the plan's size; left alone where it has that size already."""
+        side = self._plan.side_px
+        if self._has_its_size:
+            return cut
+        return fn.resize(cut, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
+
+    def _drain(self, entry: _Entry) -> None:
+        """Leave a pipeline ready for the next view, also after an early exit or an error."""
+        self._feeds = iter(())
+        self._flips.clear()
+        pipe = self._pipes.get(entry)
+        if self._closed or pipe is None:  # closed while a view was still being drawn, or failed
+            return
+        try:
+            while True:
+                pipe.run()
+        except StopIteration:
+            pipe.reset()
+
+
+def _runs(kinds: list[tuple[int, ...]]) -> list[slice]:
+    """Neighbours of one kind, such as a clip's frames, at most `_TOGETHER` of them each."""
+    runs: list[slice] = []
+    for i, kind in enumerate(kinds):
+        if runs and kinds[runs[-1].start] == kind and i - runs[-1].start < _TOGETHER:
+            runs[-1] = slice(runs[-1].start, i + 1)
+        else:
+            runs.append(slice(i, i + 1))
+    return runs
+
+
+def _decoding(gpu: bool) -> dict[str, Any]:
+    """Decoder settings that make the pixels those of libjpeg's and Pillow's defaults."""
+    settings: dict[str, Any] = {
+        "device": "mixed" if gpu else "cpu",
+        "output_type": types.RGB,
+        "adjust_orientation": False,
+        "jpeg_fancy_upsampling": True,
+    }
+    return {**settings, "hw_decoder_load": 0.0} if gpu else settings
