@@ -32,14 +32,14 @@ from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.loader import Loader, Order
 from pipeline.data.render import open_renderer
 from pipeline.drawn import drawn_source
-from pipeline.job import Job
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels
 from pipeline.labels.residence import choose_residence
-from pipeline.precompute import precompute
+from pipeline.precompute.run import precompute
 from pipeline.runtime.distributed import Ranks, Share
 from pipeline.runtime.execution import channels_last, student_precision
-from pipeline.teachers import open_teacher
+from pipeline.stores.job import Job
+from pipeline.stores.sources import open_teacher
 from pipeline.training.config import TrainConfig
 from pipeline.training.method import open_method
 from pipeline.training.trainer import Trainer

@@ -20,8 +20,8 @@ from cache.store import Store
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.render import open_renderer
-from pipeline.fingerprint import seen_by
 from pipeline.runtime.execution import Execution
+from pipeline.stores.fingerprint import seen_by
 from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source

@@ -33,9 +33,9 @@ from cache.store import Store, find_stores
 def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) -> None:
     """One run of stage one; every batch is noted before its forwards begin."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
-    from pipeline import work
     from pipeline.api import run_precompute
     from pipeline.data.augmentation import Augmentation
+    from pipeline.precompute.run import worker as work
     from pipeline.runtime.execution import choose_execution
     from pipeline.runtime.paths import Places
 

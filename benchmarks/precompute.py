@@ -26,12 +26,12 @@ from torchvision.transforms import v2
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.job import Job
-from pipeline.precompute import precompute
+from pipeline.precompute.run import precompute
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import choose_execution, drawn_at_a_time
 from pipeline.runtime.paths import Places
-from pipeline.teachers import choose_forward, open_teacher
+from pipeline.stores.job import Job
+from pipeline.stores.sources import choose_forward, open_teacher
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.registry import open_source
 

@@ -2,12 +2,12 @@
 
     python benchmarks/scheduling.py --rate 3000
 
-Workers take units as pipeline/schedule.py says and stage one does for picture files, some views of a block
-after each other: their own share, then what is unfinished and unclaimed (a file system with locks), or their
-own share only (an object store). Speeds differ by up to 10 %, times between failures are exponential; a
-failure loses the unit in hand and the start-up time. Asserted on the way: no unit is claimed twice at once or
-counted twice, no death costs more than one unit, all units are finished in the end.
---rate is one worker's images/s, on average: take it from `sskt precompute --estimate` on yours.
+Workers take units as pipeline/precompute/sharding.py says and stage one does for picture files, some views of
+a block after each other: their own share, then what is unfinished and unclaimed (a file system with locks),
+or their own share only (an object store). Speeds differ by up to 10 %, times between failures are
+exponential; a failure loses the unit in hand and the start-up time. Asserted on the way: no unit is claimed
+twice at once or counted twice, no death costs more than one unit, all units are finished in the end. --rate
+is one worker's images/s, on average: take it from `sskt precompute --estimate` on yours.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from cache.layout import default_block_rows
 from cache.unit import Unit
+from pipeline.precompute.sharding import in_turn, tasks_of
 from pipeline.runtime.distributed import Share
-from pipeline.schedule import in_turn, tasks_of
 
 JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
 HOUR = 3600.0

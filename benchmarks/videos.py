@@ -25,11 +25,11 @@ from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.video.splits import list_videos
 from pipeline.data.loader import Loader, Order
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.fingerprint import seen_by
-from pipeline.job import Job
-from pipeline.precompute import precompute
+from pipeline.precompute.run import precompute
 from pipeline.runtime.distributed import Ranks, Share
-from pipeline.teachers import choose_forward, open_teacher
+from pipeline.stores.fingerprint import seen_by
+from pipeline.stores.job import Job
+from pipeline.stores.sources import choose_forward, open_teacher
 from sskt.sources.registry import open_source
 
 N_FRAMES = 16

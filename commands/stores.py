@@ -84,7 +84,7 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
     it.
     """
     from cache.storage import location
-    from pipeline.check import verify_store
+    from pipeline.precompute.verify import verify_store
 
     found = verify_store(location(store), **what, say=say)
     if as_json:

@@ -34,8 +34,8 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
-from pipeline.check import verify_store
 from pipeline.explain import run_explain
+from pipeline.precompute.verify import verify_store
 from pipeline.reproduce.runner import Campaign
 from pipeline.sweep import Grid
 from sskt.errors import RunError

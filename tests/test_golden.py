@@ -22,9 +22,9 @@ from pipeline.api.lesson import Asked
 from pipeline.api.settings import Tuning, plan_config, settings_of
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.plan import plan_from
-from pipeline.fingerprint import identity, source_identity
 from pipeline.reproduce.attempt import Shrink, attempts
 from pipeline.runtime.distributed import Ranks
+from pipeline.stores.fingerprint import identity, source_identity
 from sskt.published import published_rows
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import parse_source

@@ -12,8 +12,8 @@ from programs import Tiny, save_program
 from cache.errors import StoreMismatch
 from cache.store import Store, Unit, find_stores
 from cli import main
-from pipeline.origin import open_index_of
 from pipeline.runtime.paths import Places
+from pipeline.stores.reopen import open_index_of
 from sskt.sources.frozen import FrozenSource
 
 UNITS = 6  # three views of two blocks

@@ -25,8 +25,8 @@ from pipeline.api import (
 )
 from pipeline.api.again import is_as_asked, train_once
 from pipeline.api.splits import open_splits
-from pipeline.check import verify_store
 from pipeline.evaluate import Evaluator
+from pipeline.precompute.verify import verify_store
 from pipeline.run import read_metrics
 from pipeline.sweep import Grid, run_sweep
 from pipeline.training.trainer import Trainer

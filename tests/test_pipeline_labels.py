@@ -320,8 +320,8 @@ def test_write_through_survives_a_kill_and_loses_no_view_that_was_whole(project,
 def test_write_through_keeps_the_top_classes_as_stage_one_does(project, tmp_path, monkeypatch):
     _folder, _, common = project
     wide = f"program:{save_program(tmp_path / 'wide.pt2', Wide())}"
-    monkeypatch.setattr("pipeline.job.DENSE_BUDGET", 100)
-    monkeypatch.setattr("pipeline.job.DEFAULT_TOP_K", 8)
+    monkeypatch.setattr("pipeline.stores.match.DENSE_BUDGET", 100)
+    monkeypatch.setattr("pipeline.stores.match.DEFAULT_TOP_K", 8)
     run_precompute(["digits"], [wide], views=2, places=places(tmp_path, "one"), **common)
     run_train(
         "digits",

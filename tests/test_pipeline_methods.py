@@ -20,8 +20,8 @@ from pipeline.api import (
     run_train,
 )
 from pipeline.api.settings import settings_of
-from pipeline.check import verify_store
 from pipeline.labels.supply import stored_sources, stored_teachers
+from pipeline.precompute.verify import verify_store
 from pipeline.run import read_metrics
 from sskt.errors import RunError, SourceError
 

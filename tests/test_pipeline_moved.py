@@ -24,10 +24,10 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.check import verify_store
 from pipeline.data.datasets.video import pack
 from pipeline.data.prepare import open_index, run_prepare
-from pipeline.recorded_weights import with_recorded_weights
+from pipeline.precompute.verify import verify_store
+from pipeline.stores.recorded_weights import with_recorded_weights
 from pipeline.training.trainer import Trainer
 from sskt.errors import RunError, TargetError
 

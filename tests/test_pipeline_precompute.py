@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from conftest import shared
 from programs import Tiny, save_program
 
-import pipeline.estimate as estimating
-import pipeline.precompute as stage_one
+import pipeline.precompute.estimate as estimating
+import pipeline.precompute.run as stage_one
+import pipeline.precompute.worker as work
 import pipeline.runtime.execution as execution
-import pipeline.work as work
 from cache.cleanup import leftovers
 from cache.errors import CacheError, StoreMismatch
 from cache.storage import location
@@ -377,7 +377,7 @@ def test_a_wrong_name_among_targets_costs_no_work(tmp_path, source):
 
 def test_what_is_finished_is_noticed_before_any_picture_or_source_is_touched(tmp_path, source, monkeypatch):
     precompute(tmp_path / "stores", source)
-    import pipeline.precompute as stage_one
+    import pipeline.precompute.run as stage_one
 
     def never(*_args, **_options):
         raise AssertionError("nothing is to be done")
@@ -433,7 +433,7 @@ def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
 
 
 def test_a_large_store_keeps_the_top_64_unless_told_otherwise(tmp_path, monkeypatch):
-    import pipeline.job as job
+    import pipeline.stores.job as job
 
     class Huge(Tiny):
         def forward(self, x):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.unit import Unit
+from pipeline.precompute.sharding import in_turn, own, tasks_of
 from pipeline.runtime.distributed import Share
-from pipeline.schedule import in_turn, own, tasks_of
 from sskt.errors import RunError
 
 _SPEC = importlib.util.spec_from_file_location(

@@ -165,7 +165,7 @@ def test_more_samples_than_the_store_has_are_refused(project):
 
 
 def test_other_pixels_of_the_probe_are_refused(project, monkeypatch):
-    import pipeline.fingerprint as fingerprint
+    import pipeline.stores.fingerprint as fingerprint
 
     draw = fingerprint.probe_pixels
     monkeypatch.setattr(fingerprint, "probe_pixels", lambda *a: np.roll(draw(*a), 5, axis=3))

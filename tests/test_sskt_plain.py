@@ -146,7 +146,7 @@ def test_a_source_whose_low_precision_is_wrong_runs_in_fp32_or_is_refused(tmp_pa
     from test_sskt_frozen import made_source
 
     from pipeline.runtime.execution import Execution
-    from pipeline.teachers import open_teacher
+    from pipeline.stores.sources import open_teacher
     from sskt.sources.input_map import InputMap
 
     source = made_source(WrongUnderAutocast(), n_classes=5)

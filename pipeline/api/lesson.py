@@ -15,11 +15,11 @@ from pipeline.data.plan import Plan
 from pipeline.labels import Labels
 from pipeline.labels.same_task import of_same_classes
 from pipeline.labels.supply import Request, open_labels, stored_teachers
-from pipeline.named import classes_of
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Ranks
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places, require_named
+from pipeline.stores.contracts import classes_of
 from pipeline.training.train import Lesson
 from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT

@@ -6,20 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.alike import sound_stores
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
 from pipeline.data.datasets import parse_target, prepared
 from pipeline.data.datasets.registry import target_slug
 from pipeline.data.prepare import open_index
-from pipeline.estimate import estimate
-from pipeline.job import Job, destination
-from pipeline.named import open_named
-from pipeline.precompute import StoreReport, precompute
-from pipeline.recorded_weights import with_recorded_weights
+from pipeline.precompute.estimate import estimate
+from pipeline.precompute.run import StoreReport, precompute
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.runtime.paths import Places, require_named
+from pipeline.stores.alike import sound_stores
+from pipeline.stores.contracts import open_named
+from pipeline.stores.job import Job
+from pipeline.stores.match import destination
+from pipeline.stores.recorded_weights import with_recorded_weights
 from sskt.errors import TargetError
 from sskt.sources.clip_frames import ClipFrames
 from sskt.sources.input_map import InputMap
@@ -42,7 +43,7 @@ def run_precompute(
     top_k: int | None = None,
 ) -> list[StoreReport]:
     """Stage one for each target, or for every prepared one if none is named; see
-    `pipeline.precompute.precompute`. Processes that fill the same stores share the work.
+    `pipeline.precompute.run.precompute`. Processes that fill the same stores share the work.
     """
     places, execution = places or Places(), execution or choose_execution()
     share, augmentation = Share.from_environment(), augmentation or Augmentation()
@@ -68,7 +69,7 @@ def run_estimate(
     say: Say = print,
     top_k: int | None = None,
 ) -> list[dict[str, Any]]:
-    """What `run_precompute` would cost; see `pipeline.estimate.estimate`."""
+    """What `run_precompute` would cost; see `pipeline.precompute.estimate.estimate`."""
     places, execution = places or Places(), execution or choose_execution()
     jobs = _jobs(targets, sources, views, augmentation or Augmentation(), places, limit, top_k, say)
     return [

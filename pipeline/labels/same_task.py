@@ -4,23 +4,26 @@ whether they are right.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.class_check import knowledge_of, some_rows
 from pipeline.data.render import open_renderer
 from pipeline.labels import Labels
 from pipeline.labels.reordered import ReorderedLabels
-from pipeline.labels.supply import Request, Say
-from pipeline.named import classes_of
+from pipeline.labels.supply import Request
 from pipeline.runtime.paths import Places
-from pipeline.trial import trial_positions
+from pipeline.stores.class_check import knowledge_of, some_rows
+from pipeline.stores.contracts import classes_of
+from pipeline.stores.trial import trial_positions
 from sskt.errors import RunError
 from sskt.sources.class_order import columns_of
 from sskt.sources.contract import Contract, shown
+
+Say = Callable[[str], None]
 
 _LIVE_IMAGES = 64  # that a live teacher is asked about beforehand
 

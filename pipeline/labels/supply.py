@@ -18,33 +18,27 @@ import torch
 from cache.errors import StoreMismatch
 from cache.storage import Location
 from cache.store import Store, find_stores
-from pipeline.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
 from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.data.datasets.registry import TargetSpec
 from pipeline.data.plan import Plan
 from pipeline.data.render import open_renderer
-from pipeline.fingerprint import (
-    PROBE_SAMPLES,
-    check_probe,
-    identity,
-    matching_store,
-    probe_pixels,
-    seen_by,
-)
-from pipeline.job import Job
 from pipeline.labels import Labels
 from pipeline.labels.cached import CachedLabels
 from pipeline.labels.live import LiveLabels, Teacher
 from pipeline.labels.residence import choose_residence
 from pipeline.labels.through import WriteThroughLabels
-from pipeline.named import classes_of, contract_in_force, open_named, spec_on_store
-from pipeline.precompute import open_work
-from pipeline.recorded_weights import with_recorded_weights
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places, folder_words
-from pipeline.teachers import open_teacher
-from pipeline.trial import try_source
+from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
+from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
+from pipeline.stores.fill import open_work
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
+from pipeline.stores.job import Job
+from pipeline.stores.match import matching_store
+from pipeline.stores.recorded_weights import with_recorded_weights
+from pipeline.stores.sources import open_teacher
+from pipeline.stores.trial import try_source
 from sskt.errors import RunError
 from sskt.names import quoted
 from sskt.sources.batch_stats import BatchStatisticsSource

@@ -17,7 +17,7 @@ from cache.store import Unit
 from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.labels.cached import CachedLabels, all_classes
 from pipeline.labels.residence import Residence, Resident
-from pipeline.work import Work
+from pipeline.stores.fill import Work
 from sskt.sources.contract import Contract
 from sskt.topk import decode, encode
 

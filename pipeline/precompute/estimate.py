@@ -14,9 +14,10 @@ from cache.storage import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.job import Destination, Job, destination
 from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.teachers import choose_forward, open_teacher, recorded_forward
+from pipeline.stores.job import Job
+from pipeline.stores.match import Destination, destination
+from pipeline.stores.sources import choose_forward, open_teacher, recorded_forward
 from sskt.errors import RunError
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap

@@ -11,12 +11,12 @@ import numpy as np
 from cache.errors import StoreMismatch
 from cache.manifest import require_match
 from cache.store import Store
-from pipeline.alike import as_named
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.data.plan import Plan, plan_from
-from pipeline.fingerprint import identity, seen_by, source_identity
 from pipeline.runtime.paths import Places
+from pipeline.stores.alike import as_named
+from pipeline.stores.fingerprint import identity, seen_by, source_identity
 from sskt.sources.contract import LOGITS
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import open_source

@@ -17,51 +17,25 @@ from time import perf_counter, sleep
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import TaskID
 
 from cache.errors import CacheError
-from cache.store import Store
 from cache.unit import Unit
 from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.data.render import Renderer, in_batches
+from pipeline.precompute.sharding import in_turn, tasks_of
 from pipeline.runtime.device import moved
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.memory import memory_for_pictures
 from pipeline.runtime.prefetch import ahead
 from pipeline.runtime.progress import Progress
-from pipeline.schedule import in_turn, tasks_of
+from pipeline.stores.fill import Work
 from sskt.errors import SourceError
-from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
-from sskt.sources.source import Source
+from sskt.sources.frozen import NonFiniteLogitsError
 from sskt.topk import encode
 
 _DRAWN_AHEAD = 2  # batches
 _IN_FLIGHT = 2  # batches whose forwards have begun
 _WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # between two looks at units that other processes have claimed
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """One source on its way through stage one; `frozen` is None if its store lacks nothing."""
-
-    source: Source
-    frozen: FrozenSource | None
-    store: Store
-    pending: set[Unit]
-    rows_done: int = 0  # computed here
-    rows_twice: int = 0  # of these, that another process had written meanwhile: its are kept
-    write_s: float = 0.0
-    bar: TaskID | None = None
-
-    @property
-    def remark(self) -> str | None:
-        """What there is to say of rows that were computed twice."""
-        if not self.rows_twice:
-            return None
-        return (
-            f"{self.source.spec.name}: {self.rows_twice:,} rows were computed here and by another process, "
-            f"which wrote them first; its rows are kept"
-        )
 
 
 @dataclass(slots=True, eq=False)

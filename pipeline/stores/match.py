@@ -1,97 +1,125 @@
-"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN
-promise 5).
-
-A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run
-on a subset of a store's samples is served too: then each of its pictures must be the very one that the
-store's row was made from.
-"""
+"""The store that a job's logits belong in, and the stores that serve a run."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from cache.errors import ABSENT, Difference, StoreMismatch
+from cache.errors import ABSENT, Difference, StoreDamaged, StoreMismatch
 from cache.manifest import differences, digest, require_match
-from cache.storage import Location
+from cache.storage import Location, is_file
 from cache.store import Store, find_stores
-from pipeline.alike import (
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.stores.alike import (
     PER_SAMPLE,
     first_strange_row,
     sentence,
+    sound_stores,
     store_folder,
     stores_elsewhere,
     unmet_by_rows,
 )
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.plan import CentreClip, CornerClip, OfClip, Plan
-from pipeline.data.render import Renderer
-from sskt.errors import RunError
-from sskt.sources.contract import CONVERTED
+from pipeline.stores.fingerprint import identity, source_identity
+from pipeline.stores.job import Job
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import parse_source
-from sskt.sources.source import SourceSpec
-
-PROBE_SAMPLES = 4
-PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
+from sskt.sources.source import Source
+from sskt.topk import row_width
 
 Say = Callable[[str], None]
 
+DENSE_BUDGET = 100_000_000_000  # bytes of one store beyond which only the top classes are kept
+DEFAULT_TOP_K = 64
 
-def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
-    """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its
-    neighbours. What it returns is, where that is turned into logits.
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where one source's logits belong."""
+
+    path: Location
+    fields: dict[str, Any]  # the fingerprint
+    top_k: int | None  # None: all logits
+    exists: bool
+
+    @property
+    def store(self) -> Store | None:
+        """The store, if it is there."""
+        return Store.open(self.path) if self.exists else None
+
+
+def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location, say: Say) -> Destination:
+    """The store for a source: what `job.top_k` asks for; if it asks for nothing, the one that is there. A
+    store of the same rows under another name is as good, and that is said.
     """
-    converted = {"returns": spec.returns} if spec.returns in CONVERTED else {}
-    return {
-        "name": spec.name,
-        "architecture": spec.architecture,
-        "n_classes": n_classes,
-        "weights_sha256": weights_sha256,
-        "mode": "eval",
-        **converted,
-    }
+    spec = source.spec
+    about = source_identity(spec, source.weights_sha256, spec.n_classes)
+    folder = store_folder(cache_dir, job.index, spec.name)
+
+    def of_form(top_k: int | None) -> Destination:
+        fields = identity(about, input_map, job.plan, job.index, top_k=top_k)
+        path = folder / f"{digest(fields)[:12]}.zarr"
+        return Destination(path, fields, top_k, is_file(path / "zarr.json"))
+
+    def or_alike(place: Destination) -> Destination:
+        return place if place.exists else _alike(place, job, source, cache_dir, say) or place
+
+    dense, wanted = of_form(None), job.top_k
+    if wanted is None:
+        nbytes = 2 * spec.n_classes * len(job.index) * job.views
+        if dense.exists:
+            return dense
+        if there := [place for k in _top_ks_in(folder, say) if (place := of_form(k)).exists]:
+            largest = max(there, key=lambda place: place.top_k or 0)
+            say(
+                f"{spec.name}: {largest.path} is there and holds the top {largest.top_k}; --top-k 0 keeps all"
+            )
+            return largest
+        if (alike := or_alike(dense)).exists:
+            return alike
+        if nbytes <= DENSE_BUDGET:
+            return dense
+        say(
+            f"{spec.name}: all {spec.n_classes} logits of {job.views} view(s) would take "
+            f"{nbytes / 1e9:,.0f} GB, the top {DEFAULT_TOP_K} are kept; --top-k 0 keeps all"
+        )
+        wanted = DEFAULT_TOP_K
+    if wanted == 0:
+        return or_alike(dense)
+    if row_width(wanted) >= spec.n_classes:
+        say(f"{spec.name}: all {spec.n_classes} logits are kept, the top {wanted} would take no less")
+        return or_alike(dense)
+    return or_alike(of_form(wanted))
 
 
-def target_identity(index: TargetIndex) -> dict[str, Any]:
-    """The ordered samples, their contents, and the class map."""
-    return {
-        "name": index.target,
-        "split": index.split,
-        "n_samples": len(index),
-        "contents_sha256": index.content_sha256,
-        "class_names_sha256": hashlib.sha256(
-            "\n".join(index.classes).encode("utf-8", "surrogateescape")
-        ).hexdigest(),
-        "labels_sha256": hashlib.sha256(index.truth_bytes).hexdigest(),
-    }
+def _alike(place: Destination, job: Job, source: Source, cache_dir: Location, say: Say) -> Destination | None:
+    """A store of the very rows that belong in `place`, under another name; None if there is none."""
+    index, name = job.index, source.spec.name
+    here = sound_stores(store_folder(cache_dir, index, name))
+    others = stores_elsewhere(cache_dir, index, name, source.weights_sha256)
+    alike = [
+        store
+        for store in (*here, *others)
+        if store.n_samples == len(index)
+        and not unmet_by_rows(differences(store.manifest.identity, place.fields), store, index)
+    ]
+    if not alike:
+        return None
+    chosen = max(alike, key=lambda store: store.whole_views)
+    say(sentence(chosen, place.fields))
+    return Destination(chosen.path, chosen.manifest.identity, place.top_k, exists=True)
 
 
-def identity(
-    source: dict[str, Any], input_map: InputMap, plan: Plan, index: TargetIndex, *, top_k: int | None
-) -> dict[str, Any]:
-    """The whole fingerprint: nested plain data, compared field by field; `top_k` is None for all logits."""
-    fields = {
-        "source": source,
-        "input": input_map.to_dict(),
-        "plan": plan.to_dict(),
-        "target": target_identity(index),
-    }
-    return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
-
-
-def seen_by(input_map: InputMap, plan: Plan) -> Plan:
-    """What has to be drawn of a plan for a source: its pictures as they are, of its clips some frames."""
-    if input_map.frames is None:
-        return plan
-    if not isinstance(plan, CornerClip | CentreClip):
-        raise RunError(f"{type(plan).__name__} is a plan for pictures, {input_map.frames.kind} is of clips")
-    return OfClip(plan, input_map.frames.picks)
+def _top_ks_in(folder: Location, say: Say) -> Iterator[int]:
+    """How many classes the top-k stores of a folder hold; a damaged one is passed over, and that is said."""
+    for path in find_stores(folder):
+        try:
+            top_k = Store.open(path).top_k
+        except StoreDamaged as damage:
+            say(f"{damage}; it is passed over")
+            continue
+        if top_k is not None:
+            yield top_k
 
 
 def matching_store(
@@ -131,41 +159,6 @@ def matching_store(
     if _by_name(chosen, named):
         say(sentence(chosen, named))
     return chosen
-
-
-def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
-    """Draw the store's probe pictures again and compare them with the pixels that its sources saw.
-
-    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this
-    machine's renderer does not show the student what the sources were asked about.
-    """
-    positions = np.flatnonzero(np.isin(index.ids, store.probe_ids))
-    if not len(positions):
-        return
-    drawn = probe_pixels(renderer, positions)
-    rows = [int(np.flatnonzero(store.probe_ids == index.ids[p])[0]) for p in positions]
-    error = (
-        np.abs(drawn.astype(np.int16) - store.probe[rows].astype(np.int16))
-        .reshape(len(drawn), -1)
-        .mean(axis=1)
-    )
-    worst = int(error.argmax())
-    if error[worst] > PROBE_TOLERANCE:
-        raise StoreMismatch(
-            f"{store.path}: the probe picture of sample {index.ids[positions[worst]]} was rendered by "
-            f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by "
-            f"{error[worst]:.1f} grey levels, expected at most {PROBE_TOLERANCE}; use the renderer that made "
-            f"the store, or precompute again"
-        )
-
-
-def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """View 0 of a few samples as rendered: uint8 (P, 3, side, side), of clips (P, 3, F, side, side)."""
-    pixels = [
-        batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])
-    ]
-    drawn: NDArray[np.uint8] = torch.cat(pixels).numpy()
-    return drawn
 
 
 def _unmet(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Difference]:

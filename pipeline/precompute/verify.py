@@ -20,18 +20,19 @@ from cache.repair import restore_metadata
 from cache.storage import Location
 from cache.store import Problem, Store
 from cache.unit import Unit
-from pipeline.agreement import Agreement, recompute
 from pipeline.data.plan import plan_from
 from pipeline.data.render import open_renderer
-from pipeline.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
-from pipeline.origin import Origin, open_index_of, open_origin
+from pipeline.precompute.recompute import Agreement, recompute
+from pipeline.precompute.worker import Crew
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import Execution, drawn_at_a_time
 from pipeline.runtime.paths import Places
 from pipeline.runtime.progress import Progress
-from pipeline.teachers import open_teacher, recorded_forward
-from pipeline.work import Crew, Work
+from pipeline.stores.fill import Work
+from pipeline.stores.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
+from pipeline.stores.reopen import Origin, open_index_of, open_origin
+from pipeline.stores.sources import open_teacher, recorded_forward
 from sskt.sources.forward import Forward, default_rows
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap

@@ -1,9 +1,4 @@
-"""Stage one: run the frozen sources over every planned view of a target and keep their logits (SSKT eq. 5,
-6).
-
-Work is cut into units, (view, block of samples). One pass over the pictures of a unit feeds every source that
-still lacks it, and each source's unit is committed whole, so a stopped run is continued by running it again.
-"""
+"""A store to be filled, and the source that fills it."""
 
 from __future__ import annotations
 
@@ -11,94 +6,56 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import TaskID
 
 from cache.manifest import Manifest
 from cache.storage import Location
 from cache.store import Store
-from pipeline.class_check import say_what_rows_know
+from cache.unit import Unit
 from pipeline.data.datasets.registry import parse_target
 from pipeline.data.render import Renderer, open_renderer
-from pipeline.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
-from pipeline.job import Job, destination
-from pipeline.named import contract_record
-from pipeline.runtime.distributed import Share
-from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.runtime.progress import Progress
-from pipeline.teachers import choose_forward, open_teacher, recorded_forward
-from pipeline.trial import try_source
-from pipeline.work import Crew, Work
-from sskt.errors import RunError
+from pipeline.runtime.execution import Execution
+from pipeline.stores.contracts import contract_record
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
+from pipeline.stores.job import Job
+from pipeline.stores.match import destination
+from pipeline.stores.sources import choose_forward, open_teacher, recorded_forward
+from pipeline.stores.trial import try_source
+from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
 from sskt.sources.source import Source
 
 Say = Callable[[str], None]
 
 
-@dataclass(slots=True)
-class StoreReport:
-    """What stage one did for one source."""
+@dataclass(slots=True, eq=False)
+class Work:
+    """One source on its way through stage one; `frozen` is None if its store lacks nothing."""
 
-    source: str
-    path: Location
-    n_samples: int
-    n_classes: int
-    views: int
-    rows_done: int = 0  # rows computed by this call; those of earlier calls and other processes do not count
+    source: Source
+    frozen: FrozenSource | None
+    store: Store
+    pending: set[Unit]
+    rows_done: int = 0  # computed here
+    rows_twice: int = 0  # of these, that another process had written meanwhile: its are kept
     write_s: float = 0.0
-    wall_s: float = 0.0  # of drawing, asking and writing; stores and sources are open by then
-    nbytes: int = 0
+    bar: TaskID | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        rate = self.rows_done / self.wall_s if self.rows_done else None
-        return {**asdict(self), "path": str(self.path), "images_s": rate}
-
-
-def precompute(
-    job: Job, *, cache_dir: Location, execution: Execution, share: Share, say: Say
-) -> list[StoreReport]:
-    """Fill the stores of the job's sources for views 0..views-1; finished units are left alone.
-
-    Other processes may work on the same stores: units are shared by `share` and by claims. Raises
-    StoreMismatch if a store with the same fingerprint was made at another precision or its probe pictures no
-    longer come out the same, SourceError naming the samples if a source gives logits that are not finite,
-    CacheError if the store cannot be written. Units finished before an error or Ctrl-C are kept.
-    """
-    if job.views < 1:
-        raise RunError(f"--views is {job.views}, expected at least 1")
-    works = [
-        open_work(job, source, input_map, cache_dir, execution, say) for source, input_map in job.sources
-    ]
-    started = perf_counter()
-    todo = sum(len(work.pending) for work in works)
-    if not todo:
-        say(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
-    else:
-        rows = max(work.frozen.forward.rows for work in works if work.frozen)
-        batch = drawn_at_a_time(rows)
-        renderer = open_renderer(job.index, job.seen, execution, batch_size=batch)
-        with closing(renderer), Progress() as progress:
-            crew = Crew(job.index, works, renderer, share, batch_size=batch, progress=progress)
-            crew.work(job.views)
-        for work in works:
-            if work.remark:
-                say(work.remark)
-        left = sum(len(work.store.pending(job.views)) for work in works)
-        if left:
-            say(
-                f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
-            )
-    if share.rank == 0:
-        for work in works:
-            say_what_rows_know(work.store, work.source.spec, job.index, say)
-    return [_report(work, job, perf_counter() - started) for work in works]
+    @property
+    def remark(self) -> str | None:
+        """What there is to say of rows that were computed twice."""
+        if not self.rows_twice:
+            return None
+        return (
+            f"{self.source.spec.name}: {self.rows_twice:,} rows were computed here and by another process, "
+            f"which wrote them first; its rows are kept"
+        )
 
 
 def open_work(
@@ -177,17 +134,3 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
         "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _report(work: Work, job: Job, wall_s: float) -> StoreReport:
-    return StoreReport(
-        work.source.spec.name,
-        work.store.path,
-        len(job.index),
-        work.store.n_classes,
-        job.views,
-        rows_done=work.rows_done,
-        write_s=work.write_s,
-        wall_s=wall_s,
-        nbytes=work.store.nbytes,
-    )

@@ -15,8 +15,8 @@ from cache.errors import StoreIncomplete
 from cache.store import Store
 from cache.unit import Unit
 from pipeline.data.render import Renderer, in_batches, open_renderer
-from pipeline.origin import Origin
 from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.stores.reopen import Origin
 from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode, encode
 

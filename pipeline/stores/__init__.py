@@ -1,0 +1,1 @@
+"""Which store belongs to what: the joint of the two stages."""

@@ -1,0 +1,118 @@
+"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN
+promise 5).
+
+A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run
+on a subset of a store's samples is served too: then each of its pictures must be the very one that the
+store's row was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.errors import StoreMismatch
+from cache.store import Store
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import CentreClip, CornerClip, OfClip, Plan
+from pipeline.data.render import Renderer
+from sskt.errors import RunError
+from sskt.sources.contract import CONVERTED
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import SourceSpec
+
+PROBE_SAMPLES = 4
+PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
+
+Say = Callable[[str], None]
+
+
+def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
+    """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its
+    neighbours. What it returns is, where that is turned into logits.
+    """
+    converted = {"returns": spec.returns} if spec.returns in CONVERTED else {}
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "n_classes": n_classes,
+        "weights_sha256": weights_sha256,
+        "mode": "eval",
+        **converted,
+    }
+
+
+def target_identity(index: TargetIndex) -> dict[str, Any]:
+    """The ordered samples, their contents, and the class map."""
+    return {
+        "name": index.target,
+        "split": index.split,
+        "n_samples": len(index),
+        "contents_sha256": index.content_sha256,
+        "class_names_sha256": hashlib.sha256(
+            "\n".join(index.classes).encode("utf-8", "surrogateescape")
+        ).hexdigest(),
+        "labels_sha256": hashlib.sha256(index.truth_bytes).hexdigest(),
+    }
+
+
+def identity(
+    source: dict[str, Any], input_map: InputMap, plan: Plan, index: TargetIndex, *, top_k: int | None
+) -> dict[str, Any]:
+    """The whole fingerprint: nested plain data, compared field by field; `top_k` is None for all logits."""
+    fields = {
+        "source": source,
+        "input": input_map.to_dict(),
+        "plan": plan.to_dict(),
+        "target": target_identity(index),
+    }
+    return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
+
+
+def seen_by(input_map: InputMap, plan: Plan) -> Plan:
+    """What has to be drawn of a plan for a source: its pictures as they are, of its clips some frames."""
+    if input_map.frames is None:
+        return plan
+    if not isinstance(plan, CornerClip | CentreClip):
+        raise RunError(f"{type(plan).__name__} is a plan for pictures, {input_map.frames.kind} is of clips")
+    return OfClip(plan, input_map.frames.picks)
+
+
+def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
+    """Draw the store's probe pictures again and compare them with the pixels that its sources saw.
+
+    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this
+    machine's renderer does not show the student what the sources were asked about.
+    """
+    positions = np.flatnonzero(np.isin(index.ids, store.probe_ids))
+    if not len(positions):
+        return
+    drawn = probe_pixels(renderer, positions)
+    rows = [int(np.flatnonzero(store.probe_ids == index.ids[p])[0]) for p in positions]
+    error = (
+        np.abs(drawn.astype(np.int16) - store.probe[rows].astype(np.int16))
+        .reshape(len(drawn), -1)
+        .mean(axis=1)
+    )
+    worst = int(error.argmax())
+    if error[worst] > PROBE_TOLERANCE:
+        raise StoreMismatch(
+            f"{store.path}: the probe picture of sample {index.ids[positions[worst]]} was rendered by "
+            f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by "
+            f"{error[worst]:.1f} grey levels, expected at most {PROBE_TOLERANCE}; use the renderer that made "
+            f"the store, or precompute again"
+        )
+
+
+def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """View 0 of a few samples as rendered: uint8 (P, 3, side, side), of clips (P, 3, F, side, side)."""
+    pixels = [
+        batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])
+    ]
+    drawn: NDArray[np.uint8] = torch.cat(pixels).numpy()
+    return drawn

@@ -1,0 +1,42 @@
+"""A job of stage one: whose pictures, which sources, how many views, and the store that each source's logits
+belong in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.plan import Plan
+from pipeline.stores.fingerprint import seen_by
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What stage one is to do for one target.
+
+    `target` is the name that it was asked for by, which a store records beside its fingerprint. `top_k` is
+    the number of classes to keep of every row, 0 for all; None takes all below DENSE_BUDGET.
+    """
+
+    target: str
+    index: TargetIndex
+    sources: list[tuple[Source, InputMap]]  # at least one; all look at the same frames of clips
+    plan: Plan
+    views: int
+    top_k: int | None = None
+
+    @property
+    def seen(self) -> Plan:
+        """What is drawn: as much of `plan` as the sources look at, all of them at the same."""
+        return seen_by(self.sources[0][1], self.plan)
+
+    @property
+    def name(self) -> str:
+        """The target and its split, for messages."""
+        return f"{self.index.target}/{self.index.split}"
