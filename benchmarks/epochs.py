@@ -31,18 +31,18 @@ from pipeline.api import Augmentation, Places, choose_execution
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.loader import Loader, Order
 from pipeline.data.render import open_renderer
-from pipeline.drawn import drawn_source
-from pipeline.labels.cached import CachedLabels
-from pipeline.labels.live import LiveLabels
-from pipeline.labels.residence import choose_residence
 from pipeline.precompute.run import precompute
 from pipeline.runtime.distributed import Ranks, Share
 from pipeline.runtime.execution import channels_last, student_precision
+from pipeline.source_outputs.cached import CachedLabels
+from pipeline.source_outputs.live import LiveLabels
+from pipeline.source_outputs.placement import choose_residence
 from pipeline.stores.job import Job
 from pipeline.stores.sources import open_teacher
-from pipeline.training.config import TrainConfig
-from pipeline.training.method import open_method
-from pipeline.training.trainer import Trainer
+from pipeline.studies.demo_sources import drawn_source
+from pipeline.train.config import TrainConfig
+from pipeline.train.method import open_method
+from pipeline.train.trainer import Trainer
 from sskt.losses import soft_cross_entropy
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.registry import open_source

@@ -18,7 +18,7 @@ from time import perf_counter
 
 from pipeline.api import Augmentation, Places, Supervision, Tuning, run_precompute, run_prepare, run_train
 from pipeline.data.datasets import parse_target
-from pipeline.run import read_summary
+from pipeline.train.run_folder import read_summary
 
 # transfer module, and what the sources see of a clip
 METHODS: dict[str, tuple[bool, str | None] | None] = {

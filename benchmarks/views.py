@@ -29,7 +29,7 @@ from pipeline.api import (
 )
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.run import read_checkpoint, read_config, read_metrics, read_summary
+from pipeline.train.run_folder import read_checkpoint, read_config, read_metrics, read_summary
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.students import build_backbone
 from sskt.students.student import Student

@@ -19,7 +19,6 @@ from programs import Pair, Tiny, save_program
 
 from cache.store import find_stores
 from cli import main
-from pipeline import run as run_files
 from pipeline.api import (
     Augmentation,
     Places,
@@ -34,10 +33,11 @@ from pipeline.api import (
     run_prepare,
     run_train,
 )
-from pipeline.explain import run_explain
 from pipeline.precompute.verify import verify_store
-from pipeline.reproduce.runner import Campaign
-from pipeline.sweep import Grid
+from pipeline.studies.explain import run_explain
+from pipeline.studies.reproduce.run import Campaign
+from pipeline.studies.sweep import Grid
+from pipeline.train import run_folder as run_files
 from sskt.errors import RunError
 
 SMALL = ("--size", "32", "--source-size", "32", "--threads", "2")

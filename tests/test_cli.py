@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cache.store import Store, find_stores
 from cli import main
-from commands.output import show
+from pipeline.commands.output import show
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.plan import PadCropFlip

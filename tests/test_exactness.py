@@ -16,11 +16,11 @@ from pipeline.api import open_index, run_precompute
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.labels.cached import CachedLabels
-from pipeline.labels.live import LiveLabels
-from pipeline.labels.residence import Residence
 from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.runtime.paths import Places
+from pipeline.source_outputs.cached import CachedLabels
+from pipeline.source_outputs.live import LiveLabels
+from pipeline.source_outputs.placement import Residence
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
 

@@ -18,14 +18,14 @@ from torch import nn
 import cli
 from cache.manifest import digest
 from pipeline.api import Augmentation, Places, choose_execution
-from pipeline.api.lesson import Asked
-from pipeline.api.settings import Tuning, plan_config, settings_of
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.plan import plan_from
-from pipeline.reproduce.attempt import Shrink, attempts
 from pipeline.runtime.distributed import Ranks
 from pipeline.stores.fingerprint import identity, source_identity
-from sskt.published import published_rows
+from pipeline.studies.reproduce.published import published_rows
+from pipeline.studies.reproduce.rows import Shrink, attempts
+from pipeline.train.data import Asked
+from pipeline.train.resolve import Tuning, plan_config, settings_of
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import parse_source
 

@@ -23,12 +23,12 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.labels.cached import CachedLabels
-from pipeline.labels.residence import Residence
-from pipeline.run import read_metrics
 from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.runtime.paths import Places
-from pipeline.training.trainer import Trainer
+from pipeline.source_outputs.cached import CachedLabels
+from pipeline.source_outputs.placement import Residence
+from pipeline.train.run_folder import read_metrics
+from pipeline.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -149,7 +149,7 @@ def test_a_deterministic_run_goes_on_to_the_same_numbers(tmp_path, amp, monkeypa
         "overrides": {"epochs": 3, "batch_size": 20},
     }
     run_train("digits", out=tmp_path / "whole", **arguments)
-    monkeypatch.setattr("pipeline.training.train._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.train.loop._SAVE_EVERY_S", 0.0)
     step, taken = Trainer._take_step, []
 
     def interrupted(self, batch):

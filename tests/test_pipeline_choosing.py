@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from programs import save_program
 
-import pipeline.training.train as training
+import pipeline.train.loop as training
 from cache.store import Store, find_stores
 from pipeline.api import (
     Augmentation,
@@ -23,13 +23,13 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.api.again import is_as_asked, train_once
-from pipeline.api.splits import open_splits
-from pipeline.evaluate import Evaluator
 from pipeline.precompute.verify import verify_store
-from pipeline.run import read_metrics
-from pipeline.sweep import Grid, run_sweep
-from pipeline.training.trainer import Trainer
+from pipeline.studies.series import is_as_asked, train_once
+from pipeline.studies.sweep import Grid, run_sweep
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.run_folder import read_metrics
+from pipeline.train.splits import open_splits
+from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
 
 SPOILT = {"milestones": (3,), "gamma": 30.0}  # from the fourth epoch on, so that the best is not the last
@@ -302,7 +302,7 @@ def begun_before(run):
 
 def test_a_run_begun_before_goes_on_and_is_scored_as_it_was(project, tmp_path, monkeypatch):
     """Then the val split, where there was one, was the test split, and it chose the best epoch."""
-    import pipeline.api.lesson as lesson
+    import pipeline.train.data as lesson
 
     with monkeypatch.context() as before:
         before.setattr(

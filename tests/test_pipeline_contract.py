@@ -25,11 +25,11 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
+from pipeline.commands.rows import source_fields
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.dataset import TargetIndex
 from pipeline.precompute.verify import verify_store
 from pipeline.stores.class_check import knowledge_of
-from pipeline.tables import source_fields
 from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract

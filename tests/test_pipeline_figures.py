@@ -17,8 +17,6 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
-from commands.papers import _BETWEEN_SOURCES
-from pipeline import explain, sweep
 from pipeline.api import (
     Augmentation,
     Places,
@@ -29,12 +27,14 @@ from pipeline.api import (
     open_index,
     run_train,
 )
-from pipeline.api.again import is_as_asked, train_once
-from pipeline.explain import run_explain
-from pipeline.run import read_summary
-from pipeline.sweep import Grid, run_sweep
-from pipeline.tables import store_rows
-from pipeline.training.divergence import DivergedError
+from pipeline.commands.rows import store_rows
+from pipeline.commands.studies import _BETWEEN_SOURCES
+from pipeline.studies import explain, sweep
+from pipeline.studies.explain import run_explain
+from pipeline.studies.series import is_as_asked, train_once
+from pipeline.studies.sweep import Grid, run_sweep
+from pipeline.train.divergence import DivergedError
+from pipeline.train.run_folder import read_summary
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.students.gradcam import grad_cam

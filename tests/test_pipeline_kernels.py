@@ -17,10 +17,10 @@ from pipeline.api import (
     run_evaluate,
     run_train,
 )
-from pipeline.run import read_metrics
 from pipeline.runtime import kernels
 from pipeline.runtime.kernels import How, sentence, wrong_layers
-from pipeline.training.trainer import Trainer
+from pipeline.train.run_folder import read_metrics
+from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly, errors
 
@@ -224,7 +224,7 @@ def _stop_after(monkeypatch, n_steps, out, places):
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_take_step", interrupted)
-        patched.setattr("pipeline.training.train._SAVING_SHARE", 1e9)
+        patched.setattr("pipeline.train.loop._SAVING_SHARE", 1e9)
         with pytest.raises(KeyboardInterrupt):
             train(out, places)
     assert (out / "last.pt").is_file()
@@ -242,12 +242,12 @@ def test_a_compiled_step_whose_gradients_are_wrong_is_refused(places, tmp_path, 
 
         return compiled
 
-    monkeypatch.setattr("pipeline.training.trainer.torch.compile", bad_compiler)
+    monkeypatch.setattr("pipeline.train.trainer.torch.compile", bad_compiler)
     tuning = Tuning(amp="fp32", compiled=True)
     with pytest.raises(RunError, match=r"--compile: the gradients .* off by 5.0% .* leave --compile out"):
         train(tmp_path / "bad", places, tuning=tuning)
     # one that is right leaves no trace of having been tried
-    monkeypatch.setattr("pipeline.training.trainer.torch.compile", lambda step: step)
+    monkeypatch.setattr("pipeline.train.trainer.torch.compile", lambda step: step)
     train(tmp_path / "good", places, tuning=tuning)
     train(tmp_path / "eager", places, tuning=Tuning(amp="fp32"))
     assert _losses(tmp_path / "good") == _losses(tmp_path / "eager")

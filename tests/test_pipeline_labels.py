@@ -27,9 +27,9 @@ from pipeline.api import (
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.registry import TARGETS
 from pipeline.data.render import open_renderer
-from pipeline.labels.cached import CachedLabels
-from pipeline.labels.residence import Residence, choose_residence
-from pipeline.run import read_config, read_metrics
+from pipeline.source_outputs.cached import CachedLabels
+from pipeline.source_outputs.placement import Residence, choose_residence
+from pipeline.train.run_folder import read_config, read_metrics
 from sskt.errors import RunError, SourceError
 from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.input_map import InputMap
@@ -144,7 +144,7 @@ def test_only_the_units_that_hold_a_rows_are_read(stored, tmp_path):
 def test_views_too_large_for_memory_stay_on_the_disk(stored, monkeypatch):
     whole, _, _ = stored
     assert str(choose_residence({"a": whole}, N, CPU)) == "in memory"
-    monkeypatch.setattr("pipeline.labels.residence.memory_for_pictures", lambda: 2 * N * 2 * 7 - 1)
+    monkeypatch.setattr("pipeline.source_outputs.placement.memory_for_pictures", lambda: 2 * N * 2 * 7 - 1)
     assert str(choose_residence({"a": whole}, N, CPU)) == "mapped from disk"
 
 
@@ -295,7 +295,7 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
 
 
 def test_write_through_survives_a_kill_and_loses_no_view_that_was_whole(project, tmp_path, monkeypatch):
-    from pipeline.training.trainer import Trainer
+    from pipeline.train.trainer import Trainer
 
     folder, _, _ = project
     step, taken = Trainer._take_step, []

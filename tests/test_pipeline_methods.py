@@ -19,10 +19,10 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.api.settings import settings_of
-from pipeline.labels.supply import stored_sources, stored_teachers
 from pipeline.precompute.verify import verify_store
-from pipeline.run import read_metrics
+from pipeline.source_outputs.choose import stored_sources, stored_teachers
+from pipeline.train.resolve import settings_of
+from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, SourceError
 
 N = 60

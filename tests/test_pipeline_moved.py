@@ -28,7 +28,7 @@ from pipeline.data.datasets.video import pack
 from pipeline.data.prepare import open_index, run_prepare
 from pipeline.precompute.verify import verify_store
 from pipeline.stores.recorded_weights import with_recorded_weights
-from pipeline.training.trainer import Trainer
+from pipeline.train.trainer import Trainer
 from sskt.errors import RunError, TargetError
 
 EXECUTION = choose_execution(device="cpu", renderer="torch", threads=2)

@@ -28,8 +28,8 @@ from cache.errors import CacheError, StoreMismatch
 from cache.storage import location
 from cache.store import Store, Unit, find_stores
 from cli import main
-from commands.options import build_execution
 from pipeline.api import Supervision, run_estimate, run_precompute, run_train
+from pipeline.commands.options import build_execution
 from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Places

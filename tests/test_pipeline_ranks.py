@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from pipeline.api import *
-from pipeline.training.trainer import Trainer
+from pipeline.train.trainer import Trainer
 from sskt.students import WrappedBackbone
 
 folder, source, out, batch_norm = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "bn"
@@ -157,7 +157,7 @@ def test_a_rank_reads_only_its_rows_of_a_view(project):
 
 def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
     folder, source = project
-    monkeypatch.setattr("pipeline.api.stage_two.joined", _Joined)
+    monkeypatch.setattr("pipeline.train.run.joined", _Joined)
     arguments = {
         "places": Places(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=1),

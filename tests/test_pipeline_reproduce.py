@@ -16,24 +16,27 @@ from videos import make_folder
 
 from cache.storage import alone_in
 from cli import main
-from pipeline.api import Places, again, choose_execution, open_index, run_prepare, stage_one
+from pipeline.api import Places, choose_execution, open_index, run_prepare
 from pipeline.data import augmentation as choices
 from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
 from pipeline.data.datasets.registry import TARGETS
-from pipeline.reproduce import all_clips, attempt, report, runner
-from pipeline.reproduce.attempt import TEACHERS, Shrink, attempts
-from pipeline.reproduce.campaign import Campaign
-from pipeline.reproduce.marks import Mark, departures
-from pipeline.reproduce.picture import draw_gains
-from pipeline.reproduce.report import Scratch, write_report
-from pipeline.reproduce.runner import run_reproduce
-from pipeline.run import Run
-from pipeline.training.divergence import DivergedError
-from sskt import published
+from pipeline.precompute import by_name as stage_one
+from pipeline.studies import series as again
+from pipeline.studies.reproduce import all_clips, published, report
+from pipeline.studies.reproduce import rows as attempt
+from pipeline.studies.reproduce import run as runner
+from pipeline.studies.reproduce.campaign import Campaign
+from pipeline.studies.reproduce.gain_plot import draw_gains
+from pipeline.studies.reproduce.marks import Mark, departures
+from pipeline.studies.reproduce.published import published_rows
+from pipeline.studies.reproduce.report import Scratch, write_report
+from pipeline.studies.reproduce.rows import TEACHERS, Shrink, attempts
+from pipeline.studies.reproduce.run import run_reproduce
+from pipeline.train.divergence import DivergedError
+from pipeline.train.run_folder import Run
 from sskt.errors import RunError
 from sskt.methods import METHODS
 from sskt.normalise import KINETICS_MEAN
-from sskt.published import published_rows
 from sskt.recipes import all_recipes, recipe_for
 from sskt.students import build_backbone
 from sskt.students.resnet3d import ResNet3D

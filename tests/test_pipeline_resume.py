@@ -25,9 +25,9 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.run import RunBusyError, read_student
-from pipeline.training import train as training
-from pipeline.training.trainer import Trainer
+from pipeline.train import loop as training
+from pipeline.train.run_folder import RunBusyError, read_student
+from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
 from sskt.students import WrappedBackbone
 
@@ -267,7 +267,7 @@ def test_settings_that_were_edited_are_refused(stopped):
 
 
 def test_other_pictures_are_refused(stopped, monkeypatch):
-    import pipeline.api.stage_one as api
+    import pipeline.precompute.by_name as api
 
     load = api.load_index
     monkeypatch.setattr(

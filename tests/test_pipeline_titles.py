@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline import confusion, explain, sweep
 from pipeline.runtime.figures import boxes, fitted, lettering
-from pipeline.sweep import Grid
+from pipeline.studies import explain, sweep
+from pipeline.studies.sweep import Grid
+from pipeline.train import confusion
 
 NAMES = [
     "cat",

@@ -16,9 +16,9 @@ from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_tr
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.data.loader import shuffled_batches
-from pipeline.run import read_checkpoint, read_config
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Places
+from pipeline.train.run_folder import read_checkpoint, read_config
 from sskt.errors import RunError
 from sskt.students import build_backbone
 from sskt.students.student import Student, build_student
@@ -146,7 +146,7 @@ def test_the_rate_drops_at_the_milestones(project):
 
 
 def test_deterministic_kernels_are_asked_for_while_it_trains_and_not_after(project, monkeypatch):
-    from pipeline.training.trainer import Trainer
+    from pipeline.train.trainer import Trainer
 
     step, seen = Trainer._take_step, []
 
@@ -163,7 +163,7 @@ def test_deterministic_kernels_are_asked_for_while_it_trains_and_not_after(proje
 
 def test_gradients_are_clipped_as_one_vector(project, monkeypatch):
     """The first step moves the weights by lr * clip_norm in all, weight decay and momentum aside."""
-    from pipeline.training.trainer import Trainer
+    from pipeline.train.trainer import Trainer
 
     step, moved = Trainer._take_step, []
 
@@ -225,7 +225,7 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
     """Deterministic mode fills memory that nobody has written with NaN: what a momentum must not be read
     from. Gradients that are gated overflow as the others do.
     """
-    monkeypatch.setattr("pipeline.training.method.student_precision", lambda *_: "fp16")
+    monkeypatch.setattr("pipeline.train.method.student_precision", lambda *_: "fp16")
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**22))
     tuning = Tuning(amp="fp16", deterministic=True)
@@ -244,7 +244,7 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
 
 def test_maxl_does_without_fp16(project, monkeypatch):
     """Gradients of gradients leave its range: refused where it is asked for, fp32 where the device would."""
-    monkeypatch.setattr("pipeline.training.method.student_precision", lambda *_: "fp16")
+    monkeypatch.setattr("pipeline.train.method.student_precision", lambda *_: "fp16")
     with pytest.raises(RunError, match="--amp fp16: --method maxl takes gradients of gradients"):
         train(project, "no", method="maxl", sources=(), tuning=Tuning(amp="fp16"))
     train(project, "maxl", method="maxl", sources=(), tuning=Tuning(amp="auto"))

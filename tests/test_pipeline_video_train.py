@@ -30,10 +30,10 @@ from pipeline.api import (
 )
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip
 from pipeline.data.render import open_renderer
-from pipeline.evaluate import Evaluator
-from pipeline.run import read_metrics
 from pipeline.runtime.execution import Execution
-from pipeline.training.trainer import Trainer
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.run_folder import read_metrics
+from pipeline.train.trainer import Trainer
 from sskt.errors import RunError, SourceError, TargetError
 from sskt.normalise import (
     ACTIVITYNET_MEAN,

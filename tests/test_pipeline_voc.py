@@ -23,7 +23,7 @@ from pipeline.api import (
     run_train,
 )
 from pipeline.data.datasets.voc import CLASSES
-from pipeline.run import read_metrics
+from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, TargetError
 from sskt.losses import focal, presence_bce, soft_focal
 from sskt.metrics import average_precision, presence_figures, voc_average_precision

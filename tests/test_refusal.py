@@ -141,7 +141,7 @@ def test_a_picture_moved_to_another_class_is_refused(project):
 
 
 def test_other_labels_of_the_same_pictures_change_no_row_and_that_is_said(project, monkeypatch):
-    import pipeline.api.stage_one as api
+    import pipeline.precompute.by_name as api
 
     load = api.load_index
 

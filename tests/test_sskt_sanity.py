@@ -17,9 +17,9 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
-from pipeline.evaluate import Evaluator
-from pipeline.training.divergence import DivergedError
-from pipeline.training.trainer import Trainer
+from pipeline.train.divergence import DivergedError
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.trainer import Trainer
 from sskt import sanity
 from sskt.errors import RunError, SourceError
 from sskt.sanity import insane_rows, insane_weight, worst_value

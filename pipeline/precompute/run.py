@@ -7,22 +7,37 @@ still lacks it, and each source's unit is committed whole, so a stopped run is c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from cache.storage import Location
+from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
+from pipeline.data.datasets import parse_target, prepared
+from pipeline.data.datasets.registry import target_slug
+from pipeline.data.prepare import open_index
 from pipeline.data.render import open_renderer
+from pipeline.precompute.estimate import estimate
 from pipeline.precompute.worker import Crew
+from pipeline.runtime import coerce
 from pipeline.runtime.distributed import Share
-from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.runtime.execution import Execution, choose_execution, drawn_at_a_time
+from pipeline.runtime.paths import Places, require_named
 from pipeline.runtime.progress import Progress
+from pipeline.stores.alike import sound_stores
 from pipeline.stores.class_check import say_what_rows_know
+from pipeline.stores.contracts import open_named
 from pipeline.stores.fill import Work, open_work
 from pipeline.stores.job import Job
-from sskt.errors import RunError
+from pipeline.stores.match import destination
+from pipeline.stores.recorded_weights import with_recorded_weights
+from sskt.errors import RunError, TargetError
+from sskt.sources.clip_frames import ClipFrames
+from sskt.sources.input_map import InputMap
+from sskt.sources.registry import source_slug
+from sskt.sources.source import Source
 
 Say = Callable[[str], None]
 
@@ -99,3 +114,133 @@ def _report(work: Work, job: Job, wall_s: float) -> StoreReport:
         wall_s=wall_s,
         nbytes=work.store.nbytes,
     )
+
+
+def run_precompute(
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
+    *,
+    views: int = DEFAULT_VIEWS,
+    augmentation: Augmentation | None = None,
+    places: Places | None = None,
+    execution: Execution | None = None,
+    limit: int | None = None,
+    say: Say = print,
+    top_k: int | None = None,
+) -> list[StoreReport]:
+    """Stage one for each target, or for every prepared one if none is named; see
+    `pipeline.precompute.run.precompute`. Processes that fill the same stores share the work.
+    """
+    places, execution = places or Places(), execution or choose_execution()
+    share, augmentation = Share.from_environment(), augmentation or Augmentation()
+    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k, say)
+    for job in jobs:
+        _mention_earlier(job, augmentation, places, say)
+    return [
+        report
+        for job in jobs
+        for report in precompute(job, cache_dir=places.cache_dir, execution=execution, share=share, say=say)
+    ]
+
+
+def run_estimate(
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
+    *,
+    views: int = DEFAULT_VIEWS,
+    augmentation: Augmentation | None = None,
+    places: Places | None = None,
+    execution: Execution | None = None,
+    limit: int | None = None,
+    say: Say = print,
+    top_k: int | None = None,
+) -> list[dict[str, Any]]:
+    """What `run_precompute` would cost; see `pipeline.precompute.estimate.estimate`."""
+    places, execution = places or Places(), execution or choose_execution()
+    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), places, limit, top_k, say)
+    return [
+        {"target": job.name, **row}
+        for job in jobs
+        for row in estimate(job, cache_dir=places.cache_dir, execution=execution, say=say)
+    ]
+
+
+def _jobs(
+    targets: str | Sequence[str],
+    sources: str | Sequence[str],
+    views: int,
+    augmentation: Augmentation,
+    places: Places,
+    limit: int | None,
+    top_k: int | None,
+    say: Say,
+) -> list[Job]:
+    """One job a target, or one for each part of a clip that some sources look at; everything is opened before
+    the first is done, so that a wrong name costs no work.
+
+    Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
+    """
+    targets, sources = coerce.texts(targets, "targets"), coerce.texts(sources, "sources")
+    views, limit = coerce.whole(views, "views", low=1), coerce.whole_or_none(limit, "limit")
+    top_k = coerce.whole_or_none(top_k, "top_k", low=0)
+    names = list(targets) or prepared(places.data_dir, places.index_dir)
+    if not names:
+        raise TargetError(
+            f"no target is prepared under {places.data_dir}; `sskt prepare --target cifar10` downloads one, "
+            f"and --target imagefolder:PATH takes a folder of pictures (sskt targets lists all)"
+        )
+    if not targets:
+        say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
+    specs = [parse_target(name) for name in names]
+    require_named(places, sources)
+    opened = _opened(sources, _with_recorded_weights(places, names, sources, say), say)
+    jobs = []
+    for name, spec in zip(names, specs, strict=True):
+        index = open_index(name, "train", places=places, say=say, limit=limit)
+        plan = augmentation.training_plan(spec)
+        together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
+        for source in opened:
+            input_map = augmentation.input_map(spec, source.spec)
+            size = source.spec.contract.size
+            if size is not None and size != input_map.side_px:
+                say(f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px")
+            together.setdefault(input_map.frames, []).append((source, input_map))
+        jobs += [Job(name, index, alike, plan, views, top_k) for alike in together.values()]
+    return jobs
+
+
+def _mention_earlier(job: Job, augmentation: Augmentation, places: Places, say: Say) -> None:
+    """Say where a store that sources filled before they saw what the released code shows them would do."""
+    spec, quiet = parse_target(job.target), lambda _: None
+    for source, input_map in job.sources:
+        earlier = replace(augmentation, source_input=EARLIER).input_map(spec, source.spec)
+        if earlier == input_map or destination(job, source, input_map, places.cache_dir, quiet).exists:
+            continue
+        before = destination(job, source, earlier, places.cache_dir, quiet)
+        if before.exists:
+            say(
+                f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
+                f"them, a new store is filled; --source-input earlier goes on with that one"
+            )
+
+
+def _with_recorded_weights(
+    places: Places, targets: Sequence[str], sources: Sequence[str], say: Say
+) -> Places:
+    """`places`, with the weights that the targets' stores were made from and that are still there."""
+    for source in sources:
+        folders = [places.cache_dir / target_slug(name) / "train" / source_slug(source) for name in targets]
+        stores = [store for folder in folders for store in sound_stores(folder)]
+        places = with_recorded_weights(source, places, stores, say)
+    return places
+
+
+def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
+    """Every source once, whatever the number of its names: they would all fill the same store."""
+    opened: dict[tuple[str, str], tuple[str, Source]] = {}
+    for name in dict.fromkeys(sources):
+        source = open_named(name, places, say)
+        first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
+        if first != name:
+            say(f"{name} is the same source as {first}; it is computed once")
+    return [source for _, source in opened.values()]

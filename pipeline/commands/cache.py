@@ -1,0 +1,131 @@
+"""The cache group: look at stores, check them, give space back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.commands.options import (
+    CACHE_DIR,
+    DATA_DIR,
+    HOW,
+    JSON,
+    build_execution,
+    build_places,
+    count_option,
+    options,
+    text_option,
+    together,
+)
+from pipeline.commands.output import say, show
+
+
+@click.group()
+def cache() -> None:
+    """Look at stores and check them."""
+
+
+@cache.command("ls")
+@options(CACHE_DIR, JSON)
+def cache_ls(cache_dir: str, as_json: bool) -> None:
+    """List every store: target, source, sides, views, size."""
+    from cache.storage import location
+    from pipeline.commands.rows import store_rows
+
+    show(
+        store_rows(location(cache_dir)),
+        as_json,
+        "target source samples classes student_px source_px top_k views units bytes path problem",
+    )
+
+
+@cache.command("info")
+@options(click.argument("store"), JSON)
+def cache_info(store: str, as_json: bool) -> None:
+    """Show what a store depends on and holds, and what a label costs."""
+    from cache.storage import location
+    from pipeline.commands.rows import store_fields
+
+    fields = store_fields(location(store))
+    if as_json:
+        click.echo(json.dumps(fields, indent=2))
+    else:
+        show([{"field": k, "value": v} for k, v in fields.items()], as_json, "field value")
+
+
+@cache.command("verify")
+@options(
+    click.argument("store"),
+    count_option("--recompute", "Ask the source again about N random rows and compare.", name="n_rows"),
+    click.option("--repair", is_flag=True, help="Compute damaged units again, and nothing else."),
+    text_option("--target", "Where the pictures are now. [default: as recorded]"),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Where the source's weights or program are now. [default: as recorded]",
+    ),
+    together(
+        "execution",
+        build_execution,
+        *HOW,
+    ),
+    together("places", build_places, DATA_DIR, CACHE_DIR),
+    count_option("--seed", "Which rows are random.", 0, low=0),
+    JSON,
+)
+def cache_verify(store: str, as_json: bool, **what: Any) -> None:
+    """Check a store's finished units, and its rows against the source.
+
+    Checksum, shape, NaN and inf, manifest, tables. Exits with 1 if anything is wrong, and says how to mend
+    it.
+    """
+    from cache.storage import location
+    from pipeline.precompute.verify import verify_store
+
+    found = verify_store(location(store), **what, say=say)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        if found.problems:
+            show(found.problems, as_json, "unit problem")
+        if found.agreement:
+            row = found.agreement.to_dict()
+            show([row], as_json, "rows max_error mean_error min_cosine same_top identical worst")
+        click.echo(found.verdict)
+    if not found.good:
+        sys.exit(1)
+
+
+@cache.command("prune")
+@options(
+    click.argument("stores", nargs=-1),
+    count_option("--views", "Keep the first N views of each STORE, instead of removing it."),
+    click.option("--dry-run", is_flag=True, help="Only say what would go."),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+    CACHE_DIR,
+    JSON,
+)
+def cache_prune(
+    stores: tuple[str, ...], views: int | None, dry_run: bool, yes: bool, cache_dir: str, as_json: bool
+) -> None:
+    """Give disk space back.
+
+    Without a STORE, removes what killed runs left behind in the cache folder; with some, removes these, or
+    all their views beyond the first N.
+    """
+    from cache.pruning import plan_pruning, prune
+
+    rows = plan_pruning(cache_dir, stores, views)
+    if dry_run or not rows or not as_json:
+        show(rows, as_json, "what bytes path")
+    if not rows or dry_run:
+        return
+    if stores and not yes:
+        click.confirm(f"remove these {len(rows)}?", abort=True, err=True)
+    prune(rows, views)
+    if as_json:
+        show(rows, as_json, "")

@@ -1,0 +1,66 @@
+"""How a command ends: our own errors become one line and exit code 1, signals say what they leave behind."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+from sskt.names import shown
+
+_STOPPED = {  # what Ctrl-C leaves behind
+    "prepare": "stopped; what is there is kept, and the same command goes on from there",
+    "precompute": "stopped; finished units are kept, and the same command goes on from there",
+    "train": "stopped; the run folder is kept",
+    "reproduce": "stopped; the same command goes on from there",
+    "sweep": "stopped; the same command goes on from there",
+    "demo": "stopped; sources that are trained to their end, and stores, are kept for the next run",
+}
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what is being written is finished."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise _Terminated
+
+
+class Sectioned(click.Command):
+    """A command whose help page shows its options under the titles that `pipeline.commands.options.section`
+    gave them.
+    """
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write every option once, below its title; those without one come first and last, as declared."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class FrontDoor(click.Group):
+    """A click group that prints our own errors as one line, and Ctrl-C as what it means."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; exits with 1 on an error of ours, with 130 on Ctrl-C and with 143 on SIGTERM."""
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
+            sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        except Exception as error:
+            from cache.errors import CacheError
+            from sskt.errors import SsktError
+
+            if not isinstance(error, CacheError | SsktError):
+                raise
+            click.echo(shown(f"error: {error}", keep="\n\t"), err=True)
+            sys.exit(1)

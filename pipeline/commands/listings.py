@@ -1,0 +1,52 @@
+"""The commands that list: sources, targets and recipes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_places, options, together
+from pipeline.commands.output import show
+
+if TYPE_CHECKING:
+    from pipeline.runtime.paths import Places
+
+
+@click.command()
+@options(click.argument("name", required=False), JSON)
+def sources(name: str | None, as_json: bool) -> None:
+    """List the sources, or show what NAME wants and returns.
+
+    NAME is a listed source, program:FILE.pt2 or run:FOLDER; nothing is downloaded.
+    """
+    from pipeline.commands.rows import source_fields, source_rows
+
+    if name is None:
+        show(source_rows(), as_json, "source architecture classes weights")
+        return
+    fields = source_fields(name)
+    if as_json:
+        click.echo(json.dumps(fields, indent=2))
+    else:
+        show([{"field": k, "value": v} for k, v in fields.items()], as_json, "field value")
+
+
+@click.command()
+@options(together("places", build_places, DATA_DIR, CACHE_DIR), JSON)
+def targets(places: Places, as_json: bool) -> None:
+    """List the targets, and which are prepared."""
+    from pipeline.commands.rows import target_rows
+
+    show(target_rows(places), as_json, "target classes student_px source_px plan model prepared")
+
+
+@click.command()
+@options(JSON)
+def recipes(as_json: bool) -> None:
+    """List how targets are trained: the paper's table 1, and ours."""
+    from pipeline.commands.rows import recipe_rows
+
+    columns = "target models epochs lr finetune_lr schedule milestones gamma patience weight_decay"
+    show(recipe_rows(), as_json, f"{columns} loss aux_loss temperature alpha paper")

@@ -1,0 +1,298 @@
+"""Options: the kinds that repeat, those that several commands share, and those that make one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.data.augmentation import Augmentation
+    from pipeline.data.datasets.video.pack import Packing
+    from pipeline.runtime.execution import Execution
+    from pipeline.runtime.paths import Places
+
+VIEWS, EXECUTION, PLACES = "What is shown", "How it is computed", "Where things lie"  # sections
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def options(*decorators: Decorator) -> Decorator:
+    """Several options as one decorator, in the order in which --help shows them."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def together(argument: str, build: Callable[..., Any], *decorators: Decorator) -> Decorator:
+    """Options that make one object: the command is given `argument` = build(**their values)."""
+
+    def nothing() -> None: ...
+
+    names = [option.name for option in options(*decorators)(nothing).__click_params__]  # type: ignore[attr-defined]
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**values: Any) -> Any:
+            values[argument] = build(**{name: values.pop(name) for name in names})
+            return function(**values)
+
+        return options(*decorators)(command)
+
+    return apply
+
+
+def section(title: str, *decorators: Decorator) -> Decorator:
+    """Options that stand together on the help page of a `pipeline.commands.front.Sectioned` command."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        before = list(getattr(function, "__click_params__", []))
+        function = options(*decorators)(function)
+        for option in function.__click_params__:  # type: ignore[attr-defined]
+            if option not in before:
+                option.section = title
+        return function
+
+    return apply
+
+
+def build_places(
+    data_dir: Path, cache_dir: str, weights: tuple[str, ...] = (), contracts: tuple[str, ...] = ()
+) -> Places:
+    """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
+    from cache.storage import location, require_bucket
+    from pipeline.runtime.paths import Places
+    from sskt.sources.declared import parse_told
+
+    for pair in weights:
+        if "=" not in pair:
+            raise click.BadParameter(
+                f"{pair!r} is not NAME=PATH, e.g. imagenet=resnet50.pth", param_hint="--weights"
+            )
+    for pair in contracts:
+        if pair.count("=") < 2:
+            raise click.BadParameter(
+                f"{pair!r} is not NAME=KEY=VALUE, e.g. program:teacher.pt2=mean=0.5,std=0.5",
+                param_hint="--contract",
+            )
+    place = location(cache_dir)
+    require_bucket(place)  # also where a command would not look there
+    return Places(
+        data_dir,
+        place,
+        {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)},
+        {n: parse_told(told) for n, _, told in (pair.partition("=") for pair in contracts)},
+    )
+
+
+def build_execution(
+    device: str,
+    renderer: str,
+    threads: int | None,
+    amp: str = "auto",
+    batch_size: int | None = None,
+    compiled: bool | None = None,
+) -> Execution:
+    """`HOW`'s options, and stage one's, as one object; see `choose_execution`."""
+    from pipeline.runtime.execution import choose_execution
+
+    return choose_execution(
+        device=device, amp=amp, renderer=renderer, threads=threads, batch_size=batch_size, compiled=compiled
+    )
+
+
+def build_augmentation(plan_seed: int, plan_kind: str | None, **shown: Any) -> Augmentation:
+    """The plan that a user asks for; see `Augmentation`."""
+    from pipeline.data.augmentation import Augmentation
+
+    return Augmentation(plan_seed, plan_kind, **shown)
+
+
+def build_packing(short_px: int, quality: int) -> Packing:
+    """How frames of videos are packed; see `Packing`."""
+    from pipeline.data.datasets.video.pack import Packing
+
+    return Packing(short_px, quality)
+
+
+def build_target(target: str | None, split: str | None) -> str | None:
+    """A target by name and --split."""
+    from pipeline.data.datasets.registry import TARGETS
+
+    if target is None or split is None:
+        return target
+    splitting = [name for name, spec in TARGETS.items() if spec.videos is not None]
+    if target not in splitting:
+        raise click.BadParameter(f"is for {' and '.join(splitting)}, not for {target}", param_hint="--split")
+    return f"{target}:{split}"
+
+
+def build_targets(targets: tuple[str, ...], split: str | None) -> list[str]:
+    """Several of them."""
+    return [target for target in (build_target(name, split) for name in targets) if target is not None]
+
+
+def folder_option(flag: str, default: str | None, text: str, **more: Any) -> Decorator:
+    """A folder, which need not be there yet."""
+    kind = click.Path(path_type=Path, file_okay=False)
+    return click.option(
+        flag, type=kind, default=default and Path(default), show_default=bool(default), help=text, **more
+    )
+
+
+def count_option(
+    flag: str,
+    text: str,
+    default: int | None = None,
+    low: int = 1,
+    high: int | None = None,
+    name: str | None = None,
+) -> Decorator:
+    """A whole number from `low` on; `name` is the argument's, where it is not the flag's."""
+    names = (flag, name) if name else (flag,)
+    kind = click.IntRange(min=low, max=high)
+    return click.option(*names, type=kind, default=default, show_default=default is not None, help=text)
+
+
+def number_option(flag: str, text: str, *, positive: bool = True, default: float | None = None) -> Decorator:
+    """A number above 0, or from 0 on."""
+    kind = click.FloatRange(min=0, min_open=positive)
+    return click.option(flag, type=kind, default=default, show_default=default is not None, help=text)
+
+
+def choice_option(flag: str, values: str, default: str | None, text: str) -> Decorator:
+    """One of some words, given as one string."""
+    return click.option(
+        flag, type=click.Choice(values.split()), default=default, show_default=default is not None, help=text
+    )
+
+
+def text_option(flag: str, text: str, name: str | None = None, **more: Any) -> Decorator:
+    """Any text; `name` is the argument's, where it is not the flag's."""
+    return click.option(*((flag, name) if name else (flag,)), default=None, help=text, **more)
+
+
+DATA_DIR = folder_option(
+    "--data-dir", "data", "Data sets and downloaded weights.", envvar="SSKT_DATA_DIR", show_envvar=True
+)
+CACHE_DIR = click.option(
+    "--cache-dir",
+    default="stores",
+    show_default=True,
+    metavar="DIRECTORY|URL",
+    help="Stores and target indexes; s3://bucket/stores and the like keep the stores elsewhere.",
+    envvar="SSKT_CACHE_DIR",
+    show_envvar=True,
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+LIMIT = count_option("--limit", "Use a fixed stratified subset of N training samples.")
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors): imagenet=resnet50.pth. Repeatable.",
+)
+CONTRACT = click.option(
+    "--contract",
+    "contracts",
+    multiple=True,
+    metavar="NAME=KEY=VALUE",
+    help="What a source wants to see and returns, where its file does not say it: mean=0.5/0.5/0.5,std=0.5, "
+    "range=0/255, channels=bgr, interpolation=bicubic, size=224, returns=logits, log-probabilities, "
+    "probabilities or sigmoids, classes=FILE (one name per line) or an order of the target's names: target, "
+    "numeric, text, case-insensitive or reversed. Several with commas between. Repeatable.",
+)
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=None,
+    show_default="all cores, under torchrun a process's part",
+    help="Threads that decode pictures.",
+)
+HOW = (
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    choice_option("--renderer", "auto dali torch resident", "auto", "What draws the pictures."),
+    THREADS,
+)
+SHOWN = (
+    text_option(
+        "--plan",
+        "pad-crop-flip, random-resized-crop-flip or centre; of clips corner-clip or centre-clip. "
+        "[default: the target's]",
+        "plan_kind",
+    ),
+    count_option(
+        "--size", "Side in pixels of what the student sees. [default: the target's]", name="side_px"
+    ),
+    count_option(
+        "--source-size",
+        "Side in pixels of what the sources see. [default: 7/3 of --size for small pictures, "
+        "twice for clips, else --size]",
+        name="source_side_px",
+    ),
+    count_option("--clip-frames", "Frames of a clip. [default: 16]", name="n_frames"),
+    count_option("--stride", "Frames from one of a clip's to the next. [default: 1]"),
+    text_option(
+        "--source-frames",
+        "What picture sources see of a clip: center_frame, mean_frame, frames:K, "
+        "frames:K:log-probabilities or reference. [default: center_frame]",
+    ),
+    choice_option(
+        "--source-input",
+        "released earlier",
+        "released",
+        "What sources see: as the released code scales and normalises it, or as in stores made before this "
+        "option was there.",
+    ),
+)
+PLANNED = together(  # of what trains; stage one calls the seed --seed
+    "augmentation",
+    build_augmentation,
+    section(
+        VIEWS,
+        count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
+        *SHOWN,
+    ),
+)
+
+
+def _clips(_ctx: click.Context, _option: click.Parameter, text: str) -> int | str:
+    """A whole number from 1 on, or all."""
+    if text == "all":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is not a number of clips such as 10, nor all")
+    return int(text)
+
+
+CLIPS = click.option(
+    "--clips",
+    default="10",
+    show_default=True,
+    metavar="N|all",
+    callback=_clips,
+    help="Clips of a video that are looked at: N evenly spaced ones, or all, one after the other, as the "
+    "released test script does.",
+)
+BEGINNING = (
+    choice_option(
+        "--init",
+        "released torch",
+        None,
+        "What heads begin with. [default: released, of resnet* and resnet3d*; torch for others]",
+    ),
+    choice_option(
+        "--clip-mean",
+        "activitynet kinetics",
+        "activitynet",
+        "What resnet3d* take off; released: activitynet.",
+    ),
+)
+SPLIT = choice_option("--split", "1 2 3", None, "Official split of ucf101 or hmdb51. [default: 1]")

@@ -1,0 +1,294 @@
+"""The commands of what is built of both stages: the demo, the papers' tables, sweeps and explanations."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.front import Sectioned
+from pipeline.commands.options import (
+    CACHE_DIR,
+    CONTRACT,
+    DATA_DIR,
+    EXECUTION,
+    HOW,
+    JSON,
+    LIMIT,
+    PLACES,
+    PLANNED,
+    SPLIT,
+    THREADS,
+    WEIGHTS,
+    build_execution,
+    build_places,
+    build_target,
+    choice_option,
+    count_option,
+    folder_option,
+    number_option,
+    options,
+    section,
+    text_option,
+    together,
+)
+from pipeline.commands.output import say, show, tell
+
+if TYPE_CHECKING:
+    from pipeline.runtime.execution import Execution
+    from pipeline.runtime.paths import Places
+
+# a plus before the name of another source: files and folders may have one in theirs
+_BETWEEN_SOURCES = re.compile(r"\+(?=(?:imagenet|places365)(?:[:+]|$)|(?:kinetics|program|run):)")
+
+
+def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """NAME=SOURCE pairs."""
+    for text in texts:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} is not NAME=SOURCE, e.g. places365=program:net.pt2")
+    return {name: source for name, _, source in (text.partition("=") for text in texts)}
+
+
+def _numbers(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
+    """1,3,10 as numbers above 0."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) <= 0:
+        raise click.BadParameter(f"{text!r} is not a list of numbers above 0 such as 1,3,10")
+    return numbers
+
+
+@click.command()
+@options(
+    CACHE_DIR,
+    folder_option("--out", None, "Folder of the report. [default: runs/demo-<time>]"),
+    count_option("--seeds", "Students per method.", 3),
+    THREADS,
+    JSON,
+)
+def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bool) -> None:
+    """See both stages work on handwritten digits.
+
+    Few labels, one student, three ways: from scratch, SSKT with cached logits, SSKT with the live sources.
+    The sources are trained on drawn letters and strokes at the first run and kept. Writes a report.
+    """
+    from pipeline.studies.demo import run_demo
+    from pipeline.train.run_folder import new_run_folder
+
+    out = out or new_run_folder("demo")
+    result = run_demo(cache_dir=Path(cache_dir), out=out, seeds=seeds, threads=threads, say=say)
+    click.echo(json.dumps(result, indent=2) if as_json else result["table"])
+
+
+@click.command(cls=Sectioned)
+@options(
+    text_option("--table", "S1 to S8, M2, M7, M8 or R.", required=True),
+    text_option(
+        "--rows", "Numbers, ranges or words of row names, e.g. 1-3,7 or resnet20-sskt. [default: all]"
+    ),
+    count_option("--seeds", "Runs of a row.", 3),
+    count_option("--views", "Augmented views of every sample.", 10),
+    number_option("--scale", "Part of the paper's epochs.", default=1.0),
+    LIMIT,
+    click.option(
+        "--stand-in",
+        "stand_ins",
+        multiple=True,
+        metavar="NAME=SOURCE",
+        callback=_pairs,
+        help="Another source in place of a published one, e.g. places365=program:net.pt2. Repeatable.",
+    ),
+    choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
+    click.option("--dry-run", is_flag=True, help="List the rows and what they cost; run nothing."),
+    folder_option("--out", "runs/papers", "Folder of runs and reports; a row of two tables is run once."),
+    JSON,
+    together(
+        "execution",
+        build_execution,
+        section(
+            EXECUTION,
+            choice_option("--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources."),
+            *HOW,
+        ),
+    ),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+)
+def reproduce(
+    table: str,
+    rows: str | None,
+    seeds: int,
+    views: int,
+    scale: float,
+    limit: int | None,
+    stand_ins: dict[str, str],
+    student_amp: str,
+    dry_run: bool,
+    out: Path,
+    as_json: bool,
+    execution: Execution,
+    places: Places,
+) -> None:
+    """Run a published table again, and set ours beside it.
+
+    Each source looks once at each target for all rows and seeds. Finished runs are skipped and stopped ones
+    go on, so the same command continues where it was. The report marks every row with what differs from the
+    paper or its released code, a word and a footnote each. Rows that a table cites from other papers are
+    shown and never run.
+    """
+    from pipeline.studies.reproduce.campaign import Campaign
+    from pipeline.studies.reproduce.report import named_marks, price
+    from pipeline.studies.reproduce.rows import Shrink
+    from pipeline.studies.reproduce.run import run_reproduce
+
+    campaign = Campaign(
+        out,
+        places,
+        execution,
+        seeds,
+        Shrink(scale, limit),
+        views,
+        student_amp,
+    )
+    chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
+    results = run_reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run, say=say)
+    if as_json:
+        tell(json.dumps([result.to_dict() for result in results], indent=2))
+        return
+    named = named_marks(results)
+    if dry_run:
+        columns = (
+            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs"
+        )
+        costs = [result.cost(seeds) | {"differs": result.words(named)} for result in results]
+        show(costs, as_json, columns)
+    else:
+        cells: list[dict[str, Any]] = [dict(result.cells(named)) for result in results]
+        show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs")
+    for mark, label in named.items():
+        say(f"{label}: {mark.note}")
+    say(price(results))
+    if dry_run:
+        return
+    for path in sorted(out.glob(f"table-{table}.*")):
+        tell(str(path))
+
+
+@click.command(cls=Sectioned)
+@options(
+    together("target", build_target, text_option("--target", "As of sskt train.", required=True), SPLIT),
+    click.option(
+        "--sources",
+        "sources",
+        multiple=True,
+        required=True,
+        help="One set of sources, e.g. places365+imagenet. Repeatable: a row of panels each.",
+    ),
+    click.option(
+        "--temperatures", default="1,3,5,10", show_default=True, metavar="T,T", callback=_numbers, help="T."
+    ),
+    click.option(
+        "--alphas",
+        default="0.05,0.1,0.5,1",
+        show_default=True,
+        metavar="A,A",
+        callback=_numbers,
+        help="Alpha.",
+    ),
+    choice_option("--transfer-module", "no yes both", "no", "Without, with, or a column of panels each."),
+    choice_option("--aux-loss", "ce kd focal", None, "Loss of the source heads. [default: the recipe's]"),
+    count_option("--seeds", "Runs of a point.", 1),
+    count_option("--views", "Augmented views of every sample.", 10),
+    count_option("--epochs", "[default: the recipe's]"),
+    text_option("--model", "[default: the recipe's]"),
+    LIMIT,
+    choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
+    folder_option("--out", None, "Folder of runs, table and picture. [default: runs/sweep-<target>]"),
+    JSON,
+    PLANNED,
+    together(
+        "execution",
+        build_execution,
+        section(
+            EXECUTION,
+            choice_option("--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources."),
+            *HOW,
+        ),
+    ),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+)
+def sweep(
+    target: str,
+    sources: tuple[str, ...],
+    temperatures: tuple[float, ...],
+    alphas: tuple[float, ...],
+    transfer_module: str,
+    aux_loss: str | None,
+    seeds: int,
+    epochs: int | None,
+    student_amp: str,
+    out: Path | None,
+    as_json: bool,
+    **what: Any,
+) -> None:
+    """Train over temperature and alpha, and draw the accuracy.
+
+    The picture is that of the paper's figure 4. All runs read the same stores. Finished runs are skipped and
+    stopped ones go on.
+    """
+    from pipeline.data.datasets.registry import target_slug
+    from pipeline.studies.sweep import Grid, run_sweep
+
+    modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
+    grid = Grid(
+        tuple(tuple(_BETWEEN_SOURCES.split(names)) for names in sources), temperatures, alphas, modules, seeds
+    )
+    out = out or Path("runs") / f"sweep-{target_slug(target)}"
+    overrides = {"epochs": epochs, "aux_loss": aux_loss}
+    rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, say=say, **what)
+    show(
+        rows,
+        as_json,
+        "target model sources transfer_module aux_loss temperature alpha mean std seeds diverged",
+    )
+    if not as_json:
+        for path in sorted(out.glob("sweep.*")):
+            tell(str(path))
+
+
+@click.command()
+@options(
+    click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.option(
+        "--picture",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="An image file. [default: a test sample]",
+    ),
+    count_option("--sample", "Id of a test sample of the first run. [default: the first]", low=0),
+    text_option("--class", "Map this class. [default: what each student says]", name="class_name"),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=Path("explain.png"),
+        show_default=True,
+        help="The PNG to draw.",
+    ),
+    together("execution", build_execution, *HOW),
+    JSON,
+)
+def explain(out: Path, as_json: bool, **what: Any) -> None:
+    """Draw where several students look in one picture.
+
+    Grad-CAM of the last block, as in the paper's figure 1: one panel for each of the RUNS.
+    """
+    from pipeline.studies.explain import run_explain
+
+    rows = run_explain(out=out, say=say, **what)
+    show(rows, as_json, "run method class share")
+    if not as_json:
+        click.echo(out)

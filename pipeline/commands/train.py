@@ -1,0 +1,328 @@
+"""Stage two's commands: train and evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from pipeline.commands.front import Sectioned
+from pipeline.commands.options import (
+    BEGINNING,
+    CACHE_DIR,
+    CLIPS,
+    CONTRACT,
+    DATA_DIR,
+    EXECUTION,
+    HOW,
+    JSON,
+    LIMIT,
+    PLACES,
+    PLANNED,
+    SPLIT,
+    WEIGHTS,
+    build_execution,
+    build_places,
+    build_target,
+    choice_option,
+    count_option,
+    folder_option,
+    number_option,
+    options,
+    section,
+    text_option,
+    together,
+)
+from pipeline.commands.output import say, show, tell
+
+if TYPE_CHECKING:
+    from pipeline.api import Supervision, Tuning
+    from pipeline.runtime.execution import Execution
+    from pipeline.runtime.paths import Places
+
+_OF_RECIPE = "[default: the recipe's]"
+
+
+def _supervision(**values: Any) -> Supervision:
+    from pipeline.api import Supervision
+
+    return Supervision(**values)
+
+
+def _tuning(**values: Any) -> Tuning:
+    from pipeline.api import Tuning
+
+    return Tuning(**values)
+
+
+def _places_of(run: Path) -> Places:
+    """Where a run found its data, stores and weights, but for what the command line says."""
+    from pipeline.api import places_of
+
+    context = click.get_current_context()
+    told = {name: value for name, value in context.params.items() if _is_told(context, name)}
+    built = build_places(told.get("data_dir", Path()), told.get("cache_dir", ""), told.get("weights", ()))
+    names = [name for name in ("data_dir", "cache_dir", "weights") if name in told]
+    return places_of(run, **{name: getattr(built, name) for name in names})
+
+
+def _require_alone(allowed: str) -> None:
+    """Refuse options that a run which goes on has settled already."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if option.name not in allowed.split() and _is_told(context, option.name or ""):
+            raise click.UsageError(
+                f"{option.opts[0]} is settled by the run that --resume goes on with; leave it out"
+            )
+
+
+def _is_told(context: click.Context, name: str) -> bool:
+    """Whether the user gave an option, on the command line or in the environment."""
+    return context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+
+
+def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """60,120 as numbers."""
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
+
+
+_FOLDERS = ("imagefolder:", "videofolder:")  # targets of which --target may say where they lie now
+_SOURCES = "Sources and what they say"
+_RECIPE = "Recipe"
+
+
+@click.command(cls=Sectioned)
+@options(
+    together(
+        "target",
+        build_target,
+        text_option(
+            "--target",
+            "cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, digits, "
+            "imagefolder:PATH or videofolder:PATH.",
+        ),
+        SPLIT,
+    ),
+    LIMIT,
+    folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
+    text_option("--model", f"resnet20, resnet18 and the like; of clips resnet3d18, r3d_18. {_OF_RECIPE}"),
+    count_option("--seed", "Seed of initial weights and order.", 0, low=0),
+    count_option("--eval-every", "Epochs between two looks at what chooses the best one.", 1),
+    folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
+    JSON,
+    together(
+        "supervision",
+        _supervision,
+        section(
+            _SOURCES,
+            choice_option(
+                "--method",
+                "sskt scratch kd dml maxl",
+                "sskt",
+                "With sources; on labels alone; distilled from teachers of the same task; peers that teach "
+                "one another; with sub-classes made up by a second network.",
+            ),
+            click.option(
+                "--source",
+                "sources",
+                multiple=True,
+                help="Repeatable. [default: every source with a whole view stored for the target, but "
+                "run:FOLDER; for kd those of its classes]",
+            ),
+            choice_option(
+                "--labels",
+                "auto cached live write-through",
+                "auto",
+                "Logits from the store, from the sources in every step, or both: asked once and kept.",
+            ),
+            count_option(
+                "--views",
+                "Views to go through in turn. [default: all stored, or 10; live: a new one each epoch]",
+            ),
+            click.option(
+                "--transfer-module/--no-transfer-module",
+                default=False,
+                show_default=True,
+                help="Source heads that see every block, or the last feature only.",
+            ),
+            choice_option(
+                "--kd-reduction",
+                "mean batchmean",
+                None,
+                "mean = over batch and classes, as released. [default: mean; batchmean for --method kd, but "
+                "of several labels a picture]",
+            ),
+            choice_option(
+                "--gradient-cosine",
+                "off record weigh",
+                "off",
+                "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary one by it "
+                "on the weights that both reach.",
+            ),
+            count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
+            count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),
+            choice_option(
+                "--teacher-bn",
+                "frozen batch-stats",
+                "frozen",
+                "batch-stats: the sources' batch norm as in the released code; live only.",
+            ),
+        ),
+    ),
+    together(
+        "overrides",
+        dict,
+        section(
+            _SOURCES,
+            choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
+            number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
+            number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
+        ),
+        section(
+            _RECIPE,
+            choice_option("--primary-loss", "ce focal bce", None, f"Of the own labels. {_OF_RECIPE}"),
+            count_option("--epochs", _OF_RECIPE),
+            count_option("--batch-size", _OF_RECIPE),
+            number_option("--lr", _OF_RECIPE),
+            choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
+            text_option(
+                "--milestones",
+                "Epochs at which the rate drops. [default: the recipe's, moved with --epochs]",
+                metavar="E,E",
+                callback=_epochs,
+            ),
+            number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
+            number_option("--weight-decay", _OF_RECIPE, positive=False),
+        ),
+    ),
+    together(
+        "tuning",
+        _tuning,
+        section(
+            _RECIPE,
+            click.option(
+                "--finetune-from",
+                type=click.Path(path_type=Path, dir_okay=False),
+                help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+            ),
+            text_option(
+                "--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."
+            ),
+            *BEGINNING,
+            number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
+            number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
+            number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
+            number_option(
+                "--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False
+            ),
+            number_option(
+                "--val-share",
+                "Part of the training samples that is left out to choose the best epoch; 0: none is chosen. "
+                "[default: 0.1 of a folder without a val split; others are chosen on their test split]",
+                positive=False,
+            ),
+        ),
+        section(
+            EXECUTION,
+            choice_option(
+                "--amp",
+                "auto fp32 bf16 fp16",
+                "auto",
+                "Precision of the student; auto: bf16 where the device has it.",
+            ),
+            click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
+            click.option(
+                "--deterministic", is_flag=True, help="Only kernels that give the same bits each time."
+            ),
+        ),
+    ),
+    PLANNED,
+    together("execution", build_execution, section(EXECUTION, *HOW)),
+    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+)
+def train(
+    target: str | None,
+    resume: Path | None,
+    execution: Execution,
+    out: Path | None,
+    as_json: bool,
+    **what: Any,
+) -> None:
+    """Stage two: train a student, taught by sources.
+
+    It learns its own labels and, in one auxiliary head per source, what the source said of the same pixels.
+    What is not given is the paper's recipe for the target (table 1). A run that was stopped goes on with
+    --resume, to the same numbers; --target imagefolder:PATH, --source program:FILE, --data-dir, --cache-dir
+    and --weights then say where things are that have moved since. Under torchrun, the processes share every
+    batch.
+    """
+    from pipeline.api import resume_train, run_train
+    from pipeline.data.datasets.registry import target_slug
+    from pipeline.train.run_folder import new_run_folder
+
+    if resume is not None:
+        told = "target sources" if target is None or target.startswith(_FOLDERS) else "sources"
+        _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
+        lying = what["supervision"].sources
+        summary = resume_train(
+            resume, execution=execution, places=_places_of(resume), target=target, sources=lying, say=say
+        )
+    elif target is not None:
+        out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
+        summary = run_train(target, execution=execution, out=out, say=say, **what)
+    else:
+        raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
+    run = str(resume or out)
+    tell(json.dumps(summary | {"run": run}, indent=2) if as_json else run)
+
+
+@click.command()
+@options(
+    click.argument("run", type=click.Path(path_type=Path)),
+    CLIPS,
+    click.option("--best", is_flag=True, help="The student of the best epoch, instead of the last one's."),
+    together("execution", build_execution, *HOW),
+    text_option(
+        "--target",
+        "Where the run's folder lies now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
+    ),
+    DATA_DIR,
+    CACHE_DIR,
+    JSON,
+)
+def evaluate(
+    run: Path,
+    clips: int | str,
+    best: bool,
+    execution: Execution,
+    target: str | None,
+    as_json: bool,
+    **_told: Any,
+) -> None:
+    """Score a run's student on the test split.
+
+    Its confusion matrix goes into the run's folder. A video's answer is the mean of its clips'. The data are
+    looked for where the run found them, unless --target or --data-dir says otherwise.
+    """
+    from pipeline.api import run_evaluate
+
+    which = "best" if best else "last"
+    figures = run_evaluate(
+        run, places=_places_of(run), target=target, execution=execution, say=say, which=which, clips=clips
+    )
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    by_class = figures.pop("classes")
+    written = [figures.pop(name) for name in ("confusion_csv", "confusion_png") if name in figures]
+    show([figures], as_json, " ".join(figures))
+    kind = "ap" if "test_map" in figures else "top1"
+    show([{"class": name, kind: value} for name, value in by_class.items()], as_json, f"class {kind}")
+    for path in written:
+        tell(path)

@@ -1,0 +1,380 @@
+"""Decide where a run's source logits come from: stores that serve it, or the live sources, and say so in one
+line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache.errors import StoreMismatch
+from cache.storage import Location
+from cache.store import Store, find_stores
+from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.plan import Plan
+from pipeline.data.render import open_renderer
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.paths import Places, folder_words
+from pipeline.source_outputs import Labels
+from pipeline.source_outputs.cached import CachedLabels
+from pipeline.source_outputs.live import LiveLabels, Teacher
+from pipeline.source_outputs.placement import choose_residence
+from pipeline.source_outputs.write_through import WriteThroughLabels
+from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
+from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
+from pipeline.stores.fill import open_work
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
+from pipeline.stores.job import Job
+from pipeline.stores.match import matching_store
+from pipeline.stores.recorded_weights import with_recorded_weights
+from pipeline.stores.sources import open_teacher
+from pipeline.stores.trial import try_source
+from sskt.errors import RunError
+from sskt.names import quoted
+from sskt.sources.batch_stats import BatchStatisticsSource
+from sskt.sources.contract import CONVERTED
+from sskt.sources.declared import OPTION, to_told
+from sskt.sources.forward import default_rows
+from sskt.sources.input_map import InputMap
+from sskt.sources.source import Source
+
+LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
+LABELS = ("auto", "cached", "live", "write-through")
+TEACHER_BN = ("frozen", "batch-stats")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run's target and everything that its source logits depend on."""
+
+    target: str  # as the user named it
+    spec: TargetSpec
+    index: TargetIndex
+    augmentation: Augmentation
+    plan: Plan
+    places: Places
+    execution: Execution
+    temperature: float  # at which the student learns: what a store of top-k logits is read for
+    n_rows: int  # samples of an epoch that this process trains on
+    n_forwards: int  # pictures that a live source would be asked about in the whole run
+    limit: int | None = None  # of samples, as asked
+    source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
+    whole: TargetIndex | None = None  # `index` with what was held out of it to choose by, if anything was
+
+    @property
+    def stored(self) -> TargetIndex:
+        """The samples that a store should hold."""
+        return self.index if self.whole is None else self.whole
+
+    def weights_sha256(self, source: str) -> str | None:
+        """Of the weights that a run has begun with, or that are here; None if neither is known."""
+        return self.source_weights.get(source) or self.places.weights_sha256(source)
+
+    def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
+        """What `store` must say to serve this run; the weights of a source that is not here are taken on its
+        word. A run that goes on has those that it began with, whatever lies in their place by now.
+        """
+        stored = store.manifest.identity
+        sha256 = self.weights_sha256(source)
+        here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
+        spec = spec_on_store(source, self.places, store)
+        here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
+        here = {name: value for name, value in here.items() if value is not None}
+        input_map = self.augmentation.input_map(self.spec, spec)
+        return identity(here, input_map, self.plan, self.stored, top_k=store.top_k)
+
+    def matching(self, source: str, say: Say) -> Store | None:
+        """The store of `source` that serves this run; see `matching_store`."""
+        return matching_store(
+            self.places.cache_dir,
+            self.stored,
+            source,
+            partial(self.fingerprint, source=source),
+            weights_sha256=self.weights_sha256(source),
+            say=say,
+        )
+
+    def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
+        """The command that would make the stores this run lacks."""
+        chosen = self.augmentation
+        settings = {
+            "--views": views,
+            "--limit": self.limit,
+            "--seed": chosen.seed or None,
+            "--plan": chosen.kind,
+            "--size": chosen.side_px,
+            "--source-size": chosen.source_side_px,
+            "--clip-frames": chosen.n_frames,
+            "--stride": chosen.stride,
+            "--source-frames": chosen.source_frames,
+            "--source-input": None if chosen.source_input == RELEASED else chosen.source_input,
+        }
+        words = [f"--source {quoted(name)}" for name in sources]
+        given = self.places.weights
+        words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
+        for name in sources:
+            if (told := self.places.told(name)) is not None:
+                words.append(f"{OPTION} {quoted(f'{name}={to_told(told)}')}")
+        words.append(f"--target {quoted(self.target)}")
+        words += [f"{option} {value}" for option, value in settings.items() if value is not None]
+        words += folder_words(self.places.data_dir, self.places.cache_dir)
+        return f"sskt precompute {' '.join(words)}"
+
+
+def open_labels(
+    request: Request,
+    sources: tuple[str, ...],
+    *,
+    labels: str,
+    views: int | None,
+    teacher_bn: str,
+    say: Say,
+) -> Labels:
+    """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
+    run, else live.
+
+    Without `sources`, `stored_sources` are taken, and with none of them the paper's two. Which it is is said
+    in one line. Raises StoreMismatch, StoreIncomplete, RunError or SourceError, never silently changing what
+    was asked for.
+    """
+    if teacher_bn != "frozen" and labels != "live":
+        raise RunError(
+            f"--teacher-bn {teacher_bn} makes a row depend on its batch, so it cannot be stored; "
+            f"add --labels live, or leave it out"
+        )
+    if labels == "live":
+        return _live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked", say)
+    if labels == "write-through":
+        return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS, say)
+    named = bool(sources)
+    sources = sources or stored_sources(request.places.cache_dir, request.index)
+    stores = _matching_stores(request, sources, named, say)
+    if not named and stores:
+        sources = tuple(stores)
+    if stores and views is None and not named:
+        views = _whole_views(stores, say)
+    absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
+    if not absent:
+        return _cached(request, stores, views, say)
+    command = request.precompute_command(absent, views)
+    if labels == "cached":
+        raise RunError(
+            f"{request.target}: there is no store of {', '.join(absent)} under {request.places.cache_dir}; "
+            f"run `{command}`, or use --labels live"
+        )
+    sources = sources or LIVE_DEFAULT_SOURCES
+    why = (
+        f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
+        f"about {len(request.index):,} pictures; `{command}` would pay for them once"
+    )
+    return _live(request, sources, views, teacher_bn, why, say)
+
+
+def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
+    """The sources that have a whole view stored for a target split, in alphabetical order, but for students
+    of ours: what they know is a task's own labels, and they teach when they are named.
+    """
+    names = {_source_name(store) for store in _begun_stores(cache_dir, index)}
+    return tuple(sorted(name for name in names if not name.startswith("run:")))
+
+
+def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
+    """The sources that have a whole view stored for a target split and know its classes, in alphabetical
+    order; of a run that is not at hand only their number is known.
+    """
+    stores = [s for s in _begun_stores(cache_dir, index) if s.n_classes == len(index.classes)]
+    return tuple(sorted({_source_name(store) for store in stores if _knows(store, index.classes)}))
+
+
+def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
+    """Those with a whole view: one that is being extended serves with the views that it has. Where none is of
+    these images, those of the same images under another name.
+    """
+    here = [Store.open(path) for path in find_stores(split_folder(cache_dir, index))]
+    begun = [store for store in here if store.whole_views]
+    if any(holds(store, index) for store in begun):
+        return begun
+    elsewhere = stores_elsewhere(cache_dir, index, None)
+    return [store for store in elsewhere if store.whole_views and holds(store, index)] or begun
+
+
+def _whole_views(stores: dict[str, Store], say: Say) -> int:
+    """How many views all of them have finished; what is left out is said."""
+    whole = {name: store.whole_views for name, store in stores.items()}
+    for name, store in stores.items():
+        if whole[name] < store.n_views:
+            say(
+                f"{name}: {whole[name]} of {store.n_views} view(s) are finished and no others are used; "
+                f"precompute goes on with the rest"
+            )
+    return min(whole.values())
+
+
+def _source_name(store: Store) -> str:
+    return str(store.manifest.identity["source"]["name"])
+
+
+def _knows(store: Store, classes: tuple[str, ...]) -> bool:
+    """Whether a store's source has these classes, as far as that is known."""
+    weights = store.manifest.made_by.get("asked", {}).get("weights")
+    is_run = _source_name(store).startswith("run:") and weights
+    known = classes_of(f"run:{Path(weights).parent}") if is_run else None
+    return known is None or known == classes
+
+
+def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, say: Say) -> dict[str, Store]:
+    """The store of each source that has one. Where the user has named no sources, those whose stores are of
+    other sizes or plans are left out, and that is said, if others serve.
+    """
+    found, others = {}, []
+    for name in sources:
+        try:
+            store = request.matching(name, say)
+        except StoreMismatch as found_others:
+            store = _without_held_out(request, name, say)
+            if store is not None:
+                found[name] = store
+                continue
+            mismatch = _with_remedy(found_others, request, name)
+            fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
+            if named or not fields or not fields <= {"plan", "input"}:
+                raise mismatch from None
+            others.append((name, mismatch))
+            continue
+        if store is None:  # not even one that differs; one of the same rows under another name may be there
+            store = _without_held_out(request, name, say)
+        if store is not None:
+            found[name] = store
+    if others and not found:
+        raise others[0][1]
+    for name, why in others:
+        say(f"{name} is left out, its logits are of other pictures: {why}")
+    return found
+
+
+def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> StoreMismatch:
+    """The same, with what would help where the stores differ by the way in which sources see pictures now."""
+    earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
+    try:
+        serving = earlier.matching(source, lambda _: None)
+    except StoreMismatch:
+        serving = None
+    if serving is None:
+        return mismatch
+    return StoreMismatch(
+        f"{mismatch}; {serving.path} was made before sources saw what the released code shows them: add "
+        f"--source-input earlier to go on with it, or precompute again",
+        mismatch.differences,
+    )
+
+
+def _without_held_out(request: Request, name: str, say: Say) -> Store | None:
+    """The store that a run filled with just the samples that this one is trained on, if there is one."""
+    try:
+        store = replace(request, whole=None).matching(name, say)
+    except StoreMismatch:
+        return None
+    return store if store is not None and store.n_samples == len(request.index) else None
+
+
+def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
+    for store in stores.values():
+        seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
+        with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
+            check_probe(store, request.stored, renderer)
+    views = views or min(store.n_views for store in stores.values())
+    residence = choose_residence(stores, request.n_rows, request.execution.device)
+    labels = CachedLabels(
+        stores,
+        request.index,
+        views=views,
+        residence=residence,
+        temperature=request.temperature,
+        contracts={name: contract_in_force(name, request.places, store) for name, store in stores.items()},
+    )
+    say(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
+    return labels
+
+
+def _live(
+    request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str, say: Say
+) -> LiveLabels:
+    execution = request.execution
+    drawn = "a new view every epoch" if views is None else f"{views} view(s)"
+    say(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
+    teachers: dict[str, Teacher] = {}
+    for name in sources:
+        source, input_map = _opened(request, name, say)
+        if teacher_bn == "frozen":
+            rows = source.nearest_rows(default_rows(execution.device))
+            forward = execution.forward(request.n_forwards, rows=rows)
+            with closing(
+                open_renderer(request.index, seen_by(input_map, request.plan), execution, batch_size=1)
+            ) as renderer:
+                shown = torch.from_numpy(
+                    probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.index))))
+                )
+                frozen = open_teacher(
+                    source, input_map, forward, execution, request.plan.side_px, say, shown=shown
+                )
+                try_source(frozen, request.index, renderer, say)
+            teachers[name] = frozen
+        else:
+            teachers[name] = BatchStatisticsSource(
+                source, input_map, device=execution.device, compute=execution.precision
+            )
+    contracts = {name: contract_in_force(name, request.places, None) for name in sources}
+    return LiveLabels(teachers, views=views, contracts=contracts)
+
+
+def _write_through(request: Request, sources: tuple[str, ...], views: int, say: Say) -> WriteThroughLabels:
+    opened = [_opened(request, name, say) for name in sources]
+    job = Job(request.target, request.index, opened, request.plan, views)
+    works = {
+        name: open_work(job, source, input_map, request.places.cache_dir, request.execution, say)
+        for name, (source, input_map) in zip(sources, opened, strict=True)
+    }
+    missing = sorted({unit.view for work in works.values() for unit in work.pending})
+    say(
+        f"labels: write-through, {', '.join(sources)}: {len(missing)} of {views} view(s) will be asked for "
+        f"once and kept in {', '.join(str(work.store.path) for work in works.values())}"
+    )
+
+    stores = {name: work.store for name, work in works.items()}
+
+    def cached() -> CachedLabels:
+        for work in works.values():
+            if work.remark:
+                say(work.remark)
+        return _cached(request, stores, views, say)
+
+    return WriteThroughLabels(
+        works,
+        request.index,
+        views=views,
+        cached=cached,
+        residence=choose_residence(stores, request.n_rows, request.execution.device),
+        temperature=request.temperature,
+        contracts={name: contract_in_force(name, request.places, work.store) for name, work in works.items()},
+    )
+
+
+def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
+    index, cache_dir = request.stored, request.places.cache_dir
+    stores = chain(
+        sound_stores(store_folder(cache_dir, index, name)), stores_elsewhere(cache_dir, index, name)
+    )
+    source = open_named(name, with_recorded_weights(name, request.places, stores, say), say)
+    return source, request.augmentation.input_map(request.spec, source.spec)

@@ -1,0 +1,204 @@
+"""Several students on one picture: what each says, and where it looks (Grad-CAM; SSKT figure 1)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.storage import write_durably
+from pipeline.data.datasets import decode
+from pipeline.data.datasets.bit_depth import FULL, depth_of
+from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
+from pipeline.data.plan import plan_from
+from pipeline.data.prepare import open_index
+from pipeline.data.render import open_renderer
+from pipeline.runtime import coerce
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.paths import Places
+from pipeline.train.config import TrainConfig
+from pipeline.train.run_folder import read_config, read_student
+from pipeline.train.whereabouts import whereabouts_of
+from sskt.errors import RunError
+from sskt.names import shown
+from sskt.normalise import normalise
+from sskt.students import build_backbone
+from sskt.students.gradcam import grad_cam
+from sskt.students.student import Student
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Say = Callable[[str], None]
+
+_PANEL_IN = 2.6
+_TITLE_PT, _LINE_IN = 9.0, 0.17
+
+
+def run_explain(
+    runs: Path | str | Sequence[Path | str],
+    *,
+    out: Path,
+    picture: Path | None = None,
+    sample: int | None = None,
+    class_name: str | None = None,
+    places: Places | None = None,
+    execution: Execution,
+    say: Say = print,
+) -> list[dict[str, Any]]:
+    """Draw `out`, a PNG: the picture as the first run's evaluation sees it, and each run's map over it.
+
+    The picture is a file, or a sample of the first run's test split by its id (left out: the first one).
+    Maps are of `class_name`, or of what each student says. Returns one row of plain data for each run. Raises
+    RunError for runs that read clips, or a class that a student does not know.
+    """
+    folders = coerce.paths(runs, "runs")
+    out, picture = coerce.path(out, "out"), None if picture is None else coerce.path(picture, "picture")
+    sample = coerce.whole_or_none(sample, "sample", low=0)
+    if not folders:
+        raise RunError("there is no run to explain; name at least one")
+    opened = [_student(run, execution.device) for run in folders]
+    config = opened[0][0]
+    index = _one_picture(picture) if picture else _sample(folders[0], config, sample, places, say)
+    rows: list[dict[str, Any]] = []
+    panels = []
+    for run, (config, student) in zip(folders, opened, strict=True):
+        pixels = _drawn(index, config, run, execution)
+        x = normalise(pixels, student.backbone.mean, student.backbone.std)
+        with torch.inference_mode():
+            logits = student.predict(x)[0]
+        # of several labels a picture, each class is a question of its own
+        shares = logits.sigmoid() if config.primary_loss == "bce" else logits.softmax(dim=0)
+        label = int(shares.argmax()) if class_name is None else _label(class_name, config, run)
+        heat = grad_cam(student, x, torch.tensor([label], device=x.device))[0]
+        rows.append(
+            {
+                "run": str(run),
+                "method": config.method,
+                "class": shown(config.classes[label]),
+                "share": float(shares[label]),
+            }
+        )
+        panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
+    data = io.BytesIO()
+    names = [Path(index.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
+    with lettering(*names) as missing:
+        _figure(rows, panels, names[0]).savefig(data, dpi=150, format="png")
+    if missing:
+        say(f"{out}: {boxes(missing)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(out, data.getvalue())
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror or error}); choose another --out"
+        ) from error
+    return rows
+
+
+def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
+    config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
+    backbone = build_backbone(config.model)
+    if backbone.reads_clips:
+        raise RunError(f"{run}: its student reads clips, and maps are of pictures")
+    student = Student(backbone, len(config.classes), {}, transfer_module=False)
+    student.load_state_dict(read_student(run))
+    return config, student.to(device).eval()
+
+
+def _sample(
+    run: Path, config: TrainConfig, sample: int | None, places: Places | None, say: Say
+) -> TargetIndex:
+    where = whereabouts_of(run, config, places=places)
+    index = open_index(where.target, "test", places=where.places, say=say)
+    found = np.flatnonzero(index.ids == (index.ids[0] if sample is None else sample))
+    if not len(found):
+        raise RunError(
+            f"{config.target}: its test split has no sample {sample}; ids reach to {index.ids.max()}"
+        )
+    return index.take(found)
+
+
+def _one_picture(path: Path) -> TargetIndex:
+    """A file as an index of its own."""
+    try:
+        encoded = path.read_bytes()
+        pixels = decode.to_pixels(encoded, depth_of(decode.inspect(encoded).bits or FULL))
+    except (OSError, decode.UnreadableError) as error:
+        raise RunError(f"{path}: cannot be read as a picture ({error}); give an image file") from None
+    return TargetIndex(
+        target=path.name,
+        split="test",
+        kind="array",
+        classes=(),
+        ids=np.zeros(1, dtype=np.int64),
+        labels=np.zeros(1, dtype=np.int64),
+        sizes=np.array([pixels.shape[:2]], dtype=np.int32),
+        contents=np.zeros((1, 16), dtype=np.uint8),
+        access=ArrayPictures(str(path), pixels[None], np.zeros(1, dtype=np.int64)),
+    )
+
+
+def _drawn(index: TargetIndex, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
+    """The picture as this run's evaluation sees it: uint8 (1, 3, side, side)."""
+    plan = plan_from(config.eval_plan, str(run / "config.json"))
+    renderer = open_renderer(index, plan, replace(execution, renderer="torch"), batch_size=1)
+    with closing(renderer), closing(renderer.render(0, [np.zeros(1, dtype=np.int64)])) as drawn:
+        return next(drawn).to(execution.device)
+
+
+def _label(name: str, config: TrainConfig, run: Path) -> int:
+    if name not in config.classes:
+        raise RunError(
+            f"{run}: its student knows no class {name!r}, but {', '.join(config.classes[:5])}, ..."
+        )
+    return config.classes.index(name)
+
+
+def _figure(
+    rows: Sequence[dict[str, Any]],
+    panels: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]],
+    name: str,
+) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_PANEL_IN * (len(panels) + 1), _PANEL_IN))
+    FigureCanvasAgg(figure)
+    titles = [_fitted(name, figure, lines=4)]
+    titles += [_title(row, figure, empty=not heat.any()) for row, (_, heat) in zip(rows, panels, strict=True)]
+    above = 0.1 + _LINE_IN * (1 + max(title.count("\n") for title in titles))
+    figure.set_figheight(_PANEL_IN + above)
+    axes = figure.subplots(1, len(panels) + 1)
+    figure.subplots_adjust(0.01, 0.01, 0.99, _PANEL_IN / (_PANEL_IN + above), wspace=0.04)
+    axes[0].imshow(panels[0][0])
+    for axis, (picture, heat) in zip(axes[1:], panels, strict=True):
+        axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+        axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=_TITLE_PT)
+        axis.axis("off")
+    return figure
+
+
+def _title(row: dict[str, Any], figure: Figure, *, empty: bool) -> str:
+    """Method and run, share and class; `empty`: no part of the picture speaks for the class."""
+    lines = [
+        _fitted(f"{row['method']}: {Path(row['run']).name}", figure, lines=3),
+        _fitted(f"{100 * row['share']:.0f} % {row['class']}", figure, lines=2),
+    ]
+    return "\n".join([*lines, "no evidence in the picture"] if empty else lines)
+
+
+def _fitted(text: str, figure: Figure, *, lines: int) -> str:
+    """`text` as wide as a panel."""
+    width_px = 0.92 * _PANEL_IN * figure.dpi
+    return fitted(text, figure, width_px=width_px, size_pt=_TITLE_PT, lines=lines)

@@ -1,0 +1,42 @@
+"""The figure of a published row of videos: its student's answers over all clips of the test split, as the
+released test script has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cache.storage import write_durably
+from pipeline.runtime.distributed import joined
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.paths import Places
+from pipeline.train.evaluate import ALL_CLIPS
+from pipeline.train.run import run_evaluate
+
+ALL_CLIPS_METRIC = "test_top1_all_clips"
+
+_FILE = "all-clips.json"  # in the run's folder
+
+
+def score_all_clips(folder: Path, places: Places, execution: Execution, say: Callable[[str], None]) -> None:
+    """Keep beside a finished run what its student comes to; nothing is done where that is known already."""
+    with joined(execution.device) as ranks:
+        if ranks.first and not (folder / _FILE).is_file():
+            where = replace(places, weights={})
+            figures = run_evaluate(folder, places=where, execution=execution, say=say, clips=ALL_CLIPS)
+            kept = {name: value for name, value in figures.items() if name.startswith(("test_", "n_"))}
+            write_durably(folder / _FILE, (json.dumps(kept, indent=2) + "\n").encode())
+        ranks.agreed(value=True)  # nobody reads what the first has not written yet
+
+
+def with_all_clips(summary: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """The summary of the run in `folder` with ALL_CLIPS_METRIC, in percent; None if it is not known yet."""
+    try:
+        kept = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return summary | {ALL_CLIPS_METRIC: kept["test_top1"]}

@@ -1,0 +1,87 @@
+"""What the runs of a table have in common, and what that makes of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.data.augmentation import DEFAULT_VIEWS
+from pipeline.runtime import coerce
+from pipeline.runtime.execution import Execution, student_precision
+from pipeline.runtime.paths import Places
+from pipeline.studies.reproduce.marks import Mark
+from pipeline.studies.reproduce.published import Published, published_rows
+from pipeline.studies.reproduce.rows import Attempt, Shrink, began_with, published_sources
+from sskt.errors import RunError
+from sskt.sources.contract import sentence
+from sskt.sources.registry import published_digest, weights_file
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Everything that the runs of a table have in common."""
+
+    out: Path
+    places: Places
+    execution: Execution
+    seeds: int = 3
+    shrink: Shrink = field(default_factory=Shrink)
+    views: int = DEFAULT_VIEWS
+    amp: str = "auto"  # of the students
+
+    def __post_init__(self) -> None:
+        """Raises RunError for what is no path or no whole number."""
+        object.__setattr__(self, "out", coerce.path(self.out, "out"))
+        for name in ("seeds", "views"):
+            object.__setattr__(self, name, coerce.whole(getattr(self, name), name, low=1))
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where one run lies."""
+        return self.out / f"{name}-seed{seed}"
+
+
+def beginning(row: Published, places: Places) -> Path | None:
+    """The weights that a fine-tuned student begins with: a local file, or the published one."""
+    for name in began_with(row):
+        return weights_file(name, places.weights.get(name), places.weights_dir)
+    return None
+
+
+def require_distinct(chosen: Sequence[Attempt]) -> None:
+    """Raise RunError if a stand-in is another source of the same row, too: a run would have it once."""
+    for attempt in chosen:
+        if len(set(attempt.sources)) < len(attempt.sources):
+            raise RunError(
+                f"--stand-in makes {attempt.sources[0]} both sources of {attempt.row.name}; name another for "
+                f"one of them, or choose other --rows"
+            )
+
+
+def require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
+    """Raise RunError for weights or contracts that no published row would read: a misspelt name."""
+    known = [*published_sources(), *stand_ins.values()]
+    known += [name for row in published_rows() for name in began_with(row)]
+    for option, named in (("--weights", places.weights), ("--contract", places.contracts)):
+        if strange := sorted(set(named) - set(known)):
+            raise RunError(
+                f"{option} names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
+                f"correct the name"
+            )
+
+
+def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
+    """Of how the campaign runs a row: local weights that are not the published file, views, precision."""
+    weights = campaign.places.weights
+    marks = [
+        Mark("weights", f"weights of {name} are {weights[name].name}")
+        for name in (*attempt.sources, *began_with(attempt.row))
+        if name in weights and not published_digest(name, weights[name])
+    ]
+    told = {name: campaign.places.told(name) for name in attempt.sources}
+    marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in told.items() if c]
+    marks.append(
+        Mark("views", f"{campaign.views} views in turn; the released code draws a new one in every epoch")
+    )
+    precision = student_precision(campaign.amp, campaign.execution.device)
+    return [*marks, Mark("precision", f"students compute in {precision}")] if precision != "fp32" else marks

@@ -1,0 +1,238 @@
+"""In what a published row differs here from the paper and its released code: a word for the table and a
+footnote each, read off the settings of the row's runs.
+
+"The released code" is that of the authors' page. It holds the loader of STL10 and of clips; of what neither
+it nor the paper says, the footnote says that it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets.registry import TargetSpec, parse_target
+from pipeline.studies.reproduce.published import Published
+from pipeline.train.data import Supervision
+from sskt.normalise import KINETICS_MEAN
+from sskt.sources.clip_frames import REFERENCE
+from sskt.students.resnet3d import ResNet3D
+
+_RELEASED_EPOCHS = {"stl10": 200, "ucf101": 200, "hmdb51": 200}  # of the authors' command, and 3D default
+_RELEASED_MILESTONES, _RELEASED_GAMMA = (60, 120, 160, 200), 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One difference: the word that stands in the row, and the footnote that explains it."""
+
+    word: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the runs of a row are, as far as that is known without data and weights."""
+
+    row: Published
+    taught: Supervision
+    settings: Mapping[str, Any]  # a value for each of a recipe's SETTINGS
+    freeze_until: str | None
+    augmentation: Augmentation
+    metric: str  # the figure that is set beside the paper's
+
+    @property
+    def spec(self) -> TargetSpec:
+        """The row's target."""
+        return parse_target(self.row.target)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the student reads clips."""
+        return self.spec.videos is not None
+
+
+def departures(setup: Setup) -> list[Mark]:
+    """Every difference that the settings make, by word in a fixed order."""
+    return [Mark(word, note) for word, notes in _NOTES.items() for note in notes(setup)]
+
+
+def cited(row: Published) -> Mark:
+    """Of a row that the table takes from another paper."""
+    return Mark("cited", f"a figure of {row.authors}, as the table cites it; never run")
+
+
+def labels(marks: Iterable[Mark]) -> dict[Mark, str]:
+    """What stands in the rows of a page for each of its marks: the word, numbered where the page has several
+    footnotes of that word.
+    """
+    every = list(dict.fromkeys(marks))
+    by_word: dict[str, list[Mark]] = {}
+    for mark in every:
+        by_word.setdefault(mark.word, []).append(mark)
+    return {
+        mark: mark.word if len(alike) == 1 else f"{mark.word}-{number}"
+        for alike in by_word.values()
+        for number, mark in enumerate(alike, start=1)
+    }
+
+
+def _protocol(setup: Setup) -> Iterator[str]:
+    if setup.is_video and setup.metric == "test_top1":
+        clips = setup.augmentation.evaluation_plan(setup.spec).to_dict()["n_clips"]
+        yield (
+            f"a video's score is the mean of {clips} evenly spaced clips; the released test takes all "
+            f"consecutive clips of 16 frames"
+        )
+    if not setup.is_video:
+        yield (
+            "the last epoch's score; the released code logs every epoch's on the test split, and the paper "
+            "does not say which it prints"
+        )
+
+
+def _metric(setup: Setup) -> Iterator[str]:
+    if setup.spec.devkit:
+        yield (
+            "images that show nothing are left out of the average precision per image; the released code "
+            "counts each of them as 0"
+        )
+
+
+def _labels(setup: Setup) -> Iterator[str]:
+    if setup.spec.devkit:
+        yield (
+            "a class whose objects are all marked difficult is left out for that image, in training and in "
+            "testing (VOC's own rule); the released code counts it as absent"
+        )
+
+
+def _mean(setup: Setup) -> Iterator[str]:
+    if setup.is_video and ResNet3D.mean == KINETICS_MEAN:
+        yield (
+            "Kinetics' mean is subtracted from clips; the released code's default, which the authors' "
+            "command takes, is ActivityNet's"
+        )
+
+
+def _input(setup: Setup) -> Iterator[str]:
+    if setup.is_video and setup.row.sources and setup.augmentation.source_frames != REFERENCE:
+        yield (
+            "sources see a clip's centre frame resized and normalised as they were trained; the released "
+            "code shows them the student's own pixels, of 112 px and with its mean subtracted"
+        )
+
+
+def _augmentation(setup: Setup) -> Iterator[str]:
+    if not setup.is_video and setup.row.target != "stl10":
+        yield (
+            f"training views by {setup.augmentation.kind or setup.spec.plan_kind}, which is ours: the "
+            f"released code has STL10's loader alone, and the paper does not say"
+        )
+
+
+def _epochs(setup: Setup) -> Iterator[str]:
+    epochs, released = setup.settings["epochs"], _RELEASED_EPOCHS.get(setup.row.target)
+    if released is None:
+        yield f"{epochs:,} epochs are ours: the paper prints milestones and no number of epochs"
+    elif epochs != released:
+        yield f"{epochs:,} epochs; the released code takes {released}"
+
+
+def _schedule(setup: Setup) -> Iterator[str]:
+    settings = setup.settings
+    if settings["schedule"] == "plateau" and setup.row.sources:
+        yield (
+            "the rate drops when the primary loss of the test clips stands still; in the released code, when "
+            "primary and auxiliary losses together do"
+        )
+    if settings["schedule"] == "multistep" and settings["gamma"] != _RELEASED_GAMMA:
+        yield (
+            f"the rate is multiplied by {settings['gamma']:g} at each milestone, which is ours: the paper "
+            f"prints no factor, and the released code's {_RELEASED_GAMMA:g} goes with the milestones "
+            f"{', '.join(map(str, _RELEASED_MILESTONES))}"
+        )
+    if setup.row.method == "dml":
+        yield (
+            "rates and epochs are those of the target's other rows; the paper trained DML in the same way as "
+            "Zhang et al. (2018)"
+        )
+    if setup.row.primary_loss == "focal" and settings["schedule"] != "cosine":
+        yield (
+            "the milestones of the target's other rows; the authors' page leaves open whether rows with "
+            "focal loss had a cosine schedule"
+        )
+
+
+def _freezing(setup: Setup) -> Iterator[str]:
+    if setup.freeze_until is not None:
+        yield (
+            f"all before {setup.freeze_until} is frozen with its batch norms in eval mode, and all heads "
+            f"learn; the released command (ft_begin_index 4) leaves those batch norms in train mode and "
+            f"gives every auxiliary weight a rate of 0"
+        )
+
+
+def _shortcut(setup: Setup) -> Iterator[str]:
+    if setup.is_video and setup.freeze_until is None:
+        yield "option-A shortcuts pass gradients on; in the released 3D code they carry none"
+
+
+def _loss(setup: Setup) -> Iterator[str]:
+    row, settings = setup.row, setup.settings
+    if row.method == "kd":
+        yield (
+            f"T = {settings['temperature']:g} and alpha = {settings['alpha']:g} are ours: the paper says "
+            f"that details of KD are those of Hinton et al. (2015)"
+        )
+    if row.method == "sskt" and settings["aux_loss"] == "focal" and settings["temperature"] != 1:
+        yield (
+            f"the auxiliary focal loss is softened by T = {settings['temperature']:g} and scaled by T^2; the "
+            f"released one, which is in the 3D code alone, has no temperature"
+        )
+    if row.method == "sskt" and setup.is_video and settings["aux_loss"] == "kd":
+        yield "KD is that of the released image code; the released 3D code has CE and focal loss alone"
+    if row.method in ("dml", "kd") and settings["primary_loss"] == "bce":
+        yield (
+            "of several labels per image, networks agree class by class (two Bernoulli distributions each); "
+            "the paper does not say how its networks did"
+        )
+
+
+def _sources(setup: Setup) -> Iterator[str]:
+    if setup.row.method == "sskt" and setup.taught.teacher_bn == "frozen":
+        yield (
+            "sources look in eval mode, frozen as the paper has them; the released code leaves them in train "
+            "mode (batch statistics)"
+        )
+
+
+def _steps(setup: Setup) -> Iterator[str]:
+    if setup.row.method == "maxl":
+        yield (
+            "student and label generator learn in the same step, the student with momentum; in the authors' "
+            "code they learn in turns of an epoch by plain SGD"
+        )
+
+
+_NOTES: Mapping[str, Callable[[Setup], Iterator[str]]] = {
+    "protocol": _protocol,
+    "metric": _metric,
+    "labels": _labels,
+    "mean": _mean,
+    "input": _input,
+    "augmentation": _augmentation,
+    "epochs": _epochs,
+    "schedule": _schedule,
+    "freezing": _freezing,
+    "shortcut": _shortcut,
+    "loss": _loss,
+    "sources": _sources,
+    "steps": _steps,
+}
+
+
+def footnotes(marks: Sequence[Mark]) -> list[str]:
+    """`labels` of a page with their notes, a line each."""
+    return [f"{label}: {mark.note}" for mark, label in labels(marks).items()]

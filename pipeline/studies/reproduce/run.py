@@ -1,0 +1,261 @@
+"""Run published rows: one precompute per target and source for all of them, finished runs skipped, stopped
+ones continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.prepare import open_index
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import joined
+from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
+from pipeline.studies.reproduce.campaign import (
+    Campaign,
+    beginning,
+    campaign_marks,
+    require_distinct,
+    require_read,
+)
+from pipeline.studies.reproduce.marks import Mark
+from pipeline.studies.reproduce.published import published_rows
+from pipeline.studies.reproduce.report import Result, Scratch, write_report
+from pipeline.studies.reproduce.rows import (
+    TRAINING_SAMPLES,
+    Attempt,
+    attempt_of,
+    attempts,
+    chosen_rows,
+)
+from pipeline.studies.series import is_as_asked, precompute_once, train_once
+from pipeline.train.divergence import DivergedError
+from pipeline.train.resolve import Tuning
+from pipeline.train.run_folder import RunBusyError, read_summary
+
+Say = Callable[[str], None]
+
+
+def run_reproduce(
+    table: str,
+    campaign: Campaign,
+    *,
+    rows: str | Sequence[str] = (),
+    stand_ins: Mapping[str, str] | None = None,
+    dry_run: bool = False,
+    say: Say = print,
+) -> list[Result]:
+    """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
+    `campaign.out`: of these rows, and of those that calls with the same settings have run before. `dry_run`
+    does nothing but say what there is to do, with the official sizes of targets. Rows that the table cites
+    from other papers are shown among the others, and never run.
+
+    A run that diverges is marked, one that another process trains is left to it (so several processes, a GPU
+    each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
+    raise; what is done by then is kept, and the same call goes on from there.
+    """
+    rows = coerce.texts(rows, "rows")
+    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    require_read(campaign.places, stand_ins or {})
+    require_distinct(chosen)
+    for attempt in chosen:
+        attempt.marks.extend(campaign_marks(attempt, campaign))
+    cited = [Result.cited(row) for row in chosen_rows(table, rows) if row.is_cited]
+
+    def results(of: Sequence[Attempt], **how: bool) -> list[Result]:
+        return _in_order(table, [*_results(of, campaign, **how), *cited])
+
+    if dry_run:
+        return results(chosen, of_official_sizes=True)
+    with joined(campaign.execution.device) as ranks:
+        shown = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
+        for target in dict.fromkeys(attempt.row.target for attempt in chosen):
+            mine = [attempt for attempt in chosen if attempt.row.target == target]
+            reduced = _data_marks(target, campaign)
+            for attempt in shown:
+                if attempt.row.target == target:
+                    attempt.marks.extend(reduced)
+            _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign, say)
+        for seed in range(campaign.seeds):  # a whole table early, its spread later
+            for number, attempt in enumerate(chosen, start=1):
+                say(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
+                try:
+                    _run(attempt, seed, campaign, say)
+                except (DivergedError, RunBusyError) as error:
+                    if ranks.world > 1:  # the others do not know, and wait
+                        raise
+                    say(f"{attempt.row.name}: {error}")
+                    if isinstance(error, DivergedError):
+                        attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
+                if ranks.first:
+                    write_report(table, results(shown), campaign.out)
+        if ranks.first and not chosen:
+            write_report(table, results(shown), campaign.out)
+    return results(chosen)
+
+
+def _in_order(table: str, results: Sequence[Result]) -> list[Result]:
+    """The results in the table's order."""
+    place = {row: number for number, row in enumerate(published_rows(table))}
+    return sorted(results, key=lambda result: place[result.row])
+
+
+def _with_finished(
+    table: str, chosen: Sequence[Attempt], campaign: Campaign, stand_ins: Mapping[str, str]
+) -> list[Attempt]:
+    """The chosen rows, and the others of their targets that have finished runs, in the table's order."""
+    by_row = {attempt.row: attempt for attempt in chosen}
+    targets = {attempt.row.target for attempt in chosen}
+    shown = []
+    for attempt in attempts(table, (), shrink=campaign.shrink, stand_ins=stand_ins):
+        if attempt.row in by_row:
+            shown.append(by_row[attempt.row])
+        elif attempt.row.target in targets and _values(attempt, campaign, attempt.metric):
+            attempt.marks.extend(campaign_marks(attempt, campaign))
+            shown.append(attempt)
+    return shown
+
+
+def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Say) -> None:
+    """Every source that any row of this target has, once."""
+    if sources:
+        precompute_once(
+            target,
+            sources,
+            views=campaign.views,
+            places=campaign.places.of(sources),
+            execution=campaign.execution,
+            limit=campaign.shrink.limit,
+            say=say,
+        )
+
+
+def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
+    """One run of a row, and its teacher's before it."""
+    if attempt.teacher is not None:
+        _run(attempt.teacher, seed, campaign, say)
+        _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign, say)
+    folder = campaign.folder(attempt.row.name, seed)
+    train_once(attempt.row.target, folder, say=say, **_settings(attempt, seed, campaign))
+    if attempt.metric == ALL_CLIPS_METRIC:
+        score_all_clips(folder, campaign.places, campaign.execution, say)
+
+
+def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
+    if attempt.teacher is None:
+        return attempt.sources
+    return (f"run:{campaign.folder(attempt.teacher.row.name, seed)}",)
+
+
+def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]:
+    """What `train_once` is asked for."""
+    row, sources = attempt.row, _sources(attempt, seed, campaign)
+    return {
+        "supervision": attempt.supervision(sources, campaign.views),
+        "places": campaign.places.of(sources),
+        "execution": campaign.execution,
+        "seed": seed,
+        "model": row.model,
+        "limit": campaign.shrink.limit,
+        "eval_every": attempt.eval_every(campaign.shrink.limit),
+        "tuning": Tuning(
+            amp=campaign.amp, finetune_from=beginning(row, campaign.places), freeze_until=attempt.freeze_until
+        ),
+        "overrides": attempt.overrides,
+    }
+
+
+def _results(
+    chosen: Sequence[Attempt], campaign: Campaign, *, of_official_sizes: bool = False
+) -> list[Result]:
+    """What there is so far, and what it cost with the data that are here; or, with the official sets, what
+    all of it would cost.
+    """
+    samples: dict[str, int] = {}
+    teachers: set[Path] = set()
+    results = []
+    for attempt in chosen:
+        target = attempt.row.target
+        if target not in samples:
+            samples[target] = _n_samples(target, campaign, of_official_sizes)
+        n = samples[target]
+        forwards = {(target, name): n * campaign.views for name in attempt.sources}
+        if attempt.teacher is not None:
+            forwards = {
+                (target, f"{attempt.teacher.row.model} of seed {seed}"): n * campaign.views
+                for seed in range(campaign.seeds)
+            }
+        looks = len(attempt.sources) or int(attempt.teacher is not None)  # at a sample, in every epoch
+        values = _values(attempt, campaign, attempt.metric)
+        runs = campaign.seeds if of_official_sizes else len(values)
+        left = _unfinished_teachers(attempt, campaign) - teachers
+        teachers |= left
+        results.append(
+            Result(
+                attempt.row,
+                attempt.metric,
+                values,
+                tuple(attempt.marks),
+                epochs=attempt.epochs,
+                samples=n,
+                sources=attempt.sources,
+                scratch=_scratch(attempt, campaign),
+                stored=forwards,
+                live=n * attempt.epochs * runs * looks,
+                teachers_left=len(left),
+            )
+        )
+    return results
+
+
+def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
+    limit = campaign.shrink.limit
+    if of_official_sizes:
+        return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
+    return len(open_index(target, "train", places=campaign.places, say=lambda _: None, limit=limit))
+
+
+def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, ...]:
+    """What the finished runs of a row came to; those of other settings do not count."""
+    summaries = (_finished(attempt, seed, campaign) for seed in range(campaign.seeds))
+    return tuple(float(summary[metric]) for summary in summaries if summary is not None)
+
+
+def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any] | None:
+    """The summary of a run that came to its end with the settings of this campaign."""
+    folder = campaign.folder(attempt.row.name, seed)
+    summary = read_summary(folder)  # first: settings of a run that is not there may need weights that are not
+    if summary is None or not is_as_asked(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
+        return None
+    return with_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
+
+
+def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:
+    """The folders of the runs that have to be there before a kd row's own."""
+    teacher = attempt.teacher
+    if teacher is None:
+        return set()
+    seeds = [seed for seed in range(campaign.seeds) if _finished(teacher, seed, campaign) is None]
+    return {campaign.folder(teacher.row.name, seed) for seed in seeds}
+
+
+def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
+    """The row of the same network without sources, which may be another table's, and its runs in the same
+    folder.
+    """
+    row = attempt.row
+    for other in published_rows():
+        same = (other.target, other.model, other.init) == (row.target, row.model, row.init)
+        if same and other.method in ("scratch", "finetune") and other.name != row.name:
+            scratch = attempt_of(other, campaign.shrink, {})
+            return Scratch(other.metric_percent, _values(scratch, campaign, attempt.metric))
+    return None
+
+
+def _data_marks(target: str, campaign: Campaign) -> list[Mark]:
+    """That the data here are not the whole official split; --limit has a mark of its own."""
+    found, official = _n_samples(target, campaign, of_official_sizes=False), TRAINING_SAMPLES[target]
+    if campaign.shrink.limit is not None or found == official:
+        return []
+    return [Mark("data", f"{found:,} training samples, not the official {official:,}")]

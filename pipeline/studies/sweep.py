@@ -1,0 +1,321 @@
+"""Accuracy over temperature and alpha (SSKT figure 4, supplement figure 2), beside the student from scratch,
+from one store for all runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.manifest import digest
+from cache.storage import write_durably
+from pipeline.data.augmentation import DEFAULT_VIEWS, Augmentation
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Ranks, joined
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.paths import Places
+from pipeline.studies.series import precompute_once, train_once
+from pipeline.train.data import Supervision
+from pipeline.train.divergence import DivergedError
+from pipeline.train.resolve import Tuning
+from pipeline.train.run_folder import read_config
+from sskt.errors import RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Say = Callable[[str], None]
+Panel = tuple[tuple[str, ...], bool]  # sources, transfer module
+
+_LINE_IN = 0.16  # height of a title's line
+_LONGEST_NAME = 48  # characters of a target in the title, whose end must not be cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What is swept over: every combination, `seeds` times each."""
+
+    sources: tuple[tuple[str, ...], ...]  # sets of sources
+    temperatures: tuple[float, ...]
+    alphas: tuple[float, ...]
+    transfer_modules: tuple[bool, ...] = (False,)
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        """One value counts as several, one name as a set of one. Raises RunError for what is none."""
+        sources: Any = self.sources
+        modules: Any = self.transfer_modules
+        sets = [sources] if isinstance(sources, str) else sources
+        object.__setattr__(self, "sources", tuple(coerce.texts(names, "sources") for names in sets))
+        object.__setattr__(self, "temperatures", coerce.numbers(self.temperatures, "temperatures"))
+        object.__setattr__(self, "alphas", coerce.numbers(self.alphas, "alphas"))
+        object.__setattr__(
+            self, "transfer_modules", (modules,) if isinstance(modules, bool) else tuple(modules)
+        )
+        object.__setattr__(self, "seeds", coerce.whole(self.seeds, "seeds"))
+
+    def panels(self) -> list[Panel]:
+        """A picture's panels: every set of sources without and with transfer module."""
+        return list(product(self.sources, self.transfer_modules))
+
+
+def run_sweep(
+    target: str,
+    grid: Grid,
+    *,
+    out: Path,
+    places: Places,
+    execution: Execution,
+    augmentation: Augmentation | None = None,
+    model: str | None = None,
+    limit: int | None = None,
+    views: int = DEFAULT_VIEWS,
+    amp: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    say: Say = print,
+) -> list[dict[str, Any]]:
+    """Train every student of the grid, and write sweep.csv (after every point) and sweep.png to `out`;
+    finished runs are skipped.
+
+    Returns one row of plain data for each point, the student from scratch first. A run that diverges counts
+    as such and the others go on; of several ranks it stops all. Raises RunError for an empty grid, and what
+    the stages raise.
+    """
+    target, out = coerce.text(target, "target"), coerce.path(out, "out")
+    if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
+        raise RunError("a sweep needs at least one source, temperature, alpha and seed")
+    shown: dict[str, Any] = {
+        "augmentation": augmentation or Augmentation(),
+        "places": places,
+        "execution": execution,
+        "limit": limit,
+        "say": say,
+    }
+    with joined(execution.device) as ranks:
+        every = list(dict.fromkeys(name for names in grid.sources for name in names))
+        precompute_once(target, every, views=views, **shown)
+        asked = {**shown, "model": model, "tuning": Tuning(amp=amp)}
+        rows: list[dict[str, Any]] = []
+        for point in _points(grid, views, overrides or {}):
+            asked["places"] = places.of(point.taught.sources)
+            values = _values(target, point, grid.seeds, out, ranks, **asked)
+            rows.append(_row(point, out, values))
+            if len(rows) == 1:
+                split = _compared("test", read_config(out / f"{point.name}-seed0"))
+                as_papers = ", as in the paper's figure 4" if split == "test" else ""
+                say(f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}")
+            if ranks.first:
+                _write(out / "sweep.csv", _csv(rows))
+        if ranks.first and rows[0]["mean"] is not None:
+            _draw_to(out / "sweep.png", _title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows, say)
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One student of the grid."""
+
+    name: str
+    taught: Supervision
+    overrides: dict[str, Any]
+
+
+def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_Point]:
+    """The student from scratch, then every combination."""
+    yield _Point("scratch", Supervision(method="scratch", views=views), {**overrides, "aux_loss": None})
+    slugs = _slugs(grid.sources)
+    for (sources, module), temperature, alpha in product(grid.panels(), grid.temperatures, grid.alphas):
+        taught = Supervision(sources=sources, labels="cached", views=views, transfer_module=module)
+        name = f"{slugs[sources]}{'-tm' if module else ''}-T{_number(temperature)}-alpha{_number(alpha)}"
+        yield _Point(name, taught, {**overrides, "temperature": temperature, "alpha": alpha})
+
+
+def _values(
+    target: str, point: _Point, seeds: int, out: Path, ranks: Ranks, *, say: Say, **asked: Any
+) -> list[float | None]:
+    """The figure of every seed; None where it diverged."""
+    values: list[float | None] = []
+    for seed in range(seeds):
+        name = f"{point.name}-seed{seed}"
+        say(name)
+        try:
+            summary = train_once(
+                target,
+                out / name,
+                supervision=point.taught,
+                overrides=point.overrides,
+                seed=seed,
+                say=say,
+                **asked,
+            )
+        except DivergedError as error:
+            if ranks.world > 1:  # the others do not know, and wait
+                raise
+            say(f"{name}: {error}")
+            values.append(None)
+        else:
+            values.append(float(summary[_compared(summary["metric"], summary)]))
+    return values
+
+
+def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, Any]:
+    """One point of the grid, with the mean over the seeds that did not diverge."""
+    config = read_config(out / f"{point.name}-seed0")
+    taught = point.taught.method != "scratch"
+    reached = [value for value in values if value is not None]
+    return {
+        "target": config["target"],
+        "model": config["model"],
+        "sources": "+".join(point.taught.sources),
+        "transfer_module": point.taught.transfer_module if taught else None,
+        "aux_loss": config["aux_loss"] if taught else None,
+        "temperature": config["temperature"] if taught else None,
+        "alpha": config["alpha"] if taught else None,
+        "mean": statistics.mean(reached) if reached else None,
+        "std": statistics.stdev(reached) if len(reached) > 1 else None,
+        "seeds": len(reached),
+        "diverged": len(values) - len(reached),
+    }
+
+
+def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
+    """`_draw`, as a PNG."""
+    picture = io.BytesIO()
+    with lettering(title, *map(_panel_title, grid.panels())) as missing:
+        _draw(title, grid, rows).savefig(picture, dpi=150, format="png")
+    _write(path, picture.getvalue())
+    if missing:
+        say(f"{path}: {boxes(missing)}")
+
+
+def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A panel for each set of sources and transfer module: alpha upwards, temperature to the right. White is
+    the student from scratch, `rows[0]`; blue is better, red is worse.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = grid.panels()
+    n_columns, n_rows = len(grid.transfer_modules), len(grid.sources)
+    width, height = 1.7 + 0.75 * len(grid.temperatures), 1.4 + 0.5 * len(grid.alphas)
+    size = (max(5.0, 1.2 + width * n_columns), max(3.0, 0.7 + height * n_rows))
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    scratch, *means = (math.nan if row["mean"] is None else row["mean"] for row in rows)
+    lost = [row["diverged"] for row in rows[1:]]
+    reach = max([0.1, *(abs(mean - scratch) for mean in means if math.isfinite(mean))])
+    each = len(grid.temperatures) * len(grid.alphas)
+    for at, axis in enumerate(axes.flat):
+        table = np.array(means[at * each : (at + 1) * each]).reshape(len(grid.temperatures), -1).T
+        image = axis.imshow(
+            table - scratch, origin="lower", cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto"
+        )
+        axis.set_xticks(range(len(grid.temperatures)), [f"{t:g}" for t in grid.temperatures])
+        axis.set_yticks(range(len(grid.alphas)), [f"{a:g}" for a in grid.alphas])
+        axis.set_xlabel("temperature")
+        axis.set_ylabel("alpha")
+        for (y, x), value in np.ndenumerate(table):
+            colour = "white" if abs(value - scratch) > 0.6 * reach else "black"
+            n_lost = lost[at * each + x * len(grid.alphas) + y]
+            text = (
+                "diverged" if math.isnan(value) else f"{value:.1f}" + (f"\n{n_lost} div." if n_lost else "")
+            )
+            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="percentage points\nover scratch", shrink=0.8)
+    _entitle(figure, f"{title}; from scratch {scratch:.1f} %", axes, panels)
+    return figure
+
+
+def _entitle(figure: Figure, title: str, axes: NDArray[Any], panels: Sequence[Panel]) -> None:
+    """Write the figure's title and the panels', (rows, columns) as `axes`, in lines that fit, and make room
+    for them.
+    """
+    figure.draw_without_rendering()  # places the panels; titles above them only change their heights
+    room_px = 0.96 * figure.get_figwidth() * figure.dpi
+    title = fitted(title, figure, width_px=room_px, size_pt=10, lines=4)
+    figure.suptitle(title, fontsize=10)
+    n_more = 0
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        room_px = 0.98 * axis.get_window_extent().width
+        text = fitted(_panel_title(panel), figure, width_px=room_px, size_pt=9, lines=4)
+        axis.set_title(text, fontsize=9)
+        n_more = max(n_more, text.count("\n"))
+    n_more = title.count("\n") + len(axes) * n_more
+    figure.set_figheight(figure.get_figheight() + _LINE_IN * n_more)
+
+
+def _panel_title(panel: Panel) -> str:
+    sources, module = panel
+    names = " + ".join(_short(name) for name in sources)
+    return f"transfer module, {names}" if module else names
+
+
+def _title(run: Path, aux_loss: str) -> str:
+    """What was trained, by one of the runs."""
+    config = read_config(run)
+    split = _compared("test", config)
+    metric = f"{split} mAP" if config["primary_loss"] == "bce" else f"{split} top-1"
+    target, epochs = config["target"], config["epochs"]
+    if len(target) > _LONGEST_NAME:
+        target = target[: _LONGEST_NAME - 1] + "…"
+    trained = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    what = f"{target}, {config['model']}, {trained}, auxiliary loss {aux_loss}"
+    return f"{what}, {metric} in %"
+
+
+def _compared(name: str, found: Mapping[str, Any]) -> str:
+    """A figure's name on the split that students are compared on: val where epochs are chosen there."""
+    return name.replace("test", "val", 1) if found.get("chosen_on") == "val" else name
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+def _short(name: str) -> str:
+    """program:/a/b/net.pt2 as net."""
+    return Path(name.partition(":")[2]).stem if name.startswith(("program:", "run:")) else name
+
+
+def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """A part of a folder's name for each panel of sources: short, and with a digest where that is not enough
+    to tell two of them apart.
+    """
+    short = {sources: "+".join(_short(name).replace(":", "-") for name in sources) for sources in panels}
+    taken = Counter(short.values())
+    return {
+        sources: slug if taken[slug] == 1 else f"{slug}-{digest({'sources': list(sources)})[:8]}"
+        for sources, slug in short.items()
+    }
+
+
+def _number(value: float) -> str:
+    """3.0 as 3, and no digit less than it takes to tell two numbers apart."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, data)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
+        ) from error

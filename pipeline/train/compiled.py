@@ -1,0 +1,60 @@
+"""A compiled step held against eager ones, before anything is learnt from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.runtime.execution import autocast
+from pipeline.train.config import TrainConfig
+from sskt.errors import RunError
+from sskt.methods import Losses, Method
+
+_SLACK = 0.01  # of the gradients' norm, beside twice what the precision costs an eager step
+_SCALE = 256.0  # of fp16's losses, whose gradients would vanish
+
+Step = Callable[..., Losses]
+
+
+def require_right(
+    compiled: Step,
+    eager: Step,
+    method: Method,
+    inputs: tuple[Any, ...],
+    config: TrainConfig,
+    device: torch.device,
+) -> None:
+    """Raise RunError if the gradients of `compiled` for a step's `inputs` are further from those of an eager
+    step in fp32 than twice what those of an eager one in the run's precision are.
+
+    `method` and the random generators are left as they were. Each step draws other random numbers, as a
+    compiled one does anyway: a network with dropout is compared as closely as it agrees with itself.
+    """
+    before = {name: buffer.clone() for name, buffer in method.named_buffers()}
+
+    def gradients(step: Step, amp: str, draw: int) -> Tensor:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(draw)
+            method.zero_grad(set_to_none=True)
+            with autocast(device, amp):
+                losses = step(*inputs)
+            (losses.total * (_SCALE if config.amp == "fp16" else 1.0)).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for name, buffer in method.named_buffers():
+                buffer.copy_(before[name])
+        found = [weight.grad.flatten().float() for weight in method.parameters() if weight.grad is not None]
+        return torch.cat([losses.total.detach().flatten().float(), *found])
+
+    plain, same = gradients(eager, "fp32", 0), gradients(eager, config.amp, 1)
+    ours = gradients(compiled, config.amp, 2)
+    method.zero_grad(set_to_none=True)
+    allowed = 2 * float((same - plain).norm() / plain.norm()) + _SLACK
+    error = float((ours - plain).norm() / plain.norm())
+    if not error <= allowed:
+        raise RunError(
+            f"--compile: the gradients of the first step are off by {error:.1%} of those in plain fp32, "
+            f"expected at most {allowed:.1%}, twice what they are uncompiled; leave --compile out"
+        )

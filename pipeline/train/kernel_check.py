@@ -1,0 +1,98 @@
+"""Before a student's first step, and before it is scored: which of its layers cannot use this machine's fast
+kernels (`pipeline.runtime.kernels`). A run records them, and goes on with them in plain fp32 wherever it
+does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.data.plan import CentreClip, CornerClip, EveryClip, Plan
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.kernels import How, sentence, wrong_layers
+from pipeline.train.config import TrainConfig
+from sskt.errors import RunError
+from sskt.kernels import compute_plainly
+from sskt.methods import Method
+from sskt.students.student import Student
+
+Say = Callable[[str], None]
+
+
+def with_plain_layers(
+    config: TrainConfig,
+    method: Method,
+    plan: Plan,
+    device: torch.device,
+    ranks: Ranks,
+    kept_in: Path,
+    say: Say,
+) -> TrainConfig:
+    """`config` with the layers of `method` whose kernels are wrong here or on another rank's machine; what is
+    found is said. Raises RunError where plain fp32 is wrong as well.
+    """
+    names, what = _wrong(config, method, plan, device, kept_in)
+    found = ranks.gathered((names, what))
+    if said := next((what for _, what in found if what), ""):
+        say(f"{said}; they run in plain fp32")
+    return replace(config, plain_layers=tuple(sorted({name for names, _ in found for name in names})))
+
+
+def require_kernels(
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: Path
+) -> None:
+    """Raise RunError where a run that goes on in `out` would use kernels that are wrong on this machine."""
+    _, what = _wrong(config, method, plan, device, kept_in)
+    if what:
+        raise RunError(
+            f"{out}: was begun with fast kernels that are wrong here: {what}; if it was begun on another "
+            f"machine, go on there, else train again into another folder: what it has learnt may be worthless"
+        )
+
+
+def prepare_to_score(
+    student: Student, config: TrainConfig, plan: Plan, device: torch.device, kept_in: Path, say: Say
+) -> None:
+    """Have a run's exported student compute as it did while it trained, and in plain fp32 where kernels are
+    wrong here; what is found is said.
+    """
+    modules = dict(student.named_modules())
+    for name in config.plain_layers:
+        own = name.removeprefix("student.")
+        if own in modules:  # heads for sources and other networks are gone
+            compute_plainly(modules[own])
+    shape = _shape(plan, 1)
+    how = _how(config, device)
+    wrong = wrong_layers(
+        {"student": student}, shape, how, learns=False, plain=config.plain_layers, kept_in=kept_in
+    )
+    for names, _ in wrong.values():
+        for name in names:
+            compute_plainly(modules[name.removeprefix("student.")])
+    if wrong:
+        say(f"{sentence(wrong, how)}; they run in plain fp32")
+
+
+def _wrong(
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path
+) -> tuple[list[str], str]:
+    """Names of the layers whose kernels are wrong and that are not plain yet, and what was found."""
+    networks = {name: module for name, module in method.named_modules() if isinstance(module, Student)}
+    # cuDNN chooses by the whole shape; on CPUs one sample shows what a batch does, in a fraction of the time
+    n = max(1, config.batch_size // config.ranks) if device.type == "cuda" else 1
+    shape, how = _shape(plan, n), _how(config, device)
+    wrong = wrong_layers(networks, shape, how, learns=True, plain=config.plain_layers, kept_in=kept_in)
+    return [name for names, _ in wrong.values() for name in names], sentence(wrong, how) if wrong else ""
+
+
+def _shape(plan: Plan, n: int) -> tuple[int, ...]:
+    frames = (plan.n_frames,) if isinstance(plan, CornerClip | CentreClip | EveryClip) else ()
+    return (n, 3, *frames, plan.side_px, plan.side_px)
+
+
+def _how(config: TrainConfig, device: torch.device) -> How:
+    return How(config.amp, config.channels_last, device, config.deterministic)

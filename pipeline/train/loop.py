@@ -1,0 +1,289 @@
+"""Stage two: train a target network on its own labels and, through one auxiliary head per source, on what the
+sources said.
+
+L = L_prim + alpha * sum_m L_aux(m) (SSKT eq. 1, 5, 7). Pixels come from the plan's view of the epoch, source
+logits from `Labels` by sample. A run is stopped at any time and goes on from its last checkpoint to the
+numbers that it would have had anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.data.loader import Loader, Order
+from pipeline.data.render import open_renderer
+from pipeline.runtime.cpu_contention import Neighbours
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution
+from pipeline.runtime.progress import Progress
+from pipeline.train.config import TrainConfig
+from pipeline.train.data import Lesson
+from pipeline.train.divergence import DivergedError, diverged
+from pipeline.train.evaluate import InsaneLogitsError
+from pipeline.train.run_folder import Run
+from pipeline.train.score import Scorer, best_of
+from pipeline.train.trainer import Trainer
+from sskt.methods import Method
+from sskt.sanity import LARGEST_LOGIT
+
+_SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
+_SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are shorter than that
+_ASK_EVERY = 50  # steps between two looks at the first rank's clock
+
+Say = Callable[[str], None]
+
+
+def train(
+    config: TrainConfig,
+    method: Method,
+    lesson: Lesson,
+    *,
+    execution: Execution,
+    ranks: Ranks,
+    run: Run | None,
+    state: dict[str, Any] | None,
+    say: Say,
+) -> dict[str, Any]:
+    """Train, log every epoch, export the student; returns the summary that is also written to the run.
+
+    `run` is None on all ranks but the first, and closed at the end. `state` is what an earlier call left in
+    last.pt. Raises DivergedError, naming step and samples, when a loss or weight is not finite; the last
+    good state stays.
+    """
+    with closing(run) if run else nullcontext(), kernels(config, execution.device):
+        trainer = Trainer(config, method, lesson.index, lesson.labels, execution, ranks)
+        course = _Course(config, trainer, lesson, execution, ranks, run, say)
+        if state is not None:
+            course.load_state(state)
+        try:
+            course.go()
+        except KeyboardInterrupt:
+            if run is not None:
+                say(f"{course.saved}; `sskt train --resume {run.path}` goes on from there")
+            raise
+        except DivergedError as error:
+            saved = course.saved
+            if run is not None:
+                name = run.save_divergence(error.found)
+                saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
+            raise DivergedError(f"{error}; {saved}", error.found) from None
+        summary = _summary(config, course.history)
+        if run is not None:
+            run.save_student(trainer.student.exported_state())
+            run.finish(summary)
+    say(_sentence(summary))
+    return summary
+
+
+class _Course:
+    """The epochs of a run, their record and its checkpoints."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        lesson: Lesson,
+        execution: Execution,
+        ranks: Ranks,
+        run: Run | None,
+        say: Say,
+    ) -> None:
+        self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
+        self._ranks, self._run, self._say = ranks, run, say
+        self._scorer = Scorer(config, lesson, execution, ranks, run)
+        self._saved_at, self._saving_s = monotonic(), 0.0
+        self._by: dict[str, str] = {}  # what draws and computes
+        alone_on_cpu = execution.device.type == "cpu" and ranks.world == 1
+        self._neighbours = Neighbours() if alone_on_cpu else None  # None: not looked for (any more)
+        self.saved = "nothing was saved yet"  # for messages
+        self.history: list[dict[str, Any]] = []
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what was saved."""
+        self.history = list(state["history"])
+        self._by = state.get("by", {})
+        self._trainer.load_state(state)
+        self._note_saved()
+
+    def go(self) -> None:
+        """All epochs that are left."""
+        config, trainer, index = self._config, self._trainer, self._lesson.index
+        order = Order(len(index), config.batch_size, config.seed, self._ranks)
+        share = -(-config.batch_size // self._ranks.world)
+        renderer = open_renderer(index, self._lesson.plan, self._execution, batch_size=share)
+        done = trainer.epoch * len(index) + sum(order.size_of(step) for step in range(trainer.step))
+        loader = Loader(index, renderer, order, self._execution.device)
+        self._compare_with_before(renderer.name)
+        bar = Progress(f"train {config.target}", total=config.epochs * len(index), done=done)
+        with closing(renderer), bar if self._run else nullcontext():
+            while trainer.epoch < config.epochs:
+                advance = partial(bar.advance, note=self._note())
+                figures = trainer.train_epoch(loader, advance, self._between_steps)
+                self._end_epoch(figures)
+
+    def _compare_with_before(self, renderer: str) -> None:
+        """Say what a run goes on with that makes other last bits than what it was stopped with."""
+        before, self._by = self._by, {"renderer": renderer}
+        if self._execution.device.type == "cpu":
+            self._by["number of threads"] = str(torch.get_num_threads())
+        for name, now in self._by.items():
+            if before.get(name, now) != now:
+                self._say(
+                    f"the {name} is {now} and was {before[name]}: from here on the figures are not, to the "
+                    f"last bit, those of a run without a stop"
+                )
+
+    def _end_epoch(self, figures: dict[str, Any]) -> None:
+        """Look at what chooses, log, and save where it is time to; at the end, test."""
+        config, trainer = self._config, self._trainer
+        last = trainer.epoch + 1 == config.epochs
+        if last or (trainer.epoch + 1) % config.eval_every == 0:
+            figures |= self._scored(figures, last=last)
+        self.history.append(figures)
+        if self._run is not None:
+            self._run.log_epoch(figures)
+        self._mention_neighbours()
+        trainer.end_epoch(figures.get(f"{config.chosen_on}_loss"))
+        if last or self._is_due(self._saving_s / _SAVING_SHARE):
+            self._save()
+
+    def _scored(self, figures: dict[str, Any], *, last: bool) -> dict[str, Any]:
+        """An epoch's figures of what chooses, and at the end of the test split. DivergedError where the
+        student's weights or its answers make no sense.
+        """
+        trainer = self._trainer
+        trainer.require_sane()
+        try:
+            found = self._scorer.look(trainer.student, figures, self.history)
+            if last:
+                found |= self._scorer.test(trainer.student, figures | found, self.history)
+                if self._scorer.largest > LARGEST_LOGIT:
+                    self._say(
+                        f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "
+                        f"had averaged few batches; train for more epochs before its accuracy means anything"
+                    )
+        except InsaneLogitsError as error:
+            where = f"after step {trainer.step}"
+            raise diverged(
+                self._config, str(error), where, epoch=trainer.epoch + 1, step=trainer.step, ids=error.ids
+            ) from error
+        return found
+
+    def _mention_neighbours(self) -> None:
+        """Say once that other processes are in the way."""
+        remark = self._neighbours and self._neighbours.remark()
+        if remark:
+            self._say(remark)
+            self._neighbours = None
+
+    def _between_steps(self) -> None:
+        alone = self._ranks.world == 1
+        if (alone or self._trainer.step % _ASK_EVERY == 0) and self._is_due(_SAVE_EVERY_S):
+            self._save()
+
+    def _is_due(self, after_s: float) -> bool:
+        return self._ranks.agreed(monotonic() - self._saved_at >= after_s)
+
+    def _save(self) -> None:
+        """The best student first: a checkpoint must never know of a best one that is not there."""
+        started, state = monotonic(), self._trainer.state()
+        if self._run is not None:
+            if self._scorer.best is not None:
+                self._run.save_student(self._scorer.best, "best")
+            self._run.save_checkpoint(
+                {**state, "history": self.history, "by": self._by, "config": self._config.to_dict()}
+            )
+        self._scorer.best = None
+        self._saved_at = monotonic()
+        self._saving_s = self._saved_at - started
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        epoch, step = self._trainer.epoch, self._trainer.step
+        self.saved = f"last.pt holds the state after {epoch} epoch(s)" + (
+            f" and {step} steps" if step else ""
+        )
+
+    def _note(self) -> str:
+        watched = self._config.watched
+        seen = [m[watched] for m in self.history if watched in m]
+        now = f"epoch {self._trainer.epoch + 1}"
+        return f"{now}, {self._config.chosen_on} {seen[-1]:.1f} %" if seen else now
+
+
+@contextmanager
+def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Deterministic kernels alone, or, on CUDA, the fastest of them; as it was afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    on_cuda = device.type == "cuda"
+    torch.use_deterministic_algorithms(config.deterministic)
+    flags = torch.backends.cudnn.flags(
+        enabled=True,
+        benchmark=not config.deterministic,
+        deterministic=config.deterministic,
+        allow_tf32=False,  # fp32 shall mean fp32
+    )
+    try:
+        with flags if on_cuda else nullcontext():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    last = history[-1]
+    metric = config.metric
+    also = [name for name in last if name.startswith("test_") and name not in (metric, "test_loss")]
+    return {
+        "target": config.target,
+        "model": config.model,
+        "method": config.method,
+        "sources": list(config.sources),
+        "labels": config.labels,
+        **({"plain_layers": list(config.plain_layers)} if config.plain_layers else {}),
+        "seed": config.seed,
+        "epochs": len(history),
+        "overridden": {name: list(pair) for name, pair in config.overridden.items()},
+        "metric": metric,
+        metric: last[metric],
+        **{name: last[name] for name in also},
+        **_chosen(config, history),
+        "train_top1": last["train_top1"],
+        **{
+            name: float(np.median([m[name] for m in history]))
+            for name in ("epoch_s", "label_s", "data_wait_share")
+        },
+    }
+
+
+def _chosen(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What came of the best epoch, and what it was chosen on."""
+    best, metric, watched = best_of(config, history), config.metric, config.watched
+    if best is None or watched is None:
+        return {"chosen_on": None}
+    found = {"best_epoch": best["epoch"], "chosen_on": config.chosen_on}
+    if watched == metric:
+        return {f"best_{metric}": best[metric], **found}
+    last = history[-1]
+    seen = {watched: last[watched], f"best_{watched}": best[watched]}
+    return {f"best_{metric}": last[f"best_{metric}"], **found, **seen}
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    metric = summary["metric"]
+    name = {"test_top1": "test top-1", "test_map": "test mAP"}[metric]
+    chosen = ""
+    if summary["chosen_on"] is not None:
+        where = f", epoch {summary['best_epoch']} by val" if summary["chosen_on"] == "val" else ""
+        chosen = f" (best {summary[f'best_{metric}']:.2f}{where})"
+    return (
+        f"{summary['epochs']} epochs: {name} {summary[metric]:.2f} %{chosen}, "
+        f"{summary['epoch_s']:.1f} s an epoch, of which source logits {summary['label_s']:.2f} s"
+    )

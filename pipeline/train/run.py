@@ -1,0 +1,344 @@
+"""Stage two by name: train a student, go on with one, score one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.plan import CentreClip, CornerClip, plan_from
+from pipeline.data.prepare import open_index
+from pipeline.runtime import coerce
+from pipeline.runtime.distributed import Ranks, joined
+from pipeline.runtime.execution import Execution, choose_execution
+from pipeline.runtime.paths import Places
+from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
+from pipeline.train.confusion import write_confusion
+from pipeline.train.data import Asked, Lesson, Supervision, open_lesson
+from pipeline.train.evaluate import Evaluator, of_clips
+from pipeline.train.kernel_check import prepare_to_score, require_kernels, with_plain_layers
+from pipeline.train.loop import kernels, train
+from pipeline.train.method import open_method
+from pipeline.train.resolve import (
+    Tuning,
+    config_of,
+    declared_of,
+    require_reads,
+    settings_of,
+    smallest_step,
+    weights_name,
+)
+from pipeline.train.run_folder import (
+    Run,
+    has_student,
+    read_checkpoint,
+    read_config,
+    read_places,
+    read_student,
+    read_summary,
+)
+from pipeline.train.splits import Splits, scoring_split
+from pipeline.train.whereabouts import (
+    Whereabouts,
+    require_contents,
+    require_stores,
+    to_record,
+    whereabouts_of,
+)
+from sskt.errors import RunError
+from sskt.recipes import SETTINGS, recipe_for
+from sskt.students import Backbone, build_backbone
+from sskt.students.pretrained import load_pretrained
+from sskt.students.resnet3d import ResNet3D
+from sskt.students.student import Student, memory_layout
+
+Say = Callable[[str], None]
+
+EVALUATION_CLIPS = 10  # of a video
+
+
+def run_train(
+    target: str,
+    *,
+    out: Path | str,
+    supervision: Supervision | None = None,
+    augmentation: Augmentation | None = None,
+    places: Places | None = None,
+    execution: Execution | None = None,
+    say: Say = print,
+    seed: int = 0,
+    model: str | Backbone | None = None,
+    limit: int | None = None,
+    eval_every: int = 1,
+    tuning: Tuning | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
+
+    `model` is a name or a backbone of one's own, which keeps the weights it has
+    (`sskt.students.WrappedBackbone` makes one of any module). `overrides` may set epochs, batch_size, lr,
+    schedule, milestones, gamma, patience, momentum, dampening, weight_decay, temperature, alpha, aux_loss and
+    primary_loss; None leaves the recipe's value, and milestones and patience move with the epochs. Under
+    torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all
+    inputs are known to be good.
+    """
+    supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
+    places, execution = places or Places(), execution or choose_execution()
+    target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
+    seed, eval_every = coerce.seed(seed), coerce.whole(eval_every, "eval_every", low=1)
+    limit, tuning = coerce.whole_or_none(limit, "limit"), tuning or Tuning()
+    settings = settings_of(target, supervision, tuning, overrides or {})
+    with joined(execution.device) as ranks:
+        asked = Asked(
+            target, supervision, augmentation, places, execution, limit, ranks, settings, tuning.val_share
+        )
+        lesson = open_lesson(asked, say)
+        name = model_name(target, model)
+        config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
+        backbone = _backbone(model or name, seed, config.clip_mean)
+        require_reads(backbone, config)
+        _require_runs(backbone, config, lesson)
+        if tuning.finetune_from is not None:
+            for note in load_pretrained(backbone, tuning.finetune_from, config.model):
+                say(note)
+        method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        with kernels(config, execution.device):
+            config = with_plain_layers(
+                config, method, lesson.plan, execution.device, ranks, places.kernels_file, say
+            )
+        found = to_record(target, places, config.sources, tuning.finetune_from)
+        run = Run.begin(out, config.to_dict(), found) if ranks.first else None
+        if config.overridden:
+            say(_departures(config))
+        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
+
+
+def resume_train(
+    out: Path | str,
+    *,
+    execution: Execution | None = None,
+    say: Say = print,
+    places: Places | None = None,
+    target: str | None = None,
+    sources: Sequence[str] = (),
+    backbone: Backbone | None = None,
+) -> dict[str, Any]:
+    """Go on with the run in `out`, to the numbers that it would have had without a stop; returns its summary.
+
+    Data, stores and weights are looked for where they were (`places_of`), or in `places`; `target`, such as
+    imagefolder:PATH, and `sources`, such as program:FILE, say where those lie that have moved. A `backbone`
+    is needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
+    last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
+    trains it.
+    """
+    out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
+    config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
+    summary = read_summary(out)
+    if summary is not None and has_student(out):
+        say(f"{out}: has come to its end already, nothing is left to do")
+        return summary
+    state = _state(out, config, finished=summary is not None)
+    where, execution = (
+        whereabouts_of(out, config, places=places, target=target, sources=coerce.texts(sources, "sources")),
+        execution or choose_execution(),
+    )
+    places = where.places
+    require_stores(out, config, places)
+    with joined(execution.device) as ranks:
+        if ranks.world != config.ranks:
+            raise RunError(
+                f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
+                f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
+            )
+        lesson = open_lesson(_asked_again(config, where, execution, ranks, out), say)
+        _require_same(config, lesson, out)
+        if config.is_own and backbone is None:
+            raise RunError(
+                f"{out}: its student is {config.model}; continue it from Python, with that backbone"
+            )
+        done = state["epoch"] if state else 0
+        if done == config.epochs:
+            say(f"{out}: all {done} epochs are done, its student is written from last.pt")
+        else:
+            say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
+        backbone = _backbone(backbone or config.model, config.seed, config.clip_mean)
+        if state is None and config.finetune_from is not None:
+            _begin_again(backbone, config, out)
+        method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        with kernels(config, execution.device):
+            require_kernels(config, method, lesson.plan, execution.device, places.kernels_file, out)
+        run = Run.go_on(out, state["history"] if state else ()) if ranks.first else None
+        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
+
+
+def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
+    """What last.pt holds; None for a run that was stopped before it had one. Raises RunError if it belongs to
+    another run, or is gone from one that has finished.
+    """
+    state = read_checkpoint(out)
+    if finished and state is None:
+        raise RunError(
+            f"{out}: has come to its end, but neither its student nor last.pt is there any more; restore one "
+            f"of them, or train again into another folder"
+        )
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
+        raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
+    return state
+
+
+def _asked_again(
+    config: TrainConfig, where: Whereabouts, execution: Execution, ranks: Ranks, out: Path
+) -> Asked:
+    """What a run was asked for when it began, at the places where that lies now."""
+    return Asked(
+        where.target,
+        Supervision(config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn),
+        Augmentation(**config.augmentation),
+        where.places,
+        execution,
+        config.limit,
+        ranks,
+        {name: getattr(config, name) for name in SETTINGS},
+        val_share=config.val_share or (None if config.chosen_on else 0.0),  # None: a val or the test split
+        chosen_on=config.chosen_on,
+        source_weights=config.source_weights,
+        require_data=lambda splits: _require_data(config, splits, out, where.target),
+    )
+
+
+def run_evaluate(
+    run: Path | str,
+    *,
+    places: Places | None = None,
+    target: str | None = None,
+    execution: Execution | None = None,
+    say: Say = print,
+    which: str = "last",
+    clips: int | str = EVALUATION_CLIPS,
+    backbone: Backbone | None = None,
+) -> dict[str, Any]:
+    """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
+    evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion
+    matrix goes into the run's folder.
+
+    The data are looked for where they were (`places_of`), or in `places`, or where `target` says, such as
+    imagefolder:PATH. A `backbone` is needed, built as it was then, where the run had one of the caller's.
+    Raises RunError if `run` is no finished run, or its test split holds other data or classes by now.
+    """
+    run, backbone = coerce.path(run, "run"), coerce.backbone(backbone)
+    config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
+    where = whereabouts_of(run, config, places=places, target=target)
+    places, execution = where.places, execution or choose_execution()
+    if which == "best" and config.chosen_on is None:
+        raise RunError(
+            f"{run}: was trained with --val-share 0, so it has no best epoch; score the last one's"
+        )
+    index = open_index(where.target, scoring_split(config, where.target, places), places=places, say=say)
+    _require_classes(config, index.classes, run)
+    now = {"test": index.content_sha256}
+    require_contents(run, config.contents, now, where.target, "give the data whose test split scored it")
+    if config.is_own and backbone is None:
+        raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")
+    network = _backbone(backbone or config.model, config.seed, config.clip_mean)
+    student = Student(network, len(config.classes), {}, transfer_module=False)
+    student.load_state_dict(read_student(run, which))
+    student.to(execution.device)
+    if config.channels_last:  # to the last bit as while it trained
+        student.to(memory_format=memory_layout(student))
+    plan = plan_from(config.eval_plan, str(run / "config.json"))
+    if isinstance(plan, CentreClip):
+        plan = of_clips(plan, clips)
+    prepare_to_score(student, config, plan, execution.device, places.kernels_file, say)
+    figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
+    if confusion is not None:
+        try:
+            figures |= write_confusion(confusion, index.classes, run, say)
+        except RunError as error:  # a run in a place of others' is scored all the same
+            say(str(error))
+    return figures
+
+
+def model_name(target: str, model: str | Backbone | None) -> str:
+    """A student as a config names it; left out, the recipe's first."""
+    model = model or recipe_for(target).models[0]
+    return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
+
+
+def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
+    """A named one starts from the seed; its heads' weights follow it in either case."""
+    torch.manual_seed(seed)
+    if isinstance(model, str):
+        return build_backbone(model, clip_mean=clip_mean)
+    if isinstance(model, ResNet3D) and clip_mean != OWN_MEAN:
+        model.take_off(clip_mean)  # of a run that was begun before backbones had another mean
+    return model
+
+
+def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:
+    """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
+    # it has been tried by `sskt.students.WrappedBackbone`, and may not be one that can be copied
+    if config.is_own:
+        return
+    n = min(2, smallest_step(config, len(lesson.index)) // config.ranks)
+    side = lesson.plan.side_px
+    frames = (lesson.plan.n_frames,) if isinstance(lesson.plan, CornerClip | CentreClip) else ()
+    trial = copy.deepcopy(backbone).cpu().train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            trial(torch.zeros(n, 3, *frames, side, side))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"--model {config.model} cannot train on {n} picture(s) of {side} px at a time "
+            f"({str(error).splitlines()[0]}); choose another --model, --size or --batch-size"
+        ) from error
+
+
+def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
+    """Give a run that was stopped before its first checkpoint the weights that it began with."""
+    path = Path(read_places(out).get("finetune_from") or "")
+    if not path.is_file() or weights_name(path) != config.finetune_from:
+        raise RunError(
+            f"{out}: was stopped before its first checkpoint and began with {config.finetune_from}, which is "
+            f"not at {path} any more; restore it, or begin anew in another folder"
+        )
+    load_pretrained(backbone, path, config.model)
+
+
+def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
+    """Raise RunError unless a run that goes on sees what it saw."""
+    now = {"plan": lesson.plan.to_dict(), "views": config.views}
+    if lesson.labels is not None:
+        now["views"] = lesson.labels.views
+        now["source_weights"] = dict(lesson.labels.weights_sha256)
+        now["contracts"] = declared_of(lesson.labels)
+    for name, value in now.items():
+        if value != getattr(config, name):
+            raise RunError(
+                f"{out}: its {name} was {getattr(config, name)} and is {value} now; "
+                f"continue it with the program and stores that it began with"
+            )
+
+
+def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
+    """Raise RunError unless a run that goes on has the data that it began with."""
+    _require_classes(config, splits.train.classes, out)
+    remedy = "continue it with the data that it began with"
+    require_contents(out, config.contents, splits.contents(), target, remedy)
+
+
+def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> None:
+    if found != config.classes:
+        raise RunError(
+            f"{out}: was trained for {len(config.classes)} classes ({', '.join(config.classes[:3])}, ...), "
+            f"its target now has {len(found)} ({', '.join(found[:3])}, ...); use the data it was trained for"
+        )
+
+
+def _departures(config: TrainConfig) -> str:
+    recipe = "the paper's recipe" if recipe_for(config.target).published else "the recipe"
+    ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
+    return f"{recipe} of {config.target} but for: {', '.join(ours)}"

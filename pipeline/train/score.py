@@ -1,0 +1,108 @@
+"""Which epoch is the best one, and how good its student and the last one are on the test split.
+
+What chooses is looked at in the course of a training. A test split that does not choose is seen once, at the
+end, by these two students.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution
+from pipeline.train.config import TrainConfig
+from pipeline.train.evaluate import Evaluator
+from pipeline.train.run_folder import Run, read_student
+from sskt.students.student import Student
+
+if TYPE_CHECKING:
+    from pipeline.train.data import Lesson
+
+History = Sequence[Mapping[str, Any]]
+
+
+class Scorer:
+    """Scores a student on what chooses, and, at the end, on the test split. Every rank has one."""
+
+    def __init__(
+        self, config: TrainConfig, lesson: Lesson, execution: Execution, ranks: Ranks, run: Run | None
+    ) -> None:
+        """`run` is where the first rank finds the best student, once `best` has been written there."""
+        self._config, self._ranks, self._run = config, ranks, run
+        self._test = Evaluator(lesson.test_index, lesson.eval_plan, execution, ranks)
+        self._chooser = self._test
+        if lesson.val_index is not None:
+            self._chooser = Evaluator(lesson.val_index, lesson.eval_plan, execution, ranks)
+        self.best: dict[str, torch.Tensor] | None = None  # not yet written
+
+    @property
+    def largest(self) -> float:
+        """The largest logit of the last looks, on what chooses and on the test split."""
+        return max(self._test.largest, self._chooser.largest)
+
+    def look(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:
+        """An epoch's figures on what chooses, named for it: val_top1, val_loss; the student is kept as `best`
+        if they are the best so far.
+        """
+        split = self._config.chosen_on
+        if split is None:
+            return {}
+        found = self._chooser.accuracy(student, self._config.amp)
+        found = {name.replace("test_", f"{split}_", 1): value for name, value in found.items()}
+        now = {**figures, **found}
+        if best_of(self._config, [*history, now]) is now:
+            self.best = {name: value.detach().clone() for name, value in student.exported_state().items()}
+        return found
+
+    def test(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:
+        """The test split's figures of the last student and, as best_test_top1 and the like, of the best one;
+        nothing where it was what chose.
+        """
+        if self._config.chosen_on == "test":
+            return {}
+        last = self._test.accuracy(student, self._config.amp)
+        best = best_of(self._config, [*history, figures])
+        if best is None:
+            return last
+        chosen = last if best is figures else self._of_best(student)
+        return last | {f"best_{name}": value for name, value in chosen.items()}
+
+    def _of_best(self, student: Student) -> dict[str, float]:
+        """The figures of the best epoch's weights, which stand in for the student's own meanwhile."""
+        best = self.best
+        if best is None and self._run is not None:
+            best = read_student(self._run.path, "best")
+        best = self._ranks.first_ones(best and {name: value.cpu() for name, value in best.items()})
+        own = student.exported_state()
+        kept = {name: value.detach().clone() for name, value in own.items()}
+        try:
+            _copy(best, own)
+            return self._test.accuracy(student, self._config.amp)
+        finally:
+            _copy(kept, own)
+
+
+def best_of(config: TrainConfig, history: History) -> Any:
+    """The best epoch: the first with the largest figure on what chooses; on a val split, which may be small,
+    the one of those with the smallest loss. None if there is no such figure.
+    """
+    watched = config.watched
+    seen = [figures for figures in history if watched in figures]
+    if watched is None or not seen:
+        return None
+
+    def rank(figures: Mapping[str, Any]) -> tuple[float, float]:
+        loss = figures["val_loss"] if config.chosen_on == "val" else 0.0
+        return figures[watched], -math.inf if math.isnan(loss) else -loss
+
+    return max(seen, key=rank)
+
+
+def _copy(source: Mapping[str, torch.Tensor], destination: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in destination.items():
+            value.copy_(source[name])

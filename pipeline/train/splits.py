@@ -1,0 +1,131 @@
+"""What a run trains on, what chooses its best epoch and what scores it: three parts that do not overlap.
+
+Where a target has no val split, a fixed part of each class's training samples chooses in its place; a paper's
+target is chosen on the test split, as its tables are, unless a share is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets import has_val, parse_target, subset
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.prepare import once, open_index
+from pipeline.runtime.paths import Places
+from pipeline.train.config import TrainConfig
+from sskt.errors import RunError
+from sskt.recipes import recipe_for
+
+OWN_VAL_SHARE = 0.1  # of a folder of one's own without a val split
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """`val` is None where nothing chooses, or the test split does; `chosen_on` as in `TrainConfig`."""
+
+    whole: TargetIndex  # the training samples, those included that are `val`
+    train: TargetIndex
+    test: TargetIndex
+    val: TargetIndex | None
+    val_share: float  # of the training samples that are `val`
+    chosen_on: str | None
+
+    def contents(self) -> dict[str, str]:
+        """The sha256 of what each split holds; see `contents_of`."""
+        return contents_of(self.train, self.test, self.val)
+
+
+def open_splits(
+    target: str,
+    *,
+    places: Places,
+    limit: int | None = None,
+    val_share: float | None = None,
+    chosen_on: str | None = None,
+    say: Say,
+) -> Splits:
+    """The splits of a run. `limit` is of the training samples, `val_share` a part of those (left out: what
+    the target's kind has by default; 0: nothing chooses).
+
+    `chosen_on` "test" is that of a run that was begun so. Raises RunError for a share that cannot be.
+    """
+    if val_share is not None and not 0 <= val_share < 1:
+        raise RunError(f"--val-share is {val_share}, expected at least 0 and less than 1")
+    spec, say = parse_target(target), once(say)
+    train = open_index(target, "train", places=places, say=say, limit=limit)
+    if chosen_on == "test":
+        split = _scoring_split(target, places, chosen_on)
+        return Splits(train, train, open_index(target, split, places=places, say=say), None, 0.0, "test")
+    test = open_index(target, "test", places=places, say=say)
+    if has_val(spec, places.data_dir):
+        if val_share:
+            raise RunError(
+                f"--val-share {val_share:g} is of the training samples, and {target} has a val split that "
+                f"chooses the best epoch; leave it out"
+            )
+        if val_share is None:
+            say("the val split chooses the best epoch, and the test split scores once, at the end")
+            return Splits(train, train, test, open_index(target, "val", places=places, say=say), 0.0, "val")
+    elif val_share is None and spec.n_classes is not None:
+        say(_on_test(target))
+        return Splits(train, train, test, None, 0.0, "test")
+    share = OWN_VAL_SHARE if val_share is None else val_share
+    chosen = choosing(train, share)
+    if share and not chosen.any():
+        if val_share:
+            raise RunError(f"--val-share {share:g}: no class of {target} has two samples; give --val-share 0")
+        share = 0.0
+    if not share:
+        say("no epoch is chosen: the student is the last epoch's, which the test split scores once")
+        return Splits(train, train, test, None, 0.0, None)
+    say(
+        f"{chosen.sum():,} of {len(train):,} training samples are not trained on and choose the best epoch "
+        f"(--val-share {share:g}); the test split scores once, at the end"
+    )
+    left, val = (train.take(np.flatnonzero(part)) for part in (~chosen, chosen))
+    return Splits(train, left, test, val, share, "val")
+
+
+def choosing(index: TargetIndex, share: float) -> NDArray[np.bool_]:
+    """Which training samples choose the best epoch: bool (N,).
+
+    In each class the share (rounded, at least one, but never all) with the smallest contents, so a sample
+    that is moved or renamed stays where it is. Of pictures with several labels the first one counts.
+    """
+    keys = index.contents[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
+    counts = np.bincount(index.labels)
+    wanted = np.maximum(1, np.rint(counts * share)) if share else np.zeros(len(counts))
+    taken = np.minimum(wanted, np.maximum(counts - 1, 0))
+    chosen: NDArray[np.bool_] = subset.rank_in_class(index.labels, keys) < taken[index.labels]
+    return chosen
+
+
+def scoring_split(config: TrainConfig, target: str, places: Places) -> str:
+    """The split that scores a run, whose target is `target` now. Before three splits were told apart, val
+    scored where there was one.
+    """
+    return _scoring_split(target, places, config.chosen_on)
+
+
+def _scoring_split(target: str, places: Places, chosen_on: str | None) -> str:
+    return "val" if chosen_on == "test" and has_val(parse_target(target), places.data_dir) else "test"
+
+
+def _on_test(target: str) -> str:
+    as_papers = ", as the paper's tables do" if recipe_for(target).published else ""
+    return (
+        f"the best epoch is chosen on the test split{as_papers}; --val-share 0.1 chooses on training labels "
+        f"instead"
+    )
+
+
+def contents_of(train: TargetIndex, test: TargetIndex, val: TargetIndex | None) -> dict[str, str]:
+    """The sha256 of what each split holds, as a config has it."""
+    contents = {"train": train.content_sha256, "test": test.content_sha256}
+    return contents if val is None else {**contents, "val": val.content_sha256}

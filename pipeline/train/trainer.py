@@ -1,0 +1,305 @@
+"""A student on its way: network, optimiser and schedule, step by step, and all that a checkpoint needs.
+
+The state between two steps is complete: a run that goes on from it gives the numbers of one that never
+stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.loader import Batch, Loader
+from pipeline.data.mixup import Mixing
+from pipeline.data.render import Positions
+from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.execution import Execution, autocast
+from pipeline.runtime.memory import reuse_freed_memory
+from pipeline.source_outputs import Labels
+from pipeline.train.compiled import require_right
+from pipeline.train.config import TrainConfig
+from pipeline.train.divergence import diverged
+from sskt.kernels import compute_plainly
+from sskt.methods import Losses, Method
+from sskt.sanity import insane_weight
+from sskt.schedules import Schedule
+from sskt.students.student import memory_layout
+
+# None on Windows
+resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
+
+_CHECK_EVERY = 25  # steps between two looks at the losses, each of which waits for a GPU
+
+
+@dataclass(slots=True)
+class Sums:
+    """What an epoch adds up over its samples on this rank, and the seconds that the user waited."""
+
+    n: int = 0
+    correct: int = 0
+    total: float = 0.0
+    primary: float = 0.0
+    auxiliary: dict[str, float] = field(default_factory=dict)
+    recorded: dict[str, float] = field(default_factory=dict)
+    data_s: float = 0.0  # for pixels
+    label_s: float = 0.0  # for source logits
+    wall_s: float = 0.0
+
+
+class Trainer:
+    """One student. Every rank has one, and they take the same steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        method: Method,
+        index: TargetIndex,
+        labels: Labels | None,
+        execution: Execution,
+        ranks: Ranks,
+    ) -> None:
+        """`method` is moved to the device."""
+        self._config, self._index, self._labels, self._ranks = config, index, labels, ranks
+        self._device = execution.device
+        if self._device.type == "cpu":
+            reuse_freed_memory()
+        self.method = method.to(self._device)
+        self.student = method.student
+        if config.channels_last:
+            method.to(memory_format=memory_layout(self.student))
+        for name in config.plain_layers:
+            compute_plainly(method.get_submodule(name))
+        parallel = ranks.parallel(method, self._device, may_have_unused=config.is_own)
+        self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
+        self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
+        self._optimiser = torch.optim.SGD(
+            method.parameter_groups(),
+            lr=config.lr,
+            momentum=config.momentum,
+            dampening=config.dampening,
+            weight_decay=config.weight_decay,
+            # fused, torch's SGD keeps a momentum that it never filled if the scaler skips its first step
+            fused=config.amp != "fp16",
+        )
+        self._schedule = Schedule(
+            self._optimiser,
+            config.schedule,
+            epochs=config.epochs,
+            milestones=config.milestones,
+            gamma=config.gamma,
+            patience=config.patience,
+        )
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
+        method.scaled = self._scaler.scale
+        self._mixing = Mixing(config.mixup, config.cutmix)
+        self._unchecked: list[tuple[int, Positions, Losses]] = []  # step and samples of each
+        self.epoch, self.step, self.sums = 0, 0, Sums()
+
+    def train_epoch(
+        self, loader: Loader, advance: Callable[[int], None], between_steps: Callable[[], None]
+    ) -> dict[str, Any]:
+        """Every training sample once, from the step that the state is at; returns the epoch's figures.
+
+        `advance` is told of each step's samples. `between_steps` is called where `state` may be taken.
+        """
+        started, before = perf_counter(), self.sums.wall_s
+        view = self._view_of(self.epoch)
+        self._load_labels(loader, view)
+        self.method.train()
+        self.method.rate = self._schedule.lr
+        asked = perf_counter()
+        for batch in loader.epoch(self.epoch, view, first_step=self.step):
+            self.sums.data_s += perf_counter() - asked
+            self._take_step(batch)
+            self.step = batch.step + 1
+            self.sums.wall_s = before + perf_counter() - started
+            advance(batch.n_step)
+            between_steps()
+            asked = perf_counter()
+        self._check()
+        self._ranks.align(self.method)
+        if self._labels:
+            self._labels.finish()
+        self.sums.wall_s = before + perf_counter() - started
+        return self._figures(view)
+
+    def require_sane(self) -> None:
+        """Raise DivergedError if a loss of the steps so far is not finite, or a weight or a batch norm's
+        average is beyond what a sound network has (`sskt.sanity`).
+        """
+        self._check()
+        averages = [name for name, _ in self.method.named_buffers()]
+        if found := insane_weight(self.method.state_dict(), averages):
+            name, value = found
+            self._stop(
+                f"the largest value of {name} is {value:.4g}", f"after step {self.step}", self.step, []
+            )
+
+    def end_epoch(self, test_loss: float | None) -> None:
+        """Move the schedule, and begin the next epoch."""
+        self._schedule.step(test_loss)
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on: plain data and tensors, the same on every rank.
+
+        Raises DivergedError as `require_sane` does, so that no such state is kept.
+        """
+        self.require_sane()
+        mine = {
+            "sums": asdict(self.sums),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
+        }
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "method": self.method.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "ranks": self._ranks.gathered(mine),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.method.load_state_dict(state["method"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        mine = state["ranks"][self._ranks.rank]
+        self.sums = Sums(**mine["sums"])
+        torch.set_rng_state(mine["rng"].cpu())
+        if mine["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(mine["cuda_rng"].cpu(), self._device)
+
+    def _view_of(self, epoch: int) -> int:
+        views = self._labels.views if self._labels else self._config.views
+        return epoch if views is None else epoch % views
+
+    def _load_labels(self, loader: Loader, view: int) -> None:
+        """The rows of this epoch; the next one's are read while it trains."""
+        if self._labels is None:
+            return
+        asked = perf_counter()
+        self._labels.load(view, loader.order.rows(self.epoch))
+        self.sums.label_s += perf_counter() - asked
+        if self.epoch + 1 < self._config.epochs:
+            self._labels.prepare(self._view_of(self.epoch + 1), loader.order.rows(self.epoch + 1))
+
+    def _take_step(self, batch: Batch) -> None:
+        """One optimisation step."""
+        pixels, mixed, mixed_sources = batch.pixels, None, None
+        shown = pixels
+        if self._mixing:
+            pixels, mixed = self._mixing(pixels, seed=self._config.seed, epoch=self.epoch, step=batch.step)
+            if self._labels and self._labels.sees_mixtures:
+                shown = pixels
+            else:
+                mixed_sources = mixed
+        asked = perf_counter()
+        source_logits = self._labels.logits(batch.positions, shown) if self._labels else {}
+        self.sums.label_s += perf_counter() - asked
+        inputs = (pixels, batch.labels, source_logits, mixed, mixed_sources)
+        if self._untried is not None:
+            require_right(self._losses, self._untried, self.method, inputs, self._config, self._device)
+            self._untried = None
+        with autocast(self._device, self._config.amp):
+            losses = self._losses(*inputs)
+        # the ranks' gradients are averaged, as if their parts of the batch were equally large
+        weight = self._ranks.weight(len(batch.positions), batch.n_step)
+        self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(losses.total * weight if weight != 1 else losses.total).backward()  # type: ignore[no-untyped-call]
+        if self._config.clip_norm is not None:
+            self._scaler.unscale_(self._optimiser)
+            nn.utils.clip_grad_norm_(self.method.parameters(), self._config.clip_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._unchecked.append((batch.step, batch.positions, losses._replace(total=losses.total.detach())))
+        if self._device.type == "cpu" or len(self._unchecked) == _CHECK_EVERY:
+            self._check()
+
+    def _check(self) -> None:
+        """Add up the losses since the last look. Raises DivergedError, naming the step and its samples, if
+        one of them is not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        rows = [
+            torch.cat([each.total[None], each.primary[None], each.auxiliary, each.recorded])
+            for *_, each in unchecked
+        ]
+        n_auxiliary = len(self.method.auxiliary_names)
+        hits = torch.stack([each.correct for *_, each in unchecked]).tolist()
+        for (step, positions, _), (total, primary, *others), correct in zip(
+            unchecked, torch.stack(rows).double().tolist(), hits, strict=True
+        ):
+            if not math.isfinite(total):
+                ids = self._index.ids[positions].tolist()
+                some = ", ".join(map(str, ids[:5]))
+                self._stop(f"the loss is {total}", f"step {step + 1} (samples {some}, ...)", step + 1, ids)
+            n = len(positions)
+            self.sums.n += n
+            self.sums.correct += correct
+            self.sums.total += total * n
+            self.sums.primary += primary * n
+            for names, sums, values in (
+                (self.method.auxiliary_names, self.sums.auxiliary, others[:n_auxiliary]),
+                (self.method.recorded_names, self.sums.recorded, others[n_auxiliary:]),
+            ):
+                for name, value in zip(names, values, strict=True):
+                    sums[name] = sums.get(name, 0.0) + value * n
+
+    def _stop(self, what: str, where: str, step: int, ids: list[int]) -> None:
+        """There is no going on from here."""
+        raise diverged(self._config, what, where, epoch=self.epoch + 1, step=step, ids=ids)
+
+    def _figures(self, view: int) -> dict[str, Any]:
+        """One line of metrics.jsonl: the epoch over all ranks; its seconds are those of this rank."""
+        names, recorded = self.method.auxiliary_names, self.method.recorded_names
+        sums = self.sums
+        parts = [sums.n, sums.correct, sums.total, sums.primary]
+        parts += [sums.auxiliary[name] for name in names] + [sums.recorded[name] for name in recorded]
+        summed = self._ranks.total(torch.tensor(parts, dtype=torch.float64, device=self._device))
+        n, correct, total, primary, *others = summed.tolist()
+        means = {f"aux_loss/{name}": v / n for name, v in zip(names, others[: len(names)], strict=True)}
+        means |= {name: value / n for name, value in zip(recorded, others[len(names) :], strict=True)}
+        return {
+            "epoch": self.epoch + 1,
+            "view": view,
+            "lr": self._schedule.lr,
+            "train_loss": total / n,
+            "primary_loss": primary / n,
+            **means,
+            "train_top1": 100 * correct / n,
+            "epoch_s": sums.wall_s,
+            "label_s": sums.label_s,
+            "data_wait_s": sums.data_s,
+            "data_wait_share": sums.data_s / sums.wall_s,
+            "images_s": n / sums.wall_s,
+            "peak_memory_mb": peak_memory_mb(),
+            **({"peak_cuda_mb": _peak_cuda_mb(self._device)} if self._device.type == "cuda" else {}),
+        }
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory that this process has held, in MB; None on Windows."""
+    if resource is None:
+        return None
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _peak_cuda_mb(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 1e6

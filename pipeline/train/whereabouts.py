@@ -1,0 +1,212 @@
+"""Where the data, stores and sources of a run lie: kept when it begins, and told anew where they have moved.
+
+A place is not what a run was made from: data are recognised by their contents and classes, sources by the
+sha256 of their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cache.storage import location
+from pipeline.data.datasets.registry import TargetSpec, parse_target
+from pipeline.runtime import coerce
+from pipeline.runtime.paths import Places
+from pipeline.train.config import TrainConfig
+from pipeline.train.run_folder import read_config, read_places
+from sskt.errors import RunError
+from sskt.sources.contract import Contract
+from sskt.sources.registry import parse_source
+
+_OWN = ("program", "run")  # tasks of sources that are named by where they lie
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where a run's target and everything else is now."""
+
+    target: str  # means the same from any folder
+    places: Places
+
+
+def places_of(run: Path | str, **told: Any) -> Places:
+    """Where a run found its data_dir, cache_dir, weights and sources, but for those that are told."""
+    run = coerce.path(run, "run")
+    read_config(run)  # names what is no run at all
+    try:
+        found = read_places(run)
+    except RunError:
+        if {"data_dir", "cache_dir"} <= set(told):
+            return Places(**told)
+        raise
+    weights = {name: Path(path) for name, path in found["weights"].items()}
+    contracts = {name: Contract.from_dict(parts) for name, parts in found.get("contracts", {}).items()}
+    moved = _moved(found)
+    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights, contracts, moved)
+    return replace(recorded, **told)
+
+
+def to_record(
+    target: str, places: Places, sources: Sequence[str], finetune_from: Path | None
+) -> dict[str, Any]:
+    """The places of a run that begins, as plain data that means the same from any folder."""
+    cache_dir = places.cache_dir
+    lying = {name: path for name in sources if (path := _lies(name, places)) is not None}
+    return {
+        "target": parse_target(target).as_given,
+        "data_dir": str(places.data_dir.absolute()),
+        "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
+        "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
+        "sources": {name: str(path.absolute()) for name, path in lying.items()},
+        "contracts": {name: told.to_dict() for name, told in places.contracts.items()},
+        "finetune_from": finetune_from and str(finetune_from.absolute()),
+    }
+
+
+def whereabouts_of(
+    run: Path,
+    config: TrainConfig,
+    *,
+    places: Places | None = None,
+    target: str | None = None,
+    sources: Sequence[str] = (),
+) -> Whereabouts:
+    """Where a run's things are now: as it recorded, but for what is told.
+
+    Of `sources`, names such as program:FILE, each is that source of the run whose weights have its sha256.
+    Raises RunError, with the option that says where it is, for data that are not where they were, and for a
+    target or source that is not of the run.
+    """
+    recorded = _recorded_target(run) or config.target
+    places = _with_recorded(run, places) if places else places_of(run)
+    if sources:
+        found = {name: path for told in sources for name, path in _recognised(run, config, told).items()}
+        places = replace(places, moved={**places.moved, **found})
+    target = recorded if target is None else coerce.text(target, "target")
+    _require_kind(run, parse_target(config.target), target)
+    _require_there(run, parse_target(target), places)
+    return Whereabouts(parse_target(target).as_given, places)
+
+
+def require_contents(
+    run: Path, recorded: Mapping[str, str], now: Mapping[str, str], where: str, remedy: str
+) -> None:
+    """Raise RunError, naming the split, for data that are not those a run recorded; splits of which it
+    recorded nothing are not compared.
+    """
+    for split, sha256 in now.items():
+        was = recorded.get(split, sha256)
+        if was != sha256:
+            raise RunError(
+                f"{run}: its contents.{split} was {was[:12]} and is {sha256[:12]} now: {where} holds other "
+                f"data than it was trained with; {remedy}"
+            )
+
+
+def require_stores(run: Path, config: TrainConfig, places: Places) -> None:
+    """Raise RunError, with the option that says where they are, if a run's stores or the sources that it asks
+    are not where they were.
+    """
+    asked = config.sources if config.labels in ("live", "write-through") else ()
+    gone = [name for name in asked if name.partition(":")[0] in _OWN and _lies(name, places) is None]
+    if gone:
+        task = gone[0].partition(":")[0]
+        raise RunError(
+            f"{run}: its source {gone[0]} is not there (any more); say where it is now with --source "
+            f"{task}:PATH"
+        )
+    lying = places.cache_dir
+    if config.labels == "cached" and isinstance(lying, Path) and not lying.is_dir():
+        raise RunError(
+            f"{run}: its stores lay in {lying}, which is not there; say where they are now with --cache-dir"
+        )
+
+
+def _moved(found: Mapping[str, Any]) -> dict[str, Path]:
+    """Where the programs and runs lie that a run began with; not where they lay and are gone from."""
+    lying = {name: Path(path) for name, path in found.get("sources", {}).items()}
+    return {name: path for name, path in lying.items() if path.exists()}
+
+
+def _with_recorded(run: Path, places: Places) -> Places:
+    """`places`, with the sources that a run recorded: a relative name means another file elsewhere."""
+    try:
+        return replace(places, moved={**_moved(read_places(run)), **places.moved})
+    except RunError:
+        return places
+
+
+def _recorded_target(run: Path) -> str | None:
+    """None for a run that was begun before places had it, or has lost its record."""
+    try:
+        found = read_places(run).get("target")
+    except RunError:
+        return None
+    return None if found is None else str(found)
+
+
+def _lies(source: str, places: Places) -> Path | None:
+    """Where a source lies that is named by its place; None if it does not lie there."""
+    task, _, rest = source.partition(":")
+    if task not in _OWN:
+        return None
+    path = places.moved.get(source, Path(rest).expanduser())
+    return path if path.exists() else None
+
+
+def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
+    """The sources of a run that `told` is, and where it lies."""
+    task, _, rest = told.partition(":")
+    if task not in _OWN:
+        raise RunError(
+            f"--source {told} is settled by the run that --resume goes on with, but for where a program: or "
+            f"run: lies now; leave it out (--weights {told}=PATH says where its weights are)"
+        )
+    parse_source(told)
+    path = Path(rest).expanduser().absolute()
+    sha256 = Places().weights_sha256(told)
+    if sha256 is None:
+        raise RunError(f"--source {told}: there is no such file; say where it lies now")
+    alike = [name for name in config.sources if name.partition(":")[0] == task]
+    found = {name: path for name in alike if config.source_weights.get(name) == sha256}
+    if not found:
+        had = ", ".join(f"{name} ({config.source_weights.get(name, '')[:12]})" for name in alike) or "none"
+        raise RunError(
+            f"{run}: --source {told} has the sha256 {sha256[:12]}, which none of its {task} sources has "
+            f"({had}); give the file that it began with"
+        )
+    return found
+
+
+def _require_kind(run: Path, began: TargetSpec, target: str) -> None:
+    told = parse_target(target)
+    of_own = told.n_classes is None and began.n_classes is None and told.kind == began.kind
+    if not of_own and told.name != began.name:
+        raise RunError(
+            f"{run}: was trained on {began.name}, and --target {target} is another target; --target says "
+            f"where that one's folder lies now, and nothing else"
+        )
+
+
+def _require_there(run: Path, spec: TargetSpec, places: Places) -> None:
+    """Raise RunError, with the option that helps, for a folder that is not there."""
+    if spec.n_classes is None and spec.root is not None and not (places.data_dir / spec.root).is_dir():
+        kind = spec.name.partition(":")[0]
+        raise RunError(
+            f"{run}: its data lay in {places.data_dir / spec.root}, which is no folder (any more); say where "
+            f"they are now with --target {kind}:PATH"
+        )
+    if (spec.root is not None or spec.binary) and spec.n_classes and not places.data_dir.is_dir():
+        raise RunError(
+            f"{run}: its data lay in {places.data_dir}, which is no folder (any more); say where they are "
+            f"now with --data-dir"
+        )
+    lying = places.cache_dir
+    if spec.videos is not None and isinstance(lying, Path) and not lying.is_dir():
+        raise RunError(
+            f"{run}: its packed videos lay in {lying}, which is not there; say where they are now with "
+            f"--cache-dir"
+        )
