@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation, Places, choose_execution
+from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.loader import Loader, Order
 from pipeline.data.render import open_renderer
@@ -88,9 +89,7 @@ class Bench(Setting):
         super().__init__(args, scratch)
         self.scratch = scratch
         job = Job(args.target, self.index, list(self.sources.values()), self.plan, args.views)
-        reports = precompute(
-            job, cache_dir=scratch / "stores", execution=self.execution, share=Share(), say=print
-        )
+        reports = precompute(job, cache_dir=scratch / "stores", execution=self.execution, share=Share())
         self.stores = {name: _open(report.path) for name, report in zip(self.sources, reports, strict=True)}
         device = self.execution.device
         amp = student_precision(args.amp, device)
@@ -387,4 +386,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with remarks_shown():
+        main()

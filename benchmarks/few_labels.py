@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from pipeline.api import Augmentation, Places, Supervision, Tuning, run_precompute, run_prepare, run_train
+from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
 
@@ -40,15 +41,13 @@ def main() -> None:
     sources = (name, f"program:{args.program}")
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).videos:
-        run_prepare(args.target, places=places, say=print)
+        run_prepare(args.target, places=places)
     seen = {}
     for method in methods:
         taught = METHODS[method]
         seen[method] = replace(plain, source_frames=taught[1]) if taught else plain
         if taught:
-            run_precompute(
-                [args.target], sources, views=args.views, augmentation=seen[method], places=places, say=print
-            )
+            run_precompute([args.target], sources, views=args.views, augmentation=seen[method], places=places)
     print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
     for seed in range(args.seeds):
         for method in methods:
@@ -88,7 +87,6 @@ def train(args, method, seed, sources, augmentation, places, folder) -> None:
         augmentation=augmentation,
         places=places,
         out=folder,
-        say=lambda text: print(f"{method}, seed {seed}: {text}", flush=True),
         seed=seed,
         model=args.model,
         tuning=Tuning(amp=args.amp, val_share=0.0),  # the last epoch counts: nothing is chosen
@@ -142,4 +140,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with remarks_shown():
+        main()

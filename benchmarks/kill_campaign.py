@@ -60,7 +60,6 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
         places=Places(args.data_dir, stores, weights),
         execution=choose_execution(device="cpu", amp="auto", renderer="auto", threads=2, compiled=False),
         limit=args.samples,
-        say=lambda _: None,
     )
 
 

@@ -59,7 +59,6 @@ def _run(folder: Path, pictures: Path, views: int) -> float:
         places=Places(folder / "data", folder / f"stores-{pictures.name}-{views}"),
         execution=choose_execution(device="cpu", amp="fp32", renderer="auto", threads=2, compiled=False),
         limit=None,
-        say=lambda _: None,
     )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

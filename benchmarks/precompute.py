@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from pipeline.commands.output import remarks_shown
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_index, parse_target
 from pipeline.data.render import in_batches, open_renderer
@@ -90,9 +91,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         for n in range(1, len(sources) + 1):  # this round's views, into stores of n sources
             job = Job(args.target, index, sources[:n], plan, args.views * number)
             folder = scratch / f"stores{n}"
-            reports = precompute(
-                job, cache_dir=folder, execution=execution, share=Share(), say=lambda _: None
-            )
+            reports = precompute(job, cache_dir=folder, execution=execution, share=Share())
             took[n] = reports[0].wall_s
             writing = sum(report.write_s for report in reports) / reports[0].wall_s
             ratios.setdefault(f"writing, share of the time, {n} source(s)", []).append(writing)
@@ -182,4 +181,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with remarks_shown():
+        main()

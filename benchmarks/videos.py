@@ -21,6 +21,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvf
 
 from pipeline.api import Augmentation, Places, choose_execution, open_index
+from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.video.splits import list_videos
 from pipeline.data.loader import Loader, Order
@@ -40,7 +41,7 @@ def main() -> None:
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     places = Places(args.data_dir, args.cache_dir, weights)
     spec = parse_target(args.target)
-    index = open_index(args.target, "train", places=places, say=print)
+    index = open_index(args.target, "train", places=places)
     clips = list_videos(spec, args.data_dir).clips["train"]
     files = [clips[i].source for i in index.ids]
     packed = sum(Path(index.name_of(row)).stat().st_size for row in range(len(index)))
@@ -162,7 +163,7 @@ def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
     seen, whole = drawing(seen_by(input_map, plan)), drawing(plan)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(args.target, index, [(source, input_map)], plan, args.views)
-        (report,) = precompute(job, cache_dir=Path(folder), execution=execution, share=Share(), say=print)
+        (report,) = precompute(job, cache_dir=Path(folder), execution=execution, share=Share())
     asked = statistics.mean([before, asking()])
     print(
         f"{n} rows: stage one {report.wall_s:.1f} s; frames drawn {seen:.1f} s + forwards {asked:.1f} s: "
@@ -189,4 +190,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with remarks_shown():
+        main()

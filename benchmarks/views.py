@@ -27,6 +27,7 @@ from pipeline.api import (
     run_precompute,
     run_train,
 )
+from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.train.run_folder import read_checkpoint, read_config, read_metrics, read_summary
@@ -46,9 +47,7 @@ def main() -> None:
         "execution": execution,
         "limit": args.limit,
     }
-    reports = run_precompute(
-        [args.target], args.source, views=args.epochs + 1, say=lambda text: print(text, flush=True), **common
-    )
+    reports = run_precompute([args.target], args.source, views=args.epochs + 1, **common)
     for report in reports:
         if report.rows_done:
             rate = report.rows_done / report.wall_s
@@ -77,7 +76,6 @@ def main() -> None:
                         "batch_size": args.batch_size,
                         "lr": args.lr,
                     },
-                    say=lambda text, label=folder.name: print(f"{label}: {text}", flush=True),
                     **common,
                 )
     table(args, kinds, common)
@@ -108,7 +106,7 @@ def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[floa
     """By source: the share of pictures whose source head names the source's top class, on the last view."""
     config, state = read_config(folder), read_checkpoint(folder)
     view, places = args.epochs, common["places"]
-    index = open_index(args.target, "train", places=places, say=lambda _: None, limit=args.limit)
+    index = open_index(args.target, "train", places=places, limit=args.limit)
     every = np.arange(min(len(index), args.probe))
     found = (Store.open(path) for path in find_stores(places.cache_dir))
     by_name = {store.manifest.identity["source"]["name"]: store for store in found}
@@ -160,4 +158,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with remarks_shown():
+        main()

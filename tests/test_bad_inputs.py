@@ -376,7 +376,7 @@ def test_a_disk_that_fills_up_while_training_is_named(bench, monkeypatch):
 
 def from_python(folder: Path, **more) -> dict:
     """Settings of `run_train` and the like with places that hold nothing."""
-    return {"places": Places(folder / "data", folder / "stores"), "say": lambda _: None, **more}
+    return {"places": Places(folder / "data", folder / "stores"), **more}
 
 
 MISTAKEN = [
@@ -460,7 +460,7 @@ def test_what_can_only_be_meant_one_way_is_taken(bench):
     places = Places(str(bench.folder / "data"), str(bench.folder / "stores"))
     target, source = f"imagefolder:{bench.scenes}", f"program:{bench.program}"
     augmentation = Augmentation(seed=np.int64(3), side_px=np.int32(32), source_side_px=np.uint8(32))
-    common = {"places": places, "augmentation": augmentation, "say": lambda _: None}
+    common = {"places": places, "augmentation": augmentation}
     (report,) = run_precompute(target, source, views=np.int64(1), limit=np.int16(4), **common)
     assert (report.n_samples, report.views) == (4, 1)
     taught = Supervision(sources=source, labels="cached")
@@ -472,8 +472,8 @@ def test_what_can_only_be_meant_one_way_is_taken(bench):
         seed=np.uint64(2**63 - 1), tuning=Tuning(mixup=np.float64(0.0)), **common,
     )  # fmt: skip
     assert (summary["epochs"], summary["seed"]) == (1, 2**63 - 1)
-    again = resume_train(out, say=lambda _: None)
-    assert again["test_top1"] == run_evaluate(out, say=lambda _: None)["test_top1"]
+    again = resume_train(out)
+    assert again["test_top1"] == run_evaluate(out)["test_top1"]
     assert len(open_taught_data(target, sources=source, labels="cached", limit=4, batch_size=np.int64(2),
                                 places=places, augmentation=augmentation)) == 2  # fmt: skip
     grid = Grid("imagenet", 3, np.float64(0.5), transfer_modules=True, seeds=np.int8(2))

@@ -48,9 +48,8 @@ class Made:
             places=self.places,
             execution=self.execution,
             limit=N,
-            say=print,
         )
-        self.index = open_index("cifar10", "train", places=self.places, say=print, limit=N)
+        self.index = open_index("cifar10", "train", places=self.places, limit=N)
         stores = [Store.open(path) for path in find_stores(cache_dir)]
         self.stores = {store.manifest.identity["source"]["name"]: store for store in stores}
 
@@ -155,7 +154,6 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
             places=Places(made.places.data_dir, made.places.cache_dir),
             execution=made.execution,
             limit=N,
-            say=print,
         )[0]
 
     before = [made.stores[PROGRAM].view(view) for view in range(VIEWS)]

@@ -41,7 +41,7 @@ def test_a_network_of_ones_own_is_trained_on_a_folder_of_ones_own(tmp_path):
 def test_a_plain_loop_takes_stored_logits(tmp_path):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
     places = Places(tmp_path / "data", tmp_path / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, say=lambda _: None)
+    run_precompute(["digits"], [source], views=2, places=places)
     (tmp_path / "use.py").write_text("")
     out = run(tmp_path, "plain_loop.py", "digits")
     first, second = (float(line.rpartition(" ")[2]) for line in out.splitlines() if "loss" in line)

@@ -77,8 +77,8 @@ def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
 def test_clips_differ_by_at_most_a_grey_level_on_average(tmp_path):
     root = make_folder(tmp_path / "videos")
     places, target = Places(tmp_path, tmp_path / "stores"), f"videofolder:{root}"
-    run_prepare(target, places=places, say=print)
-    index, plan = open_index(target, "train", places=places, say=print), CornerClip(24, n_frames=6)
+    run_prepare(target, places=places)
+    index, plan = open_index(target, "train", places=places), CornerClip(24, n_frames=6)
     on_gpu = draw(index, plan, "dali", "cuda")
     assert on_gpu.shape == (len(index), 3, 6, 24, 24)
     assert (on_gpu.int() - draw(index, plan, "torch", "cpu").int()).abs().float().mean() <= 1.0
@@ -92,7 +92,6 @@ def test_clips_differ_by_at_most_a_grey_level_on_average(tmp_path):
         places=places,
         execution=choose_execution(device="cuda"),
         out=tmp_path / "run",
-        say=print,
     )
     assert np.isfinite(summary["test_top1"])
 
@@ -104,14 +103,13 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
         places = Places(tmp_path / "data", tmp_path / device)
         execution = choose_execution(device=device, amp="fp32", renderer="auto", threads=2)
         shown = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": 100}
-        run_precompute(["digits"], [source], views=1, say=print, **shown)
+        run_precompute(["digits"], [source], views=1, **shown)
         rows[device] = Store.open(find_stores(places.cache_dir)[0]).view(0).astype(np.float32)
         summary = run_train(
             "digits",
             supervision=Supervision(sources=(source,)),
             overrides={"epochs": 2},
             out=tmp_path / f"run-{device}",
-            say=print,
             **shown,
         )
         assert summary["labels"] == "cached"
@@ -122,9 +120,9 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
 def test_rows_are_the_same_wherever_they_lie(tmp_path, kind):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
     places = Places(tmp_path / "data", tmp_path / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, limit=100, say=print)
+    run_precompute(["digits"], [source], views=2, places=places, limit=100)
     store = Store.open(find_stores(places.cache_dir)[0])
-    index = open_index("digits", "train", places=places, say=print, limit=100)
+    index = open_index("digits", "train", places=places, limit=100)
     residence = Residence(kind, torch.device("cuda"))
     labels = CachedLabels({"a": store}, index, views=2, residence=residence, temperature=3.0)
     asked = np.random.default_rng(0).permutation(100)[:30]
@@ -139,7 +137,7 @@ def test_rows_are_the_same_wherever_they_lie(tmp_path, kind):
 def test_a_deterministic_run_goes_on_to_the_same_numbers(tmp_path, amp, monkeypatch):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
     places = Places(tmp_path / "data", tmp_path / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, limit=100, say=print)
+    run_precompute(["digits"], [source], views=2, places=places, limit=100)
     arguments = {
         "places": places,
         "execution": choose_execution(device="cuda"),

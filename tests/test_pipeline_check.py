@@ -236,7 +236,7 @@ def test_another_source_is_refused_before_anything_is_given_up(made, store, tmp_
 def test_a_target_that_has_other_pictures_is_refused(store):
     store.manifest.identity["target"]["contents_sha256"] = "0" * 64
     with pytest.raises(StoreMismatch, match="digits has other pictures by now"):
-        open_index_of(store, Places(), target=None, say=print)
+        open_index_of(store, Places(), target=None)
 
 
 def test_prune_shows_asks_and_removes(made, store, tmp_path):

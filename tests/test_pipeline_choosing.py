@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from listening import Remarks
 from PIL import Image
 from programs import save_program
 
@@ -39,10 +40,6 @@ SCRATCH = Supervision(method="scratch", views=2)
 MEASURED = ("_s", "_share", "_bytes", "_mb")
 
 
-def quiet(_text):
-    pass
-
-
 def fill(root, counts, seed=0):
     """Noise whose colour tells the class, not quite; counts: pictures of each class by split folder."""
     rng = np.random.default_rng(seed)
@@ -66,7 +63,7 @@ def project(tmp_path_factory):
     fill(folder / "three" / "pics", {"valid": 7}, seed=1)
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     places = Places(folder / "data", folder / "stores")
-    shown = {"augmentation": SMALL, "places": places, "execution": CPU, "say": quiet}
+    shown = {"augmentation": SMALL, "places": places, "execution": CPU}
     run_precompute([f"imagefolder:{folder / 'two' / 'pics'}"], [source], views=2, **shown)
     return folder, source, shown
 
@@ -107,8 +104,8 @@ def test_val_chooses_and_test_scores_the_last_and_the_chosen_student_once(
         return predict(self, student, amp)
 
     monkeypatch.setattr(Evaluator, "predict", watched)
-    said: list[str] = []
-    summary = train(project, which, tmp_path / "run", say=said.append, overrides=SPOILT)
+    said = Remarks()
+    summary = train(project, which, tmp_path / "run", overrides=SPOILT)
     history = read_metrics(tmp_path / "run")
     best = chosen_by_hand(history)
     assert best["epoch"] < 6
@@ -118,7 +115,7 @@ def test_val_chooses_and_test_scores_the_last_and_the_chosen_student_once(
     assert (summary["chosen_on"], summary["metric"]) == ("val", "test_top1")
     assert (summary["best_epoch"], summary["best_val_top1"]) == (best["epoch"], best["val_top1"])
     for name, which_student in (("test_top1", "last"), ("best_test_top1", "best")):
-        figures = run_evaluate(tmp_path / "run", execution=CPU, say=quiet, which=which_student)
+        figures = run_evaluate(tmp_path / "run", execution=CPU, which=which_student)
         assert summary[name] == history[-1][name] == figures["test_top1"]
     (line,) = [line for line in said if "the best epoch" in line]
     text = {"two": "3 of 30 training samples are not trained on and choose", "three": "the val split chooses"}
@@ -162,10 +159,10 @@ def test_a_share_of_each_class_is_held_out_by_contents(tmp_path):
             Image.new("RGB", (4, 4), (n, i, 0)).save(root / "train" / name / f"{i:02d}.png")
         Image.new("RGB", (4, 4), (n, 99, 0)).save(root / "test" / name / "0.png")
     target, places = f"imagefolder:{root}", Places(tmp_path / "data", tmp_path / "stores")
-    whole = open_index(target, "train", places=places, say=quiet)
+    whole = open_index(target, "train", places=places)
 
     def held(share):
-        splits = open_splits(target, places=places, val_share=share, say=quiet)
+        splits = open_splits(target, places=places, val_share=share)
         assert sorted([*splits.train.ids, *splits.val.ids]) == list(range(38))
         assert splits.train.classes == splits.val.classes
         return {splits.val.contents[row].tobytes() for row in range(len(splits.val))}, splits.val.labels
@@ -179,7 +176,7 @@ def test_a_share_of_each_class_is_held_out_by_contents(tmp_path):
     assert contents < held(0.3)[0]
     (root / "train" / "a" / "00.png").rename(root / "train" / "a" / "renamed.png")
     assert held(None)[0] == contents
-    limited = open_splits(target, places=places, limit=12, val_share=0.2, say=quiet)
+    limited = open_splits(target, places=places, limit=12, val_share=0.2)
     assert set(limited.val.ids) <= set(whole.limit(12).ids)
     assert len(limited.val) + len(limited.train) == 12
 
@@ -200,23 +197,23 @@ def test_a_share_that_cannot_be_is_refused(project, which, share, message, tmp_p
 
 @pytest.mark.parametrize("which", ["two", "three"])
 def test_without_a_share_no_epoch_is_chosen(project, which, tmp_path):
-    said: list[str] = []
-    summary = train(project, which, tmp_path / "run", val_share=0.0, say=said.append, overrides={"epochs": 3})
+    said = Remarks()
+    summary = train(project, which, tmp_path / "run", val_share=0.0, overrides={"epochs": 3})
     assert summary["chosen_on"] is None
     assert not [name for name in summary if "best" in name]
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert ["test_top1" in m for m in read_metrics(tmp_path / "run")] == [False, False, True]
     assert len([line for line in said if "no epoch is chosen" in line]) == 1
     with pytest.raises(RunError, match="was trained with --val-share 0, so it has no best epoch"):
-        run_evaluate(tmp_path / "run", execution=CPU, say=quiet, which="best")
+        run_evaluate(tmp_path / "run", execution=CPU, which="best")
     with pytest.raises(RunError, match=r"--schedule plateau waits for a loss .*--val-share 0 leaves none"):
         train(project, which, tmp_path / "plateau", val_share=0.0, overrides={"schedule": "plateau"})
 
 
 def test_an_official_target_is_chosen_on_its_test_split_unless_a_share_is_given(tmp_path):
-    places, said = Places(tmp_path / "data", tmp_path / "stores"), []
+    places, said = Places(tmp_path / "data", tmp_path / "stores"), Remarks()
     for share, expected in ((None, "test"), (0.1, "val"), (0.0, None)):
-        splits = open_splits("digits", places=places, limit=100, val_share=share, say=said.append)
+        splits = open_splits("digits", places=places, limit=100, val_share=share)
         assert splits.chosen_on == expected
         assert (len(splits.train), splits.val and len(splits.val)) == (
             (90, 10) if expected == "val" else (100, None)
@@ -248,7 +245,7 @@ def test_a_store_that_a_run_filled_without_what_it_held_out_can_be_verified(proj
     (path,) = find_stores(tmp_path / "stores")
     store = Store.open(path)
     assert store.n_samples == 27
-    found = verify_store(path, n_rows=16, places=places, execution=CPU, say=quiet)
+    found = verify_store(path, n_rows=16, places=places, execution=CPU)
     assert found.good, found.verdict
     served = train(
         project, "two", tmp_path / "served", places=places, overrides={"epochs": 1},
@@ -279,7 +276,7 @@ def test_a_stopped_run_chooses_and_scores_as_one_without_a_stop(
         stopping.setattr(Trainer, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(project, which, tmp_path / "run", supervision=taught, overrides=SPOILT)
-    resumed = resume_train(tmp_path / "run", execution=CPU, say=quiet)
+    resumed = resume_train(tmp_path / "run", execution=CPU)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     names = [name for name in whole if not name.endswith(MEASURED)]
     assert [resumed[name] for name in names] == [whole[name] for name in names]
@@ -324,11 +321,11 @@ def test_a_run_begun_before_goes_on_and_is_scored_as_it_was(project, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             train(project, "three", tmp_path / "run")
     begun_before(tmp_path / "run")
-    summary = resume_train(tmp_path / "run", execution=CPU, say=quiet)
+    summary = resume_train(tmp_path / "run", execution=CPU)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     by_epoch = [m["test_top1"] for m in read_metrics(tmp_path / "run")]
     assert (summary["best_test_top1"], summary["chosen_on"]) == (max(by_epoch), "test")
-    figures = run_evaluate(tmp_path / "run", execution=CPU, say=quiet)
+    figures = run_evaluate(tmp_path / "run", execution=CPU)
     assert (figures["split"], figures["n_samples"]) == ("val", 21)
     assert figures["test_top1"] == by_epoch[-1]
 
@@ -351,18 +348,16 @@ def test_an_official_run_begun_before_is_still_taken_for_the_one_that_is_asked_f
         "supervision": SCRATCH, "overrides": {"epochs": 1}, "limit": 20, "tuning": Tuning(amp="fp32"),
         "places": Places(tmp_path / "data", tmp_path / "stores"), "execution": CPU,
     }  # fmt: skip
-    run_train("digits", out=tmp_path / "run", say=quiet, **asked)
+    run_train("digits", out=tmp_path / "run", **asked)
     begun_before(tmp_path / "run")
     assert is_as_asked("digits", tmp_path / "run", **asked)
-    run_train(
-        "digits", out=tmp_path / "val", say=quiet, **{**asked, "tuning": Tuning(amp="fp32", val_share=0.2)}
-    )
+    run_train("digits", out=tmp_path / "val", **{**asked, "tuning": Tuning(amp="fp32", val_share=0.2)})
     assert not is_as_asked("digits", tmp_path / "val", **asked)
 
 
 def test_a_sweep_compares_students_on_what_chooses(project, tmp_path):
     folder, source, shown = project
-    said: list[str] = []
+    said = Remarks()
     rows = run_sweep(
         f"imagefolder:{folder / 'two' / 'pics'}",
         Grid(((source,),), (2.0,), (0.5,)),
@@ -371,7 +366,7 @@ def test_a_sweep_compares_students_on_what_chooses(project, tmp_path):
         amp="fp32",
         model="resnet20",
         overrides={"epochs": 1, "batch_size": 8},
-        **{**shown, "say": said.append},
+        **shown,
     )
     summary = json.loads((tmp_path / "scratch-seed0" / "summary.json").read_text())
     assert rows[0]["mean"] == summary["val_top1"]

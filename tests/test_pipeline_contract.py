@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from listening import Remarks
 from PIL import Image
 from programs import save_program
 from torch import nn
@@ -78,12 +79,11 @@ class Lab:
     """Both stages on the images, at 16 px."""
 
     def __init__(self, pictures, folder):
-        self.folder, self.said = folder, []
+        self.folder, self.said = folder, Remarks()
         self.target = f"imagefolder:{pictures}"
         self.common = {
             "augmentation": Augmentation(side_px=16, source_side_px=16),
             "execution": choose_execution(device="cpu", amp="fp32", threads=1),
-            "say": self.said.append,
         }
 
     def program(self, name, network):
@@ -155,9 +155,7 @@ def test_probabilities_are_refused_on_real_images_or_stored_as_logits(lab, kind,
         expected = plain - np.log(np.exp(plain).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(store.view(0), expected, atol=0.05)
     assert store.manifest.identity["source"]["returns"] == kind
-    found = verify_store(
-        store.path, n_rows=20, places=lab.places(), execution=lab.common["execution"], say=lab.said.append
-    )
+    found = verify_store(store.path, n_rows=20, places=lab.places(), execution=lab.common["execution"])
     assert found.good
     lab.train(source)  # as recorded
     with pytest.raises(StoreMismatch, match=rf"source\.returns is \"{kind}\" in the store and absent"):
@@ -188,7 +186,7 @@ def test_run_that_goes_on_keeps_what_was_said_of_its_source(lab):
     (lab.folder / "run" / "summary.json").unlink()
     (lab.folder / "run" / "student.safetensors").unlink()
     assert places_of(lab.folder / "run").told(source) == Contract(classes="numeric")
-    how = {name: lab.common[name] for name in ("execution", "say")}
+    how = {"execution": lab.common["execution"]}
     resume_train(lab.folder / "run", **how)
     (lab.folder / "run" / "summary.json").unlink()
     (lab.folder / "run" / "student.safetensors").unlink()
@@ -209,7 +207,7 @@ def test_run_begun_before_contracts_were_recorded_goes_on(lab):
     (run / "environment.json").write_text(json.dumps(environment))
     for name in ("summary.json", "student.safetensors"):
         (run / name).unlink()
-    how = {name: lab.common[name] for name in ("execution", "say")}
+    how = {"execution": lab.common["execution"]}
     assert resume_train(run, **how)["epochs"] == 1
 
 

@@ -43,10 +43,6 @@ from sskt.students.student import build_student
 QUICK = {"epochs": 1, "batch_size": 30}
 
 
-def quiet(_text):
-    pass
-
-
 @pytest.mark.parametrize("model", ["resnet20", "resnet18", "mobilenet_v2", "vgg16", "densenet121"])
 def test_grad_cam_is_the_gradient_through_the_whole_network(model):
     torch.manual_seed(0)
@@ -75,7 +71,6 @@ def project(tmp_path_factory):
         "places": Places(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=2),
         "limit": 60,
-        "say": quiet,
     }
     for seed in (0, 1):
         run_train(
@@ -92,9 +87,9 @@ def project(tmp_path_factory):
 def test_several_students_are_set_beside_one_picture(project, tmp_path):
     folder, common = project
     runs = [folder / "run0", folder / "run1"]
-    index = open_index("digits", "test", places=common["places"], say=quiet)
+    index = open_index("digits", "test", places=common["places"])
     sample = int(index.ids[7])
-    rows = run_explain(runs, out=tmp_path / "a.png", sample=sample, execution=common["execution"], say=quiet)
+    rows = run_explain(runs, out=tmp_path / "a.png", sample=sample, execution=common["execution"])
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 2 * drawn.height
     pixels = torch.from_numpy(index.pixels_of(7)).permute(2, 0, 1)[None]
@@ -111,22 +106,17 @@ def test_several_students_are_set_beside_one_picture(project, tmp_path):
         out=tmp_path / "b.png",
         class_name="3",
         execution=common["execution"],
-        say=quiet,
         picture=next(shared("data/imagenet/val").rglob("*.JPEG")),
     )
     assert row["class"] == "3"
     with pytest.raises(RunError, match="its student knows no class 'dog'"):
-        run_explain(runs, out=tmp_path / "c.png", class_name="dog", execution=common["execution"], say=quiet)
+        run_explain(runs, out=tmp_path / "c.png", class_name="dog", execution=common["execution"])
     with pytest.raises(RunError, match="its test split has no sample 99999"):
-        run_explain(runs, out=tmp_path / "c.png", sample=99999, execution=common["execution"], say=quiet)
+        run_explain(runs, out=tmp_path / "c.png", sample=99999, execution=common["execution"])
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(RunError, match="cannot be read as a picture"):
         run_explain(
-            runs,
-            out=tmp_path / "c.png",
-            picture=tmp_path / "text.jpg",
-            execution=common["execution"],
-            say=quiet,
+            runs, out=tmp_path / "c.png", picture=tmp_path / "text.jpg", execution=common["execution"]
         )
     assert not (tmp_path / "c.png").exists()
 
@@ -297,11 +287,11 @@ def test_every_class_of_several_labels_has_a_share_of_its_own(project, tmp_path,
     figures, draw = [], explain._figure
     monkeypatch.setattr(explain, "_figure", lambda *asked: figures.append(draw(*asked)) or figures[-1])
     monkeypatch.setattr(explain, "grad_cam", lambda _student, x, _classes: torch.zeros(1, *x.shape[2:]))
-    settings = {"out": tmp_path / "a.png", "class_name": "3", "execution": common["execution"], "say": quiet}
+    settings = {"out": tmp_path / "a.png", "class_name": "3", "execution": common["execution"]}
     one, several = run_explain([folder / "run0", run], places=common["places"], **settings)
     student = build_student("resnet20", 10, {}, False).eval()
     student.load_state_dict(load_file(run / "student.safetensors"))
-    index = open_index("digits", "test", places=common["places"], say=quiet)
+    index = open_index("digits", "test", places=common["places"])
     grey = tvf.resize(torch.from_numpy(index.pixels_of(0)).permute(2, 0, 1)[None], [16, 16], antialias=True)
     with torch.inference_mode():
         logits = student.predict(normalise(grey, IMAGENET_MEAN, IMAGENET_STD))[0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from broken import convolution_backward
+from listening import Remarks
 from torch import nn
 
 from pipeline.api import (
@@ -143,12 +144,11 @@ def places(tmp_path_factory):
     return Places(folder / "data", folder / "stores")
 
 
-def train(out, places, say=lambda _: None, **more):
+def train(out, places, **more):
     return run_train(
         "digits",
         out=out,
         places=places,
-        say=say,
         limit=N,
         supervision=Supervision(method="scratch"),
         execution=choose_execution(device="cpu", threads=1),
@@ -166,9 +166,9 @@ def garbage_in_layer3(w, gradients):
 
 
 def test_a_training_falls_back_and_says_so_and_its_run_goes_on_as_it_began(places, tmp_path, monkeypatch):
-    said: list[str] = []
+    said = Remarks()
     with convolution_backward(garbage_in_layer3):
-        summary = train(tmp_path / "whole", places, said.append)
+        summary = train(tmp_path / "whole", places)
         sentences = [text for text in said if "are wrong on this machine" in text]
         assert len(sentences) == 1
         assert "student.backbone.layer3.0.conv2 and 4 more (Conv2d 64 to 64" in sentences[0]
@@ -180,9 +180,9 @@ def test_a_training_falls_back_and_says_so_and_its_run_goes_on_as_it_began(place
         _stop_after(monkeypatch, 3, tmp_path / "stopped", places)
     # on a machine where nothing is wrong it computes as it began
     with convolution_backward(lambda _w, gradients: gradients):
-        resume_train(tmp_path / "stopped", say=said.append)
+        resume_train(tmp_path / "stopped")
     assert _losses(tmp_path / "stopped") == _losses(tmp_path / "whole")
-    figures = run_evaluate(tmp_path / "whole", say=said.append)
+    figures = run_evaluate(tmp_path / "whole")
     assert figures["test_top1"] == summary["test_top1"]
 
 
@@ -195,9 +195,9 @@ def test_a_run_that_was_begun_with_wrong_kernels_is_not_gone_on_with(places, tmp
         convolution_backward(garbage_in_layer3),
         pytest.raises(RunError, match=r"was begun with fast kernels that are wrong here: .*layer3.0.conv2"),
     ):
-        resume_train(out, say=lambda _: None)
+        resume_train(out)
     places.kernels_file.unlink()
-    resume_train(out, say=lambda _: None)
+    resume_train(out)
 
 
 def test_a_run_of_before_goes_on_without_plain_layers(places, tmp_path, monkeypatch):
@@ -209,7 +209,7 @@ def test_a_run_of_before_goes_on_without_plain_layers(places, tmp_path, monkeypa
     state = torch.load(out / "last.pt")
     state["config"].pop("plain_layers")
     torch.save(state, out / "last.pt")
-    assert "plain_layers" not in resume_train(out, say=lambda _: None)
+    assert "plain_layers" not in resume_train(out)
 
 
 def _stop_after(monkeypatch, n_steps, out, places):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from listening import Remarks
 from programs import Tiny, save_program
 from torch import nn
 
@@ -59,7 +60,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     execution = choose_execution(device="cpu", threads=2)
-    common = {"execution": execution, "limit": N, "say": lambda _: None}
+    common = {"execution": execution, "limit": N}
     return folder, source, common
 
 
@@ -73,7 +74,7 @@ def stored(project):
     folder, source, common = project
     run_precompute(["digits"], [source], views=3, places=places(folder, "stores"), **common)
     whole = Store.open(find_stores(folder / "stores")[0])
-    index = open_index("digits", "train", places=places(folder, "stores"), say=print, limit=N)
+    index = open_index("digits", "train", places=places(folder, "stores"), limit=N)
     blocks = Store.create(
         folder / "blocks.zarr",
         whole.manifest,
@@ -189,7 +190,7 @@ def test_cached_and_live_give_the_same_losses_step_by_step(project, stored, tmp_
 
 def train_through(project, out: Path, stores: str, **more) -> list[str]:
     folder, source, common = project
-    said: list[str] = []
+    said = Remarks()
     settings = {"epochs": 5, "batch_size": 32, "lr": 0.05, **more.pop("overrides", {})}
     run_train(
         "digits",
@@ -198,7 +199,7 @@ def train_through(project, out: Path, stores: str, **more) -> list[str]:
         supervision=Supervision(sources=(source,), labels="write-through", views=3),
         overrides=settings,
         places=places(folder, stores),
-        **{**common, "say": said.append},
+        **common,
         **more,
     )
     assert said[0].startswith("the best epoch is chosen on the test split")
@@ -467,14 +468,14 @@ def test_a_store_that_is_being_extended_teaches_with_the_views_that_it_has(proje
     run_precompute(["digits"], [source], views=2, places=here, **common)
     store = Store.open(find_stores(folder / "extended")[0])
     store.grow(4)
-    said: list[str] = []
+    said = Remarks()
     run_train(
         "digits",
         out=tmp_path / "run",
         model=small_backbone(),
         overrides={"epochs": 1, "batch_size": N},
         places=here,
-        **{**common, "say": said.append},
+        **common,
     )
     assert "2 of 4 view(s) are finished and no others are used" in said[1]
     assert said[2].startswith("labels: cached, 2 view(s) of")
@@ -484,7 +485,7 @@ def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tm
     """Pictures of 16 px times 7/3, which is not whole: sources saw them by 37/16, and see them by 7/3."""
     _, source, common = project
     monkeypatch.setitem(TARGETS, "digits", replace(TARGETS["digits"], source_scale=Fraction(7, 3)))
-    here, said = places(tmp_path, "stores"), []
+    here, said = places(tmp_path, "stores"), Remarks()
     before = Augmentation(source_input="earlier")
     run_precompute(["digits"], [source], views=1, places=here, augmentation=before, **common)
     (old,) = find_stores(here.cache_dir)
@@ -502,7 +503,7 @@ def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tm
     with pytest.raises(StoreMismatch, match=r"input\.scale.*: add --source-input earlier to go on with it"):
         train("refused")
     assert train("old", augmentation=before)["source_input"] == "earlier"
-    now = {**common, "say": said.append}
+    now = {**common}
     (report,) = run_precompute(["digits"], [source], views=1, places=here, **now)
     assert any(f"{old} was made before" in line and "--source-input earlier" in line for line in said)
     assert report.path != old

@@ -29,10 +29,6 @@ N = 60
 QUICK = {"epochs": 2, "batch_size": 20, "lr": 0.05, "milestones": (1,)}
 
 
-def quiet(_text):
-    pass
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A teacher of the same task: a student of ours."""
@@ -41,7 +37,6 @@ def project(tmp_path_factory):
         "places": Places(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=2),
         "limit": N,
-        "say": quiet,
     }
     run_train(
         "digits", out=folder / "teacher", supervision=Supervision(method="scratch"), overrides=QUICK, **common
@@ -72,12 +67,10 @@ def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     assert runs["cached"] == runs["live"]
     config = json.loads((tmp_path / "cached" / "config.json").read_text())
     assert (config["alpha"], config["temperature"], config["kd_reduction"]) == (0.9, 4.0, "batchmean")
-    verdict = verify_store(
-        report.path, n_rows=16, places=common["places"], execution=common["execution"], say=quiet
-    )
+    verdict = verify_store(report.path, n_rows=16, places=common["places"], execution=common["execution"])
     assert verdict.good
     assert verdict.agreement.identical == 1.0
-    index = open_index("digits", "train", places=common["places"], limit=N, say=quiet)
+    index = open_index("digits", "train", places=common["places"], limit=N)
     assert stored_sources(common["places"].cache_dir, index) == (), "a student of ours teaches when named"
     assert stored_teachers(common["places"].cache_dir, index) == ("run:teacher",)
     renamed = replace(index, classes=tuple(f"no {name}" for name in index.classes))
@@ -126,7 +119,7 @@ def test_peers_are_all_trained_and_the_first_is_kept(project, tmp_path):
     first, second = state["student.head.weight"], state["others.0.head.weight"]
     assert not torch.equal(first, second)
     assert torch.equal(load_file(tmp_path / "dml" / "student.safetensors")["head.weight"], first)
-    figures = run_evaluate(tmp_path / "dml", execution=common["execution"], say=quiet)
+    figures = run_evaluate(tmp_path / "dml", execution=common["execution"])
     assert figures["test_top1"] == pytest.approx(summary["test_top1"])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from listening import Remarks
 from PIL import Image
 from programs import Tiny, save_program
 from videos import make_video
@@ -52,11 +53,11 @@ class Lab:
     """A folder of images, a program and their stores; everything is named relative to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.said = folder, []
+        self.folder, self.said = folder, Remarks()
 
     def options(self, **places) -> dict:
         lying = Places(**{"data_dir": self.folder / "data", "cache_dir": self.folder / "stores"} | places)
-        return {"places": lying, "execution": EXECUTION, "say": self.said.append}
+        return {"places": lying, "execution": EXECUTION}
 
     def precompute(self, target="pics", program="tiny.pt2", views=2):
         named = f"imagefolder:{self.folder / target}"
@@ -167,9 +168,9 @@ def test_what_is_gone_is_named_with_the_option_that_helps(moved):
 
 def test_relative_names_mean_the_same_from_any_folder(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_evaluate(made.folder / "whole-live", execution=EXECUTION, say=made.said.append)
+    run_evaluate(made.folder / "whole-live", execution=EXECUTION)
     shutil.copytree(made.folder / "half-live", tmp_path / "half")
-    resume_train(tmp_path / "half", execution=EXECUTION, say=made.said.append)
+    resume_train(tmp_path / "half", execution=EXECUTION)
     assert student(tmp_path / "half") == student(made.folder / "whole-live")
 
 
@@ -207,13 +208,12 @@ def test_a_renamed_folder_class_and_program_compute_nothing_again(lab):
     assert student(lab.folder / "run1") == student(lab.folder / "whole-cached")
     assert lab.precompute("images", "small.pt2", views=3).rows_done == 16  # the third view, in that store
     assert lab.store.whole_views == 3
-    options = {k: v for k, v in lab.options().items() if k != "say"}
+    options = lab.options()
     found = verify_store(
         before,
         n_rows=4,
         target=f"imagefolder:{lab.folder / 'images'}",
         weights=lab.folder / "small.pt2",
-        say=lab.said.append,
         **options,
     )
     assert found.good
@@ -262,10 +262,8 @@ def videos(tmp_path, monkeypatch):
         target = f"videofolder:{tmp_path / name}"
         places = Places(tmp_path / "data", tmp_path / "stores")
         decoded.clear()
-        run_prepare(target, places=places, say=lambda _: None)
-        return [
-            open_index(target, split, places=places, say=print).content_sha256 for split in ("train", "test")
-        ]
+        run_prepare(target, places=places)
+        return [open_index(target, split, places=places).content_sha256 for split in ("train", "test")]
 
     contents = prepare()
     assert len(decoded) == 6
@@ -278,10 +276,7 @@ def test_videos_that_were_touched_renamed_and_moved_are_not_decoded_again(videos
     for path in train.rglob("*.mp4"):
         os.utime(path, (1, 1))
     touched = open_index(
-        f"videofolder:{folder / 'clips'}",
-        "train",
-        places=Places(folder / "data", folder / "stores"),
-        say=print,
+        f"videofolder:{folder / 'clips'}", "train", places=Places(folder / "data", folder / "stores")
     )
     assert touched.content_sha256 == contents[0]
     assert prepare() == contents
@@ -292,14 +287,14 @@ def test_videos_that_were_touched_renamed_and_moved_are_not_decoded_again(videos
     assert not decoded
     shutil.copytree(folder / "films", folder / "copy")
     places = Places(folder / "data", folder / "stores")
-    unprepared = open_index(f"videofolder:{folder / 'copy'}", "train", places=places, say=print)
+    unprepared = open_index(f"videofolder:{folder / 'copy'}", "train", places=places)
     assert unprepared.content_sha256 == contents[0]
     assert prepare("copy") == contents
     assert not decoded
     make_video(folder / "copy" / "train" / "a" / "new.mp4", n=15)
     (folder / "copy").rename(folder / "more")
     with pytest.raises(TargetError, match="is not prepared"):
-        open_index(f"videofolder:{folder / 'more'}", "train", places=places, say=print)
+        open_index(f"videofolder:{folder / 'more'}", "train", places=places)
 
 
 def test_videos_that_changed_places_keep_their_packs_and_one_that_changed_is_decoded(videos):

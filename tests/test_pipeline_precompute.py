@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import shared
+from listening import Remarks
 from programs import Tiny, save_program
 
 import pipeline.precompute.estimate as estimating
@@ -48,11 +49,8 @@ def source(tmp_path_factory):
     return f"program:{save_program(tmp_path_factory.mktemp('source') / 'tiny.pt2')}"
 
 
-def precompute(stores, source, *, target="digits", views=2, said=None, **more):
-    """Stage one in this process; `more` goes to choose_execution and run_precompute. `said` is what it says,
-    but for what each program declares.
-    """
-    heard = [] if said is None else said
+def precompute(stores, source, *, target="digits", views=2, **more):
+    """Stage one in this process; `more` goes to choose_execution and run_precompute."""
     how = {k: more.pop(k) for k in ("batch_size", "compiled", "renderer") if k in more}
     execution = choose_execution(**{"device": "cpu", "amp": "fp32", "renderer": "torch", "threads": 2, **how})
     settings = {"limit": 300, "augmentation": Augmentation(), **more}
@@ -62,7 +60,6 @@ def precompute(stores, source, *, target="digits", views=2, said=None, **more):
         views=views,
         places=Places(stores.parent / "data", stores),
         execution=execution,
-        say=lambda text: None if "declares nothing; assumed" in text else heard.append(text),
         **settings,
     )
 
@@ -307,14 +304,14 @@ def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkey
     place = location(f"memory://{uuid.uuid4().hex}")
     places = Places(tmp_path / "data", place)
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
-    said: list[str] = []
+    said = Remarks(but_for="declares nothing")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         common = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": 300}
-        (report,) = run_precompute(["digits"], [source], views=4, say=said.append, **common)
+        (report,) = run_precompute(["digits"], [source], views=4, **common)
         assert report.rows_done == 2 * 300
-    assert [text for text in said if "declares nothing" not in text] == [
+    assert said == [
         "digits/train: 2 units are the other ranks'; run the command again if one of them is lost"
     ]
     monkeypatch.delenv("RANK")
@@ -322,12 +319,7 @@ def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkey
     precompute(tmp_path / "local", source, views=4)
     assert only_store(place).view(3).tobytes() == only_store(tmp_path / "local").view(3).tobytes()
     summary = run_train(
-        "digits",
-        supervision=Supervision(),
-        overrides={"epochs": 1},
-        out=tmp_path / "run",
-        say=said.append,
-        **common,
+        "digits", supervision=Supervision(), overrides={"epochs": 1}, out=tmp_path / "run", **common
     )
     assert summary["labels"] == "cached"
 
@@ -360,8 +352,8 @@ def test_more_views_and_another_source_add_to_what_is_there(tmp_path, source):
 def test_a_source_of_two_names_is_computed_once(tmp_path, source):
     folder = Path(source.removeprefix("program:")).parent
     again = f"program:{folder}/../{folder.name}/tiny.pt2"
-    said: list[str] = []
-    (report,) = precompute(tmp_path / "stores", [source, again], said=said)
+    said = Remarks(but_for="declares nothing")
+    (report,) = precompute(tmp_path / "stores", [source, again])
     assert report.rows_done == 2 * 300
     assert said == [f"{again} is the same source as {source}; it is computed once"]
 
@@ -384,8 +376,8 @@ def test_what_is_finished_is_noticed_before_any_picture_or_source_is_touched(tmp
 
     monkeypatch.setattr(stage_one, "open_teacher", never)
     monkeypatch.setattr(stage_one, "Crew", never)
-    said: list[str] = []
-    (report,) = precompute(tmp_path / "stores", source, said=said)
+    said = Remarks(but_for="declares nothing")
+    (report,) = precompute(tmp_path / "stores", source)
     assert report.rows_done == 0
     assert said == ["digits/train: all 2 view(s) of 1 source(s) are already there"]
 
@@ -402,8 +394,8 @@ def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
 
     wide = f"program:{save_program(tmp_path / 'wide.pt2', Wide())}"
     precompute(tmp_path / "all", wide)
-    said: list[str] = []
-    precompute(tmp_path / "top", wide, top_k=10, said=said)
+    said = Remarks(but_for="declares nothing")
+    precompute(tmp_path / "top", wide, top_k=10)
     dense, top = only_store(tmp_path / "all"), only_store(tmp_path / "top")
     assert (top.top_k, top.form.width, said) == (10, 24, [])
     logits = torch.from_numpy(dense.view(1))
@@ -419,16 +411,10 @@ def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
         places = Places(tmp_path / "data", tmp_path / stores)
         out = tmp_path / f"run-{stores}"
         summary = run_train(
-            "digits",
-            overrides={"epochs": 1},
-            out=out,
-            places=places,
-            execution=execution,
-            say=print,
-            **common,
+            "digits", overrides={"epochs": 1}, out=out, places=places, execution=execution, **common
         )
         assert summary["labels"] == "cached"
-    precompute(tmp_path / "top", wide, top_k=70, said=said)
+    precompute(tmp_path / "top", wide, top_k=70)
     assert said == ["program:wide.pt2: all 80 logits are kept, the top 70 would take no less"]
 
 
@@ -441,12 +427,12 @@ def test_a_large_store_keeps_the_top_64_unless_told_otherwise(tmp_path, monkeypa
 
     huge = f"program:{save_program(tmp_path / 'huge.pt2', Huge())}"
     monkeypatch.setattr(job, "DENSE_BUDGET", 300 * 210 * 2 * 2 - 1)
-    said: list[str] = []
-    precompute(tmp_path / "stores", huge, said=said)
+    said = Remarks(but_for="declares nothing")
+    precompute(tmp_path / "stores", huge)
     assert only_store(tmp_path / "stores").top_k == 64
     assert said[0].startswith("program:huge.pt2: all 210 logits of 2 view(s) would take")
     said.clear()
-    (report,) = precompute(tmp_path / "stores", huge, views=3, said=said)
+    (report,) = precompute(tmp_path / "stores", huge, views=3)
     assert (report.rows_done, only_store(tmp_path / "stores").top_k) == (300, 64), "the views there stay"
     assert f"{report.path} is there and holds the top 64; --top-k 0 keeps all" in said[0]
     precompute(tmp_path / "other", huge, top_k=0)
@@ -465,8 +451,8 @@ def test_a_store_of_the_top_classes_grows_without_being_named_again(tmp_path):
     for k in (8, 20):
         precompute(stores, wide, top_k=k, views=1, limit=50)
     precompute(stores, wide, top_k=30, views=1, limit=40)  # of other pictures
-    said: list[str] = []
-    (report,) = precompute(stores, wide, views=2, limit=50, said=said)
+    said = Remarks(but_for="declares nothing")
+    (report,) = precompute(stores, wide, views=2, limit=50)
     assert (report.rows_done, Store.open(report.path).top_k) == (50, 20)
     assert said[0].endswith("holds the top 20; --top-k 0 keeps all")
     assert len(find_stores(stores)) == 3
@@ -478,7 +464,7 @@ def test_a_store_of_the_top_classes_grows_without_being_named_again(tmp_path):
     for path in find_stores(stores):
         (path / "units" / "zarr.json").write_text("{}")
     said.clear()
-    (report,) = precompute(stores, wide, views=1, limit=50, said=said)
+    (report,) = precompute(stores, wide, views=1, limit=50)
     assert Store.open(report.path).top_k is None
     assert sum(sentence.endswith("it is passed over") for sentence in said) == 3
 
@@ -505,8 +491,8 @@ def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source
 
     monkeypatch.setattr(frozen, "compiled", no_compiler)
     monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
-    said: list[str] = []
-    precompute(tmp_path / "stores", source, said=said)
+    said = Remarks(but_for="declares nothing")
+    precompute(tmp_path / "stores", source)
     assert only_store(tmp_path / "stores").complete
     (sentence,) = said
     assert sentence.startswith(
@@ -524,7 +510,7 @@ def test_an_estimate_counts_what_is_left_and_makes_nothing(tmp_path, source, mon
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
     places = Places(tmp_path / "data", tmp_path / "stores")
     common = {"augmentation": Augmentation(), "limit": 300, "places": places, "execution": execution}
-    one, total = run_estimate(["digits"], [source], views=10, say=print, **common)
+    one, total = run_estimate(["digits"], [source], views=10, **common)
     assert (one["rows"], one["bytes_per_row"], one["bytes"]) == (8 * 300, 14, 10 * 300 * 14)
     assert total["rows"] == 8 * 300
     assert total["hours"] >= one["hours"] > 0

@@ -50,11 +50,11 @@ Trainer._take_step = watched
 run_train("digits", out=out, model=WrappedBackbone(network, side_px=32),
     supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
     places=Places(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
-    execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"), say=lambda _: None)
+    execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"))
 if sys.argv[4] == "more":  # and a second run in the same processes
     run_train("digits", out=out.with_name("second"), supervision=Supervision(method="scratch"), limit=90,
         places=Places(folder / "data", folder / "stores"), overrides={"epochs": 1},
-        execution=choose_execution(device="cpu", threads=1), say=lambda _: None)
+        execution=choose_execution(device="cpu", threads=1))
 rank = os.environ.get("RANK", "0")
 out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
 """
@@ -65,7 +65,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     places = Places(folder / "data", folder / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, limit=N, say=lambda _: None)
+    run_precompute(["digits"], [source], views=2, places=places, limit=N)
     (folder / "train.py").write_text(TRAIN)
     return folder, source
 
@@ -162,7 +162,6 @@ def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
         "places": Places(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=1),
         "limit": N,
-        "say": lambda _: None,
     }
     with pytest.raises(RunError, match=r"a step has 2 samples and 4 processes share them"):
         run_train(

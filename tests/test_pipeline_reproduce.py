@@ -46,10 +46,6 @@ SIDE, N = 32, 6
 ACTIVITYNET = (114.77 / 255, 107.74 / 255, 99.48 / 255)
 
 
-def quiet(_text):
-    pass
-
-
 def test_the_published_rows_are_those_of_the_papers():
     original = []
     for name in ("results.csv", "results_missing.csv"):  # what the scan had, and the rows that it had cut off
@@ -96,24 +92,24 @@ def test_cited_rows_are_shown_and_never_run(bare, monkeypatch):
     assert {(row.authors, row.model) for row in rows[:3]} == {("Wang et al. 2015", "")}
     for name in ("train_once", "precompute_once"):
         monkeypatch.setattr(runner, name, lambda *_, **__: pytest.fail("a cited row was run"))
-    listed = run_reproduce("G", bare, rows=["cited"], dry_run=True, say=quiet)
+    listed = run_reproduce("G", bare, rows=["cited"], dry_run=True)
     assert [result.row for result in listed] == rows
     assert {result.cost(3)["runs_left"] for result in listed} == {0}
-    assert run_reproduce("G", bare, rows=["cited"], say=quiet) == listed
+    assert run_reproduce("G", bare, rows=["cited"]) == listed
     with (bare.out / "table-G.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [float(row["paper"]) for row in written] == [row.metric_percent for row in rows]
     assert {(row["ours"], row["seeds"]) for row in written} == {("-", "0")}
     assert "a figure of Purushwalkam and Gupta 2016" in (bare.out / "table-G.md").read_text()
     with pytest.raises(RunError, match="not here yet; --rows cited shows the 15 rows that it cites"):
-        run_reproduce("G", bare, say=quiet)
+        run_reproduce("G", bare)
 
 
 def test_a_cited_row_stands_among_those_that_are_run(bare, monkeypatch):
     first, second = published_rows("M2")[:2]
     cited = replace(cited_rows()[0], table="M2")
     monkeypatch.setattr(published, "_all_rows", lambda: (first, cited, second))
-    results = run_reproduce("M2", bare, dry_run=True, say=quiet)
+    results = run_reproduce("M2", bare, dry_run=True)
     assert [result.row for result in results] == [first, cited, second]
     assert [result.teachers_left + result.live for result in results][1] == 0
     assert [a.row for a in attempts("M2", [], shrink=Shrink(), stand_ins={})] == [first, second]
@@ -174,8 +170,8 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("papers")
     places = Places(folder, folder / "stores")
     root = make_folder(folder / "videos", n_per_class=N // 2, n_frames=17)
-    run_prepare(f"videofolder:{root}", places=places, say=quiet)
-    videos = {s: open_index(f"videofolder:{root}", s, places=places, say=quiet) for s in ("train", "test")}
+    run_prepare(f"videofolder:{root}", places=places)
+    videos = {s: open_index(f"videofolder:{root}", s, places=places) for s in ("train", "test")}
     stand_ins = {}
     for seed, name in enumerate(("places365", "imagenet", "imagenet:vgg16")):
         path = save_program(folder / f"{name.replace(':', '-')}.pt2", Tiny(seed))
@@ -239,7 +235,7 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
         views=2,
         amp="fp32",
     )
-    results = run_reproduce(table, campaign, stand_ins=stand_ins, say=quiet)
+    results = run_reproduce(table, campaign, stand_ins=stand_ins)
     assert [result.row for result in results] == published_rows(table)
     for result in results:
         assert len(result.values) == 1, result.row.name
@@ -281,14 +277,14 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
     with monkeypatch.context() as stopping:
         stopping.setattr(again, "run_train", stops)
         with pytest.raises(KeyboardInterrupt):
-            run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins, say=quiet)
+            run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins)
     first = (tmp_path / "out" / "table-S1.csv").read_text()
     assert first.count(",1,") == 5
     (trained[4] / "summary.json").unlink()  # as if killed before its end
     stores = tmp_path / "out" / "stores"
     before = {path: path.stat().st_mtime_ns for path in stores.rglob("c.*")}
     assert before
-    results = run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins, say=quiet)
+    results = run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins)
     assert {path: path.stat().st_mtime_ns for path in stores.rglob("c.*")} == before
     assert [len(result.values) for result in results] == [2] * 12
     html = (tmp_path / "out" / "table-S1.html").read_text()
@@ -310,8 +306,8 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
 def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small, tiny_targets, tmp_path):
     _folder, places, _videos, stand_ins, _weights = small
     campaign = short(tmp_path, places, seeds=2, views=2)
-    run_reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins, say=quiet)
-    (kd,) = run_reproduce("M8", campaign, rows=["1"], say=quiet)  # whose scratch row is in table S1
+    run_reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins)
+    (kd,) = run_reproduce("M8", campaign, rows=["1"])  # whose scratch row is in table S1
 
     def figures_of(name):
         return [
@@ -341,7 +337,7 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
     assert config["labels"] == "cached"
     assert "cifar10-resnet32-scratch-seed1" in config["sources"][0]
     shorter = replace(campaign, shrink=Shrink(scale=0.0025))
-    (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True, say=quiet)
+    (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True)
     assert listed.values == ()
     assert listed.scratch.values == ()
 
@@ -352,12 +348,12 @@ def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, t
     said, theirs = [], tmp_path / "cifar10-resnet20-scratch-seed0"
     theirs.mkdir()
     with alone_in(theirs):
-        busy, done = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins, say=said.append)
+        busy, done = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins)
     assert (len(busy.values), len(done.values)) == (0, 1)
     assert names_in_report(tmp_path) == [theirs.name[: -len("-seed0")], done.row.name]
     assert any(f"{theirs}: another process trains this run" in line for line in said)
     assert list(theirs.iterdir()) == []
-    (result,) = run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins, say=quiet)
+    (result,) = run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
     assert len(result.values) == 1
     assert names_in_report(tmp_path) == [result.row.name, done.row.name], "of both calls"
 
@@ -383,7 +379,7 @@ def names_in_report(folder):
 def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):
     _folder, places, _videos, stand_ins, _weights = small
     campaign = short(tmp_path / "out", places, seeds=1, views=2)
-    run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins, say=quiet)
+    run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
     for other, message in (
         (replace(campaign, shrink=Shrink(scale=0.01)), "was begun with epochs 2, this series asks for 4"),
         (replace(campaign, views=3), "was begun with views 2, this series asks for 3"),
@@ -393,7 +389,7 @@ def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tm
         ),
     ):
         with pytest.raises(RunError, match=message):
-            run_reproduce("S1", other, rows=["1"], stand_ins=stand_ins, say=quiet)
+            run_reproduce("S1", other, rows=["1"], stand_ins=stand_ins)
 
 
 def test_rows_are_chosen_by_number_range_and_name():
@@ -431,7 +427,7 @@ def test_the_command_line_lists_rows_and_recipes(tmp_path, small, tiny_targets):
 
 
 def dry(table, rows, campaign, **stand_ins):
-    return run_reproduce(table, campaign, rows=rows, stand_ins=stand_ins, dry_run=True, say=quiet)
+    return run_reproduce(table, campaign, rows=rows, stand_ins=stand_ins, dry_run=True)
 
 
 @pytest.fixture
@@ -582,7 +578,7 @@ def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets,
 
     monkeypatch.setattr(runner, "train_once", diverges)
     here = replace(bare, places=small[1], seeds=2)
-    first, second = run_reproduce("S1", here, rows=["1", "14"], say=quiet)
+    first, second = run_reproduce("S1", here, rows=["1", "14"])
     assert called == [f"cifar10-resnet{depth}-scratch-seed{seed}" for seed in (0, 1) for depth in (20, 32)]
     assert [mark.note for mark in first.marks[-2:]] == ["seed 0 diverged", "seed 1 diverged"]
     assert not any(mark.word == "diverged" for mark in second.marks)

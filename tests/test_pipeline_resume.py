@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from listening import Remarks
 from programs import Tiny, save_program
 
 from cli import main
@@ -43,7 +44,7 @@ def project(tmp_path_factory):
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     places = Places(folder / "data", folder / "stores")
     execution = choose_execution(device="cpu", renderer="torch", threads=2)
-    common = {"places": places, "execution": execution, "limit": N, "say": lambda _: None}
+    common = {"places": places, "execution": execution, "limit": N}
     run_precompute(["digits"], [source], views=3, **common)
     return folder, source, common
 
@@ -106,7 +107,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
                 run_train("digits", out=out, **settings, **common)
         assert not (out / "summary.json").exists()
         torch.rand(3)  # the process that goes on is in another state
-        resume_train(out, execution=common["execution"], say=lambda _: None)
+        resume_train(out, execution=common["execution"])
         assert numbers(out) == numbers(tmp_path / "whole")
         assert student(out) == student(tmp_path / "whole")
 
@@ -120,7 +121,7 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
         ("dali", 2, ["the renderer is dali-cpu and was torch-cpu"]),
         ("torch", 1, ["the number of threads is 1 and was 2"]),
     ):
-        out, said = tmp_path / f"{renderer}-{threads}", []
+        out, said = tmp_path / f"{renderer}-{threads}", Remarks()
         with monkeypatch.context() as stopping:
             monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
             stop_after(stopping, 2)
@@ -128,7 +129,7 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
                 run_train("digits", out=out, **settings)
         monkeypatch.setattr(torch, "get_num_threads", lambda now=threads: now)
         other = choose_execution(device="cpu", renderer=renderer, threads=2)
-        resume_train(out, execution=other, say=said.append)
+        resume_train(out, execution=other)
         assert [line.partition(":")[0] for line in said if " and was " in line] == expected
 
 
@@ -150,13 +151,13 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
         try:
             assert other.stdout.readline() == b"in\n"
             with pytest.raises(RunBusyError, match="another process trains this run"):
-                resume_train(out, execution=common["execution"], say=lambda _: None)
+                resume_train(out, execution=common["execution"])
             with pytest.raises(RunBusyError):
                 run_train("digits", out=out, **settings)
             assert {path: path.read_bytes() for path in out.iterdir()} == before
         finally:
             other.kill()
-    resume_train(out, execution=common["execution"], say=lambda _: None)
+    resume_train(out, execution=common["execution"])
     assert len(numbers(out)) == SCHEDULE["epochs"]
 
 
@@ -208,9 +209,9 @@ def stopped(project, tmp_path, monkeypatch):
 
 
 def go_on(out: Path, **more) -> list[str]:
-    said: list[str] = []
+    said = Remarks()
     execution = choose_execution(device="cpu", renderer="torch", threads=2)
-    resume_train(out, execution=execution, say=said.append, **more)
+    resume_train(out, execution=execution, **more)
     return said
 
 
@@ -363,5 +364,5 @@ def test_a_run_goes_on_with_the_store_it_began_with_when_its_source_has_another_
             run_train("digits", out=tmp_path / "run", **settings, **shown)
     save_program(tmp_path / "net.pt2", Tiny(seed=5))
     run_precompute(["digits"], [source], views=2, **shown)
-    resume_train(tmp_path / "run", execution=shown["execution"], say=lambda _: None)
+    resume_train(tmp_path / "run", execution=shown["execution"])
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")

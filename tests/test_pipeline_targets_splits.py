@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import Remarks
 from PIL import Image
 from videos import make_video
 
@@ -158,15 +159,15 @@ def test_videos_have_three_splits_by_other_names(tmp_path):
         for label in ("a", "b"):
             for i in range(n):
                 make_video(root / split / label / f"{i}.mkv", n=3, mirrored=label == "b")
-    said: list[str] = []
+    said = Remarks()
     places = Places(tmp_path / "data", tmp_path / "stores")
-    rows = run_prepare(f"videofolder:{root}", places=places, say=said.append)
+    rows = run_prepare(f"videofolder:{root}", places=places)
     assert [(row["split"], row["samples"]) for row in rows] == [("train", 4), ("val", 2), ("test", 2)]
     note = f"{root}: TRAIN/ is the train split, valid/ the val split, Testing/ the test split"
     assert said.count(note) >= 1
-    index = open_index(f"videofolder:{root}", "val", places=places, say=said.append)
+    index = open_index(f"videofolder:{root}", "val", places=places)
     assert (index.split, index.classes, index.labels.tolist()) == ("val", ("a", "b"), [0, 1])
     assert np.array_equal(index.sizes[:, 0], [3, 3])
     shutil.rmtree(root / "Testing")
     with pytest.raises(TargetError, match="split is 'val', expected train or test"):
-        open_index(f"videofolder:{root}", "val", places=places, say=said.append)
+        open_index(f"videofolder:{root}", "val", places=places)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from listening import Remarks
 from PIL import Image
 
 from cli import main
@@ -337,7 +338,7 @@ def test_an_index_kept_by_an_earlier_version_is_used(tmp_path, decoded):
 
 
 def test_the_same_bytes_in_two_splits_or_classes_are_counted_and_listed(tmp_path):
-    root, said = tmp_path / "pets", []
+    root, said = tmp_path / "pets", Remarks()
     for i in range(8):
         put(root / "train" / "ab"[i % 2] / f"{i}.png", Image.fromarray(noise(i)))
     for name, seed in (("val/a/x.png", 0), ("val/b/y.png", 1), ("val/b/z.png", 20),  # two of train
@@ -345,7 +346,7 @@ def test_the_same_bytes_in_two_splits_or_classes_are_counted_and_listed(tmp_path
                        ("train/a/again.png", 4)):  # fmt: skip
         put(root / name, Image.fromarray(noise(seed)))
     places = Places(data_dir=Path("unused"), cache_dir=tmp_path / "stores")
-    run_prepare(f"imagefolder:{root}", places=places, say=said.append)
+    run_prepare(f"imagefolder:{root}", places=places)
     (listed,) = places.index_dir.glob("*same-bytes.txt")
     layout, leak, contradiction, copies = said
     assert layout == f"{root}: train/ is the train split, val/ the test split"
@@ -363,10 +364,10 @@ def test_the_same_bytes_in_two_splits_or_classes_are_counted_and_listed(tmp_path
 
 
 def test_a_class_that_the_test_split_lacks_is_said(tmp_path):
-    root, said = tmp_path / "pets", []
+    root, said = tmp_path / "pets", Remarks()
     for i, name in enumerate(("train/a", "train/b", "train/c", "val/a", "val/c")):
         put(root / name / "1.png", Image.fromarray(noise(i)))
-    run_prepare(f"imagefolder:{root}", places=Places(cache_dir=tmp_path / "stores"), say=said.append)
+    run_prepare(f"imagefolder:{root}", places=Places(cache_dir=tmp_path / "stores"))
     assert said[1:] == ["imagefolder:pets: the test split has no sample of 1 of the 3 classes (b)"]
 
 

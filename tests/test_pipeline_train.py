@@ -33,7 +33,7 @@ def project(tmp_path_factory):
     places = Places(folder / "data", folder / "stores")
     execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2)
     shared_arguments = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": N}
-    run_precompute(["digits"], [source], views=2, say=print, **shared_arguments)
+    run_precompute(["digits"], [source], views=2, **shared_arguments)
     return folder, source, shared_arguments
 
 
@@ -46,7 +46,6 @@ def train(project, out: str, *, overrides=None, seed=0, tuning=None, **supervisi
         overrides={"epochs": 1, "batch_size": N, **(overrides or {})},
         tuning=tuning or Tuning(amp="fp32"),
         out=folder / out,
-        say=print,
         seed=seed,
         **arguments,
     )
@@ -70,7 +69,7 @@ def test_the_first_step_has_the_papers_losses(project, aux_loss, transfer_module
     train(project, out, transfer_module=transfer_module, overrides={"aux_loss": aux_loss, "temperature": 2.0})
     (metrics,) = metrics_of(project, out)
 
-    index = open_index("digits", "train", places=arguments["places"], say=print, limit=N)
+    index = open_index("digits", "train", places=arguments["places"], limit=N)
     rows = Augmentation().training_plan(parse_target("digits")).rows(0, index.ids, index.sizes)
     padded = np.pad(index.pictures(np.arange(N)), ((0, 0), (1, 1), (1, 1), (0, 0)))
     crops = np.stack(
@@ -190,7 +189,7 @@ def test_the_best_student_is_kept_and_can_be_scored(project):
     assert summary["best_test_top1"] == max(by_epoch)
     assert summary["best_epoch"] == by_epoch.index(max(by_epoch)) + 1
     for which, expected in (("best", max(by_epoch)), ("last", by_epoch[-1])):
-        figures = run_evaluate(folder / "best", execution=arguments["execution"], say=print, which=which)
+        figures = run_evaluate(folder / "best", execution=arguments["execution"], which=which)
         assert figures["test_top1"] == expected
 
 
@@ -213,7 +212,7 @@ def test_every_sample_of_the_step_whose_loss_is_no_number_is_named(project):
     ):
         train(project, "inf", overrides={"alpha": 1e39})
     found = json.loads((project[0] / "inf" / "diverged.json").read_text())
-    index = open_index("digits", "train", places=project[2]["places"], say=print, limit=N)
+    index = open_index("digits", "train", places=project[2]["places"], limit=N)
     assert sorted(found["ids"]) == index.ids.tolist()
     assert not (project[0] / "inf" / "student.safetensors").exists()
 
@@ -290,7 +289,6 @@ def test_pictures_too_small_for_a_network_are_refused_before_anything_is_written
             overrides={"epochs": 1, "batch_size": batch_size},
             model=model,
             out=folder / "small",
-            say=print,
             **arguments,
         )
     assert not (folder / "small").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import shared
+from listening import Remarks
 from PIL import Image
 from videos import decoded, grey, make_empty, make_folder, make_sound, make_video
 
@@ -23,9 +24,9 @@ from sskt.errors import TargetError
 
 
 def prepare(target, tmp_path, data_dir="unused", **more):
-    said = []
+    said = Remarks()
     places = Places(data_dir=tmp_path / data_dir, cache_dir=tmp_path / "stores")
-    run_prepare(target, places=places, say=said.append, **more)
+    run_prepare(target, places=places, **more)
     return places, said
 
 
@@ -35,13 +36,13 @@ def packed_line(said):
 
 
 def index_of(target, places, split="train"):
-    return open_index(target, split, places=places, say=lambda _: None)
+    return open_index(target, split, places=places)
 
 
 def test_packed_frames_are_pyavs_own_after_the_same_resize_and_quality(tmp_path):
     data = shared("data")
     places = Places(data_dir=data, cache_dir=tmp_path / "stores")
-    run_prepare("ucf101", places=places, say=lambda _: None, allow_missing=True)
+    run_prepare("ucf101", places=places, allow_missing=True)
     index = index_of("ucf101", places)
     frames, firsts = frames_index(index), first_frames(index)
     rng = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_annotation_json_and_folders_of_frames_stand_for_lists_and_videos(tmp_pa
                 Image.fromarray(frame).save(folder / f"image_{i + 1:05d}.png")
     (other / "ucf101" / "ucf101_01.json").write_text(json.dumps({"labels": classes, "database": database}))
     places = Places(other, tmp_path / "other stores")
-    run_prepare("ucf101", places=places, say=lambda _: None)
+    run_prepare("ucf101", places=places)
     for split, expected in by_list.items():
         found = index_of("ucf101", places, split)
         assert found.classes == expected.classes
@@ -244,9 +245,9 @@ def test_fifty_damaged_videos_are_each_named_and_the_rest_is_packed(tmp_path):
         (root / "damaged" / f"{i:02d}{suffix}").write_bytes(data)
     for i, source in enumerate(sources[:4]):
         shutil.copy(source, root / "whole" / f"{i}.avi")
-    said = []
+    said = Remarks()
     places = Places(data_dir=tmp_path, cache_dir=tmp_path / "stores")
-    run_prepare(f"videofolder:{root}", places=places, say=said.append, allow_missing=True)
+    run_prepare(f"videofolder:{root}", places=places, allow_missing=True)
     (record,) = (tmp_path / "stores" / "indexes").rglob("prepared-1.json")
     named = json.loads(record.read_text())["damaged"]
     assert sorted(named) == sorted(f"damaged/{p.name}" for p in (root / "damaged").iterdir())

@@ -136,8 +136,8 @@ def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     root = make_folder(folder / "videos")
     places = Places(folder, folder / "stores")
-    run_prepare(f"videofolder:{root}", places=places, say=lambda _: None)
-    return open_index(f"videofolder:{root}", "train", places=places, say=lambda _: None)
+    run_prepare(f"videofolder:{root}", places=places)
+    return open_index(f"videofolder:{root}", "train", places=places)
 
 
 def render(index, plan, batches, backend="torch", view=1):

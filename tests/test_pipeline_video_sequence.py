@@ -7,6 +7,7 @@ import os
 import av
 import numpy as np
 import pytest
+from listening import Remarks
 from PIL import Image
 from videos import grey, make_video
 
@@ -144,8 +145,8 @@ def test_videos_gifs_and_folders_of_frames_are_mixed_and_the_rest_is_counted_and
         Image.new("L", (8, 8)).save(root / name / "frames" / "preview.gif")
         (root / name / f"{strange}.srt").write_text("words")
         (root / name / ".DS_Store").write_text("x")
-    places, said = Places(data_dir=tmp_path, cache_dir=tmp_path / "stores"), []
-    run_prepare(f"videofolder:{root}", places=places, say=said.append)
+    places, said = Places(data_dir=tmp_path, cache_dir=tmp_path / "stores"), Remarks()
+    run_prepare(f"videofolder:{root}", places=places)
     text = "\n".join(said)
     assert "6 files ignored (2 " in text
     for kind in ("2 hidden", "2 .srt", "2 preview of frames"):
@@ -157,10 +158,7 @@ def test_videos_gifs_and_folders_of_frames_are_mixed_and_the_rest_is_counted_and
     assert ignored.read_bytes().count(b"gr\xfcn\\n.srt\t.srt\n") == 2
     (others,) = places.index_dir.rglob("*-other-images.txt")
     assert others.read_text(errors="surrogateescape").count("flow_1.png\tnot of its frames") == 2
-    indexes = [
-        open_index(f"videofolder:{root}", split, places=places, say=said.append)
-        for split in ("train", "test")
-    ]
+    indexes = [open_index(f"videofolder:{root}", split, places=places) for split in ("train", "test")]
     assert indexes[0].classes == tuple(sorted(["walk", strange], key=os.fsencode))
     lengths = sorted(length for index in indexes for length in index.sizes[:, 0])
     assert lengths == [3, 3, 20, 20, 20, 20]

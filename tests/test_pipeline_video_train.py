@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import shared
+from listening import Remarks
 from programs import save_program
 from safetensors.torch import load_file, save_file
 from videos import make_folder, make_video
@@ -52,10 +53,6 @@ CPU = torch.device("cpu")
 SMALL = Augmentation(side_px=32, n_frames=4)
 
 
-def quiet(_text):
-    pass
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A prepared folder of made videos, and a program that looks at one picture."""
@@ -63,7 +60,7 @@ def made(tmp_path_factory):
     root = make_folder(folder / "videos", n_per_class=6, n_frames=12)
     places = Places(folder / "data", folder / "stores")
     target = f"videofolder:{root}"
-    run_prepare(target, places=places, say=quiet)
+    run_prepare(target, places=places)
     program = save_program(folder / "colours.pt2")
     return target, places, f"program:{program}"
 
@@ -74,7 +71,6 @@ def train(target, places, out, **more):
         target,
         places=places,
         out=out,
-        say=quiet,
         model=more.pop("model", "resnet3d10"),
         augmentation=more.pop("augmentation", SMALL),
         tuning=more.pop("tuning", Tuning(amp="fp32")),
@@ -87,11 +83,11 @@ def train(target, places, out, **more):
 def test_hmdb51_trains_through_both_stages_on_every_clip_that_is_here(made, tmp_path):
     """Split 3 lists all four, the one with broken metadata among them."""
     places = Places(shared("data/hmdb51").parent, tmp_path / "stores")
-    run_prepare("hmdb51:3", places=places, say=quiet, allow_missing=True)
-    lengths = [open_index("hmdb51:3", s, places=places, say=quiet).sizes[:, 0] for s in ("train", "test")]
+    run_prepare("hmdb51:3", places=places, allow_missing=True)
+    lengths = [open_index("hmdb51:3", s, places=places).sizes[:, 0] for s in ("train", "test")]
     assert sorted(np.concatenate(lengths).tolist()) == [48, 72, 74, 83]
     _, _, source = made
-    run_precompute(["hmdb51:3"], [source], views=1, augmentation=SMALL, places=places, say=quiet)
+    run_precompute(["hmdb51:3"], [source], views=1, augmentation=SMALL, places=places)
     taught = Supervision(sources=(source,), labels="cached")
     summary = train("hmdb51:3", places, tmp_path / "run", supervision=taught, overrides={"epochs": 1})
     assert summary["labels"] == "cached"
@@ -102,15 +98,14 @@ def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_
     """200 rows of real clips, against a plain forward on the other renderer's whole clips."""
     data, weights = shared("data"), shared("weights/imagenet_resnet50.safetensors")
     places = Places(data, tmp_path / "stores", {"imagenet": weights})
-    run_prepare("ucf101", places=places, say=quiet, allow_missing=True)
+    run_prepare("ucf101", places=places, allow_missing=True)
     augmentation = Augmentation(source_side_px=112)
     run_precompute(
         ["ucf101"], ["imagenet"], views=4, augmentation=augmentation, places=places,
-        execution=choose_execution(device="cpu", compiled=False), say=quiet,
-    )  # fmt: skip
+        execution=choose_execution(device="cpu", compiled=False))  # fmt: skip
     (path,) = find_stores(tmp_path / "stores")
     store = Store.open(path)
-    index = open_index("ucf101", "train", places=places, say=quiet)
+    index = open_index("ucf101", "train", places=places)
     assert store.manifest.identity["plan"]["n_frames"] == 16
     assert store.manifest.identity["input"]["frames"]["kind"] == "center_frame"
     network = open_source("imagenet", weights=weights, weights_dir=tmp_path).module
@@ -141,7 +136,7 @@ def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_pa
     target, places, source = made
     places = replace(places, cache_dir=places.cache_dir)
     augmentation = replace(SMALL, source_frames=frames)
-    run_precompute([target], [source], views=2, augmentation=augmentation, places=places, say=quiet)
+    run_precompute([target], [source], views=2, augmentation=augmentation, places=places)
     runs = {}
     for labels in ("cached", "live"):
         taught = Supervision(sources=(source,), labels=labels, views=2)
@@ -155,8 +150,8 @@ def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_pa
 def test_a_store_for_other_frames_of_a_clip_is_refused(made, tmp_path):
     target, places, source = made
     other = replace(places, cache_dir=tmp_path / "stores")
-    run_prepare(target, places=other, say=quiet)
-    run_precompute([target], [source], views=1, augmentation=SMALL, places=other, say=quiet)
+    run_prepare(target, places=other)
+    run_precompute([target], [source], views=1, augmentation=SMALL, places=other)
     for changed, field in (
         (replace(SMALL, source_frames="frames:2"), r"input\.frames\.kind is .center_frame. in the store"),
         (replace(SMALL, stride=2), r"plan\.stride is 1 in the store"),
@@ -176,9 +171,9 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
     save_file(state, tmp_path / "kinetics.safetensors")
     places = replace(places, weights={"kinetics:resnet3d10": tmp_path / "kinetics.safetensors"})
     reports = run_precompute(
-        [target], ["kinetics:resnet3d10", program], views=1, augmentation=SMALL, places=places, say=quiet
+        [target], ["kinetics:resnet3d10", program], views=1, augmentation=SMALL, places=places
     )
-    index = open_index(target, "train", places=places, say=quiet)
+    index = open_index(target, "train", places=places)
     plan = CornerClip(32, n_frames=4)
     renderer = open_renderer(index, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn, torch.inference_mode():
@@ -191,7 +186,7 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
     )
     assert set(summary["sources"]) >= {"kinetics:resnet3d10"}
     with pytest.raises(RunError, match="reads clips, and digits holds pictures"):
-        run_precompute(["digits"], ["kinetics:resnet3d10"], places=places, say=quiet)
+        run_precompute(["digits"], ["kinetics:resnet3d10"], places=places)
 
 
 def test_a_program_may_read_clips(made, tmp_path):
@@ -205,10 +200,10 @@ def test_a_program_may_read_clips(made, tmp_path):
     program = torch.export.export(Motion().eval(), (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "motion.pt2")
     name = f"program:{tmp_path / 'motion.pt2'}"
-    (report,) = run_precompute([target], [name], views=1, augmentation=SMALL, places=places, say=quiet)
+    (report,) = run_precompute([target], [name], views=1, augmentation=SMALL, places=places)
     stored = Store.open(report.path)
     assert stored.n_classes == 6
-    index = open_index(target, "train", places=places, say=quiet)
+    index = open_index(target, "train", places=places)
     plan = CornerClip(32, n_frames=4)
     renderer = open_renderer(index, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn:
@@ -221,16 +216,14 @@ def test_a_program_may_read_clips(made, tmp_path):
     assert summary["labels"] == "cached"
     other = Augmentation(side_px=32, n_frames=5)
     with pytest.raises(SourceError, match="cannot read"):
-        run_precompute([target], [name], views=1, augmentation=other, places=places, say=quiet)
+        run_precompute([target], [name], views=1, augmentation=other, places=places)
 
 
 def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
     target, places, _ = made
     train(target, places, tmp_path / "run", supervision=Supervision(method="scratch"))
-    figures = run_evaluate(
-        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), say=quiet, clips=4
-    )
-    index = open_index(target, "test", places=places, say=quiet)
+    figures = run_evaluate(tmp_path / "run", places=places, execution=choose_execution(device="cpu"), clips=4)
+    index = open_index(target, "test", places=places)
     student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
     student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
     renderer = open_renderer(
@@ -262,12 +255,12 @@ def test_all_clips_of_videos_of_different_lengths_are_averaged_by_video(tmp_path
     for path, n in zip(sorted((root / "val").rglob("*.avi")), (5, 9, 12, 3), strict=True):
         make_video(path, n=n, mirrored=path.parent.name == "right")
     target, places = f"videofolder:{root}", Places(tmp_path / "data", tmp_path / "stores")
-    run_prepare(target, places=places, say=quiet)
+    run_prepare(target, places=places)
     train(target, places, tmp_path / "run", supervision=Supervision(method="scratch"))
-    index = open_index(target, "test", places=places, say=quiet)
+    index = open_index(target, "test", places=places)
     assert sorted(index.sizes[:, 0].tolist()) == [3, 5, 9, 12]
     figures = run_evaluate(
-        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), say=quiet, clips="all"
+        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), clips="all"
     )
     student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
     student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
@@ -293,7 +286,7 @@ def test_all_clips_of_videos_of_different_lengths_are_averaged_by_video(tmp_path
     assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / n_clips)
     assert figures["test_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     with pytest.raises(RunError, match="--clips is 'most', expected a whole number of at least 1, or all"):
-        run_evaluate(tmp_path / "run", places=places, say=quiet, clips="most")
+        run_evaluate(tmp_path / "run", places=places, clips="most")
 
 
 def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tmp_path):
@@ -307,7 +300,7 @@ def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tm
         train(target, places, out, supervision=scratch, tuning=tuning, overrides=once)
         config = json.loads((out / "config.json").read_text())
         assert (config["clip_mean"], config["init"], config["dropout"]) == (name, "released", 0.0)
-        said[name] = run_evaluate(out, places=places, say=quiet)["test_loss"]
+        said[name] = run_evaluate(out, places=places)["test_loss"]
     assert said["activitynet"] != said["kinetics"]
     old = tmp_path / "kinetics"
     config = json.loads((old / "config.json").read_text())
@@ -318,13 +311,13 @@ def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tm
         del place["augmentation"]["source_input"]
     (old / "config.json").write_text(json.dumps(config))
     torch.save(state, old / "last.pt")
-    assert run_evaluate(old, places=places, say=quiet)["test_loss"] == said["kinetics"]
+    assert run_evaluate(old, places=places)["test_loss"] == said["kinetics"]
     assert parse_source(f"run:{old}").mean == KINETICS_MEAN
     assert parse_source(f"run:{tmp_path / 'activitynet'}").mean == ACTIVITYNET_MEAN
     (old / "summary.json").unlink()
     (old / "student.safetensors").unlink()
-    lines = []
-    resume_train(old, execution=choose_execution(device="cpu"), say=lines.append)
+    lines = Remarks()
+    resume_train(old, execution=choose_execution(device="cpu"))
     assert any("its student is written from last.pt" in line for line in lines)
     with pytest.raises(
         RunError, match="--clip-mean kinetics is of the resnet3d networks, this student is r3d_1"
@@ -335,7 +328,7 @@ def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tm
 
 def test_classes_whose_probability_underflows_are_still_ranked(made):
     target, places, _ = made
-    index = replace(open_index(target, "test", places=places, say=quiet), classes=tuple("abcdefgh"))
+    index = replace(open_index(target, "test", places=places), classes=tuple("abcdefgh"))
     rng = np.random.default_rng(0)
     z = -60.0 * rng.permuted(np.tile(np.arange(8.0), (2, len(index), 1)), axis=2)  # e^-120 is 0 in float32
     shares = np.exp(z) / np.exp(z).sum(axis=2, keepdims=True)  # float64 reaches to e^-745
@@ -357,10 +350,9 @@ def test_fine_tuning_begins_with_the_weights_and_leaves_frozen_blocks_alone(made
     )
     tuning = Tuning(amp="fp32", finetune_from=tmp_path / "k.pth", freeze_until="layer4")
     run_train(
-        target, places=places, out=tmp_path / "run", say=quiet, augmentation=SMALL, model="resnet3d10",
+        target, places=places, out=tmp_path / "run", augmentation=SMALL, model="resnet3d10",
         supervision=Supervision(method="scratch"), tuning=tuning, execution=choose_execution(device="cpu"),
-        overrides={"epochs": 1, "batch_size": 4},
-    )  # fmt: skip
+        overrides={"epochs": 1, "batch_size": 4})  # fmt: skip
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["lr"] == 0.01, "table 1: a tenth of the rate from scratch"
     assert config["finetune_from"].startswith("k.pth sha256 ")
@@ -383,7 +375,7 @@ def test_a_fine_tuned_run_stopped_at_once_begins_with_the_same_weights_again(mad
         stopping.setattr(Trainer, "_take_step", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(target, places, tmp_path / "stopped", **settings)
-    resumed = resume_train(tmp_path / "stopped", execution=choose_execution(device="cpu"), say=quiet)
+    resumed = resume_train(tmp_path / "stopped", execution=choose_execution(device="cpu"))
     assert resumed["test_top1"] == whole["test_top1"]
     ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -393,7 +385,7 @@ def test_a_fine_tuned_run_stopped_at_once_begins_with_the_same_weights_again(mad
             train(target, places, tmp_path / "lost", **settings)
     (tmp_path / "k.pth").unlink()
     with pytest.raises(RunError, match=r"began with k\.pth sha256 \w+, which is not at"):
-        resume_train(tmp_path / "lost", execution=choose_execution(device="cpu"), say=quiet)
+        resume_train(tmp_path / "lost", execution=choose_execution(device="cpu"))
 
 
 def _interrupt(*_):
@@ -434,7 +426,7 @@ def test_a_target_of_videos_that_is_not_prepared_says_what_to_run(tmp_path):
 def test_commands_in_messages_name_folders_only_where_they_are_not_the_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TargetError) as caught:
-        open_index("hmdb51:2", "train", places=Places(), say=quiet)
+        open_index("hmdb51:2", "train", places=Places())
     assert str(caught.value).splitlines()[-1].strip() == "sskt train --target hmdb51:2"
 
 
@@ -450,9 +442,9 @@ def test_write_through_keeps_what_each_source_saw(made, tmp_path):
     stored = {}
     for kind in ("write-through", "precompute"):
         mine = replace(places, weights=weights, cache_dir=tmp_path / kind)
-        run_prepare(target, places=mine, say=quiet)
+        run_prepare(target, places=mine)
         if kind == "precompute":
-            run_precompute([target], names, views=2, augmentation=SMALL, places=mine, say=quiet)
+            run_precompute([target], names, views=2, augmentation=SMALL, places=mine)
         else:
             taught = Supervision(sources=names, labels="write-through", views=2)
             train(

@@ -31,10 +31,6 @@ from sskt.metrics import average_precision, presence_figures, voc_average_precis
 VOC = "data/voc/VOCdevkit/VOC2012"
 
 
-def quiet(_text):
-    pass
-
-
 def small_kit(tmp_path):
     """A writable copy of the real annotations and pictures."""
     year = tmp_path / "data" / "voc" / "VOCdevkit" / "VOC2012"
@@ -45,7 +41,7 @@ def small_kit(tmp_path):
 def test_presence_is_what_the_annotations_say(tmp_path):
     places = Places(shared("data"), tmp_path)
     for split, name, n in (("train", "train", 80), ("test", "val", 20)):
-        index = open_index("voc", split, places=places, say=quiet)
+        index = open_index("voc", split, places=places)
         names = (shared(VOC) / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
         assert (len(index), index.classes) == (n, CLASSES)
         for row, picture in enumerate(names):
@@ -67,26 +63,26 @@ def test_what_is_missing_is_named(tmp_path):
     name = (year / "ImageSets" / "Main" / "train.txt").read_text().split()[3]
     (year / "JPEGImages" / f"{name}.jpg").unlink()
     with pytest.raises(TargetError, match=rf"1 of 80 pictures cannot be used: JPEGImages/{name}\.jpg"):
-        open_index("voc", "train", places=places, say=quiet)
+        open_index("voc", "train", places=places)
     (year / "Annotations" / f"{name}.xml").write_text(
         "<annotation><object><name>yeti</name></object></annotation>"
     )
     with pytest.raises(TargetError, match=rf"{name}\.xml: has an object 'yeti', which is no class of VOC"):
-        open_index("voc", "train", places=places, say=quiet)
+        open_index("voc", "train", places=places)
     (year / "Annotations" / f"{name}.xml").write_text("<annotation>")
     with pytest.raises(TargetError, match="restore the official annotation"):
-        open_index("voc", "train", places=places, say=quiet)
+        open_index("voc", "train", places=places)
     with pytest.raises(TargetError, match=r"VOC2007/ImageSets/Main/trainval\.txt: cannot be read"):
-        open_index("voc2007", "train", places=places, say=quiet)
+        open_index("voc2007", "train", places=places)
 
 
 def test_another_annotation_is_another_target(tmp_path):
     places, year = small_kit(tmp_path)
-    before = open_index("voc", "train", places=places, say=quiet)
+    before = open_index("voc", "train", places=places)
     name = (year / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
     path = year / "Annotations" / f"{name}.xml"
     path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
-    after = open_index("voc", "train", places=places, say=quiet)
+    after = open_index("voc", "train", places=places)
     assert after.classes_sha256 != before.classes_sha256
     assert after.content_sha256 == before.content_sha256
 
@@ -166,22 +162,19 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
         "places": places,
         "execution": choose_execution(device="cpu"),
     }
-    run_prepare("voc", places=places, say=quiet)
-    run_precompute(["voc"], [source], views=2, say=quiet, **shown)
+    run_prepare("voc", places=places)
+    run_precompute(["voc"], [source], views=2, **shown)
     summary = run_train(
         "voc",
         supervision=Supervision(sources=(source,), labels="cached"),
         tuning=Tuning(amp="fp32", mixup=0.2),
         overrides={"epochs": 2, "batch_size": 40, "lr": 0.01},
         out=tmp_path / "run",
-        say=quiet,
         **shown,
     )
     assert summary["metric"] == "test_map"
     last = read_metrics(tmp_path / "run")[-1]
-    figures = run_evaluate(
-        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), say=quiet
-    )
+    figures = run_evaluate(tmp_path / "run", places=places, execution=choose_execution(device="cpu"))
     for name in ("test_map", "test_map_11", "test_image_ap", "test_loss"):
         assert figures[name] == pytest.approx(last[name], abs=1e-3)
     shown_classes = [v for v in figures["classes"].values() if v is not None]
@@ -194,7 +187,6 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
             supervision=Supervision(method="scratch"),
             overrides={"primary_loss": "ce"},
             out=tmp_path / "no",
-            say=quiet,
             **shown,
         )
     with pytest.raises(RunError, match="the pictures of digits have one label each; use ce or focal"):
@@ -203,7 +195,6 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
             supervision=Supervision(method="scratch"),
             overrides={"primary_loss": "bce"},
             out=tmp_path / "no",
-            say=quiet,
             **{**shown, "augmentation": Augmentation()},
         )
     assert not (tmp_path / "no").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import shared
+from listening import Remarks
 from PIL import Image
 from programs import Tiny, save_program
 
@@ -50,11 +51,10 @@ class Project:
             places=self.places,
             execution=self.execution,
             limit=None,
-            say=print,
         )
 
     def train(self, augmentation: Augmentation = SIZES, **supervision) -> dict:
-        said: list[str] = []
+        said = Remarks()
         settings = {"sources": (self.source,), **supervision}
         summary = run_train(
             self.target,
@@ -63,7 +63,6 @@ class Project:
             places=self.places,
             execution=self.execution,
             out=self.folder / f"run{len(list(self.folder.glob('run*')))}",
-            say=said.append,
             model="resnet20",
             overrides={"epochs": 1, "batch_size": 6},
         )
@@ -112,7 +111,7 @@ def test_other_weights_are_refused(project):
 
 
 def test_one_changed_picture_is_refused_and_named(project):
-    index = open_index(project.target, "train", places=project.places, say=print)
+    index = open_index(project.target, "train", places=project.places)
     path = Path(index.name_of(5))
     picture = Image.open(path).convert("L")
     picture.putpixel((3, 3), 255 - picture.getpixel((3, 3)))

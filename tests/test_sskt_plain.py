@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from listening import Remarks
 from programs import save_program
 from torch import nn
 
@@ -84,7 +85,6 @@ def precompute(stores, source, said, **more):
         limit=60,
         places=places,
         execution=choose_execution(**{name: value for name, value in how.items() if name != "views"}),
-        say=said.append,
     )
     (path,) = find_stores(stores)
     return Store.open(path)
@@ -99,7 +99,7 @@ def test_a_wrong_compiled_source_runs_uncompiled_and_the_store_says_so(tmp_path,
     plain = precompute(tmp_path / "plain", source, [])
     monkeypatch.setattr(frozen, "compiled", bad_compiler)
     monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
-    said: list[str] = []
+    said = Remarks()
     store = precompute(tmp_path / "stores", source, said)
     sentence = next(text for text in said if "plain fp32" in text)
     assert sentence.startswith("program:tiny.pt2: its logits of real pictures, compiled in fp32, are off by ")
@@ -114,12 +114,11 @@ def test_a_wrong_compiled_source_runs_uncompiled_and_the_store_says_so(tmp_path,
 def test_a_live_source_is_tested_on_the_students_images(tmp_path, source, monkeypatch):
     monkeypatch.setattr(frozen, "compiled", bad_compiler)
     monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
-    said: list[str] = []
+    said = Remarks()
     run_train(
         "digits",
         out=tmp_path / "run",
         places=Places(tmp_path / "data", tmp_path / "stores"),
-        say=said.append,
         limit=20,
         supervision=Supervision(sources=(source,), labels="live"),
         execution=choose_execution(device="cpu", threads=1),
@@ -151,17 +150,15 @@ def test_a_source_whose_low_precision_is_wrong_runs_in_fp32_or_is_refused(tmp_pa
 
     source = made_source(WrongUnderAutocast(), n_classes=5)
     shown = torch.randint(0, 255, (4, 3, 16, 16), dtype=torch.uint8)
-    said: list[str] = []
+    said = Remarks()
     free = Execution(torch.device("cpu"))
     how = Forward("bf16", 4)
-    teacher = open_teacher(source, InputMap(16), how, free, 16, said.append, shown=shown)
+    teacher = open_teacher(source, InputMap(16), how, free, 16, shown=shown)
     assert teacher.forward == Forward("fp32", 4)
     assert said[0].endswith("; it runs uncompiled in fp32")
     with pytest.raises(SourceError, match="leave --amp bf16 out, or pass --amp fp32"):
-        open_teacher(
-            source, InputMap(16), how, Execution(torch.device("cpu"), "bf16"), 16, said.append, shown=shown
-        )
+        open_teacher(source, InputMap(16), how, Execution(torch.device("cpu"), "bf16"), 16, shown=shown)
     with monkeypatch.context() as patched:  # and if fp32 with channels last is wrong as well
         patched.setattr(frozen, "plain_answers", lambda *_, **__: torch.zeros(4, 5))
         with pytest.raises(SourceError, match="nothing that is computed here can be trusted"):
-            open_teacher(source, InputMap(16), how, free, 16, said.append, shown=shown)
+            open_teacher(source, InputMap(16), how, free, 16, shown=shown)

@@ -49,12 +49,11 @@ def test_rows_of_logits_beyond_a_bound_are_found():
     assert np.isnan(worst_value(rows[2]))
 
 
-def train(folder, say=lambda _: None, **more):
+def train(folder, **more):
     return run_train(
         "digits",
         out=folder / "run",
         places=Places(folder / "data", folder / "stores"),
-        say=say,
         limit=40,
         supervision=Supervision(method="scratch"),
         execution=choose_execution(device="cpu", threads=1),
@@ -103,7 +102,7 @@ def test_a_student_with_absurd_answers_is_never_kept_and_not_scored(tmp_path, mo
     with pytest.raises(
         RunError, match=r"1 of \d+ samples of digits/test make no sense, 3e\+04 for sample \d+"
     ):
-        run_evaluate(tmp_path / "run", say=lambda _: None)
+        run_evaluate(tmp_path / "run")
     other = tmp_path / "other"
     with pytest.raises(
         DivergedError, match=r"make no sense, .*in epoch 1, after step 2; lower --lr"
@@ -130,7 +129,6 @@ def test_stage_one_names_source_sample_and_value_of_an_absurd_row(tmp_path):
             limit=60,
             places=Places(tmp_path / "data", tmp_path / "stores"),
             execution=choose_execution(device="cpu", threads=1),
-            say=lambda _: None,
         )
     (path,) = find_stores(tmp_path / "stores")
     assert not Store.open(path).whole_views

@@ -21,7 +21,7 @@ from pipeline.commands.options import (
     text_option,
     together,
 )
-from pipeline.commands.output import say, show
+from pipeline.commands.output import show
 
 
 @click.group()
@@ -86,7 +86,7 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
     from cache.storage import location
     from pipeline.precompute.verify import verify_store
 
-    found = verify_store(location(store), **what, say=say)
+    found = verify_store(location(store), **what)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:

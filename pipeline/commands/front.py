@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pipeline.commands.output import remarks_shown
 from sskt.names import shown
 
 _STOPPED = {  # what Ctrl-C leaves behind
@@ -46,13 +47,14 @@ class Sectioned(click.Command):
 
 
 class FrontDoor(click.Group):
-    """A click group that prints our own errors as one line, and Ctrl-C as what it means."""
+    """A click group that prints remarks and our own errors, one a line, and Ctrl-C as what it means."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; exits with 1 on an error of ours, with 130 on Ctrl-C and with 143 on SIGTERM."""
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            return super().invoke(ctx)
+            with remarks_shown():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
             sys.exit(143 if isinstance(stop, _Terminated) else 130)

@@ -1,14 +1,18 @@
-"""Results on standard output, as a table or as JSON; remarks on standard error."""
+"""Results on standard output, as a table or as JSON; remarks, which are logged, on standard error."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from pipeline.runtime.remarks import ROOTS
 from sskt.names import shown
 
 
@@ -16,6 +20,30 @@ def say(sentence: str) -> None:
     """Pass a remark on to the user, apart from results; torchrun's first rank speaks for all."""
     if _is_first_rank():
         click.echo(shown(sentence, keep="\n\t"), err=True)
+
+
+class _Remarks(logging.Handler):
+    """Remarks as lines of their own, without time or level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        say(record.getMessage())
+
+
+@contextmanager
+def remarks_shown() -> Iterator[None]:
+    """Within it, what this program logs goes to the user."""
+    handler, roots = _Remarks(), [logging.getLogger(name) for name in ROOTS]
+    levels = [root.level for root in roots]
+    for root in roots:
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for root, level in zip(roots, levels, strict=True):
+            root.removeHandler(handler)
+            root.setLevel(level)
 
 
 def tell(result: str) -> None:

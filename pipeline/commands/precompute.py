@@ -31,7 +31,7 @@ from pipeline.commands.options import (
     section,
     together,
 )
-from pipeline.commands.output import say, show
+from pipeline.commands.output import show
 
 if TYPE_CHECKING:
     from pipeline.data.datasets.video.pack import Packing
@@ -82,7 +82,7 @@ def prepare(
     rows = [
         row
         for name in targets
-        for row in run_prepare(name, places=places, say=say, packing=packing, allow_missing=allow_missing)
+        for row in run_prepare(name, places=places, packing=packing, allow_missing=allow_missing)
     ]
     show(rows, as_json, "target split samples classes contents")
 
@@ -166,12 +166,12 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     from pipeline.api import run_estimate, run_precompute
 
     if estimate:
-        rows = run_estimate(**what, say=say)
+        rows = run_estimate(**what)
         show(
             rows,
             as_json,
             "target source rows bytes bytes_per_row draw_img_s forward_img_s write_mb_s hours pays_after",
         )
         return
-    rows = [report.to_dict() for report in run_precompute(**what, say=say)]
+    rows = [report.to_dict() for report in run_precompute(**what)]
     show(rows, as_json, "source n_samples n_classes views rows_done images_s nbytes path")

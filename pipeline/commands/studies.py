@@ -82,7 +82,7 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
     from pipeline.train.run_folder import new_run_folder
 
     out = out or new_run_folder("demo")
-    result = run_demo(cache_dir=Path(cache_dir), out=out, seeds=seeds, threads=threads, say=say)
+    result = run_demo(cache_dir=Path(cache_dir), out=out, seeds=seeds, threads=threads)
     click.echo(json.dumps(result, indent=2) if as_json else result["table"])
 
 
@@ -156,7 +156,7 @@ def reproduce(
         student_amp,
     )
     chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
-    results = run_reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run, say=say)
+    results = run_reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
     if as_json:
         tell(json.dumps([result.to_dict() for result in results], indent=2))
         return
@@ -250,7 +250,7 @@ def sweep(
     )
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"epochs": epochs, "aux_loss": aux_loss}
-    rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, say=say, **what)
+    rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)
     show(
         rows,
         as_json,
@@ -288,7 +288,7 @@ def explain(out: Path, as_json: bool, **what: Any) -> None:
     """
     from pipeline.studies.explain import run_explain
 
-    rows = run_explain(out=out, say=say, **what)
+    rows = run_explain(out=out, **what)
     show(rows, as_json, "run method class share")
     if not as_json:
         click.echo(out)

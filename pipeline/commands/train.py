@@ -36,7 +36,7 @@ from pipeline.commands.options import (
     text_option,
     together,
 )
-from pipeline.commands.output import say, show, tell
+from pipeline.commands.output import show, tell
 
 if TYPE_CHECKING:
     from pipeline.api import Supervision, Tuning
@@ -271,11 +271,11 @@ def train(
         _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
         lying = what["supervision"].sources
         summary = resume_train(
-            resume, execution=execution, places=_places_of(resume), target=target, sources=lying, say=say
+            resume, execution=execution, places=_places_of(resume), target=target, sources=lying
         )
     elif target is not None:
         out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
-        summary = run_train(target, execution=execution, out=out, say=say, **what)
+        summary = run_train(target, execution=execution, out=out, **what)
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
     run = str(resume or out)
@@ -314,7 +314,7 @@ def evaluate(
 
     which = "best" if best else "last"
     figures = run_evaluate(
-        run, places=_places_of(run), target=target, execution=execution, say=say, which=which, clips=clips
+        run, places=_places_of(run), target=target, execution=execution, which=which, clips=clips
     )
     if as_json:
         click.echo(json.dumps(figures, indent=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 from pipeline.data.datasets import has_val, load_index, parse_target
@@ -15,16 +15,11 @@ from pipeline.data.datasets.video.prepare import prepare_videos
 from pipeline.runtime import coerce
 from pipeline.runtime.paths import Places
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 def run_prepare(
-    target: str,
-    *,
-    places: Places,
-    say: Say,
-    packing: Packing | None = None,
-    allow_missing: bool = False,
+    target: str, *, places: Places, packing: Packing | None = None, allow_missing: bool = False
 ) -> list[dict[str, Any]]:
     """Download a target if it can be, check every file, keep its index; one row of plain data per split.
 
@@ -35,22 +30,17 @@ def run_prepare(
     indexes: dict[str, TargetIndex] = {}
     if spec.videos is not None:
         prepare_videos(
-            spec,
-            places.data_dir,
-            places.index_dir,
-            packing=packing or Packing(),
-            allow_missing=allow_missing,
-            say=say,
+            spec, places.data_dir, places.index_dir, packing=packing or Packing(), allow_missing=allow_missing
         )
-    say = once(say)
+    said = set[str]()
     for split in ("train", "val", "test") if has_val(spec, places.data_dir) else SPLITS:
         try:
-            index = open_index(target, split, places=places, say=say)
+            index = open_index(target, split, places=places, said=said)
         except UnusableFiles as unusable:
             if not allow_missing:
                 raise
             unusable.leave_out()
-            index = open_index(target, split, places=places, say=say)
+            index = open_index(target, split, places=places, said=said)
         indexes[split] = index
         rows.append(
             {
@@ -62,27 +52,23 @@ def run_prepare(
             }
         )
     for sentence in same_bytes(spec, indexes, places.index_dir):
-        say(sentence)
+        log.info(sentence)
     return rows
 
 
-def once(say: Say) -> Say:
-    """`say`, but for sentences that it has said already."""
-    said = set[str]()
+def open_index(
+    target: str, split: str, *, places: Places, limit: int | None = None, said: set[str] | None = None
+) -> TargetIndex:
+    """The validated index of one split of a named target; what there is to remark on it is logged.
 
-    def say_once(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
-            say(sentence)
-
-    return say_once
-
-
-def open_index(target: str, split: str, *, places: Places, say: Say, limit: int | None = None) -> TargetIndex:
-    """The validated index of one split of a named target; what it has to remark is said."""
+    `said` holds the remarks on other splits, which are not made again.
+    """
     index = load_index(
         parse_target(target), split, data_dir=places.data_dir, index_dir=places.index_dir, limit=limit
     )
+    said = set() if said is None else said
     for note in (*index.notes, *empty_classes(index)):
-        say(note)
+        if note not in said:
+            said.add(note)
+            log.info(note)
     return index

@@ -28,10 +28,8 @@ _PROBE_PICTURES = 512
 _PROBE_S = 3.0
 _WRITES = 3
 
-Say = Callable[[str], None]
 
-
-def estimate(job: Job, *, cache_dir: Location, execution: Execution, say: Say) -> list[dict[str, Any]]:
+def estimate(job: Job, *, cache_dir: Location, execution: Execution) -> list[dict[str, Any]]:
     """One row of plain data per source, and a last one for the job; no store is made.
 
     rows and hours are of what is not finished yet; pays_after is in epochs: from then on, looking logits up
@@ -41,10 +39,10 @@ def estimate(job: Job, *, cache_dir: Location, execution: Execution, say: Say) -
         raise RunError(f"--views is {job.views}, expected at least 1")
     rows, drawn_rows = [], 0
     for source, input_map in job.sources:
-        place = destination(job, source, input_map, cache_dir, say)
+        place = destination(job, source, input_map, cache_dir)
         left = _rows_left(job, place)
         drawn_rows = max(drawn_rows, left)
-        rows.append(_one(job, source, input_map, place, left, cache_dir, execution, say))
+        rows.append(_one(job, source, input_map, place, left, cache_dir, execution))
     draw = _drawing_rate(job, execution)
     # a GPU draws while it asks; CPU cores do the one or the other
     asking = sum(row["_seconds"] for row in rows)
@@ -71,7 +69,6 @@ def _one(
     left: int,
     cache_dir: Location,
     execution: Execution,
-    say: Say,
 ) -> dict[str, Any]:
     """One source's row of the table."""
     picture_px = job.plan.side_px
@@ -80,7 +77,7 @@ def _one(
         forward = choose_forward(source, input_map, execution, picture_px, len(job.index), job.views)
     else:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
-    frozen = open_teacher(source, input_map, forward, execution, picture_px, say)
+    frozen = open_teacher(source, input_map, forward, execution, picture_px)
     width = 2 * (source.spec.n_classes if place.top_k is None else row_width(place.top_k))
     rate = _asking_rate(frozen)
     written = _writing_rate(cache_dir, width * default_block_rows(len(job.index)))

@@ -7,7 +7,8 @@ still lacks it, and each source's unit is committed whole, so a stopped run is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
@@ -26,6 +27,7 @@ from pipeline.runtime.distributed import Share
 from pipeline.runtime.execution import Execution, choose_execution, drawn_at_a_time
 from pipeline.runtime.paths import Places, require_named
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.remarks import unsaid
 from pipeline.stores.alike import sound_stores
 from pipeline.stores.class_check import say_what_rows_know
 from pipeline.stores.contracts import open_named
@@ -39,7 +41,7 @@ from sskt.sources.input_map import InputMap
 from sskt.sources.registry import source_slug
 from sskt.sources.source import Source
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -62,9 +64,7 @@ class StoreReport:
         return {**asdict(self), "path": str(self.path), "images_s": rate}
 
 
-def precompute(
-    job: Job, *, cache_dir: Location, execution: Execution, share: Share, say: Say
-) -> list[StoreReport]:
+def precompute(job: Job, *, cache_dir: Location, execution: Execution, share: Share) -> list[StoreReport]:
     """Fill the stores of the job's sources for views 0..views-1; finished units are left alone.
 
     Other processes may work on the same stores: units are shared by `share` and by claims. Raises
@@ -74,13 +74,11 @@ def precompute(
     """
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
-    works = [
-        open_work(job, source, input_map, cache_dir, execution, say) for source, input_map in job.sources
-    ]
+    works = [open_work(job, source, input_map, cache_dir, execution) for source, input_map in job.sources]
     started = perf_counter()
     todo = sum(len(work.pending) for work in works)
     if not todo:
-        say(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
+        log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
         rows = max(work.frozen.forward.rows for work in works if work.frozen)
         batch = drawn_at_a_time(rows)
@@ -90,15 +88,15 @@ def precompute(
             crew.work(job.views)
         for work in works:
             if work.remark:
-                say(work.remark)
+                log.info(work.remark)
         left = sum(len(work.store.pending(job.views)) for work in works)
         if left:
-            say(
+            log.info(
                 f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
             )
     if share.rank == 0:
         for work in works:
-            say_what_rows_know(work.store, work.source.spec, job.index, say)
+            say_what_rows_know(work.store, work.source.spec, job.index)
     return [_report(work, job, perf_counter() - started) for work in works]
 
 
@@ -125,7 +123,6 @@ def run_precompute(
     places: Places | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
-    say: Say = print,
     top_k: int | None = None,
 ) -> list[StoreReport]:
     """Stage one for each target, or for every prepared one if none is named; see
@@ -133,13 +130,13 @@ def run_precompute(
     """
     places, execution = places or Places(), execution or choose_execution()
     share, augmentation = Share.from_environment(), augmentation or Augmentation()
-    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k, say)
+    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k)
     for job in jobs:
-        _mention_earlier(job, augmentation, places, say)
+        _mention_earlier(job, augmentation, places)
     return [
         report
         for job in jobs
-        for report in precompute(job, cache_dir=places.cache_dir, execution=execution, share=share, say=say)
+        for report in precompute(job, cache_dir=places.cache_dir, execution=execution, share=share)
     ]
 
 
@@ -152,16 +149,15 @@ def run_estimate(
     places: Places | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
-    say: Say = print,
     top_k: int | None = None,
 ) -> list[dict[str, Any]]:
     """What `run_precompute` would cost; see `pipeline.precompute.estimate.estimate`."""
     places, execution = places or Places(), execution or choose_execution()
-    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), places, limit, top_k, say)
+    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), places, limit, top_k)
     return [
         {"target": job.name, **row}
         for job in jobs
-        for row in estimate(job, cache_dir=places.cache_dir, execution=execution, say=say)
+        for row in estimate(job, cache_dir=places.cache_dir, execution=execution)
     ]
 
 
@@ -173,7 +169,6 @@ def _jobs(
     places: Places,
     limit: int | None,
     top_k: int | None,
-    say: Say,
 ) -> list[Job]:
     """One job a target, or one for each part of a clip that some sources look at; everything is opened before
     the first is done, so that a wrong name costs no work.
@@ -190,57 +185,60 @@ def _jobs(
             f"and --target imagefolder:PATH takes a folder of pictures (sskt targets lists all)"
         )
     if not targets:
-        say(f"targets prepared under {places.data_dir}: {', '.join(names)}")
+        log.info(f"targets prepared under {places.data_dir}: {', '.join(names)}")
     specs = [parse_target(name) for name in names]
     require_named(places, sources)
-    opened = _opened(sources, _with_recorded_weights(places, names, sources, say), say)
+    opened = _opened(sources, _with_recorded_weights(places, names, sources))
     jobs = []
     for name, spec in zip(names, specs, strict=True):
-        index = open_index(name, "train", places=places, say=say, limit=limit)
+        index = open_index(name, "train", places=places, limit=limit)
         plan = augmentation.training_plan(spec)
         together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
         for source in opened:
             input_map = augmentation.input_map(spec, source.spec)
             size = source.spec.contract.size
             if size is not None and size != input_map.side_px:
-                say(f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px")
+                log.info(
+                    f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
+                )
             together.setdefault(input_map.frames, []).append((source, input_map))
         jobs += [Job(name, index, alike, plan, views, top_k) for alike in together.values()]
     return jobs
 
 
-def _mention_earlier(job: Job, augmentation: Augmentation, places: Places, say: Say) -> None:
+def _mention_earlier(job: Job, augmentation: Augmentation, places: Places) -> None:
     """Say where a store that sources filled before they saw what the released code shows them would do."""
-    spec, quiet = parse_target(job.target), lambda _: None
+    spec = parse_target(job.target)
     for source, input_map in job.sources:
         earlier = replace(augmentation, source_input=EARLIER).input_map(spec, source.spec)
-        if earlier == input_map or destination(job, source, input_map, places.cache_dir, quiet).exists:
+        if earlier == input_map:
             continue
-        before = destination(job, source, earlier, places.cache_dir, quiet)
+        with unsaid():
+            now, before = (destination(job, source, each, places.cache_dir) for each in (input_map, earlier))
+        if now.exists:
+            continue
         if before.exists:
-            say(
+            log.info(
                 f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
                 f"them, a new store is filled; --source-input earlier goes on with that one"
             )
 
 
-def _with_recorded_weights(
-    places: Places, targets: Sequence[str], sources: Sequence[str], say: Say
-) -> Places:
+def _with_recorded_weights(places: Places, targets: Sequence[str], sources: Sequence[str]) -> Places:
     """`places`, with the weights that the targets' stores were made from and that are still there."""
     for source in sources:
         folders = [places.cache_dir / target_slug(name) / "train" / source_slug(source) for name in targets]
         stores = [store for folder in folders for store in sound_stores(folder)]
-        places = with_recorded_weights(source, places, stores, say)
+        places = with_recorded_weights(source, places, stores)
     return places
 
 
-def _opened(sources: Sequence[str], places: Places, say: Say) -> list[Source]:
+def _opened(sources: Sequence[str], places: Places) -> list[Source]:
     """Every source once, whatever the number of its names: they would all fill the same store."""
     opened: dict[tuple[str, str], tuple[str, Source]] = {}
     for name in dict.fromkeys(sources):
-        source = open_named(name, places, say)
+        source = open_named(name, places)
         first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
         if first != name:
-            say(f"{name} is the same source as {first}; it is computed once")
+            log.info(f"{name} is the same source as {first}; it is computed once")
     return [source for _, source in opened.values()]

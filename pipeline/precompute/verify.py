@@ -4,7 +4,7 @@ source.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from sskt.sources.forward import Forward, default_rows
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,6 @@ def verify_store(
     places: Places,
     execution: Execution,
     seed: int = 0,
-    say: Say,
 ) -> Verified:
     """Check everything on the disk, mend it if `repair`, and compare `n_rows` random rows with the source.
 
@@ -87,13 +86,13 @@ def verify_store(
     store = Store.open(path)
     problems = store.verify()
     if problems and repair:
-        mended += _mend(store, problems, places, execution, target, weights, say)
+        mended += _mend(store, problems, places, execution, target, weights)
         store = Store.open(path)
         problems = store.verify()
     agreement = None
     if n_rows and not problems:
-        origin = open_origin(store, places, target=target, weights=weights, say=say)
-        frozen = _teacher(store, origin, execution, say, exact=False)
+        origin = open_origin(store, places, target=target, weights=weights)
+        frozen = _teacher(store, origin, execution, exact=False)
         agreement = recompute(store, origin, frozen, execution, n=n_rows, seed=seed)
     rows = [{"unit": str(p.unit) if p.unit else None, "problem": p.what} for p in problems]
     verdict = _verdict(store, rows, mended, agreement)
@@ -107,10 +106,9 @@ def _mend(
     execution: Execution,
     target: str | None,
     weights: Path | None,
-    say: Say,
 ) -> list[str]:
     """Put tables back and compute units again; what could fail comes before anything is given up."""
-    index = open_index_of(store, places, target=target, say=say)
+    index = open_index_of(store, places, target=target)
     tables = _damaged_tables(store)
     if tables:
         plan = plan_from(store.manifest.identity["plan"], str(store.path))
@@ -130,8 +128,8 @@ def _mend(
     mended = sorted(set(tables) - set(_damaged_tables(store)))
     units = [problem.unit for problem in problems if problem.unit is not None]
     if units:
-        origin = open_origin(store, places, target=target, weights=weights, say=say)
-        frozen = _teacher(store, origin, execution, say, exact=True)
+        origin = open_origin(store, places, target=target, weights=weights)
+        frozen = _teacher(store, origin, execution, exact=True)
         _redo(store, origin, frozen, units, execution)
         mended += map(str, units)
     return mended
@@ -151,7 +149,7 @@ def _redo(
         crew.work(store.n_views)
 
 
-def _teacher(store: Store, origin: Origin, execution: Execution, say: Say, *, exact: bool) -> FrozenSource:
+def _teacher(store: Store, origin: Origin, execution: Execution, *, exact: bool) -> FrozenSource:
     """The source as the store's rows were computed; where they are only compared, a CPU has its own way."""
     made_by = store.manifest.made_by
     if exact:
@@ -160,7 +158,9 @@ def _teacher(store: Store, origin: Origin, execution: Execution, say: Say, *, ex
         forward = Forward.from_dict(made_by)
         on_gpu = made_by.get("device") == "cuda" or forward.compute == "fp16"
         if on_gpu and execution.device.type == "cpu":
-            say(f"the rows were computed in {forward.compute} on a GPU; this CPU compares them with fp32")
+            log.info(
+                f"the rows were computed in {forward.compute} on a GPU; this CPU compares them with fp32"
+            )
             forward = Forward("fp32", default_rows(execution.device), forward.compiled)
     return open_teacher(
         origin.source,
@@ -168,7 +168,6 @@ def _teacher(store: Store, origin: Origin, execution: Execution, say: Say, *, ex
         forward,
         execution,
         origin.plan.side_px,
-        say,
         shown=torch.from_numpy(store.probe) if len(store.probe) else None,
         store=store.path if exact else None,
     )

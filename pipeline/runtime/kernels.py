@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -25,8 +25,6 @@ from sskt.errors import RunError
 from sskt.kernels import TOLERANCES, Layer, errors, layers_of
 
 _NAMED = 3  # shapes in a message
-
-Say = Callable[[str], None]
 Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels failed or were not tried
 
 

@@ -4,7 +4,8 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places, folder_words
+from pipeline.runtime.remarks import unsaid
 from pipeline.source_outputs import Labels
 from pipeline.source_outputs.cached import CachedLabels
 from pipeline.source_outputs.live import LiveLabels, Teacher
@@ -48,11 +50,11 @@ from sskt.sources.forward import default_rows
 from sskt.sources.input_map import InputMap
 from sskt.sources.source import Source
 
+log = logging.getLogger(__name__)
+
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")
 TEACHER_BN = ("frozen", "batch-stats")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Request:
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(here, input_map, self.plan, self.stored, top_k=store.top_k)
 
-    def matching(self, source: str, say: Say) -> Store | None:
+    def matching(self, source: str) -> Store | None:
         """The store of `source` that serves this run; see `matching_store`."""
         return matching_store(
             self.places.cache_dir,
@@ -103,7 +105,6 @@ class Request:
             source,
             partial(self.fingerprint, source=source),
             weights_sha256=self.weights_sha256(source),
-            say=say,
         )
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
@@ -134,13 +135,7 @@ class Request:
 
 
 def open_labels(
-    request: Request,
-    sources: tuple[str, ...],
-    *,
-    labels: str,
-    views: int | None,
-    teacher_bn: str,
-    say: Say,
+    request: Request, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
 ) -> Labels:
     """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
     run, else live.
@@ -155,19 +150,19 @@ def open_labels(
             f"add --labels live, or leave it out"
         )
     if labels == "live":
-        return _live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked", say)
+        return _live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked")
     if labels == "write-through":
-        return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS, say)
+        return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS)
     named = bool(sources)
     sources = sources or stored_sources(request.places.cache_dir, request.index)
-    stores = _matching_stores(request, sources, named, say)
+    stores = _matching_stores(request, sources, named)
     if not named and stores:
         sources = tuple(stores)
     if stores and views is None and not named:
-        views = _whole_views(stores, say)
+        views = _whole_views(stores)
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
-        return _cached(request, stores, views, say)
+        return _cached(request, stores, views)
     command = request.precompute_command(absent, views)
     if labels == "cached":
         raise RunError(
@@ -179,7 +174,7 @@ def open_labels(
         f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
         f"about {len(request.index):,} pictures; `{command}` would pay for them once"
     )
-    return _live(request, sources, views, teacher_bn, why, say)
+    return _live(request, sources, views, teacher_bn, why)
 
 
 def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
@@ -210,12 +205,12 @@ def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
     return [store for store in elsewhere if store.whole_views and holds(store, index)] or begun
 
 
-def _whole_views(stores: dict[str, Store], say: Say) -> int:
+def _whole_views(stores: dict[str, Store]) -> int:
     """How many views all of them have finished; what is left out is said."""
     whole = {name: store.whole_views for name, store in stores.items()}
     for name, store in stores.items():
         if whole[name] < store.n_views:
-            say(
+            log.info(
                 f"{name}: {whole[name]} of {store.n_views} view(s) are finished and no others are used; "
                 f"precompute goes on with the rest"
             )
@@ -234,16 +229,16 @@ def _knows(store: Store, classes: tuple[str, ...]) -> bool:
     return known is None or known == classes
 
 
-def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, say: Say) -> dict[str, Store]:
+def _matching_stores(request: Request, sources: tuple[str, ...], named: bool) -> dict[str, Store]:
     """The store of each source that has one. Where the user has named no sources, those whose stores are of
     other sizes or plans are left out, and that is said, if others serve.
     """
     found, others = {}, []
     for name in sources:
         try:
-            store = request.matching(name, say)
+            store = request.matching(name)
         except StoreMismatch as found_others:
-            store = _without_held_out(request, name, say)
+            store = _without_held_out(request, name)
             if store is not None:
                 found[name] = store
                 continue
@@ -254,13 +249,13 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool, sa
             others.append((name, mismatch))
             continue
         if store is None:  # not even one that differs; one of the same rows under another name may be there
-            store = _without_held_out(request, name, say)
+            store = _without_held_out(request, name)
         if store is not None:
             found[name] = store
     if others and not found:
         raise others[0][1]
     for name, why in others:
-        say(f"{name} is left out, its logits are of other pictures: {why}")
+        log.info(f"{name} is left out, its logits are of other pictures: {why}")
     return found
 
 
@@ -268,7 +263,8 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     """The same, with what would help where the stores differ by the way in which sources see pictures now."""
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
-        serving = earlier.matching(source, lambda _: None)
+        with unsaid():
+            serving = earlier.matching(source)
     except StoreMismatch:
         serving = None
     if serving is None:
@@ -280,16 +276,16 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     )
 
 
-def _without_held_out(request: Request, name: str, say: Say) -> Store | None:
+def _without_held_out(request: Request, name: str) -> Store | None:
     """The store that a run filled with just the samples that this one is trained on, if there is one."""
     try:
-        store = replace(request, whole=None).matching(name, say)
+        store = replace(request, whole=None).matching(name)
     except StoreMismatch:
         return None
     return store if store is not None and store.n_samples == len(request.index) else None
 
 
-def _cached(request: Request, stores: dict[str, Store], views: int | None, say: Say) -> CachedLabels:
+def _cached(request: Request, stores: dict[str, Store], views: int | None) -> CachedLabels:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
         with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
@@ -304,19 +300,19 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None, say: 
         temperature=request.temperature,
         contracts={name: contract_in_force(name, request.places, store) for name, store in stores.items()},
     )
-    say(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
+    log.info(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
     return labels
 
 
 def _live(
-    request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str, say: Say
+    request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
 ) -> LiveLabels:
     execution = request.execution
     drawn = "a new view every epoch" if views is None else f"{views} view(s)"
-    say(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
+    log.info(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
     teachers: dict[str, Teacher] = {}
     for name in sources:
-        source, input_map = _opened(request, name, say)
+        source, input_map = _opened(request, name)
         if teacher_bn == "frozen":
             rows = source.nearest_rows(default_rows(execution.device))
             forward = execution.forward(request.n_forwards, rows=rows)
@@ -327,9 +323,9 @@ def _live(
                     probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.index))))
                 )
                 frozen = open_teacher(
-                    source, input_map, forward, execution, request.plan.side_px, say, shown=shown
+                    source, input_map, forward, execution, request.plan.side_px, shown=shown
                 )
-                try_source(frozen, request.index, renderer, say)
+                try_source(frozen, request.index, renderer)
             teachers[name] = frozen
         else:
             teachers[name] = BatchStatisticsSource(
@@ -339,15 +335,15 @@ def _live(
     return LiveLabels(teachers, views=views, contracts=contracts)
 
 
-def _write_through(request: Request, sources: tuple[str, ...], views: int, say: Say) -> WriteThroughLabels:
-    opened = [_opened(request, name, say) for name in sources]
+def _write_through(request: Request, sources: tuple[str, ...], views: int) -> WriteThroughLabels:
+    opened = [_opened(request, name) for name in sources]
     job = Job(request.target, request.index, opened, request.plan, views)
     works = {
-        name: open_work(job, source, input_map, request.places.cache_dir, request.execution, say)
+        name: open_work(job, source, input_map, request.places.cache_dir, request.execution)
         for name, (source, input_map) in zip(sources, opened, strict=True)
     }
     missing = sorted({unit.view for work in works.values() for unit in work.pending})
-    say(
+    log.info(
         f"labels: write-through, {', '.join(sources)}: {len(missing)} of {views} view(s) will be asked for "
         f"once and kept in {', '.join(str(work.store.path) for work in works.values())}"
     )
@@ -357,8 +353,8 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
     def cached() -> CachedLabels:
         for work in works.values():
             if work.remark:
-                say(work.remark)
-        return _cached(request, stores, views, say)
+                log.info(work.remark)
+        return _cached(request, stores, views)
 
     return WriteThroughLabels(
         works,
@@ -371,10 +367,10 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int, say: 
     )
 
 
-def _opened(request: Request, name: str, say: Say) -> tuple[Source, InputMap]:
+def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
     index, cache_dir = request.stored, request.places.cache_dir
     stores = chain(
         sound_stores(store_folder(cache_dir, index, name)), stores_elsewhere(cache_dir, index, name)
     )
-    source = open_named(name, with_recorded_weights(name, request.places, stores, say), say)
+    source = open_named(name, with_recorded_weights(name, request.places, stores))
     return source, request.augmentation.input_map(request.spec, source.spec)

@@ -4,7 +4,7 @@ whether they are right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from contextlib import closing
 
 import numpy as np
@@ -23,12 +23,12 @@ from sskt.errors import RunError
 from sskt.sources.class_order import columns_of
 from sskt.sources.contract import Contract, shown
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 _LIVE_IMAGES = 64  # that a live teacher is asked about beforehand
 
 
-def of_same_classes(labels: Labels, request: Request, *, resumes: bool, say: Say) -> Labels:
+def of_same_classes(labels: Labels, request: Request, *, resumes: bool) -> Labels:
     """The labels with every teacher's columns in the order of the target's classes.
 
     How often each is right is said. Raises RunError for a teacher whose declared classes are others, and for
@@ -59,7 +59,7 @@ def of_same_classes(labels: Labels, request: Request, *, resumes: bool, say: Say
                 f"--method kd: {found.sentence(name, index.target)}, or classes=target if they are the "
                 f"target's all the same"
             )
-        say(found.sentence(name, index.target))
+        log.info(found.sentence(name, index.target))
     moved = {name: order for name, order in columns.items() if (order != np.arange(len(order))).any()}
     return ReorderedLabels(labels, moved) if moved else labels
 

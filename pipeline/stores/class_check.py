@@ -4,8 +4,8 @@ chance or better in another known order of the classes.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,13 @@ from sskt.sources.contract import Contract
 from sskt.sources.source import SourceSpec
 from sskt.topk import decode
 
+log = logging.getLogger(__name__)
+
 MOST_ROWS = 20_000  # of a view that are looked at
 _MOST_NUMBERS = 20_000_000
 _GAIN = 1.0  # percentage points beyond chance fluctuation before an order is called better
 _GAIN_MAP = 10.0  # of mean average precision, whose fluctuation is not known
 _NEAR_CHANCE = 0.5
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def knowledge_of(
     return Knowledge(*found, matched=matched if matched > figure + 2 * gain else None)
 
 
-def say_what_rows_know(store: Store, spec: SourceSpec, index: TargetIndex, say: Say) -> None:
+def say_what_rows_know(store: Store, spec: SourceSpec, index: TargetIndex) -> None:
     """After stage one: how often the stored rows of view 0 are right, where the source's classes are the
     target's.
     """
@@ -118,7 +118,7 @@ def say_what_rows_know(store: Store, spec: SourceSpec, index: TargetIndex, say: 
     rows = some_rows(index, spec.n_classes)
     stored = torch.from_numpy(store.rows(0, store.positions_of(index.ids[rows])))
     logits = stored if store.top_k is None else decode(stored, store.n_classes, 1.0)
-    say(knowledge_of(logits.float(), index, rows, columns).sentence(spec.name, index.target))
+    log.info(knowledge_of(logits.float(), index, rows, columns).sentence(spec.name, index.target))
 
 
 def some_rows(index: TargetIndex, n_classes: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from sskt.sources.registry import open_source, parse_source
 from sskt.sources.run import read_trained
 from sskt.sources.source import Source, SourceSpec
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
-def open_named(name: str, places: Places, say: Say) -> Source:
+def open_named(name: str, places: Places) -> Source:
     """The source, with the weights and the contract that `places` has for it; of a program it is said what it
     declares and what is assumed. Raises what `open_source` raises.
     """
@@ -32,11 +32,11 @@ def open_named(name: str, places: Places, say: Say) -> Source:
     # a program that lies elsewhere by now keeps its name
     source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
     for note in source.notes:
-        say(note)
+        log.info(note)
     if source.declared is not None:
-        say(source.declared.sentence(name))
+        log.info(source.declared.sentence(name))
         for remark in source.declared.remarks:
-            say(remark)
+            log.info(remark)
     return source
 
 

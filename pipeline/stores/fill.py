@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,8 +29,6 @@ from pipeline.stores.trial import try_source
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
 from sskt.sources.source import Source
-
-Say = Callable[[str], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -59,17 +56,12 @@ class Work:
 
 
 def open_work(
-    job: Job,
-    source: Source,
-    input_map: InputMap,
-    cache_dir: Location,
-    execution: Execution,
-    say: Say,
+    job: Job, source: Source, input_map: InputMap, cache_dir: Location, execution: Execution
 ) -> Work:
     """Open or create the store of one source, with room for every view; wake the source if it is needed."""
     index, picture_px = job.index, job.plan.side_px
     seen = seen_by(input_map, job.plan)
-    place = destination(job, source, input_map, cache_dir, say)
+    place = destination(job, source, input_map, cache_dir)
     store = place.store
     if store is not None:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
@@ -84,15 +76,9 @@ def open_work(
             probe = np.arange(min(PROBE_SAMPLES, len(index)))
             pixels = probe_pixels(renderer, probe)
             frozen = open_teacher(
-                source,
-                input_map,
-                forward,
-                execution,
-                picture_px,
-                say,
-                shown=torch.from_numpy(pixels),
+                source, input_map, forward, execution, picture_px, shown=torch.from_numpy(pixels)
             )
-            try_source(frozen, index, renderer, say)
+            try_source(frozen, index, renderer)
             store = Store.create(
                 place.path,
                 Manifest(place.fields, frozen.forward.to_dict() | _made_by(job, source, execution, renderer)),
@@ -111,7 +97,7 @@ def open_work(
     if frozen is None or frozen.forward != forward:
         shown = torch.from_numpy(store.probe) if len(store.probe) else None
         frozen = open_teacher(
-            source, input_map, forward, execution, picture_px, say, shown=shown, store=store.path
+            source, input_map, forward, execution, picture_px, shown=shown, store=store.path
         )
     return Work(source, frozen, store, set(store.pending(job.views)))
 

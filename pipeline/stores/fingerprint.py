@@ -9,7 +9,6 @@ store's row was made from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,6 @@ from sskt.sources.source import SourceSpec
 
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
-
-Say = Callable[[str], None]
 
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:

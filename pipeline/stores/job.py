@@ -4,7 +4,6 @@ belong in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.data.datasets.dataset import TargetIndex
@@ -12,8 +11,6 @@ from pipeline.data.plan import Plan
 from pipeline.stores.fingerprint import seen_by
 from sskt.sources.input_map import InputMap
 from sskt.sources.source import Source
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from sskt.sources.registry import parse_source
 from sskt.sources.source import Source
 from sskt.topk import row_width
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 DENSE_BUDGET = 100_000_000_000  # bytes of one store beyond which only the top classes are kept
 DEFAULT_TOP_K = 64
@@ -48,7 +49,7 @@ class Destination:
         return Store.open(self.path) if self.exists else None
 
 
-def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location, say: Say) -> Destination:
+def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location) -> Destination:
     """The store for a source: what `job.top_k` asks for; if it asks for nothing, the one that is there. A
     store of the same rows under another name is as good, and that is said.
     """
@@ -62,16 +63,16 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         return Destination(path, fields, top_k, is_file(path / "zarr.json"))
 
     def or_alike(place: Destination) -> Destination:
-        return place if place.exists else _alike(place, job, source, cache_dir, say) or place
+        return place if place.exists else _alike(place, job, source, cache_dir) or place
 
     dense, wanted = of_form(None), job.top_k
     if wanted is None:
         nbytes = 2 * spec.n_classes * len(job.index) * job.views
         if dense.exists:
             return dense
-        if there := [place for k in _top_ks_in(folder, say) if (place := of_form(k)).exists]:
+        if there := [place for k in _top_ks_in(folder) if (place := of_form(k)).exists]:
             largest = max(there, key=lambda place: place.top_k or 0)
-            say(
+            log.info(
                 f"{spec.name}: {largest.path} is there and holds the top {largest.top_k}; --top-k 0 keeps all"
             )
             return largest
@@ -79,7 +80,7 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
             return alike
         if nbytes <= DENSE_BUDGET:
             return dense
-        say(
+        log.info(
             f"{spec.name}: all {spec.n_classes} logits of {job.views} view(s) would take "
             f"{nbytes / 1e9:,.0f} GB, the top {DEFAULT_TOP_K} are kept; --top-k 0 keeps all"
         )
@@ -87,12 +88,12 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
     if wanted == 0:
         return or_alike(dense)
     if row_width(wanted) >= spec.n_classes:
-        say(f"{spec.name}: all {spec.n_classes} logits are kept, the top {wanted} would take no less")
+        log.info(f"{spec.name}: all {spec.n_classes} logits are kept, the top {wanted} would take no less")
         return or_alike(dense)
     return or_alike(of_form(wanted))
 
 
-def _alike(place: Destination, job: Job, source: Source, cache_dir: Location, say: Say) -> Destination | None:
+def _alike(place: Destination, job: Job, source: Source, cache_dir: Location) -> Destination | None:
     """A store of the very rows that belong in `place`, under another name; None if there is none."""
     index, name = job.index, source.spec.name
     here = sound_stores(store_folder(cache_dir, index, name))
@@ -106,17 +107,17 @@ def _alike(place: Destination, job: Job, source: Source, cache_dir: Location, sa
     if not alike:
         return None
     chosen = max(alike, key=lambda store: store.whole_views)
-    say(sentence(chosen, place.fields))
+    log.info(sentence(chosen, place.fields))
     return Destination(chosen.path, chosen.manifest.identity, place.top_k, exists=True)
 
 
-def _top_ks_in(folder: Location, say: Say) -> Iterator[int]:
+def _top_ks_in(folder: Location) -> Iterator[int]:
     """How many classes the top-k stores of a folder hold; a damaged one is passed over, and that is said."""
     for path in find_stores(folder):
         try:
             top_k = Store.open(path).top_k
         except StoreDamaged as damage:
-            say(f"{damage}; it is passed over")
+            log.info(f"{damage}; it is passed over")
             continue
         if top_k is not None:
             yield top_k
@@ -129,7 +130,6 @@ def matching_store(
     wanted: Callable[[Store], dict[str, Any]],
     *,
     weights_sha256: str | None,
-    say: Say,
 ) -> Store | None:
     """The store of `source_name` that serves `index`; None if there is no store at all.
 
@@ -157,7 +157,7 @@ def matching_store(
     chosen = max(serving, key=lambda store: (store.top_k or store.n_classes, store.whole_views))
     named = named_by(wanted(chosen), source_name)
     if _by_name(chosen, named):
-        say(sentence(chosen, named))
+        log.info(sentence(chosen, named))
     return chosen
 
 

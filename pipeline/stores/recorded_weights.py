@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from pipeline.runtime.paths import Places
 from sskt.download import known_digest_of
 from sskt.sources.registry import parse_source
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
-def with_recorded_weights(source: str, places: Places, stores: Iterable[Store], say: Say) -> Places:
+def with_recorded_weights(source: str, places: Places, stores: Iterable[Store]) -> Places:
     """`places`, with the file of a source's weights that `stores` record, where none is given and none was
     downloaded: if it is there, with the same sha256, and all that are there are one. It is said.
     """
@@ -32,7 +33,7 @@ def with_recorded_weights(source: str, places: Places, stores: Iterable[Store], 
     if len(found) != 1:
         return places
     ((path, store),) = found.values()
-    say(f"{source}: its weights are {path}, from which {store.path} was made")
+    log.info(f"{source}: its weights are {path}, from which {store.path} was made")
     return replace(places, weights={**places.weights, source: path})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sskt.sources.input_map import InputMap
 from sskt.sources.registry import open_source
 from sskt.sources.source import Source
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Origin:
 
 
 def open_origin(
-    store: Store, places: Places, *, target: str | None = None, weights: Path | None = None, say: Say
+    store: Store, places: Places, *, target: str | None = None, weights: Path | None = None
 ) -> Origin:
     """Open what a store was made from; `target` and `weights` say where it is if it has moved since.
 
@@ -49,7 +49,7 @@ def open_origin(
     opening a target or a source raises.
     """
     recorded, asked = store.manifest.identity, store.manifest.made_by.get("asked", {})
-    index = open_index_of(store, places, target=target, say=say)
+    index = open_index_of(store, places, target=target)
     name = recorded["source"]["name"]
     file = weights or asked.get("weights")
     if name.startswith("program:"):
@@ -76,7 +76,7 @@ def open_origin(
     return origin
 
 
-def open_index_of(store: Store, places: Places, *, target: str | None, say: Say) -> TargetIndex:
+def open_index_of(store: Store, places: Places, *, target: str | None) -> TargetIndex:
     """The store's samples, in the order of its rows; if it has fewer, the subset that --limit takes, or what
     was left of it when some were held out to choose the best epoch by.
 
@@ -88,7 +88,7 @@ def open_index_of(store: Store, places: Places, *, target: str | None, say: Say)
         parse_target(name), about["split"], data_dir=places.data_dir, index_dir=places.index_dir
     )
     for note in index.notes:
-        say(note)
+        log.info(note)
     if about["n_samples"] < len(index):
         whole, index = index, index.limit(about["n_samples"])
         if index.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,9 @@ from sskt.sources.input_map import InputMap
 from sskt.sources.plain import DisagreementError
 from sskt.sources.source import Source
 
-_MOST_ROWS = 2048
+log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+_MOST_ROWS = 2048
 
 
 def open_teacher(
@@ -31,7 +31,6 @@ def open_teacher(
     forward: Forward,
     execution: Execution,
     picture_px: int,
-    say: Say,
     *,
     shown: Tensor | None = None,
     store: Location | None = None,
@@ -60,7 +59,7 @@ def open_teacher(
             refused = error
             continue
         if refused is not None:
-            say(f"{refused}; it runs {how}")
+            log.info(f"{refused}; it runs {how}")
         return frozen
     raise SourceError(
         f"{refused}; nothing that is computed here can be trusted, use another version of torch"

@@ -4,7 +4,7 @@ store is made, and before a live source teaches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from pipeline.data.render import Renderer
 from sskt.sources.answers import remarks_on, require_known_kind
 from sskt.sources.frozen import FrozenSource
 
-TRIAL_IMAGES = 32
+log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+TRIAL_IMAGES = 32
 
 
 def trial_positions(index: TargetIndex, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
@@ -27,7 +27,7 @@ def trial_positions(index: TargetIndex, n: int = TRIAL_IMAGES) -> NDArray[np.int
     return np.sort(by_class[places])
 
 
-def try_source(frozen: FrozenSource, index: TargetIndex, renderer: Renderer, say: Say) -> None:
+def try_source(frozen: FrozenSource, index: TargetIndex, renderer: Renderer) -> None:
     """Ask a source about real images, in view 0, and judge what it returns; oddities are said.
 
     `renderer` draws what the source sees, one sample at a time. Raises SourceError for answers that are not
@@ -38,4 +38,4 @@ def try_source(frozen: FrozenSource, index: TargetIndex, renderer: Renderer, say
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
     require_known_kind(outputs, declared, name)
     for remark in remarks_on(outputs, declared, name):
-        say(remark)
+        log.info(remark)

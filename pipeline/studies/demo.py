@@ -9,8 +9,8 @@ sources help is for the figures to say.
 from __future__ import annotations
 
 import json
+import logging
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,26 +19,27 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.precompute.run import run_precompute
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Places
+from pipeline.runtime.remarks import unsaid
 from pipeline.studies.demo_sources import drawn_source
 from pipeline.train.data import Supervision
 from pipeline.train.resolve import Tuning
 from pipeline.train.run import run_train
 from pipeline.train.run_folder import read_metrics
 
+log = logging.getLogger(__name__)
+
 N_LABELS = 100
 VIEWS = 10
 TASKS = ("letters", "strokes")
 METHODS = ("scratch", "SSKT cached", "SSKT live")
 
-Say = Callable[[str], None]
 
-
-def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None, say: Say) -> dict[str, Any]:
+def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> dict[str, Any]:
     """Run the demo into the folder `out`; returns its figures, with the printed table under "table"."""
     started = perf_counter()
     sources = tuple(f"program:{drawn_source(task, cache_dir / 'demo')}" for task in TASKS)
     sources_s = perf_counter() - started
-    say(f"sources: letters and strokes, ready after {sources_s:.0f} s")
+    log.info(f"sources: letters and strokes, ready after {sources_s:.0f} s")
     places = Places(data_dir=Path("data"), cache_dir=cache_dir)
     execution = choose_execution(device="cpu", amp="fp32", renderer="auto", threads=threads)
     asked = perf_counter()
@@ -50,11 +51,10 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None, say
         places=places,
         execution=execution,
         limit=N_LABELS,
-        say=say,
     )
     precompute_s = perf_counter() - asked
     forwards = sum(report.rows_done for report in reports)
-    say(f"stage one: {forwards:,} forwards of the sources in {precompute_s:.1f} s")
+    log.info(f"stage one: {forwards:,} forwards of the sources in {precompute_s:.1f} s")
     supervisions = {
         "scratch": Supervision(method="scratch", views=VIEWS),
         "SSKT cached": Supervision(sources=sources, labels="cached", views=VIEWS),
@@ -64,21 +64,23 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None, say
     for seed in range(seeds):
         for method, supervision in supervisions.items():
             folder = out / f"{method.lower().replace(' ', '-')}-seed{seed}"
-            run_train(
-                "digits",
-                supervision=supervision,
-                augmentation=Augmentation(),
-                places=places,
-                execution=execution,
-                out=folder,
-                say=lambda _: None,
-                seed=seed,
-                limit=N_LABELS,
-                eval_every=5,
-                tuning=Tuning(amp="fp32"),  # the same figures on every machine, or nearly
-            )
+            with unsaid():
+                run_train(
+                    "digits",
+                    supervision=supervision,
+                    augmentation=Augmentation(),
+                    places=places,
+                    execution=execution,
+                    out=folder,
+                    seed=seed,
+                    limit=N_LABELS,
+                    eval_every=5,
+                    tuning=Tuning(amp="fp32"),
+                )
             runs[method].append(folder)
-            say(f"seed {seed}, {method}: {read_metrics(folder)[-1]['test_top1']:.1f} % of the test digits")
+            log.info(
+                f"seed {seed}, {method}: {read_metrics(folder)[-1]['test_top1']:.1f} % of the test digits"
+            )
     rows = [_row(method, [read_metrics(path) for path in paths]) for method, paths in runs.items()]
     return _report(
         rows, runs, out, sources_s=sources_s, precompute_s=precompute_s, wall_s=perf_counter() - started

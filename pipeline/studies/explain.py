@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from sskt.students.student import Student
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 _PANEL_IN = 2.6
 _TITLE_PT, _LINE_IN = 9.0, 0.17
@@ -52,7 +53,6 @@ def run_explain(
     class_name: str | None = None,
     places: Places | None = None,
     execution: Execution,
-    say: Say = print,
 ) -> list[dict[str, Any]]:
     """Draw `out`, a PNG: the picture as the first run's evaluation sees it, and each run's map over it.
 
@@ -67,7 +67,7 @@ def run_explain(
         raise RunError("there is no run to explain; name at least one")
     opened = [_student(run, execution.device) for run in folders]
     config = opened[0][0]
-    index = _one_picture(picture) if picture else _sample(folders[0], config, sample, places, say)
+    index = _one_picture(picture) if picture else _sample(folders[0], config, sample, places)
     rows: list[dict[str, Any]] = []
     panels = []
     for run, (config, student) in zip(folders, opened, strict=True):
@@ -93,7 +93,7 @@ def run_explain(
     with lettering(*names) as missing:
         _figure(rows, panels, names[0]).savefig(data, dpi=150, format="png")
     if missing:
-        say(f"{out}: {boxes(missing)}")
+        log.info(f"{out}: {boxes(missing)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_durably(out, data.getvalue())
@@ -114,11 +114,9 @@ def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
     return config, student.to(device).eval()
 
 
-def _sample(
-    run: Path, config: TrainConfig, sample: int | None, places: Places | None, say: Say
-) -> TargetIndex:
+def _sample(run: Path, config: TrainConfig, sample: int | None, places: Places | None) -> TargetIndex:
     where = whereabouts_of(run, config, places=places)
-    index = open_index(where.target, "test", places=where.places, say=say)
+    index = open_index(where.target, "test", places=where.places)
     found = np.flatnonzero(index.ids == (index.ids[0] if sample is None else sample))
     if not len(found):
         raise RunError(

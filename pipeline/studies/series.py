@@ -15,6 +15,7 @@ from pipeline.precompute.run import run_precompute
 from pipeline.runtime.distributed import Ranks, Share, joined
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Places
+from pipeline.runtime.remarks import unsaid
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import Asked, Supervision
 from pipeline.train.resolve import Tuning, plan_config, settings_of
@@ -39,7 +40,7 @@ def train_once(target: str, out: Path, **asked: Any) -> dict[str, Any]:
         else:
             _require_asked(target, out, asked)
             finished = read_summary(out)
-            how = {name: asked[name] for name in ("execution", "places", "say")}
+            how = {name: asked[name] for name in ("execution", "places")}
             summary = finished or resume_train(out, **how)
         if ranks.first:
             (out / "last.pt").unlink(missing_ok=True)
@@ -106,13 +107,13 @@ def _expected(
 
 def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` is another."""
-    splits = open_splits(
-        target,
-        places=asked["places"],
-        limit=asked.get("limit"),
-        val_share=(asked.get("tuning") or Tuning()).val_share,
-        say=lambda _: None,
-    )
+    with unsaid():
+        splits = open_splits(
+            target,
+            places=asked["places"],
+            limit=asked.get("limit"),
+            val_share=(asked.get("tuning") or Tuning()).val_share,
+        )
     expected = _expected(target, **asked) | {
         "classes": splits.train.classes,
         "contents": splits.contents(),

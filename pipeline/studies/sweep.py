@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -36,7 +37,7 @@ from sskt.errors import RunError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 Panel = tuple[tuple[str, ...], bool]  # sources, transfer module
 
 _LINE_IN = 0.16  # height of a title's line
@@ -84,7 +85,6 @@ def run_sweep(
     views: int = DEFAULT_VIEWS,
     amp: str = "auto",
     overrides: Mapping[str, Any] | None = None,
-    say: Say = print,
 ) -> list[dict[str, Any]]:
     """Train every student of the grid, and write sweep.csv (after every point) and sweep.png to `out`;
     finished runs are skipped.
@@ -101,7 +101,6 @@ def run_sweep(
         "places": places,
         "execution": execution,
         "limit": limit,
-        "say": say,
     }
     with joined(execution.device) as ranks:
         every = list(dict.fromkeys(name for names in grid.sources for name in names))
@@ -115,11 +114,13 @@ def run_sweep(
             if len(rows) == 1:
                 split = _compared("test", read_config(out / f"{point.name}-seed0"))
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
-                say(f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}")
+                log.info(
+                    f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}"
+                )
             if ranks.first:
                 _write(out / "sweep.csv", _csv(rows))
         if ranks.first and rows[0]["mean"] is not None:
-            _draw_to(out / "sweep.png", _title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows, say)
+            _draw_to(out / "sweep.png", _title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows)
     return rows
 
 
@@ -143,27 +144,21 @@ def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_P
 
 
 def _values(
-    target: str, point: _Point, seeds: int, out: Path, ranks: Ranks, *, say: Say, **asked: Any
+    target: str, point: _Point, seeds: int, out: Path, ranks: Ranks, **asked: Any
 ) -> list[float | None]:
     """The figure of every seed; None where it diverged."""
     values: list[float | None] = []
     for seed in range(seeds):
         name = f"{point.name}-seed{seed}"
-        say(name)
+        log.info(name)
         try:
             summary = train_once(
-                target,
-                out / name,
-                supervision=point.taught,
-                overrides=point.overrides,
-                seed=seed,
-                say=say,
-                **asked,
+                target, out / name, supervision=point.taught, overrides=point.overrides, seed=seed, **asked
             )
         except DivergedError as error:
             if ranks.world > 1:  # the others do not know, and wait
                 raise
-            say(f"{name}: {error}")
+            log.info(f"{name}: {error}")
             values.append(None)
         else:
             values.append(float(summary[_compared(summary["metric"], summary)]))
@@ -190,14 +185,14 @@ def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, 
     }
 
 
-def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]], say: Say) -> None:
+def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> None:
     """`_draw`, as a PNG."""
     picture = io.BytesIO()
     with lettering(title, *map(_panel_title, grid.panels())) as missing:
         _draw(title, grid, rows).savefig(picture, dpi=150, format="png")
     _write(path, picture.getvalue())
     if missing:
-        say(f"{path}: {boxes(missing)}")
+        log.info(f"{path}: {boxes(missing)}")
 
 
 def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 _NAMED = 40  # classes at most whose names are legible
 _NAME_IN, _NAME_PT = 1.8, 9.0  # room for a class's name
@@ -26,9 +27,7 @@ _LARGEST_PT, _SMALLEST_PT = 9.0, 5.0  # of a number in a cell
 _DIGIT = 0.64  # width of a digit, of its size
 
 
-def write_confusion(
-    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path, say: Say
-) -> dict[str, str]:
+def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path) -> dict[str, str]:
     """Write confusion.csv, counts with true classes as rows, and confusion.png: shares of each true class as
     colour and, where the cells have room for them, the counts.
 
@@ -44,7 +43,7 @@ def write_confusion(
         with lettering(*classes) as missing:
             _draw(matrix, classes).savefig(paths["confusion_png"], dpi=120)
         if missing:
-            say(f"{paths['confusion_png']}: {boxes(missing)}")
+            log.info(f"{paths['confusion_png']}: {boxes(missing)}")
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}); make room, or allow writing there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ from sskt.errors import RunError
 from sskt.methods import METHODS, TAUGHT
 from sskt.sources.class_order import columns_of
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Asked:
     require_data: Callable[[Splits], None] | None = None  # of a run that goes on: refuses other data
 
 
-def open_lesson(asked: Asked, say: Say) -> Lesson:
+def open_lesson(asked: Asked) -> Lesson:
     """Open everything that a student learns from."""
     spec, taught = parse_target(asked.target), asked.supervision
     splits = open_splits(
@@ -77,14 +78,13 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         limit=asked.limit,
         val_share=asked.val_share,
         chosen_on=asked.chosen_on,
-        say=say,
     )
     if asked.require_data is not None:
         asked.require_data(splits)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     there = {name: part for name, part in parts.items() if part is not None}
     for sentence in same_bytes(spec, there, asked.places.index_dir):
-        say(sentence)
+        log.info(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
     if taught.method not in METHODS:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
@@ -97,14 +97,14 @@ def open_lesson(asked: Asked, say: Say) -> Lesson:
         splits.test,
         plan,
         eval_plan,
-        _open_labels(asked, splits, plan, say) if taught.method in TAUGHT else None,
+        _open_labels(asked, splits, plan) if taught.method in TAUGHT else None,
         val_index=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
     )
 
 
-def _open_labels(asked: Asked, splits: Splits, plan: Plan, say: Say) -> Labels:
+def _open_labels(asked: Asked, splits: Splits, plan: Plan) -> Labels:
     """What the sources say of the training samples."""
     taught, index = asked.supervision, splits.train
     sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
@@ -132,11 +132,11 @@ def _open_labels(asked: Asked, splits: Splits, plan: Plan, say: Say) -> Labels:
             "run sskt precompute first, or train in one process"
         )
     labels = open_labels(
-        request, sources, labels=taught.labels, views=taught.views, teacher_bn=taught.teacher_bn, say=say
+        request, sources, labels=taught.labels, views=taught.views, teacher_bn=taught.teacher_bn
     )
     require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
     if taught.method == "kd":
-        return of_same_classes(labels, request, resumes=bool(asked.source_weights), say=say)
+        return of_same_classes(labels, request, resumes=bool(asked.source_weights))
     return labels
 
 

@@ -5,7 +5,7 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +20,11 @@ from sskt.kernels import compute_plainly
 from sskt.methods import Method
 from sskt.students.student import Student
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 def with_plain_layers(
-    config: TrainConfig,
-    method: Method,
-    plan: Plan,
-    device: torch.device,
-    ranks: Ranks,
-    kept_in: Path,
-    say: Say,
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, ranks: Ranks, kept_in: Path
 ) -> TrainConfig:
     """`config` with the layers of `method` whose kernels are wrong here or on another rank's machine; what is
     found is said. Raises RunError where plain fp32 is wrong as well.
@@ -38,7 +32,7 @@ def with_plain_layers(
     names, what = _wrong(config, method, plan, device, kept_in)
     found = ranks.gathered((names, what))
     if said := next((what for _, what in found if what), ""):
-        say(f"{said}; they run in plain fp32")
+        log.info(f"{said}; they run in plain fp32")
     return replace(config, plain_layers=tuple(sorted({name for names, _ in found for name in names})))
 
 
@@ -55,7 +49,7 @@ def require_kernels(
 
 
 def prepare_to_score(
-    student: Student, config: TrainConfig, plan: Plan, device: torch.device, kept_in: Path, say: Say
+    student: Student, config: TrainConfig, plan: Plan, device: torch.device, kept_in: Path
 ) -> None:
     """Have a run's exported student compute as it did while it trained, and in plain fp32 where kernels are
     wrong here; what is found is said.
@@ -74,7 +68,7 @@ def prepare_to_score(
         for name in names:
             compute_plainly(modules[name.removeprefix("student.")])
     if wrong:
-        say(f"{sentence(wrong, how)}; they run in plain fp32")
+        log.info(f"{sentence(wrong, how)}; they run in plain fp32")
 
 
 def _wrong(

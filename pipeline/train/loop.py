@@ -8,7 +8,8 @@ numbers that it would have had anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from time import monotonic
@@ -33,11 +34,11 @@ from pipeline.train.trainer import Trainer
 from sskt.methods import Method
 from sskt.sanity import LARGEST_LOGIT
 
+log = logging.getLogger(__name__)
+
 _SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
 _SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are shorter than that
 _ASK_EVERY = 50  # steps between two looks at the first rank's clock
-
-Say = Callable[[str], None]
 
 
 def train(
@@ -49,7 +50,6 @@ def train(
     ranks: Ranks,
     run: Run | None,
     state: dict[str, Any] | None,
-    say: Say,
 ) -> dict[str, Any]:
     """Train, log every epoch, export the student; returns the summary that is also written to the run.
 
@@ -59,14 +59,14 @@ def train(
     """
     with closing(run) if run else nullcontext(), kernels(config, execution.device):
         trainer = Trainer(config, method, lesson.index, lesson.labels, execution, ranks)
-        course = _Course(config, trainer, lesson, execution, ranks, run, say)
+        course = _Course(config, trainer, lesson, execution, ranks, run)
         if state is not None:
             course.load_state(state)
         try:
             course.go()
         except KeyboardInterrupt:
             if run is not None:
-                say(f"{course.saved}; `sskt train --resume {run.path}` goes on from there")
+                log.info(f"{course.saved}; `sskt train --resume {run.path}` goes on from there")
             raise
         except DivergedError as error:
             saved = course.saved
@@ -78,7 +78,7 @@ def train(
         if run is not None:
             run.save_student(trainer.student.exported_state())
             run.finish(summary)
-    say(_sentence(summary))
+    log.info(_sentence(summary))
     return summary
 
 
@@ -93,10 +93,9 @@ class _Course:
         execution: Execution,
         ranks: Ranks,
         run: Run | None,
-        say: Say,
     ) -> None:
         self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
-        self._ranks, self._run, self._say = ranks, run, say
+        self._ranks, self._run = ranks, run
         self._scorer = Scorer(config, lesson, execution, ranks, run)
         self._saved_at, self._saving_s = monotonic(), 0.0
         self._by: dict[str, str] = {}  # what draws and computes
@@ -135,7 +134,7 @@ class _Course:
             self._by["number of threads"] = str(torch.get_num_threads())
         for name, now in self._by.items():
             if before.get(name, now) != now:
-                self._say(
+                log.info(
                     f"the {name} is {now} and was {before[name]}: from here on the figures are not, to the "
                     f"last bit, those of a run without a stop"
                 )
@@ -165,7 +164,7 @@ class _Course:
             if last:
                 found |= self._scorer.test(trainer.student, figures | found, self.history)
                 if self._scorer.largest > LARGEST_LOGIT:
-                    self._say(
+                    log.info(
                         f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "
                         f"had averaged few batches; train for more epochs before its accuracy means anything"
                     )
@@ -180,7 +179,7 @@ class _Course:
         """Say once that other processes are in the way."""
         remark = self._neighbours and self._neighbours.remark()
         if remark:
-            self._say(remark)
+            log.info(remark)
             self._neighbours = None
 
     def _between_steps(self) -> None:

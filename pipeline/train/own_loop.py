@@ -111,7 +111,7 @@ def open_taught_data(
         settings,
         chosen_on="test",  # so that no training samples are held out to choose an epoch by
     )
-    lesson = open_lesson(asked, print)
+    lesson = open_lesson(asked)
     assert lesson.labels is not None  # noqa: S101 - "sskt" has labels
     part = -(-batch_size // ranks.world)
     renderer = open_renderer(lesson.index, lesson.plan, execution, batch_size=part)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ from sskt.students.pretrained import load_pretrained
 from sskt.students.resnet3d import ResNet3D
 from sskt.students.student import Student, memory_layout
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 EVALUATION_CLIPS = 10  # of a video
 
@@ -69,7 +70,6 @@ def run_train(
     augmentation: Augmentation | None = None,
     places: Places | None = None,
     execution: Execution | None = None,
-    say: Say = print,
     seed: int = 0,
     model: str | Backbone | None = None,
     limit: int | None = None,
@@ -96,7 +96,7 @@ def run_train(
         asked = Asked(
             target, supervision, augmentation, places, execution, limit, ranks, settings, tuning.val_share
         )
-        lesson = open_lesson(asked, say)
+        lesson = open_lesson(asked)
         name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
         backbone = _backbone(model or name, seed, config.clip_mean)
@@ -104,24 +104,23 @@ def run_train(
         _require_runs(backbone, config, lesson)
         if tuning.finetune_from is not None:
             for note in load_pretrained(backbone, tuning.finetune_from, config.model):
-                say(note)
+                log.info(note)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         with kernels(config, execution.device):
             config = with_plain_layers(
-                config, method, lesson.plan, execution.device, ranks, places.kernels_file, say
+                config, method, lesson.plan, execution.device, ranks, places.kernels_file
             )
         found = to_record(target, places, config.sources, tuning.finetune_from)
         run = Run.begin(out, config.to_dict(), found) if ranks.first else None
         if config.overridden:
-            say(_departures(config))
-        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None, say=say)
+            log.info(_departures(config))
+        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None)
 
 
 def resume_train(
     out: Path | str,
     *,
     execution: Execution | None = None,
-    say: Say = print,
     places: Places | None = None,
     target: str | None = None,
     sources: Sequence[str] = (),
@@ -139,7 +138,7 @@ def resume_train(
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None and has_student(out):
-        say(f"{out}: has come to its end already, nothing is left to do")
+        log.info(f"{out}: has come to its end already, nothing is left to do")
         return summary
     state = _state(out, config, finished=summary is not None)
     where, execution = (
@@ -154,7 +153,7 @@ def resume_train(
                 f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
-        lesson = open_lesson(_asked_again(config, where, execution, ranks, out), say)
+        lesson = open_lesson(_asked_again(config, where, execution, ranks, out))
         _require_same(config, lesson, out)
         if config.is_own and backbone is None:
             raise RunError(
@@ -162,9 +161,9 @@ def resume_train(
             )
         done = state["epoch"] if state else 0
         if done == config.epochs:
-            say(f"{out}: all {done} epochs are done, its student is written from last.pt")
+            log.info(f"{out}: all {done} epochs are done, its student is written from last.pt")
         else:
-            say(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
+            log.info(f"{out}: goes on in epoch {done + 1} of {config.epochs}")
         backbone = _backbone(backbone or config.model, config.seed, config.clip_mean)
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
@@ -172,7 +171,7 @@ def resume_train(
         with kernels(config, execution.device):
             require_kernels(config, method, lesson.plan, execution.device, places.kernels_file, out)
         run = Run.go_on(out, state["history"] if state else ()) if ranks.first else None
-        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state, say=say)
+        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state)
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
@@ -216,7 +215,6 @@ def run_evaluate(
     places: Places | None = None,
     target: str | None = None,
     execution: Execution | None = None,
-    say: Say = print,
     which: str = "last",
     clips: int | str = EVALUATION_CLIPS,
     backbone: Backbone | None = None,
@@ -237,7 +235,7 @@ def run_evaluate(
         raise RunError(
             f"{run}: was trained with --val-share 0, so it has no best epoch; score the last one's"
         )
-    index = open_index(where.target, scoring_split(config, where.target, places), places=places, say=say)
+    index = open_index(where.target, scoring_split(config, where.target, places), places=places)
     _require_classes(config, index.classes, run)
     now = {"test": index.content_sha256}
     require_contents(run, config.contents, now, where.target, "give the data whose test split scored it")
@@ -252,13 +250,13 @@ def run_evaluate(
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
         plan = of_clips(plan, clips)
-    prepare_to_score(student, config, plan, execution.device, places.kernels_file, say)
+    prepare_to_score(student, config, plan, execution.device, places.kernels_file)
     figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
     if confusion is not None:
         try:
-            figures |= write_confusion(confusion, index.classes, run, say)
+            figures |= write_confusion(confusion, index.classes, run)
         except RunError as error:  # a run in a place of others' is scored all the same
-            say(str(error))
+            log.info(str(error))
     return figures
 
 

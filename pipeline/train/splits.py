@@ -6,7 +6,7 @@ target is chosen on the test split, as its tables are, unless a share is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets import has_val, parse_target, subset
 from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.prepare import once, open_index
+from pipeline.data.prepare import open_index
 from pipeline.runtime.paths import Places
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.recipes import recipe_for
 
-OWN_VAL_SHARE = 0.1  # of a folder of one's own without a val split
+log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+OWN_VAL_SHARE = 0.1  # of a folder of one's own without a val split
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,6 @@ def open_splits(
     limit: int | None = None,
     val_share: float | None = None,
     chosen_on: str | None = None,
-    say: Say,
 ) -> Splits:
     """The splits of a run. `limit` is of the training samples, `val_share` a part of those (left out: what
     the target's kind has by default; 0: nothing chooses).
@@ -57,12 +56,16 @@ def open_splits(
     """
     if val_share is not None and not 0 <= val_share < 1:
         raise RunError(f"--val-share is {val_share}, expected at least 0 and less than 1")
-    spec, say = parse_target(target), once(say)
-    train = open_index(target, "train", places=places, say=say, limit=limit)
+    spec, said = parse_target(target), set[str]()
+
+    def opened(split: str, limit: int | None = None) -> TargetIndex:
+        return open_index(target, split, places=places, limit=limit, said=said)
+
+    train = opened("train", limit)
     if chosen_on == "test":
         split = _scoring_split(target, places, chosen_on)
-        return Splits(train, train, open_index(target, split, places=places, say=say), None, 0.0, "test")
-    test = open_index(target, "test", places=places, say=say)
+        return Splits(train, train, opened(split), None, 0.0, "test")
+    test = opened("test")
     if has_val(spec, places.data_dir):
         if val_share:
             raise RunError(
@@ -70,10 +73,10 @@ def open_splits(
                 f"chooses the best epoch; leave it out"
             )
         if val_share is None:
-            say("the val split chooses the best epoch, and the test split scores once, at the end")
-            return Splits(train, train, test, open_index(target, "val", places=places, say=say), 0.0, "val")
+            log.info("the val split chooses the best epoch, and the test split scores once, at the end")
+            return Splits(train, train, test, opened("val"), 0.0, "val")
     elif val_share is None and spec.n_classes is not None:
-        say(_on_test(target))
+        log.info(_on_test(target))
         return Splits(train, train, test, None, 0.0, "test")
     share = OWN_VAL_SHARE if val_share is None else val_share
     chosen = choosing(train, share)
@@ -82,9 +85,9 @@ def open_splits(
             raise RunError(f"--val-share {share:g}: no class of {target} has two samples; give --val-share 0")
         share = 0.0
     if not share:
-        say("no epoch is chosen: the student is the last epoch's, which the test split scores once")
+        log.info("no epoch is chosen: the student is the last epoch's, which the test split scores once")
         return Splits(train, train, test, None, 0.0, None)
-    say(
+    log.info(
         f"{chosen.sum():,} of {len(train):,} training samples are not trained on and choose the best epoch "
         f"(--val-share {share:g}); the test split scores once, at the end"
     )

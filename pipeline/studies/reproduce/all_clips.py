@@ -5,7 +5,6 @@ released test script has it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ ALL_CLIPS_METRIC = "test_top1_all_clips"
 _FILE = "all-clips.json"  # in the run's folder
 
 
-def score_all_clips(folder: Path, places: Places, execution: Execution, say: Callable[[str], None]) -> None:
+def score_all_clips(folder: Path, places: Places, execution: Execution) -> None:
     """Keep beside a finished run what its student comes to; nothing is done where that is known already."""
     with joined(execution.device) as ranks:
         if ranks.first and not (folder / _FILE).is_file():
             where = replace(places, weights={})
-            figures = run_evaluate(folder, places=where, execution=execution, say=say, clips=ALL_CLIPS)
+            figures = run_evaluate(folder, places=where, execution=execution, clips=ALL_CLIPS)
             kept = {name: value for name, value in figures.items() if name.startswith(("test_", "n_"))}
             write_durably(folder / _FILE, (json.dumps(kept, indent=2) + "\n").encode())
         ranks.agreed(value=True)  # nobody reads what the first has not written yet

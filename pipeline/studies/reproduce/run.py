@@ -4,13 +4,15 @@ ones continued.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.prepare import open_index
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import joined
+from pipeline.runtime.remarks import unsaid
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,
@@ -34,7 +36,7 @@ from pipeline.train.divergence import DivergedError
 from pipeline.train.resolve import Tuning
 from pipeline.train.run_folder import RunBusyError, read_summary
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 def run_reproduce(
@@ -44,7 +46,6 @@ def run_reproduce(
     rows: str | Sequence[str] = (),
     stand_ins: Mapping[str, str] | None = None,
     dry_run: bool = False,
-    say: Say = print,
 ) -> list[Result]:
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
     `campaign.out`: of these rows, and of those that calls with the same settings have run before. `dry_run`
@@ -76,16 +77,16 @@ def run_reproduce(
             for attempt in shown:
                 if attempt.row.target == target:
                     attempt.marks.extend(reduced)
-            _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign, say)
+            _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign)
         for seed in range(campaign.seeds):  # a whole table early, its spread later
             for number, attempt in enumerate(chosen, start=1):
-                say(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
+                log.info(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
                 try:
-                    _run(attempt, seed, campaign, say)
+                    _run(attempt, seed, campaign)
                 except (DivergedError, RunBusyError) as error:
                     if ranks.world > 1:  # the others do not know, and wait
                         raise
-                    say(f"{attempt.row.name}: {error}")
+                    log.info(f"{attempt.row.name}: {error}")
                     if isinstance(error, DivergedError):
                         attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
                 if ranks.first:
@@ -117,7 +118,7 @@ def _with_finished(
     return shown
 
 
-def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Say) -> None:
+def _precompute(target: str, sources: Sequence[str], campaign: Campaign) -> None:
     """Every source that any row of this target has, once."""
     if sources:
         precompute_once(
@@ -127,19 +128,18 @@ def _precompute(target: str, sources: Sequence[str], campaign: Campaign, say: Sa
             places=campaign.places.of(sources),
             execution=campaign.execution,
             limit=campaign.shrink.limit,
-            say=say,
         )
 
 
-def _run(attempt: Attempt, seed: int, campaign: Campaign, say: Say) -> None:
+def _run(attempt: Attempt, seed: int, campaign: Campaign) -> None:
     """One run of a row, and its teacher's before it."""
     if attempt.teacher is not None:
-        _run(attempt.teacher, seed, campaign, say)
-        _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign, say)
+        _run(attempt.teacher, seed, campaign)
+        _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign)
     folder = campaign.folder(attempt.row.name, seed)
-    train_once(attempt.row.target, folder, say=say, **_settings(attempt, seed, campaign))
+    train_once(attempt.row.target, folder, **_settings(attempt, seed, campaign))
     if attempt.metric == ALL_CLIPS_METRIC:
-        score_all_clips(folder, campaign.places, campaign.execution, say)
+        score_all_clips(folder, campaign.places, campaign.execution)
 
 
 def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
@@ -213,7 +213,8 @@ def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
     limit = campaign.shrink.limit
     if of_official_sizes:
         return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
-    return len(open_index(target, "train", places=campaign.places, say=lambda _: None, limit=limit))
+    with unsaid():
+        return len(open_index(target, "train", places=campaign.places, limit=limit))
 
 
 def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -30,15 +31,15 @@ from pipeline.runtime.progress import Progress
 from sskt.errors import TargetError
 from sskt.names import shown
 
+log = logging.getLogger(__name__)
+
 _NAMED = 5  # videos that a message names
 _KEPT, _NEW, _MISSING = "kept", "new", "missing"  # what became of a video
-
-Say = Callable[[str], None]
 T = TypeVar("T")
 
 
 def prepare_videos(
-    spec: TargetSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool, say: Say
+    spec: TargetSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
 ) -> None:
     """Pack what is not packed yet below `index_dir`, and record which listed videos there are not.
 
@@ -54,12 +55,12 @@ def prepare_videos(
         *_on_frames(spec, data_dir, index_dir, clips),
     ]
     for note in remarks:
-        say(note)
+        log.info(note)
     found = _pack_all(spec, data_dir, index_dir, clips, packing)
     missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
     damaged = {name: what for name, what in found.items() if what not in (_MISSING, _KEPT, _NEW)}
     kept, new = (sum(what == state for what in found.values()) for state in (_KEPT, _NEW))
-    say(
+    log.info(
         f"{spec.name}: {kept + new:,} of {len(clips):,} listed videos are packed ({kept:,} from before), "
         f"short side {packing.short_px} px, JPEG quality {packing.quality}"
     )
@@ -78,7 +79,7 @@ def prepare_videos(
             f"or go on without them: {again}"
         )
     if what:
-        say(f"{spec.name}: {what}, all in {listed}; left out, as asked")
+        log.info(f"{spec.name}: {what}, all in {listed}; left out, as asked")
     write_record(spec, data_dir, index_dir, record)
 
 

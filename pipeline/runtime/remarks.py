@@ -1,0 +1,21 @@
+"""Remarks: what a user should know of a run goes through Python's logging, to whoever listens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry them, at INFO or above
+
+
+@contextmanager
+def unsaid() -> Iterator[None]:
+    """Drop all remarks below ERROR while the caller only looks at what would be done."""
+    root = logging.getLogger(ROOTS[0])
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,34 @@
+"""What the program remarks on while a test runs."""
+
+import logging
+from weakref import ref
+
+from pipeline.runtime.remarks import ROOTS
+
+
+class Remarks(list[str]):
+    """Hears every remark from its making on, for as long as the test holds it, but for those with some
+    words.
+    """
+
+    def __init__(self, but_for: str | None = None) -> None:
+        super().__init__()
+        self.but_for = but_for
+        handler = _Into(self)
+        for name in ROOTS:
+            logging.getLogger(name).addHandler(handler)
+            logging.getLogger(name).setLevel(logging.INFO)
+
+
+class _Into(logging.Handler):
+    def __init__(self, remarks: Remarks) -> None:
+        super().__init__()
+        self._remarks = ref(remarks)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        remarks = self._remarks()
+        if remarks is None:
+            for name in ROOTS:
+                logging.getLogger(name).removeHandler(self)
+        elif remarks.but_for is None or remarks.but_for not in record.getMessage():
+            remarks.append(record.getMessage())
