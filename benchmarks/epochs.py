@@ -27,19 +27,19 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from pipeline.api import Augmentation, Places, choose_execution
+from pipeline.api import Augmentation, Paths, choose_execution
 from pipeline.commands.output import remarks_shown
-from pipeline.data.datasets import load_index, parse_target
-from pipeline.data.loader import Loader, Order
+from pipeline.data.datasets import load_dataset, parse_target
+from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.precompute.run import precompute
-from pipeline.runtime.distributed import Ranks, Share
+from pipeline.precompute.run import fill_stores
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import channels_last, student_precision
-from pipeline.source_outputs.cached import CachedLabels
-from pipeline.source_outputs.live import LiveLabels
-from pipeline.source_outputs.placement import choose_residence
+from pipeline.source_outputs.cached import CachedOutputs
+from pipeline.source_outputs.live import LiveOutputs
+from pipeline.source_outputs.placement import choose_placement
 from pipeline.stores.job import Job
-from pipeline.stores.sources import open_teacher
+from pipeline.stores.sources import open_frozen
 from pipeline.studies.demo_sources import drawn_source
 from pipeline.train.config import TrainConfig
 from pipeline.train.method import open_method
@@ -66,10 +66,10 @@ class Setting:
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         self.args = args
         weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
-        places = Places(args.data_dir, scratch / "stores", weights)
+        paths = Paths(args.data_dir, scratch / "stores", weights)
         self.execution = choose_execution(amp=args.source_amp, compiled=True)
         spec = parse_target(args.target)
-        self.index = load_index(
+        self.dataset = load_dataset(
             spec, args.split, data_dir=args.data_dir, index_dir=scratch / "ix", limit=args.limit
         )
         augmentation = Augmentation(side_px=args.size)
@@ -79,7 +79,7 @@ class Setting:
         ]
         self.sources = {}
         for name in names:
-            source = open_source(name, weights=weights.get(name), weights_dir=places.weights_dir)
+            source = open_source(name, weights=weights.get(name), weights_dir=paths.weights_dir)
             input_map = augmentation.input_map(spec, source.spec)
             self.sources[name] = (source, input_map)
 
@@ -88,13 +88,13 @@ class Bench(Setting):
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         super().__init__(args, scratch)
         self.scratch = scratch
-        job = Job(args.target, self.index, list(self.sources.values()), self.plan, args.views)
-        reports = precompute(job, cache_dir=scratch / "stores", execution=self.execution, share=Share())
+        job = Job(args.target, self.dataset, list(self.sources.values()), self.plan, args.views)
+        reports = fill_stores(job, cache_dir=scratch / "stores", execution=self.execution, world=World())
         self.stores = {name: _open(report.path) for name, report in zip(self.sources, reports, strict=True)}
         device = self.execution.device
         amp = student_precision(args.amp, device)
         print(
-            f"{args.target}, {len(self.index)} pictures of {self.plan.side_px} px, {args.model} in {amp} on "
+            f"{args.target}, {len(self.dataset)} images of {self.plan.side_px} px, {args.model} in {amp} on "
             f"{device}, batch {args.batch_size}, "
             f"sources {', '.join(self.sources)} in {self.execution.precision}"
         )
@@ -139,27 +139,27 @@ class Bench(Setting):
     def of(self, kind: str) -> Epoch:
         labels = None
         if kind.startswith("cached"):
-            residence = choose_residence(self.stores, len(self.index), self.execution.device)
-            labels = CachedLabels(
-                self.stores, self.index, views=self.args.views, residence=residence, temperature=3.0
+            residence = choose_placement(self.stores, len(self.dataset), self.execution.device)
+            labels = CachedOutputs(
+                self.stores, self.dataset, views=self.args.views, residence=residence, temperature=3.0
             )
         elif kind in ("constant", "one batch"):
             labels = Constant({name: store.n_classes for name, store in self.stores.items()}, self)
         elif kind == "live":
             teachers = {}
             for name, (source, input_map) in self.sources.items():
-                forward = self.execution.forward(len(self.index))
-                teachers[name] = open_teacher(
+                forward = self.execution.forward(len(self.dataset))
+                teachers[name] = open_frozen(
                     source, input_map, forward, self.execution, self.plan.side_px, print
                 )
-            labels = LiveLabels(teachers, views=self.args.views)
+            labels = LiveOutputs(teachers, views=self.args.views)
         config = self.config(labels, transfer_module="transfer" in kind)
         torch.manual_seed(0)
         method = open_method(config, build_backbone(self.args.model), labels.n_classes if labels else {})
-        trainer = Trainer(config, method, self.index, labels, self.execution, Ranks())
-        order = Order(len(self.index), self.args.batch_size, 0, Ranks())
-        renderer = open_renderer(self.index, self.plan, self.execution, batch_size=self.args.batch_size)
-        loader = Loader(self.index, renderer, order, self.execution.device)
+        trainer = Trainer(config, method, self.dataset, labels, self.execution, World())
+        order = Sampler(len(self.dataset), self.args.batch_size, 0, World())
+        renderer = open_renderer(self.dataset, self.plan, self.execution, batch_size=self.args.batch_size)
+        loader = Loader(self.dataset, renderer, order, self.execution.device)
         if kind == "one batch":
             loader = OneBatch(loader)
 
@@ -175,7 +175,7 @@ class Bench(Setting):
         device = self.execution.device
         return TrainConfig(
             target=self.args.target,
-            classes=self.index.classes,
+            classes=self.dataset.classes,
             model=self.args.model,
             method="sskt" if labels else "scratch",
             sources=tuple(labels.n_classes) if labels else (),
@@ -214,7 +214,7 @@ class Bench(Setting):
             compiled=self.args.compile,
             channels_last=channels_last(device),
             deterministic=False,
-            ranks=1,
+            world=1,
             plan={},
             eval_plan={},
             augmentation={},
@@ -255,8 +255,8 @@ def _answer_epochs(there, args: argparse.Namespace, scratch: Path) -> None:
 
 def plain(setting: Setting) -> Epoch:
     """The loop that everyone writes first."""
-    device, side, index = setting.execution.device, setting.plan.side_px, setting.index
-    if index.kind == "array":
+    device, side, dataset = setting.execution.device, setting.plan.side_px, setting.index
+    if dataset.kind == "array":
         drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
     else:
         drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
@@ -266,7 +266,7 @@ def plain(setting: Setting) -> Epoch:
         v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
     ]
     loader = torch.utils.data.DataLoader(
-        Pictures(index, v2.Compose([*drawn, *scaled])),
+        Images(dataset, v2.Compose([*drawn, *scaled])),
         batch_size=setting.args.batch_size,
         shuffle=True,
         num_workers=2,
@@ -279,7 +279,7 @@ def plain(setting: Setting) -> Epoch:
     }
     torch.manual_seed(0)
     classes = {name: source.spec.n_classes for name, (source, _) in setting.sources.items()}
-    student = build_student(setting.args.model, len(index.classes), classes, False).to(device).train()
+    student = build_student(setting.args.model, len(dataset.classes), classes, False).to(device).train()
     optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def epoch() -> tuple[float, float]:
@@ -339,21 +339,21 @@ class Constant:
         return {name: logits[: len(positions)] for name, logits in self._logits.items()}
 
 
-class Pictures(torch.utils.data.Dataset):
-    def __init__(self, index, transform) -> None:
-        self._index, self._transform = index, transform
+class Images(torch.utils.data.Dataset):
+    def __init__(self, dataset, transform) -> None:
+        self._dataset, self._transform = dataset, transform
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._dataset)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         from PIL import Image
 
-        if self._index.kind == "array":
-            picture = Image.fromarray(self._index.pixels_of(i))
+        if self._dataset.kind == "array":
+            image = Image.fromarray(self._dataset.pixels_of(i))
         else:
-            picture = Image.open(self._index.access.path_of(i)).convert("RGB")
-        return self._transform(picture), int(self._index.labels[i])
+            image = Image.open(self._dataset.access.path_of(i)).convert("RGB")
+        return self._transform(image), int(self._dataset.labels[i])
 
 
 def _open(path):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from cache.store import Store
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
 from pipeline.stores.fingerprint import seen_by
@@ -40,13 +40,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=512)
     args = parser.parse_args()
     store, spec = Store.open(args.store), parse_target(args.target)
-    index = load_index(spec, "train", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
+    dataset = load_dataset(spec, "train", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
     source = open_source(args.source, weights=args.weights, weights_dir=args.data_dir / "weights")
     rng = np.random.default_rng(0)
     rows, views = rng.integers(store.n_samples, size=args.pairs), rng.integers(store.n_views, size=args.pairs)
     stored_by_view = {int(view): store.view(int(view)) for view in np.unique(views)}
     stored = torch.from_numpy(np.stack([stored_by_view[int(v)][r] for r, v in zip(rows, views, strict=True)]))
-    positions = np.searchsorted(index.ids, store.ids[rows])
+    positions = np.searchsorted(dataset.ids, store.ids[rows])
     shifted = torch.from_numpy(
         np.stack(
             [stored_by_view[int(v)][(r + 1) % store.n_samples] for r, v in zip(rows, views, strict=True)]
@@ -58,20 +58,20 @@ def main() -> None:
         Augmentation().training_plan(spec),
         Augmentation().input_map(spec, source.spec),
     )
-    plain = eager(source, input_map.side_px, draw(index, plan, other, positions, views))
+    plain = eager(source, input_map.side_px, draw(dataset, plan, other, positions, views))
     forward = Forward.from_dict(store.manifest.made_by)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"), forward=forward)
-    live = frozen.logits(draw(index, seen_by(input_map, plan), made_by, positions, views)).float()
+    live = frozen.logits(draw(dataset, seen_by(input_map, plan), made_by, positions, views)).float()
     print(f"{store.path}: {args.pairs} pairs, made by {store.manifest.made_by['renderer']}")
     report(f"stored / eager fp32, {other} pixels", stored.float(), plain)
     report(f"stored / live path, {made_by} pixels", stored.float(), live)
     report("shifted by one sample / eager fp32", shifted.float(), plain)
 
 
-def draw(index, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
+def draw(dataset, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
     """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side), or (N, 3, D, side, side)."""
     renderer = open_renderer(
-        index, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=64
+        dataset, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=64
     )
     pixels: dict[int, torch.Tensor] = {}
     with closing(renderer):

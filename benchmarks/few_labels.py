@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from pipeline.api import Augmentation, Places, Supervision, Tuning, run_precompute, run_prepare, run_train
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
@@ -37,23 +38,23 @@ def main() -> None:
     started = perf_counter()
     methods = args.methods.split(",")
     name, _, path = args.weights.partition("=")
-    places = Places(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
+    paths = Paths(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
     sources = (name, f"program:{args.program}")
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).videos:
-        run_prepare(args.target, places=places)
+        api.prepare(args.target, paths=paths)
     seen = {}
     for method in methods:
         taught = METHODS[method]
         seen[method] = replace(plain, source_frames=taught[1]) if taught else plain
         if taught:
-            run_precompute([args.target], sources, views=args.views, augmentation=seen[method], places=places)
+            api.precompute([args.target], sources, views=args.views, augmentation=seen[method], paths=paths)
     print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
     for seed in range(args.seeds):
         for method in methods:
             folder = _folder(args, method, seed)
             if read_summary(folder) is None:
-                train(args, method, seed, sources, seen[method], places, folder)
+                train(args, method, seed, sources, seen[method], paths, folder)
     runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in range(args.seeds)] for m in methods}
     metric = runs[methods[0]][0]["metric"]
     for shown in (metric, *METRICS_BESIDE.get(metric, ())):
@@ -73,7 +74,7 @@ def table(metric, runs) -> None:
         )
 
 
-def train(args, method, seed, sources, augmentation, places, folder) -> None:
+def train(args, method, seed, sources, augmentation, paths, folder) -> None:
     taught = METHODS[method]
     supervision = (
         Supervision(method="scratch", views=args.views)
@@ -81,11 +82,11 @@ def train(args, method, seed, sources, augmentation, places, folder) -> None:
         else Supervision(sources=sources, labels="cached", views=args.views, transfer_module=taught[0])
     )
     epochs = args.epochs
-    run_train(
+    api.train(
         args.target,
         supervision=supervision,
         augmentation=augmentation,
-        places=places,
+        paths=paths,
         out=folder,
         seed=seed,
         model=args.model,

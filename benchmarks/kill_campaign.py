@@ -33,13 +33,13 @@ from cache.store import Store, find_stores
 def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) -> None:
     """One run of stage one; every batch is noted before its forwards begin."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
-    from pipeline.api import run_precompute
+    from pipeline import api
     from pipeline.data.augmentation import Augmentation
     from pipeline.precompute.run import worker as work
     from pipeline.runtime.execution import choose_execution
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
-    begin = work.Crew._begin
+    begin = work.Worker._begin
 
     def noted(crew, filling, pixels):
         if log is not None:
@@ -50,14 +50,14 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
                 )
         return begin(crew, filling, pixels)
 
-    work.Crew._begin = noted
+    work.Worker._begin = noted
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
-    run_precompute(
+    api.precompute(
         [args.target],
         args.source,
         views=args.views,
         augmentation=Augmentation(),
-        places=Places(args.data_dir, stores, weights),
+        paths=Paths(args.data_dir, stores, weights),
         execution=choose_execution(device="cpu", amp="auto", renderer="auto", threads=2, compiled=False),
         limit=args.samples,
     )

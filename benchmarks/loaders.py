@@ -16,14 +16,14 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from epochs import Pictures
+from epochs import Images
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation
-from pipeline.data.datasets import load_index, parse_target
-from pipeline.data.loader import Loader, Order
+from pipeline.data.datasets import load_dataset, parse_target
+from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError
 
@@ -32,24 +32,24 @@ def main() -> None:
     args = _arguments()
     spec = parse_target(args.target)
     with tempfile.TemporaryDirectory() as scratch:
-        index = load_index(
+        dataset = load_dataset(
             spec, args.split, data_dir=args.data_dir, index_dir=Path(scratch), limit=args.limit
         )
     plan = Augmentation(side_px=args.size).training_plan(spec)
     device = torch.device(args.device)
-    order = Order(len(index), args.batch_size, 0, Ranks())
-    epochs = {"DataLoader, torchvision v2, 2 workers": plain(args, index, plan.side_px)}
+    order = Sampler(len(dataset), args.batch_size, 0, World())
+    epochs = {"DataLoader, torchvision v2, 2 workers": plain(args, dataset, plan.side_px)}
     for backend in ("torch", "dali", "resident"):
         try:
             renderer = open_renderer(
-                index,
+                dataset,
                 plan,
                 Execution(device, renderer=backend, threads=args.threads),
                 batch_size=args.batch_size,
             )
         except RunError:  # no resident renderer for files
             continue
-        epochs[f"ours, {renderer.name}"] = ours(Loader(index, renderer, order, device))
+        epochs[f"ours, {renderer.name}"] = ours(Loader(dataset, renderer, order, device))
     for epoch in epochs.values():
         epoch(0)
     rates: dict[str, list[float]] = {name: [] for name in epochs}
@@ -59,8 +59,8 @@ def main() -> None:
             epoch(i + 1)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            rates[name].append(len(index) / (perf_counter() - started))
-    print(f"{args.target}, {len(index)} pictures drawn at {plan.side_px} px, batch {args.batch_size}\n")
+            rates[name].append(len(dataset) / (perf_counter() - started))
+    print(f"{args.target}, {len(dataset)} pictures drawn at {plan.side_px} px, batch {args.batch_size}\n")
     print("| loader | images/s, median (least to most) | of the DataLoader |\n|---|---|---|")
     base = statistics.median(next(iter(rates.values())))
     for name, found in rates.items():
@@ -76,13 +76,13 @@ def ours(loader: Loader):
     return epoch
 
 
-def plain(args: argparse.Namespace, index, side: int):
-    if index.kind == "array":
+def plain(args: argparse.Namespace, dataset, side: int):
+    if dataset.kind == "array":
         drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
     else:
         drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
     loader = torch.utils.data.DataLoader(  # uint8, as ours: to normalise is the student's part
-        Pictures(index, v2.Compose([*drawn, v2.ToImage()])),
+        Images(dataset, v2.Compose([*drawn, v2.ToImage()])),
         batch_size=args.batch_size,
         shuffle=True,
         num_workers=2,

@@ -31,39 +31,39 @@ def main() -> None:
         print("| samples | views | pictures drawn | peak RSS, MB | of the first |\n|---|---|---|---|---|")
         for times_samples, views in ((1, 1), (8, 1), (1, 2), (8, 2), (1, 16), (8, 16)):
             n = times_samples * args.samples
-            pictures = folder / f"pictures{times_samples}"
-            if not pictures.exists():
-                _make_pictures(pictures, n)
-            peak = _in_process(folder, pictures, views)
+            images = folder / f"pictures{times_samples}"
+            if not images.exists():
+                _make_images(images, n)
+            peak = _in_process(folder, images, views)
             first = first or peak
             print(f"| {n:,} | {views} | {n * views:,} | {peak:,.0f} | {peak / first:.2f} |", flush=True)
 
 
-def _in_process(folder: Path, pictures: Path, views: int) -> float:
+def _in_process(folder: Path, images: Path, views: int) -> float:
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_run, (folder, pictures, views))
+        return pool.apply(_run, (folder, images, views))
 
 
-def _run(folder: Path, pictures: Path, views: int) -> float:
-    from pipeline.api import run_precompute
+def _run(folder: Path, images: Path, views: int) -> float:
+    from pipeline import api
     from pipeline.data.augmentation import Augmentation
     from pipeline.runtime.execution import choose_execution
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
-    run_precompute(
-        [f"imagefolder:{pictures}"],
+    api.precompute(
+        [f"imagefolder:{images}"],
         [f"program:{folder / 'tiny.pt2'}"],
         views=views,
         augmentation=Augmentation(side_px=64, source_side_px=64),
-        places=Places(folder / "data", folder / f"stores-{pictures.name}-{views}"),
+        paths=Paths(folder / "data", folder / f"stores-{images.name}-{views}"),
         execution=choose_execution(device="cpu", amp="fp32", renderer="auto", threads=2, compiled=False),
         limit=None,
     )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _make_pictures(folder: Path, n: int) -> None:
+def _make_images(folder: Path, n: int) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -72,8 +72,8 @@ def _make_pictures(folder: Path, n: int) -> None:
             (folder / split / name).mkdir(parents=True)
         for i in range(count):
             small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-            picture = Image.fromarray(small).resize((320, 240), Image.Resampling.BILINEAR)
-            picture.save(folder / split / "ab"[i % 2] / f"{i}.jpg", quality=80)
+            image = Image.fromarray(small).resize((320, 240), Image.Resampling.BILINEAR)
+            image.save(folder / split / "ab"[i % 2] / f"{i}.jpg", quality=80)
 
 
 def _save_source(path: Path) -> None:

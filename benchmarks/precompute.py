@@ -25,14 +25,14 @@ from torchvision.transforms import v2
 
 from pipeline.commands.output import remarks_shown
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.precompute.run import precompute
-from pipeline.runtime.distributed import Share
+from pipeline.precompute.run import fill_stores
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import choose_execution, drawn_at_a_time
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.stores.job import Job
-from pipeline.stores.sources import choose_forward, open_teacher
+from pipeline.stores.sources import choose_forward, open_frozen
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.registry import open_source
 
@@ -45,34 +45,36 @@ def main() -> None:
 
 def bench(args: argparse.Namespace, scratch: Path) -> None:
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
-    places = Places(args.data_dir, scratch, weights)
+    paths = Paths(args.data_dir, scratch, weights)
     execution = choose_execution(
         device="auto", amp=args.amp, renderer="auto", threads=2, batch_size=args.batch_size, compiled=True
     )
     spec = parse_target(args.target)
-    index = load_index(spec, args.split, data_dir=places.data_dir, index_dir=scratch / "ix", limit=args.limit)
+    dataset = load_dataset(
+        spec, args.split, data_dir=paths.data_dir, index_dir=scratch / "ix", limit=args.limit
+    )
     augmentation = Augmentation()
     plan = augmentation.training_plan(spec)
     sources = []
     for name in args.source:
-        source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+        source = open_source(name, weights=paths.weights.get(name), weights_dir=paths.weights_dir)
         sources.append((source, augmentation.input_map(spec, source.spec)))
     side = sources[0][1].side_px
-    print(f"{args.target}, {len(index)} pictures, {args.views} views, sources at {side} px, {args.amp}")
+    print(f"{args.target}, {len(dataset)} pictures, {args.views} views, sources at {side} px, {args.amp}")
 
     forwards = [
-        choose_forward(source, input_map, execution, plan.side_px, len(index), args.views)
+        choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
         for source, input_map in sources
     ]
     together = max(drawn_at_a_time(forward.rows) for forward in forwards)  # whole forwards of every source
-    with closing(open_renderer(index, plan, execution, batch_size=together)) as renderer:
+    with closing(open_renderer(dataset, plan, execution, batch_size=together)) as renderer:
         pixels = next(iter(renderer.render(0, in_batches(np.arange(together), together)))).clone()
 
     def bare() -> list[float]:
         """Pictures per second of every source on a resident batch."""
         rates = []
         for (source, input_map), forward in zip(sources, forwards, strict=True):
-            frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
+            frozen = open_frozen(source, input_map, forward, execution, plan.side_px, print)
             frozen.logits(pixels)
             n, started, took = 0, perf_counter(), 0.0
             while took < args.seconds:
@@ -89,30 +91,30 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     for number in range(1, args.rounds + 1):
         took = {}
         for n in range(1, len(sources) + 1):  # this round's views, into stores of n sources
-            job = Job(args.target, index, sources[:n], plan, args.views * number)
+            job = Job(args.target, dataset, sources[:n], plan, args.views * number)
             folder = scratch / f"stores{n}"
-            reports = precompute(job, cache_dir=folder, execution=execution, share=Share())
+            reports = fill_stores(job, cache_dir=folder, execution=execution, world=World())
             took[n] = reports[0].wall_s
             writing = sum(report.write_s for report in reports) / reports[0].wall_s
             ratios.setdefault(f"writing, share of the time, {n} source(s)", []).append(writing)
         after = bare()
         rates.append([statistics.mean(pair) for pair in zip(before, after, strict=True)])
         before = after
-        each = [len(index) * args.views / rate for rate in rates[-1]]
+        each = [len(dataset) * args.views / rate for rate in rates[-1]]
         for n, seconds in took.items():
             ratios.setdefault(f"stage one / bare, {n} source(s)", []).append(sum(each[:n]) / seconds)
         if len(sources) > 1:  # one pass for all against the first pass and the other bare forwards
             alone = took[1] + sum(each[1:])
             ratios.setdefault("all sources / (first pass + forwards)", []).append(took[len(sources)] / alone)
-        passed.append(len(index) * args.views / took[1])
+        passed.append(len(dataset) * args.views / took[1])
         print(f"round {number}: bare {rates[-1][0]:.1f}, stage one {passed[-1]:.1f} images/s", flush=True)
     for (source, _), found in zip(sources, zip(*rates, strict=True), strict=True):
         print(f"{'bare ' + source.spec.name:<40}{_spread(found, '.1f')} images/s")
     print(f"{'stage one, 1 source':<40}{_spread(passed, '.1f')} images/s")
     for name, values in ratios.items():
         print(f"{name:<40}{_spread(values, '.4f' if 'writing' in name else '.3f')}")
-    if index.kind == "files":
-        plain = plain_loop(args, index, sources[0][0], side)
+    if dataset.kind == "files":
+        plain = plain_loop(args, dataset, sources[0][0], side)
         print(f"{'plain loop, first source':<40}{plain:>10.1f} images/s")
         print(f"{'stage one / plain loop':<40}{passed[-1] / plain:>10.2f}")
 
@@ -122,7 +124,7 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):>10{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def plain_loop(args, index, source, side: int) -> float:
+def plain_loop(args, dataset, source, side: int) -> float:
     """Pictures per second of the loop that everyone writes first."""
     transform = v2.Compose(
         [
@@ -133,9 +135,9 @@ def plain_loop(args, index, source, side: int) -> float:
             v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    rows = np.random.default_rng(0).permutation(len(index))[: args.plain]
+    rows = np.random.default_rng(0).permutation(len(dataset))[: args.plain]
     loader = torch.utils.data.DataLoader(
-        _Pictures(index, rows, transform), batch_size=32, num_workers=2, multiprocessing_context="spawn"
+        _Images(dataset, rows, transform), batch_size=32, num_workers=2, multiprocessing_context="spawn"
     )
     module = source.module.to(memory_format=torch.contiguous_format)
     device = next(module.parameters()).device
@@ -147,9 +149,9 @@ def plain_loop(args, index, source, side: int) -> float:
     return len(rows) / (perf_counter() - started)
 
 
-class _Pictures(torch.utils.data.Dataset):
-    def __init__(self, index, rows, transform) -> None:
-        self._index, self._rows, self._transform = index, rows, transform
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, dataset, rows, transform) -> None:
+        self._dataset, self._rows, self._transform = dataset, rows, transform
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -157,8 +159,8 @@ class _Pictures(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> torch.Tensor:
         from PIL import Image
 
-        with Image.open(self._index.access.path_of(int(self._rows[i]))) as picture:
-            return self._transform(picture.convert("RGB"))
+        with Image.open(self._dataset.access.path_of(int(self._rows[i]))) as image:
+            return self._transform(image.convert("RGB"))
 
 
 def _arguments() -> argparse.Namespace:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from cache.layout import default_block_rows
 from cache.unit import Unit
 from pipeline.precompute.sharding import in_turn, tasks_of
-from pipeline.runtime.distributed import Share
+from pipeline.runtime.distributed import World
 
 JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
 HOUR = 3600.0
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Worker:
-    share: Share
+    share: World
     speed: float  # rows per second
     order: list[Unit] = field(default_factory=list)
     at: int = 0
@@ -68,7 +68,7 @@ def simulate(
     tasks, n_units = tasks_of(views, n_blocks, decodes=True), views * n_blocks
     drawn = [rng.uniform(1 - spread, 1 + spread) for _ in range(n_workers)]
     mean = sum(drawn) / n_workers  # the average worker's speed is `rate`, also where there is one only
-    workers = [_Worker(Share(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(drawn)]
+    workers = [_Worker(World(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(drawn)]
     finished, claimed = set[Unit](), dict[Unit, int]()
     events: list[tuple[float, int, str, int, int]] = []
     outcome = Outcome(0.0, n_units * rows / (rate * n_workers), 0, 0)

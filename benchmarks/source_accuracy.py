@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, choose_execution
 from sskt.sources.frozen import FrozenSource
@@ -37,23 +37,23 @@ def main() -> None:
     args = parser.parse_args()
     execution = choose_execution(device="auto", amp=args.amp, renderer=args.renderer, threads=2)
     spec = parse_target(args.target)
-    index = load_index(spec, "test", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
+    dataset = load_dataset(spec, "test", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
     source = open_source(args.source, weights=args.weights, weights_dir=args.data_dir / "weights")
     input_map = Augmentation().input_map(spec, source.spec)
-    frozen = FrozenSource(source, input_map, device=execution.device, forward=execution.forward(len(index)))
+    frozen = FrozenSource(source, input_map, device=execution.device, forward=execution.forward(len(dataset)))
     renderer = open_renderer(
-        index,
+        dataset,
         Augmentation().evaluation_plan(spec),
         Execution(execution.device, renderer=args.renderer, threads=2),
         batch_size=64,
     )
     with closing(renderer):
-        batches = in_batches(np.arange(len(index)), 64)
+        batches = in_batches(np.arange(len(dataset)), 64)
         logits = torch.cat([frozen.logits(pixels).cpu() for pixels in renderer.render(0, batches)])
-    correct = int((logits.argmax(dim=1).numpy() == index.labels).sum())
+    correct = int((logits.argmax(dim=1).numpy() == dataset.labels).sum())
     print(
-        f"{args.source} on {len(index)} pictures of {args.target}, {renderer.name}, {execution.precision}: "
-        f"top-1 {100 * correct / len(index):.1f} %"
+        f"{args.source} on {len(dataset)} pictures of {args.target}, {renderer.name}, {execution.precision}: "
+        f"top-1 {100 * correct / len(dataset):.1f} %"
     )
 
 

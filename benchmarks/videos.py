@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.api import Augmentation, Places, choose_execution, open_index
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.video.splits import list_videos
-from pipeline.data.loader import Loader, Order
+from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.precompute.run import precompute
-from pipeline.runtime.distributed import Ranks, Share
+from pipeline.precompute.run import fill_stores
+from pipeline.runtime.distributed import World
 from pipeline.stores.fingerprint import seen_by
 from pipeline.stores.job import Job
-from pipeline.stores.sources import choose_forward, open_teacher
+from pipeline.stores.sources import choose_forward, open_frozen
 from sskt.sources.registry import open_source
 
 N_FRAMES = 16
@@ -39,38 +39,38 @@ N_FRAMES = 16
 def main() -> None:
     args = _arguments()
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
-    places = Places(args.data_dir, args.cache_dir, weights)
+    paths = Paths(args.data_dir, args.cache_dir, weights)
     spec = parse_target(args.target)
-    index = open_index(args.target, "train", places=places)
+    dataset = open_dataset(args.target, "train", paths=paths)
     clips = list_videos(spec, args.data_dir).clips["train"]
-    files = [clips[i].source for i in index.ids]
-    packed = sum(Path(index.name_of(row)).stat().st_size for row in range(len(index)))
+    files = [clips[i].source for i in dataset.ids]
+    packed = sum(Path(dataset.name_of(row)).stat().st_size for row in range(len(dataset)))
     stored = sum(file.stat().st_size for file in files)
-    frames = int(index.sizes[:, 0].sum())
+    frames = int(dataset.sizes[:, 0].sum())
     print(
-        f"{len(index)} videos, {frames:,} frames: packed {packed / 1e6:.1f} MB, {packed / frames:,.0f} bytes "
-        f"a frame, {packed / stored:.2f} x the files ({stored / 1e6:.1f} MB)"
+        f"{len(dataset)} videos, {frames:,} frames: packed {packed / 1e6:.1f} MB, {packed / frames:,.0f} "
+        f"bytes a frame, {packed / stored:.2f} x the files ({stored / 1e6:.1f} MB)"
     )
-    loaders(args, index, files, parse_target(args.target))
+    loaders(args, dataset, files, parse_target(args.target))
     if args.source:
-        stage_one(args, index, places, spec)
+        stage_one(args, dataset, paths, spec)
 
 
-def loaders(args: argparse.Namespace, index, files: list[Path], spec) -> None:
+def loaders(args: argparse.Namespace, dataset, files: list[Path], spec) -> None:
     execution = choose_execution(device="cpu", threads=2)
     plan = Augmentation().training_plan(spec)
     rates: dict[str, list[float]] = {"seeking, DataLoader, 2 workers": [], "ours": []}
-    order = Order(len(index), args.batch_size, 0, Ranks())
+    order = Sampler(len(dataset), args.batch_size, 0, World())
     seeking = torch.utils.data.DataLoader(
-        Seeking(files, [int(n) for n in index.sizes[:, 0]], plan.side_px),
+        Seeking(files, [int(n) for n in dataset.sizes[:, 0]], plan.side_px),
         batch_size=args.batch_size,
         shuffle=True,
         num_workers=2,
         persistent_workers=True,
         multiprocessing_context="spawn",
     )
-    with closing(open_renderer(index, plan, execution, batch_size=args.batch_size)) as renderer:
-        loader = Loader(index, renderer, order, torch.device("cpu"))
+    with closing(open_renderer(dataset, plan, execution, batch_size=args.batch_size)) as renderer:
+        loader = Loader(dataset, renderer, order, torch.device("cpu"))
         for round_ in range(args.rounds + 1):
             started = perf_counter()
             n = sum(len(clips) for clips in seeking)
@@ -124,19 +124,19 @@ class Seeking(torch.utils.data.Dataset):
         return clip.flip(-1) if torch.rand(()) < 0.5 else clip
 
 
-def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
+def stage_one(args: argparse.Namespace, dataset, paths: Paths, spec) -> None:
     execution = choose_execution(device="cpu", threads=2, compiled=True, amp=args.amp)
     augmentation = Augmentation(source_side_px=args.source_size)
     plan = augmentation.training_plan(spec)
     name = args.source
-    source = open_source(name, weights=places.weights.get(name), weights_dir=places.weights_dir)
+    source = open_source(name, weights=paths.weights.get(name), weights_dir=paths.weights_dir)
     input_map = augmentation.input_map(spec, source.spec)
-    n = len(index) * args.views
+    n = len(dataset) * args.views
 
     def drawing(what) -> float:
         """Seconds to draw every view."""
-        batches = in_batches(np.arange(len(index)), 64)
-        with closing(open_renderer(index, what, execution, batch_size=64)) as renderer:
+        batches = in_batches(np.arange(len(dataset)), 64)
+        with closing(open_renderer(dataset, what, execution, batch_size=64)) as renderer:
             for _ in renderer.render(0, batches):
                 pass
             started = perf_counter()
@@ -147,8 +147,8 @@ def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
 
     def asking() -> float:
         """Seconds of as many forwards on a resident batch."""
-        forward = choose_forward(source, input_map, execution, plan.side_px, len(index), args.views)
-        frozen = open_teacher(source, input_map, forward, execution, plan.side_px, print)
+        forward = choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
+        frozen = open_frozen(source, input_map, forward, execution, plan.side_px, print)
         pixels = torch.randint(0, 256, frozen.black(64).shape, dtype=torch.uint8)
         frozen.logits(pixels)
         times = []
@@ -162,8 +162,8 @@ def stage_one(args: argparse.Namespace, index, places: Places, spec) -> None:
     before = asking()
     seen, whole = drawing(seen_by(input_map, plan)), drawing(plan)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(args.target, index, [(source, input_map)], plan, args.views)
-        (report,) = precompute(job, cache_dir=Path(folder), execution=execution, share=Share())
+        job = Job(args.target, dataset, [(source, input_map)], plan, args.views)
+        (report,) = fill_stores(job, cache_dir=Path(folder), execution=execution, world=World())
     asked = statistics.mean([before, asking()])
     print(
         f"{n} rows: stage one {report.wall_s:.1f} s; frames drawn {seen:.1f} s + forwards {asked:.1f} s: "

@@ -17,16 +17,8 @@ import numpy as np
 import torch
 
 from cache.store import Store, find_stores
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    open_index,
-    run_precompute,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
@@ -39,15 +31,15 @@ from sskt.students.student import Student
 def main() -> None:
     args = _arguments()
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
-    places = Places(args.data_dir, args.out / "stores", weights)
+    paths = Paths(args.data_dir, args.out / "stores", weights)
     execution = choose_execution(amp=args.source_amp)
     common = {
         "augmentation": Augmentation(side_px=args.size, source_side_px=args.source_size),
-        "places": places,
+        "places": paths,
         "execution": execution,
         "limit": args.limit,
     }
-    reports = run_precompute([args.target], args.source, views=args.epochs + 1, **common)
+    reports = api.precompute([args.target], args.source, views=args.epochs + 1, **common)
     for report in reports:
         if report.rows_done:
             rate = report.rows_done / report.wall_s
@@ -62,7 +54,7 @@ def main() -> None:
                     if views is None
                     else Supervision(sources=tuple(args.source), labels="cached", views=views)
                 )
-                run_train(
+                api.train(
                     args.target,
                     out=folder,
                     model=args.model,
@@ -105,20 +97,22 @@ def table(args: argparse.Namespace, kinds: dict[str, int | None], common: dict) 
 def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[float]:
     """By source: the share of pictures whose source head names the source's top class, on the last view."""
     config, state = read_config(folder), read_checkpoint(folder)
-    view, places = args.epochs, common["places"]
-    index = open_index(args.target, "train", places=places, limit=args.limit)
-    every = np.arange(min(len(index), args.probe))
-    found = (Store.open(path) for path in find_stores(places.cache_dir))
+    view, paths = args.epochs, common["places"]
+    dataset = open_dataset(args.target, "train", paths=paths, limit=args.limit)
+    every = np.arange(min(len(dataset), args.probe))
+    found = (Store.open(path) for path in find_stores(paths.cache_dir))
     by_name = {store.manifest.identity["source"]["name"]: store for store in found}
     stores = [by_name[_recorded(name)] for name in config["sources"]]
     classes = {name: store.n_classes for name, store in zip(config["sources"], stores, strict=True)}
-    student = Student(build_backbone(config["model"]), len(index.classes), classes, config["transfer_module"])
+    student = Student(
+        build_backbone(config["model"]), len(dataset.classes), classes, config["transfer_module"]
+    )
     student.load_state_dict({k.removeprefix("student."): v for k, v in state["method"].items()})
     student.eval()
     plan = common["augmentation"].training_plan(parse_target(args.target))
     right = np.zeros(len(stores))
-    renderer = open_renderer(index, plan, common["execution"], batch_size=250)
-    truths = [store.view(view)[store.positions_of(index.ids[every])].argmax(axis=1) for store in stores]
+    renderer = open_renderer(dataset, plan, common["execution"], batch_size=250)
+    truths = [store.view(view)[store.positions_of(dataset.ids[every])].argmax(axis=1) for store in stores]
     with closing(renderer), torch.inference_mode():
         batches = in_batches(every, 250)
         for positions, pixels in zip(batches, renderer.render(view, batches), strict=True):

@@ -4,7 +4,8 @@ import sys
 
 from torch import nn
 
-from pipeline.api import Supervision, run_precompute, run_train
+from pipeline import api
+from pipeline.api import Supervision
 from sskt.students import WrappedBackbone
 
 folder, source = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "imagenet"
@@ -16,8 +17,8 @@ def block(channels: int, out: int) -> nn.Sequential:
 
 network = nn.Sequential(block(3, 32), block(32, 64), block(64, 128))
 backbone = WrappedBackbone(network, side_px=224, blocks=("0", "1", "2"), transfer_width=128)
-run_precompute([f"imagefolder:{folder}"], [source], views=4)
-run_train(
+api.precompute([f"imagefolder:{folder}"], [source], views=4)
+api.train(
     f"imagefolder:{folder}",
     out=f"runs/{folder.strip('/').replace('/', '-')}",
     model=backbone,

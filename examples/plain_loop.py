@@ -6,10 +6,10 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from pipeline.api import open_taught_data
+from pipeline.api import open_training_data
 from sskt.losses import soft_cross_entropy
 
-data = open_taught_data(sys.argv[1] if len(sys.argv) > 1 else "cifar10", batch_size=128)
+data = open_training_data(sys.argv[1] if len(sys.argv) > 1 else "cifar10", batch_size=128)
 source, n_source = next(iter(data.source_classes.items()))
 network = torchvision.models.resnet18(num_classes=len(data.classes) + n_source).to(data.device)
 optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)

@@ -1,35 +1,48 @@
-"""Names in, results out: what the command line and a Python user call for either stage."""
+"""Names in, results out: what the command line and a Python user call."""
 
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.prepare import open_index, run_prepare
-from pipeline.precompute.run import run_estimate, run_precompute
+from pipeline.data.prepare import open_dataset, prepare
+from pipeline.precompute.run import estimate, precompute
+from pipeline.precompute.verify import verify
 from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
+from pipeline.studies.explain import explain
+from pipeline.studies.reproduce.campaign import Campaign
+from pipeline.studies.reproduce.rows import Shrink
+from pipeline.studies.reproduce.run import reproduce
+from pipeline.studies.sweep import Grid, sweep
 from pipeline.train.data import Supervision
-from pipeline.train.own_loop import TaughtBatch, TaughtData, open_taught_data
+from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.resolve import Tuning
-from pipeline.train.run import resume_train, run_evaluate, run_train
-from pipeline.train.whereabouts import places_of
+from pipeline.train.run import evaluate, resume, train
+from pipeline.train.whereabouts import paths_of
 from sskt.sources.contract import Contract
 from sskt.sources.declared import save_source
 
 __all__ = [
     "Augmentation",
+    "Campaign",
     "Contract",
-    "Places",
+    "Grid",
+    "OwnLoopData",
+    "Paths",
+    "Shrink",
     "Supervision",
-    "TaughtBatch",
-    "TaughtData",
+    "TrainingBatch",
     "Tuning",
     "choose_execution",
-    "open_index",
-    "open_taught_data",
-    "places_of",
-    "resume_train",
-    "run_estimate",
-    "run_evaluate",
-    "run_precompute",
-    "run_prepare",
-    "run_train",
+    "estimate",
+    "evaluate",
+    "explain",
+    "open_dataset",
+    "open_training_data",
+    "paths_of",
+    "precompute",
+    "prepare",
+    "reproduce",
+    "resume",
     "save_source",
+    "sweep",
+    "train",
+    "verify",
 ]

@@ -52,21 +52,21 @@ def soft_focal(logits: Tensor, source_logits: Tensor, *, temperature: float) -> 
     return temperature**2 * focal(logits / temperature, target)
 
 
-def presence_bce(logits: Tensor, presence: Tensor) -> Tensor:
+def multilabel_bce(logits: Tensor, multi_hot: Tensor) -> Tensor:
     """Binary cross-entropy of every class of its own, for pictures with several labels (SSKT table 1, VOC).
 
     logits: (N, C) float32. presence: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
     mean over what is counted. Departs from the released code: there nothing is left out, a class whose
     objects are all difficult counts as absent.
     """
-    counted = presence >= 0
+    counted = multi_hot >= 0
     terms = F.binary_cross_entropy_with_logits(
-        logits, presence.clamp(min=0).to(logits.dtype), reduction="none"
+        logits, multi_hot.clamp(min=0).to(logits.dtype), reduction="none"
     )
     return (terms * counted).sum() / counted.sum().clamp(min=1)
 
 
-def presence_divergence(
+def multilabel_divergence(
     logits: Tensor, source_logits: Tensor, *, temperature: float, reduction: str
 ) -> Tensor:
     """`kd_divergence` where every class is a question of its own: of two Bernoulli distributions each.
@@ -74,7 +74,7 @@ def presence_divergence(
     T^2 * R_nk [ p_nk log(p_nk / q_nk) + (1 - p_nk) log((1 - p_nk) / (1 - q_nk)) ],
     p = sigmoid(z_s / T), q = sigmoid(z_t / T)
 
-    `reduction` and shapes are those of `kd_divergence`; "mean" is as `presence_bce` averages.
+    `reduction` and shapes are those of `kd_divergence`; "mean" is as `multilabel_bce` averages.
     """
     _require_reduction(reduction)
     said, asked = logits / temperature, source_logits / temperature

@@ -70,7 +70,7 @@ def _curve(
     return last + 1, right / (last + 1), recall
 
 
-def presence_figures(scores: NDArray[np.float32], presence: NDArray[np.int8]) -> dict[str, float]:
+def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8]) -> dict[str, float]:
     """In percent: test_map, the mean over classes of VOC's area; test_map_11, of its eleven points; and
     test_image_ap, the mean over pictures of the average precision of a picture's classes.
 
@@ -78,25 +78,25 @@ def presence_figures(scores: NDArray[np.float32], presence: NDArray[np.int8]) ->
     present do not count. Departs from the released code: there a picture that shows nothing counts 0 in the
     mean over pictures, and a class whose objects are all difficult counts as absent.
     """
-    by_class = class_precisions(scores, presence)
+    by_class = class_precisions(scores, multi_hot)
     eleven = [
-        voc_average_precision(scores[counted, c], presence[counted, c] == 1, eleven_points=True)
-        for c, counted in enumerate((presence >= 0).T)
+        voc_average_precision(scores[counted, c], multi_hot[counted, c] == 1, eleven_points=True)
+        for c, counted in enumerate((multi_hot >= 0).T)
     ]
-    by_picture = [
+    by_image = [
         average_precision(row[counted], there[counted] == 1)
-        for row, there, counted in zip(scores, presence, presence >= 0, strict=True)
+        for row, there, counted in zip(scores, multi_hot, multi_hot >= 0, strict=True)
     ]
     return {
         "test_map": 100 * float(np.nanmean(by_class)),
         "test_map_11": 100 * float(np.nanmean(eleven)),
-        "test_image_ap": 100 * float(np.nanmean(by_picture)),
+        "test_image_ap": 100 * float(np.nanmean(by_image)),
     }
 
 
-def class_precisions(scores: NDArray[np.float32], presence: NDArray[np.int8]) -> list[float]:
+def class_precisions(scores: NDArray[np.float32], multi_hot: NDArray[np.int8]) -> list[float]:
     """VOC's average precision (area) of every class; NaN for one that no picture shows."""
     return [
-        voc_average_precision(scores[counted, c], presence[counted, c] == 1, eleven_points=False)
-        for c, counted in enumerate((presence >= 0).T)
+        voc_average_precision(scores[counted, c], multi_hot[counted, c] == 1, eleven_points=False)
+        for c, counted in enumerate((multi_hot >= 0).T)
     ]

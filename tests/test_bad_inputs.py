@@ -19,22 +19,8 @@ from programs import Pair, Tiny, save_program
 
 from cache.store import find_stores
 from cli import main
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    open_taught_data,
-    resume_train,
-    run_estimate,
-    run_evaluate,
-    run_precompute,
-    run_prepare,
-    run_train,
-)
-from pipeline.precompute.verify import verify_store
-from pipeline.studies.explain import run_explain
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_training_data
 from pipeline.studies.reproduce.run import Campaign
 from pipeline.studies.sweep import Grid
 from pipeline.train import run_folder as run_files
@@ -51,7 +37,7 @@ class Bench:
         self.folder = folder
         self.scenes = folder / "scenes"
         self.program = folder / "tiny.pt2"
-        self.places = ("--data-dir", str(folder / "data"), "--cache-dir", str(folder / "stores"))
+        self.paths = ("--data-dir", str(folder / "data"), "--cache-dir", str(folder / "stores"))
 
     def run(self, *words: object) -> Result:
         return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=True)
@@ -65,20 +51,20 @@ class Bench:
             "--views",
             "2",
         )
-        return self.run("precompute", *target, *SMALL, *self.places, *words)
+        return self.run("precompute", *target, *SMALL, *self.paths, *words)
 
     def train(self, *words: object, out: str = "again") -> Result:
         target = ("--target", f"imagefolder:{self.scenes}")
         source = () if "--source" in words else ("--source", f"program:{self.program}")
         where = ("--out", self.folder / out)
-        return self.run("train", *target, *source, *SMALL, *TRAIN, *self.places, *where, *words)
+        return self.run("train", *target, *source, *SMALL, *TRAIN, *self.paths, *where, *words)
 
     @property
     def store(self) -> Path:
         return find_stores(self.folder / "stores")[0]
 
     @property
-    def picture(self) -> Path:
+    def image(self) -> Path:
         return sorted((self.scenes / "train" / "Coast").iterdir())[1]
 
     def good(self) -> dict[str, str]:
@@ -97,8 +83,8 @@ def original(tmp_path_factory) -> Path:
     for split, n in (("train", 3), ("val", 2)):
         for name in ("Coast", "Kitchen"):
             (bench.scenes / split / name).mkdir(parents=True)
-            for picture in sorted((scenes / split / name).iterdir())[:n]:
-                shutil.copyfile(picture, bench.scenes / split / name / picture.name)
+            for image in sorted((scenes / split / name).iterdir())[:n]:
+                shutil.copyfile(image, bench.scenes / split / name / image.name)
     save_program(bench.program)
     assert bench.precompute().exit_code == 0
     assert bench.train(out="run").exit_code == 0
@@ -122,28 +108,28 @@ def assert_refused(result: Result, *words: str) -> None:
         assert word in lines[0], lines[0]
 
 
-def damaged(kind: str, picture: Path) -> None:
-    content = picture.read_bytes()
+def damaged(kind: str, image: Path) -> None:
+    content = image.read_bytes()
     text = b"this is a text, not a picture\n" * 20
-    picture.write_bytes({"truncated": content[: len(content) // 2], "text": text, "empty": b""}[kind])
+    image.write_bytes({"truncated": content[: len(content) // 2], "text": text, "empty": b""}[kind])
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty"])
 def test_a_damaged_picture_is_named(bench, kind):
-    damaged(kind, bench.picture)
+    damaged(kind, bench.image)
     before = bench.good()
-    assert_refused(bench.train(), bench.picture.name)
-    assert_refused(bench.precompute("--views", "3"), bench.picture.name)
+    assert_refused(bench.train(), bench.image.name)
+    assert_refused(bench.precompute("--views", "3"), bench.image.name)
     assert bench.good() == before
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "I;16", "P", "RGBA", "1"])
 def test_every_kind_of_picture_is_handled(bench, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
-    picture = Image.fromarray(pixels.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(pixels)
+    image = Image.fromarray(pixels.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(pixels)
     if mode not in ("L", "I;16"):
-        picture = picture.convert(mode)
-    picture.save(bench.scenes / "train" / "Coast" / ("extra.jpg" if mode == "CMYK" else "extra.png"))
+        image = image.convert(mode)
+    image.save(bench.scenes / "train" / "Coast" / ("extra.jpg" if mode == "CMYK" else "extra.png"))
     for renderer in ("dali", "torch"):
         result = bench.precompute("--renderer", renderer, "--seed", "5" if renderer == "dali" else "6")
         assert result.exit_code == 0, result.output
@@ -151,7 +137,7 @@ def test_every_kind_of_picture_is_handled(bench, mode):
 
 
 def missing_target(b: Bench) -> Result:
-    return b.run("train", "--target", f"imagefolder:{b.folder / 'nowhere'}", *b.places)
+    return b.run("train", "--target", f"imagefolder:{b.folder / 'nowhere'}", *b.paths)
 
 
 def empty_class(b: Bench) -> Result:
@@ -166,7 +152,7 @@ def one_class(b: Bench) -> Result:
 
 def strange_test_class(b: Bench) -> Result:
     (b.scenes / "val" / "Moon").mkdir()
-    shutil.copyfile(b.picture, b.scenes / "val" / "Moon" / "1.jpg")
+    shutil.copyfile(b.image, b.scenes / "val" / "Moon" / "1.jpg")
     return b.train()
 
 
@@ -174,7 +160,7 @@ def wrong_archive(b: Bench) -> Result:
     (b.folder / "data").mkdir(exist_ok=True)
     with tarfile.open(b.folder / "data" / "cifar-10-binary.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("hello"), io.BytesIO())
-    return b.run("prepare", "--target", "cifar10", *b.places)
+    return b.run("prepare", "--target", "cifar10", *b.paths)
 
 
 def short_binary(b: Bench) -> Result:
@@ -182,7 +168,7 @@ def short_binary(b: Bench) -> Result:
     folder.mkdir(parents=True)
     for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt"):
         (folder / name).write_bytes(b"0" * 1000)
-    return b.run("prepare", "--target", "cifar10", *b.places)
+    return b.run("prepare", "--target", "cifar10", *b.paths)
 
 
 def nan_source(b: Bench) -> Result:
@@ -280,13 +266,13 @@ def demo_below_a_file(b: Bench) -> Result:
 
 
 def no_run(b: Bench) -> Result:
-    return b.run("evaluate", b.scenes, *b.places)
+    return b.run("evaluate", b.scenes, *b.paths)
 
 
 def damaged_student(b: Bench) -> Result:
     path = b.folder / "run" / "student.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    return b.run("evaluate", b.folder / "run", *b.places)
+    return b.run("evaluate", b.folder / "run", *b.paths)
 
 
 BAD = [
@@ -314,14 +300,14 @@ BAD = [
     (demo_below_a_file, "tiny.pt2/stores"),
     (no_run, "config.json"),
     (damaged_student, "student.safetensors"),
-    (lambda b: b.run("train", "--target", "cifar11", *b.places), "cifar11"),
+    (lambda b: b.run("train", "--target", "cifar11", *b.paths), "cifar11"),
     (lambda b: b.train("--model", "resnet21"), "resnet21"),
     (lambda b: b.precompute("--source", "imagenet:resnet19"), "resnet19"),
     (lambda b: b.train("--plan", "zoom"), "zoom"),
     (lambda b: b.train("--device", "tpu"), "tpu"),
     (lambda b: b.train("--limit", "1"), "limit"),
     (lambda b: b.train("--lr", "1e30", "--epochs", "3"), "epoch"),
-    (lambda b: b.run("precompute", "--source", "imagenet", *b.places), "sskt prepare"),
+    (lambda b: b.run("precompute", "--source", "imagenet", *b.paths), "sskt prepare"),
     (lambda b: b.run("cache", "info", b.scenes), "not a store"),
 ]
 
@@ -375,45 +361,45 @@ def test_a_disk_that_fills_up_while_training_is_named(bench, monkeypatch):
 
 
 def from_python(folder: Path, **more) -> dict:
-    """Settings of `run_train` and the like with places that hold nothing."""
-    return {"places": Places(folder / "data", folder / "stores"), **more}
+    """Settings of `train` and the like with places that hold nothing."""
+    return {"paths": Paths(folder / "data", folder / "stores"), **more}
 
 
 MISTAKEN = [
-    (lambda f: run_precompute(3, "imagenet", **from_python(f)), "targets is 3 (int), expected names"),
-    (lambda f: run_precompute(["digits", 3], "imagenet", **from_python(f)), "one of targets is 3 (int)"),
+    (lambda f: api.precompute(3, "imagenet", **from_python(f)), "targets is 3 (int), expected names"),
+    (lambda f: api.precompute(["digits", 3], "imagenet", **from_python(f)), "one of targets is 3 (int)"),
     (
-        lambda f: run_precompute("digits", {"imagenet": 1}, **from_python(f)),
+        lambda f: api.precompute("digits", {"imagenet": 1}, **from_python(f)),
         "sources is {'imagenet': 1} (dict)",
     ),
-    (lambda f: run_precompute("digits", "imagenet", views=2.0, **from_python(f)), "views is 2.0 (float)"),
-    (lambda f: run_precompute("digits", "imagenet", views=True, **from_python(f)), "views is True (bool)"),
-    (lambda f: run_precompute("digits", "imagenet", limit="9", **from_python(f)), "limit is '9' (str)"),
-    (lambda f: run_estimate("digits", "imagenet", top_k=1.5, **from_python(f)), "top_k is 1.5 (float)"),
-    (lambda f: run_prepare(["digits"], **from_python(f)), "target is ['digits'] (list), expected one name"),
-    (lambda f: run_train(["digits"], out=f / "run", **from_python(f)), "target is ['digits'] (list)"),
+    (lambda f: api.precompute("digits", "imagenet", views=2.0, **from_python(f)), "views is 2.0 (float)"),
+    (lambda f: api.precompute("digits", "imagenet", views=True, **from_python(f)), "views is True (bool)"),
+    (lambda f: api.precompute("digits", "imagenet", limit="9", **from_python(f)), "limit is '9' (str)"),
+    (lambda f: api.estimate("digits", "imagenet", top_k=1.5, **from_python(f)), "top_k is 1.5 (float)"),
+    (lambda f: api.prepare(["digits"], **from_python(f)), "target is ['digits'] (list), expected one name"),
+    (lambda f: api.train(["digits"], out=f / "run", **from_python(f)), "target is ['digits'] (list)"),
     (
-        lambda f: run_train("digits", out=f / "run", seed=-1, **from_python(f)),
+        lambda f: api.train("digits", out=f / "run", seed=-1, **from_python(f)),
         "seed is -1 (int), expected a w",
     ),
     (
-        lambda f: run_train("digits", out=f / "run", seed=2**63, **from_python(f)),
+        lambda f: api.train("digits", out=f / "run", seed=2**63, **from_python(f)),
         "at least 0 and below 2**63",
     ),
-    (lambda f: run_train("digits", out=f / "run", seed=0.5, **from_python(f)), "seed is 0.5 (float)"),
-    (lambda f: run_train("digits", out=f / "run", limit=12.0, **from_python(f)), "limit is 12.0 (float)"),
-    (lambda f: run_train("digits", out=7, **from_python(f)), "out is 7 (int), expected a path"),
+    (lambda f: api.train("digits", out=f / "run", seed=0.5, **from_python(f)), "seed is 0.5 (float)"),
+    (lambda f: api.train("digits", out=f / "run", limit=12.0, **from_python(f)), "limit is 12.0 (float)"),
+    (lambda f: api.train("digits", out=7, **from_python(f)), "out is 7 (int), expected a path"),
     (
-        lambda f: run_train("digits", out=f / "run", model=torch.nn.Linear(2, 2), **from_python(f)),
+        lambda f: api.train("digits", out=f / "run", model=torch.nn.Linear(2, 2), **from_python(f)),
         "model is the module Linear, expected a name or a Backbone, which sskt.students.WrappedBackbone",
     ),
     (
-        lambda f: run_train("digits", out=f / "run", model=torch.nn.Linear, **from_python(f)),
+        lambda f: api.train("digits", out=f / "run", model=torch.nn.Linear, **from_python(f)),
         "expected a name or a Backbone",
     ),
     *[
         (
-            lambda f, o=overrides: run_train("digits", out=f / "run", overrides=o, **from_python(f)),
+            lambda f, o=overrides: api.train("digits", out=f / "run", overrides=o, **from_python(f)),
             said,
         )
         for overrides, said in (
@@ -430,17 +416,17 @@ MISTAKEN = [
     (lambda _: Supervision(sources=7), "sources is 7 (int)"),
     (lambda _: Supervision(views=1.0), "views is 1.0 (float)"),
     (lambda _: Tuning(mixup="0.2"), "mixup is '0.2' (str), expected a number"),
-    (lambda _: Places(data_dir=None), "data_dir is None (NoneType), expected a path"),
-    (lambda _: Places(weights="resnet50.pth"), "weights are 'resnet50.pth', expected paths by source"),
+    (lambda _: Paths(data_dir=None), "data_dir is None (NoneType), expected a path"),
+    (lambda _: Paths(weights="resnet50.pth"), "weights are 'resnet50.pth', expected paths by source"),
     (lambda _: choose_execution(device="cpu", threads=1.5), "threads is 1.5 (float)"),
     (lambda _: Grid("imagenet", ("3",), (0.1,)), "one of temperatures is '3' (str), expected a number"),
-    (lambda f: Campaign(f, Places(), None, seeds=2.0), "seeds is 2.0 (float)"),
-    (lambda f: run_evaluate(str(f), backbone=torch.nn.Linear(2, 2)), "backbone is the module Linear"),
-    (lambda f: resume_train(f, backbone="resnet20"), "backbone is 'resnet20' (str), expected a Backbone"),
-    (lambda f: run_explain([], out=f / "a.png", execution=None), "there is no run to explain"),
-    (lambda f: run_explain(3.5, out=f / "a.png", execution=None), "runs is 3.5 (float), expected paths"),
+    (lambda f: Campaign(f, Paths(), None, seeds=2.0), "seeds is 2.0 (float)"),
+    (lambda f: api.evaluate(str(f), backbone=torch.nn.Linear(2, 2)), "backbone is the module Linear"),
+    (lambda f: api.resume(f, backbone="resnet20"), "backbone is 'resnet20' (str), expected a Backbone"),
+    (lambda f: api.explain([], out=f / "a.png", execution=None), "there is no run to explain"),
+    (lambda f: api.explain(3.5, out=f / "a.png", execution=None), "runs is 3.5 (float), expected paths"),
     (
-        lambda f: verify_store(str(f), n_rows=2.5, execution=None, **from_python(f)),
+        lambda f: api.verify(str(f), n_rows=2.5, execution=None, **from_python(f)),
         "n_rows is 2.5 (float)",
     ),
 ]
@@ -457,25 +443,25 @@ def test_a_mistaken_value_from_python_is_one_sentence(tmp_path, act, said):
 
 def test_what_can_only_be_meant_one_way_is_taken(bench):
     """One name where several may be, paths as text, NumPy's numbers: through both stages and back."""
-    places = Places(str(bench.folder / "data"), str(bench.folder / "stores"))
+    paths = Paths(str(bench.folder / "data"), str(bench.folder / "stores"))
     target, source = f"imagefolder:{bench.scenes}", f"program:{bench.program}"
     augmentation = Augmentation(seed=np.int64(3), side_px=np.int32(32), source_side_px=np.uint8(32))
-    common = {"places": places, "augmentation": augmentation}
-    (report,) = run_precompute(target, source, views=np.int64(1), limit=np.int16(4), **common)
+    common = {"paths": paths, "augmentation": augmentation}
+    (report,) = api.precompute(target, source, views=np.int64(1), limit=np.int16(4), **common)
     assert (report.n_samples, report.views) == (4, 1)
     taught = Supervision(sources=source, labels="cached")
     assert taught.sources == (source,)
     overrides = {"epochs": np.int64(1), "batch_size": np.int64(2), "lr": np.float32(0.5), "milestones": 1}
     out = str(bench.folder / "taught")
-    summary = run_train(
+    summary = api.train(
         target, out=out, supervision=taught, overrides=overrides, model="resnet20", limit=np.int64(4),
         seed=np.uint64(2**63 - 1), tuning=Tuning(mixup=np.float64(0.0)), **common,
     )  # fmt: skip
     assert (summary["epochs"], summary["seed"]) == (1, 2**63 - 1)
-    again = resume_train(out)
-    assert again["test_top1"] == run_evaluate(out)["test_top1"]
-    assert len(open_taught_data(target, sources=source, labels="cached", limit=4, batch_size=np.int64(2),
-                                places=places, augmentation=augmentation)) == 2  # fmt: skip
+    again = api.resume(out)
+    assert again["test_top1"] == api.evaluate(out)["test_top1"]
+    assert len(open_training_data(target, sources=source, labels="cached", limit=4, batch_size=np.int64(2),
+                                paths=paths, augmentation=augmentation)) == 2  # fmt: skip
     grid = Grid("imagenet", 3, np.float64(0.5), transfer_modules=True, seeds=np.int8(2))
     assert grid == Grid((("imagenet",),), (3,), (0.5,), (True,), 2)
     assert Grid(("imagenet", ["places365", "imagenet"]), 3, 1).sources[1] == ("places365", "imagenet")

@@ -15,7 +15,7 @@ from cache.store import Store, find_stores
 from cli import main
 from pipeline.commands.output import show
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import PadCropFlip
 
 SOURCE = "program:tiny.pt2"
@@ -80,11 +80,13 @@ def test_every_help_page_fits_and_is_whole(words):
 
 def test_the_store_holds_what_the_plan_and_the_source_say(folder):
     (path,) = find_stores(folder / "stores")
-    index = load_index(parse_target("digits"), "train", data_dir=folder, index_dir=folder / "none", limit=60)
+    dataset = load_dataset(
+        parse_target("digits"), "train", data_dir=folder, index_dir=folder / "none", limit=60
+    )
     plan = Augmentation().training_plan(parse_target("digits"))
     assert plan == PadCropFlip(16, seed=0, pad=1, flip=0.0)
     stored = Store.open(path)
-    assert np.array_equal(stored.ids, index.ids)
+    assert np.array_equal(stored.ids, dataset.ids)
     assert stored.view(2).shape == (60, 7)
     assert len(np.unique(stored.view(0)[:, 0])) > 30
 
@@ -225,7 +227,7 @@ def test_ctrl_c_says_what_is_kept(folder, monkeypatch):
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.api, "run_precompute", interrupted)
+    monkeypatch.setattr(pipeline.api, "precompute", interrupted)
     result = run("precompute", "--source", SOURCE, "--target", "digits")
     assert result.exit_code == 130
     assert "the same command goes on from there" in result.stderr

@@ -12,20 +12,21 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from cache.store import Store, find_stores
-from pipeline.api import open_index, run_precompute
+from pipeline import api
+from pipeline.api import open_dataset
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Places
-from pipeline.source_outputs.cached import CachedLabels
-from pipeline.source_outputs.live import LiveLabels
-from pipeline.source_outputs.placement import Residence
+from pipeline.runtime.paths import Paths
+from pipeline.source_outputs.cached import CachedOutputs
+from pipeline.source_outputs.live import LiveOutputs
+from pipeline.source_outputs.placement import Placement
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
 
 N, VIEWS = 256, 2
-HERE = Residence("device", torch.device("cpu"))
+HERE = Placement("device", torch.device("cpu"))
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 PROGRAM = "program:places365_squeezenet.pt2"
@@ -37,19 +38,19 @@ class Made:
     def __init__(self, data_dir: Path, cache_dir: Path) -> None:
         self.program = shared("weights/places365_squeezenet.pt2")
         self.weights = shared("weights/imagenet_resnet50.safetensors")
-        self.places = Places(data_dir, cache_dir, {"imagenet": self.weights})
+        self.paths = Paths(data_dir, cache_dir, {"imagenet": self.weights})
         self.names = {"imagenet": "imagenet", PROGRAM: f"program:{self.program}"}
         self.execution = choose_execution(device="cpu", amp="auto", renderer="dali", threads=2)
-        self.reports = run_precompute(
+        self.reports = api.precompute(
             ["cifar10"],
             list(self.names.values()),
             views=VIEWS,
             augmentation=Augmentation(),
-            places=self.places,
+            paths=self.paths,
             execution=self.execution,
             limit=N,
         )
-        self.index = open_index("cifar10", "train", places=self.places, limit=N)
+        self.dataset = open_dataset("cifar10", "train", paths=self.paths, limit=N)
         stores = [Store.open(path) for path in find_stores(cache_dir)]
         self.stores = {store.manifest.identity["source"]["name"]: store for store in stores}
 
@@ -57,7 +58,7 @@ class Made:
         plan = Augmentation().training_plan(parse_target("cifar10"))
         largest = max(len(batch) for batch in batches)
         renderer = open_renderer(
-            self.index,
+            self.dataset,
             plan,
             Execution(torch.device("cpu"), renderer=backend, threads=threads),
             batch_size=largest,
@@ -112,11 +113,13 @@ def test_512_stored_rows_are_those_of_a_plain_forward_on_the_other_renderers_pix
 
 @pytest.mark.parametrize("name", ["imagenet", PROGRAM])
 def test_live_logits_equal_stored_ones_for_any_batch_and_order(made, name):
-    source = open_source(made.names[name], weights=made.places.weights.get(name), weights_dir=Path("none"))
+    source = open_source(made.names[name], weights=made.paths.weights.get(name), weights_dir=Path("none"))
     input_map = Augmentation().input_map(parse_target("cifar10"), source.spec)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"))
-    live = LiveLabels({name: frozen}, views=VIEWS)
-    cached = CachedLabels({name: made.stores[name]}, made.index, views=VIEWS, residence=HERE, temperature=3.0)
+    live = LiveOutputs({name: frozen}, views=VIEWS)
+    cached = CachedOutputs(
+        {name: made.stores[name]}, made.dataset, views=VIEWS, residence=HERE, temperature=3.0
+    )
     order = np.random.default_rng(3).permutation(N)[:128]
     for epoch, batch_size in enumerate((7, 64, 128)):
         view = epoch % VIEWS
@@ -130,12 +133,12 @@ def test_live_logits_equal_stored_ones_for_any_batch_and_order(made, name):
 
 def test_both_renderers_give_the_pixels_of_a_plain_numpy_crop(made):
     plan = Augmentation().training_plan(parse_target("cifar10"))
-    rows = plan.rows(1, made.index.ids, made.index.sizes)
-    padded = np.pad(made.index.pictures(np.arange(N)), ((0, 0), (4, 4), (4, 4), (0, 0)))
+    rows = plan.rows(1, made.dataset.ids, made.dataset.sizes)
+    padded = np.pad(made.dataset.images(np.arange(N)), ((0, 0), (4, 4), (4, 4), (0, 0)))
     plain = np.empty((N, 3, 32, 32), dtype=np.uint8)
     for i, ((top, left, _, _), flip) in enumerate(zip(rows.windows, rows.flips, strict=True)):
-        picture = padded[i, top + 4 : top + 36, left + 4 : left + 36]
-        plain[i] = (picture[:, ::-1] if flip else picture).transpose(2, 0, 1)
+        image = padded[i, top + 4 : top + 36, left + 4 : left + 36]
+        plain[i] = (image[:, ::-1] if flip else image).transpose(2, 0, 1)
     for backend in ("dali", "torch"):
         for batch_size, threads in ((7, 1), (64, 4), (128, 2)):
             drawn = made.draw(backend, 1, in_batches(np.arange(N), batch_size), threads)
@@ -146,12 +149,12 @@ def test_both_renderers_give_the_pixels_of_a_plain_numpy_crop(made):
 
 def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
     def again(views: int):
-        return run_precompute(
+        return api.precompute(
             ["cifar10"],
             [made.names[PROGRAM]],
             views=views,
             augmentation=Augmentation(),
-            places=Places(made.places.data_dir, made.places.cache_dir),
+            paths=Paths(made.paths.data_dir, made.paths.cache_dir),
             execution=made.execution,
             limit=N,
         )[0]
@@ -167,14 +170,14 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
 
 
 def test_a_subset_is_served_by_the_full_store_with_its_own_rows(made):
-    subset = made.index.limit(64)
-    labels = CachedLabels(
+    subset = made.dataset.limit(64)
+    labels = CachedOutputs(
         {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, residence=HERE, temperature=3.0
     )
     labels.load(1, np.arange(64))
     positions = np.array([5, 0, 63])
-    rows = np.flatnonzero(np.isin(made.index.ids, subset.ids[positions]))
-    expected = {int(made.index.ids[row]): made.stores[PROGRAM].view(1)[row] for row in rows}
+    rows = np.flatnonzero(np.isin(made.dataset.ids, subset.ids[positions]))
+    expected = {int(made.dataset.ids[row]): made.stores[PROGRAM].view(1)[row] for row in rows}
     found = labels.logits(positions, torch.empty(0))[PROGRAM].numpy()
     for position, row in zip(positions, found, strict=True):
         assert np.array_equal(row, expected[int(subset.ids[position])])

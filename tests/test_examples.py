@@ -9,7 +9,8 @@ import pytest
 from conftest import shared
 from programs import save_program
 
-from pipeline.api import Places, run_precompute
+from pipeline import api
+from pipeline.api import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,9 +30,9 @@ def run(folder: Path, example: str, *words: str) -> str:
 
 def test_a_network_of_ones_own_is_trained_on_a_folder_of_ones_own(tmp_path):
     for scene in ("Forest", "Highway"):
-        for i, picture in enumerate(sorted((shared("data/scene15/train") / scene).glob("*.jpg"))[:8]):
+        for i, image in enumerate(sorted((shared("data/scene15/train") / scene).glob("*.jpg"))[:8]):
             (tmp_path / "pictures" / scene).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, tmp_path / "pictures" / scene / f"{i}.jpg")
+            shutil.copyfile(image, tmp_path / "pictures" / scene / f"{i}.jpg")
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
     out = run(tmp_path, "own_backbone.py", "pictures", source)
     assert "10 epochs: test top-1" in out
@@ -40,8 +41,8 @@ def test_a_network_of_ones_own_is_trained_on_a_folder_of_ones_own(tmp_path):
 
 def test_a_plain_loop_takes_stored_logits(tmp_path):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
-    places = Places(tmp_path / "data", tmp_path / "stores")
-    run_precompute(["digits"], [source], views=2, places=places)
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
+    api.precompute(["digits"], [source], views=2, paths=paths)
     (tmp_path / "use.py").write_text("")
     out = run(tmp_path, "plain_loop.py", "digits")
     first, second = (float(line.rpartition(" ")[2]) for line in out.splitlines() if "loss" in line)

@@ -17,10 +17,10 @@ from torch import nn
 
 import cli
 from cache.manifest import digest
-from pipeline.api import Augmentation, Places, choose_execution
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.api import Augmentation, Paths, choose_execution
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import plan_from
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.studies.reproduce.published import published_rows
 from pipeline.studies.reproduce.rows import Shrink, attempts
@@ -101,7 +101,7 @@ def _sha256(path):
 
 def fingerprints(folder):
     """Digests of stores of images and of clips, of named sources, a program and a run."""
-    index = load_index(parse_target("digits"), "train", data_dir=folder, index_dir=folder).limit(40)
+    dataset = load_dataset(parse_target("digits"), "train", data_dir=folder, index_dir=folder).limit(40)
     run_folder = folder / "student"
     run_folder.mkdir()
     config = {"model": "resnet3d18", "classes": ["no", "yes"], "clip_mean": "activitynet"}
@@ -124,7 +124,7 @@ def fingerprints(folder):
                 shown = augmentation.input_map(of, spec)
                 assert plan_from(plan.to_dict(), "") == plan
                 assert InputMap.from_dict(shown.to_dict()) == shown
-                fields = identity(about, shown, plan, index, top_k=top_k)
+                fields = identity(about, shown, plan, dataset, top_k=top_k)
                 found[f"{spec.name} {target} {top_k}"] = digest(fields)
     return found
 
@@ -158,7 +158,7 @@ def published(_folder):
             taught = attempt.supervision(attempt.sources, 10)
             tuning = Tuning(amp="fp32", freeze_until=attempt.freeze_until)
             settings = settings_of(row.target, taught, tuning, attempt.overrides)
-            asked = Asked(row.target, taught, Augmentation(), Places(), execution, None, Ranks(), settings)
+            asked = Asked(row.target, taught, Augmentation(), Paths(), execution, None, World(), settings)
             planned = plan_config(asked, tuning, model=row.model, seed=0, eval_every=attempt.eval_every(None))
             about = {"sources": list(attempt.sources), "metric": attempt.metric, "views": taught.views}
             rows = found.setdefault(table, {})

@@ -10,63 +10,58 @@ from programs import save_program
 from videos import make_folder
 
 from cache.store import Store, find_stores
-from pipeline.api import (
-    Supervision,
-    Tuning,
-    open_index,
-    resume_train,
-    run_precompute,
-    run_prepare,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Supervision, Tuning, open_dataset
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Places
-from pipeline.source_outputs.cached import CachedLabels
-from pipeline.source_outputs.placement import Residence
+from pipeline.runtime.paths import Paths
+from pipeline.source_outputs.cached import CachedOutputs
+from pipeline.source_outputs.placement import Placement
 from pipeline.train.run_folder import read_metrics
 from pipeline.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def draw(index, plan, backend: str, device: str) -> torch.Tensor:
+def draw(dataset, plan, backend: str, device: str) -> torch.Tensor:
     renderer = open_renderer(
-        index, plan, Execution(torch.device(device), renderer=backend, threads=2), batch_size=16
+        dataset, plan, Execution(torch.device(device), renderer=backend, threads=2), batch_size=16
     )
     with closing(renderer):
-        batches = list(renderer.render(1, in_batches(np.arange(len(index)), 16)))
+        batches = list(renderer.render(1, in_batches(np.arange(len(dataset)), 16)))
     assert all(batch.device.type == device for batch in batches)
     return torch.cat(batches).cpu()
 
 
 def test_small_pictures_are_the_same_bytes(cifar10_dir, tmp_path):
-    index = load_index(parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=200)
+    dataset = load_dataset(
+        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=200
+    )
     plan = PadCropFlip(32, seed=2)
-    assert torch.equal(draw(index, plan, "dali", "cuda"), draw(index, plan, "torch", "cpu"))
+    assert torch.equal(draw(dataset, plan, "dali", "cuda"), draw(dataset, plan, "torch", "cpu"))
 
 
 def test_jpegs_differ_by_at_most_a_grey_level_on_average(tmp_path):
     data = shared("data/imagenet").parent
-    index = load_index(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)
-    index = index.take(np.arange(0, 1000, 25))
+    dataset = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)
+    dataset = dataset.take(np.arange(0, 1000, 25))
     plan = RandomResizedCropFlip(112, seed=4)
-    gap = draw(index, plan, "dali", "cuda").int() - draw(index, plan, "torch", "cpu").int()
+    gap = draw(dataset, plan, "dali", "cuda").int() - draw(dataset, plan, "torch", "cpu").int()
     assert gap.abs().float().mean(dim=(1, 2, 3)).max() <= 1.0
 
 
 def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
     data = shared("data/imagenet").parent
-    index = load_index(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)
-    index = index.take(np.arange(0, 1000, 50))
+    dataset = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)
+    dataset = dataset.take(np.arange(0, 1000, 50))
     plan = RandomResizedCropFlip(112, seed=4)
     renderer = open_renderer(
-        index, plan, Execution(torch.device("cuda"), renderer="dali", threads=2), batch_size=8
+        dataset, plan, Execution(torch.device("cuda"), renderer="dali", threads=2), batch_size=8
     )
-    batches = in_batches(np.arange(len(index)), 8)
+    batches = in_batches(np.arange(len(dataset)), 8)
     with closing(renderer):
         alone = [torch.cat(list(renderer.render(view, batches))).cpu() for view in (0, 1)]
         with renderer.keeping():
@@ -76,20 +71,20 @@ def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
 
 def test_clips_differ_by_at_most_a_grey_level_on_average(tmp_path):
     root = make_folder(tmp_path / "videos")
-    places, target = Places(tmp_path, tmp_path / "stores"), f"videofolder:{root}"
-    run_prepare(target, places=places)
-    index, plan = open_index(target, "train", places=places), CornerClip(24, n_frames=6)
-    on_gpu = draw(index, plan, "dali", "cuda")
-    assert on_gpu.shape == (len(index), 3, 6, 24, 24)
-    assert (on_gpu.int() - draw(index, plan, "torch", "cpu").int()).abs().float().mean() <= 1.0
-    summary = run_train(
+    paths, target = Paths(tmp_path, tmp_path / "stores"), f"videofolder:{root}"
+    api.prepare(target, paths=paths)
+    dataset, plan = open_dataset(target, "train", paths=paths), CornerClip(24, n_frames=6)
+    on_gpu = draw(dataset, plan, "dali", "cuda")
+    assert on_gpu.shape == (len(dataset), 3, 6, 24, 24)
+    assert (on_gpu.int() - draw(dataset, plan, "torch", "cpu").int()).abs().float().mean() <= 1.0
+    summary = api.train(
         target,
         supervision=Supervision(method="scratch"),
         augmentation=Augmentation(side_px=32, n_frames=4),
         model="resnet3d10",
         tuning=Tuning(deterministic=True),
         overrides={"epochs": 1, "batch_size": 4},
-        places=places,
+        paths=paths,
         execution=choose_execution(device="cuda"),
         out=tmp_path / "run",
     )
@@ -100,12 +95,12 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
     rows = {}
     for device in ("cpu", "cuda"):
-        places = Places(tmp_path / "data", tmp_path / device)
+        paths = Paths(tmp_path / "data", tmp_path / device)
         execution = choose_execution(device=device, amp="fp32", renderer="auto", threads=2)
-        shown = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": 100}
-        run_precompute(["digits"], [source], views=1, **shown)
-        rows[device] = Store.open(find_stores(places.cache_dir)[0]).view(0).astype(np.float32)
-        summary = run_train(
+        shown = {"augmentation": Augmentation(), "paths": paths, "execution": execution, "limit": 100}
+        api.precompute(["digits"], [source], views=1, **shown)
+        rows[device] = Store.open(find_stores(paths.cache_dir)[0]).view(0).astype(np.float32)
+        summary = api.train(
             "digits",
             supervision=Supervision(sources=(source,)),
             overrides={"epochs": 2},
@@ -119,12 +114,12 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
 @pytest.mark.parametrize("kind", ["device", "pinned", "map"])
 def test_rows_are_the_same_wherever_they_lie(tmp_path, kind):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
-    places = Places(tmp_path / "data", tmp_path / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, limit=100)
-    store = Store.open(find_stores(places.cache_dir)[0])
-    index = open_index("digits", "train", places=places, limit=100)
-    residence = Residence(kind, torch.device("cuda"))
-    labels = CachedLabels({"a": store}, index, views=2, residence=residence, temperature=3.0)
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
+    api.precompute(["digits"], [source], views=2, paths=paths, limit=100)
+    store = Store.open(find_stores(paths.cache_dir)[0])
+    dataset = open_dataset("digits", "train", paths=paths, limit=100)
+    residence = Placement(kind, torch.device("cuda"))
+    labels = CachedOutputs({"a": store}, dataset, views=2, residence=residence, temperature=3.0)
     asked = np.random.default_rng(0).permutation(100)[:30]
     for view in (0, 1):
         labels.load(view, np.arange(100))
@@ -136,17 +131,17 @@ def test_rows_are_the_same_wherever_they_lie(tmp_path, kind):
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
 def test_a_deterministic_run_goes_on_to_the_same_numbers(tmp_path, amp, monkeypatch):
     source = f"program:{save_program(tmp_path / 'tiny.pt2')}"
-    places = Places(tmp_path / "data", tmp_path / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, limit=100)
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
+    api.precompute(["digits"], [source], views=2, paths=paths, limit=100)
     arguments = {
-        "places": places,
+        "paths": paths,
         "execution": choose_execution(device="cuda"),
         "limit": 100,
         "supervision": Supervision(sources=(source,)),
         "tuning": Tuning(amp=amp, deterministic=True, mixup=0.2, clip_norm=5.0),
         "overrides": {"epochs": 3, "batch_size": 20},
     }
-    run_train("digits", out=tmp_path / "whole", **arguments)
+    api.train("digits", out=tmp_path / "whole", **arguments)
     monkeypatch.setattr("pipeline.train.loop._SAVE_EVERY_S", 0.0)
     step, taken = Trainer._take_step, []
 
@@ -159,8 +154,8 @@ def test_a_deterministic_run_goes_on_to_the_same_numbers(tmp_path, amp, monkeypa
     with monkeypatch.context() as stopping:
         stopping.setattr(Trainer, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_train("digits", out=tmp_path / "run", **arguments)
-    resume_train(tmp_path / "run", execution=arguments["execution"])
+            api.train("digits", out=tmp_path / "run", **arguments)
+    api.resume(tmp_path / "run", execution=arguments["execution"])
     whole, again = (read_metrics(tmp_path / name) for name in ("whole", "run"))
     for ours, theirs in zip(whole, again, strict=True):
         assert [ours[n] for n in ("train_loss", "test_loss")] == [

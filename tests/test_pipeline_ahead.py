@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.prefetch import prefetch
 
 
 def test_items_come_in_order_and_no_more_than_asked_are_made_ahead():
@@ -17,7 +17,7 @@ def test_items_come_in_order_and_no_more_than_asked_are_made_ahead():
             yield i
 
     got = []
-    for item in ahead(items(), 2):
+    for item in prefetch(items(), 2):
         time.sleep(0.005)
         got.append(item)
         assert len(made) <= len(got) + 4  # two waiting, one in the hand of either side
@@ -30,7 +30,7 @@ def test_an_error_comes_after_the_items_before_it():
         yield 2
         raise ValueError("broken")
 
-    got = ahead(items(), 5)
+    got = prefetch(items(), 5)
     assert [next(got), next(got)] == [1, 2]
     with pytest.raises(ValueError, match="broken"):
         next(got)
@@ -46,7 +46,7 @@ def test_leaving_early_closes_the_maker_in_its_own_thread(taken):
         finally:
             closed_in.append(threading.current_thread().name)
 
-    got = ahead(items(), 2)
+    got = prefetch(items(), 2)
     for _ in range(taken):
         next(got)
     got.close()

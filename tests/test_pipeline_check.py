@@ -12,8 +12,8 @@ from programs import Tiny, save_program
 from cache.errors import StoreMismatch
 from cache.store import Store, Unit, find_stores
 from cli import main
-from pipeline.runtime.paths import Places
-from pipeline.stores.reopen import open_index_of
+from pipeline.runtime.paths import Paths
+from pipeline.stores.reopen import open_dataset_of
 from sskt.sources.frozen import FrozenSource
 
 UNITS = 6  # three views of two blocks
@@ -236,7 +236,7 @@ def test_another_source_is_refused_before_anything_is_given_up(made, store, tmp_
 def test_a_target_that_has_other_pictures_is_refused(store):
     store.manifest.identity["target"]["contents_sha256"] = "0" * 64
     with pytest.raises(StoreMismatch, match="digits has other pictures by now"):
-        open_index_of(store, Places(), target=None)
+        open_dataset_of(store, Paths(), target=None)
 
 
 def test_prune_shows_asks_and_removes(made, store, tmp_path):

@@ -12,21 +12,10 @@ from programs import save_program
 
 import pipeline.train.loop as training
 from cache.store import Store, find_stores
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    open_index,
-    resume_train,
-    run_evaluate,
-    run_precompute,
-    run_train,
-)
-from pipeline.precompute.verify import verify_store
-from pipeline.studies.series import is_as_asked, train_once
-from pipeline.studies.sweep import Grid, run_sweep
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
+from pipeline.studies.series import matches, train_or_resume
+from pipeline.studies.sweep import Grid
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.run_folder import read_metrics
 from pipeline.train.splits import open_splits
@@ -62,16 +51,16 @@ def project(tmp_path_factory):
     shutil.copytree(folder / "two" / "pics", folder / "three" / "pics")
     fill(folder / "three" / "pics", {"valid": 7}, seed=1)
     source = f"program:{save_program(folder / 'tiny.pt2')}"
-    places = Places(folder / "data", folder / "stores")
-    shown = {"augmentation": SMALL, "places": places, "execution": CPU}
-    run_precompute([f"imagefolder:{folder / 'two' / 'pics'}"], [source], views=2, **shown)
+    paths = Paths(folder / "data", folder / "stores")
+    shown = {"augmentation": SMALL, "paths": paths, "execution": CPU}
+    api.precompute([f"imagefolder:{folder / 'two' / 'pics'}"], [source], views=2, **shown)
     return folder, source, shown
 
 
 def train(project, which, out, *, supervision=SCRATCH, val_share=None, **more):
     folder, _, shown = project
     overrides = {"epochs": 6, "batch_size": 8, "lr": 0.05, **more.pop("overrides", {})}
-    return run_train(
+    return api.train(
         f"imagefolder:{folder / which / 'pics'}",
         supervision=supervision,
         model="resnet20",
@@ -100,7 +89,7 @@ def test_val_chooses_and_test_scores_the_last_and_the_chosen_student_once(
     predict, seen = Evaluator.predict, []
 
     def watched(self, student, amp):
-        seen.append((self._index.split, len(self._index)))
+        seen.append((self._dataset.split, len(self._dataset)))
         return predict(self, student, amp)
 
     monkeypatch.setattr(Evaluator, "predict", watched)
@@ -115,7 +104,7 @@ def test_val_chooses_and_test_scores_the_last_and_the_chosen_student_once(
     assert (summary["chosen_on"], summary["metric"]) == ("val", "test_top1")
     assert (summary["best_epoch"], summary["best_val_top1"]) == (best["epoch"], best["val_top1"])
     for name, which_student in (("test_top1", "last"), ("best_test_top1", "best")):
-        figures = run_evaluate(tmp_path / "run", execution=CPU, which=which_student)
+        figures = api.evaluate(tmp_path / "run", execution=CPU, which=which_student)
         assert summary[name] == history[-1][name] == figures["test_top1"]
     (line,) = [line for line in said if "the best epoch" in line]
     text = {"two": "3 of 30 training samples are not trained on and choose", "three": "the val split chooses"}
@@ -158,11 +147,11 @@ def test_a_share_of_each_class_is_held_out_by_contents(tmp_path):
         for i in range(n):
             Image.new("RGB", (4, 4), (n, i, 0)).save(root / "train" / name / f"{i:02d}.png")
         Image.new("RGB", (4, 4), (n, 99, 0)).save(root / "test" / name / "0.png")
-    target, places = f"imagefolder:{root}", Places(tmp_path / "data", tmp_path / "stores")
-    whole = open_index(target, "train", places=places)
+    target, paths = f"imagefolder:{root}", Paths(tmp_path / "data", tmp_path / "stores")
+    whole = open_dataset(target, "train", paths=paths)
 
     def held(share):
-        splits = open_splits(target, places=places, val_share=share)
+        splits = open_splits(target, paths=paths, val_share=share)
         assert sorted([*splits.train.ids, *splits.val.ids]) == list(range(38))
         assert splits.train.classes == splits.val.classes
         return {splits.val.contents[row].tobytes() for row in range(len(splits.val))}, splits.val.labels
@@ -176,7 +165,7 @@ def test_a_share_of_each_class_is_held_out_by_contents(tmp_path):
     assert contents < held(0.3)[0]
     (root / "train" / "a" / "00.png").rename(root / "train" / "a" / "renamed.png")
     assert held(None)[0] == contents
-    limited = open_splits(target, places=places, limit=12, val_share=0.2)
+    limited = open_splits(target, paths=paths, limit=12, val_share=0.2)
     assert set(limited.val.ids) <= set(whole.limit(12).ids)
     assert len(limited.val) + len(limited.train) == 12
 
@@ -205,15 +194,15 @@ def test_without_a_share_no_epoch_is_chosen(project, which, tmp_path):
     assert ["test_top1" in m for m in read_metrics(tmp_path / "run")] == [False, False, True]
     assert len([line for line in said if "no epoch is chosen" in line]) == 1
     with pytest.raises(RunError, match="was trained with --val-share 0, so it has no best epoch"):
-        run_evaluate(tmp_path / "run", execution=CPU, which="best")
+        api.evaluate(tmp_path / "run", execution=CPU, which="best")
     with pytest.raises(RunError, match=r"--schedule plateau waits for a loss .*--val-share 0 leaves none"):
         train(project, which, tmp_path / "plateau", val_share=0.0, overrides={"schedule": "plateau"})
 
 
 def test_an_official_target_is_chosen_on_its_test_split_unless_a_share_is_given(tmp_path):
-    places, said = Places(tmp_path / "data", tmp_path / "stores"), Remarks()
+    paths, said = Paths(tmp_path / "data", tmp_path / "stores"), Remarks()
     for share, expected in ((None, "test"), (0.1, "val"), (0.0, None)):
-        splits = open_splits("digits", places=places, limit=100, val_share=share)
+        splits = open_splits("digits", paths=paths, limit=100, val_share=share)
         assert splits.chosen_on == expected
         assert (len(splits.train), splits.val and len(splits.val)) == (
             (90, 10) if expected == "val" else (100, None)
@@ -239,16 +228,16 @@ def test_a_store_of_all_training_pictures_serves_those_that_are_trained_on(proje
 
 def test_a_store_that_a_run_filled_without_what_it_held_out_can_be_verified(project, tmp_path):
     folder, source, _ = project
-    places = Places(folder / "data", tmp_path / "stores")
+    paths = Paths(folder / "data", tmp_path / "stores")
     taught = Supervision(sources=(source,), labels="write-through", views=1)
-    train(project, "two", tmp_path / "run", supervision=taught, places=places, overrides={"epochs": 1})
+    train(project, "two", tmp_path / "run", supervision=taught, paths=paths, overrides={"epochs": 1})
     (path,) = find_stores(tmp_path / "stores")
     store = Store.open(path)
     assert store.n_samples == 27
-    found = verify_store(path, n_rows=16, places=places, execution=CPU)
+    found = api.verify(path, n_rows=16, paths=paths, execution=CPU)
     assert found.good, found.verdict
     served = train(
-        project, "two", tmp_path / "served", places=places, overrides={"epochs": 1},
+        project, "two", tmp_path / "served", paths=paths, overrides={"epochs": 1},
         supervision=Supervision(sources=(source,), labels="cached", views=1),
     )  # fmt: skip
     assert served["labels"] == "cached"
@@ -276,7 +265,7 @@ def test_a_stopped_run_chooses_and_scores_as_one_without_a_stop(
         stopping.setattr(Trainer, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(project, which, tmp_path / "run", supervision=taught, overrides=SPOILT)
-    resumed = resume_train(tmp_path / "run", execution=CPU)
+    resumed = api.resume(tmp_path / "run", execution=CPU)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     names = [name for name in whole if not name.endswith(MEASURED)]
     assert [resumed[name] for name in names] == [whole[name] for name in names]
@@ -321,11 +310,11 @@ def test_a_run_begun_before_goes_on_and_is_scored_as_it_was(project, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             train(project, "three", tmp_path / "run")
     begun_before(tmp_path / "run")
-    summary = resume_train(tmp_path / "run", execution=CPU)
+    summary = api.resume(tmp_path / "run", execution=CPU)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     by_epoch = [m["test_top1"] for m in read_metrics(tmp_path / "run")]
     assert (summary["best_test_top1"], summary["chosen_on"]) == (max(by_epoch), "test")
-    figures = run_evaluate(tmp_path / "run", execution=CPU)
+    figures = api.evaluate(tmp_path / "run", execution=CPU)
     assert (figures["split"], figures["n_samples"]) == ("val", 21)
     assert figures["test_top1"] == by_epoch[-1]
 
@@ -336,29 +325,29 @@ def test_a_series_takes_a_run_that_chose_alike_and_no_other(project, tmp_path):
     asked = {
         "supervision": SCRATCH, "model": "resnet20", "overrides": {"epochs": 1, "batch_size": 8}, **shown,
     }  # fmt: skip
-    first = train_once(target, tmp_path / "run", tuning=Tuning(amp="fp32"), **asked)
-    again = train_once(target, tmp_path / "run", tuning=Tuning(amp="fp32"), **asked)
+    first = train_or_resume(target, tmp_path / "run", tuning=Tuning(amp="fp32"), **asked)
+    again = train_or_resume(target, tmp_path / "run", tuning=Tuning(amp="fp32"), **asked)
     assert (again["test_top1"], again["epoch_s"]) == (first["test_top1"], first["epoch_s"])
     with pytest.raises(RunError, match=r"was begun with (contents|val_share).* this series asks for"):
-        train_once(target, tmp_path / "run", tuning=Tuning(amp="fp32", val_share=0.3), **asked)
+        train_or_resume(target, tmp_path / "run", tuning=Tuning(amp="fp32", val_share=0.3), **asked)
 
 
 def test_an_official_run_begun_before_is_still_taken_for_the_one_that_is_asked_for(tmp_path):
     asked = {
         "supervision": SCRATCH, "overrides": {"epochs": 1}, "limit": 20, "tuning": Tuning(amp="fp32"),
-        "places": Places(tmp_path / "data", tmp_path / "stores"), "execution": CPU,
+        "paths": Paths(tmp_path / "data", tmp_path / "stores"), "execution": CPU,
     }  # fmt: skip
-    run_train("digits", out=tmp_path / "run", **asked)
+    api.train("digits", out=tmp_path / "run", **asked)
     begun_before(tmp_path / "run")
-    assert is_as_asked("digits", tmp_path / "run", **asked)
-    run_train("digits", out=tmp_path / "val", **{**asked, "tuning": Tuning(amp="fp32", val_share=0.2)})
-    assert not is_as_asked("digits", tmp_path / "val", **asked)
+    assert matches("digits", tmp_path / "run", **asked)
+    api.train("digits", out=tmp_path / "val", **{**asked, "tuning": Tuning(amp="fp32", val_share=0.2)})
+    assert not matches("digits", tmp_path / "val", **asked)
 
 
 def test_a_sweep_compares_students_on_what_chooses(project, tmp_path):
     folder, source, shown = project
     said = Remarks()
-    rows = run_sweep(
+    rows = api.sweep(
         f"imagefolder:{folder / 'two' / 'pics'}",
         Grid(((source,),), (2.0,), (0.5,)),
         out=tmp_path,

@@ -15,21 +15,11 @@ from torch import nn
 from cache.errors import StoreMismatch
 from cache.store import Store
 from cli import main
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    places_of,
-    resume_train,
-    run_precompute,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, paths_of
 from pipeline.commands.rows import source_fields
 from pipeline.data.datasets import parse_target
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.precompute.verify import verify_store
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.stores.class_check import knowledge_of
 from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -58,7 +48,7 @@ class Nearest(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("contract") / "pics", np.random.default_rng(0)
     for split, n in (("train", 6), ("val", 2)):
         for i in range(N):
@@ -71,16 +61,16 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def lab(pictures, tmp_path):
-    return Lab(pictures, tmp_path)
+def lab(images, tmp_path):
+    return Lab(images, tmp_path)
 
 
 class Lab:
     """Both stages on the images, at 16 px."""
 
-    def __init__(self, pictures, folder):
+    def __init__(self, images, folder):
         self.folder, self.said = folder, Remarks()
-        self.target = f"imagefolder:{pictures}"
+        self.target = f"imagefolder:{images}"
         self.common = {
             "augmentation": Augmentation(side_px=16, source_side_px=16),
             "execution": choose_execution(device="cpu", amp="fp32", threads=1),
@@ -89,22 +79,22 @@ class Lab:
     def program(self, name, network):
         return f"program:{save_program(self.folder / f'{name}.pt2', network)}"
 
-    def places(self, **told):
+    def paths(self, **told):
         contracts = {f"program:{name}.pt2": Contract.from_dict(fields) for name, fields in told.items()}
-        return Places(self.folder / "data", self.folder / "stores", contracts=contracts)
+        return Paths(self.folder / "data", self.folder / "stores", contracts=contracts)
 
     def precompute(self, source, **told):
         self.said.clear()
-        reports = run_precompute([self.target], [source], views=1, places=self.places(**told), **self.common)
+        reports = api.precompute([self.target], [source], views=1, paths=self.paths(**told), **self.common)
         return Store.open(reports[0].path)
 
     def train(self, source, method="sskt", labels="cached", out="run", epochs=1, **told):
         self.said.clear()
-        return run_train(
+        return api.train(
             self.target,
             out=self.folder / out,
             supervision=Supervision(method=method, sources=(source,) if source else (), labels=labels),
-            places=self.places(**told),
+            paths=self.paths(**told),
             model="resnet20",
             overrides={"epochs": epochs, "batch_size": 66},
             tuning=Tuning(amp="fp32"),
@@ -155,7 +145,7 @@ def test_probabilities_are_refused_on_real_images_or_stored_as_logits(lab, kind,
         expected = plain - np.log(np.exp(plain).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(store.view(0), expected, atol=0.05)
     assert store.manifest.identity["source"]["returns"] == kind
-    found = verify_store(store.path, n_rows=20, places=lab.places(), execution=lab.common["execution"])
+    found = api.verify(store.path, n_rows=20, paths=lab.paths(), execution=lab.common["execution"])
     assert found.good
     lab.train(source)  # as recorded
     with pytest.raises(StoreMismatch, match=rf"source\.returns is \"{kind}\" in the store and absent"):
@@ -185,13 +175,13 @@ def test_run_that_goes_on_keeps_what_was_said_of_its_source(lab):
     lab.train(source, "kd", "live", t={"classes": "numeric"})
     (lab.folder / "run" / "summary.json").unlink()
     (lab.folder / "run" / "student.safetensors").unlink()
-    assert places_of(lab.folder / "run").told(source) == Contract(classes="numeric")
+    assert paths_of(lab.folder / "run").told(source) == Contract(classes="numeric")
     how = {"execution": lab.common["execution"]}
-    resume_train(lab.folder / "run", **how)
+    api.resume(lab.folder / "run", **how)
     (lab.folder / "run" / "summary.json").unlink()
     (lab.folder / "run" / "student.safetensors").unlink()
     with pytest.raises(RunError, match="its contracts was"):
-        resume_train(lab.folder / "run", places=lab.places(t={"classes": "target"}), **how)
+        api.resume(lab.folder / "run", paths=lab.paths(t={"classes": "target"}), **how)
 
 
 def test_run_begun_before_contracts_were_recorded_goes_on(lab):
@@ -208,7 +198,7 @@ def test_run_begun_before_contracts_were_recorded_goes_on(lab):
     for name in ("summary.json", "student.safetensors"):
         (run / name).unlink()
     how = {"execution": lab.common["execution"]}
-    assert resume_train(run, **how)["epochs"] == 1
+    assert api.resume(run, **how)["epochs"] == 1
 
 
 def test_declared_size_and_interpolation_are_what_a_program_sees_and_published_ones_keep_the_papers():
@@ -270,44 +260,46 @@ def test_source_shows_its_contract(lab):
     assert source_fields("imagenet")["trained_on"] == "resize 256, crop 224, bilinear"
 
 
-def index_of(labels, presence=None, classes=TEXT):
+def dataset_of(labels, multi_hot=None, classes=TEXT):
     n, labels = len(labels), np.asarray(labels)
-    return TargetIndex(
+    return Dataset(
         "t", "train", "array", tuple(str(i + 1) for i in classes), np.arange(n), labels,
-        np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8), None, presence=presence,
+        np.zeros((n, 2), np.int32), np.zeros((n, 16), np.uint8), None, multi_hot=multi_hot,
     )  # fmt: skip
 
 
 def test_agreement_with_labels_is_held_against_chance():
     rng = np.random.default_rng(0)
     labels = np.arange(550) % N
-    index, rows, same = index_of(labels), np.arange(550), np.arange(N)
-    random = knowledge_of(torch.from_numpy(rng.normal(size=(550, N))), index, rows, same)
+    dataset, rows, same = dataset_of(labels), np.arange(550), np.arange(N)
+    random = knowledge_of(torch.from_numpy(rng.normal(size=(550, N))), dataset, rows, same)
     assert random.near_chance
     assert random.order is None
     assert random.matched is None
     assert abs(random.chance - 100 / N) < 1
     one_hot = np.eye(N)[labels]
-    weak = knowledge_of(torch.from_numpy(one_hot + 2.0 * rng.normal(size=(550, N))), index, rows, same)
+    weak = knowledge_of(torch.from_numpy(one_hot + 2.0 * rng.normal(size=(550, N))), dataset, rows, same)
     assert not weak.near_chance
-    odd = knowledge_of(torch.from_numpy(one_hot[:, [3, 1, 4, 0, 5, 9, 2, 6, 10, 7, 8]]), index, rows, same)
+    odd = knowledge_of(torch.from_numpy(one_hot[:, [3, 1, 4, 0, 5, 9, 2, 6, 10, 7, 8]]), dataset, rows, same)
     assert odd.near_chance
     assert odd.matched == 100
     assert "its classes give 100.0 %" in odd.sentence("s", "t")
-    back = knowledge_of(torch.from_numpy(one_hot[:, ::-1].copy()), index, rows, same)
+    back = knowledge_of(torch.from_numpy(one_hot[:, ::-1].copy()), dataset, rows, same)
     assert (back.order, back.in_order) == ("reversed", 100)
-    declared = knowledge_of(torch.from_numpy(one_hot[:, ::-1].copy()), index, rows, same[::-1].copy())
+    declared = knowledge_of(torch.from_numpy(one_hot[:, ::-1].copy()), dataset, rows, same[::-1].copy())
     assert (declared.figure, declared.order) == (100, None)
 
 
 def test_several_labels_are_held_against_mean_average_precision():
     rng = np.random.default_rng(0)
-    presence = (rng.random((300, N)) < 0.3).astype(np.int8)
-    index, rows = index_of(presence.argmax(1), presence), np.arange(300)
-    right = knowledge_of(torch.from_numpy(presence.astype(np.float32)), index, rows, np.arange(N))
+    multi_hot = (rng.random((300, N)) < 0.3).astype(np.int8)
+    dataset, rows = dataset_of(multi_hot.argmax(1), multi_hot), np.arange(300)
+    right = knowledge_of(torch.from_numpy(multi_hot.astype(np.float32)), dataset, rows, np.arange(N))
     assert (right.metric, right.figure, right.near_chance) == ("mAP", 100, False)
     numeric = np.array([TEXT.index(i) for i in range(N)])
-    other = knowledge_of(torch.from_numpy(presence[:, numeric].astype(np.float32)), index, rows, np.arange(N))
+    other = knowledge_of(
+        torch.from_numpy(multi_hot[:, numeric].astype(np.float32)), dataset, rows, np.arange(N)
+    )
     assert (other.order, other.in_order) == ("numeric", 100)
 
 

@@ -17,22 +17,13 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    again,
-    choose_execution,
-    open_index,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, again, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
 from pipeline.commands.studies import _BETWEEN_SOURCES
 from pipeline.studies import explain, sweep
-from pipeline.studies.explain import run_explain
-from pipeline.studies.series import is_as_asked, train_once
-from pipeline.studies.sweep import Grid, run_sweep
+from pipeline.studies.series import matches, train_or_resume
+from pipeline.studies.sweep import Grid
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import read_summary
 from sskt.errors import RunError
@@ -68,12 +59,12 @@ def test_grad_cam_is_the_gradient_through_the_whole_network(model):
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
     common = {
-        "places": Places(folder / "data", folder / "stores"),
+        "paths": Paths(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=2),
         "limit": 60,
     }
     for seed in (0, 1):
-        run_train(
+        api.train(
             "digits",
             out=folder / f"run{seed}",
             supervision=Supervision(method="scratch"),
@@ -87,12 +78,12 @@ def project(tmp_path_factory):
 def test_several_students_are_set_beside_one_picture(project, tmp_path):
     folder, common = project
     runs = [folder / "run0", folder / "run1"]
-    index = open_index("digits", "test", places=common["places"])
-    sample = int(index.ids[7])
-    rows = run_explain(runs, out=tmp_path / "a.png", sample=sample, execution=common["execution"])
+    dataset = open_dataset("digits", "test", paths=common["paths"])
+    sample = int(dataset.ids[7])
+    rows = api.explain(runs, out=tmp_path / "a.png", sample=sample, execution=common["execution"])
     with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > 2 * drawn.height
-    pixels = torch.from_numpy(index.pixels_of(7)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(dataset.pixels_of(7)).permute(2, 0, 1)[None]
     for run, row in zip(runs, rows, strict=True):
         student = build_student("resnet20", 10, {}, False).eval()
         student.load_state_dict(load_file(run / "student.safetensors"))
@@ -101,23 +92,21 @@ def test_several_students_are_set_beside_one_picture(project, tmp_path):
             shares = student.predict(normalise(grey, IMAGENET_MEAN, IMAGENET_STD)).softmax(dim=1)[0]
         assert row["class"] == str(int(shares.argmax()))
         assert row["share"] == pytest.approx(float(shares.max()), abs=0.02)
-    (row, _) = run_explain(
+    (row, _) = api.explain(
         runs,
         out=tmp_path / "b.png",
         class_name="3",
         execution=common["execution"],
-        picture=next(shared("data/imagenet/val").rglob("*.JPEG")),
+        image=next(shared("data/imagenet/val").rglob("*.JPEG")),
     )
     assert row["class"] == "3"
     with pytest.raises(RunError, match="its student knows no class 'dog'"):
-        run_explain(runs, out=tmp_path / "c.png", class_name="dog", execution=common["execution"])
+        api.explain(runs, out=tmp_path / "c.png", class_name="dog", execution=common["execution"])
     with pytest.raises(RunError, match="its test split has no sample 99999"):
-        run_explain(runs, out=tmp_path / "c.png", sample=99999, execution=common["execution"])
+        api.explain(runs, out=tmp_path / "c.png", sample=99999, execution=common["execution"])
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(RunError, match="cannot be read as a picture"):
-        run_explain(
-            runs, out=tmp_path / "c.png", picture=tmp_path / "text.jpg", execution=common["execution"]
-        )
+        api.explain(runs, out=tmp_path / "c.png", image=tmp_path / "text.jpg", execution=common["execution"])
     assert not (tmp_path / "c.png").exists()
 
 
@@ -126,9 +115,9 @@ def test_a_sweep_reads_one_store_and_goes_on_where_it_was(project, tmp_path):
     a, b = (f"program:{save_program(tmp_path / f'{name}.pt2', Tiny(seed))}" for seed, name in enumerate("ab"))
     grid = Grid(((a,), (a, b)), (1.0, 3.0), (0.1, 1.0, 2.0), (False, True))
     settings = {"out": tmp_path / "sweep", "views": 1, "overrides": QUICK, **common}
-    rows = run_sweep("digits", grid, **settings)
+    rows = api.sweep("digits", grid, **settings)
     assert len(rows) == 1 + 2 * 2 * 2 * 3
-    assert len(list((common["places"].cache_dir / "digits").rglob("*.zarr"))) == 2
+    assert len(list((common["paths"].cache_dir / "digits").rglob("*.zarr"))) == 2
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     scratch = tmp_path / "sweep" / "scratch-seed0"
@@ -146,10 +135,10 @@ def test_a_sweep_reads_one_store_and_goes_on_where_it_was(project, tmp_path):
     with Image.open(tmp_path / "sweep" / "sweep.png") as drawn:
         assert np.asarray(drawn).std() > 10
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("summary.json")}
-    assert run_sweep("digits", grid, **settings) == rows
+    assert api.sweep("digits", grid, **settings) == rows
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(RunError, match="a sweep needs at least one"):
-        run_sweep("digits", Grid((), (1.0,), (0.1,)), **settings)
+        api.sweep("digits", Grid((), (1.0,), (0.1,)), **settings)
 
 
 def test_the_command_line_sweeps_and_explains(project, tmp_path):
@@ -201,10 +190,10 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
 def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     folder, common = project
     out = folder / "run0"
-    monkeypatch.setattr(again, "run_train", None)  # a finished run is looked at, and nothing else
-    monkeypatch.setattr(again, "resume_train", None)
+    monkeypatch.setattr(again, "train", None)  # a finished run is looked at, and nothing else
+    monkeypatch.setattr(again, "resume", None)
     asked = {"supervision": Supervision(method="scratch"), "overrides": QUICK, **common}
-    assert train_once("digits", out, **asked) == read_summary(out)
+    assert train_or_resume("digits", out, **asked) == read_summary(out)
     for other, message in (
         ({"model": "resnet32"}, "begun with model resnet20, this series asks for resnet32; choose another"),
         ({"supervision": Supervision(method="dml", peers=3)}, "method scratch, this series asks for dml"),
@@ -216,12 +205,12 @@ def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
         ({"eval_every": 2}, "begun with eval_every 1, this series asks for 2"),
     ):
         with pytest.raises(RunError, match=message):
-            train_once("digits", out, **{**asked, **other})
+            train_or_resume("digits", out, **{**asked, **other})
     config = json.loads((out / "config.json").read_text())
     kept = dict(config["contents"])
     (out / "config.json").write_text(json.dumps(config | {"contents": {**kept, "test": "other pictures"}}))
     with pytest.raises(RunError, match=r"begun with contents\.test other pictures, this series asks for"):
-        train_once("digits", out, **asked)
+        train_or_resume("digits", out, **asked)
     (out / "config.json").write_text(json.dumps(config, indent=2))
 
 
@@ -236,15 +225,15 @@ def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
         **common,
     }
     out = tmp_path / "run"
-    train_once("digits", out, **asked)
-    assert is_as_asked("digits", out, **asked)
+    train_or_resume("digits", out, **asked)
+    assert matches("digits", out, **asked)
     shutil.copy(folder / "run1" / "student.safetensors", begun)
-    assert not is_as_asked("digits", out, **asked)
+    assert not matches("digits", out, **asked)
     shutil.copy(folder / "run0" / "student.safetensors", begun)
-    assert is_as_asked("digits", out, **asked)
+    assert matches("digits", out, **asked)
     save_program(tmp_path / "a.pt2", Tiny(1))
     with pytest.raises(RunError, match=r"begun with source_weights\.program:"):
-        train_once("digits", out, **asked)
+        train_or_resume("digits", out, **asked)
 
 
 def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path, monkeypatch):
@@ -262,11 +251,11 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path,
 
     drawn = []
     monkeypatch.setattr(sweep, "precompute_once", lambda *_, **__: None)
-    monkeypatch.setattr(sweep, "train_once", trains)
+    monkeypatch.setattr(sweep, "train_or_resume", trains)
     draw = sweep._draw
     monkeypatch.setattr(sweep, "_draw", lambda *asked: drawn.append(draw(*asked)) or drawn[-1])
     grid = Grid(((f"program:{tmp_path / 'a.pt2'}",),), (1.0,), (0.1, 1e25, 1.0))
-    rows = run_sweep("digits", grid, out=tmp_path / "out", **common)
+    rows = api.sweep("digits", grid, out=tmp_path / "out", **common)
     assert [(row["mean"], row["seeds"], row["diverged"]) for row in rows[1:]] == [
         (50.0, 1, 0),
         (None, 0, 1),
@@ -288,11 +277,11 @@ def test_every_class_of_several_labels_has_a_share_of_its_own(project, tmp_path,
     monkeypatch.setattr(explain, "_figure", lambda *asked: figures.append(draw(*asked)) or figures[-1])
     monkeypatch.setattr(explain, "grad_cam", lambda _student, x, _classes: torch.zeros(1, *x.shape[2:]))
     settings = {"out": tmp_path / "a.png", "class_name": "3", "execution": common["execution"]}
-    one, several = run_explain([folder / "run0", run], places=common["places"], **settings)
+    one, several = api.explain([folder / "run0", run], paths=common["paths"], **settings)
     student = build_student("resnet20", 10, {}, False).eval()
     student.load_state_dict(load_file(run / "student.safetensors"))
-    index = open_index("digits", "test", places=common["places"])
-    grey = tvf.resize(torch.from_numpy(index.pixels_of(0)).permute(2, 0, 1)[None], [16, 16], antialias=True)
+    dataset = open_dataset("digits", "test", paths=common["paths"])
+    grey = tvf.resize(torch.from_numpy(dataset.pixels_of(0)).permute(2, 0, 1)[None], [16, 16], antialias=True)
     with torch.inference_mode():
         logits = student.predict(normalise(grey, IMAGENET_MEAN, IMAGENET_STD))[0]
     assert several["share"] == pytest.approx(float(logits[3].sigmoid()), abs=0.02)
@@ -308,14 +297,14 @@ def test_a_sweep_tells_sources_of_one_name_apart_and_goes_on_where_the_stores_ar
     paths = [tmp_path / "a.pt2", tmp_path / "other" / "a.pt2"]
     sources = [f"program:{save_program(path, Tiny(seed))}" for seed, path in enumerate(paths)]
     grid = Grid(tuple((source,) for source in sources), (1.0, 1.0000001), (0.1,))
-    places = Places(common["places"].data_dir, tmp_path / "stores")
+    paths = Paths(common["paths"].data_dir, tmp_path / "stores")
     settings = {"out": tmp_path / "sweep", "views": 1, "overrides": QUICK, **common}
-    rows = run_sweep("digits", grid, **settings | {"places": places})
+    rows = api.sweep("digits", grid, **settings | {"paths": paths})
     assert len(rows) == len(list((tmp_path / "sweep").glob("*-seed0"))) == 1 + 2 * 2
     (tmp_path / "stores").rename(tmp_path / "moved")
     stopped = next((tmp_path / "sweep").glob("a-*-seed0"))
     (stopped / "summary.json").unlink()
-    again = run_sweep("digits", grid, **settings | {"places": replace(places, cache_dir=tmp_path / "moved")})
+    again = api.sweep("digits", grid, **settings | {"paths": replace(paths, cache_dir=tmp_path / "moved")})
     assert again == rows
 
 

@@ -9,15 +9,8 @@ from broken import convolution_backward
 from listening import Remarks
 from torch import nn
 
-from pipeline.api import (
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    resume_train,
-    run_evaluate,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Paths, Supervision, Tuning, choose_execution
 from pipeline.runtime import kernels
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.train.run_folder import read_metrics
@@ -139,16 +132,16 @@ N = 40
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
-    return Places(folder / "data", folder / "stores")
+    return Paths(folder / "data", folder / "stores")
 
 
-def train(out, places, **more):
-    return run_train(
+def train(out, paths, **more):
+    return api.train(
         "digits",
         out=out,
-        places=places,
+        paths=paths,
         limit=N,
         supervision=Supervision(method="scratch"),
         execution=choose_execution(device="cpu", threads=1),
@@ -165,10 +158,10 @@ def garbage_in_layer3(w, gradients):
     return gx, gw, gb
 
 
-def test_a_training_falls_back_and_says_so_and_its_run_goes_on_as_it_began(places, tmp_path, monkeypatch):
+def test_a_training_falls_back_and_says_so_and_its_run_goes_on_as_it_began(paths, tmp_path, monkeypatch):
     said = Remarks()
     with convolution_backward(garbage_in_layer3):
-        summary = train(tmp_path / "whole", places)
+        summary = train(tmp_path / "whole", paths)
         sentences = [text for text in said if "are wrong on this machine" in text]
         assert len(sentences) == 1
         assert "student.backbone.layer3.0.conv2 and 4 more (Conv2d 64 to 64" in sentences[0]
@@ -177,42 +170,42 @@ def test_a_training_falls_back_and_says_so_and_its_run_goes_on_as_it_began(place
         assert summary["plain_layers"] == names
         assert json.loads((tmp_path / "whole" / "config.json").read_text())["plain_layers"] == names
 
-        _stop_after(monkeypatch, 3, tmp_path / "stopped", places)
+        _stop_after(monkeypatch, 3, tmp_path / "stopped", paths)
     # on a machine where nothing is wrong it computes as it began
     with convolution_backward(lambda _w, gradients: gradients):
-        resume_train(tmp_path / "stopped")
+        api.resume(tmp_path / "stopped")
     assert _losses(tmp_path / "stopped") == _losses(tmp_path / "whole")
-    figures = run_evaluate(tmp_path / "whole")
+    figures = api.evaluate(tmp_path / "whole")
     assert figures["test_top1"] == summary["test_top1"]
 
 
-def test_a_run_that_was_begun_with_wrong_kernels_is_not_gone_on_with(places, tmp_path, monkeypatch):
+def test_a_run_that_was_begun_with_wrong_kernels_is_not_gone_on_with(paths, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    places.kernels_file.unlink(missing_ok=True)
-    _stop_after(monkeypatch, 3, out, places)
-    places.kernels_file.unlink()
+    paths.kernels_file.unlink(missing_ok=True)
+    _stop_after(monkeypatch, 3, out, paths)
+    paths.kernels_file.unlink()
     with (
         convolution_backward(garbage_in_layer3),
         pytest.raises(RunError, match=r"was begun with fast kernels that are wrong here: .*layer3.0.conv2"),
     ):
-        resume_train(out)
-    places.kernels_file.unlink()
-    resume_train(out)
+        api.resume(out)
+    paths.kernels_file.unlink()
+    api.resume(out)
 
 
-def test_a_run_of_before_goes_on_without_plain_layers(places, tmp_path, monkeypatch):
+def test_a_run_of_before_goes_on_without_plain_layers(paths, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    _stop_after(monkeypatch, 3, out, places)
+    _stop_after(monkeypatch, 3, out, paths)
     config = json.loads((out / "config.json").read_text())
     config.pop("plain_layers")
     (out / "config.json").write_text(json.dumps(config))
     state = torch.load(out / "last.pt")
     state["config"].pop("plain_layers")
     torch.save(state, out / "last.pt")
-    assert "plain_layers" not in resume_train(out)
+    assert "plain_layers" not in api.resume(out)
 
 
-def _stop_after(monkeypatch, n_steps, out, places):
+def _stop_after(monkeypatch, n_steps, out, paths):
     """A run that is stopped by Ctrl-C with a checkpoint of its first epoch."""
     step, taken = Trainer._take_step, []
 
@@ -226,7 +219,7 @@ def _stop_after(monkeypatch, n_steps, out, places):
         patched.setattr(Trainer, "_take_step", interrupted)
         patched.setattr("pipeline.train.loop._SAVING_SHARE", 1e9)
         with pytest.raises(KeyboardInterrupt):
-            train(out, places)
+            train(out, paths)
     assert (out / "last.pt").is_file()
 
 
@@ -234,7 +227,7 @@ def _losses(run):
     return [epoch["train_loss"] for epoch in read_metrics(run)]
 
 
-def test_a_compiled_step_whose_gradients_are_wrong_is_refused(places, tmp_path, monkeypatch):
+def test_a_compiled_step_whose_gradients_are_wrong_is_refused(paths, tmp_path, monkeypatch):
     def bad_compiler(step):
         def compiled(*inputs):
             losses = step(*inputs)
@@ -245,9 +238,9 @@ def test_a_compiled_step_whose_gradients_are_wrong_is_refused(places, tmp_path, 
     monkeypatch.setattr("pipeline.train.trainer.torch.compile", bad_compiler)
     tuning = Tuning(amp="fp32", compiled=True)
     with pytest.raises(RunError, match=r"--compile: the gradients .* off by 5.0% .* leave --compile out"):
-        train(tmp_path / "bad", places, tuning=tuning)
+        train(tmp_path / "bad", paths, tuning=tuning)
     # one that is right leaves no trace of having been tried
     monkeypatch.setattr("pipeline.train.trainer.torch.compile", lambda step: step)
-    train(tmp_path / "good", places, tuning=tuning)
-    train(tmp_path / "eager", places, tuning=Tuning(amp="fp32"))
+    train(tmp_path / "good", paths, tuning=tuning)
+    train(tmp_path / "eager", paths, tuning=Tuning(amp="fp32"))
     assert _losses(tmp_path / "good") == _losses(tmp_path / "eager")

@@ -14,22 +14,21 @@ from torch import nn
 
 from cache.errors import StoreDamaged, StoreMismatch
 from cache.store import Store, Unit, find_stores
+from pipeline import api
 from pipeline.api import (
     Augmentation,
-    Places,
+    Paths,
     Supervision,
     Tuning,
     choose_execution,
-    open_index,
-    open_taught_data,
-    run_precompute,
-    run_train,
+    open_dataset,
+    open_training_data,
 )
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.registry import TARGETS
 from pipeline.data.render import open_renderer
-from pipeline.source_outputs.cached import CachedLabels
-from pipeline.source_outputs.placement import Residence, choose_residence
+from pipeline.source_outputs.cached import CachedOutputs
+from pipeline.source_outputs.placement import Placement, choose_placement
 from pipeline.train.run_folder import read_config, read_metrics
 from sskt.errors import RunError, SourceError
 from sskt.sources.batch_stats import BatchStatisticsSource
@@ -39,7 +38,7 @@ from sskt.sources.source import Source
 from sskt.students import WrappedBackbone
 
 N, CPU = 120, torch.device("cpu")
-RESIDENCES = [Residence("device", CPU), Residence("map", CPU)]
+RESIDENCES = [Placement("device", CPU), Placement("map", CPU)]
 
 
 class Wide(nn.Module):
@@ -64,17 +63,17 @@ def project(tmp_path_factory):
     return folder, source, common
 
 
-def places(folder: Path, stores: str) -> Places:
-    return Places(folder / "data", folder / stores)
+def paths(folder: Path, stores: str) -> Paths:
+    return Paths(folder / "data", folder / stores)
 
 
 @pytest.fixture(scope="module")
 def stored(project):
     """A store of three views in blocks of 50, copied from one of a single block each."""
     folder, source, common = project
-    run_precompute(["digits"], [source], views=3, places=places(folder, "stores"), **common)
+    api.precompute(["digits"], [source], views=3, paths=paths(folder, "stores"), **common)
     whole = Store.open(find_stores(folder / "stores")[0])
-    index = open_index("digits", "train", places=places(folder, "stores"), limit=N)
+    dataset = open_dataset("digits", "train", paths=paths(folder, "stores"), limit=N)
     blocks = Store.create(
         folder / "blocks.zarr",
         whole.manifest,
@@ -87,13 +86,13 @@ def stored(project):
     for view in range(3):
         for block in range(blocks.n_blocks):
             blocks.write_unit(Unit(view, block), whole.view(view)[blocks.rows_of(block)])
-    return whole, blocks, index
+    return whole, blocks, dataset
 
 
 @pytest.mark.parametrize("residence", RESIDENCES, ids=str)
 def test_rows_are_those_of_the_view_wherever_they_lie(stored, residence):
-    whole, blocks, index = stored
-    labels = CachedLabels({"a": blocks}, index, views=3, residence=residence, temperature=3.0)
+    whole, blocks, dataset = stored
+    labels = CachedOutputs({"a": blocks}, dataset, views=3, residence=residence, temperature=3.0)
     rng = np.random.default_rng(0)
     share = np.sort(rng.permutation(N)[:70])  # one rank's part of an epoch
     for view, rows in ((0, np.arange(N)), (2, share), (1, share[:1])):
@@ -111,10 +110,10 @@ def test_the_next_view_is_read_ahead_and_damage_found_there_is_raised_in_its_tur
 ):
     import shutil
 
-    whole, blocks, index = stored
+    whole, blocks, dataset = stored
     copy = tmp_path / "copy.zarr"
     shutil.copytree(blocks.path, copy)
-    labels = CachedLabels({"a": Store.open(copy)}, index, views=3, residence=residence, temperature=3.0)
+    labels = CachedOutputs({"a": Store.open(copy)}, dataset, views=3, residence=residence, temperature=3.0)
     rows = np.arange(N)
     labels.load(0, rows)
     labels.prepare(1, rows)
@@ -144,9 +143,9 @@ def test_only_the_units_that_hold_a_rows_are_read(stored, tmp_path):
 
 def test_views_too_large_for_memory_stay_on_the_disk(stored, monkeypatch):
     whole, _, _ = stored
-    assert str(choose_residence({"a": whole}, N, CPU)) == "in memory"
-    monkeypatch.setattr("pipeline.source_outputs.placement.memory_for_pictures", lambda: 2 * N * 2 * 7 - 1)
-    assert str(choose_residence({"a": whole}, N, CPU)) == "mapped from disk"
+    assert str(choose_placement({"a": whole}, N, CPU)) == "in memory"
+    monkeypatch.setattr("pipeline.source_outputs.placement.memory_for_images", lambda: 2 * N * 2 * 7 - 1)
+    assert str(choose_placement({"a": whole}, N, CPU)) == "mapped from disk"
 
 
 def small_backbone() -> WrappedBackbone:
@@ -167,18 +166,18 @@ def test_cached_and_live_give_the_same_losses_step_by_step(project, stored, tmp_
     """
     folder, source, common = project
     common = {**common, "execution": choose_execution(device="cpu", threads=2, compiled=compiled)}
-    here = places(folder, "compiled" if compiled else "stores")
+    here = paths(folder, "compiled" if compiled else "stores")
     if compiled:
-        run_precompute(["digits"], [source], views=3, places=here, **common)
+        api.precompute(["digits"], [source], views=3, paths=here, **common)
     for labels in ("cached", "live"):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / labels,
             model=small_backbone(),
             supervision=Supervision(sources=(source,), labels=labels, views=3),
             overrides={"batch_size": N, "epochs": 200, "lr": 0.01},
             eval_every=100,
-            places=here,
+            paths=here,
             **common,
         )
     steps = [read_metrics(tmp_path / labels) for labels in ("cached", "live")]
@@ -192,13 +191,13 @@ def train_through(project, out: Path, stores: str, **more) -> list[str]:
     folder, source, common = project
     said = Remarks()
     settings = {"epochs": 5, "batch_size": 32, "lr": 0.05, **more.pop("overrides", {})}
-    run_train(
+    api.train(
         "digits",
         out=out,
         model=small_backbone(),
         supervision=Supervision(sources=(source,), labels="write-through", views=3),
         overrides=settings,
-        places=places(folder, stores),
+        paths=paths(folder, stores),
         **common,
         **more,
     )
@@ -219,13 +218,13 @@ def test_write_through_fills_the_store_that_stage_one_makes_and_then_reads_it(pr
     assert made.verify() == []
     for view in range(3):
         assert made.view(view).tobytes() == reference.view(view).tobytes()
-    run_train(
+    api.train(
         "digits",
         out=tmp_path / "cached",
         model=small_backbone(),
         supervision=Supervision(sources=(source,), labels="cached", views=3),
         overrides={"epochs": 5, "batch_size": 32, "lr": 0.05},
-        places=places(folder, "stores"),
+        paths=paths(folder, "stores"),
         **common,
     )
     assert losses(tmp_path / "through") == losses(tmp_path / "cached")
@@ -233,7 +232,7 @@ def test_write_through_fills_the_store_that_stage_one_makes_and_then_reads_it(pr
 
 def test_write_through_takes_up_a_store_that_stage_one_began(project, stored, tmp_path):
     folder, source, common = project
-    run_precompute(["digits"], [source], views=1, places=places(folder, "begun"), **common)
+    api.precompute(["digits"], [source], views=1, paths=paths(folder, "begun"), **common)
     said = train_through(project, tmp_path / "through", "begun")
     assert "2 of 3 view(s) will be asked for once" in said[2]
     made = Store.open(find_stores(folder / "begun")[0])
@@ -242,16 +241,16 @@ def test_write_through_takes_up_a_store_that_stage_one_began(project, stored, tm
 
 def test_write_through_goes_on_in_the_precision_that_the_store_was_begun_in(project, tmp_path):
     folder, source, common = project
-    here = places(folder, "bf16")
+    here = paths(folder, "bf16")
     execution = choose_execution(device="cpu", threads=2, amp="bf16")
-    run_precompute(["digits"], [source], views=1, places=here, **{**common, "execution": execution})
+    api.precompute(["digits"], [source], views=1, paths=here, **{**common, "execution": execution})
     train_through(project, tmp_path / "through", "bf16")
     (path,) = find_stores(folder / "bf16")
     made = Store.open(path)
     assert made.complete
     assert made.manifest.made_by["compute"] == "bf16"
-    run_precompute(
-        ["digits"], [source], views=3, places=places(folder, "all"), **{**common, "execution": execution}
+    api.precompute(
+        ["digits"], [source], views=3, paths=paths(folder, "all"), **{**common, "execution": execution}
     )
     other = Store.open(find_stores(folder / "all")[0])
     assert [made.view(v).tobytes() for v in range(3)] == [other.view(v).tobytes() for v in range(3)]
@@ -263,9 +262,9 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
 
     folder, source, common = project
     second = f"program:{save_program(tmp_path / 'second.pt2', Tiny(seed=5))}"
-    here = {"places": places(folder, "two"), **common}
-    run_precompute(["digits"], [source], views=3, **here)
-    run_precompute(["digits"], [second], views=1, **here)
+    here = {"paths": paths(folder, "two"), **common}
+    api.precompute(["digits"], [source], views=3, **here)
+    api.precompute(["digits"], [second], views=1, **here)
     logits, asked = FrozenSource.logits, []
 
     def watched(self, pixels):
@@ -275,7 +274,7 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
     settings = {"epochs": 4, "batch_size": 32, "lr": 0.05}
     with monkeypatch.context() as watching:
         watching.setattr(FrozenSource, "logits", watched)
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / "through",
             model=small_backbone(),
@@ -284,7 +283,7 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
             **here,
         )
     assert asked == ["program:second.pt2"] * 8  # two views of four batches
-    run_train(
+    api.train(
         "digits",
         out=tmp_path / "cached",
         model=small_backbone(),
@@ -323,23 +322,23 @@ def test_write_through_keeps_the_top_classes_as_stage_one_does(project, tmp_path
     wide = f"program:{save_program(tmp_path / 'wide.pt2', Wide())}"
     monkeypatch.setattr("pipeline.stores.match.DENSE_BUDGET", 100)
     monkeypatch.setattr("pipeline.stores.match.DEFAULT_TOP_K", 8)
-    run_precompute(["digits"], [wide], views=2, places=places(tmp_path, "one"), **common)
-    run_train(
+    api.precompute(["digits"], [wide], views=2, paths=paths(tmp_path, "one"), **common)
+    api.train(
         "digits",
         out=tmp_path / "through",
         model=small_backbone(),
         supervision=Supervision(sources=(wide,), labels="write-through", views=2),
         overrides={"epochs": 3, "batch_size": 32},
-        places=places(tmp_path, "two"),
+        paths=paths(tmp_path, "two"),
         **common,
     )
-    run_train(
+    api.train(
         "digits",
         out=tmp_path / "cached",
         model=small_backbone(),
         supervision=Supervision(sources=(wide,), labels="cached", views=2),
         overrides={"epochs": 3, "batch_size": 32},
-        places=places(tmp_path, "one"),
+        paths=paths(tmp_path, "one"),
         **common,
     )
     one, two = (Store.open(find_stores(tmp_path / name)[0]) for name in ("one", "two"))
@@ -353,14 +352,14 @@ def test_mixed_logits_and_mixed_pixels(project, stored, tmp_path):
     folder, source, common = project
     runs = {}
     for labels in ("cached", "live", "write-through"):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / labels,
             model=small_backbone(),
             supervision=Supervision(sources=(source,), labels=labels, views=3),
             tuning=Tuning(mixup=1.0),
             overrides={"epochs": 1, "batch_size": N},
-            places=places(folder, "mixed" if labels == "write-through" else "stores"),
+            paths=paths(folder, "mixed" if labels == "write-through" else "stores"),
             **common,
         )
         runs[labels] = losses(tmp_path / labels)
@@ -423,58 +422,58 @@ def test_batch_statistics_need_batch_norm_that_is_still_there(tmp_path, project)
         BatchStatisticsSource(
             batch_norm_source(tmp_path, folded=True), InputMap(side_px=16), device=CPU, compute="fp32"
         )
-    arguments = {"places": places(folder, "stores"), **common}
+    arguments = {"paths": paths(folder, "stores"), **common}
     for labels, error, expected in (
         ("cached", RunError, "makes a row depend on its batch, so it cannot be stored; add --labels live"),
         ("live", SourceError, "has no batch norm to take batch statistics in"),
     ):
         supervision = Supervision(sources=(source,), labels=labels, teacher_bn="batch-stats")
         with pytest.raises(error, match=expected):
-            run_train("digits", out=tmp_path / labels, supervision=supervision, **arguments)
+            api.train("digits", out=tmp_path / labels, supervision=supervision, **arguments)
         assert not (tmp_path / labels).exists()
 
 
 def test_a_plain_loop_gets_the_rows_of_its_pixels(project, stored):
     folder, source, common = project
-    data = open_taught_data(
+    data = open_training_data(
         "digits",
         sources=[source],
         batch_size=32,
         seed=4,
-        places=places(folder, "stores"),
+        paths=paths(folder, "stores"),
         execution=common["execution"],
         limit=N,
     )
-    whole, _, index = stored
+    whole, _, dataset = stored
     assert (len(data), data.source_classes, len(data.classes)) == (4, {source: 7}, 10)
     plan = Augmentation().training_plan(parse_target("digits"))
-    renderer = open_renderer(index, plan, common["execution"], batch_size=N)
+    renderer = open_renderer(dataset, plan, common["execution"], batch_size=N)
     with closing(renderer):
         views = [next(renderer.render(v, [np.arange(N)])).clone() for v in range(3)]
     for epoch in range(4):
         seen = []
         for batch in data.epoch(epoch):
-            rows = np.searchsorted(index.ids, batch.ids.numpy())
+            rows = np.searchsorted(dataset.ids, batch.ids.numpy())
             assert torch.equal(batch.pixels, views[epoch % 3][torch.from_numpy(rows)])
             assert np.array_equal(batch.logits[source].numpy(), whole.view(epoch % 3)[rows])
-            assert np.array_equal(batch.labels.numpy(), index.labels[rows])
+            assert np.array_equal(batch.labels.numpy(), dataset.labels[rows])
             seen.append(rows)
         assert sorted(np.concatenate(seen)) == list(range(N))
 
 
 def test_a_store_that_is_being_extended_teaches_with_the_views_that_it_has(project, tmp_path):
     folder, source, common = project
-    here = places(folder, "extended")
-    run_precompute(["digits"], [source], views=2, places=here, **common)
+    here = paths(folder, "extended")
+    api.precompute(["digits"], [source], views=2, paths=here, **common)
     store = Store.open(find_stores(folder / "extended")[0])
     store.grow(4)
     said = Remarks()
-    run_train(
+    api.train(
         "digits",
         out=tmp_path / "run",
         model=small_backbone(),
         overrides={"epochs": 1, "batch_size": N},
-        places=here,
+        paths=here,
         **common,
     )
     assert "2 of 4 view(s) are finished and no others are used" in said[1]
@@ -485,9 +484,9 @@ def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tm
     """Pictures of 16 px times 7/3, which is not whole: sources saw them by 37/16, and see them by 7/3."""
     _, source, common = project
     monkeypatch.setitem(TARGETS, "digits", replace(TARGETS["digits"], source_scale=Fraction(7, 3)))
-    here, said = places(tmp_path, "stores"), Remarks()
+    here, said = paths(tmp_path, "stores"), Remarks()
     before = Augmentation(source_input="earlier")
-    run_precompute(["digits"], [source], views=1, places=here, augmentation=before, **common)
+    api.precompute(["digits"], [source], views=1, paths=here, augmentation=before, **common)
     (old,) = find_stores(here.cache_dir)
     assert Store.open(old).manifest.identity["input"] == InputMap(37).to_dict()
 
@@ -495,16 +494,14 @@ def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tm
         taught = Supervision(sources=(source,), labels="cached")
         settings = {"epochs": 1, "batch_size": 32}
         out = tmp_path / name
-        run_train(
-            "digits", out=out, supervision=taught, places=here, overrides=settings, **{**common, **more}
-        )
+        api.train("digits", out=out, supervision=taught, paths=here, overrides=settings, **{**common, **more})
         return read_config(out)["augmentation"]
 
     with pytest.raises(StoreMismatch, match=r"input\.scale.*: add --source-input earlier to go on with it"):
         train("refused")
     assert train("old", augmentation=before)["source_input"] == "earlier"
     now = {**common}
-    (report,) = run_precompute(["digits"], [source], views=1, places=here, **now)
+    (report,) = api.precompute(["digits"], [source], views=1, paths=here, **now)
     assert any(f"{old} was made before" in line and "--source-input earlier" in line for line in said)
     assert report.path != old
     new = Store.open(report.path)
@@ -512,7 +509,7 @@ def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tm
     differ = np.abs(new.view(0).astype(np.float32) - Store.open(old).view(0).astype(np.float32))
     assert differ.max() > 0
     said.clear()
-    run_precompute(["digits"], [source], views=1, places=here, **now)
+    api.precompute(["digits"], [source], views=1, paths=here, **now)
     assert not any("was made before" in line for line in said), "what is there need not be said"
     assert train("new")["source_input"] == "released"
     assert train("old again", augmentation=before)["source_input"] == "earlier"

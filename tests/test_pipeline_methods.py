@@ -9,17 +9,8 @@ from programs import save_program
 from safetensors.torch import load_file
 
 from cache.store import Store
-from pipeline.api import (
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    open_index,
-    run_evaluate,
-    run_precompute,
-    run_train,
-)
-from pipeline.precompute.verify import verify_store
+from pipeline import api
+from pipeline.api import Paths, Supervision, Tuning, choose_execution, open_dataset
 from pipeline.source_outputs.choose import stored_sources, stored_teachers
 from pipeline.train.resolve import settings_of
 from pipeline.train.run_folder import read_metrics
@@ -34,11 +25,11 @@ def project(tmp_path_factory):
     """A teacher of the same task: a student of ours."""
     folder = tmp_path_factory.mktemp("methods")
     common = {
-        "places": Places(folder / "data", folder / "stores"),
+        "paths": Paths(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=2),
         "limit": N,
     }
-    run_train(
+    api.train(
         "digits", out=folder / "teacher", supervision=Supervision(method="scratch"), overrides=QUICK, **common
     )
     return folder, common
@@ -47,7 +38,7 @@ def project(tmp_path_factory):
 def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     folder, common = project
     teacher = f"run:{folder / 'teacher'}"
-    (report,) = run_precompute(["digits"], [teacher], views=2, **common)
+    (report,) = api.precompute(["digits"], [teacher], views=2, **common)
     assert report.n_classes == 10
     store = Store.open(report.path)
     assert store.manifest.identity["input"]["side_px"] == 16, "it sees the pictures as it did in training"
@@ -55,7 +46,7 @@ def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     runs = {}
     for labels in ("cached", "live"):
         taught = Supervision(method="kd", sources=(teacher,), labels=labels, views=2)
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / labels,
             supervision=taught,
@@ -67,16 +58,16 @@ def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     assert runs["cached"] == runs["live"]
     config = json.loads((tmp_path / "cached" / "config.json").read_text())
     assert (config["alpha"], config["temperature"], config["kd_reduction"]) == (0.9, 4.0, "batchmean")
-    verdict = verify_store(report.path, n_rows=16, places=common["places"], execution=common["execution"])
+    verdict = api.verify(report.path, n_rows=16, paths=common["paths"], execution=common["execution"])
     assert verdict.good
     assert verdict.agreement.identical == 1.0
-    index = open_index("digits", "train", places=common["places"], limit=N)
-    assert stored_sources(common["places"].cache_dir, index) == (), "a student of ours teaches when named"
-    assert stored_teachers(common["places"].cache_dir, index) == ("run:teacher",)
-    renamed = replace(index, classes=tuple(f"no {name}" for name in index.classes))
-    assert stored_teachers(common["places"].cache_dir, renamed) == (), "ten classes, but others"
+    dataset = open_dataset("digits", "train", paths=common["paths"], limit=N)
+    assert stored_sources(common["paths"].cache_dir, dataset) == (), "a student of ours teaches when named"
+    assert stored_teachers(common["paths"].cache_dir, dataset) == ("run:teacher",)
+    renamed = replace(dataset, classes=tuple(f"no {name}" for name in dataset.classes))
+    assert stored_teachers(common["paths"].cache_dir, renamed) == (), "ten classes, but others"
     auto = Supervision(method="kd")  # every source with a store, by its recorded name
-    summary = run_train("digits", out=tmp_path / "auto", supervision=auto, overrides=QUICK, **common)
+    summary = api.train("digits", out=tmp_path / "auto", supervision=auto, overrides=QUICK, **common)
     assert summary["sources"] == ["run:teacher"]
 
 
@@ -85,9 +76,9 @@ def test_teachers_of_another_task_are_refused(project, tmp_path):
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     taught = Supervision(method="kd", sources=(source,), labels="live")
     with pytest.raises(RunError, match="knows 7 classes and the target has 10"):
-        run_train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
+        api.train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
     with pytest.raises(SourceError, match="nothing: is no run"):
-        run_precompute(["digits"], [f"run:{tmp_path / 'nothing'}"], views=1, **common)
+        api.precompute(["digits"], [f"run:{tmp_path / 'nothing'}"], views=1, **common)
     config = json.loads((folder / "teacher" / "config.json").read_text())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(
@@ -99,13 +90,13 @@ def test_teachers_of_another_task_are_refused(project, tmp_path):
     ):
         taught = Supervision(method="kd", sources=sources, labels="live")
         with pytest.raises(RunError, match=message):
-            run_train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
+            api.train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
     assert not (tmp_path / "no").exists()
 
 
 def test_peers_are_all_trained_and_the_first_is_kept(project, tmp_path):
     _, common = project
-    summary = run_train(
+    summary = api.train(
         "digits",
         out=tmp_path / "dml",
         supervision=Supervision(method="dml", peers=3),
@@ -119,7 +110,7 @@ def test_peers_are_all_trained_and_the_first_is_kept(project, tmp_path):
     first, second = state["student.head.weight"], state["others.0.head.weight"]
     assert not torch.equal(first, second)
     assert torch.equal(load_file(tmp_path / "dml" / "student.safetensors")["head.weight"], first)
-    figures = run_evaluate(tmp_path / "dml", execution=common["execution"])
+    figures = api.evaluate(tmp_path / "dml", execution=common["execution"])
     assert figures["test_top1"] == pytest.approx(summary["test_top1"])
 
 
@@ -127,7 +118,7 @@ def test_maxls_generator_learns_and_is_left_behind(project, tmp_path):
     _, common = project
     states = {}
     for epochs in (1, 2):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / f"maxl-{epochs}",
             supervision=Supervision(method="maxl", psi=3),
@@ -148,7 +139,7 @@ def test_maxls_generator_learns_and_is_left_behind(project, tmp_path):
     config = json.loads((tmp_path / "maxl-2" / "config.json").read_text())
     assert (config["schedule"], config["primary_loss"], config["psi"]) == ("cosine", "focal", 3)
     with pytest.raises(RunError, match="--method maxl cannot do with --mixup"):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / "no",
             supervision=Supervision(method="maxl"),
@@ -163,9 +154,9 @@ def test_the_gradient_cosine_is_kept_epoch_by_epoch(project, tmp_path):
     folder, common = project
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     taught = Supervision(sources=(source,), labels="live", views=2, gradient_cosine="record")
-    run_train("digits", out=tmp_path / "run", supervision=taught, overrides=QUICK, **common)
+    api.train("digits", out=tmp_path / "run", supervision=taught, overrides=QUICK, **common)
     plain = replace(taught, gradient_cosine="off")
-    run_train("digits", out=tmp_path / "plain", supervision=plain, overrides=QUICK, **common)
+    api.train("digits", out=tmp_path / "plain", supervision=plain, overrides=QUICK, **common)
     recorded, without = (read_metrics(tmp_path / name) for name in ("run", "plain"))
     assert all(-1 <= m[f"gradient_cosine/{source}"] <= 1 for m in recorded)
     assert [m["train_loss"] for m in recorded] == pytest.approx([m["train_loss"] for m in without], rel=1e-5)
@@ -186,7 +177,7 @@ def test_settings_that_do_not_go_together_are_refused(project, tmp_path):
         (Supervision(method="kd", labels="live", sources=(source,)), None, "knows 7 classes"),
     ):
         with pytest.raises(RunError, match=message):
-            run_train(
+            api.train(
                 "digits",
                 out=tmp_path / "no",
                 supervision=supervision,
@@ -200,7 +191,7 @@ def test_settings_that_do_not_go_together_are_refused(project, tmp_path):
 def test_an_unknown_method_is_refused(project, tmp_path):
     _, common = project
     with pytest.raises(RunError, match="--method is 'magic', expected one of sskt, scratch, kd, dml, maxl"):
-        run_train(
+        api.train(
             "digits", out=tmp_path / "no", supervision=Supervision(method="magic"), overrides=QUICK, **common
         )
     assert not (tmp_path / "no").exists()
@@ -243,7 +234,7 @@ def test_a_recipes_own_settings_are_no_wish():
 def test_smoothed_labels_are_of_cross_entropy(project, tmp_path):
     _, common = project
     with pytest.raises(RunError, match="--label-smoothing is of --primary-loss ce, this run has focal"):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / "no",
             supervision=Supervision(method="scratch"),

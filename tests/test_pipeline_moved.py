@@ -15,19 +15,10 @@ from programs import Tiny, save_program
 from videos import make_video
 
 from cache.store import Store, find_stores
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    choose_execution,
-    resume_train,
-    run_evaluate,
-    run_precompute,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, choose_execution
 from pipeline.data.datasets.video import pack
-from pipeline.data.prepare import open_index, run_prepare
-from pipeline.precompute.verify import verify_store
+from pipeline.data.prepare import open_dataset
 from pipeline.stores.recorded_weights import with_recorded_weights
 from pipeline.train.trainer import Trainer
 from sskt.errors import RunError, TargetError
@@ -55,18 +46,18 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder, self.said = folder, Remarks()
 
-    def options(self, **places) -> dict:
-        lying = Places(**{"data_dir": self.folder / "data", "cache_dir": self.folder / "stores"} | places)
-        return {"places": lying, "execution": EXECUTION}
+    def options(self, **paths) -> dict:
+        lying = Paths(**{"data_dir": self.folder / "data", "cache_dir": self.folder / "stores"} | paths)
+        return {"paths": lying, "execution": EXECUTION}
 
     def precompute(self, target="pics", program="tiny.pt2", views=2):
         named = f"imagefolder:{self.folder / target}"
         source = f"program:{self.folder / program}"
-        (report,) = run_precompute([named], [source], views=views, augmentation=SHOWN, **self.options())
+        (report,) = api.precompute([named], [source], views=views, augmentation=SHOWN, **self.options())
         return report
 
     def train(self, out, target="pics", sources=(), **taught):
-        return run_train(
+        return api.train(
             f"imagefolder:{self.folder / target}",
             out=self.folder / out,
             supervision=Supervision(sources=sources, **taught),
@@ -95,7 +86,7 @@ def made(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(lab.folder)
             options = lab.options(data_dir=Path("data"), cache_dir=Path("stores"))
-            run_train("imagefolder:pics", out=Path(f"whole-{labels}"), **how, **options)
+            api.train("imagefolder:pics", out=Path(f"whole-{labels}"), **how, **options)
             step, taken = Trainer._take_step, []
 
             def interrupted(self, batch, step=step, taken=taken):
@@ -106,7 +97,7 @@ def made(tmp_path_factory):
 
             patch.setattr(Trainer, "_take_step", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                run_train("imagefolder:pics", out=Path(f"half-{labels}"), **how, **options)
+                api.train("imagefolder:pics", out=Path(f"half-{labels}"), **how, **options)
     return lab
 
 
@@ -140,7 +131,7 @@ def test_a_half_done_run_goes_on_elsewhere_to_the_same_numbers(moved, labels):
     half, whole = moved.folder / f"half-{labels}", moved.folder / f"whole-{labels}"
     (moved.folder / "pics").rename(moved.folder / "images")
     (moved.folder / "tiny.pt2").rename(moved.folder / "small.pt2")
-    resume_train(
+    api.resume(
         half,
         target=f"imagefolder:{moved.folder / 'images'}",
         sources=[f"program:{moved.folder / 'small.pt2'}"],
@@ -152,25 +143,25 @@ def test_a_half_done_run_goes_on_elsewhere_to_the_same_numbers(moved, labels):
 
 def test_a_finished_run_is_evaluated_elsewhere(moved):
     run, target = moved.folder / "whole-cached", f"imagefolder:{moved.folder / 'pics'}"
-    now = run_evaluate(run, target=target, **moved.options())
+    now = api.evaluate(run, target=target, **moved.options())
     assert now["test_top1"] == json.loads((run / "summary.json").read_text())["test_top1"]
 
 
 def test_what_is_gone_is_named_with_the_option_that_helps(moved):
     half, target = moved.folder / "half-live", f"imagefolder:{moved.folder / 'pics'}"
     with pytest.raises(RunError, match=r"its data lay in .*pics, which .* with --target imagefolder:PATH"):
-        run_evaluate(moved.folder / "whole-cached", execution=EXECUTION)
+        api.evaluate(moved.folder / "whole-cached", execution=EXECUTION)
     with pytest.raises(RunError, match=r"program:tiny\.pt2 is not there .* with --source program:PATH"):
-        resume_train(half, target=target, **moved.options())
+        api.resume(half, target=target, **moved.options())
     with pytest.raises(RunError, match=r"its stores lay in .*stores, .* with --cache-dir"):
-        resume_train(moved.folder / "half-cached", target=target, execution=EXECUTION)
+        api.resume(moved.folder / "half-cached", target=target, execution=EXECUTION)
 
 
 def test_relative_names_mean_the_same_from_any_folder(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_evaluate(made.folder / "whole-live", execution=EXECUTION)
+    api.evaluate(made.folder / "whole-live", execution=EXECUTION)
     shutil.copytree(made.folder / "half-live", tmp_path / "half")
-    resume_train(tmp_path / "half", execution=EXECUTION)
+    api.resume(tmp_path / "half", execution=EXECUTION)
     assert student(tmp_path / "half") == student(made.folder / "whole-live")
 
 
@@ -179,14 +170,14 @@ def test_other_data_and_other_networks_are_refused(lab):
     others, pics = (f"imagefolder:{lab.folder / name}" for name in ("others", "pics"))
     half = lab.folder / "half-live"
     with pytest.raises(RunError, match=r"contents\.train was \w{12} and is \w{12} now: imagefolder:.*others"):
-        resume_train(half, target=others, **lab.options())
+        api.resume(half, target=others, **lab.options())
     with pytest.raises(RunError, match=r"contents\.test was \w{12} and is \w{12} now: imagefolder:.*others"):
-        run_evaluate(lab.folder / "whole-live", target=others, **lab.options())
+        api.evaluate(lab.folder / "whole-live", target=others, **lab.options())
     with pytest.raises(RunError, match="--target digits is another target"):
-        run_evaluate(lab.folder / "whole-live", target="digits", **lab.options())
+        api.evaluate(lab.folder / "whole-live", target="digits", **lab.options())
     other = save_program(lab.folder / "other.pt2", Tiny(seed=3))
     with pytest.raises(RunError, match=r"sha256 \w{12}, which none of its program sources has"):
-        resume_train(half, target=pics, sources=[f"program:{other}"], **lab.options())
+        api.resume(half, target=pics, sources=[f"program:{other}"], **lab.options())
 
 
 def test_a_renamed_folder_class_and_program_compute_nothing_again(lab):
@@ -209,7 +200,7 @@ def test_a_renamed_folder_class_and_program_compute_nothing_again(lab):
     assert lab.precompute("images", "small.pt2", views=3).rows_done == 16  # the third view, in that store
     assert lab.store.whole_views == 3
     options = lab.options()
-    found = verify_store(
+    found = api.verify(
         before,
         n_rows=4,
         target=f"imagefolder:{lab.folder / 'images'}",
@@ -236,14 +227,14 @@ def test_weights_that_lie_where_they_lay_need_not_be_given_again(tmp_path):
     torch.save(network.state_dict(), tmp_path / "net.pth")
     how = {"augmentation": SHOWN, "views": 1}
     given = lab.options(weights={name: tmp_path / "net.pth"})
-    (first,) = run_precompute([target], [name], **how, **given)
-    (again,) = run_precompute([target], [name], **how | {"views": 2}, **lab.options())
+    (first,) = api.precompute([target], [name], **how, **given)
+    (again,) = api.precompute([target], [name], **how | {"views": 2}, **lab.options())
     assert (again.path, again.rows_done) == (first.path, 16)
     assert f"{name}: its weights are {tmp_path / 'net.pth'}, from which {first.path} was made" in lab.said
     lab.train("live", sources=(name,), labels="live")
     (tmp_path / "net.pth").write_bytes(b"other")
-    places = lab.options()["places"]
-    assert with_recorded_weights(name, places, [Store.open(first.path)], print) == places
+    paths = lab.options()["paths"]
+    assert with_recorded_weights(name, paths, [Store.open(first.path)], print) == paths
 
 
 @pytest.fixture
@@ -260,10 +251,10 @@ def videos(tmp_path, monkeypatch):
 
     def prepare(name="clips"):
         target = f"videofolder:{tmp_path / name}"
-        places = Places(tmp_path / "data", tmp_path / "stores")
+        paths = Paths(tmp_path / "data", tmp_path / "stores")
         decoded.clear()
-        run_prepare(target, places=places)
-        return [open_index(target, split, places=places).content_sha256 for split in ("train", "test")]
+        api.prepare(target, paths=paths)
+        return [open_dataset(target, split, paths=paths).content_sha256 for split in ("train", "test")]
 
     contents = prepare()
     assert len(decoded) == 6
@@ -275,8 +266,8 @@ def test_videos_that_were_touched_renamed_and_moved_are_not_decoded_again(videos
     train = folder / "clips" / "train"
     for path in train.rglob("*.mp4"):
         os.utime(path, (1, 1))
-    touched = open_index(
-        f"videofolder:{folder / 'clips'}", "train", places=Places(folder / "data", folder / "stores")
+    touched = open_dataset(
+        f"videofolder:{folder / 'clips'}", "train", paths=Paths(folder / "data", folder / "stores")
     )
     assert touched.content_sha256 == contents[0]
     assert prepare() == contents
@@ -286,15 +277,15 @@ def test_videos_that_were_touched_renamed_and_moved_are_not_decoded_again(videos
     assert prepare("films") == contents
     assert not decoded
     shutil.copytree(folder / "films", folder / "copy")
-    places = Places(folder / "data", folder / "stores")
-    unprepared = open_index(f"videofolder:{folder / 'copy'}", "train", places=places)
+    paths = Paths(folder / "data", folder / "stores")
+    unprepared = open_dataset(f"videofolder:{folder / 'copy'}", "train", paths=paths)
     assert unprepared.content_sha256 == contents[0]
     assert prepare("copy") == contents
     assert not decoded
     make_video(folder / "copy" / "train" / "a" / "new.mp4", n=15)
     (folder / "copy").rename(folder / "more")
     with pytest.raises(TargetError, match="is not prepared"):
-        open_index(f"videofolder:{folder / 'more'}", "train", places=places)
+        open_dataset(f"videofolder:{folder / 'more'}", "train", paths=paths)
 
 
 def test_videos_that_changed_places_keep_their_packs_and_one_that_changed_is_decoded(videos):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.runtime import cpu_contention as neighbours
-from pipeline.runtime.cpu_contention import Neighbours
+from pipeline.runtime.cpu_contention import CpuContention
 
 HOG = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
 
@@ -38,7 +38,7 @@ def clock(monkeypatch, tmp_path):
 
 
 def test_what_others_compute_is_all_time_but_ones_own(clock):
-    since = Neighbours()
+    since = CpuContention()
     clock(10, busy=100 + 45, own=30)
     assert since.cores() == pytest.approx(1.5)
     clock(20, busy=145 + 60, own=20)  # who comes later is not thinned out by the time before
@@ -55,26 +55,26 @@ def test_what_others_compute_is_all_time_but_ones_own(clock):
     ],
 )
 def test_nobody_in_the_way_is_not_worth_a_word(clock, busy, own):
-    since = Neighbours()
+    since = CpuContention()
     clock(10, busy=100 + busy, own=own)
     assert since.remark() is None
 
 
 def test_a_few_seconds_and_another_system_tell_nothing(clock, monkeypatch):
-    since = Neighbours()
+    since = CpuContention()
     clock(4, busy=100 + 16, own=4)
     assert since.cores() is None
     clock(6, busy=116 + 24, own=6)
     assert since.cores() == pytest.approx(3.0)
     monkeypatch.setattr(neighbours, "_STAT", neighbours._STAT.parent / "missing")
-    assert Neighbours().cores() is None
+    assert CpuContention().cores() is None
     clock(10, busy=200, own=0)
     assert since.cores() is None
 
 
 @pytest.mark.parametrize("case", ["as it is", "one thread", *neighbours._SAYS_HOW_TO_WAIT])
 def test_one_thread_and_who_has_chosen_how_to_wait_are_told_nothing(clock, monkeypatch, case):
-    since = Neighbours()
+    since = CpuContention()
     clock(10, busy=100 + 40, own=10)
     if case == "one thread":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -86,7 +86,7 @@ def test_one_thread_and_who_has_chosen_how_to_wait_are_told_nothing(clock, monke
 @pytest.mark.skipif(not neighbours._STAT.exists(), reason="needs Linux's /proc/stat")
 def test_a_process_that_keeps_a_core_busy_is_seen(monkeypatch):
     monkeypatch.setattr(neighbours, "_LEAST_S", 0.5)
-    since = Neighbours()
+    since = CpuContention()
     hog = subprocess.Popen([sys.executable, "-c", HOG])
     try:
         time.sleep(2)

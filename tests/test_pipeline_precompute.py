@@ -29,11 +29,12 @@ from cache.errors import CacheError, StoreMismatch
 from cache.storage import location
 from cache.store import Store, Unit, find_stores
 from cli import main
-from pipeline.api import Supervision, run_estimate, run_precompute, run_train
+from pipeline import api
+from pipeline.api import Supervision
 from pipeline.commands.options import build_execution
 from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.runtime.progress import Progress
 from sskt.errors import SourceError, TargetError
 from sskt.sources.forward import Forward
@@ -50,15 +51,15 @@ def source(tmp_path_factory):
 
 
 def precompute(stores, source, *, target="digits", views=2, **more):
-    """Stage one in this process; `more` goes to choose_execution and run_precompute."""
+    """Stage one in this process; `more` goes to choose_execution and precompute."""
     how = {k: more.pop(k) for k in ("batch_size", "compiled", "renderer") if k in more}
     execution = choose_execution(**{"device": "cpu", "amp": "fp32", "renderer": "torch", "threads": 2, **how})
     settings = {"limit": 300, "augmentation": Augmentation(), **more}
-    return run_precompute(
+    return api.precompute(
         [target],
         [source] if isinstance(source, str) else source,
         views=views,
-        places=Places(stores.parent / "data", stores),
+        paths=Paths(stores.parent / "data", stores),
         execution=execution,
         **settings,
     )
@@ -109,11 +110,11 @@ def test_torchruns_ranks_fill_one_store_and_one_of_them_reports(tmp_path, source
 
 def test_a_rank_that_dies_is_made_up_for_by_the_others(tmp_path, source):
     words = [*CLI, source, "--cache-dir", str(tmp_path / "two"), "--views", "40", "--limit", "300"]
-    ranks = run_ranks(words, 2, stderr=subprocess.DEVNULL)
+    world = run_ranks(words, 2, stderr=subprocess.DEVNULL)
     wait_for_a_unit(tmp_path / "two")
-    ranks[1].send_signal(signal.SIGKILL)
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, -signal.SIGKILL]
+    world[1].send_signal(signal.SIGKILL)
+    outputs = [rank.communicate(timeout=120)[0] for rank in world]
+    assert [rank.returncode for rank in world] == [0, -signal.SIGKILL]
     assert "tiny.pt2" in outputs[0]
     store = only_store(tmp_path / "two")
     assert store.complete
@@ -172,14 +173,14 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
     rng = random.Random(n_ranks)
     left = 120
     for _ in range(2):
-        ranks = run_ranks(words, n_ranks, stderr=subprocess.DEVNULL)
+        world = run_ranks(words, n_ranks, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (
             (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(120)) < left
         ):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.2))
-        for rank in ranks:
+        for rank in world:
             rank.kill()
             rank.communicate()
         left = len(only_store(tmp_path / "hurt").pending(120))
@@ -302,14 +303,14 @@ def test_a_source_that_fails_does_not_cost_the_other_its_unit(tmp_path, source):
 
 def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkeypatch):
     place = location(f"memory://{uuid.uuid4().hex}")
-    places = Places(tmp_path / "data", place)
+    paths = Paths(tmp_path / "data", place)
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
     said = Remarks(but_for="declares nothing")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        common = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": 300}
-        (report,) = run_precompute(["digits"], [source], views=4, **common)
+        common = {"augmentation": Augmentation(), "paths": paths, "execution": execution, "limit": 300}
+        (report,) = api.precompute(["digits"], [source], views=4, **common)
         assert report.rows_done == 2 * 300
     assert said == [
         "digits/train: 2 units are the other ranks'; run the command again if one of them is lost"
@@ -318,7 +319,7 @@ def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkey
     monkeypatch.delenv("WORLD_SIZE")
     precompute(tmp_path / "local", source, views=4)
     assert only_store(place).view(3).tobytes() == only_store(tmp_path / "local").view(3).tobytes()
-    summary = run_train(
+    summary = api.train(
         "digits", supervision=Supervision(), overrides={"epochs": 1}, out=tmp_path / "run", **common
     )
     assert summary["labels"] == "cached"
@@ -329,11 +330,11 @@ def test_views_that_share_a_decode_make_the_same_store(tmp_path, source, rendere
     settings = {"target": f"imagefolder:{shared('data/scene15')}", "views": 6, "renderer": renderer}
     settings["augmentation"] = Augmentation(side_px=48, source_side_px=48)
     kept: list[int] = []
-    memory = work.memory_for_pictures
-    monkeypatch.setattr(work, "memory_for_pictures", lambda: kept.append(1) or memory())
+    memory = work.memory_for_images
+    monkeypatch.setattr(work, "memory_for_images", lambda: kept.append(1) or memory())
     precompute(tmp_path / "shared", source, limit=60, **settings)
     assert len(kept) == 2, "views 0 to 3 and 4 to 5 are a decode each"
-    monkeypatch.setattr(work, "memory_for_pictures", lambda: 0)
+    monkeypatch.setattr(work, "memory_for_images", lambda: 0)
     precompute(tmp_path / "apart", source, limit=60, **settings)
     assert files_of(only_store(tmp_path / "shared")) == files_of(only_store(tmp_path / "apart"))
 
@@ -361,9 +362,7 @@ def test_a_source_of_two_names_is_computed_once(tmp_path, source):
 def test_a_wrong_name_among_targets_costs_no_work(tmp_path, source):
     for wrong in ("nosuch", f"imagefolder:{tmp_path / 'absent'}"):
         with pytest.raises(TargetError, match=r"nosuch|absent"):
-            run_precompute(
-                ["digits", wrong], [source], places=Places(tmp_path, tmp_path / "stores"), limit=60
-            )
+            api.precompute(["digits", wrong], [source], paths=Paths(tmp_path, tmp_path / "stores"), limit=60)
         assert find_stores(tmp_path / "stores") == []
 
 
@@ -374,7 +373,7 @@ def test_what_is_finished_is_noticed_before_any_picture_or_source_is_touched(tmp
     def never(*_args, **_options):
         raise AssertionError("nothing is to be done")
 
-    monkeypatch.setattr(stage_one, "open_teacher", never)
+    monkeypatch.setattr(stage_one, "open_frozen", never)
     monkeypatch.setattr(stage_one, "Crew", never)
     said = Remarks(but_for="declares nothing")
     (report,) = precompute(tmp_path / "stores", source)
@@ -408,10 +407,10 @@ def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
     common = {"augmentation": Augmentation(), "limit": 300, "supervision": Supervision(labels="cached")}
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
     for stores in ("all", "top"):
-        places = Places(tmp_path / "data", tmp_path / stores)
+        paths = Paths(tmp_path / "data", tmp_path / stores)
         out = tmp_path / f"run-{stores}"
-        summary = run_train(
-            "digits", overrides={"epochs": 1}, out=out, places=places, execution=execution, **common
+        summary = api.train(
+            "digits", overrides={"epochs": 1}, out=out, paths=paths, execution=execution, **common
         )
         assert summary["labels"] == "cached"
     precompute(tmp_path / "top", wide, top_k=70)
@@ -508,9 +507,9 @@ def test_an_estimate_counts_what_is_left_and_makes_nothing(tmp_path, source, mon
     precompute(tmp_path / "stores", source, views=2)
     before = sorted((tmp_path / "stores").rglob("*"))
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
-    places = Places(tmp_path / "data", tmp_path / "stores")
-    common = {"augmentation": Augmentation(), "limit": 300, "places": places, "execution": execution}
-    one, total = run_estimate(["digits"], [source], views=10, **common)
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
+    common = {"augmentation": Augmentation(), "limit": 300, "paths": paths, "execution": execution}
+    one, total = api.estimate(["digits"], [source], views=10, **common)
     assert (one["rows"], one["bytes_per_row"], one["bytes"]) == (8 * 300, 14, 10 * 300 * 14)
     assert total["rows"] == 8 * 300
     assert total["hours"] >= one["hours"] > 0
@@ -549,7 +548,7 @@ def test_memory_and_cores_are_those_of_the_container_shared_by_the_ranks_here(tm
     monkeypatch.setattr(execution, "_memory_limits", lambda: [8000000])
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert execution.memory_for_pictures() == 500000
+    assert execution.memory_for_images() == 500000
     assert choose_execution(device="cpu").threads == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert choose_execution(device="cpu").threads == 1

@@ -12,9 +12,10 @@ import torch
 from programs import save_program
 
 from cache.store import Store, find_stores
-from pipeline.api import Places, Supervision, choose_execution, run_precompute, run_train
-from pipeline.data.loader import Order, shuffled_batches
-from pipeline.runtime.distributed import Ranks
+from pipeline import api
+from pipeline.api import Paths, Supervision, choose_execution
+from pipeline.data.loader import Sampler, shuffled_batches
+from pipeline.runtime.distributed import World
 from sskt.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +48,13 @@ def watched(self, batch):
     seen.append((self.epoch, batch.positions.tolist()))
     step(self, batch)
 Trainer._take_step = watched
-run_train("digits", out=out, model=WrappedBackbone(network, side_px=32),
+api.train("digits", out=out, model=WrappedBackbone(network, side_px=32),
     supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
-    places=Places(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
+    paths=Paths(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
     execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"))
 if sys.argv[4] == "more":  # and a second run in the same processes
-    run_train("digits", out=out.with_name("second"), supervision=Supervision(method="scratch"), limit=90,
-        places=Places(folder / "data", folder / "stores"), overrides={"epochs": 1},
+    api.train("digits", out=out.with_name("second"), supervision=Supervision(method="scratch"), limit=90,
+        paths=Paths(folder / "data", folder / "stores"), overrides={"epochs": 1},
         execution=choose_execution(device="cpu", threads=1))
 rank = os.environ.get("RANK", "0")
 out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
@@ -64,16 +65,16 @@ out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     source = f"program:{save_program(folder / 'tiny.pt2')}"
-    places = Places(folder / "data", folder / "stores")
-    run_precompute(["digits"], [source], views=2, places=places, limit=N)
+    paths = Paths(folder / "data", folder / "stores")
+    api.precompute(["digits"], [source], views=2, paths=paths, limit=N)
     (folder / "train.py").write_text(TRAIN)
     return folder, source
 
 
 def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
     folder, source = project
-    ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
-    words = [sys.executable, *ranks, str(folder / "train.py"), str(folder), source, str(out), kind]
+    world = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
+    words = [sys.executable, *world, str(folder / "train.py"), str(folder), source, str(out), kind]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -132,23 +133,23 @@ def test_ranks_train_a_backbone_with_idle_weights_and_then_another_run(project, 
 
 @pytest.mark.parametrize(("n", "batch_size", "world"), [(90, 13, 2), (101, 10, 3), (64, 64, 4), (7, 7, 7)])
 def test_the_parts_of_a_step_make_the_whole(n, batch_size, world):
-    orders = [Order(n, batch_size, 5, Ranks(rank, world)) for rank in range(world)]
+    orders = [Sampler(n, batch_size, 5, World(rank, world)) for rank in range(world)]
     whole = shuffled_batches(n, batch_size, seed=5, epoch=2)
     for step, positions in enumerate(whole):
         parts = [order.steps(2)[step] for order in orders]
         assert np.array_equal(np.concatenate(parts), positions)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         assert orders[0].size_of(step) == len(positions)
-        weights = [Ranks(r, world).weight(len(part), len(positions)) for r, part in enumerate(parts)]
+        weights = [World(r, world).weight(len(part), len(positions)) for r, part in enumerate(parts)]
         assert sum(weights) == pytest.approx(world)
-    rows = np.concatenate([order.rows(2) for order in orders])
+    rows = np.concatenate([order.positions(2) for order in orders])
     assert sorted(rows) == list(range(n))
 
 
 def test_a_rank_reads_only_its_rows_of_a_view(project):
     folder, _ = project
     store = Store.open(find_stores(folder / "stores")[0])
-    share = Order(N, 13, 0, Ranks(1, 2)).rows(0)
+    share = Sampler(N, 13, 0, World(1, 2)).positions(0)
     assert abs(len(share) - N / 2) <= 7
     rows = store.rows(1, share)
     assert rows.shape == (len(share), 7)
@@ -159,12 +160,12 @@ def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
     folder, source = project
     monkeypatch.setattr("pipeline.train.run.joined", _Joined)
     arguments = {
-        "places": Places(folder / "data", folder / "stores"),
+        "paths": Paths(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=1),
         "limit": N,
     }
     with pytest.raises(RunError, match=r"a step has 2 samples and 4 processes share them"):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / "a",
             supervision=Supervision(sources=(source,)),
@@ -174,14 +175,14 @@ def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
     with pytest.raises(
         RunError, match=r"--gradient-cosine weigh compares gradients of whole batches, which 4"
     ):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / "c",
             supervision=Supervision(sources=(source,), gradient_cosine="weigh"),
             **arguments,
         )
     with pytest.raises(RunError, match=r"--labels write-through fills a store from one process"):
-        run_train(
+        api.train(
             "digits",
             out=tmp_path / "b",
             supervision=Supervision(sources=(source,), labels="write-through"),
@@ -194,8 +195,8 @@ class _Joined:
 
     def __init__(self, device: torch.device) -> None: ...
 
-    def __enter__(self) -> Ranks:
-        return Ranks(0, 4)
+    def __enter__(self) -> World:
+        return World(0, 4)
 
     def __exit__(self, *_: object) -> None: ...
 

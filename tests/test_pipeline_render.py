@@ -15,7 +15,7 @@ from conftest import shared
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.data.render.resident import gathered
@@ -29,33 +29,33 @@ CPU = torch.device("cpu")
 def photos(tmp_path_factory):
     """40 of the real ImageNet pictures, colour JPEGs of many sizes."""
     data = shared("data/imagenet").parent
-    index = load_index(
+    dataset = load_dataset(
         parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path_factory.mktemp("index")
     )
-    return index.take(np.arange(0, 1000, 25))
+    return dataset.take(np.arange(0, 1000, 25))
 
 
-def draw(index, plan, backend, *, view=3, batches=None, batch_size=16, threads=2) -> torch.Tensor:
-    batches = in_batches(np.arange(len(index)), batch_size) if batches is None else batches
+def draw(dataset, plan, backend, *, view=3, batches=None, batch_size=16, threads=2) -> torch.Tensor:
+    batches = in_batches(np.arange(len(dataset)), batch_size) if batches is None else batches
     renderer = open_renderer(
-        index, plan, Execution(CPU, renderer=backend, threads=threads), batch_size=batch_size
+        dataset, plan, Execution(CPU, renderer=backend, threads=threads), batch_size=batch_size
     )
     with closing(renderer):
         return torch.cat(list(renderer.render(view, batches)))
 
 
-def plain(index, plan, view: int) -> torch.Tensor:
+def plain(dataset, plan, view: int) -> torch.Tensor:
     """Pillow and torchvision's own resized crop, picture by picture."""
-    rows = plan.rows(view, index.ids, index.sizes)
-    pictures = []
+    rows = plan.rows(view, dataset.ids, dataset.sizes)
+    images = []
     for i, ((top, left, height, width), flip) in enumerate(
         zip(rows.windows.tolist(), rows.flips, strict=True)
     ):
-        picture = tvf.pil_to_tensor(Image.open(index.name_of(i)).convert("RGB"))
+        image = tvf.pil_to_tensor(Image.open(dataset.name_of(i)).convert("RGB"))
         side = [plan.side_px, plan.side_px]
-        picture = tvf.resized_crop(picture, top, left, height, width, side, antialias=True)
-        pictures.append(tvf.horizontal_flip(picture) if flip else picture)
-    return torch.stack(pictures)
+        image = tvf.resized_crop(image, top, left, height, width, side, antialias=True)
+        images.append(tvf.horizontal_flip(image) if flip else image)
+    return torch.stack(images)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ import hashlib
 from pathlib import Path
 import numpy as np
 from pipeline.data.plan import RandomResizedCropFlip
-from pipeline.data.datasets import load_index, parse_target
+from pipeline.data.datasets import load_dataset, parse_target
 from test_pipeline_render import draw
 data, index_dir = Path({str(shared("data/imagenet").parent)!r}), Path({str(tmp_path)!r})
-index = load_index(parse_target("imagenet"), "test", data_dir=data, index_dir=index_dir)
+index = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=index_dir)
 pixels = draw(index.take(np.arange(0, 1000, 25)), RandomResizedCropFlip(64, seed=1), {backend!r}, threads=1)
 print(hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 """
@@ -127,13 +127,13 @@ def test_a_file_that_vanishes_while_it_is_needed_is_named(photos, backend, tmp_p
         (folder / name).mkdir(parents=True)
         for i in range(5):
             shutil.copyfile(photos.name_of(i), folder / name / f"{i}.jpg")
-    index = load_index(
+    dataset = load_dataset(
         parse_target(f"imagefolder:{folder}"), "train", data_dir=tmp_path, index_dir=tmp_path / "index"
     )
-    gone = index.name_of(3)
+    gone = dataset.name_of(3)
     (folder / gone).unlink()
     with pytest.raises(TargetError, match="cannot be read since it was indexed"):
-        draw(index, RandomResizedCropFlip(64), backend)
+        draw(dataset, RandomResizedCropFlip(64), backend)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
@@ -143,14 +143,14 @@ def test_a_file_that_is_damaged_while_it_is_needed_is_named_and_others_are_drawn
         path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-    index = load_index(
+    dataset = load_dataset(
         parse_target(f"imagefolder:{path.parents[1]}"), "train", data_dir=tmp_path, index_dir=tmp_path / "i"
     )
-    plan, batches = RandomResizedCropFlip(16), in_batches(np.arange(len(index)), 2)
-    whole = draw(index, plan, backend, batches=batches)
-    damaged = Path(index.name_of(5))
+    plan, batches = RandomResizedCropFlip(16), in_batches(np.arange(len(dataset)), 2)
+    whole = draw(dataset, plan, backend, batches=batches)
+    damaged = Path(dataset.name_of(5))
     damaged.write_bytes(damaged.read_bytes()[:300])
-    renderer = open_renderer(index, plan, Execution(CPU, renderer=backend, threads=2), batch_size=2)
+    renderer = open_renderer(dataset, plan, Execution(CPU, renderer=backend, threads=2), batch_size=2)
     with closing(renderer):
         with pytest.raises(TargetError, match=f"{damaged}: is damaged since it was indexed"):
             list(renderer.render(3, batches))
@@ -159,9 +159,9 @@ def test_a_file_that_is_damaged_while_it_is_needed_is_named_and_others_are_drawn
 
 
 def test_small_pictures_are_resized_alike_by_both(tmp_path):
-    index = load_index(parse_target("digits"), "train", data_dir=tmp_path, index_dir=tmp_path, limit=50)
+    dataset = load_dataset(parse_target("digits"), "train", data_dir=tmp_path, index_dir=tmp_path, limit=50)
     plan = PadCropFlip(16, pad=1, flip=0.0)
-    ours, theirs = draw(index, plan, "torch"), draw(index, plan, "dali")
+    ours, theirs = draw(dataset, plan, "torch"), draw(dataset, plan, "dali")
     assert ours.shape == (50, 3, 16, 16)
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
@@ -189,29 +189,33 @@ def test_kept_pictures_give_the_same_bytes_and_no_file_is_read_twice(photos, pla
 
 @pytest.mark.parametrize("plan", [PadCropFlip(32, seed=5), PadCropFlip(32, pad=0), Centre(32, 32)])
 def test_small_pictures_are_the_same_bytes_by_all_three(cifar10_dir, tmp_path, plan):
-    index = load_index(parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=300)
+    dataset = load_dataset(
+        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=300
+    )
     by_hand = []  # the window of a picture with a black border, mirrored
-    rows = plan.rows(3, index.ids, index.sizes)
+    rows = plan.rows(3, dataset.ids, dataset.sizes)
     for i, ((top, left, _, _), flip) in enumerate(zip(rows.windows.tolist(), rows.flips, strict=True)):
-        framed = np.pad(index.pixels_of(i), ((32, 32), (32, 32), (0, 0)))
+        framed = np.pad(dataset.pixels_of(i), ((32, 32), (32, 32), (0, 0)))
         window = framed[32 + top : 64 + top, 32 + left : 64 + left]
         by_hand.append((window[:, ::-1] if flip else window).transpose(2, 0, 1))
     expected = torch.from_numpy(np.stack(by_hand))
-    order = np.random.default_rng(1).permutation(len(index))
+    order = np.random.default_rng(1).permutation(len(dataset))
     for backend in ("dali", "torch", "resident"):
-        assert torch.equal(draw(index, plan, backend), expected)
-        shuffled = draw(index, plan, backend, batches=in_batches(order, 7), batch_size=7)
+        assert torch.equal(draw(dataset, plan, backend), expected)
+        shuffled = draw(dataset, plan, backend, batches=in_batches(order, 7), batch_size=7)
         assert torch.equal(shuffled, expected[order])
     border = getattr(plan, "pad", 0)  # and what the resident renderer does on a GPU
     corners, flips = torch.from_numpy(rows.windows[:, :2].astype(np.int64)) + border, rows.flips
-    pictures = torch.from_numpy(index.pictures(np.arange(len(index))))
-    assert torch.equal(gathered(pictures, corners, torch.from_numpy(flips), border), expected)
+    images = torch.from_numpy(dataset.images(np.arange(len(dataset))))
+    assert torch.equal(gathered(images, corners, torch.from_numpy(flips), border), expected)
 
 
 def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(photos, cifar10_dir, tmp_path):
-    index = load_index(parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=30)
+    dataset = load_dataset(
+        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=30
+    )
     for plan, expected in ((PadCropFlip(32), "resident-cpu"), (PadCropFlip(48), "dali-cpu")):
-        renderer = open_renderer(index, plan, Execution(CPU, renderer="auto", threads=1), batch_size=4)
+        renderer = open_renderer(dataset, plan, Execution(CPU, renderer="auto", threads=1), batch_size=4)
         with closing(renderer):
             assert renderer.name == expected
     with pytest.raises(RunError, match="--renderer resident draws pictures that lie in memory"):

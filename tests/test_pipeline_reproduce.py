@@ -16,11 +16,12 @@ from videos import make_folder
 
 from cache.storage import alone_in
 from cli import main
-from pipeline.api import Places, choose_execution, open_index, run_prepare
+from pipeline import api
+from pipeline.api import Paths, choose_execution, open_dataset
 from pipeline.data import augmentation as choices
-from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
+from pipeline.data import prepare as opening
+from pipeline.data.datasets.dataset import ArrayImages, Dataset
 from pipeline.data.datasets.registry import TARGETS
-from pipeline.precompute import by_name as stage_one
 from pipeline.studies import series as again
 from pipeline.studies.reproduce import all_clips, published, report
 from pipeline.studies.reproduce import rows as attempt
@@ -31,7 +32,6 @@ from pipeline.studies.reproduce.marks import Mark, departures
 from pipeline.studies.reproduce.published import published_rows
 from pipeline.studies.reproduce.report import Scratch, write_report
 from pipeline.studies.reproduce.rows import TEACHERS, Shrink, attempts
-from pipeline.studies.reproduce.run import run_reproduce
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import Run
 from sskt.errors import RunError
@@ -92,24 +92,24 @@ def test_cited_rows_are_shown_and_never_run(bare, monkeypatch):
     assert {(row.authors, row.model) for row in rows[:3]} == {("Wang et al. 2015", "")}
     for name in ("train_once", "precompute_once"):
         monkeypatch.setattr(runner, name, lambda *_, **__: pytest.fail("a cited row was run"))
-    listed = run_reproduce("G", bare, rows=["cited"], dry_run=True)
+    listed = api.reproduce("G", bare, rows=["cited"], dry_run=True)
     assert [result.row for result in listed] == rows
     assert {result.cost(3)["runs_left"] for result in listed} == {0}
-    assert run_reproduce("G", bare, rows=["cited"]) == listed
+    assert api.reproduce("G", bare, rows=["cited"]) == listed
     with (bare.out / "table-G.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [float(row["paper"]) for row in written] == [row.metric_percent for row in rows]
     assert {(row["ours"], row["seeds"]) for row in written} == {("-", "0")}
     assert "a figure of Purushwalkam and Gupta 2016" in (bare.out / "table-G.md").read_text()
     with pytest.raises(RunError, match="not here yet; --rows cited shows the 15 rows that it cites"):
-        run_reproduce("G", bare)
+        api.reproduce("G", bare)
 
 
 def test_a_cited_row_stands_among_those_that_are_run(bare, monkeypatch):
     first, second = published_rows("M2")[:2]
     cited = replace(cited_rows()[0], table="M2")
     monkeypatch.setattr(published, "_all_rows", lambda: (first, cited, second))
-    results = run_reproduce("M2", bare, dry_run=True)
+    results = api.reproduce("M2", bare, dry_run=True)
     assert [result.row for result in results] == [first, cited, second]
     assert [result.teachers_left + result.live for result in results][1] == 0
     assert [a.row for a in attempts("M2", [], shrink=Shrink(), stand_ins={})] == [first, second]
@@ -168,10 +168,10 @@ def test_a_short_training_drops_its_rate_once_at_a_time():
 def small(tmp_path_factory):
     """Sources and weights to begin with, and a few samples of every target, in its classes."""
     folder = tmp_path_factory.mktemp("papers")
-    places = Places(folder, folder / "stores")
+    paths = Paths(folder, folder / "stores")
     root = make_folder(folder / "videos", n_per_class=N // 2, n_frames=17)
-    run_prepare(f"videofolder:{root}", places=places)
-    videos = {s: open_index(f"videofolder:{root}", s, places=places) for s in ("train", "test")}
+    api.prepare(f"videofolder:{root}", paths=paths)
+    videos = {s: open_dataset(f"videofolder:{root}", s, paths=paths) for s in ("train", "test")}
     stand_ins = {}
     for seed, name in enumerate(("places365", "imagenet", "imagenet:vgg16")):
         path = save_program(folder / f"{name.replace(':', '-')}.pt2", Tiny(seed))
@@ -180,7 +180,7 @@ def small(tmp_path_factory):
     for name, model in (("kinetics", "resnet3d18"), ("imagenet:resnet18", "resnet18")):
         weights[name] = folder / f"{model}.pth"
         torch.save(build_backbone(model).state_dict(), weights[name])
-    return folder, places, videos, stand_ins, weights
+    return folder, paths, videos, stand_ins, weights
 
 
 def few(spec, split, videos):
@@ -190,11 +190,11 @@ def few(spec, split, videos):
     if spec.videos:
         return replace(videos[split], target=spec.name, classes=classes)
     pixels = rng.integers(0, 256, size=(N, SIDE, SIDE, 3), dtype=np.uint8)
-    presence = None
+    multi_hot = None
     if spec.devkit:
-        presence = rng.integers(-1, 2, size=(N, spec.n_classes)).astype(np.int8)
-        presence[:, 0] = 1
-    return TargetIndex(
+        multi_hot = rng.integers(-1, 2, size=(N, spec.n_classes)).astype(np.int8)
+        multi_hot[:, 0] = 1
+    return Dataset(
         spec.name,
         split,
         "array",
@@ -203,8 +203,8 @@ def few(spec, split, videos):
         rng.integers(0, spec.n_classes, size=N),
         np.full((N, 2), SIDE, dtype=np.int32),
         rng.integers(0, 256, size=(N, 16), dtype=np.uint8),
-        ArrayPictures(spec.name, pixels, np.arange(N)),
-        presence=presence,
+        ArrayImages(spec.name, pixels, np.arange(N)),
+        multi_hot=multi_hot,
     )
 
 
@@ -214,7 +214,7 @@ def tiny_targets(small, monkeypatch):
     monkeypatch.setattr(choices, "DEFAULT_CLIP", (4, 1))
     for name, spec in TARGETS.items():
         monkeypatch.setitem(TARGETS, name, replace(spec, side_px=SIDE, short_px=SIDE))
-    monkeypatch.setattr(stage_one, "load_index", lambda spec, split, **_: few(spec, split, videos))
+    monkeypatch.setattr(opening, "load_dataset", lambda spec, split, **_: few(spec, split, videos))
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -224,18 +224,18 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
     scale = 2 / min(recipe_for(row.target).epochs for row in published_rows(table))
     if table != "M8":  # whose teachers are runs
         monkeypatch.setattr(Run, "save_student", lambda *_: None)
-        monkeypatch.setattr(all_clips, "run_evaluate", lambda *_, **__: {"test_top1": 50.0})
-    _folder, places, _videos, stand_ins, weights = small
+        monkeypatch.setattr(all_clips, "evaluate", lambda *_, **__: {"test_top1": 50.0})
+    _folder, paths, _videos, stand_ins, weights = small
     campaign = Campaign(
         tmp_path,
-        replace(places, weights=weights, cache_dir=tmp_path / "stores"),
+        replace(paths, weights=weights, cache_dir=tmp_path / "stores"),
         choose_execution(device="cpu", threads=2),
         seeds=1,
         shrink=Shrink(scale=scale),
         views=2,
         amp="fp32",
     )
-    results = run_reproduce(table, campaign, stand_ins=stand_ins)
+    results = api.reproduce(table, campaign, stand_ins=stand_ins)
     assert [result.row for result in results] == published_rows(table)
     for result in results:
         assert len(result.values) == 1, result.row.name
@@ -263,10 +263,10 @@ def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_pat
 def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
     small, tiny_targets, tmp_path, monkeypatch
 ):
-    _folder, places, _videos, stand_ins, _weights = small
-    campaign = short(tmp_path / "out", places, seeds=2, views=3)
+    _folder, paths, _videos, stand_ins, _weights = small
+    campaign = short(tmp_path / "out", paths, seeds=2, views=3)
     chosen = ["resnet20-sskt"]
-    trained, train = [], again.run_train
+    trained, train = [], again.api.train
 
     def stops(*args, **settings):
         if len(trained) == 5:
@@ -275,16 +275,16 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
         return train(*args, **settings)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(again, "run_train", stops)
+        stopping.setattr(again, "train", stops)
         with pytest.raises(KeyboardInterrupt):
-            run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins)
+            api.reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins)
     first = (tmp_path / "out" / "table-S1.csv").read_text()
     assert first.count(",1,") == 5
     (trained[4] / "summary.json").unlink()  # as if killed before its end
     stores = tmp_path / "out" / "stores"
     before = {path: path.stat().st_mtime_ns for path in stores.rglob("c.*")}
     assert before
-    results = run_reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins)
+    results = api.reproduce("S1", campaign, rows=chosen, stand_ins=stand_ins)
     assert {path: path.stat().st_mtime_ns for path in stores.rglob("c.*")} == before
     assert [len(result.values) for result in results] == [2] * 12
     html = (tmp_path / "out" / "table-S1.html").read_text()
@@ -304,10 +304,10 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
 
 
 def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small, tiny_targets, tmp_path):
-    _folder, places, _videos, stand_ins, _weights = small
-    campaign = short(tmp_path, places, seeds=2, views=2)
-    run_reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins)
-    (kd,) = run_reproduce("M8", campaign, rows=["1"])  # whose scratch row is in table S1
+    _folder, paths, _videos, stand_ins, _weights = small
+    campaign = short(tmp_path, paths, seeds=2, views=2)
+    api.reproduce("S1", campaign, rows=["1", "3"], stand_ins=stand_ins)
+    (kd,) = api.reproduce("M8", campaign, rows=["1"])  # whose scratch row is in table S1
 
     def figures_of(name):
         return [
@@ -337,32 +337,32 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
     assert config["labels"] == "cached"
     assert "cifar10-resnet32-scratch-seed1" in config["sources"][0]
     shorter = replace(campaign, shrink=Shrink(scale=0.0025))
-    (listed,) = run_reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True)
+    (listed,) = api.reproduce("S1", shorter, rows=["3"], stand_ins=stand_ins, dry_run=True)
     assert listed.values == ()
     assert listed.scratch.values == ()
 
 
 def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, tiny_targets, tmp_path):
-    _folder, places, _videos, stand_ins, _weights = small
-    campaign = short(tmp_path, places, seeds=1, views=2)
+    _folder, paths, _videos, stand_ins, _weights = small
+    campaign = short(tmp_path, paths, seeds=1, views=2)
     said, theirs = [], tmp_path / "cifar10-resnet20-scratch-seed0"
     theirs.mkdir()
     with alone_in(theirs):
-        busy, done = run_reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins)
+        busy, done = api.reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins)
     assert (len(busy.values), len(done.values)) == (0, 1)
     assert names_in_report(tmp_path) == [theirs.name[: -len("-seed0")], done.row.name]
     assert any(f"{theirs}: another process trains this run" in line for line in said)
     assert list(theirs.iterdir()) == []
-    (result,) = run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
+    (result,) = api.reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
     assert len(result.values) == 1
     assert names_in_report(tmp_path) == [result.row.name, done.row.name], "of both calls"
 
 
-def short(out, places, *, seeds, views):
+def short(out, paths, *, seeds, views):
     """Two epochs of CIFAR-10's recipe, with stores of its own."""
     return Campaign(
         out,
-        replace(places, cache_dir=out / "stores"),
+        replace(paths, cache_dir=out / "stores"),
         choose_execution(device="cpu", threads=2),
         seeds=seeds,
         shrink=Shrink(scale=0.005),
@@ -377,9 +377,9 @@ def names_in_report(folder):
 
 
 def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tmp_path):
-    _folder, places, _videos, stand_ins, _weights = small
-    campaign = short(tmp_path / "out", places, seeds=1, views=2)
-    run_reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
+    _folder, paths, _videos, stand_ins, _weights = small
+    campaign = short(tmp_path / "out", paths, seeds=1, views=2)
+    api.reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
     for other, message in (
         (replace(campaign, shrink=Shrink(scale=0.01)), "was begun with epochs 2, this series asks for 4"),
         (replace(campaign, views=3), "was begun with views 2, this series asks for 3"),
@@ -389,7 +389,7 @@ def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tm
         ),
     ):
         with pytest.raises(RunError, match=message):
-            run_reproduce("S1", other, rows=["1"], stand_ins=stand_ins)
+            api.reproduce("S1", other, rows=["1"], stand_ins=stand_ins)
 
 
 def test_rows_are_chosen_by_number_range_and_name():
@@ -427,14 +427,14 @@ def test_the_command_line_lists_rows_and_recipes(tmp_path, small, tiny_targets):
 
 
 def dry(table, rows, campaign, **stand_ins):
-    return run_reproduce(table, campaign, rows=rows, stand_ins=stand_ins, dry_run=True)
+    return api.reproduce(table, campaign, rows=rows, stand_ins=stand_ins, dry_run=True)
 
 
 @pytest.fixture
 def bare(tmp_path):
     """A campaign with nothing there."""
-    places = Places(tmp_path / "data", tmp_path / "stores")
-    return Campaign(tmp_path / "out", places, choose_execution(device="cpu", threads=2), amp="fp32")
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
+    return Campaign(tmp_path / "out", paths, choose_execution(device="cpu", threads=2), amp="fp32")
 
 
 WORDS = {  # what differs from the paper or its released code, row by row as METHOD.md has it
@@ -563,9 +563,9 @@ def test_mistyped_names_are_refused(bare):
         dry("S1", [], bare, placess365="program:net.pt2")
     with pytest.raises(RunError, match=r"makes program:net\.pt2 both sources of cifar10-resnet20-sskt"):
         dry("S1", ["11"], bare, places365="program:net.pt2", imagenet="program:net.pt2")
-    mistyped = replace(bare.places, weights={"imagnet": Path("x.pth")})
+    mistyped = replace(bare.paths, weights={"imagnet": Path("x.pth")})
     with pytest.raises(RunError, match="--weights names imagnet, the published rows have places365, "):
-        dry("S1", [], replace(bare, places=mistyped))
+        dry("S1", [], replace(bare, paths=mistyped))
 
 
 def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets, bare, monkeypatch):
@@ -576,9 +576,9 @@ def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets,
         if "resnet20" in folder.name:
             raise DivergedError("the loss is nan", {})
 
-    monkeypatch.setattr(runner, "train_once", diverges)
-    here = replace(bare, places=small[1], seeds=2)
-    first, second = run_reproduce("S1", here, rows=["1", "14"])
+    monkeypatch.setattr(runner, "train_or_resume", diverges)
+    here = replace(bare, paths=small[1], seeds=2)
+    first, second = api.reproduce("S1", here, rows=["1", "14"])
     assert called == [f"cifar10-resnet{depth}-scratch-seed{seed}" for seed in (0, 1) for depth in (20, 32)]
     assert [mark.note for mark in first.marks[-2:]] == ["seed 0 diverged", "seed 1 diverged"]
     assert not any(mark.word == "diverged" for mark in second.marks)

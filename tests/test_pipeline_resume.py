@@ -16,16 +16,8 @@ from listening import Remarks
 from programs import Tiny, save_program
 
 from cli import main
-from pipeline.api import (
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    resume_train,
-    run_evaluate,
-    run_precompute,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Paths, Supervision, Tuning, choose_execution
 from pipeline.train import loop as training
 from pipeline.train.run_folder import RunBusyError, read_student
 from pipeline.train.trainer import Trainer
@@ -42,10 +34,10 @@ SCHEDULE = {"epochs": 4, "batch_size": 20, "lr": 0.05, "milestones": (2,), "gamm
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     source = f"program:{save_program(folder / 'tiny.pt2')}"
-    places = Places(folder / "data", folder / "stores")
+    paths = Paths(folder / "data", folder / "stores")
     execution = choose_execution(device="cpu", renderer="torch", threads=2)
-    common = {"places": places, "execution": execution, "limit": N}
-    run_precompute(["digits"], [source], views=3, **common)
+    common = {"paths": paths, "execution": execution, "limit": N}
+    api.precompute(["digits"], [source], views=3, **common)
     return folder, source, common
 
 
@@ -96,7 +88,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
         "seed": 3,
         "eval_every": 2,
     }
-    run_train("digits", out=tmp_path / "whole", **settings, **common)
+    api.train("digits", out=tmp_path / "whole", **settings, **common)
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)  # between all steps
     stops = (0, 1, 5, 6, 11) if variant == "multistep" else (1, 6)  # an epoch has three
     for n_steps in stops:
@@ -104,10 +96,10 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
         with monkeypatch.context() as stopping:
             stop_after(stopping, n_steps)
             with pytest.raises(KeyboardInterrupt):
-                run_train("digits", out=out, **settings, **common)
+                api.train("digits", out=out, **settings, **common)
         assert not (out / "summary.json").exists()
         torch.rand(3)  # the process that goes on is in another state
-        resume_train(out, execution=common["execution"])
+        api.resume(out, execution=common["execution"])
         assert numbers(out) == numbers(tmp_path / "whole")
         assert student(out) == student(tmp_path / "whole")
 
@@ -126,10 +118,10 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
             monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
             stop_after(stopping, 2)
             with pytest.raises(KeyboardInterrupt):
-                run_train("digits", out=out, **settings)
+                api.train("digits", out=out, **settings)
         monkeypatch.setattr(torch, "get_num_threads", lambda now=threads: now)
         other = choose_execution(device="cpu", renderer=renderer, threads=2)
-        resume_train(out, execution=other)
+        api.resume(out, execution=other)
         assert [line.partition(":")[0] for line in said if " and was " in line] == expected
 
 
@@ -141,7 +133,7 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
     with monkeypatch.context() as stopping:
         stop_after(stopping, 5)
         with pytest.raises(KeyboardInterrupt):
-            run_train("digits", out=out, **settings)
+            api.train("digits", out=out, **settings)
     before = {path: path.read_bytes() for path in out.iterdir()}
     holds = (
         f"from cache.storage import *\nwith alone_in(Path({str(out)!r})): print('in', flush=True); input()"
@@ -151,13 +143,13 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
         try:
             assert other.stdout.readline() == b"in\n"
             with pytest.raises(RunBusyError, match="another process trains this run"):
-                resume_train(out, execution=common["execution"])
+                api.resume(out, execution=common["execution"])
             with pytest.raises(RunBusyError):
-                run_train("digits", out=out, **settings)
+                api.train("digits", out=out, **settings)
             assert {path: path.read_bytes() for path in out.iterdir()} == before
         finally:
             other.kill()
-    resume_train(out, execution=common["execution"])
+    api.resume(out, execution=common["execution"])
     assert len(numbers(out)) == SCHEDULE["epochs"]
 
 
@@ -198,7 +190,7 @@ def stopped(project, tmp_path, monkeypatch):
     with monkeypatch.context() as stopping:
         stop_after(stopping, 4)
         with pytest.raises(KeyboardInterrupt):
-            run_train(
+            api.train(
                 "digits",
                 out=out,
                 supervision=Supervision(sources=(source,)),
@@ -211,7 +203,7 @@ def stopped(project, tmp_path, monkeypatch):
 def go_on(out: Path, **more) -> list[str]:
     said = Remarks()
     execution = choose_execution(device="cpu", renderer="torch", threads=2)
-    resume_train(out, execution=execution, **more)
+    api.resume(out, execution=execution, **more)
     return said
 
 
@@ -268,12 +260,12 @@ def test_settings_that_were_edited_are_refused(stopped):
 
 
 def test_other_pictures_are_refused(stopped, monkeypatch):
-    import pipeline.precompute.by_name as api
+    from pipeline.data import prepare as opening
 
-    load = api.load_index
+    load = opening.load_dataset
     monkeypatch.setattr(
-        api,
-        "load_index",
+        opening,
+        "load_dataset",
         lambda spec, split, **options: load(spec, split, **options).take(
             range(N - 1) if split == "train" else slice(None)
         ),
@@ -300,11 +292,11 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
         return WrappedBackbone(torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(8)), side_px=32)
 
     settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE}
-    run_train("digits", out=tmp_path / "whole", model=own(), **settings, **common)
+    api.train("digits", out=tmp_path / "whole", model=own(), **settings, **common)
     with monkeypatch.context() as stopping:
         stop_after(stopping, 7)
         with pytest.raises(KeyboardInterrupt):
-            run_train("digits", out=tmp_path / "run", model=own(), **settings, **common)
+            api.train("digits", out=tmp_path / "run", model=own(), **settings, **common)
     with pytest.raises(RunError, match="its student is own:WrappedBackbone; continue it from Python"):
         go_on(tmp_path / "run")
     go_on(tmp_path / "run", backbone=own())
@@ -314,8 +306,8 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
     go_on(tmp_path / "run", backbone=own())
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     with pytest.raises(RunError, match="its student is own:WrappedBackbone; score it from Python"):
-        run_evaluate(tmp_path / "run")
-    figures = run_evaluate(tmp_path / "run", backbone=own(), execution=common["execution"])
+        api.evaluate(tmp_path / "run")
+    figures = api.evaluate(tmp_path / "run", backbone=own(), execution=common["execution"])
     assert figures["test_top1"] == numbers(tmp_path / "whole")[-1]["test_top1"]
 
 
@@ -353,16 +345,16 @@ def test_a_run_goes_on_with_the_store_it_began_with_when_its_source_has_another_
 ):
     _folder, _source, common = project
     source = f"program:{save_program(tmp_path / 'net.pt2')}"
-    shown = common | {"places": Places(tmp_path / "data", tmp_path / "stores")}
-    run_precompute(["digits"], [source], views=2, **shown)
+    shown = common | {"paths": Paths(tmp_path / "data", tmp_path / "stores")}
+    api.precompute(["digits"], [source], views=2, **shown)
     settings = {"overrides": SCHEDULE, "supervision": Supervision(sources=(source,)), "eval_every": 2}
-    run_train("digits", out=tmp_path / "whole", **settings, **shown)
+    api.train("digits", out=tmp_path / "whole", **settings, **shown)
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as stopping:
         stop_after(stopping, 4)
         with pytest.raises(KeyboardInterrupt):
-            run_train("digits", out=tmp_path / "run", **settings, **shown)
+            api.train("digits", out=tmp_path / "run", **settings, **shown)
     save_program(tmp_path / "net.pt2", Tiny(seed=5))
-    run_precompute(["digits"], [source], views=2, **shown)
-    resume_train(tmp_path / "run", execution=shown["execution"])
+    api.precompute(["digits"], [source], views=2, **shown)
+    api.resume(tmp_path / "run", execution=shown["execution"])
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")

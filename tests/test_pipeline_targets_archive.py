@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import archive as archive_module
-from pipeline.data.datasets import load_index, parse_target, prepare
+from pipeline.data.datasets import load_dataset, parse_target, prepare
 from pipeline.data.datasets.registry import Part
 from sskt.errors import DownloadError, TargetError
 
@@ -80,13 +80,13 @@ def test_archive_is_fetched_unpacked_and_read(served, tmp_path):
     _pack(archive, _files(), prefix=f"./{FOLDER}/")
     data_dir = tmp_path / "new" / "data"
     spec = _spec(served[1], archive)
-    index = load_index(spec, "test", data_dir=data_dir, index_dir=tmp_path)
-    assert index.pixels_of(4)[31, 30, 2] == _files()["test_batch.bin"][4 * 3073 + 1 + 2048 + 31 * 32 + 30]
+    dataset = load_dataset(spec, "test", data_dir=data_dir, index_dir=tmp_path)
+    assert dataset.pixels_of(4)[31, 30, 2] == _files()["test_batch.bin"][4 * 3073 + 1 + 2048 + 31 * 32 + 30]
     wanted = [f"{FOLDER}/{name}" for name in ("batches.meta.txt", "data_batch_1.bin", "test_batch.bin")]
     assert _tree(data_dir) == sorted([FOLDER, *wanted, "small.tar.gz"])
     archive.unlink()
     (data_dir / "small.tar.gz").unlink()
-    load_index(spec, "train", data_dir=data_dir, index_dir=tmp_path)  # needs neither any more
+    load_dataset(spec, "train", data_dir=data_dir, index_dir=tmp_path)  # needs neither any more
 
 
 def test_archive_put_there_by_hand_needs_no_download(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import load_index, parse_target, prepared
+from pipeline.data.datasets import load_dataset, parse_target, prepared
 from pipeline.data.datasets.registry import Part
 from sskt.errors import TargetError
 
@@ -27,25 +27,25 @@ def cifar_dir(tmp_path_factory):
 
 
 def _load(spec, split, folder, **options):
-    return load_index(spec, split, data_dir=folder, index_dir=folder / "kept", download=False, **options)
+    return load_dataset(spec, split, data_dir=folder, index_dir=folder / "kept", download=False, **options)
 
 
 def test_real_cifar10_gives_the_pictures_that_its_mosaics_show(cifar_dir):
     for split, n in (("train", 50_000), ("test", 10_000)):
-        index = _load(parse_target("cifar10"), split, cifar_dir)
-        assert len(index) == n
+        dataset = _load(parse_target("cifar10"), split, cifar_dir)
+        assert len(dataset) == n
         labels = np.load(DATA / "cifar10" / f"{split}_labels.npy")
-        np.testing.assert_array_equal(index.labels, labels)
-        assert index.classes[:3] == ("airplane", "automobile", "bird")
+        np.testing.assert_array_equal(dataset.labels, labels)
+        assert dataset.classes[:3] == ("airplane", "automobile", "bird")
         for tile in (0, n // 1000 - 1):
             mosaic = np.asarray(Image.open(DATA / "cifar10" / f"{split}_{tile:02d}.webp").convert("RGB"))
             for place in (0, 41, 777, 999):
                 row, top, left = tile * 1000 + place, place // 40 * 32, place % 40 * 32
-                picture = mosaic[top : top + 32, left : left + 32]
-                np.testing.assert_array_equal(index.pixels_of(row), picture)
-                digest = hashlib.sha256(picture.tobytes()).digest()[:16]
-                assert index.contents[row].tobytes() == digest
-        assert index.sizes.tolist() == [[32, 32]] * n
+                image = mosaic[top : top + 32, left : left + 32]
+                np.testing.assert_array_equal(dataset.pixels_of(row), image)
+                digest = hashlib.sha256(image.tobytes()).digest()[:16]
+                assert dataset.contents[row].tobytes() == digest
+        assert dataset.sizes.tolist() == [[32, 32]] * n
     assert prepared(cifar_dir, cifar_dir) == ["cifar10"]
 
 
@@ -54,7 +54,7 @@ def test_subset_keeps_ids_and_pictures(cifar_dir):
     some = _load(parse_target("cifar10"), "test", cifar_dir, limit=250)
     assert np.bincount(some.labels).tolist() == [25] * 10
     np.testing.assert_array_equal(some.labels, full.labels[some.ids])
-    np.testing.assert_array_equal(some.pictures(np.arange(250)), full.pictures(some.ids))
+    np.testing.assert_array_equal(some.images(np.arange(250)), full.images(some.ids))
     np.testing.assert_array_equal(some.pixels_of(7), full.pixels_of(some.ids[7]))
     assert some.name_of(7) == f"cifar10 test picture {some.ids[7]}"
     some.pixels_of(7)[:] = 0  # the caller's own copy
@@ -102,8 +102,8 @@ def test_stl10_is_column_major_and_counts_classes_from_one(tmp_path):
     spec = _small("stl10", tmp_path)
     data = (tmp_path / "stl10_binary" / "train_X.bin").read_bytes()
     stored = (tmp_path / "stl10_binary" / "train_y.bin").read_bytes()
-    index = _load(spec, "train", tmp_path)
-    assert index.labels.tolist() == [label - 1 for label in stored]
+    dataset = _load(spec, "train", tmp_path)
+    assert dataset.labels.tolist() == [label - 1 for label in stored]
     for n, row, column, channel in [
         (0, 0, 0, 0),
         (0, 1, 0, 0),
@@ -112,21 +112,22 @@ def test_stl10_is_column_major_and_counts_classes_from_one(tmp_path):
         (7, 0, 95, 2),
     ]:
         assert (
-            index.pixels_of(n)[row, column, channel] == data[n * 27648 + channel * 9216 + column * 96 + row]
+            dataset.pixels_of(n)[row, column, channel] == data[n * 27648 + channel * 9216 + column * 96 + row]
         )
 
 
 def test_cifar100_takes_the_fine_label(tmp_path):
     spec = _small("cifar100", tmp_path)
     data = (tmp_path / "cifar-100-binary" / "test.bin").read_bytes()
-    index = _load(spec, "test", tmp_path)
+    dataset = _load(spec, "test", tmp_path)
     for n, row, column, channel in [(0, 0, 0, 0), (3, 31, 2, 1), (11, 7, 19, 2)]:
         offset = n * 3074
-        assert index.labels[n] == data[offset + 1]
+        assert dataset.labels[n] == data[offset + 1]
         assert (
-            index.pixels_of(n)[row, column, channel] == data[offset + 2 + channel * 1024 + row * 32 + column]
+            dataset.pixels_of(n)[row, column, channel]
+            == data[offset + 2 + channel * 1024 + row * 32 + column]
         )
-    assert (len(index.classes), index.classes[99]) == (100, "class99")
+    assert (len(dataset.classes), dataset.classes[99]) == (100, "class99")
 
 
 @pytest.mark.parametrize(
@@ -174,13 +175,13 @@ def test_digits_are_scikit_learns_and_split_by_class():
     data = load_digits()
     train, test = (_load(parse_target("digits"), split, Path("unused")) for split in ("train", "test"))
     assert sorted([*train.ids, *test.ids]) == list(range(1797))
-    for index in (train, test):
-        np.testing.assert_array_equal(index.labels, data.target[index.ids])
-        assert (index.kind, index.classes) == ("array", tuple("0123456789"))
-        for row in (0, 100, len(index) - 1):
-            grey = data.images[index.ids[row]]
+    for dataset in (train, test):
+        np.testing.assert_array_equal(dataset.labels, data.target[dataset.ids])
+        assert (dataset.kind, dataset.classes) == ("array", tuple("0123456789"))
+        for row in (0, 100, len(dataset) - 1):
+            grey = data.images[dataset.ids[row]]
             expected = np.floor(grey * 255 / 16 + 0.5)
-            np.testing.assert_array_equal(index.pixels_of(row), np.dstack([expected] * 3))
+            np.testing.assert_array_equal(dataset.pixels_of(row), np.dstack([expected] * 3))
     shares = np.bincount(test.labels) / np.bincount(data.target)
     assert np.abs(shares - 0.3).max() < 0.01
     # pinned: another draw would silently change every result

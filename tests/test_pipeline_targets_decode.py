@@ -18,9 +18,9 @@ def _photo(seed=0, height=40, width=56):
     return (ramps + np.random.default_rng(seed).integers(0, 9, ramps.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _saved(picture, format_, **options):
+def _saved(image, format_, **options):
     out = io.BytesIO()
-    picture.save(out, format=format_, **options)
+    image.save(out, format=format_, **options)
     return out.getvalue()
 
 

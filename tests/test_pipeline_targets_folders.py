@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import load_index, parse_target, prepared
+from pipeline.data.datasets import load_dataset, parse_target, prepared
 from sskt.errors import TargetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -23,46 +23,46 @@ def _draw(path, seed=0, size=(12, 9), **options):
 
 def _load(root, split, tmp_path):
     spec = parse_target(f"imagefolder:{root}")
-    return load_index(spec, split, data_dir=Path("no such data"), index_dir=tmp_path / "kept")
+    return load_dataset(spec, split, data_dir=Path("no such data"), index_dir=tmp_path / "kept")
 
 
-def _names(index, root):
-    return [str(Path(index.name_of(row)).relative_to(root)) for row in range(len(index))]
+def _names(dataset, root):
+    return [str(Path(dataset.name_of(row)).relative_to(root)) for row in range(len(dataset))]
 
 
 @needs_data
 def test_scene15_is_read_as_pathlib_and_pillow_read_it(tmp_path):
-    index = _load(DATA / "scene15", "train", tmp_path)
+    dataset = _load(DATA / "scene15", "train", tmp_path)
     root = DATA / "scene15" / "train"
     classes = sorted(folder.name for folder in root.iterdir())
     expected = [(name, path) for name in classes for path in sorted((root / name).iterdir())]
-    assert index.classes == tuple(classes)
-    assert [index.name_of(row) for row in range(len(index))] == [str(path) for _, path in expected]
-    assert [classes[label] for label in index.labels] == [name for name, _ in expected]
-    assert index.ids.tolist() == list(range(450))
+    assert dataset.classes == tuple(classes)
+    assert [dataset.name_of(row) for row in range(len(dataset))] == [str(path) for _, path in expected]
+    assert [classes[label] for label in dataset.labels] == [name for name, _ in expected]
+    assert dataset.ids.tolist() == list(range(450))
     for row in range(0, 450, 37):
         path = expected[row][1]
-        with Image.open(path) as picture:
-            assert index.sizes[row].tolist() == [picture.height, picture.width]
-            np.testing.assert_array_equal(index.pixels_of(row), np.asarray(picture.convert("RGB")))
-        assert index.encoded(row) == path.read_bytes()
-        assert index.contents[row].tobytes() == hashlib.sha256(path.read_bytes()).digest()[:16]
+        with Image.open(path) as image:
+            assert dataset.sizes[row].tolist() == [image.height, image.width]
+            np.testing.assert_array_equal(dataset.pixels_of(row), np.asarray(image.convert("RGB")))
+        assert dataset.encoded(row) == path.read_bytes()
+        assert dataset.contents[row].tobytes() == hashlib.sha256(path.read_bytes()).digest()[:16]
     test = _load(DATA / "scene15", "test", tmp_path)
     note = f"{DATA / 'scene15'}: train/ is the train split, val/ the test split"
-    assert (len(test), test.classes, test.notes) == (150, index.classes, (note,))
+    assert (len(test), test.classes, test.notes) == (150, dataset.classes, (note,))
 
 
 @needs_data
 def test_imagenet_with_only_val_serves_the_test_split_and_says_what_train_lacks(tmp_path):
     spec = parse_target("imagenet")
-    index = load_index(spec, "test", data_dir=DATA, index_dir=tmp_path)
-    assert len(index) == len(index.classes) == 1000
-    assert index.labels.tolist() == list(range(1000))
-    assert index.classes[0] == "n01440764"
+    dataset = load_dataset(spec, "test", data_dir=DATA, index_dir=tmp_path)
+    assert len(dataset) == len(dataset.classes) == 1000
+    assert dataset.labels.tolist() == list(range(1000))
+    assert dataset.classes[0] == "n01440764"
     with pytest.raises(
         TargetError, match=r"no folder train .*found val; put the official pictures into DATA_DIR/"
     ):
-        load_index(spec, "train", data_dir=DATA, index_dir=tmp_path)
+        load_dataset(spec, "train", data_dir=DATA, index_dir=tmp_path)
     assert prepared(DATA, tmp_path, "test") == ["imagenet", "voc"]
     assert prepared(DATA, tmp_path) == ["voc"]
 
@@ -71,22 +71,22 @@ def test_official_folder_with_too_few_classes_is_refused(tmp_path):
     for name in ("airfield", "alley"):
         _draw(tmp_path / "places365" / "train" / name / "a.jpg")
     with pytest.raises(TargetError, match=r"train: 2 class folders, expected 365; .*imagefolder:"):
-        load_index(parse_target("places365"), "train", data_dir=tmp_path, index_dir=tmp_path)
+        load_dataset(parse_target("places365"), "train", data_dir=tmp_path, index_dir=tmp_path)
 
 
 def test_absent_data_directory_says_how_to_prepare(tmp_path):
     with pytest.raises(TargetError, match=r"imagenet: no such folder; put the official pictures into"):
-        load_index(parse_target("imagenet"), "train", data_dir=tmp_path, index_dir=tmp_path)
+        load_dataset(parse_target("imagenet"), "train", data_dir=tmp_path, index_dir=tmp_path)
 
 
 def test_nested_folders_belong_to_their_class_and_order_is_by_path_parts(tmp_path):
     root = tmp_path / "pets"
     for name in ("a/z.jpg", "a/deep/er/q.PNG", "a-b/x.jpeg", "a/m.JPG"):
         _draw(root / "train" / name, seed=len(name))
-    index = _load(root, "train", tmp_path)
-    assert index.classes == ("a", "a-b")
-    assert _names(index, root / "train") == ["a/deep/er/q.PNG", "a/m.JPG", "a/z.jpg", "a-b/x.jpeg"]
-    assert index.labels.tolist() == [0, 0, 0, 1]
+    dataset = _load(root, "train", tmp_path)
+    assert dataset.classes == ("a", "a-b")
+    assert _names(dataset, root / "train") == ["a/deep/er/q.PNG", "a/m.JPG", "a/z.jpg", "a-b/x.jpeg"]
+    assert dataset.labels.tolist() == [0, 0, 0, 1]
 
 
 def test_other_files_are_ignored_and_counted(tmp_path):
@@ -95,9 +95,9 @@ def test_other_files_are_ignored_and_counted(tmp_path):
         _draw(root / "train" / name)
     for name in ("a/notes.txt", "b/Thumbs.db", "b/._2.jpg", "README", "a/list.txt"):
         (root / "train" / name).write_text("x")
-    index = _load(root, "train", tmp_path)
-    assert len(index) == 2
-    (note,) = index.notes
+    dataset = _load(root, "train", tmp_path)
+    assert len(dataset) == 2
+    (note,) = dataset.notes
     assert "6 files ignored (2 .txt, " in note
     for kind in ("1 without extension", "1 .db", "1 hidden,", "1 hidden folder"):
         assert kind in note
@@ -122,8 +122,8 @@ def test_undivided_folder_holds_out_a_fifth_of_each_class(tmp_path):
     assert sorted([*train.ids, *test.ids]) == list(range(36))
     assert np.bincount(test.labels, minlength=4).tolist() == [2, 5, 0, 1]
     everything = sorted(f"{name}/{i:02d}.png" for name, n in counts.items() for i in range(n))
-    for index in (train, test):
-        assert _names(index, root) == [everything[i] for i in index.ids]
+    for dataset in (train, test):
+        assert _names(dataset, root) == [everything[i] for i in dataset.ids]
     by_hash = sorted(
         (f"crow/{i:02d}.png" for i in range(10)), key=lambda n: hashlib.sha256(n.encode()).digest()
     )
@@ -154,8 +154,8 @@ def test_class_that_only_the_test_split_has_is_named(tmp_path):
     ):
         _load(tmp_path / "pets", "test", tmp_path)
     shutil.rmtree(tmp_path / "pets" / "val" / "mistake")
-    index = _load(tmp_path / "pets", "test", tmp_path)
-    assert (index.classes, index.labels.tolist()) == (("a", "b"), [1])
+    dataset = _load(tmp_path / "pets", "test", tmp_path)
+    assert (dataset.classes, dataset.labels.tolist()) == (("a", "b"), [1])
 
 
 def test_folder_named_test_serves_where_there_is_no_val(tmp_path):

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.datasets import load_index, parse_target
-from pipeline.data.datasets.cifar_stl import array_index
+from pipeline.data.datasets import load_dataset, parse_target
+from pipeline.data.datasets.cifar_stl import array_dataset
 from pipeline.data.datasets.subset import draws, rank_in_class, stratified
 from sskt.errors import TargetError
 
 
-def _index(n=60, n_classes=4, seed=0):
+def _dataset(n=60, n_classes=4, seed=0):
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 256, (n, 5, 6, 3)).astype(np.uint8)
     labels = np.sort(random.integers(0, n_classes, n)).astype(np.int64)
     names = tuple(f"class{i}" for i in range(n_classes))
-    return array_index(parse_target("digits"), "train", names, pixels, labels, np.arange(n, dtype=np.int64))
+    return array_dataset(parse_target("digits"), "train", names, pixels, labels, np.arange(n, dtype=np.int64))
 
 
 @settings(max_examples=60, deadline=None)
@@ -49,25 +49,25 @@ def test_rank_in_class_is_the_place_among_its_own():
 
 
 def test_limit_does_not_depend_on_the_way_there():
-    index = _index()
-    direct, twice = index.limit(12), index.limit(30).limit(12)
+    dataset = _dataset()
+    direct, twice = dataset.limit(12), dataset.limit(30).limit(12)
     assert direct.ids.tolist() == twice.ids.tolist() == sorted(direct.ids)
     for subset in (direct, twice):
-        np.testing.assert_array_equal(subset.pictures(np.arange(12)), index.pictures(direct.ids))
-    assert direct.content_sha256 == twice.content_sha256 != index.content_sha256
+        np.testing.assert_array_equal(subset.images(np.arange(12)), dataset.images(direct.ids))
+    assert direct.content_sha256 == twice.content_sha256 != dataset.content_sha256
 
 
 def test_draw_of_a_limit_is_pinned():
-    index = load_index(
+    dataset = load_dataset(
         parse_target("digits"), "train", data_dir=Path("unused"), index_dir=Path("unused"), limit=12
     )
-    assert index.ids.tolist() == [196, 365, 543, 615, 789, 1051, 1177, 1410, 1562, 1678, 1703, 1791]
+    assert dataset.ids.tolist() == [196, 365, 543, 615, 789, 1051, 1177, 1410, 1562, 1678, 1703, 1791]
 
 
 def test_limit_of_all_or_more_is_the_index_itself():
-    index = _index()
-    assert index.limit(60) is index
-    assert index.limit(10**6) is index
+    dataset = _dataset()
+    assert dataset.limit(60) is dataset
+    assert dataset.limit(10**6) is dataset
 
 
 @pytest.mark.parametrize("n", [-1, 0, 3])
@@ -75,32 +75,35 @@ def test_limit_below_the_number_of_classes_is_refused(n):
     with pytest.raises(
         TargetError, match=rf"digits train: a limit of {n} leaves classes .* at least 4; raise"
     ):
-        _index().limit(n)
+        _dataset().limit(n)
 
 
 def test_unknown_split_is_refused(tmp_path):
     with pytest.raises(TargetError, match="split is 'val', expected train or test"):
-        load_index(parse_target("digits"), "val", data_dir=tmp_path, index_dir=tmp_path)
+        load_dataset(parse_target("digits"), "val", data_dir=tmp_path, index_dir=tmp_path)
 
 
 def test_digests_cover_order_contents_names_and_labels():
-    index = _index()
-    turned = index.take(np.arange(60)[::-1])
-    assert turned.content_sha256 != index.content_sha256
-    assert turned.take(np.arange(60)[::-1]).content_sha256 == index.content_sha256
-    changed = index.contents.copy()
+    dataset = _dataset()
+    turned = dataset.take(np.arange(60)[::-1])
+    assert turned.content_sha256 != dataset.content_sha256
+    assert turned.take(np.arange(60)[::-1]).content_sha256 == dataset.content_sha256
+    changed = dataset.contents.copy()
     changed[5, 3] ^= 1
-    assert replace(index, contents=changed).content_sha256 != index.content_sha256
-    assert replace(index, contents=changed).classes_sha256 == index.classes_sha256
-    labels = index.labels.copy()
+    assert replace(dataset, contents=changed).content_sha256 != dataset.content_sha256
+    assert replace(dataset, contents=changed).classes_sha256 == dataset.classes_sha256
+    labels = dataset.labels.copy()
     labels[5] = (labels[5] + 1) % 4
-    swapped = (index.classes[1], index.classes[0], *index.classes[2:])
+    swapped = (dataset.classes[1], dataset.classes[0], *dataset.classes[2:])
     digests = {
-        i.classes_sha256 for i in (index, replace(index, labels=labels), replace(index, classes=swapped))
+        i.classes_sha256
+        for i in (dataset, replace(dataset, labels=labels), replace(dataset, classes=swapped))
     }
     assert len(digests) == 3
 
 
 def test_encoded_array_picture_is_a_png_of_its_pixels():
-    index = _index()
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(index.encoded(9)))), index.pixels_of(9))
+    dataset = _dataset()
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(dataset.encoded(9)))), dataset.pixels_of(9)
+    )

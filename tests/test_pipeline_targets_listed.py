@@ -10,7 +10,7 @@ import scipy.io
 import torch
 from torchvision.datasets import Places365, imagenet
 
-from pipeline.data.datasets import load_index, parse_target, prepared
+from pipeline.data.datasets import load_dataset, parse_target, prepared
 from sskt.errors import TargetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real pictures of 
 _PARENTS = 3  # synsets of meta.mat that are no classes
 
 
-def _pictures(n):
+def _images(n):
     """Real pictures, no two of the same class, in an order that is not the classes'."""
     found = sorted((DATA / "imagenet" / "val").glob("*/*"))
     return [found[row] for row in np.random.default_rng(7).permutation(len(found))[:n]]
@@ -47,22 +47,22 @@ def ilsvrc(tmp_path):
     devkit = root / "ILSVRC2012_devkit_t12" / "data"
     _meta(devkit / "meta.mat", order)
     (root / "val").mkdir()
-    shown = _pictures(12)
-    for number, picture in enumerate(shown, start=1):
-        shutil.copy(picture, root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
-    ids = [order.index(picture.parent.name) + 1 for picture in shown]
+    shown = _images(12)
+    for number, image in enumerate(shown, start=1):
+        shutil.copy(image, root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
+    ids = [order.index(image.parent.name) + 1 for image in shown]
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{i}\n" for i in ids))
-    return tmp_path / "data", [picture.parent.name for picture in shown]
+    return tmp_path / "data", [image.parent.name for image in shown]
 
 
 def _test_split(name, data_dir, split="test"):
-    return load_index(parse_target(name), split, data_dir=data_dir, index_dir=data_dir / "kept")
+    return load_dataset(parse_target(name), split, data_dir=data_dir, index_dir=data_dir / "kept")
 
 
 def test_imagenets_flat_validation_pictures_have_the_labels_of_the_devkit(ilsvrc, tmp_path, monkeypatch):
     data_dir, wnids = ilsvrc
-    index = _test_split("imagenet", data_dir)
-    assert [index.classes[label] for label in index.labels] == wnids
+    dataset = _test_split("imagenet", data_dir)
+    assert [dataset.classes[label] for label in dataset.labels] == wnids
     archive = tmp_path / "devkit" / "ILSVRC2012_devkit_t12.tar.gz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as out:
@@ -73,8 +73,10 @@ def test_imagenets_flat_validation_pictures_have_the_labels_of_the_devkit(ilsvrc
     _, theirs = torch.load(archive.parent / "meta.bin", weights_only=True)
     assert theirs == wnids
     in_folders = _test_split("imagenet", DATA)
-    assert index.classes == in_folders.classes
-    assert [c.tobytes() for c in index.contents] == [in_folders.contents[i].tobytes() for i in index.labels]
+    assert dataset.classes == in_folders.classes
+    assert [c.tobytes() for c in dataset.contents] == [
+        in_folders.contents[i].tobytes() for i in dataset.labels
+    ]
     assert prepared(data_dir, data_dir / "kept", "test") == ["imagenet"]
 
 
@@ -107,7 +109,7 @@ def test_the_train_split_of_a_flat_imagenet_is_still_class_folders(ilsvrc):
 
 
 @pytest.fixture
-def places(tmp_path):
+def paths(tmp_path):
     """data_dir: Places365's lists of 365 categories, of which a few have a real picture."""
     root = tmp_path / "data" / "places365"
     names = [f"{'abc'[i // 122]}/{'abc'[i // 122]}room_{i:03d}" for i in range(365)]
@@ -115,7 +117,7 @@ def places(tmp_path):
     root.mkdir(parents=True)
     (root / "categories_places365.txt").write_text("".join(f"/{name} {i}\n" for i, name in enumerate(names)))
     train, val = [], []
-    for at, picture in enumerate(_pictures(9)):
+    for at, image in enumerate(_images(9)):
         label = (15, 300, 16, 2)[at % 4]
         if at < 6:
             path = root / "data_256_standard" / names[label] / f"{at:08d}.jpg"
@@ -124,43 +126,43 @@ def places(tmp_path):
             path = root / "val_256" / f"Places365_val_{at:08d}.jpg"
             val.append(f"{path.name} {label}\n")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, path)
+        shutil.copy(image, path)
     (root / "places365_train_standard.txt").write_text("".join(train))
     (root / "places365_val.txt").write_text("".join(val))
     return tmp_path / "data"
 
 
 @pytest.mark.parametrize(("split", "theirs"), [("train", "train-standard"), ("test", "val")])
-def test_places365_lists_are_read_as_torchvision_reads_them(places, split, theirs, monkeypatch):
-    index = _test_split("places365", places, split)
+def test_places365_lists_are_read_as_torchvision_reads_them(paths, split, theirs, monkeypatch):
+    dataset = _test_split("places365", paths, split)
     monkeypatch.setattr(Places365, "_check_integrity", lambda *_: True)
-    reference = Places365(places / "places365", theirs, small=True)
-    assert [index.name_of(row) for row in range(len(index))] == [str(path) for path, _ in reference.imgs]
-    assert index.labels.tolist() == reference.targets
-    for row, (picture, _) in enumerate(reference):
-        np.testing.assert_array_equal(index.pixels_of(row), np.asarray(picture))
-    assert [index.classes[i] for i in (2, 15, 16)] == ["aroom_002", "aroom_014-indoor", "aroom_014-outdoor"]
-    assert list(index.classes) == sorted(index.classes)
+    reference = Places365(paths / "places365", theirs, small=True)
+    assert [dataset.name_of(row) for row in range(len(dataset))] == [str(path) for path, _ in reference.imgs]
+    assert dataset.labels.tolist() == reference.targets
+    for row, (image, _) in enumerate(reference):
+        np.testing.assert_array_equal(dataset.pixels_of(row), np.asarray(image))
+    assert [dataset.classes[i] for i in (2, 15, 16)] == ["aroom_002", "aroom_014-indoor", "aroom_014-outdoor"]
+    assert list(dataset.classes) == sorted(dataset.classes)
 
 
-def test_damaged_lists_of_places365_are_named(places):
-    root = places / "places365"
+def test_damaged_lists_of_places365_are_named(paths):
+    root = paths / "places365"
     listed = root / "places365_train_standard.txt"
     good = listed.read_text()
     listed.write_text(good + "/a/aroom_002/nothing.jpg 365\n")
     with pytest.raises(TargetError, match=r"line 7 is '.*365', expected a path and a label of 0 to 364"):
-        _test_split("places365", places, "train")
+        _test_split("places365", paths, "train")
     listed.write_text(good + good.splitlines()[0])
     with pytest.raises(TargetError, match=r"data_256_standard/.*00000000.jpg is listed twice"):
-        _test_split("places365", places, "train")
+        _test_split("places365", paths, "train")
     listed.write_text("\n")
     with pytest.raises(TargetError, match=r"places365_train_standard.txt: names no picture"):
-        _test_split("places365", places, "train")
+        _test_split("places365", paths, "train")
     listed.write_text(good)
     categories = root / "categories_places365.txt"
     categories.write_text("".join(categories.read_text().splitlines(keepends=True)[:364]))
     with pytest.raises(TargetError, match=r"364 categories, expected 365; restore"):
-        _test_split("places365", places, "train")
+        _test_split("places365", paths, "train")
     categories.unlink()
     with pytest.raises(TargetError, match=r"categories_places365.txt: cannot be read"):
-        _test_split("places365", places, "train")
+        _test_split("places365", paths, "train")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets import load_index, parse_target, validation
+from pipeline.data.datasets import load_dataset, parse_target, validation
 from sskt.errors import TargetError
 
 SPLIT = "train"
@@ -40,7 +40,7 @@ def decoded(monkeypatch):
 
 def _load(root, index_dir=None):
     spec = parse_target(f"imagefolder:{root}")
-    return load_index(spec, SPLIT, data_dir=Path("unused"), index_dir=index_dir or root.parent / "kept")
+    return load_dataset(spec, SPLIT, data_dir=Path("unused"), index_dir=index_dir or root.parent / "kept")
 
 
 def _age(path, seconds=-100):
@@ -181,9 +181,9 @@ def test_index_that_cannot_be_kept_is_said_and_does_without(root, decoded):
     blocked.write_text("in the way of a folder")
     for _ in range(2):
         decoded.clear()
-        index = _load(root, blocked)
-        assert (len(index), len(decoded)) == (8, 8)
-        (note,) = index.notes
+        dataset = _load(root, blocked)
+        assert (len(dataset), len(decoded)) == (8, 8)
+        (note,) = dataset.notes
         assert note.startswith(f"{blocked}: the index cannot be kept there (")
 
 
@@ -192,8 +192,8 @@ def test_full_disk_leaves_no_half_index(root, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    index = _load(root)
-    assert "No space left on device" in index.notes[0]
+    dataset = _load(root)
+    assert "No space left on device" in dataset.notes[0]
     assert list((root.parent / "kept").iterdir()) == []
 
 
@@ -218,14 +218,14 @@ def test_moved_folder_is_the_same_target(root, tmp_path):
 
 
 def test_picture_lost_after_indexing_is_named(root):
-    index = _load(root)
+    dataset = _load(root)
     (root / SPLIT / "cat" / "0.jpg").unlink()
     (root / SPLIT / "cat" / "1.jpg").write_bytes(b"no picture")
-    for access in (index.pixels_of, index.encoded):
+    for access in (dataset.pixels_of, dataset.encoded):
         with pytest.raises(TargetError, match=r"cat/0.jpg: cannot be read .*No such file"):
             access(0)
     with pytest.raises(TargetError, match=r"cat/1.jpg: is damaged since it was indexed"):
-        index.pixels_of(1)
+        dataset.pixels_of(1)
 
 
 def test_progress_and_notes_leave_standard_output_alone(root, capfd):

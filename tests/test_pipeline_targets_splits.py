@@ -9,8 +9,9 @@ from listening import Remarks
 from PIL import Image
 from videos import make_video
 
-from pipeline.api import Places, open_index, run_prepare
-from pipeline.data.datasets import has_val, load_index, parse_target
+from pipeline import api
+from pipeline.api import Paths, open_dataset
+from pipeline.data.datasets import has_val, load_dataset, parse_target
 from pipeline.data.datasets.remarks import empty_classes
 from sskt.errors import TargetError
 
@@ -31,11 +32,11 @@ def _split(root, *names):
 
 def _load(root, split, tmp_path):
     spec = parse_target(f"imagefolder:{root}")
-    return load_index(spec, split, data_dir=Path("none"), index_dir=tmp_path / "kept")
+    return load_dataset(spec, split, data_dir=Path("none"), index_dir=tmp_path / "kept")
 
 
-def _folders(index, root):
-    return {Path(index.name_of(row)).relative_to(root).parts[0] for row in range(len(index))}
+def _folders(dataset, root):
+    return {Path(dataset.name_of(row)).relative_to(root).parts[0] for row in range(len(dataset))}
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,11 @@ def _folders(index, root):
 def test_two_splits_by_other_names_are_understood_and_said(tmp_path, train, test):
     root = _split(tmp_path / "fruit", train, test)
     for split, folder in (("train", train), ("test", test)):
-        index = _load(root, split, tmp_path)
-        assert index.classes == ("a", "b")
-        assert _folders(index, root) == {folder}
-        assert index.labels.tolist() == [0, 0, 1, 1]
-        assert index.notes == (f"{root}: {train}/ is the train split, {test}/ the test split",)
+        dataset = _load(root, split, tmp_path)
+        assert dataset.classes == ("a", "b")
+        assert _folders(dataset, root) == {folder}
+        assert dataset.labels.tolist() == [0, 0, 1, 1]
+        assert dataset.notes == (f"{root}: {train}/ is the train split, {test}/ the test split",)
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
@@ -108,9 +109,9 @@ def test_what_cannot_be_told_is_refused_with_what_was_seen(tmp_path, folders, me
 
 def test_a_lone_test_folder_is_a_split_and_not_a_class(tmp_path):
     root = _fill(tmp_path / "pets", "Test/a", "Test/b")
-    index = _load(root, "test", tmp_path)
-    assert index.classes == ("a", "b")
-    assert index.notes == (f"{root}: Test/ is the test split",)
+    dataset = _load(root, "test", tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert dataset.notes == (f"{root}: Test/ is the test split",)
     with pytest.raises(
         TargetError, match="no folder train with class folders for the train split, found Test;"
     ):
@@ -119,12 +120,12 @@ def test_a_lone_test_folder_is_a_split_and_not_a_class(tmp_path):
 
 def test_a_folder_named_as_a_split_that_holds_pictures_is_a_class_and_that_is_said(tmp_path):
     root = _fill(tmp_path / "tubes", "test", "training", "other", n=5)
-    index = _load(root, "train", tmp_path)
-    assert index.classes == ("other", "test", "training")
-    assert index.notes == (
+    dataset = _load(root, "train", tmp_path)
+    assert dataset.classes == ("other", "test", "training")
+    assert dataset.notes == (
         f"{root}: test/, training/ are taken for classes, since no class folders are in there",
     )
-    assert index.notes[0] in _load(root, "test", tmp_path).notes
+    assert dataset.notes[0] in _load(root, "test", tmp_path).notes
 
 
 def test_folders_beside_whole_splits_are_left_out_and_named(tmp_path):
@@ -147,8 +148,8 @@ def test_classes_that_hold_the_same_folders_are_pointed_out(tmp_path):
 
 def test_a_class_without_a_folder_in_the_test_split_is_named(tmp_path):
     root = _fill(tmp_path / "pets", "train/a", "train/b", "train/c", "test/a", "test/c")
-    index = _load(root, "test", tmp_path)
-    assert empty_classes(index) == [
+    dataset = _load(root, "test", tmp_path)
+    assert empty_classes(dataset) == [
         "imagefolder:pets: the test split has no sample of 1 of the 3 classes (b)"
     ]
 
@@ -160,14 +161,14 @@ def test_videos_have_three_splits_by_other_names(tmp_path):
             for i in range(n):
                 make_video(root / split / label / f"{i}.mkv", n=3, mirrored=label == "b")
     said = Remarks()
-    places = Places(tmp_path / "data", tmp_path / "stores")
-    rows = run_prepare(f"videofolder:{root}", places=places)
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
+    rows = api.prepare(f"videofolder:{root}", paths=paths)
     assert [(row["split"], row["samples"]) for row in rows] == [("train", 4), ("val", 2), ("test", 2)]
     note = f"{root}: TRAIN/ is the train split, valid/ the val split, Testing/ the test split"
     assert said.count(note) >= 1
-    index = open_index(f"videofolder:{root}", "val", places=places)
-    assert (index.split, index.classes, index.labels.tolist()) == ("val", ("a", "b"), [0, 1])
-    assert np.array_equal(index.sizes[:, 0], [3, 3])
+    dataset = open_dataset(f"videofolder:{root}", "val", paths=paths)
+    assert (dataset.split, dataset.classes, dataset.labels.tolist()) == ("val", ("a", "b"), [0, 1])
+    assert np.array_equal(dataset.sizes[:, 0], [3, 3])
     shutil.rmtree(root / "Testing")
     with pytest.raises(TargetError, match="split is 'val', expected train or test"):
-        open_index(f"videofolder:{root}", "val", places=places)
+        open_dataset(f"videofolder:{root}", "val", paths=paths)

@@ -14,9 +14,10 @@ from listening import Remarks
 from PIL import Image
 
 from cli import main
-from pipeline.api import Places, run_prepare
+from pipeline import api
+from pipeline.api import Paths
 from pipeline.data.datasets import checked_files as kept
-from pipeline.data.datasets import load_index, parse_target, validation
+from pipeline.data.datasets import load_dataset, parse_target, validation
 from pipeline.data.datasets.decode import SUFFIXES
 from pipeline.data.plan import Centre, RandomResizedCropFlip
 from pipeline.data.render import in_batches, open_renderer
@@ -30,35 +31,35 @@ def noise(seed=0, size=(SIDE, SIDE), channels=3):
     return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
 
 
-def put(path, picture=None, **options):
+def put(path, image=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    (picture or Image.fromarray(noise(len(str(path))))).save(path, **options)
+    (image or Image.fromarray(noise(len(str(path))))).save(path, **options)
     return path
 
 
 def load(root, split="train"):
     index_dir = root.parent / "kept"
-    return load_index(
+    return load_dataset(
         parse_target(f"imagefolder:{root}"), split, data_dir=Path("unused"), index_dir=index_dir
     )
 
 
-def draw(index, backend, plan=None):
+def draw(dataset, backend, plan=None):
     plan = plan or Centre(SIDE, SIDE)
     renderer = open_renderer(
-        index, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=4
+        dataset, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=4
     )
     with closing(renderer):
-        return torch.cat(list(renderer.render(1, in_batches(np.arange(len(index)), 4)))).permute(0, 2, 3, 1)
+        return torch.cat(list(renderer.render(1, in_batches(np.arange(len(dataset)), 4)))).permute(0, 2, 3, 1)
 
 
-def assert_alike(index, expected):
+def assert_alike(dataset, expected):
     """Both renderers draw `expected`, a list of uint8 (32, 32, 3); JPEGs within the decoders' rounding."""
     for backend in ("torch", "dali"):
-        for row, pixels in enumerate(draw(index, backend)):
+        for row, pixels in enumerate(draw(dataset, backend)):
             gap = int(np.abs(pixels.numpy().astype(int) - expected[row]).max())
-            lossy = backend == "dali" and not index.access.transcode[row] and ".j" in index.name_of(row)
-            assert gap <= (2 if lossy else 0), (backend, index.name_of(row), gap)
+            lossy = backend == "dali" and not dataset.access.transcode[row] and ".j" in dataset.name_of(row)
+            assert gap <= (2 if lossy else 0), (backend, dataset.name_of(row), gap)
 
 
 LOSSLESS = (".png", ".apng", ".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pnm", ".jp2", ".jpx", ".qoi")
@@ -68,21 +69,21 @@ def test_every_suffix_is_read_by_both_renderers_as_pillow_reads_it(tmp_path):
     root, kinds = tmp_path / "all", {".mpo": "JPEG", ".jpc": "JPEG2000", ".jpx": "JPEG2000"}
     for i, suffix in enumerate(sorted(SUFFIXES)):
         mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
-        picture = Image.fromarray(noise(i)).convert(mode)
+        image = Image.fromarray(noise(i)).convert(mode)
         more = {"no_jp2": True} if suffix in (".j2k", ".j2c", ".jpc") else {}
-        put(root / "train" / "ab"[i % 2] / f"{i}{suffix.upper() if i % 3 else suffix}", picture,
+        put(root / "train" / "ab"[i % 2] / f"{i}{suffix.upper() if i % 3 else suffix}", image,
             format=kinds.get(suffix, SUFFIXES[suffix]), **more)  # fmt: skip
-    index = load(root)
-    assert len(index) == len(SUFFIXES) > 20
-    assert not index.notes
+    dataset = load(root)
+    assert len(dataset) == len(SUFFIXES) > 20
+    assert not dataset.notes
     expected = []
-    for row in range(len(index)):
-        path = Path(index.name_of(row))
-        with Image.open(path) as picture:
-            expected.append(np.array(picture.convert("RGB")))
+    for row in range(len(dataset)):
+        path = Path(dataset.name_of(row))
+        with Image.open(path) as image:
+            expected.append(np.array(image.convert("RGB")))
         if path.suffix.lower() in LOSSLESS:
             np.testing.assert_array_equal(expected[-1], noise(int(path.stem)))
-    assert_alike(index, expected)
+    assert_alike(dataset, expected)
 
 
 def modes():
@@ -110,16 +111,16 @@ def modes():
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_modes_of_tiff_are_the_same_rgb_in_both_renderers(tmp_path):
     made = modes()
-    for i, (picture, _) in enumerate(made.values()):
-        put(tmp_path / "t" / "train" / "ab"[i // 4] / f"{i}.tif", picture)
+    for i, (image, _) in enumerate(made.values()):
+        put(tmp_path / "t" / "train" / "ab"[i // 4] / f"{i}.tif", image)
     values = np.asarray(made["I;16"][0]).astype(">u2").tobytes()
     big_endian = put(tmp_path / "t" / "train" / "b" / "9.tif", Image.frombytes("I;16B", (SIDE, SIDE), values))
-    with Image.open(big_endian) as picture:
-        assert picture.mode == "I;16B"
+    with Image.open(big_endian) as image:
+        assert image.mode == "I;16B"
     expected = [rgb for _, rgb in made.values()] + [made["I;16"][1]]
-    index = load(tmp_path / "t")
+    dataset = load(tmp_path / "t")
     for backend in ("torch", "dali"):
-        for row, pixels in enumerate(draw(index, backend)):
+        for row, pixels in enumerate(draw(dataset, backend)):
             gap = np.abs(pixels.numpy().astype(int) - expected[row]).max()
             assert gap <= (1 if row == 6 else 0), (backend, row, gap)  # CMYK rounds its products otherwise
 
@@ -128,15 +129,15 @@ def test_a_file_is_what_its_content_says_and_that_is_counted(tmp_path):
     for i, kind in enumerate(("WEBP", "GIF", "BMP", "AVIF", "PNG", "TIFF")):
         put(tmp_path / "x" / "train" / "ab"[i % 2] / f"{i}.jpg", Image.fromarray(noise(i)), format=kind)
     put(tmp_path / "x" / "train" / "a" / "7.png", format="JPEG")
-    index = load(tmp_path / "x")
-    (note,) = index.notes
+    dataset = load(tmp_path / "x")
+    (note,) = dataset.notes
     assert "7 files are not what their suffix says" in note
     assert "1 .jpg with WEBP inside" in note
     assert "1 .png with JPEG inside" in note
-    assert load(tmp_path / "x").notes == index.notes  # also when nothing is decoded again
-    for row in range(len(index)):
-        with Image.open(index.name_of(row)) as picture:
-            np.testing.assert_array_equal(index.pixels_of(row), np.asarray(picture.convert("RGB")))
+    assert load(tmp_path / "x").notes == dataset.notes  # also when nothing is decoded again
+    for row in range(len(dataset)):
+        with Image.open(dataset.name_of(row)) as image:
+            np.testing.assert_array_equal(dataset.pixels_of(row), np.asarray(image.convert("RGB")))
 
 
 def test_of_several_images_in_a_file_the_first_is_taken_and_said(tmp_path):
@@ -146,11 +147,11 @@ def test_of_several_images_in_a_file_the_first_is_taken_and_said(tmp_path):
         put(tmp_path / "s" / "train" / "a" / f"x{suffix}", frames[0], save_all=True,
             append_images=frames[1:], **more)  # fmt: skip
     put(tmp_path / "s" / "train" / "b" / "y.tif", frames[0])
-    index = load(tmp_path / "s")
-    (note,) = index.notes
+    dataset = load(tmp_path / "s")
+    (note,) = dataset.notes
     assert "3 files hold several images" in note
-    for row in range(len(index)):
-        np.testing.assert_array_equal(index.pixels_of(row), noise(0))
+    for row in range(len(dataset)):
+        np.testing.assert_array_equal(dataset.pixels_of(row), noise(0))
 
 
 @pytest.mark.parametrize(
@@ -182,12 +183,12 @@ def test_16_bit_files_keep_the_range_that_the_data_set_uses(tmp_path, top, depth
     put(root / "train" / "b" / "1.tif", Image.fromarray(deep(top // 3, seed=1)))
     put(root / "val" / "a" / "1.png", Image.fromarray(deep(top // 5, seed=2)))
     train, test = load(root), load(root, "test")
-    for index, values in ((train, [deep(top), deep(top // 3, seed=1)]), (test, [deep(top // 5, seed=2)])):
+    for dataset, values in ((train, [deep(top), deep(top // 3, seed=1)]), (test, [deep(top // 5, seed=2)])):
         expected = [
             np.repeat((each >> (depth - 8))[..., None], 3, axis=2).astype(np.uint8) for each in values
         ]
-        assert_alike(index, expected)
-        said = [note for note in index.notes if f"are read as {depth}-bit ones" in note]
+        assert_alike(dataset, expected)
+        said = [note for note in dataset.notes if f"are read as {depth}-bit ones" in note]
         assert len(said) == (depth != 16)
     of_file = hashlib.sha256(first.read_bytes()).digest()[:16]
     assert (train.contents[0].tobytes() == of_file) == (depth == 16)  # as stores of before have it
@@ -226,8 +227,8 @@ def test_16_bit_colours_and_the_bits_that_a_file_declares(tmp_path):
 def test_extreme_shapes_are_drawn_alike(tmp_path, plan):
     for i, size in enumerate([(4000, 1), (1, 4000), (1, 1), (2000, 3), (2, 2), (3, 700)]):
         put(tmp_path / "thin" / "train" / "ab"[i % 2] / f"{i}.png", Image.fromarray(noise(i, size)))
-    index = load(tmp_path / "thin")
-    ours, theirs = draw(index, "torch", plan), draw(index, "dali", plan)
+    dataset = load(tmp_path / "thin")
+    ours, theirs = draw(dataset, "torch", plan), draw(dataset, "dali", plan)
     assert ours.shape == (6, 16, 16, 3)
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
@@ -263,12 +264,12 @@ def test_damaged_files_are_listed_and_left_out_when_told_to(tmp_path):
     done = prepare(root, "--allow-missing")
     assert done.exit_code == 0, done.output
     assert "2 of 6 pictures are left out, as --allow-missing said" in done.stderr
-    places = Places(data_dir=Path("unused"), cache_dir=tmp_path / "stores")
-    index = load_index(parse_target(f"imagefolder:{root}"), "train", data_dir=Path("unused"),
-                       index_dir=places.index_dir)  # fmt: skip
-    assert index.ids.tolist() == [0, 2, 3, 4]  # places in the folder: a repaired file moves no other
-    assert index.labels.tolist() == [0, 0, 1, 1]
-    assert [Path(index.name_of(row)).name for row in range(4)] == ["0.png", "2.png", "0.png", "1.png"]
+    paths = Paths(data_dir=Path("unused"), cache_dir=tmp_path / "stores")
+    dataset = load_dataset(parse_target(f"imagefolder:{root}"), "train", data_dir=Path("unused"),
+                       index_dir=paths.index_dir)  # fmt: skip
+    assert dataset.ids.tolist() == [0, 2, 3, 4]  # places in the folder: a repaired file moves no other
+    assert dataset.labels.tolist() == [0, 0, 1, 1]
+    assert [Path(dataset.name_of(row)).name for row in range(4)] == ["0.png", "2.png", "0.png", "1.png"]
     (root / "train" / "b" / "0.png").write_bytes(b"damaged later")
     assert "3 of 6 pictures cannot be used" in prepare(root).stderr
     put(root / "train" / "b" / "0.png")
@@ -345,9 +346,9 @@ def test_the_same_bytes_in_two_splits_or_classes_are_counted_and_listed(tmp_path
                        ("train/b/copy.png", 2),  # 2.png is an a
                        ("train/a/again.png", 4)):  # fmt: skip
         put(root / name, Image.fromarray(noise(seed)))
-    places = Places(data_dir=Path("unused"), cache_dir=tmp_path / "stores")
-    run_prepare(f"imagefolder:{root}", places=places)
-    (listed,) = places.index_dir.glob("*same-bytes.txt")
+    paths = Paths(data_dir=Path("unused"), cache_dir=tmp_path / "stores")
+    api.prepare(f"imagefolder:{root}", paths=paths)
+    (listed,) = paths.index_dir.glob("*same-bytes.txt")
     layout, leak, contradiction, copies = said
     assert layout == f"{root}: train/ is the train split, val/ the test split"
     assert leak.startswith("imagefolder:pets: 2 of 3 files of the test split are in the train split as well")
@@ -367,7 +368,7 @@ def test_a_class_that_the_test_split_lacks_is_said(tmp_path):
     root, said = tmp_path / "pets", Remarks()
     for i, name in enumerate(("train/a", "train/b", "train/c", "val/a", "val/c")):
         put(root / name / "1.png", Image.fromarray(noise(i)))
-    run_prepare(f"imagefolder:{root}", places=Places(cache_dir=tmp_path / "stores"))
+    api.prepare(f"imagefolder:{root}", paths=Paths(cache_dir=tmp_path / "stores"))
     assert said[1:] == ["imagefolder:pets: the test split has no sample of 1 of the 3 classes (b)"]
 
 
@@ -381,6 +382,6 @@ def test_what_systems_leave_in_folders_is_no_picture(tmp_path):
         "train/9.png",
     ):
         put(root / name)
-    index = load(root)
-    assert (len(index), index.classes) == (2, ("a", "b"))
-    assert "3 files ignored (2 hidden folder, 1 outside class folders), all in " in index.notes[0]
+    dataset = load(root)
+    assert (len(dataset), dataset.classes) == (2, ("a", "b"))
+    assert "3 files ignored (2 hidden folder, 1 outside class folders), all in " in dataset.notes[0]

@@ -12,12 +12,13 @@ import torch
 from programs import save_program
 
 from cache.store import Store, find_stores
-from pipeline.api import Supervision, Tuning, open_index, run_precompute, run_train
+from pipeline import api
+from pipeline.api import Supervision, Tuning, open_dataset
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.data.loader import shuffled_batches
 from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.train.run_folder import read_checkpoint, read_config
 from sskt.errors import RunError
 from sskt.students import build_backbone
@@ -30,17 +31,17 @@ N = 40
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     source = f"program:{save_program(folder / 'tiny.pt2')}"
-    places = Places(folder / "data", folder / "stores")
+    paths = Paths(folder / "data", folder / "stores")
     execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2)
-    shared_arguments = {"augmentation": Augmentation(), "places": places, "execution": execution, "limit": N}
-    run_precompute(["digits"], [source], views=2, **shared_arguments)
+    shared_arguments = {"augmentation": Augmentation(), "paths": paths, "execution": execution, "limit": N}
+    api.precompute(["digits"], [source], views=2, **shared_arguments)
     return folder, source, shared_arguments
 
 
 def train(project, out: str, *, overrides=None, seed=0, tuning=None, **supervision) -> dict:
     folder, source, arguments = project
     settings = {"sources": (source,), **supervision}
-    return run_train(
+    return api.train(
         "digits",
         supervision=Supervision(**settings),
         overrides={"epochs": 1, "batch_size": N, **(overrides or {})},
@@ -69,9 +70,9 @@ def test_the_first_step_has_the_papers_losses(project, aux_loss, transfer_module
     train(project, out, transfer_module=transfer_module, overrides={"aux_loss": aux_loss, "temperature": 2.0})
     (metrics,) = metrics_of(project, out)
 
-    index = open_index("digits", "train", places=arguments["places"], limit=N)
-    rows = Augmentation().training_plan(parse_target("digits")).rows(0, index.ids, index.sizes)
-    padded = np.pad(index.pictures(np.arange(N)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    dataset = open_dataset("digits", "train", paths=arguments["paths"], limit=N)
+    rows = Augmentation().training_plan(parse_target("digits")).rows(0, dataset.ids, dataset.sizes)
+    padded = np.pad(dataset.images(np.arange(N)), ((0, 0), (1, 1), (1, 1), (0, 0)))
     crops = np.stack(
         [p[t + 1 : t + 9, s + 1 : s + 9] for p, (t, s, _, _) in zip(padded, rows.windows, strict=True)]
     )
@@ -85,12 +86,12 @@ def test_the_first_step_has_the_papers_losses(project, aux_loss, transfer_module
     student = Student(backbone, 10, {source: 7}, transfer_module, init="released").train()
     with torch.no_grad():
         primary, auxiliary = student((x / 255 - mean) / std)
-    z_s = Store.open(find_stores(arguments["places"].cache_dir)[0]).view(0).astype(np.float64)
+    z_s = Store.open(find_stores(arguments["paths"].cache_dir)[0]).view(0).astype(np.float64)
     z_t = auxiliary[source].double().numpy()
     p, log_p, log_q = np.exp(log_softmax(z_s / 2)), log_softmax(z_s / 2), log_softmax(z_t / 2)
     expected = 4 * -(p * log_q).sum(axis=1).mean() if aux_loss == "ce" else 4 * (p * (log_p - log_q)).mean()
     assert metrics[f"aux_loss/{source}"] == pytest.approx(expected, rel=2e-3)
-    hard = -log_softmax(primary.double().numpy())[np.arange(N), index.labels].mean()
+    hard = -log_softmax(primary.double().numpy())[np.arange(N), dataset.labels].mean()
     assert metrics["primary_loss"] == pytest.approx(hard, rel=2e-3)
     assert metrics["train_loss"] == pytest.approx(hard + 0.1 * expected, rel=2e-3)
 
@@ -181,7 +182,7 @@ def test_gradients_are_clipped_as_one_vector(project, monkeypatch):
 
 
 def test_the_best_student_is_kept_and_can_be_scored(project):
-    from pipeline.api import run_evaluate
+    from pipeline import api
 
     folder, _, arguments = project
     summary = train(project, "best", overrides={"epochs": 8, "lr": 0.3})
@@ -189,7 +190,7 @@ def test_the_best_student_is_kept_and_can_be_scored(project):
     assert summary["best_test_top1"] == max(by_epoch)
     assert summary["best_epoch"] == by_epoch.index(max(by_epoch)) + 1
     for which, expected in (("best", max(by_epoch)), ("last", by_epoch[-1])):
-        figures = run_evaluate(folder / "best", execution=arguments["execution"], which=which)
+        figures = api.evaluate(folder / "best", execution=arguments["execution"], which=which)
         assert figures["test_top1"] == expected
 
 
@@ -212,8 +213,8 @@ def test_every_sample_of_the_step_whose_loss_is_no_number_is_named(project):
     ):
         train(project, "inf", overrides={"alpha": 1e39})
     found = json.loads((project[0] / "inf" / "diverged.json").read_text())
-    index = open_index("digits", "train", places=project[2]["places"], limit=N)
-    assert sorted(found["ids"]) == index.ids.tolist()
+    dataset = open_dataset("digits", "train", paths=project[2]["paths"], limit=N)
+    assert sorted(found["ids"]) == dataset.ids.tolist()
     assert not (project[0] / "inf" / "student.safetensors").exists()
 
 
@@ -283,7 +284,7 @@ def test_a_value_that_no_training_can_have_is_refused_before_anything_is_written
 def test_pictures_too_small_for_a_network_are_refused_before_anything_is_written(project, model, batch_size):
     folder, _, arguments = project
     with pytest.raises(RunError, match=f"--model {model} cannot train on . picture.s. of 16 px at a time"):
-        run_train(
+        api.train(
             "digits",
             supervision=Supervision(method="scratch"),
             overrides={"epochs": 1, "batch_size": batch_size},

@@ -16,18 +16,19 @@ from PIL import Image
 from videos import decoded, grey, make_empty, make_folder, make_sound, make_video
 
 from cli import main
-from pipeline.api import Places, open_index, run_prepare
+from pipeline import api
+from pipeline.api import Paths, open_dataset
 from pipeline.data.datasets.decode import to_pixels
-from pipeline.data.datasets.video.dataset import first_frames, frames_index
+from pipeline.data.datasets.video.dataset import first_frames, frames_dataset
 from pipeline.data.datasets.video.pack import Packing
 from sskt.errors import TargetError
 
 
 def prepare(target, tmp_path, data_dir="unused", **more):
     said = Remarks()
-    places = Places(data_dir=tmp_path / data_dir, cache_dir=tmp_path / "stores")
-    run_prepare(target, places=places, **more)
-    return places, said
+    paths = Paths(data_dir=tmp_path / data_dir, cache_dir=tmp_path / "stores")
+    api.prepare(target, paths=paths, **more)
+    return paths, said
 
 
 def packed_line(said):
@@ -35,26 +36,26 @@ def packed_line(said):
     return line
 
 
-def index_of(target, places, split="train"):
-    return open_index(target, split, places=places)
+def dataset_of(target, paths, split="train"):
+    return open_dataset(target, split, paths=paths)
 
 
 def test_packed_frames_are_pyavs_own_after_the_same_resize_and_quality(tmp_path):
     data = shared("data")
-    places = Places(data_dir=data, cache_dir=tmp_path / "stores")
-    run_prepare("ucf101", places=places, allow_missing=True)
-    index = index_of("ucf101", places)
-    frames, firsts = frames_index(index), first_frames(index)
+    paths = Paths(data_dir=data, cache_dir=tmp_path / "stores")
+    api.prepare("ucf101", paths=paths, allow_missing=True)
+    dataset = dataset_of("ucf101", paths)
+    frames, firsts = frames_dataset(dataset), first_frames(dataset)
     rng = np.random.default_rng(0)
-    rows = rng.permutation(len(index))[:40]
+    rows = rng.permutation(len(dataset))[:40]
     for row in rows:
-        name = index.name_of(row).removesuffix(".frames").rpartition("/indexes/ucf101/")[2]
+        name = dataset.name_of(row).removesuffix(".frames").rpartition("/indexes/ucf101/")[2]
         truth = decoded(data / "ucf101" / "UCF-101" / name)
-        assert index.sizes[row].tolist() == [len(truth), 128, 171]
+        assert dataset.sizes[row].tolist() == [len(truth), 128, 171]
         for number in (0, len(truth) - 1, *rng.integers(len(truth), size=3)):  # 200 pairs
-            picture = Image.fromarray(truth[number]).resize((171, 128), Image.Resampling.BILINEAR)
+            image = Image.fromarray(truth[number]).resize((171, 128), Image.Resampling.BILINEAR)
             expected = io.BytesIO()
-            picture.save(expected, format="JPEG", quality=90)
+            image.save(expected, format="JPEG", quality=90)
             at = int(firsts[row] + number)
             assert frames.encoded(at) == expected.getvalue(), f"{name} frame {number}"
             np.testing.assert_array_equal(frames.pixels_of(at), to_pixels(expected.getvalue()))
@@ -66,20 +67,20 @@ def test_frames_come_in_the_order_in_which_they_are_shown(tmp_path):
     make_video(tmp_path / "videos" / "a" / "1.mp4", codec="libx264", b_frames=3)
     make_video(tmp_path / "videos" / "b" / "1.avi", b_frames=2)
     make_video(tmp_path / "videos" / "b" / "2.mkv", times=[i * i + 1 for i in range(20)])  # variable rate
-    places, _ = prepare(f"videofolder:{tmp_path / 'videos'}", tmp_path)
+    paths, _ = prepare(f"videofolder:{tmp_path / 'videos'}", tmp_path)
     for split in ("train", "test"):
-        index = index_of(f"videofolder:{tmp_path / 'videos'}", places, split)
-        frames = frames_index(index)
-        for first in first_frames(index):
+        dataset = dataset_of(f"videofolder:{tmp_path / 'videos'}", paths, split)
+        frames = frames_dataset(dataset)
+        for first in first_frames(dataset):
             levels = [frames.pixels_of(int(first) + i)[:, -8:].mean() for i in range(20)]
             np.testing.assert_allclose(levels, [grey(i) for i in range(20)], atol=3.5)
 
 
 def test_every_real_hmdb51_clip_can_be_packed_broken_metadata_included(tmp_path):
     target = f"videofolder:{shared('data/hmdb51/hmdb51_org')}"
-    places, said = prepare(target, tmp_path)
+    paths, said = prepare(target, tmp_path)
     assert "4 of 4 listed videos are packed" in said[1]
-    lengths = [index_of(target, places, split).sizes[:, 0].tolist() for split in ("train", "test")]
+    lengths = [dataset_of(target, paths, split).sizes[:, 0].tolist() for split in ("train", "test")]
     assert sorted(lengths[0] + lengths[1]) == [48, 72, 74, 83]
 
 
@@ -90,22 +91,24 @@ def test_missing_videos_are_counted_and_named_and_left_out_when_told_to(tmp_path
     with pytest.raises(TargetError, match=rf"1 listed videos are not there \({names['train'][0]}\)"):
         prepare("ucf101", tmp_path, "data")
     with pytest.raises(TargetError, match="sskt prepare --target ucf101"):
-        index_of("ucf101", Places(data, tmp_path / "stores"))
-    places, said = prepare("ucf101", tmp_path, "data", allow_missing=True)
+        dataset_of("ucf101", Paths(data, tmp_path / "stores"))
+    paths, said = prepare("ucf101", tmp_path, "data", allow_missing=True)
     assert any("left out, as asked" in text for text in said)
     listed = tmp_path / "stores" / "indexes" / "ucf101" / "left-out-1.txt"
     assert listed.read_text() == f"{names['train'][0]}\tnot there\n"
-    index = index_of("ucf101", places)
-    assert index.ids.tolist() == [1, 2, 3], "ids are places in the official list"
-    assert len(index.classes) == 101
-    assert [index.classes[label] for label in index.labels] == [n.split("/")[0] for n in names["train"][1:]]
+    dataset = dataset_of("ucf101", paths)
+    assert dataset.ids.tolist() == [1, 2, 3], "ids are places in the official list"
+    assert len(dataset.classes) == 101
+    assert [dataset.classes[label] for label in dataset.labels] == [
+        n.split("/")[0] for n in names["train"][1:]
+    ]
 
 
 def test_annotation_json_and_folders_of_frames_stand_for_lists_and_videos(tmp_path):
     data, other = tmp_path / "data", tmp_path / "other"
     names = _official(data)
-    places, _ = prepare("ucf101", tmp_path, "data")
-    by_list = {split: index_of("ucf101", places, split) for split in ("train", "test")}
+    paths, _ = prepare("ucf101", tmp_path, "data")
+    by_list = {split: dataset_of("ucf101", paths, split) for split in ("train", "test")}
     classes = (data / "ucf101" / "ucfTrainTestlist" / "classInd.txt").read_text().split()[1::2]
     database = {}
     for split, subset in (("train", "training"), ("test", "validation")):
@@ -117,10 +120,10 @@ def test_annotation_json_and_folders_of_frames_stand_for_lists_and_videos(tmp_pa
             for i, frame in enumerate(decoded(data / "ucf101" / "UCF-101" / name)):
                 Image.fromarray(frame).save(folder / f"image_{i + 1:05d}.png")
     (other / "ucf101" / "ucf101_01.json").write_text(json.dumps({"labels": classes, "database": database}))
-    places = Places(other, tmp_path / "other stores")
-    run_prepare("ucf101", places=places)
+    paths = Paths(other, tmp_path / "other stores")
+    api.prepare("ucf101", paths=paths)
     for split, expected in by_list.items():
-        found = index_of("ucf101", places, split)
+        found = dataset_of("ucf101", paths, split)
         assert found.classes == expected.classes
         np.testing.assert_array_equal(found.labels, expected.labels)
         np.testing.assert_array_equal(found.contents, expected.contents)
@@ -144,35 +147,35 @@ def test_a_picture_beside_videos_makes_their_folder_no_video(tmp_path):
 def test_a_stopped_preparation_goes_on_and_what_changed_is_packed_again(tmp_path):
     root = make_folder(tmp_path / "videos")
     target = f"videofolder:{root}"
-    places, said = prepare(target, tmp_path)
+    paths, said = prepare(target, tmp_path)
     assert "12 of 12 listed videos are packed (0 from before)" in packed_line(said)
     packs = sorted((tmp_path / "stores" / "indexes").rglob("*.frames"))
-    before = index_of(target, places)
+    before = dataset_of(target, paths)
     packs[0].unlink()  # as if stopped before it
     packs[1].write_bytes(packs[1].read_bytes()[:-100])  # torn
     data = bytearray(packs[2].read_bytes())
     data[50] ^= 1
     packs[2].write_bytes(data)
     with pytest.raises(TargetError, match="is not packed, or no longer; run `sskt prepare"):
-        index_of(target, places)
+        dataset_of(target, paths)
     _, said = prepare(target, tmp_path)
     assert "(9 from before)" in packed_line(said)
-    np.testing.assert_array_equal(index_of(target, places).contents, before.contents)
+    np.testing.assert_array_equal(dataset_of(target, paths).contents, before.contents)
     make_video(root / "train" / "left" / "0.avi", n=9)
     with pytest.raises(TargetError, match=r"left/0\.avi: has changed since it was packed"):
-        index_of(target, places)
+        dataset_of(target, paths)
     _, said = prepare(target, tmp_path)
     assert "(11 from before)" in packed_line(said)
-    assert index_of(target, places).content_sha256 != before.content_sha256
+    assert dataset_of(target, paths).content_sha256 != before.content_sha256
 
 
 def test_another_short_side_packs_anew_and_an_index_is_of_one_kind(tmp_path):
     root = make_folder(tmp_path / "videos", n_per_class=1)
-    places, _ = prepare(f"videofolder:{root}", tmp_path)
-    assert index_of(f"videofolder:{root}", places).sizes[0].tolist() == [20, 48, 64], "never enlarged"
+    paths, _ = prepare(f"videofolder:{root}", tmp_path)
+    assert dataset_of(f"videofolder:{root}", paths).sizes[0].tolist() == [20, 48, 64], "never enlarged"
     _, said = prepare(f"videofolder:{root}", tmp_path, packing=Packing(short_px=24, quality=80))
     assert "(0 from before), short side 24 px, JPEG quality 80" in packed_line(said)
-    assert index_of(f"videofolder:{root}", places).sizes[0].tolist() == [20, 24, 32]
+    assert dataset_of(f"videofolder:{root}", paths).sizes[0].tolist() == [20, 24, 32]
 
 
 def test_odd_files_are_packed_or_named(tmp_path):
@@ -195,8 +198,8 @@ def test_odd_files_are_packed_or_named(tmp_path):
         "bad/sound.avi: no video in it, only audio",
     ):
         assert clause in str(caught.value)
-    places, _ = prepare(f"videofolder:{root}", tmp_path, allow_missing=True)
-    sizes = [index_of(f"videofolder:{root}", places, s).sizes.tolist() for s in ("train", "test")]
+    paths, _ = prepare(f"videofolder:{root}", tmp_path, allow_missing=True)
+    sizes = [dataset_of(f"videofolder:{root}", paths, s).sizes.tolist() for s in ("train", "test")]
     assert sorted(sizes[0] + sizes[1]) == [[1, 48, 64], [20, 47, 33], [20, 48, 64]]
 
 
@@ -223,10 +226,10 @@ def test_everything_left_out_is_in_a_file_and_the_command_that_goes_on_can_be_ru
 def test_fifty_damaged_videos_are_each_named_and_the_rest_is_packed(tmp_path):
     sources = sorted(shared("data/ucf101/UCF-101/Punch").glob("*.avi"))
     rng, root = random.Random(0), tmp_path / "videos"
-    pictures = []
+    images = []
     for kind in ("JPEG", "PNG", "GIF"):
         Image.new("RGB", (320, 240), (90, 120, 30)).save(encoded := io.BytesIO(), format=kind)
-        pictures.append(encoded.getvalue())
+        images.append(encoded.getvalue())
     for name in ("damaged", "whole"):
         (root / name).mkdir(parents=True)
     for i in range(50):
@@ -239,15 +242,13 @@ def test_fifty_damaged_videos_are_each_named_and_the_rest_is_packed(tmp_path):
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         else:  # a picture, a text or noise by the name of a video
             suffix = rng.choice([".avi", ".mp4", ".mkv", ".webm"])
-            data = rng.choice(
-                [b"RIFF" + rng.randbytes(4000), b"# text\n" * 99, rng.randbytes(9000), *pictures]
-            )
+            data = rng.choice([b"RIFF" + rng.randbytes(4000), b"# text\n" * 99, rng.randbytes(9000), *images])
         (root / "damaged" / f"{i:02d}{suffix}").write_bytes(data)
     for i, source in enumerate(sources[:4]):
         shutil.copy(source, root / "whole" / f"{i}.avi")
     said = Remarks()
-    places = Places(data_dir=tmp_path, cache_dir=tmp_path / "stores")
-    run_prepare(f"videofolder:{root}", places=places, allow_missing=True)
+    paths = Paths(data_dir=tmp_path, cache_dir=tmp_path / "stores")
+    api.prepare(f"videofolder:{root}", paths=paths, allow_missing=True)
     (record,) = (tmp_path / "stores" / "indexes").rglob("prepared-1.json")
     named = json.loads(record.read_text())["damaged"]
     assert sorted(named) == sorted(f"damaged/{p.name}" for p in (root / "damaged").iterdir())

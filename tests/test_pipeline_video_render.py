@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from videos import make_folder
 
-from pipeline.api import Places, open_index, run_prepare
-from pipeline.data.datasets.video.dataset import first_frames, frames_index
+from pipeline import api
+from pipeline.api import Paths, open_dataset
+from pipeline.data.datasets.video.dataset import first_frames, frames_dataset
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip, OfClip, RandomResizedCropFlip, plan_from
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
@@ -132,32 +133,32 @@ def test_every_clip_with_a_stride_takes_its_frames_apart_and_none_beyond_the_end
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory):
+def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     root = make_folder(folder / "videos")
-    places = Places(folder, folder / "stores")
-    run_prepare(f"videofolder:{root}", places=places)
-    return open_index(f"videofolder:{root}", "train", places=places)
+    paths = Paths(folder, folder / "stores")
+    api.prepare(f"videofolder:{root}", paths=paths)
+    return open_dataset(f"videofolder:{root}", "train", paths=paths)
 
 
-def render(index, plan, batches, backend="torch", view=1):
-    renderer = open_renderer(index, plan, Execution(CPU, renderer=backend, threads=2), batch_size=8)
+def render(dataset, plan, batches, backend="torch", view=1):
+    renderer = open_renderer(dataset, plan, Execution(CPU, renderer=backend, threads=2), batch_size=8)
     with closing(renderer), closing(renderer.render(view, batches)) as drawn:
         return [np.ascontiguousarray(clip.numpy()) for clip in drawn]
 
 
-def test_a_clip_is_its_frames_cut_resized_and_mirrored_one_by_one(index):
+def test_a_clip_is_its_frames_cut_resized_and_mirrored_one_by_one(dataset):
     plan = CornerClip(24, n_frames=6, stride=3)
     positions = np.array([5, 0, 3])
-    (drawn,) = render(index, plan, [positions])
+    (drawn,) = render(dataset, plan, [positions])
     assert drawn.shape == (3, 3, 6, 24, 24)
-    rows = plan.rows(1, index.ids[positions], index.sizes[positions])
-    frames, firsts = frames_index(index), first_frames(index)
+    rows = plan.rows(1, dataset.ids[positions], dataset.sizes[positions])
+    frames, firsts = frames_dataset(dataset), first_frames(dataset)
     for n, position in enumerate(positions):
         top, left, height, width = rows.windows[n]
         for d, number in enumerate(rows.frames[n]):
-            picture = frames.pixels_of(int(firsts[position] + number))
-            window = Image.fromarray(picture[top : top + height, left : left + width])
+            image = frames.pixels_of(int(firsts[position] + number))
+            window = Image.fromarray(image[top : top + height, left : left + width])
             expected = np.asarray(window.resize((24, 24), Image.Resampling.BILINEAR))
             expected = expected[:, ::-1] if rows.flips[n] else expected
             difference = np.abs(drawn[n, :, d].transpose(1, 2, 0).astype(int) - expected)
@@ -165,36 +166,36 @@ def test_a_clip_is_its_frames_cut_resized_and_mirrored_one_by_one(index):
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_clips_are_the_same_whatever_the_batches(index, backend):
+def test_clips_are_the_same_whatever_the_batches(dataset, backend):
     if backend == "dali":
         pytest.importorskip("nvidia.dali")
     plan, every = CornerClip(24, n_frames=6), np.arange(8)
-    (whole,) = render(index, plan, [every], backend)
-    parts = render(index, plan, [every[[6, 1]], every[[0]], every[[7, 2, 3, 4, 5]]], backend)
+    (whole,) = render(dataset, plan, [every], backend)
+    parts = render(dataset, plan, [every[[6, 1]], every[[0]], every[[7, 2, 3, 4, 5]]], backend)
     np.testing.assert_array_equal(np.concatenate(parts), whole[[6, 1, 0, 7, 2, 3, 4, 5]])
     some = OfClip(plan, (1, 3))
-    (frames,) = render(index, some, [every], backend)
+    (frames,) = render(dataset, some, [every], backend)
     np.testing.assert_array_equal(frames, whole[:, :, [1, 3]])
 
 
-def test_renderers_agree_to_a_grey_level_on_average(index):
+def test_renderers_agree_to_a_grey_level_on_average(dataset):
     pytest.importorskip("nvidia.dali")
     plan = CornerClip(24, n_frames=6)
-    (ours,), (dalis,) = (render(index, plan, [np.arange(8)], backend) for backend in ("torch", "dali"))
+    (ours,), (dalis,) = (render(dataset, plan, [np.arange(8)], backend) for backend in ("torch", "dali"))
     assert np.abs(ours.astype(int) - dalis).mean() < 1
 
 
-def test_a_plan_for_pictures_draws_no_videos(index):
+def test_a_plan_for_pictures_draws_no_videos(dataset):
     with pytest.raises(RunError, match="is a plan for pictures"):
-        open_renderer(index, RandomResizedCropFlip(24), Execution(CPU, threads=1), batch_size=2)
+        open_renderer(dataset, RandomResizedCropFlip(24), Execution(CPU, threads=1), batch_size=2)
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_a_frame_that_was_damaged_after_packing_is_named(index, backend):
+def test_a_frame_that_was_damaged_after_packing_is_named(dataset, backend):
     if backend == "dali":
         pytest.importorskip("nvidia.dali")
-    frames = frames_index(index)
-    path = Path(index.name_of(0))
+    frames = frames_dataset(dataset)
+    path = Path(dataset.name_of(0))
     with path.open("r+b") as file:
         original = file.read(200)
         file.seek(0)
@@ -204,7 +205,7 @@ def test_a_frame_that_was_damaged_after_packing_is_named(index, backend):
         with pytest.raises(TargetError, match=damaged):
             frames.take(np.arange(len(frames))).pixels_of(0)
         with pytest.raises(TargetError, match=damaged):
-            render(index, CornerClip(24, n_frames=20), [np.array([i]) for i in (4, 3, 0, 1)], backend)
+            render(dataset, CornerClip(24, n_frames=20), [np.array([i]) for i in (4, 3, 0, 1)], backend)
     finally:
         with path.open("r+b") as file:
             file.write(original)

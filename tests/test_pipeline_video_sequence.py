@@ -11,7 +11,8 @@ from listening import Remarks
 from PIL import Image
 from videos import grey, make_video
 
-from pipeline.api import Places, open_index, run_prepare
+from pipeline import api
+from pipeline.api import Paths, open_dataset
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES, frames_of
 from pipeline.data.datasets.video.sequence import sequence_in
@@ -145,8 +146,8 @@ def test_videos_gifs_and_folders_of_frames_are_mixed_and_the_rest_is_counted_and
         Image.new("L", (8, 8)).save(root / name / "frames" / "preview.gif")
         (root / name / f"{strange}.srt").write_text("words")
         (root / name / ".DS_Store").write_text("x")
-    places, said = Places(data_dir=tmp_path, cache_dir=tmp_path / "stores"), Remarks()
-    run_prepare(f"videofolder:{root}", places=places)
+    paths, said = Paths(data_dir=tmp_path, cache_dir=tmp_path / "stores"), Remarks()
+    api.prepare(f"videofolder:{root}", paths=paths)
     text = "\n".join(said)
     assert "6 files ignored (2 " in text
     for kind in ("2 hidden", "2 .srt", "2 preview of frames"):
@@ -154,13 +155,13 @@ def test_videos_gifs_and_folders_of_frames_are_mixed_and_the_rest_is_counted_and
     assert "4 images in 2 folders are none of the frames, by their names, and are left out" in text
     assert "4 frames are missing in 2 folders" in text
     assert "6 of 6 listed videos are packed" in text
-    (ignored,) = places.index_dir.rglob("*-ignored.txt")
+    (ignored,) = paths.index_dir.rglob("*-ignored.txt")
     assert ignored.read_bytes().count(b"gr\xfcn\\n.srt\t.srt\n") == 2
-    (others,) = places.index_dir.rglob("*-other-images.txt")
+    (others,) = paths.index_dir.rglob("*-other-images.txt")
     assert others.read_text(errors="surrogateescape").count("flow_1.png\tnot of its frames") == 2
-    indexes = [open_index(f"videofolder:{root}", split, places=places) for split in ("train", "test")]
-    assert indexes[0].classes == tuple(sorted(["walk", strange], key=os.fsencode))
-    lengths = sorted(length for index in indexes for length in index.sizes[:, 0])
+    datasets = [open_dataset(f"videofolder:{root}", split, paths=paths) for split in ("train", "test")]
+    assert datasets[0].classes == tuple(sorted(["walk", strange], key=os.fsencode))
+    lengths = sorted(length for dataset in datasets for length in dataset.sizes[:, 0])
     assert lengths == [3, 3, 20, 20, 20, 20]
 
 

@@ -16,19 +16,8 @@ from videos import make_folder, make_video
 
 from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    open_index,
-    resume_train,
-    run_evaluate,
-    run_precompute,
-    run_prepare,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
@@ -58,18 +47,18 @@ def made(tmp_path_factory):
     """A prepared folder of made videos, and a program that looks at one picture."""
     folder = tmp_path_factory.mktemp("videos")
     root = make_folder(folder / "videos", n_per_class=6, n_frames=12)
-    places = Places(folder / "data", folder / "stores")
+    paths = Paths(folder / "data", folder / "stores")
     target = f"videofolder:{root}"
-    run_prepare(target, places=places)
+    api.prepare(target, paths=paths)
     program = save_program(folder / "colours.pt2")
-    return target, places, f"program:{program}"
+    return target, paths, f"program:{program}"
 
 
-def train(target, places, out, **more):
+def train(target, paths, out, **more):
     settings = {"epochs": 2, "batch_size": 4, "lr": 0.01, **more.pop("overrides", {})}
-    return run_train(
+    return api.train(
         target,
-        places=places,
+        paths=paths,
         out=out,
         model=more.pop("model", "resnet3d10"),
         augmentation=more.pop("augmentation", SMALL),
@@ -82,14 +71,14 @@ def train(target, places, out, **more):
 
 def test_hmdb51_trains_through_both_stages_on_every_clip_that_is_here(made, tmp_path):
     """Split 3 lists all four, the one with broken metadata among them."""
-    places = Places(shared("data/hmdb51").parent, tmp_path / "stores")
-    run_prepare("hmdb51:3", places=places, allow_missing=True)
-    lengths = [open_index("hmdb51:3", s, places=places).sizes[:, 0] for s in ("train", "test")]
+    paths = Paths(shared("data/hmdb51").parent, tmp_path / "stores")
+    api.prepare("hmdb51:3", paths=paths, allow_missing=True)
+    lengths = [open_dataset("hmdb51:3", s, paths=paths).sizes[:, 0] for s in ("train", "test")]
     assert sorted(np.concatenate(lengths).tolist()) == [48, 72, 74, 83]
     _, _, source = made
-    run_precompute(["hmdb51:3"], [source], views=1, augmentation=SMALL, places=places)
+    api.precompute(["hmdb51:3"], [source], views=1, augmentation=SMALL, paths=paths)
     taught = Supervision(sources=(source,), labels="cached")
-    summary = train("hmdb51:3", places, tmp_path / "run", supervision=taught, overrides={"epochs": 1})
+    summary = train("hmdb51:3", paths, tmp_path / "run", supervision=taught, overrides={"epochs": 1})
     assert summary["labels"] == "cached"
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])
 
@@ -97,24 +86,24 @@ def test_hmdb51_trains_through_both_stages_on_every_clip_that_is_here(made, tmp_
 def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_path):
     """200 rows of real clips, against a plain forward on the other renderer's whole clips."""
     data, weights = shared("data"), shared("weights/imagenet_resnet50.safetensors")
-    places = Places(data, tmp_path / "stores", {"imagenet": weights})
-    run_prepare("ucf101", places=places, allow_missing=True)
+    paths = Paths(data, tmp_path / "stores", {"imagenet": weights})
+    api.prepare("ucf101", paths=paths, allow_missing=True)
     augmentation = Augmentation(source_side_px=112)
-    run_precompute(
-        ["ucf101"], ["imagenet"], views=4, augmentation=augmentation, places=places,
+    api.precompute(
+        ["ucf101"], ["imagenet"], views=4, augmentation=augmentation, paths=paths,
         execution=choose_execution(device="cpu", compiled=False))  # fmt: skip
     (path,) = find_stores(tmp_path / "stores")
     store = Store.open(path)
-    index = open_index("ucf101", "train", places=places)
+    dataset = open_dataset("ucf101", "train", paths=paths)
     assert store.manifest.identity["plan"]["n_frames"] == 16
     assert store.manifest.identity["input"]["frames"]["kind"] == "center_frame"
     network = open_source("imagenet", weights=weights, weights_dir=tmp_path).module
     rng, rows = np.random.default_rng(0), 0
-    positions = rng.permutation(len(index))[:50]
+    positions = rng.permutation(len(dataset))[:50]
     for backend in ("torch", "dali"):
         for view in (0, 3) if backend == "torch" else (1, 2):
             renderer = open_renderer(
-                index, CornerClip(112), Execution(CPU, renderer=backend, threads=2), batch_size=50
+                dataset, CornerClip(112), Execution(CPU, renderer=backend, threads=2), batch_size=50
             )
             with (
                 closing(renderer),
@@ -133,14 +122,14 @@ def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_
 
 @pytest.mark.parametrize("frames", ["center_frame", "frames:2", "mean_frame", "reference"])
 def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_path, frames):
-    target, places, source = made
-    places = replace(places, cache_dir=places.cache_dir)
+    target, paths, source = made
+    paths = replace(paths, cache_dir=paths.cache_dir)
     augmentation = replace(SMALL, source_frames=frames)
-    run_precompute([target], [source], views=2, augmentation=augmentation, places=places)
+    api.precompute([target], [source], views=2, augmentation=augmentation, paths=paths)
     runs = {}
     for labels in ("cached", "live"):
         taught = Supervision(sources=(source,), labels=labels, views=2)
-        train(target, places, tmp_path / labels, supervision=taught, augmentation=augmentation)
+        train(target, paths, tmp_path / labels, supervision=taught, augmentation=augmentation)
         runs[labels] = read_metrics(tmp_path / labels)
     for cached, live in zip(*runs.values(), strict=True):
         assert cached["train_loss"] == live["train_loss"]
@@ -148,10 +137,10 @@ def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_pa
 
 
 def test_a_store_for_other_frames_of_a_clip_is_refused(made, tmp_path):
-    target, places, source = made
-    other = replace(places, cache_dir=tmp_path / "stores")
-    run_prepare(target, places=other)
-    run_precompute([target], [source], views=1, augmentation=SMALL, places=other)
+    target, paths, source = made
+    other = replace(paths, cache_dir=tmp_path / "stores")
+    api.prepare(target, paths=other)
+    api.precompute([target], [source], views=1, augmentation=SMALL, paths=other)
     for changed, field in (
         (replace(SMALL, source_frames="frames:2"), r"input\.frames\.kind is .center_frame. in the store"),
         (replace(SMALL, stride=2), r"plan\.stride is 1 in the store"),
@@ -164,29 +153,29 @@ def test_a_store_for_other_frames_of_a_clip_is_refused(made, tmp_path):
 
 
 def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path):
-    target, places, program = made
+    target, paths, program = made
     torch.manual_seed(0)
     network = ClipClassifier("resnet3d10", 400).eval()
     state = {k.removeprefix("backbone."): v for k, v in network.state_dict().items()}
     save_file(state, tmp_path / "kinetics.safetensors")
-    places = replace(places, weights={"kinetics:resnet3d10": tmp_path / "kinetics.safetensors"})
-    reports = run_precompute(
-        [target], ["kinetics:resnet3d10", program], views=1, augmentation=SMALL, places=places
+    paths = replace(paths, weights={"kinetics:resnet3d10": tmp_path / "kinetics.safetensors"})
+    reports = api.precompute(
+        [target], ["kinetics:resnet3d10", program], views=1, augmentation=SMALL, paths=paths
     )
-    index = open_index(target, "train", places=places)
+    dataset = open_dataset(target, "train", paths=paths)
     plan = CornerClip(32, n_frames=4)
-    renderer = open_renderer(index, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
+    renderer = open_renderer(dataset, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn, torch.inference_mode():
         (clips,) = drawn
         truth = network(normalise(clips, ACTIVITYNET_MEAN, WHOLE_LEVELS))
     stored = Store.open(reports[0].path).view(0).astype(np.float32)
     np.testing.assert_allclose(stored, truth, rtol=0.05, atol=0.02 * float(truth.abs().max()))
     summary = train(
-        target, places, tmp_path / "run", supervision=Supervision(labels="cached"), overrides={"epochs": 1}
+        target, paths, tmp_path / "run", supervision=Supervision(labels="cached"), overrides={"epochs": 1}
     )
     assert set(summary["sources"]) >= {"kinetics:resnet3d10"}
     with pytest.raises(RunError, match="reads clips, and digits holds pictures"):
-        run_precompute(["digits"], ["kinetics:resnet3d10"], places=places)
+        api.precompute(["digits"], ["kinetics:resnet3d10"], paths=paths)
 
 
 def test_a_program_may_read_clips(made, tmp_path):
@@ -194,57 +183,57 @@ def test_a_program_may_read_clips(made, tmp_path):
         def forward(self, x):
             return torch.cat([x.mean(dim=(2, 3, 4)), (x[:, :, -1] - x[:, :, 0]).mean(dim=(2, 3))], dim=1)
 
-    target, places, _ = made
+    target, paths, _ = made
     batch = torch.export.Dim("batch", min=1, max=4096)
     example = torch.zeros(2, 3, 4, 32, 32)
     program = torch.export.export(Motion().eval(), (example,), dynamic_shapes=({0: batch},))
     torch.export.save(program, tmp_path / "motion.pt2")
     name = f"program:{tmp_path / 'motion.pt2'}"
-    (report,) = run_precompute([target], [name], views=1, augmentation=SMALL, places=places)
+    (report,) = api.precompute([target], [name], views=1, augmentation=SMALL, paths=paths)
     stored = Store.open(report.path)
     assert stored.n_classes == 6
-    index = open_index(target, "train", places=places)
+    dataset = open_dataset(target, "train", paths=paths)
     plan = CornerClip(32, n_frames=4)
-    renderer = open_renderer(index, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
+    renderer = open_renderer(dataset, plan, Execution(CPU, renderer="torch", threads=1), batch_size=12)
     with closing(renderer), closing(renderer.render(0, [np.arange(12)])) as drawn:
         (clips,) = drawn
     truth = Motion()(normalise(clips, IMAGENET_MEAN, IMAGENET_STD))
     np.testing.assert_allclose(stored.view(0).astype(np.float32), truth, atol=0.02)
     summary = train(
-        target, places, tmp_path / "run", supervision=Supervision(sources=(name,), labels="cached")
+        target, paths, tmp_path / "run", supervision=Supervision(sources=(name,), labels="cached")
     )
     assert summary["labels"] == "cached"
     other = Augmentation(side_px=32, n_frames=5)
     with pytest.raises(SourceError, match="cannot read"):
-        run_precompute([target], [name], views=1, augmentation=other, places=places)
+        api.precompute([target], [name], views=1, augmentation=other, paths=paths)
 
 
 def test_a_students_answer_for_a_video_is_the_mean_of_its_clips(made, tmp_path):
-    target, places, _ = made
-    train(target, places, tmp_path / "run", supervision=Supervision(method="scratch"))
-    figures = run_evaluate(tmp_path / "run", places=places, execution=choose_execution(device="cpu"), clips=4)
-    index = open_index(target, "test", places=places)
+    target, paths, _ = made
+    train(target, paths, tmp_path / "run", supervision=Supervision(method="scratch"))
+    figures = api.evaluate(tmp_path / "run", paths=paths, execution=choose_execution(device="cpu"), clips=4)
+    dataset = open_dataset(target, "test", paths=paths)
     student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
     student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
     renderer = open_renderer(
-        index, CentreClip(32, 4, 1, 4), Execution(CPU, renderer="torch", threads=1), batch_size=4
+        dataset, CentreClip(32, 4, 1, 4), Execution(CPU, renderer="torch", threads=1), batch_size=4
     )
-    clips_right, shares = 0, np.zeros((len(index), 2))
+    clips_right, shares = 0, np.zeros((len(dataset), 2))
     with closing(renderer), torch.inference_mode():
         for view in range(4):
-            (clips,) = renderer.render(view, [np.arange(len(index))])
+            (clips,) = renderer.render(view, [np.arange(len(dataset))])
             for n, clip in enumerate(clips):
                 z = student.predict(normalise(clip[None], ACTIVITYNET_MEAN, WHOLE_LEVELS))[0].numpy()
-                clips_right += int(z.argmax() == index.labels[n])
+                clips_right += int(z.argmax() == dataset.labels[n])
                 shares[n] += np.exp(z) / np.exp(z).sum() / 4
-    right = shares.argmax(axis=1) == index.labels
+    right = shares.argmax(axis=1) == dataset.labels
     assert figures["test_top1"] == pytest.approx(100 * right.mean())
-    assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / (4 * len(index)))
+    assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / (4 * len(dataset)))
     assert figures["n_clips"] == 4
     lines = (tmp_path / "run" / "confusion.csv").read_text().splitlines()
     matrix = np.array([[int(v) for v in line.split(",")[1:]] for line in lines[1:]])
     expected = np.zeros((2, 2), dtype=int)
-    np.add.at(expected, (index.labels, shares.argmax(axis=1)), 1)
+    np.add.at(expected, (dataset.labels, shares.argmax(axis=1)), 1)
     np.testing.assert_array_equal(matrix, expected)
     assert (tmp_path / "run" / "confusion.png").stat().st_size > 1000
 
@@ -254,53 +243,53 @@ def test_all_clips_of_videos_of_different_lengths_are_averaged_by_video(tmp_path
     root = make_folder(tmp_path / "videos", n_per_class=2, n_frames=6)
     for path, n in zip(sorted((root / "val").rglob("*.avi")), (5, 9, 12, 3), strict=True):
         make_video(path, n=n, mirrored=path.parent.name == "right")
-    target, places = f"videofolder:{root}", Places(tmp_path / "data", tmp_path / "stores")
-    run_prepare(target, places=places)
-    train(target, places, tmp_path / "run", supervision=Supervision(method="scratch"))
-    index = open_index(target, "test", places=places)
-    assert sorted(index.sizes[:, 0].tolist()) == [3, 5, 9, 12]
-    figures = run_evaluate(
-        tmp_path / "run", places=places, execution=choose_execution(device="cpu"), clips="all"
+    target, paths = f"videofolder:{root}", Paths(tmp_path / "data", tmp_path / "stores")
+    api.prepare(target, paths=paths)
+    train(target, paths, tmp_path / "run", supervision=Supervision(method="scratch"))
+    dataset = open_dataset(target, "test", paths=paths)
+    assert sorted(dataset.sizes[:, 0].tolist()) == [3, 5, 9, 12]
+    figures = api.evaluate(
+        tmp_path / "run", paths=paths, execution=choose_execution(device="cpu"), clips="all"
     )
     student = build_student("resnet3d10", 2, {}, transfer_module=False).eval()
     student.load_state_dict(load_file(tmp_path / "run" / "student.safetensors"))
     mean = tuple(v / 255 for v in (114.7748, 107.7354, 99.475))
     right, clips_right, n_clips, losses = 0, 0, 0, []
-    for n in range(len(index)):
-        starts = range(0, max(1, int(index.sizes[n, 0]) - 1), 4)
+    for n in range(len(dataset)):
+        starts = range(0, max(1, int(dataset.sizes[n, 0]) - 1), 4)
         shares = np.zeros(2)
         for view in range(len(starts)):
             renderer = open_renderer(
-                index, EveryClip(32, 4), Execution(CPU, renderer="torch", threads=1), batch_size=1
+                dataset, EveryClip(32, 4), Execution(CPU, renderer="torch", threads=1), batch_size=1
             )
             with closing(renderer), torch.inference_mode():
                 (clip,) = renderer.render(view, [np.array([n])])
                 z = student.predict(normalise(clip, mean, WHOLE_LEVELS))[0]
             shares += z.softmax(dim=0).numpy() / len(starts)
-            clips_right += int(z.argmax() == index.labels[n])
-            losses.append(-float(z.log_softmax(dim=0)[index.labels[n]]))
+            clips_right += int(z.argmax() == dataset.labels[n])
+            losses.append(-float(z.log_softmax(dim=0)[dataset.labels[n]]))
         n_clips += len(starts)
-        right += int(shares.argmax() == index.labels[n])
+        right += int(shares.argmax() == dataset.labels[n])
     assert figures["n_clips_of_all_videos"] == n_clips
-    assert figures["test_top1"] == pytest.approx(100 * right / len(index))
+    assert figures["test_top1"] == pytest.approx(100 * right / len(dataset))
     assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / n_clips)
     assert figures["test_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     with pytest.raises(RunError, match="--clips is 'most', expected a whole number of at least 1, or all"):
-        run_evaluate(tmp_path / "run", places=places, clips="most")
+        api.evaluate(tmp_path / "run", paths=paths, clips="most")
 
 
 def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tmp_path):
     """Runs begun before there was a choice took Kinetics' mean off and began with torch's weights."""
-    target, places, _ = made
+    target, paths, _ = made
     said = {}
     for name in ("activitynet", "kinetics"):
         out = tmp_path / name
         tuning = Tuning(amp="fp32", clip_mean=name)
         scratch, once = Supervision(method="scratch"), {"epochs": 1}
-        train(target, places, out, supervision=scratch, tuning=tuning, overrides=once)
+        train(target, paths, out, supervision=scratch, tuning=tuning, overrides=once)
         config = json.loads((out / "config.json").read_text())
         assert (config["clip_mean"], config["init"], config["dropout"]) == (name, "released", 0.0)
-        said[name] = run_evaluate(out, places=places)["test_loss"]
+        said[name] = api.evaluate(out, paths=paths)["test_loss"]
     assert said["activitynet"] != said["kinetics"]
     old = tmp_path / "kinetics"
     config = json.loads((old / "config.json").read_text())
@@ -311,46 +300,46 @@ def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tm
         del place["augmentation"]["source_input"]
     (old / "config.json").write_text(json.dumps(config))
     torch.save(state, old / "last.pt")
-    assert run_evaluate(old, places=places)["test_loss"] == said["kinetics"]
+    assert api.evaluate(old, paths=paths)["test_loss"] == said["kinetics"]
     assert parse_source(f"run:{old}").mean == KINETICS_MEAN
     assert parse_source(f"run:{tmp_path / 'activitynet'}").mean == ACTIVITYNET_MEAN
     (old / "summary.json").unlink()
     (old / "student.safetensors").unlink()
     lines = Remarks()
-    resume_train(old, execution=choose_execution(device="cpu"))
+    api.resume(old, execution=choose_execution(device="cpu"))
     assert any("its student is written from last.pt" in line for line in lines)
     with pytest.raises(
         RunError, match="--clip-mean kinetics is of the resnet3d networks, this student is r3d_1"
     ):
-        train(target, places, tmp_path / "no", model="r3d_18", tuning=Tuning(clip_mean="kinetics"),
+        train(target, paths, tmp_path / "no", model="r3d_18", tuning=Tuning(clip_mean="kinetics"),
               supervision=Supervision(method="scratch"))  # fmt: skip
 
 
 def test_classes_whose_probability_underflows_are_still_ranked(made):
-    target, places, _ = made
-    index = replace(open_index(target, "test", places=places), classes=tuple("abcdefgh"))
+    target, paths, _ = made
+    dataset = replace(open_dataset(target, "test", paths=paths), classes=tuple("abcdefgh"))
     rng = np.random.default_rng(0)
-    z = -60.0 * rng.permuted(np.tile(np.arange(8.0), (2, len(index), 1)), axis=2)  # e^-120 is 0 in float32
+    z = -60.0 * rng.permuted(np.tile(np.arange(8.0), (2, len(dataset), 1)), axis=2)  # e^-120 is 0 in float32
     shares = np.exp(z) / np.exp(z).sum(axis=2, keepdims=True)  # float64 reaches to e^-745
     best = np.argsort(-shares.mean(axis=0), axis=1)
     for place, right in ((4, 100), (5, 0)):
         scorer = Evaluator(
-            replace(index, labels=best[:, place]), CentreClip(32, 4, 1, 2), choose_execution(device="cpu")
+            replace(dataset, labels=best[:, place]), CentreClip(32, 4, 1, 2), choose_execution(device="cpu")
         )
         scorer.predict = lambda *_: torch.from_numpy(z).float()
         assert scorer.accuracy(None, "fp32")["test_top5"] == right
 
 
 def test_fine_tuning_begins_with_the_weights_and_leaves_frozen_blocks_alone(made, tmp_path):
-    target, places, _ = made
+    target, paths, _ = made
     torch.manual_seed(3)
     pretrained = build_backbone("resnet3d10")
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in pretrained.state_dict().items()}}, tmp_path / "k.pth"
     )
     tuning = Tuning(amp="fp32", finetune_from=tmp_path / "k.pth", freeze_until="layer4")
-    run_train(
-        target, places=places, out=tmp_path / "run", augmentation=SMALL, model="resnet3d10",
+    api.train(
+        target, paths=paths, out=tmp_path / "run", augmentation=SMALL, model="resnet3d10",
         supervision=Supervision(method="scratch"), tuning=tuning, execution=choose_execution(device="cpu"),
         overrides={"epochs": 1, "batch_size": 4})  # fmt: skip
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -363,29 +352,29 @@ def test_fine_tuning_begins_with_the_weights_and_leaves_frozen_blocks_alone(made
 
 
 def test_a_fine_tuned_run_stopped_at_once_begins_with_the_same_weights_again(made, tmp_path, monkeypatch):
-    target, places, _ = made
+    target, paths, _ = made
     torch.manual_seed(3)
     torch.save(build_backbone("resnet3d10").state_dict(), tmp_path / "k.pth")
     settings = {
         "supervision": Supervision(method="scratch"),
         "tuning": Tuning(amp="fp32", finetune_from=tmp_path / "k.pth"),
     }
-    whole = train(target, places, tmp_path / "whole", **settings)
+    whole = train(target, paths, tmp_path / "whole", **settings)
     with monkeypatch.context() as stopping:
         stopping.setattr(Trainer, "_take_step", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(target, places, tmp_path / "stopped", **settings)
-    resumed = resume_train(tmp_path / "stopped", execution=choose_execution(device="cpu"))
+            train(target, paths, tmp_path / "stopped", **settings)
+    resumed = api.resume(tmp_path / "stopped", execution=choose_execution(device="cpu"))
     assert resumed["test_top1"] == whole["test_top1"]
     ours, theirs = (load_file(tmp_path / name / "student.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     with monkeypatch.context() as stopping:
         stopping.setattr(Trainer, "_take_step", _interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train(target, places, tmp_path / "lost", **settings)
+            train(target, paths, tmp_path / "lost", **settings)
     (tmp_path / "k.pth").unlink()
     with pytest.raises(RunError, match=r"began with k\.pth sha256 \w+, which is not at"):
-        resume_train(tmp_path / "lost", execution=choose_execution(device="cpu"))
+        api.resume(tmp_path / "lost", execution=choose_execution(device="cpu"))
 
 
 def _interrupt(*_):
@@ -393,29 +382,29 @@ def _interrupt(*_):
 
 
 def test_pictures_and_videos_are_not_mixed_up(made, tmp_path):
-    target, places, _ = made
+    target, paths, _ = made
     with pytest.raises(
         RunError, match=r"--model resnet20 reads pictures, and videofolder:videos holds videos"
     ):
-        train(target, places, tmp_path / "run", model="resnet20", supervision=Supervision(method="scratch"))
+        train(target, paths, tmp_path / "run", model="resnet20", supervision=Supervision(method="scratch"))
     with pytest.raises(RunError, match=r"--model r3d_18 reads clips, and digits holds pictures"):
-        train("digits", places, tmp_path / "run", model="r3d_18", augmentation=Augmentation(),
+        train("digits", paths, tmp_path / "run", model="r3d_18", augmentation=Augmentation(),
               supervision=Supervision(method="scratch"))  # fmt: skip
     with pytest.raises(
         RunError, match="--plan is 'pad-crop-flip', for videofolder:videos expected one of corner-clip"
     ):
-        train(target, places, tmp_path / "run", augmentation=Augmentation(kind="pad-crop-flip"),
+        train(target, paths, tmp_path / "run", augmentation=Augmentation(kind="pad-crop-flip"),
               supervision=Supervision(method="scratch"))  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
 def test_a_target_of_videos_that_is_not_prepared_says_what_to_run(tmp_path):
-    places = Places(tmp_path / "data", tmp_path / "stores")
+    paths = Paths(tmp_path / "data", tmp_path / "stores")
     with pytest.raises(TargetError) as caught:
-        train("ucf101", places, tmp_path / "run")
+        train("ucf101", paths, tmp_path / "run")
     lines = str(caught.value).splitlines()
     assert "DATA_DIR/ucf101/UCF-101/CLASS/" in lines[1]
-    there = f"--data-dir {places.data_dir} --cache-dir {places.cache_dir}"
+    there = f"--data-dir {paths.data_dir} --cache-dir {paths.cache_dir}"
     assert [line.strip() for line in lines[2:]] == [
         f"sskt prepare --target ucf101 {there}",
         f"sskt precompute --target ucf101 --source imagenet --source places365 {there}",
@@ -426,13 +415,13 @@ def test_a_target_of_videos_that_is_not_prepared_says_what_to_run(tmp_path):
 def test_commands_in_messages_name_folders_only_where_they_are_not_the_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TargetError) as caught:
-        open_index("hmdb51:2", "train", places=Places())
+        open_dataset("hmdb51:2", "train", paths=Paths())
     assert str(caught.value).splitlines()[-1].strip() == "sskt train --target hmdb51:2"
 
 
 def test_write_through_keeps_what_each_source_saw(made, tmp_path):
     """A source for pictures and one for clips, filled on the way, are what precompute would have stored."""
-    target, places, program = made
+    target, paths, program = made
     torch.manual_seed(0)
     network = ClipClassifier("resnet3d10", 400).eval()
     state = {k.removeprefix("backbone."): v for k, v in network.state_dict().items()}
@@ -441,10 +430,10 @@ def test_write_through_keeps_what_each_source_saw(made, tmp_path):
     names = (program, "kinetics:resnet3d10")
     stored = {}
     for kind in ("write-through", "precompute"):
-        mine = replace(places, weights=weights, cache_dir=tmp_path / kind)
-        run_prepare(target, places=mine)
+        mine = replace(paths, weights=weights, cache_dir=tmp_path / kind)
+        api.prepare(target, paths=mine)
         if kind == "precompute":
-            run_precompute([target], names, views=2, augmentation=SMALL, places=mine)
+            api.precompute([target], names, views=2, augmentation=SMALL, paths=mine)
         else:
             taught = Supervision(sources=names, labels="write-through", views=2)
             train(

@@ -10,23 +10,13 @@ from conftest import shared
 from programs import save_program
 from sklearn.metrics import average_precision_score
 
-from pipeline.api import (
-    Augmentation,
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    open_index,
-    run_evaluate,
-    run_precompute,
-    run_prepare,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
 from pipeline.data.datasets.voc import CLASSES
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, TargetError
-from sskt.losses import focal, presence_bce, soft_focal
-from sskt.metrics import average_precision, presence_figures, voc_average_precision
+from sskt.losses import focal, multilabel_bce, soft_focal
+from sskt.metrics import average_precision, multilabel_figures, voc_average_precision
 
 VOC = "data/voc/VOCdevkit/VOC2012"
 
@@ -35,54 +25,54 @@ def small_kit(tmp_path):
     """A writable copy of the real annotations and pictures."""
     year = tmp_path / "data" / "voc" / "VOCdevkit" / "VOC2012"
     shutil.copytree(shared(VOC), year)
-    return Places(tmp_path / "data", tmp_path / "stores"), year
+    return Paths(tmp_path / "data", tmp_path / "stores"), year
 
 
 def test_presence_is_what_the_annotations_say(tmp_path):
-    places = Places(shared("data"), tmp_path)
+    paths = Paths(shared("data"), tmp_path)
     for split, name, n in (("train", "train", 80), ("test", "val", 20)):
-        index = open_index("voc", split, places=places)
+        dataset = open_dataset("voc", split, paths=paths)
         names = (shared(VOC) / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
-        assert (len(index), index.classes) == (n, CLASSES)
-        for row, picture in enumerate(names):
-            text = (shared(VOC) / "Annotations" / f"{picture}.xml").read_text()
+        assert (len(dataset), dataset.classes) == (n, CLASSES)
+        for row, image in enumerate(names):
+            text = (shared(VOC) / "Annotations" / f"{image}.xml").read_text()
             objects = re.findall(r"<object>(.*?)</object>", text, re.DOTALL)
             parts = [re.sub(r"<part>.*?</part>", "", o, flags=re.DOTALL) for o in objects]
             expected = np.zeros(20, dtype=np.int8)
             for c, label in enumerate(CLASSES):
                 hard = ["<difficult>1" in o for o in parts if f"<name>{label}</name>" in o]
                 expected[c] = 0 if not hard else -1 if all(hard) else 1
-            np.testing.assert_array_equal(index.presence[row], expected, err_msg=picture)
-            assert index.name_of(row).endswith(f"JPEGImages/{picture}.jpg")
-        limited = index.limit(20)
-        np.testing.assert_array_equal(limited.presence, index.presence[limited.ids])
+            np.testing.assert_array_equal(dataset.multi_hot[row], expected, err_msg=image)
+            assert dataset.name_of(row).endswith(f"JPEGImages/{image}.jpg")
+        limited = dataset.limit(20)
+        np.testing.assert_array_equal(limited.multi_hot, dataset.multi_hot[limited.ids])
 
 
 def test_what_is_missing_is_named(tmp_path):
-    places, year = small_kit(tmp_path)
+    paths, year = small_kit(tmp_path)
     name = (year / "ImageSets" / "Main" / "train.txt").read_text().split()[3]
     (year / "JPEGImages" / f"{name}.jpg").unlink()
     with pytest.raises(TargetError, match=rf"1 of 80 pictures cannot be used: JPEGImages/{name}\.jpg"):
-        open_index("voc", "train", places=places)
+        open_dataset("voc", "train", paths=paths)
     (year / "Annotations" / f"{name}.xml").write_text(
         "<annotation><object><name>yeti</name></object></annotation>"
     )
     with pytest.raises(TargetError, match=rf"{name}\.xml: has an object 'yeti', which is no class of VOC"):
-        open_index("voc", "train", places=places)
+        open_dataset("voc", "train", paths=paths)
     (year / "Annotations" / f"{name}.xml").write_text("<annotation>")
     with pytest.raises(TargetError, match="restore the official annotation"):
-        open_index("voc", "train", places=places)
+        open_dataset("voc", "train", paths=paths)
     with pytest.raises(TargetError, match=r"VOC2007/ImageSets/Main/trainval\.txt: cannot be read"):
-        open_index("voc2007", "train", places=places)
+        open_dataset("voc2007", "train", paths=paths)
 
 
 def test_another_annotation_is_another_target(tmp_path):
-    places, year = small_kit(tmp_path)
-    before = open_index("voc", "train", places=places)
+    paths, year = small_kit(tmp_path)
+    before = open_dataset("voc", "train", paths=paths)
     name = (year / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
     path = year / "Annotations" / f"{name}.xml"
     path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
-    after = open_index("voc", "train", places=places)
+    after = open_dataset("voc", "train", paths=paths)
     assert after.classes_sha256 != before.classes_sha256
     assert after.content_sha256 == before.content_sha256
 
@@ -114,18 +104,18 @@ def test_vocs_average_precision_of_a_case_by_hand():
 def test_figures_leave_out_what_is_not_counted():
     rng = np.random.default_rng(1)
     scores = rng.normal(size=(30, 4)).astype(np.float32)
-    presence = rng.choice([-1, 0, 1], size=(30, 4), p=[0.2, 0.5, 0.3]).astype(np.int8)
-    presence[:, 3] = 0  # a class that nothing shows
-    figures = presence_figures(scores, presence)
+    multi_hot = rng.choice([-1, 0, 1], size=(30, 4), p=[0.2, 0.5, 0.3]).astype(np.int8)
+    multi_hot[:, 3] = 0  # a class that nothing shows
+    figures = multilabel_figures(scores, multi_hot)
     rows = []
-    for s, p in zip(scores, presence, strict=True):
+    for s, p in zip(scores, multi_hot, strict=True):
         counted = p >= 0
         if (p[counted] == 1).any():
             rows.append(average_precision_score(p[counted] == 1, s[counted]))
     assert figures["test_image_ap"] == pytest.approx(100 * np.mean(rows))
     other = scores.copy()
-    other[presence == -1] = 99
-    assert presence_figures(other, presence) == figures
+    other[multi_hot == -1] = 99
+    assert multilabel_figures(other, multi_hot) == figures
 
 
 def test_losses_are_the_written_equations():
@@ -142,29 +132,29 @@ def test_losses_are_the_written_equations():
         p /= p.sum(axis=1, keepdims=True)
         soft = -(temperature**2) * np.mean((p * (1 - qt) ** 2 * np.log(qt)).sum(axis=1))
         assert float(soft_focal(z, zs, temperature=temperature)) == pytest.approx(soft, abs=1e-12)
-    presence = torch.tensor(np.random.default_rng(0).choice([-1, 0, 1], size=(5, 7)))
+    multi_hot = torch.tensor(np.random.default_rng(0).choice([-1, 0, 1], size=(5, 7)))
     s = 1 / (1 + np.exp(-z.numpy()))
     terms = [
-        -np.log(s[n, k]) if presence[n, k] else -np.log(1 - s[n, k])
+        -np.log(s[n, k]) if multi_hot[n, k] else -np.log(1 - s[n, k])
         for n in range(5)
         for k in range(7)
-        if presence[n, k] >= 0
+        if multi_hot[n, k] >= 0
     ]
-    assert float(presence_bce(z, presence)) == pytest.approx(np.mean(terms), abs=1e-12)
+    assert float(multilabel_bce(z, multi_hot)) == pytest.approx(np.mean(terms), abs=1e-12)
     assert torch.isfinite(focal(torch.tensor([[1e4, -1e4]]), torch.tensor([1])))
 
 
 def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
-    places = Places(shared("data"), tmp_path / "stores")
+    paths = Paths(shared("data"), tmp_path / "stores")
     source = f"program:{save_program(tmp_path / 'colours.pt2')}"
     shown = {
         "augmentation": Augmentation(side_px=48),
-        "places": places,
+        "paths": paths,
         "execution": choose_execution(device="cpu"),
     }
-    run_prepare("voc", places=places)
-    run_precompute(["voc"], [source], views=2, **shown)
-    summary = run_train(
+    api.prepare("voc", paths=paths)
+    api.precompute(["voc"], [source], views=2, **shown)
+    summary = api.train(
         "voc",
         supervision=Supervision(sources=(source,), labels="cached"),
         tuning=Tuning(amp="fp32", mixup=0.2),
@@ -174,7 +164,7 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
     )
     assert summary["metric"] == "test_map"
     last = read_metrics(tmp_path / "run")[-1]
-    figures = run_evaluate(tmp_path / "run", places=places, execution=choose_execution(device="cpu"))
+    figures = api.evaluate(tmp_path / "run", paths=paths, execution=choose_execution(device="cpu"))
     for name in ("test_map", "test_map_11", "test_image_ap", "test_loss"):
         assert figures[name] == pytest.approx(last[name], abs=1e-3)
     shown_classes = [v for v in figures["classes"].values() if v is not None]
@@ -182,7 +172,7 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
     with pytest.raises(
         RunError, match="--primary-loss ce: the pictures of voc have several labels each; use bce"
     ):
-        run_train(
+        api.train(
             "voc",
             supervision=Supervision(method="scratch"),
             overrides={"primary_loss": "ce"},
@@ -190,7 +180,7 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
             **shown,
         )
     with pytest.raises(RunError, match="the pictures of digits have one label each; use ce or focal"):
-        run_train(
+        api.train(
             "digits",
             supervision=Supervision(method="scratch"),
             overrides={"primary_loss": "bce"},

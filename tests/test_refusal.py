@@ -16,10 +16,11 @@ from programs import Tiny, save_program
 from cache.errors import StoreIncomplete, StoreMismatch
 from cache.store import Store, find_stores
 from cli import main
-from pipeline.api import Supervision, open_index, run_precompute, run_train
+from pipeline import api
+from pipeline.api import Supervision, open_dataset
 from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from sskt.errors import RunError
 
 SIZES = Augmentation(side_px=32, source_side_px=32)
@@ -34,21 +35,21 @@ class Project:
         for split, n in (("train", 4), ("val", 2)):
             for name in ("Coast", "Kitchen", "Store"):
                 (folder / "scenes" / split / name).mkdir(parents=True)
-                for picture in sorted((scenes / split / name).iterdir())[:n]:
-                    shutil.copyfile(picture, folder / "scenes" / split / name / picture.name)
+                for image in sorted((scenes / split / name).iterdir())[:n]:
+                    shutil.copyfile(image, folder / "scenes" / split / name / image.name)
         self.target = f"imagefolder:{folder / 'scenes'}"
         self.source = f"program:{save_program(folder / 'tiny.pt2')}"
-        self.places = Places(folder / "data", folder / "stores")
+        self.paths = Paths(folder / "data", folder / "stores")
         self.execution = choose_execution(device="cpu", amp="auto", renderer="torch", threads=2)
         self.precompute()
 
     def precompute(self, augmentation: Augmentation = SIZES, views: int = 2) -> None:
-        run_precompute(
+        api.precompute(
             [self.target],
             [self.source],
             views=views,
             augmentation=augmentation,
-            places=self.places,
+            paths=self.paths,
             execution=self.execution,
             limit=None,
         )
@@ -56,11 +57,11 @@ class Project:
     def train(self, augmentation: Augmentation = SIZES, **supervision) -> dict:
         said = Remarks()
         settings = {"sources": (self.source,), **supervision}
-        summary = run_train(
+        summary = api.train(
             self.target,
             supervision=Supervision(**settings),
             augmentation=augmentation,
-            places=self.places,
+            paths=self.paths,
             execution=self.execution,
             out=self.folder / f"run{len(list(self.folder.glob('run*')))}",
             model="resnet20",
@@ -111,11 +112,11 @@ def test_other_weights_are_refused(project):
 
 
 def test_one_changed_picture_is_refused_and_named(project):
-    index = open_index(project.target, "train", places=project.places)
-    path = Path(index.name_of(5))
-    picture = Image.open(path).convert("L")
-    picture.putpixel((3, 3), 255 - picture.getpixel((3, 3)))
-    picture.save(path, quality=95)
+    dataset = open_dataset(project.target, "train", paths=project.paths)
+    path = Path(dataset.name_of(5))
+    image = Image.open(path).convert("L")
+    image.putpixel((3, 3), 255 - image.getpixel((3, 3)))
+    image.save(path, quality=95)
     with pytest.raises(
         StoreMismatch, match=r"target\.contents_sha256 is .* without a row of its own is 5 \(.*" + path.name
     ):
@@ -133,30 +134,30 @@ def test_a_renamed_class_has_the_same_rows_and_that_is_said(project):
 
 def test_a_picture_moved_to_another_class_is_refused(project):
     scenes = project.folder / "scenes" / "train"
-    picture = sorted((scenes / "Store").iterdir())[0]
-    picture.rename(scenes / "Coast" / "zz.jpg")
+    image = sorted((scenes / "Store").iterdir())[0]
+    image.rename(scenes / "Coast" / "zz.jpg")
     with pytest.raises(StoreMismatch, match=r"target\.\w+_sha256"):
         project.train()
 
 
 def test_other_labels_of_the_same_pictures_change_no_row_and_that_is_said(project, monkeypatch):
-    import pipeline.precompute.by_name as api
+    from pipeline.data import prepare as opening
 
-    load = api.load_index
+    load = api.load_dataset
 
     def swapped(spec, split, **options):
-        index = load(spec, split, **options)
-        return replace(index, labels=(index.labels + 1) % 3)
+        dataset = load(spec, split, **options)
+        return replace(dataset, labels=(dataset.labels + 1) % 3)
 
-    monkeypatch.setattr(api, "load_index", swapped)
+    monkeypatch.setattr(opening, "load_dataset", swapped)
     summary = project.train()
     assert summary["labels"] == "cached"
     assert any("the same images, which had other labels" in sentence for sentence in summary["said"])
 
 
 def test_more_samples_than_the_store_has_are_refused(project):
-    picture = sorted((project.folder / "scenes" / "train" / "Store").iterdir())[0]
-    shutil.copyfile(picture, picture.with_name("zz.jpg"))
+    image = sorted((project.folder / "scenes" / "train" / "Store").iterdir())[0]
+    shutil.copyfile(image, image.with_name("zz.jpg"))
     with pytest.raises(
         StoreMismatch, match=r"target\.n_samples is 12 in the store and 13 .* is 12 \(.*zz\.jpg"
     ):
@@ -178,7 +179,7 @@ def test_more_views_than_stored_are_refused(project):
 
 
 def test_a_view_that_lost_a_unit_is_refused_until_precomputed_again(project):
-    (path,) = find_stores(project.places.cache_dir)
+    (path,) = find_stores(project.paths.cache_dir)
     (path / "units" / "c.1.0").unlink()
     with pytest.raises(StoreIncomplete, match="unfinished units"):
         project.train()
@@ -190,7 +191,7 @@ def test_a_view_that_lost_a_unit_is_refused_until_precomputed_again(project):
 def test_the_store_that_fits_is_found_among_several(project):
     other = Augmentation(seed=9, side_px=32, source_side_px=32)
     project.precompute(other)
-    assert len(find_stores(project.places.cache_dir)) == 2
+    assert len(find_stores(project.paths.cache_dir)) == 2
     assert project.train(other)["labels"] == "cached"
     assert project.train()["labels"] == "cached"
 
@@ -206,11 +207,11 @@ def test_cached_and_live_runs_on_the_same_views_are_the_same_run(project):
 
 def test_the_command_that_is_named_makes_the_store_that_was_missing(project):
     wanted = Augmentation(seed=4, kind="centre", side_px=16, source_side_px=24)
-    shutil.rmtree(project.places.cache_dir)
+    shutil.rmtree(project.paths.cache_dir)
     with pytest.raises(RunError) as refused:
         project.train(wanted, labels="cached", views=3)
     (command,) = re.findall(r"`sskt (precompute .*?)`", str(refused.value))
-    words = [*command.split(), "--cache-dir", str(project.places.cache_dir), "--renderer", "torch"]
+    words = [*command.split(), "--cache-dir", str(project.paths.cache_dir), "--renderer", "torch"]
     assert CliRunner().invoke(main, words).exit_code == 0
     assert project.train(wanted, labels="cached", views=3)["labels"] == "cached"
 
@@ -221,7 +222,7 @@ def test_stores_of_two_networks_of_one_name_are_told_apart_by_the_user_alone(pro
     project.precompute()
     with pytest.raises(StoreMismatch) as refused:
         project.train(sources=())
-    for path in find_stores(project.places.cache_dir):
+    for path in find_stores(project.paths.cache_dir):
         assert str(path) in str(refused.value)
     for said in ("program:tiny.pt2: 2 stores serve", "other/tiny.pt2 of 20", "--source with its path"):
         assert said in str(refused.value)

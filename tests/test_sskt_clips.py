@@ -243,7 +243,7 @@ def _with(spec, **fields):
 def test_a_sources_answer_is_that_of_its_frames_one_by_one(name):
     mean, std = (KINETICS_MEAN, WHOLE_LEVELS) if name == "reference" else ((0.5,) * 3, (0.2,) * 3)
     input_map = InputMap(12, mean, std, frames=ClipFrames.parse(name, 6))
-    frozen = FrozenSource(colours(), input_map, device=CPU, forward=Forward("fp32", 4), picture_px=8)
+    frozen = FrozenSource(colours(), input_map, device=CPU, forward=Forward("fp32", 4), image_px=8)
     pixels = clips(7)
     found = frozen.logits(input_map.picked(pixels)).float().numpy()
     for n in range(7):
@@ -266,7 +266,7 @@ def test_a_sources_answer_is_that_of_its_frames_one_by_one(name):
 def test_a_source_for_clips_sees_all_of_a_clip():
     input_map = InputMap(12, (0.5,) * 3, (0.2,) * 3, frames=ClipFrames(CLIP, 6))
     frozen = FrozenSource(
-        colours(reads_clips=True), input_map, device=CPU, forward=Forward("fp32", 4), picture_px=8
+        colours(reads_clips=True), input_map, device=CPU, forward=Forward("fp32", 4), image_px=8
     )
     pixels = clips(3)
     x = normalise(pixels, (0.5,) * 3, (0.2,) * 3)

@@ -28,7 +28,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 CPU = torch.device("cpu")
 
 
-def pictures(n):
+def images(n):
     """The first n CIFAR-10 test pictures, uint8 (n, 3, 32, 32)."""
     tile = SHARED / "data" / "cifar10" / "test_00.webp"
     if not tile.exists():
@@ -61,7 +61,7 @@ class Means(nn.Module):
         return torch.cat([means, means.sum(dim=1, keepdim=True)], dim=1)
 
 
-def bilinear(picture, side, scale=None):
+def bilinear(image, side, scale=None):
     """Half-pixel bilinear interpolation of (C, H, W), weights from the definition."""
 
     def matrix(size):
@@ -73,7 +73,7 @@ def bilinear(picture, side, scale=None):
         np.add.at(weights, (np.arange(side), high), at - low)
         return weights
 
-    return np.einsum("yh,chw,xw->cyx", matrix(picture.shape[1]), picture, matrix(picture.shape[2]))
+    return np.einsum("yh,chw,xw->cyx", matrix(image.shape[1]), image, matrix(image.shape[2]))
 
 
 @pytest.mark.parametrize(("from_px", "to_px"), [(32, 74), (96, 224), (16, 32), (64, 40)])
@@ -135,7 +135,7 @@ def test_scaled_side_is_the_papers():
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["imagenet", "program"])
 def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, compute):
-    source, pixels = real_source(name), pictures(38)
+    source, pixels = real_source(name), images(38)
     small = name == "imagenet" and compute == "bf16"  # slow on processors that do not compute in it
     seen = InputMap(37 if small else 74)
     frozen = FrozenSource(source, seen, device=CPU, forward=Forward(compute), threads=2)
@@ -160,7 +160,7 @@ def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, 
 
 @pytest.mark.parametrize("name", ["imagenet", "program"])
 def test_logits_are_the_plain_forward_of_the_pictures(name):
-    source, pixels = real_source(name), pictures(20)
+    source, pixels = real_source(name), images(20)
     mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.inference_mode():
         x = (pixels.float() / 255 - mean) / std

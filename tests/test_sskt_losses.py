@@ -8,7 +8,7 @@ from sskt.losses import (
     AUXILIARY_LOSSES,
     KD_REDUCTIONS,
     kd_divergence,
-    presence_divergence,
+    multilabel_divergence,
     soft_cross_entropy,
     soft_focal,
 )
@@ -143,7 +143,7 @@ def test_the_divergence_of_presences_is_that_of_bernoulli_distributions(temperat
     q, p = (1 / (1 + np.exp(-z / temperature)) for z in (z_t, z_s))
     terms = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     for reduction, wanted in (("mean", terms.mean()), ("batchmean", terms.sum(axis=1).mean())):
-        got = presence_divergence(
+        got = multilabel_divergence(
             torch.tensor(z_t), torch.tensor(z_s), temperature=temperature, reduction=reduction
         )
         assert float(got) == pytest.approx(temperature**2 * wanted, rel=1e-6)

@@ -401,10 +401,10 @@ def test_gradients_that_float16_would_lose_are_compared_at_the_scalers_scale():
 def test_distillation_of_several_labels_asks_every_class_for_itself():
     _, _, pixels, _, _ = made()
     student = build_student("resnet20", 4, {}, transfer_module=False).eval()
-    presence, teacher = torch.randint(0, 2, (N, 4)), torch.randn(N, 4)
+    multi_hot, teacher = torch.randint(0, 2, (N, 4)), torch.randn(N, 4)
     settings = {"alpha": 0.9, "temperature": 4.0, "primary_loss": "bce", "kd_reduction": "mean"}
     method = Kd(student, terms(**settings, aux_loss="kd"), channels_last=False, teachers={"a": 4})
-    losses = method(pixels, presence, {"a": teacher})
+    losses = method(pixels, multi_hot, {"a": teacher})
     z = student.predict(_normal(pixels)).detach().double().numpy()
     q, p = (1 / (1 + np.exp(-v / 4)) for v in (z, teacher.double().numpy()))
     each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))

@@ -10,7 +10,8 @@ from torch import nn
 import sskt.sources.frozen as frozen
 from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
-from pipeline.api import Places, Supervision, Tuning, choose_execution, run_precompute, run_train
+from pipeline import api
+from pipeline.api import Paths, Supervision, Tuning, choose_execution
 from pipeline.runtime import execution
 from sskt.errors import SourceError
 from sskt.sources.forward import Forward
@@ -77,13 +78,13 @@ def source(tmp_path_factory):
 
 def precompute(stores, source, said, **more):
     how = {"device": "cpu", "renderer": "torch", "threads": 1, **more}
-    places = Places(stores.parent / "data", stores)
-    run_precompute(
+    paths = Paths(stores.parent / "data", stores)
+    api.precompute(
         ["digits"],
         [source],
         views=more.pop("views", 1),
         limit=60,
-        places=places,
+        paths=paths,
         execution=choose_execution(**{name: value for name, value in how.items() if name != "views"}),
     )
     (path,) = find_stores(stores)
@@ -115,10 +116,10 @@ def test_a_live_source_is_tested_on_the_students_images(tmp_path, source, monkey
     monkeypatch.setattr(frozen, "compiled", bad_compiler)
     monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
     said = Remarks()
-    run_train(
+    api.train(
         "digits",
         out=tmp_path / "run",
-        places=Places(tmp_path / "data", tmp_path / "stores"),
+        paths=Paths(tmp_path / "data", tmp_path / "stores"),
         limit=20,
         supervision=Supervision(sources=(source,), labels="live"),
         execution=choose_execution(device="cpu", threads=1),
@@ -145,7 +146,7 @@ def test_a_source_whose_low_precision_is_wrong_runs_in_fp32_or_is_refused(tmp_pa
     from test_sskt_frozen import made_source
 
     from pipeline.runtime.execution import Execution
-    from pipeline.stores.sources import open_teacher
+    from pipeline.stores.sources import open_frozen
     from sskt.sources.input_map import InputMap
 
     source = made_source(WrongUnderAutocast(), n_classes=5)
@@ -153,12 +154,12 @@ def test_a_source_whose_low_precision_is_wrong_runs_in_fp32_or_is_refused(tmp_pa
     said = Remarks()
     free = Execution(torch.device("cpu"))
     how = Forward("bf16", 4)
-    teacher = open_teacher(source, InputMap(16), how, free, 16, shown=shown)
+    teacher = open_frozen(source, InputMap(16), how, free, 16, shown=shown)
     assert teacher.forward == Forward("fp32", 4)
     assert said[0].endswith("; it runs uncompiled in fp32")
     with pytest.raises(SourceError, match="leave --amp bf16 out, or pass --amp fp32"):
-        open_teacher(source, InputMap(16), how, Execution(torch.device("cpu"), "bf16"), 16, shown=shown)
+        open_frozen(source, InputMap(16), how, Execution(torch.device("cpu"), "bf16"), 16, shown=shown)
     with monkeypatch.context() as patched:  # and if fp32 with channels last is wrong as well
         patched.setattr(frozen, "plain_answers", lambda *_, **__: torch.zeros(4, 5))
         with pytest.raises(SourceError, match="nothing that is computed here can be trusted"):
-            open_teacher(source, InputMap(16), how, free, 16, shown=shown)
+            open_frozen(source, InputMap(16), how, free, 16, shown=shown)

@@ -8,15 +8,8 @@ import torch
 from programs import Tiny, save_program
 
 from cache.store import Store, find_stores
-from pipeline.api import (
-    Places,
-    Supervision,
-    Tuning,
-    choose_execution,
-    run_evaluate,
-    run_precompute,
-    run_train,
-)
+from pipeline import api
+from pipeline.api import Paths, Supervision, Tuning, choose_execution
 from pipeline.train.divergence import DivergedError
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.trainer import Trainer
@@ -50,10 +43,10 @@ def test_rows_of_logits_beyond_a_bound_are_found():
 
 
 def train(folder, **more):
-    return run_train(
+    return api.train(
         "digits",
         out=folder / "run",
-        places=Places(folder / "data", folder / "stores"),
+        paths=Paths(folder / "data", folder / "stores"),
         limit=40,
         supervision=Supervision(method="scratch"),
         execution=choose_execution(device="cpu", threads=1),
@@ -102,7 +95,7 @@ def test_a_student_with_absurd_answers_is_never_kept_and_not_scored(tmp_path, mo
     with pytest.raises(
         RunError, match=r"1 of \d+ samples of digits/test make no sense, 3e\+04 for sample \d+"
     ):
-        run_evaluate(tmp_path / "run")
+        api.evaluate(tmp_path / "run")
     other = tmp_path / "other"
     with pytest.raises(
         DivergedError, match=r"make no sense, .*in epoch 1, after step 2; lower --lr"
@@ -122,12 +115,12 @@ def test_stage_one_names_source_sample_and_value_of_an_absurd_row(tmp_path):
         SourceError,
         match=r"program:loud.pt2 gave .* over 10000 logits for 60 of 60 rows, 3e.04 .*samples",
     ):
-        run_precompute(
+        api.precompute(
             ["digits"],
             [source],
             views=1,
             limit=60,
-            places=Places(tmp_path / "data", tmp_path / "stores"),
+            paths=Paths(tmp_path / "data", tmp_path / "stores"),
             execution=choose_execution(device="cpu", threads=1),
         )
     (path,) = find_stores(tmp_path / "stores")

@@ -59,15 +59,15 @@ def test_the_papers_two_come_first_and_every_name_means_itself():
 
 
 def test_paper_sources_are_resnet50_with_the_published_weights():
-    imagenet, places = parse_source("imagenet"), parse_source("places365")
+    imagenet, paths = parse_source("imagenet"), parse_source("places365")
     assert (imagenet.architecture, imagenet.n_classes, imagenet.sha256_prefix) == (
         "resnet50",
         1000,
         "0676ba61",
     )
     assert imagenet.url == "https://download.pytorch.org/models/resnet50-0676ba61.pth"
-    assert (places.architecture, places.n_classes, places.sha256_prefix) == ("resnet50", 365, None)
-    assert places.url == "http://places2.csail.mit.edu/models_places365/resnet50_places365.pth.tar"
+    assert (paths.architecture, paths.n_classes, paths.sha256_prefix) == ("resnet50", 365, None)
+    assert paths.url == "http://places2.csail.mit.edu/models_places365/resnet50_places365.pth.tar"
     assert parse_source("imagenet:resnet50") == imagenet
 
 

@@ -40,11 +40,9 @@ def make_video(
         stream.bit_rate = 4_000_000
         stream.codec_context.max_b_frames = b_frames
         for i in range(n):
-            picture = np.full((height, width, 3), grey(i), dtype=np.uint8)
-            picture[:, : width // 2] = 255 - grey(i)
-            frame = av.VideoFrame.from_ndarray(
-                picture[:, ::-1].copy() if mirrored else picture, format="rgb24"
-            )
+            image = np.full((height, width, 3), grey(i), dtype=np.uint8)
+            image[:, : width // 2] = 255 - grey(i)
+            frame = av.VideoFrame.from_ndarray(image[:, ::-1].copy() if mirrored else image, format="rgb24")
             if times is not None:
                 frame.pts = times[i]
             for packet in stream.encode(frame):

@@ -15,7 +15,7 @@ from pipeline.commands.options import (
     HOW,
     JSON,
     build_execution,
-    build_places,
+    build_paths,
     count_option,
     options,
     text_option,
@@ -73,7 +73,7 @@ def cache_info(store: str, as_json: bool) -> None:
         build_execution,
         *HOW,
     ),
-    together("places", build_places, DATA_DIR, CACHE_DIR),
+    together("paths", build_paths, DATA_DIR, CACHE_DIR),
     count_option("--seed", "Which rows are random.", 0, low=0),
     JSON,
 )
@@ -84,9 +84,9 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
     it.
     """
     from cache.storage import location
-    from pipeline.precompute.verify import verify_store
+    from pipeline import api
 
-    found = verify_store(location(store), **what)
+    found = api.verify(location(store), **what)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:

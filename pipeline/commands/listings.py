@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_places, options, together
+from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_paths, options, together
 from pipeline.commands.output import show
 
 if TYPE_CHECKING:
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
 
 @click.command()
@@ -34,12 +34,12 @@ def sources(name: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@options(together("places", build_places, DATA_DIR, CACHE_DIR), JSON)
-def targets(places: Places, as_json: bool) -> None:
+@options(together("paths", build_paths, DATA_DIR, CACHE_DIR), JSON)
+def targets(paths: Paths, as_json: bool) -> None:
     """List the targets, and which are prepared."""
     from pipeline.commands.rows import target_rows
 
-    show(target_rows(places), as_json, "target classes student_px source_px plan model prepared")
+    show(target_rows(paths), as_json, "target classes student_px source_px plan model prepared")
 
 
 @click.command()

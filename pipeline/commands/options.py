@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.data.augmentation import Augmentation
     from pipeline.data.datasets.video.pack import Packing
     from pipeline.runtime.execution import Execution
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
 VIEWS, EXECUTION, PLACES = "What is shown", "How it is computed", "Where things lie"  # sections
 
@@ -63,12 +63,12 @@ def section(title: str, *decorators: Decorator) -> Decorator:
     return apply
 
 
-def build_places(
+def build_paths(
     data_dir: Path, cache_dir: str, weights: tuple[str, ...] = (), contracts: tuple[str, ...] = ()
-) -> Places:
+) -> Paths:
     """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
     from cache.storage import location, require_bucket
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
     from sskt.sources.declared import parse_told
 
     for pair in weights:
@@ -84,7 +84,7 @@ def build_places(
             )
     place = location(cache_dir)
     require_bucket(place)  # also where a command would not look there
-    return Places(
+    return Paths(
         data_dir,
         place,
         {n: Path(p) for n, _, p in (pair.partition("=") for pair in weights)},

@@ -23,7 +23,7 @@ from pipeline.commands.options import (
     build_augmentation,
     build_execution,
     build_packing,
-    build_places,
+    build_paths,
     build_targets,
     choice_option,
     count_option,
@@ -35,7 +35,7 @@ from pipeline.commands.output import show
 
 if TYPE_CHECKING:
     from pipeline.data.datasets.video.pack import Packing
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
 
 def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> int | None:
@@ -62,14 +62,14 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
         count_option("--short-side", "Packed frames: short side in pixels.", 128, low=16, name="short_px"),
         count_option("--quality", "Packed frames: JPEG quality, at most 100.", 90, high=100),
     ),
-    together("places", build_places, DATA_DIR, CACHE_DIR),
+    together("paths", build_paths, DATA_DIR, CACHE_DIR),
     JSON,
 )
 def prepare(
     targets: list[str],
     allow_missing: bool,
     packing: Packing,
-    places: Places,
+    paths: Paths,
     as_json: bool,
 ) -> None:
     """Download and check a target; pack its videos.
@@ -77,12 +77,12 @@ def prepare(
     Official archives are fetched if they are not there; of folders, every picture is checked and indexed. Of
     videos, every frame is decoded once and packed under --cache-dir. Stopped half-way, it goes on from there.
     """
-    from pipeline.api import run_prepare
+    from pipeline import api
 
     rows = [
         row
         for name in targets
-        for row in run_prepare(name, places=places, packing=packing, allow_missing=allow_missing)
+        for row in api.prepare(name, paths=paths, packing=packing, allow_missing=allow_missing)
     ]
     show(rows, as_json, "target split samples classes contents")
 
@@ -154,7 +154,7 @@ def prepare(
             *HOW,
         ),
     ),
-    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: keep what sources say of a target.
@@ -163,15 +163,15 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     the same command goes on from there, and more --views or another --source extend what is kept. Start it
     several times at once, and the processes share the work; not under torchrun, which ends all when one dies.
     """
-    from pipeline.api import run_estimate, run_precompute
+    from pipeline import api
 
     if estimate:
-        rows = run_estimate(**what)
+        rows = api.estimate(**what)
         show(
             rows,
             as_json,
             "target source rows bytes bytes_per_row draw_img_s forward_img_s write_mb_s hours pays_after",
         )
         return
-    rows = [report.to_dict() for report in run_precompute(**what)]
+    rows = [report.to_dict() for report in api.precompute(**what)]
     show(rows, as_json, "source n_samples n_classes views rows_done images_s nbytes path")

@@ -12,7 +12,7 @@ from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.data.datasets import prepared
 from pipeline.data.datasets.registry import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from sskt.recipes import all_recipes, recipe_for
 from sskt.sources.contract import assumed, shown
 from sskt.sources.declared import declared_of
@@ -89,9 +89,9 @@ def source_fields(name: str) -> dict[str, Any]:
     }
 
 
-def target_rows(places: Places) -> list[dict[str, Any]]:
+def target_rows(paths: Paths) -> list[dict[str, Any]]:
     """Every target that can be named, what is shown of it, and whether its files are there."""
-    ready = {*prepared(places.data_dir, places.index_dir), "digits"}
+    ready = {*prepared(paths.data_dir, paths.index_dir), "digits"}
     return [
         {
             "target": name,

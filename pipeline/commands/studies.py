@@ -24,7 +24,7 @@ from pipeline.commands.options import (
     THREADS,
     WEIGHTS,
     build_execution,
-    build_places,
+    build_paths,
     build_target,
     choice_option,
     count_option,
@@ -39,7 +39,7 @@ from pipeline.commands.output import say, show, tell
 
 if TYPE_CHECKING:
     from pipeline.runtime.execution import Execution
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
 # a plus before the name of another source: files and folders may have one in theirs
 _BETWEEN_SOURCES = re.compile(r"\+(?=(?:imagenet|places365)(?:[:+]|$)|(?:kinetics|program|run):)")
@@ -117,7 +117,7 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
             *HOW,
         ),
     ),
-    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def reproduce(
     table: str,
@@ -132,7 +132,7 @@ def reproduce(
     out: Path,
     as_json: bool,
     execution: Execution,
-    places: Places,
+    paths: Paths,
 ) -> None:
     """Run a published table again, and set ours beside it.
 
@@ -141,14 +141,14 @@ def reproduce(
     paper or its released code, a word and a footnote each. Rows that a table cites from other papers are
     shown and never run.
     """
+    from pipeline import api
     from pipeline.studies.reproduce.campaign import Campaign
     from pipeline.studies.reproduce.report import named_marks, price
     from pipeline.studies.reproduce.rows import Shrink
-    from pipeline.studies.reproduce.run import run_reproduce
 
     campaign = Campaign(
         out,
-        places,
+        paths,
         execution,
         seeds,
         Shrink(scale, limit),
@@ -156,7 +156,7 @@ def reproduce(
         student_amp,
     )
     chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
-    results = run_reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
+    results = api.reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
     if as_json:
         tell(json.dumps([result.to_dict() for result in results], indent=2))
         return
@@ -220,7 +220,7 @@ def reproduce(
             *HOW,
         ),
     ),
-    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def sweep(
     target: str,
@@ -241,8 +241,9 @@ def sweep(
     The picture is that of the paper's figure 4. All runs read the same stores. Finished runs are skipped and
     stopped ones go on.
     """
+    from pipeline import api
     from pipeline.data.datasets.registry import target_slug
-    from pipeline.studies.sweep import Grid, run_sweep
+    from pipeline.studies.sweep import Grid
 
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
     grid = Grid(
@@ -250,7 +251,7 @@ def sweep(
     )
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"epochs": epochs, "aux_loss": aux_loss}
-    rows = run_sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)
+    rows = api.sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)
     show(
         rows,
         as_json,
@@ -286,9 +287,9 @@ def explain(out: Path, as_json: bool, **what: Any) -> None:
 
     Grad-CAM of the last block, as in the paper's figure 1: one panel for each of the RUNS.
     """
-    from pipeline.studies.explain import run_explain
+    from pipeline import api
 
-    rows = run_explain(out=out, **what)
+    rows = api.explain(out=out, **what)
     show(rows, as_json, "run method class share")
     if not as_json:
         click.echo(out)

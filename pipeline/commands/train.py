@@ -25,7 +25,7 @@ from pipeline.commands.options import (
     SPLIT,
     WEIGHTS,
     build_execution,
-    build_places,
+    build_paths,
     build_target,
     choice_option,
     count_option,
@@ -41,7 +41,7 @@ from pipeline.commands.output import show, tell
 if TYPE_CHECKING:
     from pipeline.api import Supervision, Tuning
     from pipeline.runtime.execution import Execution
-    from pipeline.runtime.paths import Places
+    from pipeline.runtime.paths import Paths
 
 _OF_RECIPE = "[default: the recipe's]"
 
@@ -58,15 +58,15 @@ def _tuning(**values: Any) -> Tuning:
     return Tuning(**values)
 
 
-def _places_of(run: Path) -> Places:
+def _places_of(run: Path) -> Paths:
     """Where a run found its data, stores and weights, but for what the command line says."""
-    from pipeline.api import places_of
+    from pipeline.api import paths_of
 
     context = click.get_current_context()
     told = {name: value for name, value in context.params.items() if _is_told(context, name)}
-    built = build_places(told.get("data_dir", Path()), told.get("cache_dir", ""), told.get("weights", ()))
+    built = build_paths(told.get("data_dir", Path()), told.get("cache_dir", ""), told.get("weights", ()))
     names = [name for name in ("data_dir", "cache_dir", "weights") if name in told]
-    return places_of(run, **{name: getattr(built, name) for name in names})
+    return paths_of(run, **{name: getattr(built, name) for name in names})
 
 
 def _require_alone(allowed: str) -> None:
@@ -244,7 +244,7 @@ _RECIPE = "Recipe"
     ),
     PLANNED,
     together("execution", build_execution, section(EXECUTION, *HOW)),
-    together("places", build_places, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def train(
     target: str | None,
@@ -262,7 +262,7 @@ def train(
     and --weights then say where things are that have moved since. Under torchrun, the processes share every
     batch.
     """
-    from pipeline.api import resume_train, run_train
+    from pipeline import api
     from pipeline.data.datasets.registry import target_slug
     from pipeline.train.run_folder import new_run_folder
 
@@ -270,12 +270,12 @@ def train(
         told = "target sources" if target is None or target.startswith(_FOLDERS) else "sources"
         _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
         lying = what["supervision"].sources
-        summary = resume_train(
-            resume, execution=execution, places=_places_of(resume), target=target, sources=lying
+        summary = api.resume(
+            resume, execution=execution, paths=_places_of(resume), target=target, sources=lying
         )
     elif target is not None:
         out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
-        summary = run_train(target, execution=execution, out=out, **what)
+        summary = api.train(target, execution=execution, out=out, **what)
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
     run = str(resume or out)
@@ -310,11 +310,11 @@ def evaluate(
     Its confusion matrix goes into the run's folder. A video's answer is the mean of its clips'. The data are
     looked for where the run found them, unless --target or --data-dir says otherwise.
     """
-    from pipeline.api import run_evaluate
+    from pipeline import api
 
     which = "best" if best else "last"
-    figures = run_evaluate(
-        run, places=_places_of(run), target=target, execution=execution, which=which, clips=clips
+    figures = api.evaluate(
+        run, paths=_places_of(run), target=target, execution=execution, which=which, clips=clips
     )
     if as_json:
         click.echo(json.dumps(figures, indent=2))

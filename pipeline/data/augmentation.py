@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.runtime import coerce
 from sskt.errors import RunError
@@ -44,7 +44,7 @@ class Augmentation:
         for name in ("side_px", "source_side_px", "n_frames", "stride"):
             object.__setattr__(self, name, coerce.whole_or_none(getattr(self, name), name, low=0))
 
-    def training_plan(self, spec: TargetSpec) -> Plan:
+    def training_plan(self, spec: DatasetSpec) -> Plan:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
         side = self._side(spec)
         kind = self.kind or spec.plan_kind
@@ -60,7 +60,7 @@ class Augmentation:
             return RandomResizedCropFlip(side, seed=self.seed, flip=spec.flip)
         return self.evaluation_plan(spec, n_clips=1)
 
-    def evaluation_plan(self, spec: TargetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
+    def evaluation_plan(self, spec: DatasetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
         """The centre view: the whole picture of the small-picture targets, 224 of 256 of the others; of
         videos, `n_clips` views.
         """
@@ -70,7 +70,7 @@ class Augmentation:
             return CentreClip(side, n_frames, stride, n_clips)
         return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
 
-    def input_map(self, spec: TargetSpec, source: SourceSpec) -> InputMap:
+    def input_map(self, spec: DatasetSpec, source: SourceSpec) -> InputMap:
         """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures), but for
         sources that are students of ours.
 
@@ -129,7 +129,7 @@ class Augmentation:
             channels=contract.channels or "rgb",
         )
 
-    def _clip(self, spec: TargetSpec) -> tuple[int, int]:
+    def _clip(self, spec: DatasetSpec) -> tuple[int, int]:
         """Frames and stride. Raises RunError unless both are at least 1."""
         n_frames = DEFAULT_CLIP[0] if self.n_frames is None else self.n_frames
         stride = DEFAULT_CLIP[1] if self.stride is None else self.stride
@@ -139,7 +139,7 @@ class Augmentation:
             )
         return n_frames, stride
 
-    def _side(self, spec: TargetSpec) -> int:
+    def _side(self, spec: DatasetSpec) -> int:
         side = spec.side_px if self.side_px is None else self.side_px
         if side < 1:
             raise RunError(f"--size is {side}, expected at least 1 pixel")

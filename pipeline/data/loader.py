@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Positions, Renderer
-from pipeline.runtime.device import InUse, moved
-from pipeline.runtime.distributed import Ranks
-from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.device import InUse, to_device
+from pipeline.runtime.distributed import World
+from pipeline.runtime.prefetch import prefetch
 
 _AHEAD = 3  # batches
 
@@ -34,13 +34,13 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Sampler:
     """Who sees which sample when. `n` samples, at most `batch_size` of them a step over all ranks."""
 
     n: int
     batch_size: int
     seed: int
-    ranks: Ranks
+    world: World
 
     @property
     def n_steps(self) -> int:
@@ -48,13 +48,13 @@ class Order:
         return -(-self.n // self.batch_size)
 
     def steps(self, epoch: int) -> list[Positions]:
-        """The rows of the index that this rank sees, step by step."""
+        """The positions in the dataset that this rank sees, step by step."""
         whole = shuffled_batches(self.n, self.batch_size, seed=self.seed, epoch=epoch)
-        return [positions[self.ranks.share(len(positions))] for positions in whole]
+        return [positions[self.world.part(len(positions))] for positions in whole]
 
-    def rows(self, epoch: int) -> Positions:
-        """The rows of the index that this rank sees in an epoch, sorted."""
-        if self.ranks.world == 1:
+    def positions(self, epoch: int) -> Positions:
+        """The positions in the dataset that this rank sees in an epoch, sorted."""
+        if self.world.size == 1:
             return np.arange(self.n)
         return np.sort(np.concatenate(self.steps(epoch)))
 
@@ -77,18 +77,18 @@ def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[
 class Loader:
     """Draws the batches of one split for training."""
 
-    def __init__(self, index: TargetIndex, renderer: Renderer, order: Order, device: torch.device) -> None:
+    def __init__(self, dataset: Dataset, renderer: Renderer, order: Sampler, device: torch.device) -> None:
         self._renderer, self._device = renderer, device
         self.order = order
-        self._labels = torch.from_numpy(index.truth).to(device)
+        self._labels = torch.from_numpy(dataset.truth).to(device)
 
     def epoch(self, epoch: int, view: int, *, first_step: int = 0) -> Generator[Batch]:
         """The batches of an epoch from `first_step` on; leaving early is fine."""
         steps, in_use = self.order.steps(epoch)[first_step:], InUse(self._device)
-        with closing(ahead(self._drawn(view, steps), _AHEAD)) as drawn:
+        with closing(prefetch(self._drawn(view, steps), _AHEAD)) as drawn:
             try:
                 for step, (positions, pixels) in enumerate(drawn, start=first_step):
-                    labels = self._labels[moved(positions, self._device)]
+                    labels = self._labels[to_device(positions, self._device)]
                     yield Batch(step, positions, pixels, labels, self.order.size_of(step))
                     in_use.hold(pixels)
             finally:
@@ -97,4 +97,4 @@ class Loader:
     def _drawn(self, view: int, steps: list[Positions]) -> Generator[tuple[Positions, torch.Tensor]]:
         with closing(self._renderer.render(view, steps)) as drawn:
             for positions, pixels in zip(steps, drawn, strict=True):
-                yield positions, moved(pixels, self._device)
+                yield positions, to_device(pixels, self._device)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.runtime.device import moved
+from pipeline.runtime.device import to_device
 from sskt.errors import RunError
 from sskt.methods import Pairs
 
@@ -52,7 +52,7 @@ class Mixing:
             both = pixels.float() * share + others.float() * (1 - share)
             mixed = both.round().to(torch.uint8)
         partner = torch.arange(len(pixels), device=pixels.device).roll(1)
-        return mixed, Pairs(partner, moved(torch.tensor(share, dtype=torch.float32), pixels.device))
+        return mixed, Pairs(partner, to_device(torch.tensor(share, dtype=torch.float32), pixels.device))
 
 
 def _with_window_of(

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.data.datasets import has_val, load_index, parse_target
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets import has_val, load_dataset, parse_target
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.left_out import UnusableFiles
 from pipeline.data.datasets.registry import SPLITS
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.video.pack import Packing
 from pipeline.data.datasets.video.prepare import prepare_videos
 from pipeline.runtime import coerce
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 
 log = logging.getLogger(__name__)
 
 
-def run_prepare(
-    target: str, *, places: Places, packing: Packing | None = None, allow_missing: bool = False
+def prepare(
+    target: str, *, paths: Paths, packing: Packing | None = None, allow_missing: bool = False
 ) -> list[dict[str, Any]]:
     """Download a target if it can be, check every file, keep its index; one row of plain data per split.
 
@@ -27,48 +27,48 @@ def run_prepare(
     without files that are listed and not there, or damaged.
     """
     spec, rows = parse_target(coerce.text(target, "target")), []
-    indexes: dict[str, TargetIndex] = {}
+    datasets: dict[str, Dataset] = {}
     if spec.videos is not None:
         prepare_videos(
-            spec, places.data_dir, places.index_dir, packing=packing or Packing(), allow_missing=allow_missing
+            spec, paths.data_dir, paths.index_dir, packing=packing or Packing(), allow_missing=allow_missing
         )
     said = set[str]()
-    for split in ("train", "val", "test") if has_val(spec, places.data_dir) else SPLITS:
+    for split in ("train", "val", "test") if has_val(spec, paths.data_dir) else SPLITS:
         try:
-            index = open_index(target, split, places=places, said=said)
+            dataset = open_dataset(target, split, paths=paths, said=said)
         except UnusableFiles as unusable:
             if not allow_missing:
                 raise
             unusable.leave_out()
-            index = open_index(target, split, places=places, said=said)
-        indexes[split] = index
+            dataset = open_dataset(target, split, paths=paths, said=said)
+        datasets[split] = dataset
         rows.append(
             {
-                "target": index.target,
+                "target": dataset.target,
                 "split": split,
-                "samples": len(index),
-                "classes": len(index.classes),
-                "contents": index.content_sha256,
+                "samples": len(dataset),
+                "classes": len(dataset.classes),
+                "contents": dataset.content_sha256,
             }
         )
-    for sentence in same_bytes(spec, indexes, places.index_dir):
+    for sentence in same_bytes(spec, datasets, paths.index_dir):
         log.info(sentence)
     return rows
 
 
-def open_index(
-    target: str, split: str, *, places: Places, limit: int | None = None, said: set[str] | None = None
-) -> TargetIndex:
+def open_dataset(
+    target: str, split: str, *, paths: Paths, limit: int | None = None, said: set[str] | None = None
+) -> Dataset:
     """The validated index of one split of a named target; what there is to remark on it is logged.
 
     `said` holds the remarks on other splits, which are not made again.
     """
-    index = load_index(
-        parse_target(target), split, data_dir=places.data_dir, index_dir=places.index_dir, limit=limit
+    dataset = load_dataset(
+        parse_target(target), split, data_dir=paths.data_dir, index_dir=paths.index_dir, limit=limit
     )
     said = set() if said is None else said
-    for note in (*index.notes, *empty_classes(index)):
+    for note in (*dataset.notes, *empty_classes(dataset)):
         if note not in said:
             said.add(note)
             log.info(note)
-    return index
+    return dataset

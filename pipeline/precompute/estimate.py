@@ -12,12 +12,12 @@ import numpy as np
 from cache.errors import CacheError
 from cache.storage import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution, drawn_at_a_time
 from pipeline.stores.job import Job
 from pipeline.stores.match import Destination, destination
-from pipeline.stores.sources import choose_forward, open_teacher, recorded_forward
+from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
 from sskt.errors import RunError
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
@@ -29,7 +29,7 @@ _PROBE_S = 3.0
 _WRITES = 3
 
 
-def estimate(job: Job, *, cache_dir: Location, execution: Execution) -> list[dict[str, Any]]:
+def estimate_job(job: Job, *, cache_dir: Location, execution: Execution) -> list[dict[str, Any]]:
     """One row of plain data per source, and a last one for the job; no store is made.
 
     rows and hours are of what is not finished yet; pays_after is in epochs: from then on, looking logits up
@@ -48,7 +48,7 @@ def estimate(job: Job, *, cache_dir: Location, execution: Execution) -> list[dic
     asking = sum(row["_seconds"] for row in rows)
     drawing = drawn_rows / draw
     seconds = max(asking, drawing) if execution.device.type == "cuda" else asking + drawing
-    saved = sum(len(job.index) / row["forward_img_s"] for row in rows)
+    saved = sum(len(job.dataset) / row["forward_img_s"] for row in rows)
     writing = sum(row["_write_s"] for row in rows)
     total = {
         "source": "all, one decode",
@@ -71,21 +71,21 @@ def _one(
     execution: Execution,
 ) -> dict[str, Any]:
     """One source's row of the table."""
-    picture_px = job.plan.side_px
+    image_px = job.plan.side_px
     store = place.store
     if store is None:
-        forward = choose_forward(source, input_map, execution, picture_px, len(job.index), job.views)
+        forward = choose_forward(source, input_map, execution, image_px, len(job.dataset), job.views)
     else:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
-    frozen = open_teacher(source, input_map, forward, execution, picture_px)
+    frozen = open_frozen(source, input_map, forward, execution, image_px)
     width = 2 * (source.spec.n_classes if place.top_k is None else row_width(place.top_k))
     rate = _asking_rate(frozen)
-    written = _writing_rate(cache_dir, width * default_block_rows(len(job.index)))
+    written = _writing_rate(cache_dir, width * default_block_rows(len(job.dataset)))
     seconds, write_s = left / rate, left * width / written
     return {
         "source": source.spec.name,
         "rows": left,
-        "bytes": width * len(job.index) * job.views,
+        "bytes": width * len(job.dataset) * job.views,
         "bytes_per_row": width,
         "forward_img_s": rate,
         "write_mb_s": written / 1e6,
@@ -98,7 +98,7 @@ def _one(
 def _rows_left(job: Job, place: Destination) -> int:
     store = place.store
     if store is None:
-        return job.views * len(job.index)
+        return job.views * len(job.dataset)
     missing = store.pending(min(job.views, store.n_views))
     new_views = max(0, job.views - store.n_views)
     sizes = [store.rows_of(unit.block) for unit in missing]
@@ -115,10 +115,10 @@ def _asking_rate(frozen: FrozenSource) -> float:
 
 def _drawing_rate(job: Job, execution: Execution) -> float:
     """Pictures per second from the renderer, spread over the whole index."""
-    index: TargetIndex = job.index
-    positions = np.unique(np.linspace(0, len(index) - 1, _PROBE_PICTURES).astype(np.int64))
+    dataset: Dataset = job.dataset
+    positions = np.unique(np.linspace(0, len(dataset) - 1, _PROBE_PICTURES).astype(np.int64))
     batches = in_batches(positions, 64)
-    with closing(open_renderer(index, job.seen, execution, batch_size=64)) as renderer:
+    with closing(open_renderer(dataset, job.seen, execution, batch_size=64)) as renderer:
         for _ in renderer.render(0, batches[:1]):  # builds the graph
             pass
         started = perf_counter()

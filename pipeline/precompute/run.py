@@ -18,20 +18,20 @@ from cache.storage import Location
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
 from pipeline.data.datasets import parse_target, prepared
 from pipeline.data.datasets.registry import target_slug
-from pipeline.data.prepare import open_index
+from pipeline.data.prepare import open_dataset
 from pipeline.data.render import open_renderer
-from pipeline.precompute.estimate import estimate
-from pipeline.precompute.worker import Crew
+from pipeline.precompute.estimate import estimate_job
+from pipeline.precompute.worker import Worker
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import Share
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution, choose_execution, drawn_at_a_time
-from pipeline.runtime.paths import Places, require_named
+from pipeline.runtime.paths import Paths, require_named
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.remarks import unsaid
 from pipeline.stores.alike import sound_stores
 from pipeline.stores.class_check import say_what_rows_know
 from pipeline.stores.contracts import open_named
-from pipeline.stores.fill import Work, open_work
+from pipeline.stores.fill import SourceStore, open_source_store
 from pipeline.stores.job import Job
 from pipeline.stores.match import destination
 from pipeline.stores.recorded_weights import with_recorded_weights
@@ -64,7 +64,7 @@ class StoreReport:
         return {**asdict(self), "path": str(self.path), "images_s": rate}
 
 
-def precompute(job: Job, *, cache_dir: Location, execution: Execution, share: Share) -> list[StoreReport]:
+def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: World) -> list[StoreReport]:
     """Fill the stores of the job's sources for views 0..views-1; finished units are left alone.
 
     Other processes may work on the same stores: units are shared by `share` and by claims. Raises
@@ -74,7 +74,9 @@ def precompute(job: Job, *, cache_dir: Location, execution: Execution, share: Sh
     """
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
-    works = [open_work(job, source, input_map, cache_dir, execution) for source, input_map in job.sources]
+    works = [
+        open_source_store(job, source, input_map, cache_dir, execution) for source, input_map in job.sources
+    ]
     started = perf_counter()
     todo = sum(len(work.pending) for work in works)
     if not todo:
@@ -82,9 +84,9 @@ def precompute(job: Job, *, cache_dir: Location, execution: Execution, share: Sh
     else:
         rows = max(work.frozen.forward.rows for work in works if work.frozen)
         batch = drawn_at_a_time(rows)
-        renderer = open_renderer(job.index, job.seen, execution, batch_size=batch)
+        renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
-            crew = Crew(job.index, works, renderer, share, batch_size=batch, progress=progress)
+            crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
             crew.work(job.views)
         for work in works:
             if work.remark:
@@ -94,17 +96,17 @@ def precompute(job: Job, *, cache_dir: Location, execution: Execution, share: Sh
             log.info(
                 f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
             )
-    if share.rank == 0:
+    if world.rank == 0:
         for work in works:
-            say_what_rows_know(work.store, work.source.spec, job.index)
+            say_what_rows_know(work.store, work.source.spec, job.dataset)
     return [_report(work, job, perf_counter() - started) for work in works]
 
 
-def _report(work: Work, job: Job, wall_s: float) -> StoreReport:
+def _report(work: SourceStore, job: Job, wall_s: float) -> StoreReport:
     return StoreReport(
         work.source.spec.name,
         work.store.path,
-        len(job.index),
+        len(job.dataset),
         work.store.n_classes,
         job.views,
         rows_done=work.rows_done,
@@ -114,13 +116,13 @@ def _report(work: Work, job: Job, wall_s: float) -> StoreReport:
     )
 
 
-def run_precompute(
+def precompute(
     targets: str | Sequence[str],
     sources: str | Sequence[str],
     *,
     views: int = DEFAULT_VIEWS,
     augmentation: Augmentation | None = None,
-    places: Places | None = None,
+    paths: Paths | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
     top_k: int | None = None,
@@ -128,36 +130,36 @@ def run_precompute(
     """Stage one for each target, or for every prepared one if none is named; see
     `pipeline.precompute.run.precompute`. Processes that fill the same stores share the work.
     """
-    places, execution = places or Places(), execution or choose_execution()
-    share, augmentation = Share.from_environment(), augmentation or Augmentation()
-    jobs = _jobs(targets, sources, views, augmentation, places, limit, top_k)
+    paths, execution = paths or Paths(), execution or choose_execution()
+    world, augmentation = World.from_environment(), augmentation or Augmentation()
+    jobs = _jobs(targets, sources, views, augmentation, paths, limit, top_k)
     for job in jobs:
-        _mention_earlier(job, augmentation, places)
+        _mention_earlier(job, augmentation, paths)
     return [
         report
         for job in jobs
-        for report in precompute(job, cache_dir=places.cache_dir, execution=execution, share=share)
+        for report in fill_stores(job, cache_dir=paths.cache_dir, execution=execution, world=world)
     ]
 
 
-def run_estimate(
+def estimate(
     targets: str | Sequence[str],
     sources: str | Sequence[str],
     *,
     views: int = DEFAULT_VIEWS,
     augmentation: Augmentation | None = None,
-    places: Places | None = None,
+    paths: Paths | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
     top_k: int | None = None,
 ) -> list[dict[str, Any]]:
-    """What `run_precompute` would cost; see `pipeline.precompute.estimate.estimate`."""
-    places, execution = places or Places(), execution or choose_execution()
-    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), places, limit, top_k)
+    """What `precompute` would cost; see `pipeline.precompute.estimate.estimate`."""
+    paths, execution = paths or Paths(), execution or choose_execution()
+    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), paths, limit, top_k)
     return [
         {"target": job.name, **row}
         for job in jobs
-        for row in estimate(job, cache_dir=places.cache_dir, execution=execution)
+        for row in estimate_job(job, cache_dir=paths.cache_dir, execution=execution)
     ]
 
 
@@ -166,7 +168,7 @@ def _jobs(
     sources: str | Sequence[str],
     views: int,
     augmentation: Augmentation,
-    places: Places,
+    paths: Paths,
     limit: int | None,
     top_k: int | None,
 ) -> list[Job]:
@@ -178,20 +180,20 @@ def _jobs(
     targets, sources = coerce.texts(targets, "targets"), coerce.texts(sources, "sources")
     views, limit = coerce.whole(views, "views", low=1), coerce.whole_or_none(limit, "limit")
     top_k = coerce.whole_or_none(top_k, "top_k", low=0)
-    names = list(targets) or prepared(places.data_dir, places.index_dir)
+    names = list(targets) or prepared(paths.data_dir, paths.index_dir)
     if not names:
         raise TargetError(
-            f"no target is prepared under {places.data_dir}; `sskt prepare --target cifar10` downloads one, "
+            f"no target is prepared under {paths.data_dir}; `sskt prepare --target cifar10` downloads one, "
             f"and --target imagefolder:PATH takes a folder of pictures (sskt targets lists all)"
         )
     if not targets:
-        log.info(f"targets prepared under {places.data_dir}: {', '.join(names)}")
+        log.info(f"targets prepared under {paths.data_dir}: {', '.join(names)}")
     specs = [parse_target(name) for name in names]
-    require_named(places, sources)
-    opened = _opened(sources, _with_recorded_weights(places, names, sources))
+    require_named(paths, sources)
+    opened = _opened(sources, _with_recorded_weights(paths, names, sources))
     jobs = []
     for name, spec in zip(names, specs, strict=True):
-        index = open_index(name, "train", places=places, limit=limit)
+        dataset = open_dataset(name, "train", paths=paths, limit=limit)
         plan = augmentation.training_plan(spec)
         together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
         for source in opened:
@@ -202,11 +204,11 @@ def _jobs(
                     f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
                 )
             together.setdefault(input_map.frames, []).append((source, input_map))
-        jobs += [Job(name, index, alike, plan, views, top_k) for alike in together.values()]
+        jobs += [Job(name, dataset, alike, plan, views, top_k) for alike in together.values()]
     return jobs
 
 
-def _mention_earlier(job: Job, augmentation: Augmentation, places: Places) -> None:
+def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None:
     """Say where a store that sources filled before they saw what the released code shows them would do."""
     spec = parse_target(job.target)
     for source, input_map in job.sources:
@@ -214,7 +216,7 @@ def _mention_earlier(job: Job, augmentation: Augmentation, places: Places) -> No
         if earlier == input_map:
             continue
         with unsaid():
-            now, before = (destination(job, source, each, places.cache_dir) for each in (input_map, earlier))
+            now, before = (destination(job, source, each, paths.cache_dir) for each in (input_map, earlier))
         if now.exists:
             continue
         if before.exists:
@@ -224,20 +226,20 @@ def _mention_earlier(job: Job, augmentation: Augmentation, places: Places) -> No
             )
 
 
-def _with_recorded_weights(places: Places, targets: Sequence[str], sources: Sequence[str]) -> Places:
+def _with_recorded_weights(paths: Paths, targets: Sequence[str], sources: Sequence[str]) -> Paths:
     """`places`, with the weights that the targets' stores were made from and that are still there."""
     for source in sources:
-        folders = [places.cache_dir / target_slug(name) / "train" / source_slug(source) for name in targets]
+        folders = [paths.cache_dir / target_slug(name) / "train" / source_slug(source) for name in targets]
         stores = [store for folder in folders for store in sound_stores(folder)]
-        places = with_recorded_weights(source, places, stores)
-    return places
+        paths = with_recorded_weights(source, paths, stores)
+    return paths
 
 
-def _opened(sources: Sequence[str], places: Places) -> list[Source]:
+def _opened(sources: Sequence[str], paths: Paths) -> list[Source]:
     """Every source once, whatever the number of its names: they would all fill the same store."""
     opened: dict[tuple[str, str], tuple[str, Source]] = {}
     for name in dict.fromkeys(sources):
-        source = open_named(name, places)
+        source = open_named(name, paths)
         first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
         if first != name:
             log.info(f"{name} is the same source as {first}; it is computed once")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from cache.unit import Unit
-from pipeline.runtime.distributed import Share
+from pipeline.runtime.distributed import World
 
 _VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
 T = TypeVar("T")
@@ -24,18 +24,18 @@ def tasks_of(views: int, n_blocks: int, *, decodes: bool) -> list[tuple[Unit, ..
     ]
 
 
-def own(tasks: Sequence[T], share: Share) -> list[T]:
+def own(tasks: Sequence[T], world: World) -> list[T]:
     """Every n-th task: disjoint and exhaustive over the ranks, and early tasks are done early."""
-    return list(tasks[share.rank :: share.n_ranks])
+    return list(tasks[world.rank :: world.size])
 
 
-def in_turn(tasks: Sequence[T], share: Share, *, steal: bool) -> list[T]:
+def in_turn(tasks: Sequence[T], world: World, *, steal: bool) -> list[T]:
     """A rank's own tasks in order, then, to `steal`, the others', each share from its end.
 
     Whoever steals from a living rank meets it as late as possible, and two thieves start at different shares.
     """
-    order = own(tasks, share)
+    order = own(tasks, world)
     if steal:
-        for further in range(1, share.n_ranks):
-            order += reversed(own(tasks, Share((share.rank + further) % share.n_ranks, share.n_ranks)))
+        for further in range(1, world.size):
+            order += reversed(own(tasks, World((world.rank + further) % world.size, world.size)))
     return order

@@ -23,16 +23,16 @@ from cache.unit import Unit
 from pipeline.data.plan import plan_from
 from pipeline.data.render import open_renderer
 from pipeline.precompute.recompute import Agreement, recompute
-from pipeline.precompute.worker import Crew
+from pipeline.precompute.worker import Worker
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import Share
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.runtime.progress import Progress
-from pipeline.stores.fill import Work
+from pipeline.stores.fill import SourceStore
 from pipeline.stores.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
-from pipeline.stores.reopen import Origin, open_index_of, open_origin
-from pipeline.stores.sources import open_teacher, recorded_forward
+from pipeline.stores.reopen import Origin, open_dataset_of, open_origin
+from pipeline.stores.sources import open_frozen, recorded_forward
 from sskt.sources.forward import Forward, default_rows
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify_store` found."""
+    """What `verify` found."""
 
     store: str
     problems: list[dict[str, Any]]  # what is wrong now, after a repair
@@ -64,14 +64,14 @@ class Verified:
         }
 
 
-def verify_store(
+def verify(
     path: Location,
     *,
     n_rows: int | None = None,
     repair: bool = False,
     target: str | None = None,
     weights: Path | None = None,
-    places: Places,
+    paths: Paths,
     execution: Execution,
     seed: int = 0,
 ) -> Verified:
@@ -86,12 +86,12 @@ def verify_store(
     store = Store.open(path)
     problems = store.verify()
     if problems and repair:
-        mended += _mend(store, problems, places, execution, target, weights)
+        mended += _mend(store, problems, paths, execution, target, weights)
         store = Store.open(path)
         problems = store.verify()
     agreement = None
     if n_rows and not problems:
-        origin = open_origin(store, places, target=target, weights=weights)
+        origin = open_origin(store, paths, target=target, weights=weights)
         frozen = _teacher(store, origin, execution, exact=False)
         agreement = recompute(store, origin, frozen, execution, n=n_rows, seed=seed)
     rows = [{"unit": str(p.unit) if p.unit else None, "problem": p.what} for p in problems]
@@ -102,23 +102,23 @@ def verify_store(
 def _mend(
     store: Store,
     problems: list[Problem],
-    places: Places,
+    paths: Paths,
     execution: Execution,
     target: str | None,
     weights: Path | None,
 ) -> list[str]:
     """Put tables back and compute units again; what could fail comes before anything is given up."""
-    index = open_index_of(store, places, target=target)
+    dataset = open_dataset_of(store, paths, target=target)
     tables = _damaged_tables(store)
     if tables:
         plan = plan_from(store.manifest.identity["plan"], str(store.path))
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), plan)
-        with closing(open_renderer(index, seen, execution, batch_size=1)) as renderer:
-            n_probe = min(PROBE_SAMPLES, len(index))
+        with closing(open_renderer(dataset, seen, execution, batch_size=1)) as renderer:
+            n_probe = min(PROBE_SAMPLES, len(dataset))
             rebuilt: dict[str, NDArray[Any]] = {
-                "ids": index.ids,
-                "contents": index.contents,
-                "probe_ids": index.ids[:n_probe],
+                "ids": dataset.ids,
+                "contents": dataset.contents,
+                "probe_ids": dataset.ids[:n_probe],
                 "probe": probe_pixels(renderer, np.arange(n_probe)),
             }
         for name in tables:
@@ -128,7 +128,7 @@ def _mend(
     mended = sorted(set(tables) - set(_damaged_tables(store)))
     units = [problem.unit for problem in problems if problem.unit is not None]
     if units:
-        origin = open_origin(store, places, target=target, weights=weights)
+        origin = open_origin(store, paths, target=target, weights=weights)
         frozen = _teacher(store, origin, execution, exact=True)
         _redo(store, origin, frozen, units, execution)
         mended += map(str, units)
@@ -140,12 +140,12 @@ def _redo(
 ) -> None:
     """Compute just these units again."""
     batch = drawn_at_a_time(frozen.forward.rows)
-    renderer = open_renderer(origin.index, origin.seen, execution, batch_size=batch)
+    renderer = open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:
             store.discard(unit)
-        works = [Work(origin.source, frozen, store, set(units))]
-        crew = Crew(origin.index, works, renderer, Share(), batch_size=batch, progress=progress)
+        works = [SourceStore(origin.source, frozen, store, set(units))]
+        crew = Worker(origin.dataset, works, renderer, World(), batch_size=batch, progress=progress)
         crew.work(store.n_views)
 
 
@@ -162,7 +162,7 @@ def _teacher(store: Store, origin: Origin, execution: Execution, *, exact: bool)
                 f"the rows were computed in {forward.compute} on a GPU; this CPU compares them with fp32"
             )
             forward = Forward("fp32", default_rows(execution.device), forward.compiled)
-    return open_teacher(
+    return open_frozen(
         origin.source,
         origin.input_map,
         forward,

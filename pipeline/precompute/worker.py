@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from cache.errors import CacheError
 from cache.unit import Unit
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Renderer, in_batches
 from pipeline.precompute.sharding import in_turn, tasks_of
-from pipeline.runtime.device import moved
-from pipeline.runtime.distributed import Share
-from pipeline.runtime.memory import memory_for_pictures
-from pipeline.runtime.prefetch import ahead
+from pipeline.runtime.device import to_device
+from pipeline.runtime.distributed import World
+from pipeline.runtime.memory import memory_for_images
+from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
-from pipeline.stores.fill import Work
+from pipeline.stores.fill import SourceStore
 from sskt.errors import SourceError
 from sskt.sources.frozen import NonFiniteLogitsError
 from sskt.topk import encode
@@ -39,36 +39,36 @@ _WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0  # between two looks at units that other pr
 
 
 @dataclass(slots=True, eq=False)
-class _Filling:
+class _UnitInProgress:
     """A unit that is being computed, for the sources that lack it: one (n, K) float16 tensor each."""
 
     unit: Unit
-    works: list[Work]
+    works: list[SourceStore]
     positions: NDArray[np.int64]  # index rows
     logits: list[torch.Tensor] = field(default_factory=list)
     begun: int = 0  # rows whose forwards have begun
 
 
-_Begun = tuple[_Filling, int, list[Callable[[], torch.Tensor]]]
+_Begun = tuple[_UnitInProgress, int, list[Callable[[], torch.Tensor]]]
 
 
-class Crew:
+class Worker:
     """What does the units of one target's stores, which all have the same blocks."""
 
     def __init__(
         self,
-        index: TargetIndex,
-        works: list[Work],
+        dataset: Dataset,
+        works: list[SourceStore],
         renderer: Renderer,
-        share: Share,
+        world: World,
         *,
         batch_size: int,
         progress: Progress,
     ) -> None:
-        self._index, self._works, self._renderer, self._share = index, works, renderer, share
+        self._dataset, self._works, self._renderer, self._world = dataset, works, renderer, world
         self._batch_size, self._progress = batch_size, progress
         self._claims = all(work.store.has_claims for work in works)
-        self._open: list[_Filling] = []  # claimed and not committed
+        self._open: list[_UnitInProgress] = []  # claimed and not committed
         self._writing: Future[None] | None = None
 
     def work(self, views: int) -> None:
@@ -77,11 +77,11 @@ class Crew:
         Where stores have no claims (on object stores) each rank does its own share and waits for nobody.
         """
         for work in self._works:
-            total, left = views * len(self._index), sum(map(self._n_rows, work.pending))
+            total, left = views * len(self._dataset), sum(map(self._n_rows, work.pending))
             work.bar = self._progress.add(work.source.spec.name, total=total, done=total - left)
         # shares are cut from all units, not from what is left now: another rank may look at another moment
-        every = tasks_of(views, self._works[0].store.n_blocks, decodes=self._index.kind == "files")
-        tasks = in_turn(every, self._share, steal=self._claims)
+        every = tasks_of(views, self._works[0].store.n_blocks, decodes=self._dataset.kind == "files")
+        tasks = in_turn(every, self._world, steal=self._claims)
         wait_s, told = _WAIT_S, False
         while True:
             n_done = self._once(tasks)
@@ -106,7 +106,7 @@ class Crew:
         try:
             with (
                 ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
-                closing(ahead(self._drawn(tasks), _DRAWN_AHEAD)) as drawn,
+                closing(prefetch(self._drawn(tasks), _DRAWN_AHEAD)) as drawn,
             ):
                 return self._asked(drawn, writer)
         finally:  # after the writer's end: what it still writes is not for others to begin
@@ -115,7 +115,9 @@ class Crew:
                     work.store.release(filling.unit)
             self._open = []
 
-    def _asked(self, drawn: Iterable[tuple[_Filling, torch.Tensor]], writer: ThreadPoolExecutor) -> int:
+    def _asked(
+        self, drawn: Iterable[tuple[_UnitInProgress, torch.Tensor]], writer: ThreadPoolExecutor
+    ) -> int:
         """Show every batch to the sources and have full units written; returns how many units."""
         begun: deque[_Begun] = deque()
         n_units = 0
@@ -134,15 +136,15 @@ class Crew:
         self._written()
         return n_units
 
-    def _begin(self, filling: _Filling, pixels: torch.Tensor) -> _Begun:
+    def _begin(self, filling: _UnitInProgress, pixels: torch.Tensor) -> _Begun:
         """Start a batch's forwards."""
         at = filling.begun
         filling.begun += len(pixels)
         asked = [work.frozen for work in filling.works if work.frozen]
-        shown = moved(pixels, asked[0].device)
+        shown = to_device(pixels, asked[0].device)
         return filling, at, [frozen.begin(shown) for frozen in asked]
 
-    def _drawn(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_Filling, torch.Tensor]]:
+    def _drawn(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_UnitInProgress, torch.Tensor]]:
         """The pictures of every unit that this process gets hold of, batch by batch."""
         for units in tasks:
             task = [unit for unit in units if any(unit in work.pending for work in self._works)]
@@ -150,7 +152,7 @@ class Crew:
                 for unit in task:
                     works = self._claimed(unit)
                     if works:
-                        filling = _Filling(unit, works, self._positions(unit))
+                        filling = _UnitInProgress(unit, works, self._positions(unit))
                         self._open.append(filling)
                         batches = in_batches(filling.positions, self._batch_size)
                         with closing(self._renderer.render(unit.view, batches)) as drawn:
@@ -159,12 +161,12 @@ class Crew:
 
     def _fit_in_memory(self, task: list[Unit]) -> bool:
         """Whether a task's pictures are worth keeping decoded, and few enough."""
-        if len(task) < 2 or self._index.kind != "files":
+        if len(task) < 2 or self._dataset.kind != "files":
             return False
-        sizes = self._index.sizes[self._positions(task[0])]
-        return 3 * int(sizes.prod(axis=1, dtype=np.int64).sum()) <= memory_for_pictures()
+        sizes = self._dataset.sizes[self._positions(task[0])]
+        return 3 * int(sizes.prod(axis=1, dtype=np.int64).sum()) <= memory_for_images()
 
-    def _claimed(self, unit: Unit) -> list[Work]:
+    def _claimed(self, unit: Unit) -> list[SourceStore]:
         """The sources that lack a unit and whose stores let this process do it."""
         held = [work for work in self._works if unit in work.pending and work.store.claim(unit)]
         done = [work for work in held if work.store.finished(unit)]  # by another process, since we looked
@@ -184,7 +186,7 @@ class Crew:
         if at + n == len(filling.positions):
             self._writing = writer.submit(self._commit, filling)
 
-    def _room(self, filling: _Filling) -> list[torch.Tensor]:
+    def _room(self, filling: _UnitInProgress) -> list[torch.Tensor]:
         if not filling.logits:
             n = len(filling.positions)
             filling.logits = [
@@ -200,7 +202,7 @@ class Crew:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _commit(self, filling: _Filling) -> None:
+    def _commit(self, filling: _UnitInProgress) -> None:
         """Write a unit to every store that lacks it; a source that failed does not cost the others theirs."""
         failed: Exception | None = None
         for work, logits in zip(filling.works, filling.logits, strict=True):
@@ -222,14 +224,14 @@ class Crew:
             raise failed
         self._open.remove(filling)
 
-    def _require_finite(self, work: Work, filling: _Filling, logits: torch.Tensor) -> None:
+    def _require_finite(self, work: SourceStore, filling: _UnitInProgress, logits: torch.Tensor) -> None:
         """Raise SourceError, naming the samples, if any row is not finite."""
         try:
             if work.frozen is not None:
                 work.frozen.require_finite(logits)
         except NonFiniteLogitsError as error:
             bad = [int(filling.positions[row]) for row in error.rows[:3]]
-            names = ", ".join(f"{self._index.ids[p]} ({self._index.name_of(p)})" for p in bad)
+            names = ", ".join(f"{self._dataset.ids[p]} ({self._dataset.name_of(p)})" for p in bad)
             raise SourceError(
                 f"{error}; view {filling.unit.view}, samples {names}; nothing of this unit was kept"
             ) from error
@@ -243,12 +245,12 @@ class Crew:
         work = next(work for work in self._works if work.pending)
         first = min(work.pending)
         return (
-            f"{self._index.target}: waiting for {self._n_pending} unit(s) that other processes have claimed, "
-            f"{first} of {work.source.spec.name} first; a process that is stopped keeps its claims: "
+            f"{self._dataset.target}: waiting for {self._n_pending} unit(s) that other processes have "
+            f"claimed, {first} of {work.source.spec.name} first; a process that is stopped keeps its claims: "
             f"let it go on, or end it"
         )
 
-    def _look_again(self, work: Work, views: int) -> None:
+    def _look_again(self, work: SourceStore, views: int) -> None:
         """What other processes have finished meanwhile is not pending any more."""
         if work.pending:
             left = set(work.store.pending(views)) & work.pending

@@ -15,7 +15,7 @@ _BUSY = (0, 1, 2, 5, 6)  # of /proc/stat's times: user, nice, system, irq, softi
 _SAYS_HOW_TO_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-class Neighbours:
+class CpuContention:
     """Cores that other processes compute on."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 _MOST_HELD = 8  # batches
 
 
-def moved(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """Values of the host on the device; on CUDA through page-locked memory, since any other copy waits for
     all work that was queued before it.
     """

@@ -17,7 +17,7 @@ def processes_here() -> int:
     return max(1, int(said)) if said.isdecimal() else 1
 
 
-def memory_for_pictures() -> int:
+def memory_for_images() -> int:
     """Bytes that decoded pictures may take up in this process: an eighth of the memory for all ranks."""
     if not hasattr(os, "sysconf"):  # Windows
         return 1 << 30

@@ -20,12 +20,12 @@ _DATA_DIR, _CACHE_DIR = "data", "stores"  # where a command looks that is told n
 
 def folder_words(data_dir: Location, cache_dir: Location) -> list[str]:
     """--data-dir and --cache-dir, where they are not the defaults."""
-    places = (("--data-dir", data_dir, _DATA_DIR), ("--cache-dir", cache_dir, _CACHE_DIR))
-    return [f"{option} {quoted(str(place))}" for option, place, usual in places if str(place) != usual]
+    paths = (("--data-dir", data_dir, _DATA_DIR), ("--cache-dir", cache_dir, _CACHE_DIR))
+    return [f"{option} {quoted(str(place))}" for option, place, usual in paths if str(place) != usual]
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Paths:
     """Where things lie: data sets and weights, stores and indexes, files that stand in for official weights,
     and what is said of sources that their files do not say.
     """
@@ -85,7 +85,7 @@ class Places:
         matching = [told for name, told in self.contracts.items() if parse_source(name).name == own]
         return self.contracts.get(source, matching[0] if matching else None)
 
-    def of(self, sources: Collection[str]) -> Places:
+    def of(self, sources: Collection[str]) -> Paths:
         """Without the weights and contracts of other sources, which a run would reject as typos."""
         return replace(
             self,
@@ -105,13 +105,13 @@ class Places:
         return self.index_dir.parent / "kernels.json"
 
 
-def require_named(places: Places, sources: Sequence[str]) -> None:
+def require_named(paths: Paths, sources: Sequence[str]) -> None:
     """Raise RunError for local weights or a contract that no source of this run would read: a slip of the
     pen.
     """
-    strange = [("--weights", name) for name in sorted(set(places.weights) - set(sources))]
+    strange = [("--weights", name) for name in sorted(set(paths.weights) - set(sources))]
     known = {parse_source(name).name for name in sources}
-    strange += [("--contract", name) for name in places.contracts if parse_source(name).name not in known]
+    strange += [("--contract", name) for name in paths.contracts if parse_source(name).name not in known]
     for option, name in strange[:1]:
         raise RunError(
             f"{option} names {name}, this run's sources are {', '.join(sources)}; "

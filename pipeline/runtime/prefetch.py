@@ -14,7 +14,7 @@ _DONE = object()
 _PATIENCE_S = 0.05  # how long a blocked maker sleeps before it looks whether anyone still wants its items
 
 
-def ahead(items: Generator[T], n: int) -> Generator[T]:
+def prefetch(items: Generator[T], n: int) -> Generator[T]:
     """The items, in order, up to `n` of them made before they are asked for.
 
     An error of the maker is raised where its item would have come. Closing the result, or an error of its
@@ -42,7 +42,7 @@ def ahead(items: Generator[T], n: int) -> Generator[T]:
         except BaseException as error:  # noqa: BLE001 - raised again by the user's thread
             put(_DONE, error)
 
-    maker = Thread(target=make, name="ahead", daemon=True)
+    maker = Thread(target=make, name="prefetch", daemon=True)
     maker.start()
     try:
         while True:

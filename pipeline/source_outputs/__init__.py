@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from sskt.sources.contract import Contract
 
-__all__ = ["Labels"]
+__all__ = ["SourceOutputs"]
 
 
-class Labels(Protocol):
+class SourceOutputs(Protocol):
     """Source logits by sample."""
 
     kind: str  # "cached", "live" or "write-through"

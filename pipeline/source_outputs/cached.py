@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cache.errors import StoreIncomplete
 from cache.store import Store
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.source_outputs.placement import Residence, Resident
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.source_outputs.placement import Placement, Table
 from sskt.sources.contract import Contract
 from sskt.topk import decode
 
@@ -24,11 +24,11 @@ class _View:
 
     view: int
     positions: NDArray[np.int64]  # (n,) sorted rows of the index
-    tables: dict[str, Resident]
+    tables: dict[str, Table]
 
 
-class CachedLabels:
-    """See `pipeline.source_outputs.Labels`."""
+class CachedOutputs:
+    """See `pipeline.source_outputs.SourceOutputs`."""
 
     kind = "cached"
     sees_mixtures = False
@@ -36,10 +36,10 @@ class CachedLabels:
     def __init__(
         self,
         stores: Mapping[str, Store],
-        index: TargetIndex,
+        dataset: Dataset,
         *,
         views: int,
-        residence: Residence,
+        residence: Placement,
         temperature: float,
         contracts: Mapping[str, Contract] | None = None,
     ) -> None:
@@ -54,7 +54,7 @@ class CachedLabels:
         self.weights_sha256 = {
             name: str(store.manifest.identity["source"]["weights_sha256"]) for name, store in stores.items()
         }
-        self._rows = {name: store.positions_of(index.ids) for name, store in stores.items()}
+        self._rows = {name: store.positions_of(dataset.ids) for name, store in stores.items()}
         self._now: _View | None = None
         self._next: Future[_View] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="labels")
@@ -62,7 +62,7 @@ class CachedLabels:
             require_views(store, name, views)
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.load`. Reads and verifies every unit that holds one of the rows."""
+        """See `SourceOutputs.load`. Reads and verifies every unit that holds one of the rows."""
         if self._next is not None:
             self._now, self._next = self._next.result(), None
         if not self._is_loaded(view, positions):
@@ -70,12 +70,12 @@ class CachedLabels:
             self._now = self._read(view, positions)
 
     def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.prepare`. A thread of its own reads; what it finds damaged, `load` raises."""
+        """See `SourceOutputs.prepare`. A thread of its own reads; what it finds damaged, `load` raises."""
         if not self._is_loaded(view, positions):
             self._next = self._reader.submit(self._read, view, positions)
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """See `Labels.logits`."""
+        """See `SourceOutputs.logits`."""
         if self._now is None:
             raise RuntimeError("no view is loaded")
         at = np.searchsorted(self._now.positions, positions)
@@ -85,7 +85,7 @@ class CachedLabels:
         }
 
     def finish(self) -> None:
-        """See `Labels.finish`. Nothing to do."""
+        """See `SourceOutputs.finish`. Nothing to do."""
 
     def _is_loaded(self, view: int, wanted: NDArray[np.int64]) -> bool:
         now = self._now

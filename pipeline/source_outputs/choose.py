@@ -20,26 +20,26 @@ from cache.errors import StoreMismatch
 from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.plan import Plan
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Places, folder_words
+from pipeline.runtime.paths import Paths, folder_words
 from pipeline.runtime.remarks import unsaid
-from pipeline.source_outputs import Labels
-from pipeline.source_outputs.cached import CachedLabels
-from pipeline.source_outputs.live import LiveLabels, Teacher
-from pipeline.source_outputs.placement import choose_residence
-from pipeline.source_outputs.write_through import WriteThroughLabels
+from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.cached import CachedOutputs
+from pipeline.source_outputs.live import LiveOutputs, Teacher
+from pipeline.source_outputs.placement import choose_placement
+from pipeline.source_outputs.write_through import WriteThroughOutputs
 from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
 from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
-from pipeline.stores.fill import open_work
+from pipeline.stores.fill import open_source_store
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
 from pipeline.stores.job import Job
 from pipeline.stores.match import matching_store
 from pipeline.stores.recorded_weights import with_recorded_weights
-from pipeline.stores.sources import open_teacher
+from pipeline.stores.sources import open_frozen
 from pipeline.stores.trial import try_source
 from sskt.errors import RunError
 from sskt.names import quoted
@@ -62,27 +62,27 @@ class Request:
     """One run's target and everything that its source logits depend on."""
 
     target: str  # as the user named it
-    spec: TargetSpec
-    index: TargetIndex
+    spec: DatasetSpec
+    dataset: Dataset
     augmentation: Augmentation
     plan: Plan
-    places: Places
+    paths: Paths
     execution: Execution
     temperature: float  # at which the student learns: what a store of top-k logits is read for
     n_rows: int  # samples of an epoch that this process trains on
     n_forwards: int  # pictures that a live source would be asked about in the whole run
     limit: int | None = None  # of samples, as asked
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
-    whole: TargetIndex | None = None  # `index` with what was held out of it to choose by, if anything was
+    whole: Dataset | None = None  # `index` with what was held out of it to choose by, if anything was
 
     @property
-    def stored(self) -> TargetIndex:
+    def stored(self) -> Dataset:
         """The samples that a store should hold."""
-        return self.index if self.whole is None else self.whole
+        return self.dataset if self.whole is None else self.whole
 
     def weights_sha256(self, source: str) -> str | None:
         """Of the weights that a run has begun with, or that are here; None if neither is known."""
-        return self.source_weights.get(source) or self.places.weights_sha256(source)
+        return self.source_weights.get(source) or self.paths.weights_sha256(source)
 
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
         """What `store` must say to serve this run; the weights of a source that is not here are taken on its
@@ -91,7 +91,7 @@ class Request:
         stored = store.manifest.identity
         sha256 = self.weights_sha256(source)
         here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
-        spec = spec_on_store(source, self.places, store)
+        spec = spec_on_store(source, self.paths, store)
         here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
         here = {name: value for name, value in here.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
@@ -100,7 +100,7 @@ class Request:
     def matching(self, source: str) -> Store | None:
         """The store of `source` that serves this run; see `matching_store`."""
         return matching_store(
-            self.places.cache_dir,
+            self.paths.cache_dir,
             self.stored,
             source,
             partial(self.fingerprint, source=source),
@@ -123,20 +123,20 @@ class Request:
             "--source-input": None if chosen.source_input == RELEASED else chosen.source_input,
         }
         words = [f"--source {quoted(name)}" for name in sources]
-        given = self.places.weights
+        given = self.paths.weights
         words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
         for name in sources:
-            if (told := self.places.told(name)) is not None:
+            if (told := self.paths.told(name)) is not None:
                 words.append(f"{OPTION} {quoted(f'{name}={to_told(told)}')}")
         words.append(f"--target {quoted(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
-        words += folder_words(self.places.data_dir, self.places.cache_dir)
+        words += folder_words(self.paths.data_dir, self.paths.cache_dir)
         return f"sskt precompute {' '.join(words)}"
 
 
-def open_labels(
+def open_source_outputs(
     request: Request, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
-) -> Labels:
+) -> SourceOutputs:
     """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
     run, else live.
 
@@ -154,7 +154,7 @@ def open_labels(
     if labels == "write-through":
         return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS)
     named = bool(sources)
-    sources = sources or stored_sources(request.places.cache_dir, request.index)
+    sources = sources or stored_sources(request.paths.cache_dir, request.dataset)
     stores = _matching_stores(request, sources, named)
     if not named and stores:
         sources = tuple(stores)
@@ -166,43 +166,43 @@ def open_labels(
     command = request.precompute_command(absent, views)
     if labels == "cached":
         raise RunError(
-            f"{request.target}: there is no store of {', '.join(absent)} under {request.places.cache_dir}; "
+            f"{request.target}: there is no store of {', '.join(absent)} under {request.paths.cache_dir}; "
             f"run `{command}`, or use --labels live"
         )
     sources = sources or LIVE_DEFAULT_SOURCES
     why = (
         f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
-        f"about {len(request.index):,} pictures; `{command}` would pay for them once"
+        f"about {len(request.dataset):,} pictures; `{command}` would pay for them once"
     )
     return _live(request, sources, views, teacher_bn, why)
 
 
-def stored_sources(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
+def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     """The sources that have a whole view stored for a target split, in alphabetical order, but for students
     of ours: what they know is a task's own labels, and they teach when they are named.
     """
-    names = {_source_name(store) for store in _begun_stores(cache_dir, index)}
+    names = {_source_name(store) for store in _begun_stores(cache_dir, dataset)}
     return tuple(sorted(name for name in names if not name.startswith("run:")))
 
 
-def stored_teachers(cache_dir: Location, index: TargetIndex) -> tuple[str, ...]:
+def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     """The sources that have a whole view stored for a target split and know its classes, in alphabetical
     order; of a run that is not at hand only their number is known.
     """
-    stores = [s for s in _begun_stores(cache_dir, index) if s.n_classes == len(index.classes)]
-    return tuple(sorted({_source_name(store) for store in stores if _knows(store, index.classes)}))
+    stores = [s for s in _begun_stores(cache_dir, dataset) if s.n_classes == len(dataset.classes)]
+    return tuple(sorted({_source_name(store) for store in stores if _knows(store, dataset.classes)}))
 
 
-def _begun_stores(cache_dir: Location, index: TargetIndex) -> list[Store]:
+def _begun_stores(cache_dir: Location, dataset: Dataset) -> list[Store]:
     """Those with a whole view: one that is being extended serves with the views that it has. Where none is of
     these images, those of the same images under another name.
     """
-    here = [Store.open(path) for path in find_stores(split_folder(cache_dir, index))]
+    here = [Store.open(path) for path in find_stores(split_folder(cache_dir, dataset))]
     begun = [store for store in here if store.whole_views]
-    if any(holds(store, index) for store in begun):
+    if any(holds(store, dataset) for store in begun):
         return begun
-    elsewhere = stores_elsewhere(cache_dir, index, None)
-    return [store for store in elsewhere if store.whole_views and holds(store, index)] or begun
+    elsewhere = stores_elsewhere(cache_dir, dataset, None)
+    return [store for store in elsewhere if store.whole_views and holds(store, dataset)] or begun
 
 
 def _whole_views(stores: dict[str, Store]) -> int:
@@ -282,23 +282,23 @@ def _without_held_out(request: Request, name: str) -> Store | None:
         store = replace(request, whole=None).matching(name)
     except StoreMismatch:
         return None
-    return store if store is not None and store.n_samples == len(request.index) else None
+    return store if store is not None and store.n_samples == len(request.dataset) else None
 
 
-def _cached(request: Request, stores: dict[str, Store], views: int | None) -> CachedLabels:
+def _cached(request: Request, stores: dict[str, Store], views: int | None) -> CachedOutputs:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
         with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
             check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
-    residence = choose_residence(stores, request.n_rows, request.execution.device)
-    labels = CachedLabels(
+    residence = choose_placement(stores, request.n_rows, request.execution.device)
+    labels = CachedOutputs(
         stores,
-        request.index,
+        request.dataset,
         views=views,
         residence=residence,
         temperature=request.temperature,
-        contracts={name: contract_in_force(name, request.places, store) for name, store in stores.items()},
+        contracts={name: contract_in_force(name, request.paths, store) for name, store in stores.items()},
     )
     log.info(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
     return labels
@@ -306,7 +306,7 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None) -> Ca
 
 def _live(
     request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
-) -> LiveLabels:
+) -> LiveOutputs:
     execution = request.execution
     drawn = "a new view every epoch" if views is None else f"{views} view(s)"
     log.info(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
@@ -317,29 +317,27 @@ def _live(
             rows = source.nearest_rows(default_rows(execution.device))
             forward = execution.forward(request.n_forwards, rows=rows)
             with closing(
-                open_renderer(request.index, seen_by(input_map, request.plan), execution, batch_size=1)
+                open_renderer(request.dataset, seen_by(input_map, request.plan), execution, batch_size=1)
             ) as renderer:
                 shown = torch.from_numpy(
-                    probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.index))))
+                    probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.dataset))))
                 )
-                frozen = open_teacher(
-                    source, input_map, forward, execution, request.plan.side_px, shown=shown
-                )
-                try_source(frozen, request.index, renderer)
+                frozen = open_frozen(source, input_map, forward, execution, request.plan.side_px, shown=shown)
+                try_source(frozen, request.dataset, renderer)
             teachers[name] = frozen
         else:
             teachers[name] = BatchStatisticsSource(
                 source, input_map, device=execution.device, compute=execution.precision
             )
-    contracts = {name: contract_in_force(name, request.places, None) for name in sources}
-    return LiveLabels(teachers, views=views, contracts=contracts)
+    contracts = {name: contract_in_force(name, request.paths, None) for name in sources}
+    return LiveOutputs(teachers, views=views, contracts=contracts)
 
 
-def _write_through(request: Request, sources: tuple[str, ...], views: int) -> WriteThroughLabels:
+def _write_through(request: Request, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
     opened = [_opened(request, name) for name in sources]
-    job = Job(request.target, request.index, opened, request.plan, views)
+    job = Job(request.target, request.dataset, opened, request.plan, views)
     works = {
-        name: open_work(job, source, input_map, request.places.cache_dir, request.execution)
+        name: open_source_store(job, source, input_map, request.paths.cache_dir, request.execution)
         for name, (source, input_map) in zip(sources, opened, strict=True)
     }
     missing = sorted({unit.view for work in works.values() for unit in work.pending})
@@ -350,27 +348,27 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int) -> Wr
 
     stores = {name: work.store for name, work in works.items()}
 
-    def cached() -> CachedLabels:
+    def cached() -> CachedOutputs:
         for work in works.values():
             if work.remark:
                 log.info(work.remark)
         return _cached(request, stores, views)
 
-    return WriteThroughLabels(
+    return WriteThroughOutputs(
         works,
-        request.index,
+        request.dataset,
         views=views,
         cached=cached,
-        residence=choose_residence(stores, request.n_rows, request.execution.device),
+        residence=choose_placement(stores, request.n_rows, request.execution.device),
         temperature=request.temperature,
-        contracts={name: contract_in_force(name, request.places, work.store) for name, work in works.items()},
+        contracts={name: contract_in_force(name, request.paths, work.store) for name, work in works.items()},
     )
 
 
 def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
-    index, cache_dir = request.stored, request.places.cache_dir
+    dataset, cache_dir = request.stored, request.paths.cache_dir
     stores = chain(
-        sound_stores(store_folder(cache_dir, index, name)), stores_elsewhere(cache_dir, index, name)
+        sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)
     )
-    source = open_named(name, with_recorded_weights(name, request.places, stores))
+    source = open_named(name, with_recorded_weights(name, request.paths, stores))
     return source, request.augmentation.input_map(request.spec, source.spec)

@@ -24,9 +24,9 @@ class Teacher(Protocol):
         """uint8 (N, 3, H, W) to float16 (N, K); of clips, the frames that `input_map` picks."""
 
 
-class LiveLabels:
-    """See `pipeline.source_outputs.Labels`. With `views` the plan repeats as it does for a store; without,
-    every epoch draws a view of its own.
+class LiveOutputs:
+    """See `pipeline.source_outputs.SourceOutputs`. With `views` the plan repeats as it does for a store;
+    without, every epoch draws a view of its own.
     """
 
     kind = "live"
@@ -44,16 +44,16 @@ class LiveLabels:
         self.weights_sha256 = {name: frozen.source.weights_sha256 for name, frozen in sources.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.load`. Nothing to do."""
+        """See `SourceOutputs.load`. Nothing to do."""
 
     def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.prepare`. Nothing to do."""
+        """See `SourceOutputs.prepare`. Nothing to do."""
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """See `Labels.logits`."""
+        """See `SourceOutputs.logits`."""
         return {
             name: frozen.logits(frozen.input_map.picked(pixels)) for name, frozen in self._sources.items()
         }
 
     def finish(self) -> None:
-        """See `Labels.finish`. Nothing to do."""
+        """See `SourceOutputs.finish`. Nothing to do."""

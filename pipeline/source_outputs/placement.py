@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import MappedView, Store
-from pipeline.runtime.device import moved
-from pipeline.runtime.memory import memory_for_pictures
+from pipeline.runtime.device import to_device
+from pipeline.runtime.memory import memory_for_images
 
 _OF_DEVICE = 4  # labels may take a quarter of what is free on a CUDA device
 
 
-class Resident(Protocol):
+class Table(Protocol):
     """Some rows of a view of one store."""
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
@@ -30,13 +30,13 @@ class Resident(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Residence:
+class Placement:
     """`kind`: "device", "pinned" (the host's page-locked memory) or "map" (a memory map of checked files)."""
 
     kind: str
     device: torch.device
 
-    def of(self, store: Store, view: int, rows: NDArray[np.int64]) -> Resident:
+    def of(self, store: Store, view: int, rows: NDArray[np.int64]) -> Table:
         """The rows `rows` of a view, every byte checked. Raises StoreIncomplete or StoreDamaged."""
         if self.kind == "map":
             return _Mapped(store.mapped(view, rows), rows, self.device)
@@ -50,15 +50,15 @@ class Residence:
         return "in memory" if (self.kind, self.device.type) == ("device", "cpu") else where[self.kind]
 
 
-def choose_residence(stores: Mapping[str, Store], n_rows: int, device: torch.device) -> Residence:
+def choose_placement(stores: Mapping[str, Store], n_rows: int, device: torch.device) -> Placement:
     """The fastest place with room for two views of `n_rows` samples of every store."""
     nbytes = 2 * n_rows * sum(2 * store.form.width for store in stores.values())
     if device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // _OF_DEVICE:
-        return Residence("device", device)
+        return Placement("device", device)
     local = all(isinstance(store.path, Path) for store in stores.values())
-    if local and nbytes > memory_for_pictures():
-        return Residence("map", device)
-    return Residence("pinned" if device.type == "cuda" else "device", device)
+    if local and nbytes > memory_for_images():
+        return Placement("map", device)
+    return Placement("pinned" if device.type == "cuda" else "device", device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +66,8 @@ class _OnDevice:
     table: torch.Tensor
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """See `Resident.rows`."""
-        return self.table[moved(at, self.table.device)]
+        """See `Table.rows`."""
+        return self.table[to_device(at, self.table.device)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +76,7 @@ class _Pinned:
     device: torch.device
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """See `Resident.rows`. Gathered by the host, then copied while the device works."""
+        """See `Table.rows`. Gathered by the host, then copied while the device works."""
         found = torch.empty((len(at), self.table.shape[1]), dtype=self.table.dtype, pin_memory=True)
         torch.index_select(self.table, 0, torch.from_numpy(at), out=found)
         return found.to(self.device, non_blocking=True)
@@ -89,5 +89,5 @@ class _Mapped:
     device: torch.device
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """See `Resident.rows`."""
-        return moved(self.view.rows(self.wanted[at]).view(np.float16), self.device)
+        """See `Table.rows`."""
+        return to_device(self.view.rows(self.wanted[at]).view(np.float16), self.device)

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.source_outputs import Labels
+from pipeline.source_outputs import SourceOutputs
 from sskt.sources.contract import Contract
 
 
-class ReorderedLabels:
-    """See `pipeline.source_outputs.Labels`. Stores keep each source's own order; here column c is the
+class ReorderedOutputs:
+    """See `pipeline.source_outputs.SourceOutputs`. Stores keep each source's own order; here column c is the
     target's c.
     """
 
-    def __init__(self, labels: Labels, columns: Mapping[str, NDArray[np.int64]]) -> None:
+    def __init__(self, labels: SourceOutputs, columns: Mapping[str, NDArray[np.int64]]) -> None:
         """`columns`: of each source that is to be reordered, the column of every target class."""
         self._labels = labels
         self._columns = {name: torch.from_numpy(order) for name, order in columns.items()}
@@ -25,34 +25,34 @@ class ReorderedLabels:
 
     @property
     def n_classes(self) -> Mapping[str, int]:
-        """See `Labels.n_classes`."""
+        """See `SourceOutputs.n_classes`."""
         return self._labels.n_classes
 
     @property
     def weights_sha256(self) -> Mapping[str, str]:
-        """See `Labels.weights_sha256`."""
+        """See `SourceOutputs.weights_sha256`."""
         return self._labels.weights_sha256
 
     @property
     def contracts(self) -> Mapping[str, Contract]:
-        """See `Labels.contracts`."""
+        """See `SourceOutputs.contracts`."""
         return self._labels.contracts
 
     @property
     def views(self) -> int | None:
-        """See `Labels.views`."""
+        """See `SourceOutputs.views`."""
         return self._labels.views
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.load`."""
+        """See `SourceOutputs.load`."""
         self._labels.load(view, positions)
 
     def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.prepare`."""
+        """See `SourceOutputs.prepare`."""
         self._labels.prepare(view, positions)
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `Labels.logits`."""
+        """See `SourceOutputs.logits`."""
         answers = self._labels.logits(positions, pixels)
         for name, order in self._columns.items():
             if order.device != answers[name].device:
@@ -61,5 +61,5 @@ class ReorderedLabels:
         return answers
 
     def finish(self) -> None:
-        """See `Labels.finish`."""
+        """See `SourceOutputs.finish`."""
         self._labels.finish()

@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import Unit
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.source_outputs.cached import CachedLabels, all_classes
-from pipeline.source_outputs.placement import Residence, Resident
-from pipeline.stores.fill import Work
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.source_outputs.cached import CachedOutputs, all_classes
+from pipeline.source_outputs.placement import Placement, Table
+from pipeline.stores.fill import SourceStore
 from sskt.sources.contract import Contract
 from sskt.topk import decode, encode
 
 
 @dataclass(slots=True)
-class _Filling:
+class _UnitInProgress:
     """The rows of one view that have been asked for: whole store rows, and which of them are there."""
 
     view: int
@@ -31,9 +31,9 @@ class _Filling:
     there: NDArray[np.bool_]  # (N,)
 
 
-class WriteThroughLabels:
-    """See `pipeline.source_outputs.Labels`. The sources see the views as planned; of mixtures, logits are
-    mixed.
+class WriteThroughOutputs:
+    """See `pipeline.source_outputs.SourceOutputs`. The sources see the views as planned; of mixtures, logits
+    are mixed.
     """
 
     kind = "write-through"
@@ -41,33 +41,33 @@ class WriteThroughLabels:
 
     def __init__(
         self,
-        works: Mapping[str, Work],
-        index: TargetIndex,
+        works: Mapping[str, SourceStore],
+        dataset: Dataset,
         *,
         views: int,
-        cached: Callable[[], CachedLabels],
-        residence: Residence,
+        cached: Callable[[], CachedOutputs],
+        residence: Placement,
         temperature: float,
         contracts: Mapping[str, Contract] | None = None,
     ) -> None:
         """`cached` opens the labels of the finished stores, to read from once all views are there."""
-        self._works, self._index, self.views = works, index, views
+        self._works, self._dataset, self.views = works, dataset, views
         self._open_cached, self._residence, self._temperature = cached, residence, temperature
-        self._cached: CachedLabels | None = None
-        self._filling: _Filling | None = None
-        self._stored: dict[str, Resident] = {}  # of sources that have this view already
+        self._cached: CachedOutputs | None = None
+        self._filling: _UnitInProgress | None = None
+        self._stored: dict[str, Table] = {}  # of sources that have this view already
         self.contracts = contracts or {}
         self.n_classes = {name: work.store.n_classes for name, work in works.items()}
         self.weights_sha256 = {name: work.source.weights_sha256 for name, work in works.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.load`."""
+        """See `SourceOutputs.load`."""
         if self._cached is None and not any(work.store.pending(self.views) for work in self._works.values()):
             self._cached = self._open_cached()
         if self._cached is not None:
             self._cached.load(view, positions)
             return
-        n = len(self._index)
+        n = len(self._dataset)
         lacking = {name: work for name, work in self._works.items() if _lacks(work, view)}
         self._stored = {
             name: self._residence.of(work.store, view, np.arange(n))
@@ -78,15 +78,15 @@ class WriteThroughLabels:
             name: torch.empty((n, work.store.form.width), dtype=_DTYPES[work.store.top_k is None])
             for name, work in lacking.items()
         }
-        self._filling = _Filling(view, rows, np.zeros(n, dtype=np.bool_))
+        self._filling = _UnitInProgress(view, rows, np.zeros(n, dtype=np.bool_))
 
     def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `Labels.prepare`."""
+        """See `SourceOutputs.prepare`."""
         if self._cached is not None:
             self._cached.prepare(view, positions)
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `Labels.logits`."""
+        """See `SourceOutputs.logits`."""
         if self._cached is not None:
             return self._cached.logits(positions, pixels)
         filling = self._filling
@@ -107,7 +107,7 @@ class WriteThroughLabels:
         return answers
 
     def finish(self) -> None:
-        """See `Labels.finish`. Writes every unit of the view whose rows have all been asked for."""
+        """See `SourceOutputs.finish`. Writes every unit of the view whose rows have all been asked for."""
         filling, self._filling = self._filling, None
         if filling is None:
             return
@@ -121,7 +121,7 @@ class WriteThroughLabels:
                     work.rows_twice += at.stop - at.start
 
     def _kept(
-        self, table: torch.Tensor, work: Work, positions: NDArray[np.int64], logits: torch.Tensor
+        self, table: torch.Tensor, work: SourceStore, positions: NDArray[np.int64], logits: torch.Tensor
     ) -> torch.Tensor:
         """Put rows where their unit will be written from; returns the logits that a reader will get."""
         top_k, at = work.store.top_k, torch.from_numpy(positions)
@@ -133,7 +133,7 @@ class WriteThroughLabels:
         return decode(rows, work.store.n_classes, self._temperature)
 
 
-def _lacks(work: Work, view: int) -> bool:
+def _lacks(work: SourceStore, view: int) -> bool:
     """Whether a unit of a view is unfinished; then the source is awake."""
     return any(unit.view == view for unit in work.store.pending(view + 1))
 

@@ -16,7 +16,7 @@ import numpy as np
 from cache.errors import CacheError, Difference, StoreMismatch
 from cache.storage import Location, subfolders
 from cache.store import Store, find_stores
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import IMAGEFOLDER, VIDEOFOLDER, target_slug
 from sskt.sources.registry import parse_source, source_slug
 
@@ -29,31 +29,31 @@ _ONLY_NAMES = ("target.name", "target.class_names_sha256", "target.labels_sha256
 _OWN_FILES = ("program", "run")  # sources that are named after files, which are renamed
 
 
-def store_folder(cache_dir: Location, index: TargetIndex, source_name: str) -> Location:
+def store_folder(cache_dir: Location, dataset: Dataset, source_name: str) -> Location:
     """Where the stores of one source's logits for one target split lie."""
-    return split_folder(cache_dir, index) / source_slug(source_name)
+    return split_folder(cache_dir, dataset) / source_slug(source_name)
 
 
-def split_folder(cache_dir: Location, index: TargetIndex) -> Location:
+def split_folder(cache_dir: Location, dataset: Dataset) -> Location:
     """Where the stores of one target split lie."""
-    return cache_dir / target_slug(index.target) / index.split
+    return cache_dir / target_slug(dataset.target) / dataset.split
 
 
 def stores_elsewhere(
-    cache_dir: Location, index: TargetIndex, source_name: str | None, weights_sha256: str | None = None
+    cache_dir: Location, dataset: Dataset, source_name: str | None, weights_sha256: str | None = None
 ) -> Iterator[Store]:
     """Stores that may be of the same images under another name, and not where this name's stores lie: of
     `source_name`, or of a file with these weights under another name; of any source where that is None.
 
     One that cannot be opened is of another name than was asked for, and is passed over.
     """
-    folders = [split_folder(cache_dir, index)] if source_name is not None else []
-    own = target_slug(index.target)
+    folders = [split_folder(cache_dir, dataset)] if source_name is not None else []
+    own = target_slug(dataset.target)
     for kind in (IMAGEFOLDER, VIDEOFOLDER):
-        if index.target.startswith(kind):
+        if dataset.target.startswith(kind):
             alike = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{kind[:-1]}-")]
-            folders += [folder / index.split for folder in alike if folder.name != own]
-    looked_at = None if source_name is None else store_folder(cache_dir, index, source_name)
+            folders += [folder / dataset.split for folder in alike if folder.name != own]
+    looked_at = None if source_name is None else store_folder(cache_dir, dataset, source_name)
     for folder in folders:
         for store in sound_stores(folder):
             is_here = store.path.parent == looked_at
@@ -68,29 +68,29 @@ def sound_stores(folder: Location) -> Iterator[Store]:
             yield Store.open(path)
 
 
-def unmet_by_rows(unmet: list[Difference], store: Store, index: TargetIndex) -> list[Difference]:
+def unmet_by_rows(unmet: list[Difference], store: Store, dataset: Dataset) -> list[Difference]:
     """Of the fields in which a store does not serve a run, those that its rows depend on: a subset of its
     samples is served, too.
     """
     unmet = [difference for difference in unmet if difference.field not in _ONLY_NAMES]
-    is_subset = len(index) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
-    return [] if is_subset and first_strange_row(store, index) is None else unmet
+    is_subset = len(dataset) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
+    return [] if is_subset and first_strange_row(store, dataset) is None else unmet
 
 
-def first_strange_row(store: Store, index: TargetIndex) -> int | None:
+def first_strange_row(store: Store, dataset: Dataset) -> int | None:
     """The first index row that the store has no row for, or another picture under its id."""
     try:
-        rows = store.positions_of(index.ids)
+        rows = store.positions_of(dataset.ids)
     except StoreMismatch:
-        return int(np.flatnonzero(~np.isin(index.ids, store.ids))[0])
-    strange = np.flatnonzero((store.contents[rows] != index.contents).any(axis=1))
+        return int(np.flatnonzero(~np.isin(dataset.ids, store.ids))[0])
+    strange = np.flatnonzero((store.contents[rows] != dataset.contents).any(axis=1))
     return int(strange[0]) if len(strange) else None
 
 
-def holds(store: Store, index: TargetIndex) -> bool:
+def holds(store: Store, dataset: Dataset) -> bool:
     """Whether a store has a row for each of these very images."""
-    same = store.manifest.identity["target"]["contents_sha256"] == index.content_sha256
-    return same or (len(index) < store.n_samples and first_strange_row(store, index) is None)
+    same = store.manifest.identity["target"]["contents_sha256"] == dataset.content_sha256
+    return same or (len(dataset) < store.n_samples and first_strange_row(store, dataset) is None)
 
 
 def as_named(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.store import Store
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from sskt.metrics import class_precisions
 from sskt.sources.class_order import columns_of, known_orders
 from sskt.sources.contract import Contract
@@ -68,30 +68,30 @@ class Knowledge:
 
 
 def known_columns(
-    contract: Contract, name: str, n_classes: int, index: TargetIndex
+    contract: Contract, name: str, n_classes: int, dataset: Dataset
 ) -> NDArray[np.int64] | None:
     """The column of each target class in a source whose classes are the target's, or seem to be: by its
     contract, or by their number where the source is the user's own or of the target's name. Else None.
     """
-    classes = index.classes
+    classes = dataset.classes
     if contract.classes is not None:
         found = columns_of(contract.classes, classes) if n_classes == len(classes) else None
-        if found is not None or name.partition(":")[0] != index.target:
+        if found is not None or name.partition(":")[0] != dataset.target:
             return found
-    own = name.partition(":")[0] in ("program", "run", index.target)
+    own = name.partition(":")[0] in ("program", "run", dataset.target)
     return np.arange(n_classes) if own and n_classes == len(classes) else None
 
 
 def knowledge_of(
-    logits: torch.Tensor, index: TargetIndex, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    logits: torch.Tensor, dataset: Dataset, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Knowledge:
     """Answers (n, K) to the index rows `rows`, held against their labels; `columns` as in
     `sskt.sources.class_order`.
     """
-    orders = known_orders(index.classes)
-    if index.presence is not None:
-        return _of_presence(logits, index.presence[rows], columns, orders)
-    truth, said = index.labels[rows], logits.argmax(dim=1).numpy()
+    orders = known_orders(dataset.classes)
+    if dataset.multi_hot is not None:
+        return _of_multi_hot(logits, dataset.multi_hot[rows], columns, orders)
+    truth, said = dataset.labels[rows], logits.argmax(dim=1).numpy()
     n, n_classes = len(rows), len(columns)
     figure = _share(columns[truth] == said)
     of_truth = np.bincount(columns[truth], minlength=n_classes) / n
@@ -108,39 +108,39 @@ def knowledge_of(
     return Knowledge(*found, matched=matched if matched > figure + 2 * gain else None)
 
 
-def say_what_rows_know(store: Store, spec: SourceSpec, index: TargetIndex) -> None:
+def say_what_rows_know(store: Store, spec: SourceSpec, dataset: Dataset) -> None:
     """After stage one: how often the stored rows of view 0 are right, where the source's classes are the
     target's.
     """
-    columns = known_columns(spec.contract, spec.name, spec.n_classes, index)
+    columns = known_columns(spec.contract, spec.name, spec.n_classes, dataset)
     if columns is None or store.whole_views < 1:
         return
-    rows = some_rows(index, spec.n_classes)
-    stored = torch.from_numpy(store.rows(0, store.positions_of(index.ids[rows])))
+    rows = some_rows(dataset, spec.n_classes)
+    stored = torch.from_numpy(store.rows(0, store.positions_of(dataset.ids[rows])))
     logits = stored if store.top_k is None else decode(stored, store.n_classes, 1.0)
-    log.info(knowledge_of(logits.float(), index, rows, columns).sentence(spec.name, index.target))
+    log.info(knowledge_of(logits.float(), dataset, rows, columns).sentence(spec.name, dataset.target))
 
 
-def some_rows(index: TargetIndex, n_classes: int) -> NDArray[np.int64]:
+def some_rows(dataset: Dataset, n_classes: int) -> NDArray[np.int64]:
     """Index rows, sorted and evenly spread, as many as are quickly read."""
-    most = min(len(index), MOST_ROWS, max(1, _MOST_NUMBERS // n_classes))
-    return np.unique(np.linspace(0, len(index) - 1, most).round().astype(np.int64))
+    most = min(len(dataset), MOST_ROWS, max(1, _MOST_NUMBERS // n_classes))
+    return np.unique(np.linspace(0, len(dataset) - 1, most).round().astype(np.int64))
 
 
-def _of_presence(
+def _of_multi_hot(
     logits: torch.Tensor,
-    presence: NDArray[np.int8],
+    multi_hot: NDArray[np.int8],
     columns: NDArray[np.int64],
     orders: dict[str, NDArray[np.int64]],
 ) -> Knowledge:
     def mean_precision(order: NDArray[np.int64]) -> float:
-        return 100 * float(np.nanmean(class_precisions(logits.numpy()[:, order], presence)))
+        return 100 * float(np.nanmean(class_precisions(logits.numpy()[:, order], multi_hot)))
 
     figure = mean_precision(columns)
-    chance = 100 * float((presence == 1).sum() / max(1, (presence >= 0).sum()))
+    chance = 100 * float((multi_hot == 1).sum() / max(1, (multi_hot >= 0).sum()))
     figures = {name: mean_precision(order) for name, order in orders.items()}
     best = max(figures, key=lambda name: figures[name], default=None)
-    found = ("mAP", len(presence), figure, chance, figure <= 1.5 * chance + _NEAR_CHANCE)
+    found = ("mAP", len(multi_hot), figure, chance, figure <= 1.5 * chance + _NEAR_CHANCE)
     if best is not None and figures[best] > figure + _GAIN_MAP:
         return Knowledge(*found, order=best, in_order=figures[best])
     return Knowledge(*found)

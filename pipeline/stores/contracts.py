@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.store import Store
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from sskt.sources.clip_frames import CLIP
 from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of
@@ -19,15 +19,15 @@ from sskt.sources.source import Source, SourceSpec
 log = logging.getLogger(__name__)
 
 
-def open_named(name: str, places: Places) -> Source:
+def open_named(name: str, paths: Paths) -> Source:
     """The source, with the weights and the contract that `places` has for it; of a program it is said what it
     declares and what is assumed. Raises what `open_source` raises.
     """
     source = open_source(
-        places.lying(name),
-        weights=places.weights.get(name),
-        weights_dir=places.weights_dir,
-        told=places.told(name),
+        paths.lying(name),
+        weights=paths.weights.get(name),
+        weights_dir=paths.weights_dir,
+        told=paths.told(name),
     )
     # a program that lies elsewhere by now keeps its name
     source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
@@ -48,7 +48,7 @@ def contract_record(source: Source) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part}
 
 
-def contract_in_force(name: str, places: Places, store: Store | None) -> Contract:
+def contract_in_force(name: str, paths: Paths, store: Store | None) -> Contract:
     """What is declared of source `name` for a run on `store`: by the user now or when the store was made,
     by the program's file where it is at hand, and else as the store recorded it.
 
@@ -56,26 +56,26 @@ def contract_in_force(name: str, places: Places, store: Store | None) -> Contrac
     declaration that cannot be read.
     """
     asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
-    told = (places.told(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
+    told = (paths.told(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
     recorded = Contract.from_dict(asked.get("contract", {}))
-    task, _, rest = places.lying(name).partition(":")
+    task, _, rest = paths.lying(name).partition(":")
     path = Path(rest).expanduser()
     if task == "program" and path.is_file():
         told = declared_of(path, told).contract
     return told.over(recorded)
 
 
-def spec_on_store(name: str, places: Places, store: Store) -> SourceSpec:
+def spec_on_store(name: str, paths: Paths, store: Store) -> SourceSpec:
     """The source as a run on `store` wants it: under the contract in force, and for what is the network's own
     as the store has it, since its weights' sha256 says that it is the same network.
     """
-    spec = replace(parse_source(places.lying(name)), name=parse_source(name).name)
+    spec = replace(parse_source(paths.lying(name)), name=parse_source(name).name)
     stored = store.manifest.identity
     if not spec.n_classes:
         frames = stored["input"].get("frames") or {}
         mean, std = (tuple(stored["input"][field]) for field in ("mean", "std"))
         spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
-    return spec.under(contract_in_force(name, places, store))
+    return spec.under(contract_in_force(name, paths, store))
 
 
 def classes_of(source: str) -> tuple[str, ...] | None:

@@ -24,7 +24,7 @@ from pipeline.stores.contracts import contract_record
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.stores.job import Job
 from pipeline.stores.match import destination
-from pipeline.stores.sources import choose_forward, open_teacher, recorded_forward
+from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
 from pipeline.stores.trial import try_source
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
@@ -32,7 +32,7 @@ from sskt.sources.source import Source
 
 
 @dataclass(slots=True, eq=False)
-class Work:
+class SourceStore:
     """One source on its way through stage one; `frozen` is None if its store lacks nothing."""
 
     source: Source
@@ -55,51 +55,49 @@ class Work:
         )
 
 
-def open_work(
+def open_source_store(
     job: Job, source: Source, input_map: InputMap, cache_dir: Location, execution: Execution
-) -> Work:
+) -> SourceStore:
     """Open or create the store of one source, with room for every view; wake the source if it is needed."""
-    index, picture_px = job.index, job.plan.side_px
+    dataset, image_px = job.dataset, job.plan.side_px
     seen = seen_by(input_map, job.plan)
     place = destination(job, source, input_map, cache_dir)
     store = place.store
     if store is not None:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
         if job.views <= store.n_views and not store.pending(job.views):
-            return Work(source, None, store, set())
+            return SourceStore(source, None, store, set())
     frozen = None
-    with closing(open_renderer(index, seen, execution, batch_size=1)) as renderer:
+    with closing(open_renderer(dataset, seen, execution, batch_size=1)) as renderer:
         if store is None:
             # before there is a store: a source that does not run leaves none behind, and what is recorded is
             # how it runs
-            forward = choose_forward(source, input_map, execution, picture_px, len(index), job.views)
-            probe = np.arange(min(PROBE_SAMPLES, len(index)))
+            forward = choose_forward(source, input_map, execution, image_px, len(dataset), job.views)
+            probe = np.arange(min(PROBE_SAMPLES, len(dataset)))
             pixels = probe_pixels(renderer, probe)
-            frozen = open_teacher(
-                source, input_map, forward, execution, picture_px, shown=torch.from_numpy(pixels)
+            frozen = open_frozen(
+                source, input_map, forward, execution, image_px, shown=torch.from_numpy(pixels)
             )
-            try_source(frozen, index, renderer)
+            try_source(frozen, dataset, renderer)
             store = Store.create(
                 place.path,
                 Manifest(place.fields, frozen.forward.to_dict() | _made_by(job, source, execution, renderer)),
-                ids=index.ids,
-                contents=index.contents,
+                ids=dataset.ids,
+                contents=dataset.contents,
                 n_classes=source.spec.n_classes,
                 views=job.views,
                 top_k=place.top_k,
-                probe_ids=index.ids[probe],
+                probe_ids=dataset.ids[probe],
                 probe=pixels,
             )  # or another process's, if that was faster
             forward = recorded_forward(store.path, store.manifest.made_by, execution)
-        check_probe(store, index, renderer)
+        check_probe(store, dataset, renderer)
     store.grow(job.views)
     store.sweep()
     if frozen is None or frozen.forward != forward:
         shown = torch.from_numpy(store.probe) if len(store.probe) else None
-        frozen = open_teacher(
-            source, input_map, forward, execution, picture_px, shown=shown, store=store.path
-        )
-    return Work(source, frozen, store, set(store.pending(job.views)))
+        frozen = open_frozen(source, input_map, forward, execution, image_px, shown=shown, store=store.path)
+    return SourceStore(source, frozen, store, set(store.pending(job.views)))
 
 
 def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cache.errors import StoreMismatch
 from cache.store import Store
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import CentreClip, CornerClip, OfClip, Plan
 from pipeline.data.render import Renderer
 from sskt.errors import RunError
@@ -44,29 +44,29 @@ def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> di
     }
 
 
-def target_identity(index: TargetIndex) -> dict[str, Any]:
+def target_identity(dataset: Dataset) -> dict[str, Any]:
     """The ordered samples, their contents, and the class map."""
     return {
-        "name": index.target,
-        "split": index.split,
-        "n_samples": len(index),
-        "contents_sha256": index.content_sha256,
+        "name": dataset.target,
+        "split": dataset.split,
+        "n_samples": len(dataset),
+        "contents_sha256": dataset.content_sha256,
         "class_names_sha256": hashlib.sha256(
-            "\n".join(index.classes).encode("utf-8", "surrogateescape")
+            "\n".join(dataset.classes).encode("utf-8", "surrogateescape")
         ).hexdigest(),
-        "labels_sha256": hashlib.sha256(index.truth_bytes).hexdigest(),
+        "labels_sha256": hashlib.sha256(dataset.truth_bytes).hexdigest(),
     }
 
 
 def identity(
-    source: dict[str, Any], input_map: InputMap, plan: Plan, index: TargetIndex, *, top_k: int | None
+    source: dict[str, Any], input_map: InputMap, plan: Plan, dataset: Dataset, *, top_k: int | None
 ) -> dict[str, Any]:
     """The whole fingerprint: nested plain data, compared field by field; `top_k` is None for all logits."""
     fields = {
         "source": source,
         "input": input_map.to_dict(),
         "plan": plan.to_dict(),
-        "target": target_identity(index),
+        "target": target_identity(dataset),
     }
     return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
 
@@ -80,17 +80,17 @@ def seen_by(input_map: InputMap, plan: Plan) -> Plan:
     return OfClip(plan, input_map.frames.picks)
 
 
-def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
+def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:
     """Draw the store's probe pictures again and compare them with the pixels that its sources saw.
 
     Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this
     machine's renderer does not show the student what the sources were asked about.
     """
-    positions = np.flatnonzero(np.isin(index.ids, store.probe_ids))
+    positions = np.flatnonzero(np.isin(dataset.ids, store.probe_ids))
     if not len(positions):
         return
     drawn = probe_pixels(renderer, positions)
-    rows = [int(np.flatnonzero(store.probe_ids == index.ids[p])[0]) for p in positions]
+    rows = [int(np.flatnonzero(store.probe_ids == dataset.ids[p])[0]) for p in positions]
     error = (
         np.abs(drawn.astype(np.int16) - store.probe[rows].astype(np.int16))
         .reshape(len(drawn), -1)
@@ -99,7 +99,7 @@ def check_probe(store: Store, index: TargetIndex, renderer: Renderer) -> None:
     worst = int(error.argmax())
     if error[worst] > PROBE_TOLERANCE:
         raise StoreMismatch(
-            f"{store.path}: the probe picture of sample {index.ids[positions[worst]]} was rendered by "
+            f"{store.path}: the probe picture of sample {dataset.ids[positions[worst]]} was rendered by "
             f"{store.manifest.made_by.get('renderer')} and differs from this run's {renderer.name} by "
             f"{error[worst]:.1f} grey levels, expected at most {PROBE_TOLERANCE}; use the renderer that made "
             f"the store, or precompute again"

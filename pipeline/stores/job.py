@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan
 from pipeline.stores.fingerprint import seen_by
 from sskt.sources.input_map import InputMap
@@ -22,7 +22,7 @@ class Job:
     """
 
     target: str
-    index: TargetIndex
+    dataset: Dataset
     sources: list[tuple[Source, InputMap]]  # at least one; all look at the same frames of clips
     plan: Plan
     views: int
@@ -36,4 +36,4 @@ class Job:
     @property
     def name(self) -> str:
         """The target and its split, for messages."""
-        return f"{self.index.target}/{self.index.split}"
+        return f"{self.dataset.target}/{self.dataset.split}"

@@ -11,7 +11,7 @@ from cache.errors import ABSENT, Difference, StoreDamaged, StoreMismatch
 from cache.manifest import differences, digest, require_match
 from cache.storage import Location, is_file
 from cache.store import Store, find_stores
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.stores.alike import (
     PER_SAMPLE,
     first_strange_row,
@@ -55,10 +55,10 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
     """
     spec = source.spec
     about = source_identity(spec, source.weights_sha256, spec.n_classes)
-    folder = store_folder(cache_dir, job.index, spec.name)
+    folder = store_folder(cache_dir, job.dataset, spec.name)
 
     def of_form(top_k: int | None) -> Destination:
-        fields = identity(about, input_map, job.plan, job.index, top_k=top_k)
+        fields = identity(about, input_map, job.plan, job.dataset, top_k=top_k)
         path = folder / f"{digest(fields)[:12]}.zarr"
         return Destination(path, fields, top_k, is_file(path / "zarr.json"))
 
@@ -67,7 +67,7 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
 
     dense, wanted = of_form(None), job.top_k
     if wanted is None:
-        nbytes = 2 * spec.n_classes * len(job.index) * job.views
+        nbytes = 2 * spec.n_classes * len(job.dataset) * job.views
         if dense.exists:
             return dense
         if there := [place for k in _top_ks_in(folder) if (place := of_form(k)).exists]:
@@ -95,14 +95,14 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
 
 def _alike(place: Destination, job: Job, source: Source, cache_dir: Location) -> Destination | None:
     """A store of the very rows that belong in `place`, under another name; None if there is none."""
-    index, name = job.index, source.spec.name
-    here = sound_stores(store_folder(cache_dir, index, name))
-    others = stores_elsewhere(cache_dir, index, name, source.weights_sha256)
+    dataset, name = job.dataset, source.spec.name
+    here = sound_stores(store_folder(cache_dir, dataset, name))
+    others = stores_elsewhere(cache_dir, dataset, name, source.weights_sha256)
     alike = [
         store
         for store in (*here, *others)
-        if store.n_samples == len(index)
-        and not unmet_by_rows(differences(store.manifest.identity, place.fields), store, index)
+        if store.n_samples == len(dataset)
+        and not unmet_by_rows(differences(store.manifest.identity, place.fields), store, dataset)
     ]
     if not alike:
         return None
@@ -125,7 +125,7 @@ def _top_ks_in(folder: Location) -> Iterator[int]:
 
 def matching_store(
     cache_dir: Location,
-    index: TargetIndex,
+    dataset: Dataset,
     source_name: str,
     wanted: Callable[[Store], dict[str, Any]],
     *,
@@ -139,16 +139,16 @@ def matching_store(
     with different numbers of logits it is the one with most. Raises StoreMismatch if stores exist and none
     fits, for the one that differs least, or if some fit that were made from different weights.
     """
-    stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, index, source_name))]
-    serving = [store for store in stores if not _unmet(store, wanted(store), index)]
+    stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, dataset, source_name))]
+    serving = [store for store in stores if not _unmet(store, wanted(store), dataset)]
     if not serving:
-        others = stores_elsewhere(cache_dir, index, source_name, weights_sha256)
+        others = stores_elsewhere(cache_dir, dataset, source_name, weights_sha256)
         candidates = [*stores, *others]
-        serving = [store for store in candidates if not _unmet_by_rows(store, wanted(store), index)]
+        serving = [store for store in candidates if not _unmet_by_rows(store, wanted(store), dataset)]
     if not serving:
         if stores:
-            nearest = min(stores, key=lambda store: len(_unmet(store, wanted(store), index)))
-            _refuse(nearest, wanted(nearest), index)
+            nearest = min(stores, key=lambda store: len(_unmet(store, wanted(store), dataset)))
+            _refuse(nearest, wanted(nearest), dataset)
         return None
     if len({store.manifest.identity["source"]["weights_sha256"] for store in serving}) > 1:
         raise _ambiguous(source_name, serving)
@@ -161,16 +161,16 @@ def matching_store(
     return chosen
 
 
-def _unmet(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Difference]:
+def _unmet(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
     """The fields in which a store does not serve a run; none if it does."""
     unmet = differences(store.manifest.identity, wanted)
-    is_subset = len(index) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
-    return [] if is_subset and first_strange_row(store, index) is None else unmet
+    is_subset = len(dataset) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
+    return [] if is_subset and first_strange_row(store, dataset) is None else unmet
 
 
-def _unmet_by_rows(store: Store, wanted: dict[str, Any], index: TargetIndex) -> list[Difference]:
+def _unmet_by_rows(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
     """Those of them that its rows depend on."""
-    return unmet_by_rows(differences(store.manifest.identity, wanted), store, index)
+    return unmet_by_rows(differences(store.manifest.identity, wanted), store, dataset)
 
 
 def named_by(wanted: dict[str, Any], source_name: str) -> dict[str, Any]:
@@ -225,15 +225,15 @@ def _of_other_contracts(source_name: str, stores: list[Store]) -> StoreMismatch:
     )
 
 
-def _refuse(store: Store, wanted: dict[str, Any], index: TargetIndex) -> None:
+def _refuse(store: Store, wanted: dict[str, Any], dataset: Dataset) -> None:
     """Raise StoreMismatch, naming the picture as well when contents are what differs."""
     try:
         require_match(store.path, store.manifest.identity, wanted)
     except StoreMismatch as mismatch:
-        row = first_strange_row(store, index)
+        row = first_strange_row(store, dataset)
         if row is None:
             raise
-        sample = f"{index.ids[row]} ({index.name_of(row)})"
+        sample = f"{dataset.ids[row]} ({dataset.name_of(row)})"
         raise StoreMismatch(
             f"{mismatch}; the first sample without a row of its own is {sample}", mismatch.differences
         ) from None

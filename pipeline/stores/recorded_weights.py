@@ -8,20 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from cache.store import Store
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from sskt.download import known_digest_of
 from sskt.sources.registry import parse_source
 
 log = logging.getLogger(__name__)
 
 
-def with_recorded_weights(source: str, places: Places, stores: Iterable[Store]) -> Places:
+def with_recorded_weights(source: str, paths: Paths, stores: Iterable[Store]) -> Paths:
     """`places`, with the file of a source's weights that `stores` record, where none is given and none was
     downloaded: if it is there, with the same sha256, and all that are there are one. It is said.
     """
     spec = parse_source(source)
-    if spec.task in ("program", "run") or source in places.weights or places.weights_sha256(source):
-        return places
+    if spec.task in ("program", "run") or source in paths.weights or paths.weights_sha256(source):
+        return paths
     found: dict[str, tuple[Path, Store]] = {}
     for store in stores:
         recorded = store.manifest.identity["source"]
@@ -31,10 +31,10 @@ def with_recorded_weights(source: str, places: Places, stores: Iterable[Store]) 
             if _is(path, sha256):
                 found[sha256] = (path, store)
     if len(found) != 1:
-        return places
+        return paths
     ((path, store),) = found.values()
     log.info(f"{source}: its weights are {path}, from which {store.path} was made")
-    return replace(places, weights={**places.weights, source: path})
+    return replace(paths, weights={**paths.weights, source: path})
 
 
 def _is(path: Path, sha256: str) -> bool:

@@ -11,10 +11,10 @@ import numpy as np
 from cache.errors import StoreMismatch
 from cache.manifest import require_match
 from cache.store import Store
-from pipeline.data.datasets import load_index, parse_target
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets import load_dataset, parse_target
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan, plan_from
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.stores.alike import as_named
 from pipeline.stores.fingerprint import identity, seen_by, source_identity
 from sskt.sources.contract import LOGITS
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Origin:
     """Everything that a store's logits are a function of."""
 
-    index: TargetIndex  # the store's samples, in the order of its rows
+    dataset: Dataset  # the store's samples, in the order of its rows
     plan: Plan
     source: Source
     input_map: InputMap
@@ -41,7 +41,7 @@ class Origin:
 
 
 def open_origin(
-    store: Store, places: Places, *, target: str | None = None, weights: Path | None = None
+    store: Store, paths: Paths, *, target: str | None = None, weights: Path | None = None
 ) -> Origin:
     """Open what a store was made from; `target` and `weights` say where it is if it has moved since.
 
@@ -49,34 +49,34 @@ def open_origin(
     opening a target or a source raises.
     """
     recorded, asked = store.manifest.identity, store.manifest.made_by.get("asked", {})
-    index = open_index_of(store, places, target=target)
+    dataset = open_dataset_of(store, paths, target=target)
     name = recorded["source"]["name"]
     file = weights or asked.get("weights")
     if name.startswith("program:"):
-        source = open_source(f"program:{file or name.partition(':')[2]}", weights_dir=places.weights_dir)
+        source = open_source(f"program:{file or name.partition(':')[2]}", weights_dir=paths.weights_dir)
     elif name.startswith("run:"):
         folder = Path(file).parent if file else Path(name.partition(":")[2])
-        source = open_source(f"run:{folder}", weights_dir=places.weights_dir)
+        source = open_source(f"run:{folder}", weights_dir=paths.weights_dir)
     else:
-        source = open_source(name, weights=file and Path(file), weights_dir=places.weights_dir)
+        source = open_source(name, weights=file and Path(file), weights_dir=paths.weights_dir)
     # whatever is declared by now: the rows were made under the contract that the store records
     returns = recorded["source"].get("returns", LOGITS)
     spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns))
     source = replace(source, spec=spec)
     origin = Origin(
-        index,
+        dataset,
         plan_from(recorded["plan"], str(store.path)),
         source,
         InputMap.from_dict(recorded["input"]),
     )
     about = source_identity(source.spec, source.weights_sha256, source.spec.n_classes)
-    found = identity(about, origin.input_map, origin.plan, origin.index, top_k=store.top_k)
+    found = identity(about, origin.input_map, origin.plan, origin.dataset, top_k=store.top_k)
     # a name says where it lies now, and the sha256 whether it is the same
     require_match(store.path, recorded, as_named(found, recorded))
     return origin
 
 
-def open_index_of(store: Store, places: Places, *, target: str | None) -> TargetIndex:
+def open_dataset_of(store: Store, paths: Paths, *, target: str | None) -> Dataset:
     """The store's samples, in the order of its rows; if it has fewer, the subset that --limit takes, or what
     was left of it when some were held out to choose the best epoch by.
 
@@ -84,19 +84,19 @@ def open_index_of(store: Store, places: Places, *, target: str | None) -> Target
     """
     about = store.manifest.identity["target"]
     name = target or store.manifest.made_by.get("asked", {}).get("target") or about["name"]
-    index = load_index(
-        parse_target(name), about["split"], data_dir=places.data_dir, index_dir=places.index_dir
+    dataset = load_dataset(
+        parse_target(name), about["split"], data_dir=paths.data_dir, index_dir=paths.index_dir
     )
-    for note in index.notes:
+    for note in dataset.notes:
         log.info(note)
-    if about["n_samples"] < len(index):
-        whole, index = index, index.limit(about["n_samples"])
-        if index.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out
-            index = whole.take(np.flatnonzero(np.isin(whole.ids, store.ids)))
-    if index.content_sha256 != about["contents_sha256"]:
+    if about["n_samples"] < len(dataset):
+        whole, dataset = dataset, dataset.limit(about["n_samples"])
+        if dataset.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out
+            dataset = whole.take(np.flatnonzero(np.isin(whole.ids, store.ids)))
+    if dataset.content_sha256 != about["contents_sha256"]:
         raise StoreMismatch(
-            f"{store.path}: {name} has other pictures by now, their sha256 is {index.content_sha256[:12]}, "
+            f"{store.path}: {name} has other pictures by now, their sha256 is {dataset.content_sha256[:12]}, "
             f"expected {about['contents_sha256'][:12]}; restore them, say where they are with --target, or "
             f"precompute again"
         )
-    return index
+    return dataset

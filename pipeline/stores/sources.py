@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 _MOST_ROWS = 2048
 
 
-def open_teacher(
+def open_frozen(
     source: Source,
     input_map: InputMap,
     forward: Forward,
     execution: Execution,
-    picture_px: int,
+    image_px: int,
     *,
     shown: Tensor | None = None,
     store: Location | None = None,
@@ -48,7 +48,7 @@ def open_teacher(
             _require_free(refused, how, execution, store)
         try:
             frozen = FrozenSource(
-                source, input_map, device=execution.device, forward=how, picture_px=picture_px, shown=shown
+                source, input_map, device=execution.device, forward=how, image_px=image_px, shown=shown
             )
         except DisagreementError as error:
             refused = error
@@ -82,7 +82,7 @@ def _require_free(refused: SourceError, how: Forward, execution: Execution, stor
 
 
 def choose_forward(
-    source: Source, input_map: InputMap, execution: Execution, picture_px: int, n_samples: int, views: int
+    source: Source, input_map: InputMap, execution: Execution, image_px: int, n_samples: int, views: int
 ) -> Forward:
     """How a new store is computed; on CUDA the rows of a forward are measured."""
     rows = None
@@ -90,9 +90,7 @@ def choose_forward(
 
         def opened(rows: int) -> FrozenSource:
             how = Forward(execution.precision, rows)
-            return FrozenSource(
-                source, input_map, device=execution.device, forward=how, picture_px=picture_px
-            )
+            return FrozenSource(source, input_map, device=execution.device, forward=how, image_px=image_px)
 
         # a forward is filled from one unit, and what that does not have is computed for nothing
         most = source.nearest_rows(min(_MOST_ROWS, default_block_rows(n_samples)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Renderer
 from sskt.sources.answers import remarks_on, require_known_kind
 from sskt.sources.frozen import FrozenSource
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 TRIAL_IMAGES = 32
 
 
-def trial_positions(index: TargetIndex, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
+def trial_positions(dataset: Dataset, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
     """Index rows of at most `n` samples, spread over the classes; sorted."""
-    by_class = np.argsort(index.labels, kind="stable")
-    places = np.linspace(0, len(index) - 1, min(n, len(index))).round().astype(np.int64)
-    return np.sort(by_class[places])
+    by_class = np.argsort(dataset.labels, kind="stable")
+    paths = np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(np.int64)
+    return np.sort(by_class[paths])
 
 
-def try_source(frozen: FrozenSource, index: TargetIndex, renderer: Renderer) -> None:
+def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> None:
     """Ask a source about real images, in view 0, and judge what it returns; oddities are said.
 
     `renderer` draws what the source sees, one sample at a time. Raises SourceError for answers that are not
     what its contract declares, or that nothing can be learnt from.
     """
     name, declared = frozen.source.spec.name, frozen.source.spec.contract.returns
-    batches = [np.array([position]) for position in trial_positions(index)]
+    batches = [np.array([position]) for position in trial_positions(dataset)]
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
     require_known_kind(outputs, declared, name)
     for remark in remarks_on(outputs, declared, name):

@@ -16,14 +16,14 @@ from time import perf_counter
 from typing import Any
 
 from pipeline.data.augmentation import Augmentation
-from pipeline.precompute.run import run_precompute
+from pipeline.precompute.run import precompute
 from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.runtime.remarks import unsaid
 from pipeline.studies.demo_sources import drawn_source
 from pipeline.train.data import Supervision
 from pipeline.train.resolve import Tuning
-from pipeline.train.run import run_train
+from pipeline.train.run import train
 from pipeline.train.run_folder import read_metrics
 
 log = logging.getLogger(__name__)
@@ -40,15 +40,15 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
     sources = tuple(f"program:{drawn_source(task, cache_dir / 'demo')}" for task in TASKS)
     sources_s = perf_counter() - started
     log.info(f"sources: letters and strokes, ready after {sources_s:.0f} s")
-    places = Places(data_dir=Path("data"), cache_dir=cache_dir)
+    paths = Paths(data_dir=Path("data"), cache_dir=cache_dir)
     execution = choose_execution(device="cpu", amp="fp32", renderer="auto", threads=threads)
     asked = perf_counter()
-    reports = run_precompute(
+    reports = precompute(
         ["digits"],
         sources,
         views=VIEWS,
         augmentation=Augmentation(),
-        places=places,
+        paths=paths,
         execution=execution,
         limit=N_LABELS,
     )
@@ -65,11 +65,11 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
         for method, supervision in supervisions.items():
             folder = out / f"{method.lower().replace(' ', '-')}-seed{seed}"
             with unsaid():
-                run_train(
+                train(
                     "digits",
                     supervision=supervision,
                     augmentation=Augmentation(),
-                    places=places,
+                    paths=paths,
                     execution=execution,
                     out=folder,
                     seed=seed,
@@ -81,7 +81,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
             log.info(
                 f"seed {seed}, {method}: {read_metrics(folder)[-1]['test_top1']:.1f} % of the test digits"
             )
-    rows = [_row(method, [read_metrics(path) for path in paths]) for method, paths in runs.items()]
+    rows = [_row(method, [read_metrics(run) for run in done]) for method, done in runs.items()]
     return _report(
         rows, runs, out, sources_s=sources_s, precompute_s=precompute_s, wall_s=perf_counter() - started
     )
@@ -127,12 +127,12 @@ def _report(
         "precompute_s": precompute_s,
         "wall_s": wall_s,
     }
-    picture = _plot(runs, out / "curves.png")
+    image = _plot(runs, out / "curves.png")
     title, shown = f"# Handwritten digits, {N_LABELS} labels", "![test accuracy by epoch](curves.png)"
     text = f"{title}\n\n```\n{table}\n```\n\n{remarks}\n\n{shown}\n"
     (out / "report.md").write_text(text, encoding="utf-8")
     (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    printed = f"\n{table}\n\n{remarks}\n{wall_s:.0f} s in all\n{picture}\n{out / 'report.md'}"
+    printed = f"\n{table}\n\n{remarks}\n{wall_s:.0f} s in all\n{image}\n{out / 'report.md'}"
     return {**figures, "table": printed}
 
 

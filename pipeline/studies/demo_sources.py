@@ -66,14 +66,14 @@ def drawings(task: str, n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[n
     draw, n_classes = _TASKS[task]
     rng = np.random.default_rng(seed)
     labels = rng.integers(n_classes, size=n)
-    pictures = np.empty((n, _PICTURE_PX, _PICTURE_PX), dtype=np.uint8)
+    images = np.empty((n, _PICTURE_PX, _PICTURE_PX), dtype=np.uint8)
     for row, label in enumerate(labels):
         canvas = Image.new("L", (_CANVAS_PX, _CANVAS_PX))
         draw(ImageDraw.Draw(canvas), int(label), rng)
-        pictures[row] = np.asarray(
+        images[row] = np.asarray(
             _disturbed(canvas, rng).resize((_PICTURE_PX, _PICTURE_PX), Image.Resampling.BOX)
         )
-    return np.repeat(pictures[:, None], 3, axis=1), labels
+    return np.repeat(images[:, None], 3, axis=1), labels
 
 
 class _Predictor(nn.Module):
@@ -90,7 +90,7 @@ class _Predictor(nn.Module):
 
 def _trained(task: str) -> nn.Module:
     """A ResNet20 trained for a few passes over drawings of one task, in eval mode."""
-    pictures, labels = drawings(task, _N_DRAWINGS, seed=0)
+    images, labels = drawings(task, _N_DRAWINGS, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_student("resnet20", _TASKS[task][1], {}, transfer_module=False)
@@ -98,7 +98,7 @@ def _trained(task: str) -> nn.Module:
         optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         steps = _EPOCHS * math.ceil(_N_DRAWINGS / _BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
-        x, y = torch.from_numpy(pictures), torch.from_numpy(labels)
+        x, y = torch.from_numpy(images), torch.from_numpy(labels)
         with Progress(f"draw and learn {task}", total=_EPOCHS * _N_DRAWINGS) as progress:
             for _ in range(_EPOCHS):
                 for rows in torch.randperm(len(x), generator=order).split(_BATCH):  # type: ignore[no-untyped-call]

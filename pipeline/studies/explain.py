@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from cache.storage import write_durably
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
+from pipeline.data.datasets.dataset import ArrayImages, Dataset
 from pipeline.data.plan import plan_from
-from pipeline.data.prepare import open_index
+from pipeline.data.prepare import open_dataset
 from pipeline.data.render import open_renderer
 from pipeline.runtime import coerce
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.figures import boxes, fitted, lettering
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_student
 from pipeline.train.whereabouts import whereabouts_of
@@ -44,14 +44,14 @@ _PANEL_IN = 2.6
 _TITLE_PT, _LINE_IN = 9.0, 0.17
 
 
-def run_explain(
+def explain(
     runs: Path | str | Sequence[Path | str],
     *,
     out: Path,
-    picture: Path | None = None,
+    image: Path | None = None,
     sample: int | None = None,
     class_name: str | None = None,
-    places: Places | None = None,
+    paths: Paths | None = None,
     execution: Execution,
 ) -> list[dict[str, Any]]:
     """Draw `out`, a PNG: the picture as the first run's evaluation sees it, and each run's map over it.
@@ -61,17 +61,17 @@ def run_explain(
     RunError for runs that read clips, or a class that a student does not know.
     """
     folders = coerce.paths(runs, "runs")
-    out, picture = coerce.path(out, "out"), None if picture is None else coerce.path(picture, "picture")
+    out, image = coerce.path(out, "out"), None if image is None else coerce.path(image, "picture")
     sample = coerce.whole_or_none(sample, "sample", low=0)
     if not folders:
         raise RunError("there is no run to explain; name at least one")
     opened = [_student(run, execution.device) for run in folders]
     config = opened[0][0]
-    index = _one_picture(picture) if picture else _sample(folders[0], config, sample, places)
+    dataset = _one_image(image) if image else _sample(folders[0], config, sample, paths)
     rows: list[dict[str, Any]] = []
     panels = []
     for run, (config, student) in zip(folders, opened, strict=True):
-        pixels = _drawn(index, config, run, execution)
+        pixels = _drawn(dataset, config, run, execution)
         x = normalise(pixels, student.backbone.mean, student.backbone.std)
         with torch.inference_mode():
             logits = student.predict(x)[0]
@@ -89,7 +89,7 @@ def run_explain(
         )
         panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
     data = io.BytesIO()
-    names = [Path(index.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
+    names = [Path(dataset.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
     with lettering(*names) as missing:
         _figure(rows, panels, names[0]).savefig(data, dpi=150, format="png")
     if missing:
@@ -114,25 +114,25 @@ def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
     return config, student.to(device).eval()
 
 
-def _sample(run: Path, config: TrainConfig, sample: int | None, places: Places | None) -> TargetIndex:
-    where = whereabouts_of(run, config, places=places)
-    index = open_index(where.target, "test", places=where.places)
-    found = np.flatnonzero(index.ids == (index.ids[0] if sample is None else sample))
+def _sample(run: Path, config: TrainConfig, sample: int | None, paths: Paths | None) -> Dataset:
+    where = whereabouts_of(run, config, paths=paths)
+    dataset = open_dataset(where.target, "test", paths=where.paths)
+    found = np.flatnonzero(dataset.ids == (dataset.ids[0] if sample is None else sample))
     if not len(found):
         raise RunError(
-            f"{config.target}: its test split has no sample {sample}; ids reach to {index.ids.max()}"
+            f"{config.target}: its test split has no sample {sample}; ids reach to {dataset.ids.max()}"
         )
-    return index.take(found)
+    return dataset.take(found)
 
 
-def _one_picture(path: Path) -> TargetIndex:
+def _one_image(path: Path) -> Dataset:
     """A file as an index of its own."""
     try:
         encoded = path.read_bytes()
         pixels = decode.to_pixels(encoded, depth_of(decode.inspect(encoded).bits or FULL))
     except (OSError, decode.UnreadableError) as error:
         raise RunError(f"{path}: cannot be read as a picture ({error}); give an image file") from None
-    return TargetIndex(
+    return Dataset(
         target=path.name,
         split="test",
         kind="array",
@@ -141,14 +141,14 @@ def _one_picture(path: Path) -> TargetIndex:
         labels=np.zeros(1, dtype=np.int64),
         sizes=np.array([pixels.shape[:2]], dtype=np.int32),
         contents=np.zeros((1, 16), dtype=np.uint8),
-        access=ArrayPictures(str(path), pixels[None], np.zeros(1, dtype=np.int64)),
+        access=ArrayImages(str(path), pixels[None], np.zeros(1, dtype=np.int64)),
     )
 
 
-def _drawn(index: TargetIndex, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
+def _drawn(dataset: Dataset, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
     """The picture as this run's evaluation sees it: uint8 (1, 3, side, side)."""
     plan = plan_from(config.eval_plan, str(run / "config.json"))
-    renderer = open_renderer(index, plan, replace(execution, renderer="torch"), batch_size=1)
+    renderer = open_renderer(dataset, plan, replace(execution, renderer="torch"), batch_size=1)
     with closing(renderer), closing(renderer.render(0, [np.zeros(1, dtype=np.int64)])) as drawn:
         return next(drawn).to(execution.device)
 
@@ -178,8 +178,8 @@ def _figure(
     axes = figure.subplots(1, len(panels) + 1)
     figure.subplots_adjust(0.01, 0.01, 0.99, _PANEL_IN / (_PANEL_IN + above), wspace=0.04)
     axes[0].imshow(panels[0][0])
-    for axis, (picture, heat) in zip(axes[1:], panels, strict=True):
-        axis.imshow(picture.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    for axis, (image, heat) in zip(axes[1:], panels, strict=True):
+        axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
         axis.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=_TITLE_PT)

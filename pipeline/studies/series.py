@@ -11,15 +11,15 @@ from typing import Any
 from cache.manifest import flatten
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
-from pipeline.precompute.run import run_precompute
-from pipeline.runtime.distributed import Ranks, Share, joined
+from pipeline.precompute.run import precompute
+from pipeline.runtime.distributed import World, join_world
 from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.runtime.remarks import unsaid
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import Asked, Supervision
 from pipeline.train.resolve import Tuning, plan_config, settings_of
-from pipeline.train.run import model_name, resume_train, run_train
+from pipeline.train.run import model_name, resume, train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
 from sskt.errors import RunError
@@ -27,36 +27,36 @@ from sskt.methods import TAUGHT
 from sskt.students import Backbone
 
 
-def train_once(target: str, out: Path, **asked: Any) -> dict[str, Any]:
-    """The summary of the run in `out`: of `run_train(target, out=out, **asked)` if there is none yet, of
-    `resume_train` if it was stopped, else as it is.
+def train_or_resume(target: str, out: Path, **asked: Any) -> dict[str, Any]:
+    """The summary of the run in `out`: of `train(target, out=out, **asked)` if there is none yet, of
+    `resume` if it was stopped, else as it is.
 
     The checkpoint of a finished run is removed: a series of runs would fill a disk with what nobody goes on
     from. Raises RunError if the run in `out` is another than the one asked for, and what those two raise.
     """
-    with joined(asked["execution"].device) as ranks:
-        if not ranks.agreed((out / "config.json").is_file()):
-            summary = run_train(target, out=out, **asked)
+    with join_world(asked["execution"].device) as world:
+        if not world.broadcast((out / "config.json").is_file()):
+            summary = train(target, out=out, **asked)
         else:
             _require_asked(target, out, asked)
             finished = read_summary(out)
-            how = {name: asked[name] for name in ("execution", "places")}
-            summary = finished or resume_train(out, **how)
-        if ranks.first:
+            how = {name: asked[name] for name in ("execution", "paths")}
+            summary = finished or resume(out, **how)
+        if world.is_first:
             (out / "last.pt").unlink(missing_ok=True)
-        ranks.agreed(value=True)  # nobody reads what the first has not written yet
+        world.broadcast(value=True)  # nobody reads what the first has not written yet
     return summary
 
 
 def precompute_once(target: str, sources: Sequence[str], **asked: Any) -> None:
-    """`run_precompute`, until the units of every rank are there."""
-    with joined(asked["execution"].device) as ranks:
-        run_precompute([target], sources, **asked)
-        ranks.agreed(value=True)
+    """`precompute`, until the units of every rank are there."""
+    with join_world(asked["execution"].device) as world:
+        precompute([target], sources, **asked)
+        world.broadcast(value=True)
 
 
-def is_as_asked(target: str, out: Path, **asked: Any) -> bool:
-    """Whether the run in `out` is the one that `train_once` would make; its data are not looked at."""
+def matches(target: str, out: Path, **asked: Any) -> bool:
+    """Whether the run in `out` is the one that `train_or_resume` would make; its data are not looked at."""
     return _first_difference(out, _expected(target, **asked)) is None
 
 
@@ -64,7 +64,7 @@ def _expected(
     target: str,
     *,
     supervision: Supervision,
-    places: Places,
+    paths: Paths,
     execution: Execution,
     augmentation: Augmentation | None = None,
     tuning: Tuning | None = None,
@@ -75,16 +75,16 @@ def _expected(
     eval_every: int = 1,
     **_how: Any,
 ) -> dict[str, Any]:
-    """What `run_train` would write into config.json, as far as that is known without data and networks.
+    """What `train` would write into config.json, as far as that is known without data and networks.
 
-    What the caller leaves to `run_train` (sources, labels, views) is not in it, nor are sources' weights that
+    What the caller leaves to `train` (sources, labels, views) is not in it, nor are sources' weights that
     are not on this machine.
     """
     tuning = tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
-    ranks = Ranks(world=Share.from_environment().n_ranks)
+    world = World(size=World.from_environment().size)
     asked = Asked(
-        target, supervision, augmentation or Augmentation(), places, execution, limit, ranks, settings
+        target, supervision, augmentation or Augmentation(), paths, execution, limit, world, settings
     )
     name = model_name(target, model)
     expected = plan_config(asked, tuning, model=name, seed=seed, eval_every=eval_every)
@@ -96,10 +96,10 @@ def _expected(
         expected["labels"] = supervision.labels
     if supervision.views is not None:
         expected["views"] = supervision.views
-    told = {name: contract for name in supervision.sources if (contract := places.told(name)) is not None}
+    told = {name: contract for name in supervision.sources if (contract := paths.told(name)) is not None}
     if told:
         expected["contracts"] = {name: contract.to_dict() for name, contract in told.items()}
-    found = {name: places.weights_sha256(name) for name in supervision.sources}
+    found = {name: paths.weights_sha256(name) for name in supervision.sources}
     if here := {name: sha256 for name, sha256 in found.items() if sha256}:
         expected["source_weights"] = here
     return expected
@@ -110,7 +110,7 @@ def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     with unsaid():
         splits = open_splits(
             target,
-            places=asked["places"],
+            paths=asked["paths"],
             limit=asked.get("limit"),
             val_share=(asked.get("tuning") or Tuning()).val_share,
         )

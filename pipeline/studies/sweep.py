@@ -23,11 +23,11 @@ from cache.manifest import digest
 from cache.storage import write_durably
 from pipeline.data.augmentation import DEFAULT_VIEWS, Augmentation
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import Ranks, joined
+from pipeline.runtime.distributed import World, join_world
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.figures import boxes, fitted, lettering
-from pipeline.runtime.paths import Places
-from pipeline.studies.series import precompute_once, train_once
+from pipeline.runtime.paths import Paths
+from pipeline.studies.series import precompute_once, train_or_resume
 from pipeline.train.data import Supervision
 from pipeline.train.divergence import DivergedError
 from pipeline.train.resolve import Tuning
@@ -72,12 +72,12 @@ class Grid:
         return list(product(self.sources, self.transfer_modules))
 
 
-def run_sweep(
+def sweep(
     target: str,
     grid: Grid,
     *,
     out: Path,
-    places: Places,
+    paths: Paths,
     execution: Execution,
     augmentation: Augmentation | None = None,
     model: str | None = None,
@@ -98,18 +98,18 @@ def run_sweep(
         raise RunError("a sweep needs at least one source, temperature, alpha and seed")
     shown: dict[str, Any] = {
         "augmentation": augmentation or Augmentation(),
-        "places": places,
+        "paths": paths,
         "execution": execution,
         "limit": limit,
     }
-    with joined(execution.device) as ranks:
+    with join_world(execution.device) as world:
         every = list(dict.fromkeys(name for names in grid.sources for name in names))
         precompute_once(target, every, views=views, **shown)
         asked = {**shown, "model": model, "tuning": Tuning(amp=amp)}
         rows: list[dict[str, Any]] = []
         for point in _points(grid, views, overrides or {}):
-            asked["places"] = places.of(point.taught.sources)
-            values = _values(target, point, grid.seeds, out, ranks, **asked)
+            asked["paths"] = paths.of(point.taught.sources)
+            values = _values(target, point, grid.seeds, out, world, **asked)
             rows.append(_row(point, out, values))
             if len(rows) == 1:
                 split = _compared("test", read_config(out / f"{point.name}-seed0"))
@@ -117,9 +117,9 @@ def run_sweep(
                 log.info(
                     f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}"
                 )
-            if ranks.first:
+            if world.is_first:
                 _write(out / "sweep.csv", _csv(rows))
-        if ranks.first and rows[0]["mean"] is not None:
+        if world.is_first and rows[0]["mean"] is not None:
             _draw_to(out / "sweep.png", _title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows)
     return rows
 
@@ -144,7 +144,7 @@ def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_P
 
 
 def _values(
-    target: str, point: _Point, seeds: int, out: Path, ranks: Ranks, **asked: Any
+    target: str, point: _Point, seeds: int, out: Path, world: World, **asked: Any
 ) -> list[float | None]:
     """The figure of every seed; None where it diverged."""
     values: list[float | None] = []
@@ -152,11 +152,11 @@ def _values(
         name = f"{point.name}-seed{seed}"
         log.info(name)
         try:
-            summary = train_once(
+            summary = train_or_resume(
                 target, out / name, supervision=point.taught, overrides=point.overrides, seed=seed, **asked
             )
         except DivergedError as error:
-            if ranks.world > 1:  # the others do not know, and wait
+            if world.size > 1:  # the others do not know, and wait
                 raise
             log.info(f"{name}: {error}")
             values.append(None)
@@ -187,10 +187,10 @@ def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, 
 
 def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> None:
     """`_draw`, as a PNG."""
-    picture = io.BytesIO()
+    image = io.BytesIO()
     with lettering(title, *map(_panel_title, grid.panels())) as missing:
-        _draw(title, grid, rows).savefig(picture, dpi=150, format="png")
-    _write(path, picture.getvalue())
+        _draw(title, grid, rows).savefig(image, dpi=150, format="png")
+    _write(path, image.getvalue())
     if missing:
         log.info(f"{path}: {boxes(missing)}")
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.remarks import same_bytes
 from pipeline.data.plan import Centre, CentreClip, Plan
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Places, require_named
-from pipeline.source_outputs import Labels
-from pipeline.source_outputs.choose import Request, open_labels, stored_teachers
+from pipeline.runtime.paths import Paths, require_named
+from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.choose import Request, open_source_outputs, stored_teachers
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.stores.contracts import classes_of
 from pipeline.train.splits import Splits, contents_of, open_splits
@@ -58,10 +58,10 @@ class Asked:
     target: str
     supervision: Supervision
     augmentation: Augmentation
-    places: Places
+    paths: Paths
     execution: Execution
     limit: int | None
-    ranks: Ranks
+    world: World
     settings: Mapping[str, Any]  # of the recipe
     val_share: float | None = None  # of the training samples, to choose the best epoch by; see `open_splits`
     chosen_on: str | None = None  # of a run that goes on
@@ -69,12 +69,12 @@ class Asked:
     require_data: Callable[[Splits], None] | None = None  # of a run that goes on: refuses other data
 
 
-def open_lesson(asked: Asked) -> Lesson:
+def open_training_data_of(asked: Asked) -> TrainingData:
     """Open everything that a student learns from."""
     spec, taught = parse_target(asked.target), asked.supervision
     splits = open_splits(
         asked.target,
-        places=asked.places,
+        paths=asked.paths,
         limit=asked.limit,
         val_share=asked.val_share,
         chosen_on=asked.chosen_on,
@@ -83,41 +83,41 @@ def open_lesson(asked: Asked) -> Lesson:
         asked.require_data(splits)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     there = {name: part for name, part in parts.items() if part is not None}
-    for sentence in same_bytes(spec, there, asked.places.index_dir):
+    for sentence in same_bytes(spec, there, asked.paths.index_dir):
         log.info(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
     if taught.method not in METHODS:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
     if taught.sources and taught.method not in TAUGHT:
         raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
-    if taught.method not in TAUGHT and asked.places.contracts:
+    if taught.method not in TAUGHT and asked.paths.contracts:
         raise RunError(f"--method {taught.method} has no sources; leave --contract out, or use sskt or kd")
-    return Lesson(
+    return TrainingData(
         splits.train,
         splits.test,
         plan,
         eval_plan,
         _open_labels(asked, splits, plan) if taught.method in TAUGHT else None,
-        val_index=splits.val,
+        val_dataset=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
     )
 
 
-def _open_labels(asked: Asked, splits: Splits, plan: Plan) -> Labels:
+def _open_labels(asked: Asked, splits: Splits, plan: Plan) -> SourceOutputs:
     """What the sources say of the training samples."""
-    taught, index = asked.supervision, splits.train
-    sources = _teachers(asked, index) if taught.method == "kd" else taught.sources
+    taught, dataset = asked.supervision, splits.train
+    sources = _teachers(asked, dataset) if taught.method == "kd" else taught.sources
     if sources:
-        require_named(asked.places, sources)
-    n_rows = -(-len(index) // asked.ranks.world)
+        require_named(asked.paths, sources)
+    n_rows = -(-len(dataset) // asked.world.size)
     request = Request(
         asked.target,
         parse_target(asked.target),
-        index,
+        dataset,
         asked.augmentation,
         plan,
-        asked.places,
+        asked.paths,
         asked.execution,
         temperature=asked.settings["temperature"],
         n_rows=n_rows,
@@ -126,36 +126,36 @@ def _open_labels(asked: Asked, splits: Splits, plan: Plan) -> Labels:
         source_weights=asked.source_weights,
         whole=splits.whole,
     )
-    if taught.labels == "write-through" and asked.ranks.world > 1:
+    if taught.labels == "write-through" and asked.world.size > 1:
         raise RunError(
             "--labels write-through fills a store from one process, and no rank sees all samples; "
             "run sskt precompute first, or train in one process"
         )
-    labels = open_labels(
+    labels = open_source_outputs(
         request, sources, labels=taught.labels, views=taught.views, teacher_bn=taught.teacher_bn
     )
-    require_named(replace(asked.places, weights={}), tuple(labels.n_classes))
+    require_named(replace(asked.paths, weights={}), tuple(labels.n_classes))
     if taught.method == "kd":
         return of_same_classes(labels, request, resumes=bool(asked.source_weights))
     return labels
 
 
-def _teachers(asked: Asked, index: TargetIndex) -> tuple[str, ...]:
+def _teachers(asked: Asked, dataset: Dataset) -> tuple[str, ...]:
     """Of the same task: those that are named, else those that have a store.
 
     Raises RunError if there is none, or a run of ours has other classes: their number alone says little.
     """
     taught = asked.supervision
     for name in taught.sources:
-        known = classes_of(asked.places.lying(name))
-        if known is not None and columns_of(known, index.classes) is None:
+        known = classes_of(asked.paths.lying(name))
+        if known is not None and columns_of(known, dataset.classes) is None:
             raise RunError(
-                f"--method kd: {name} knows {_some(known)} and {asked.target} has {_some(index.classes)}; "
+                f"--method kd: {name} knows {_some(known)} and {asked.target} has {_some(dataset.classes)}; "
                 f"name a teacher of the same task"
             )
     sources = taught.sources
     if not sources and taught.labels in ("auto", "cached"):
-        sources = stored_teachers(asked.places.cache_dir, index)
+        sources = stored_teachers(asked.paths.cache_dir, dataset)
     if not sources:
         raise RunError("--method kd needs a teacher of the same task; add --source run:FOLDER")
     return sources
@@ -166,18 +166,18 @@ def _some(classes: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingData:
     """What a student is trained and tested on."""
 
-    index: TargetIndex
-    test_index: TargetIndex
+    dataset: Dataset
+    test_dataset: Dataset
     plan: Plan
     eval_plan: Centre | CentreClip
-    labels: Labels | None  # None: no sources
-    val_index: TargetIndex | None = None  # None: the test split chooses the best epoch, or nothing does
+    labels: SourceOutputs | None  # None: no sources
+    val_dataset: Dataset | None = None  # None: the test split chooses the best epoch, or nothing does
     val_share: float = 0.0  # of the training samples that are `val_index`
     chosen_on: str | None = "test"  # see `TrainConfig`
 
     def contents(self) -> dict[str, str]:
         """The sha256 of what each split holds."""
-        return contents_of(self.index, self.test_index, self.val_index)
+        return contents_of(self.dataset, self.test_dataset, self.val_dataset)

@@ -19,19 +19,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import CentreClip, EveryClip, Plan
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution, autocast
-from pipeline.runtime.memory import memory_for_pictures
+from pipeline.runtime.memory import memory_for_images
 from sskt.errors import RunError
-from sskt.losses import presence_bce
+from sskt.losses import multilabel_bce
 from sskt.metrics import (
     class_precisions,
     confusion_matrix,
+    multilabel_figures,
     per_class_accuracy,
-    presence_figures,
     topk_correct,
 )
 from sskt.normalise import normalise
@@ -57,14 +57,14 @@ class Evaluator:
     """Scores students on one split; its pixels are drawn once and kept where there is room for them."""
 
     def __init__(
-        self, index: TargetIndex, plan: Plan, execution: Execution, ranks: Ranks | None = None
+        self, dataset: Dataset, plan: Plan, execution: Execution, world: World | None = None
     ) -> None:
         """`ranks` share the samples (left out: this process sees all)."""
-        self._index, self._plan, self._execution = index, plan, execution
-        self._ranks = ranks or Ranks()
-        mine = self._ranks.share(len(index))
-        counts = _n_views_of(index, plan)
-        self._positions, self._counts = np.arange(len(index))[mine], counts[mine]
+        self._dataset, self._plan, self._execution = dataset, plan, execution
+        self._world = world or World()
+        mine = self._world.part(len(dataset))
+        counts = _n_views_of(dataset, plan)
+        self._positions, self._counts = np.arange(len(dataset))[mine], counts[mine]
         self._n_clips = int(counts.sum())  # of all ranks
         n_frames, self._batch = 1, _BATCH
         if isinstance(plan, CentreClip | EveryClip):
@@ -77,7 +77,7 @@ class Evaluator:
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
         cross-entropy test_loss of the views; of videos also test_clip_top1 and test_clip_top5, by view. With
-        several labels a picture, `presence_figures` and the mean binary cross-entropy. Over all ranks.
+        several labels a picture, `multilabel_figures` and the mean binary cross-entropy. Over all ranks.
         """
         return self._figures(self.predict(student, amp))
 
@@ -86,25 +86,25 @@ class Evaluator:
         as `classes`, and the confusion matrix, true classes as rows, where a picture has one label. One
         process.
         """
-        index = self._index
+        dataset = self._dataset
         logits = self.predict(student, amp)
-        truth, n_classes = torch.from_numpy(index.labels), len(index.classes)
+        truth, n_classes = torch.from_numpy(dataset.labels), len(dataset.classes)
         answers = self._answers(logits)
         confusion = None
-        if index.presence is None:
+        if dataset.multi_hot is None:
             by_class = per_class_accuracy(answers, truth, n_classes=n_classes).tolist()
             confusion = confusion_matrix(answers, truth, n_classes=n_classes).numpy()
         else:
-            by_class = class_precisions(answers.numpy(), index.presence)
+            by_class = class_precisions(answers.numpy(), dataset.multi_hot)
         figures = {
-            "target": index.target,
-            "split": index.split,
-            "n_samples": len(index),
+            "target": dataset.target,
+            "split": dataset.split,
+            "n_samples": len(dataset),
             **self._looked_at(),
             **self._figures(logits),
             "classes": {
                 name: None if math.isnan(value) else 100 * value
-                for name, value in zip(index.classes, by_class, strict=True)
+                for name, value in zip(dataset.classes, by_class, strict=True)
             },
         }
         return figures, confusion
@@ -121,7 +121,7 @@ class Evaluator:
         device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
         views = []
         for view in range(self._counts.max(initial=1)):
-            logits = [torch.empty(0, len(self._index.classes))]
+            logits = [torch.empty(0, len(self._dataset.classes))]
             for pixels in self._pixels(view):
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
                     z = student.predict(normalise(pixels.to(device), mean, std))
@@ -133,34 +133,34 @@ class Evaluator:
         """(n, classes) logits of a view of this rank's samples as they are, if none is beyond `largest`."""
         self.largest = max(self.largest, float(logits.abs().max()) if len(logits) else 0.0)
         if rows := insane_rows(logits, largest):
-            ids = self._index.ids[self._positions[self._counts > view][rows]].tolist()
+            ids = self._dataset.ids[self._positions[self._counts > view][rows]].tolist()
             raise InsaneLogitsError(
-                f"the student's logits for {len(rows)} of {len(logits)} samples of {self._index.target}/"
-                f"{self._index.split} make no sense, {worst_value(logits[rows[0]]):.4g} for sample {ids[0]}, "
-                f"expected within {largest:g}",
+                f"the student's logits for {len(rows)} of {len(logits)} samples of "
+                f"{self._dataset.target}/{self._dataset.split} make no sense, "
+                f"{worst_value(logits[rows[0]]):.4g} for sample {ids[0]}, expected within {largest:g}",
                 ids,
             )
         return logits
 
     def _figures(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
         """See `accuracy`; `logits` are those of `predict`."""
-        if self._index.presence is not None:
-            every = torch.cat(self._ranks.gathered(self._answers(logits)))
-            there = self._index.presence
-            loss = float(presence_bce(every, torch.from_numpy(there)))
-            return {**presence_figures(every.numpy(), there), "test_loss": loss}
-        truth = torch.from_numpy(self._index.labels[self._positions])
+        if self._dataset.multi_hot is not None:
+            every = torch.cat(self._world.all_gather(self._answers(logits)))
+            there = self._dataset.multi_hot
+            loss = float(multilabel_bce(every, torch.from_numpy(there)))
+            return {**multilabel_figures(every.numpy(), there), "test_loss": loss}
+        truth = torch.from_numpy(self._dataset.labels[self._positions])
         of_views = torch.cat([truth[self._having(view)] for view in range(len(logits))])
         flat = torch.cat([*logits])
-        ks = (1, 5) if len(self._index.classes) > 5 else (1,)
+        ks = (1, 5) if len(self._dataset.classes) > 5 else (1,)
         sums = [float(F.cross_entropy(flat, of_views, reduction="sum"))]
         answers = self._answers(logits)
         sums += [topk_correct(answers, truth, k=k) for k in ks]
         sums += [topk_correct(flat, of_views, k=k) for k in ks]
-        summed = self._ranks.total(
+        summed = self._world.all_reduce(
             torch.tensor(sums, dtype=torch.float64, device=self._execution.device)
         ).tolist()
-        n = len(self._index)
+        n = len(self._dataset)
         loss, by_sample, by_view = summed[0], summed[1 : 1 + len(ks)], summed[1 + len(ks) :]
         figures = {f"test_top{k}": 100 * right / n for k, right in zip(ks, by_sample, strict=True)}
         if isinstance(self._plan, CentreClip | EveryClip):
@@ -196,7 +196,7 @@ class Evaluator:
             yield from self._kept[view]
             return
         drawn: list[torch.Tensor] = []
-        renderer = open_renderer(self._index, self._plan, self._execution, batch_size=self._batch)
+        renderer = open_renderer(self._dataset, self._plan, self._execution, batch_size=self._batch)
         with closing(renderer):
             positions = self._positions[self._counts > view]
             for pixels in renderer.render(view, in_batches(positions, self._batch)):
@@ -211,7 +211,7 @@ def _room(device: torch.device) -> int:
     """Bytes that kept pixels may take where they are drawn."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // _OF_DEVICE
-    return memory_for_pictures() // 4
+    return memory_for_images() // 4
 
 
 def of_clips(plan: CentreClip, clips: int | str) -> CentreClip | EveryClip:
@@ -223,9 +223,9 @@ def of_clips(plan: CentreClip, clips: int | str) -> CentreClip | EveryClip:
     return replace(plan, n_clips=clips)
 
 
-def _n_views_of(index: TargetIndex, plan: Plan) -> NDArray[np.int64]:
+def _n_views_of(dataset: Dataset, plan: Plan) -> NDArray[np.int64]:
     """How many views each sample has: int64 (N,)."""
     if isinstance(plan, EveryClip):
-        return plan.n_clips_of(index.sizes)
+        return plan.n_clips_of(dataset.sizes)
     n_views = plan.n_clips if isinstance(plan, CentreClip) else 1
-    return np.full(len(index), n_views, dtype=np.int64)
+    return np.full(len(dataset), n_views, dtype=np.int64)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip, Plan
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 
 def with_plain_layers(
-    config: TrainConfig, method: Method, plan: Plan, device: torch.device, ranks: Ranks, kept_in: Path
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, world: World, kept_in: Path
 ) -> TrainConfig:
     """`config` with the layers of `method` whose kernels are wrong here or on another rank's machine; what is
     found is said. Raises RunError where plain fp32 is wrong as well.
     """
     names, what = _wrong(config, method, plan, device, kept_in)
-    found = ranks.gathered((names, what))
+    found = world.all_gather((names, what))
     if said := next((what for _, what in found if what), ""):
         log.info(f"{said}; they run in plain fp32")
     return replace(config, plain_layers=tuple(sorted({name for names, _ in found for name in names})))

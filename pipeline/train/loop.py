@@ -2,8 +2,8 @@
 sources said.
 
 L = L_prim + alpha * sum_m L_aux(m) (SSKT eq. 1, 5, 7). Pixels come from the plan's view of the epoch, source
-logits from `Labels` by sample. A run is stopped at any time and goes on from its last checkpoint to the
-numbers that it would have had anyway.
+logits from `SourceOutputs` by sample. A run is stopped at any time and goes on from its last checkpoint to
+the numbers that it would have had anyway.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.loader import Loader, Order
+from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.runtime.cpu_contention import Neighbours
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.cpu_contention import CpuContention
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.progress import Progress
 from pipeline.train.config import TrainConfig
-from pipeline.train.data import Lesson
+from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged
 from pipeline.train.evaluate import InsaneLogitsError
 from pipeline.train.run_folder import Run
@@ -41,13 +41,13 @@ _SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are s
 _ASK_EVERY = 50  # steps between two looks at the first rank's clock
 
 
-def train(
+def run_epochs(
     config: TrainConfig,
     method: Method,
-    lesson: Lesson,
+    lesson: TrainingData,
     *,
     execution: Execution,
-    ranks: Ranks,
+    world: World,
     run: Run | None,
     state: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def train(
     good state stays.
     """
     with closing(run) if run else nullcontext(), kernels(config, execution.device):
-        trainer = Trainer(config, method, lesson.index, lesson.labels, execution, ranks)
-        course = _Course(config, trainer, lesson, execution, ranks, run)
+        trainer = Trainer(config, method, lesson.dataset, lesson.labels, execution, world)
+        course = _Course(config, trainer, lesson, execution, world, run)
         if state is not None:
             course.load_state(state)
         try:
@@ -89,18 +89,18 @@ class _Course:
         self,
         config: TrainConfig,
         trainer: Trainer,
-        lesson: Lesson,
+        lesson: TrainingData,
         execution: Execution,
-        ranks: Ranks,
+        world: World,
         run: Run | None,
     ) -> None:
         self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
-        self._ranks, self._run = ranks, run
-        self._scorer = Scorer(config, lesson, execution, ranks, run)
+        self._world, self._run = world, run
+        self._scorer = Scorer(config, lesson, execution, world, run)
         self._saved_at, self._saving_s = monotonic(), 0.0
         self._by: dict[str, str] = {}  # what draws and computes
-        alone_on_cpu = execution.device.type == "cpu" and ranks.world == 1
-        self._neighbours = Neighbours() if alone_on_cpu else None  # None: not looked for (any more)
+        alone_on_cpu = execution.device.type == "cpu" and world.size == 1
+        self._neighbours = CpuContention() if alone_on_cpu else None  # None: not looked for (any more)
         self.saved = "nothing was saved yet"  # for messages
         self.history: list[dict[str, Any]] = []
 
@@ -113,14 +113,14 @@ class _Course:
 
     def go(self) -> None:
         """All epochs that are left."""
-        config, trainer, index = self._config, self._trainer, self._lesson.index
-        order = Order(len(index), config.batch_size, config.seed, self._ranks)
-        share = -(-config.batch_size // self._ranks.world)
-        renderer = open_renderer(index, self._lesson.plan, self._execution, batch_size=share)
-        done = trainer.epoch * len(index) + sum(order.size_of(step) for step in range(trainer.step))
-        loader = Loader(index, renderer, order, self._execution.device)
+        config, trainer, dataset = self._config, self._trainer, self._lesson.dataset
+        order = Sampler(len(dataset), config.batch_size, config.seed, self._world)
+        share = -(-config.batch_size // self._world.size)
+        renderer = open_renderer(dataset, self._lesson.plan, self._execution, batch_size=share)
+        done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))
+        loader = Loader(dataset, renderer, order, self._execution.device)
         self._compare_with_before(renderer.name)
-        bar = Progress(f"train {config.target}", total=config.epochs * len(index), done=done)
+        bar = Progress(f"train {config.target}", total=config.epochs * len(dataset), done=done)
         with closing(renderer), bar if self._run else nullcontext():
             while trainer.epoch < config.epochs:
                 advance = partial(bar.advance, note=self._note())
@@ -183,12 +183,12 @@ class _Course:
             self._neighbours = None
 
     def _between_steps(self) -> None:
-        alone = self._ranks.world == 1
+        alone = self._world.size == 1
         if (alone or self._trainer.step % _ASK_EVERY == 0) and self._is_due(_SAVE_EVERY_S):
             self._save()
 
     def _is_due(self, after_s: float) -> bool:
-        return self._ranks.agreed(monotonic() - self._saved_at >= after_s)
+        return bool(self._world.broadcast(monotonic() - self._saved_at >= after_s))
 
     def _save(self) -> None:
         """The best student first: a checkpoint must never know of a best one that is not there."""

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.loader import Loader, Order
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import Ranks, Share
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Places
-from pipeline.source_outputs import Labels
-from pipeline.train.data import Asked, Supervision, open_lesson
+from pipeline.runtime.paths import Paths
+from pipeline.source_outputs import SourceOutputs
+from pipeline.train.data import Asked, Supervision, open_training_data_of
 from sskt.recipes import recipe_for
 
 
 @dataclass(frozen=True, slots=True)
-class TaughtBatch:
+class TrainingBatch:
     """n samples on the training device."""
 
     ids: torch.Tensor  # int64 (n,), on the host
@@ -30,17 +30,17 @@ class TaughtBatch:
     logits: dict[str, torch.Tensor]  # each source's, float16 (n, K), for these very pixels
 
 
-class TaughtData:
-    """The training split of a target with what its sources say; see `open_taught_data`."""
+class OwnLoopData:
+    """The training split of a target with what its sources say; see `open_training_data`."""
 
-    def __init__(self, index: TargetIndex, labels: Labels, loader: Loader, device: torch.device) -> None:
-        self._index, self._labels, self._loader = index, labels, loader
+    def __init__(self, dataset: Dataset, labels: SourceOutputs, loader: Loader, device: torch.device) -> None:
+        self._dataset, self._labels, self._loader = dataset, labels, loader
         self.device = device  # where pixels, labels and logits are
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The target's class names, in label order."""
-        return self._index.classes
+        return self._dataset.classes
 
     @property
     def source_classes(self) -> dict[str, int]:
@@ -51,18 +51,18 @@ class TaughtData:
         """Batches of an epoch."""
         return self._loader.order.n_steps
 
-    def epoch(self, epoch: int) -> Generator[TaughtBatch]:
+    def epoch(self, epoch: int) -> Generator[TrainingBatch]:
         """Every sample once, in an order of its own for every epoch; epoch e draws view e mod V.
 
         Under torchrun, this rank's part of every batch. The next epoch's logits are read meanwhile.
         """
-        labels, order = self._labels, self._loader.order
+        labels, sampler = self._labels, self._loader.order
         view = self._view_of(epoch)
-        labels.load(view, order.rows(epoch))
-        labels.prepare(self._view_of(epoch + 1), order.rows(epoch + 1))
+        labels.load(view, sampler.positions(epoch))
+        labels.prepare(self._view_of(epoch + 1), sampler.positions(epoch + 1))
         for batch in self._loader.epoch(epoch, view):
-            ids = torch.from_numpy(self._index.ids[batch.positions])
-            yield TaughtBatch(ids, batch.pixels, batch.labels, labels.logits(batch.positions, batch.pixels))
+            ids = torch.from_numpy(self._dataset.ids[batch.positions])
+            yield TrainingBatch(ids, batch.pixels, batch.labels, labels.logits(batch.positions, batch.pixels))
         labels.finish()
 
     def _view_of(self, epoch: int) -> int:
@@ -70,7 +70,7 @@ class TaughtData:
         return epoch if views is None else epoch % views
 
 
-def open_taught_data(
+def open_training_data(
     target: str,
     *,
     sources: str | Sequence[str] = (),
@@ -80,41 +80,40 @@ def open_taught_data(
     seed: int = 0,
     temperature: float | None = None,
     augmentation: Augmentation | None = None,
-    places: Places | None = None,
+    paths: Paths | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
-) -> TaughtData:
+) -> OwnLoopData:
     """Open a target with its sources' stores, checked as `sskt train` checks them.
 
     Without `sources`, every source with a whole view stored. `temperature` is what the logits will be
     softened with, which only matters for top-k stores (left out: the recipe's).
     """
-    places, execution = places or Places(), execution or choose_execution()
+    paths, execution = paths or Paths(), execution or choose_execution()
     target, limit, seed = (
         coerce.text(target, "target"),
         coerce.whole_or_none(limit, "limit"),
         coerce.seed(seed),
     )
     batch_size = coerce.whole(batch_size, "batch_size", low=1)
-    share = Share.from_environment()
-    ranks = Ranks(share.rank, share.n_ranks)
+    world = World.from_environment()
     settings = {"temperature": temperature or recipe_for(target).temperature, "epochs": 1}
     supervision = Supervision(sources=coerce.texts(sources, "sources"), labels=labels, views=views)
     asked = Asked(
         target,
         supervision,
         augmentation or Augmentation(),
-        places,
+        paths,
         execution,
         limit,
-        ranks,
+        world,
         settings,
         chosen_on="test",  # so that no training samples are held out to choose an epoch by
     )
-    lesson = open_lesson(asked)
+    lesson = open_training_data_of(asked)
     assert lesson.labels is not None  # noqa: S101 - "sskt" has labels
-    part = -(-batch_size // ranks.world)
-    renderer = open_renderer(lesson.index, lesson.plan, execution, batch_size=part)
-    order = Order(len(lesson.index), batch_size, seed, ranks)
-    loader = Loader(lesson.index, renderer, order, execution.device)
-    return TaughtData(lesson.index, lesson.labels, loader, execution.device)
+    part = -(-batch_size // world.size)
+    renderer = open_renderer(lesson.dataset, lesson.plan, execution, batch_size=part)
+    sampler = Sampler(len(lesson.dataset), batch_size, seed, world)
+    loader = Loader(lesson.dataset, renderer, sampler, execution.device)
+    return OwnLoopData(lesson.dataset, lesson.labels, loader, execution.device)

@@ -13,9 +13,9 @@ import numpy as np
 from pipeline.data.datasets.registry import parse_target
 from pipeline.runtime import coerce
 from pipeline.runtime.execution import Execution, channels_last
-from pipeline.source_outputs import Labels
+from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig
-from pipeline.train.data import Asked, Lesson, Supervision
+from pipeline.train.data import Asked, Supervision, TrainingData
 from pipeline.train.method import READ_BY, choose_clip_mean, choose_precision, require_read
 from sskt.download import known_digest_of
 from sskt.errors import RunError
@@ -121,13 +121,13 @@ def _not_default(chosen: Supervision | Tuning) -> dict[str, Any]:
 
 
 def config_of(
-    asked: Asked, lesson: Lesson, tuning: Tuning, *, model: str, seed: int, eval_every: int
+    asked: Asked, lesson: TrainingData, tuning: Tuning, *, model: str, seed: int, eval_every: int
 ) -> TrainConfig:
     """Everything that changes a run's numbers. Raises RunError for settings that the data do not fit."""
     labels = lesson.labels
     planned = plan_config(asked, tuning, model=model, seed=seed, eval_every=eval_every)
     config = TrainConfig(
-        classes=lesson.index.classes,
+        classes=lesson.dataset.classes,
         sources=tuple(labels.n_classes) if labels else (),
         labels=labels.kind if labels else "none",
         views=labels.views if labels else asked.supervision.views,
@@ -139,12 +139,12 @@ def config_of(
         **planned,
     )
     _require_sound(config)
-    _require_trainable(config, len(lesson.index))
+    _require_trainable(config, len(lesson.dataset))
     _require_fitting_loss(config, lesson)
     return config
 
 
-def declared_of(labels: Labels) -> dict[str, Any]:
+def declared_of(labels: SourceOutputs) -> dict[str, Any]:
     """What is declared of each source, as plain data; sources of which nothing is are left out."""
     declared = {name: contract.to_dict() for name, contract in labels.contracts.items()}
     return {name: fields for name, fields in declared.items() if fields}
@@ -170,7 +170,7 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "eval_every": eval_every,
         **_tuned(tuning, model, taught.method, asked.execution),
         "channels_last": channels_last(asked.execution.device),
-        "ranks": asked.ranks.world,
+        "ranks": asked.world.size,
         "plan": asked.augmentation.training_plan(spec).to_dict(),
         "eval_plan": asked.augmentation.evaluation_plan(spec).to_dict(),
         "augmentation": asdict(asked.augmentation),
@@ -272,8 +272,8 @@ def _require_trainable(config: TrainConfig, n_samples: int) -> None:
         )
 
 
-def _require_fitting_loss(config: TrainConfig, lesson: Lesson) -> None:
-    several = lesson.index.presence is not None
+def _require_fitting_loss(config: TrainConfig, lesson: TrainingData) -> None:
+    several = lesson.dataset.multi_hot is not None
     if several != (config.primary_loss == "bce"):
         holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
         raise RunError(

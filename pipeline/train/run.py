@@ -12,17 +12,17 @@ import torch
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.plan import CentreClip, CornerClip, plan_from
-from pipeline.data.prepare import open_index
+from pipeline.data.prepare import open_dataset
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import Ranks, joined
+from pipeline.runtime.distributed import World, join_world
 from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.train.confusion import write_confusion
-from pipeline.train.data import Asked, Lesson, Supervision, open_lesson
+from pipeline.train.data import Asked, Supervision, TrainingData, open_training_data_of
 from pipeline.train.evaluate import Evaluator, of_clips
 from pipeline.train.kernel_check import prepare_to_score, require_kernels, with_plain_layers
-from pipeline.train.loop import kernels, train
+from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method
 from pipeline.train.resolve import (
     Tuning,
@@ -38,7 +38,7 @@ from pipeline.train.run_folder import (
     has_student,
     read_checkpoint,
     read_config,
-    read_places,
+    read_paths,
     read_student,
     read_summary,
 )
@@ -62,13 +62,13 @@ log = logging.getLogger(__name__)
 EVALUATION_CLIPS = 10  # of a video
 
 
-def run_train(
+def train(
     target: str,
     *,
     out: Path | str,
     supervision: Supervision | None = None,
     augmentation: Augmentation | None = None,
-    places: Places | None = None,
+    paths: Paths | None = None,
     execution: Execution | None = None,
     seed: int = 0,
     model: str | Backbone | None = None,
@@ -87,16 +87,16 @@ def run_train(
     inputs are known to be good.
     """
     supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
-    places, execution = places or Places(), execution or choose_execution()
+    paths, execution = paths or Paths(), execution or choose_execution()
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
     seed, eval_every = coerce.seed(seed), coerce.whole(eval_every, "eval_every", low=1)
     limit, tuning = coerce.whole_or_none(limit, "limit"), tuning or Tuning()
     settings = settings_of(target, supervision, tuning, overrides or {})
-    with joined(execution.device) as ranks:
+    with join_world(execution.device) as world:
         asked = Asked(
-            target, supervision, augmentation, places, execution, limit, ranks, settings, tuning.val_share
+            target, supervision, augmentation, paths, execution, limit, world, settings, tuning.val_share
         )
-        lesson = open_lesson(asked)
+        lesson = open_training_data_of(asked)
         name = model_name(target, model)
         config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
         backbone = _backbone(model or name, seed, config.clip_mean)
@@ -108,27 +108,27 @@ def run_train(
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         with kernels(config, execution.device):
             config = with_plain_layers(
-                config, method, lesson.plan, execution.device, ranks, places.kernels_file
+                config, method, lesson.plan, execution.device, world, paths.kernels_file
             )
-        found = to_record(target, places, config.sources, tuning.finetune_from)
-        run = Run.begin(out, config.to_dict(), found) if ranks.first else None
+        found = to_record(target, paths, config.sources, tuning.finetune_from)
+        run = Run.begin(out, config.to_dict(), found) if world.is_first else None
         if config.overridden:
             log.info(_departures(config))
-        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=None)
+        return run_epochs(config, method, lesson, execution=execution, world=world, run=run, state=None)
 
 
-def resume_train(
+def resume(
     out: Path | str,
     *,
     execution: Execution | None = None,
-    places: Places | None = None,
+    paths: Paths | None = None,
     target: str | None = None,
     sources: Sequence[str] = (),
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in `out`, to the numbers that it would have had without a stop; returns its summary.
 
-    Data, stores and weights are looked for where they were (`places_of`), or in `places`; `target`, such as
+    Data, stores and weights are looked for where they were (`paths_of`), or in `places`; `target`, such as
     imagefolder:PATH, and `sources`, such as program:FILE, say where those lie that have moved. A `backbone`
     is needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
     last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
@@ -142,18 +142,18 @@ def resume_train(
         return summary
     state = _state(out, config, finished=summary is not None)
     where, execution = (
-        whereabouts_of(out, config, places=places, target=target, sources=coerce.texts(sources, "sources")),
+        whereabouts_of(out, config, paths=paths, target=target, sources=coerce.texts(sources, "sources")),
         execution or choose_execution(),
     )
-    places = where.places
-    require_stores(out, config, places)
-    with joined(execution.device) as ranks:
-        if ranks.world != config.ranks:
+    paths = where.paths
+    require_stores(out, config, paths)
+    with join_world(execution.device) as world:
+        if world.size != config.ranks:
             raise RunError(
-                f"{out}: was begun by {config.ranks} process(es), this is one of {ranks.world}; the batches' "
+                f"{out}: was begun by {config.ranks} process(es), this is one of {world.size}; the batches' "
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
-        lesson = open_lesson(_asked_again(config, where, execution, ranks, out))
+        lesson = open_training_data_of(_asked_again(config, where, execution, world, out))
         _require_same(config, lesson, out)
         if config.is_own and backbone is None:
             raise RunError(
@@ -169,9 +169,9 @@ def resume_train(
             _begin_again(backbone, config, out)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         with kernels(config, execution.device):
-            require_kernels(config, method, lesson.plan, execution.device, places.kernels_file, out)
-        run = Run.go_on(out, state["history"] if state else ()) if ranks.first else None
-        return train(config, method, lesson, execution=execution, ranks=ranks, run=run, state=state)
+            require_kernels(config, method, lesson.plan, execution.device, paths.kernels_file, out)
+        run = Run.go_on(out, state["history"] if state else ()) if world.is_first else None
+        return run_epochs(config, method, lesson, execution=execution, world=world, run=run, state=state)
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
@@ -190,17 +190,17 @@ def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] 
 
 
 def _asked_again(
-    config: TrainConfig, where: Whereabouts, execution: Execution, ranks: Ranks, out: Path
+    config: TrainConfig, where: Whereabouts, execution: Execution, world: World, out: Path
 ) -> Asked:
     """What a run was asked for when it began, at the places where that lies now."""
     return Asked(
         where.target,
         Supervision(config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn),
         Augmentation(**config.augmentation),
-        where.places,
+        where.paths,
         execution,
         config.limit,
-        ranks,
+        world,
         {name: getattr(config, name) for name in SETTINGS},
         val_share=config.val_share or (None if config.chosen_on else 0.0),  # None: a val or the test split
         chosen_on=config.chosen_on,
@@ -209,10 +209,10 @@ def _asked_again(
     )
 
 
-def run_evaluate(
+def evaluate(
     run: Path | str,
     *,
-    places: Places | None = None,
+    paths: Paths | None = None,
     target: str | None = None,
     execution: Execution | None = None,
     which: str = "last",
@@ -223,21 +223,21 @@ def run_evaluate(
     evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion
     matrix goes into the run's folder.
 
-    The data are looked for where they were (`places_of`), or in `places`, or where `target` says, such as
+    The data are looked for where they were (`paths_of`), or in `places`, or where `target` says, such as
     imagefolder:PATH. A `backbone` is needed, built as it was then, where the run had one of the caller's.
     Raises RunError if `run` is no finished run, or its test split holds other data or classes by now.
     """
     run, backbone = coerce.path(run, "run"), coerce.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
-    where = whereabouts_of(run, config, places=places, target=target)
-    places, execution = where.places, execution or choose_execution()
+    where = whereabouts_of(run, config, paths=paths, target=target)
+    paths, execution = where.paths, execution or choose_execution()
     if which == "best" and config.chosen_on is None:
         raise RunError(
             f"{run}: was trained with --val-share 0, so it has no best epoch; score the last one's"
         )
-    index = open_index(where.target, scoring_split(config, where.target, places), places=places)
-    _require_classes(config, index.classes, run)
-    now = {"test": index.content_sha256}
+    dataset = open_dataset(where.target, scoring_split(config, where.target, paths), paths=paths)
+    _require_classes(config, dataset.classes, run)
+    now = {"test": dataset.content_sha256}
     require_contents(run, config.contents, now, where.target, "give the data whose test split scored it")
     if config.is_own and backbone is None:
         raise RunError(f"{run}: its student is {config.model}; score it from Python, with that backbone")
@@ -250,11 +250,11 @@ def run_evaluate(
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
         plan = of_clips(plan, clips)
-    prepare_to_score(student, config, plan, execution.device, places.kernels_file)
-    figures, confusion = Evaluator(index, plan, execution).report(student, config.amp)
+    prepare_to_score(student, config, plan, execution.device, paths.kernels_file)
+    figures, confusion = Evaluator(dataset, plan, execution).report(student, config.amp)
     if confusion is not None:
         try:
-            figures |= write_confusion(confusion, index.classes, run)
+            figures |= write_confusion(confusion, dataset.classes, run)
         except RunError as error:  # a run in a place of others' is scored all the same
             log.info(str(error))
     return figures
@@ -276,12 +276,12 @@ def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
     return model
 
 
-def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> None:
+def _require_runs(backbone: Backbone, config: TrainConfig, lesson: TrainingData) -> None:
     """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
     # it has been tried by `sskt.students.WrappedBackbone`, and may not be one that can be copied
     if config.is_own:
         return
-    n = min(2, smallest_step(config, len(lesson.index)) // config.ranks)
+    n = min(2, smallest_step(config, len(lesson.dataset)) // config.ranks)
     side = lesson.plan.side_px
     frames = (lesson.plan.n_frames,) if isinstance(lesson.plan, CornerClip | CentreClip) else ()
     trial = copy.deepcopy(backbone).cpu().train()
@@ -297,7 +297,7 @@ def _require_runs(backbone: Backbone, config: TrainConfig, lesson: Lesson) -> No
 
 def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
     """Give a run that was stopped before its first checkpoint the weights that it began with."""
-    path = Path(read_places(out).get("finetune_from") or "")
+    path = Path(read_paths(out).get("finetune_from") or "")
     if not path.is_file() or weights_name(path) != config.finetune_from:
         raise RunError(
             f"{out}: was stopped before its first checkpoint and began with {config.finetune_from}, which is "
@@ -306,7 +306,7 @@ def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
     load_pretrained(backbone, path, config.model)
 
 
-def _require_same(config: TrainConfig, lesson: Lesson, out: Path) -> None:
+def _require_same(config: TrainConfig, lesson: TrainingData, out: Path) -> None:
     """Raise RunError unless a run that goes on sees what it saw."""
     now = {"plan": lesson.plan.to_dict(), "views": config.views}
     if lesson.labels is not None:

@@ -51,7 +51,7 @@ class Run:
                 ) from None
 
     @classmethod
-    def begin(cls, path: Path, config: Mapping[str, Any], places: Mapping[str, Any]) -> Self:
+    def begin(cls, path: Path, config: Mapping[str, Any], paths: Mapping[str, Any]) -> Self:
         """Make the directory. Raises RunError if it already holds a run or cannot be written, RunBusyError if
         another process has just begun one there.
         """
@@ -67,7 +67,7 @@ class Run:
                     f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
                     f"or continue the run in it with --resume {path}"
                 )
-            _write_json(path / "environment.json", _environment() | {"places": dict(places)})
+            _write_json(path / "environment.json", _environment() | {"places": dict(paths)})
             _write_json(path / "config.json", config)
             run._open_logs(())
         except BaseException:
@@ -146,18 +146,18 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_places(path: Path) -> dict[str, Any]:
+def read_paths(path: Path) -> dict[str, Any]:
     """Where a run found its data and stores, as text: data_dir, cache_dir and weights; since they are kept,
     target and sources as well.
     """
     try:
-        places: dict[str, Any] = json.loads((path / "environment.json").read_text(encoding="utf-8"))["places"]
+        paths: dict[str, Any] = json.loads((path / "environment.json").read_text(encoding="utf-8"))["places"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise RunError(
             f"{path / 'environment.json'}: cannot be read ({error}); say --data-dir and --cache-dir "
             f"yourself, and --target, --weights and --source if they are needed"
         ) from error
-    return places
+    return paths
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution
 from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
@@ -20,7 +20,7 @@ from pipeline.train.run_folder import Run, read_student
 from sskt.students.student import Student
 
 if TYPE_CHECKING:
-    from pipeline.train.data import Lesson
+    from pipeline.train.data import TrainingData
 
 History = Sequence[Mapping[str, Any]]
 
@@ -29,14 +29,14 @@ class Scorer:
     """Scores a student on what chooses, and, at the end, on the test split. Every rank has one."""
 
     def __init__(
-        self, config: TrainConfig, lesson: Lesson, execution: Execution, ranks: Ranks, run: Run | None
+        self, config: TrainConfig, lesson: TrainingData, execution: Execution, world: World, run: Run | None
     ) -> None:
         """`run` is where the first rank finds the best student, once `best` has been written there."""
-        self._config, self._ranks, self._run = config, ranks, run
-        self._test = Evaluator(lesson.test_index, lesson.eval_plan, execution, ranks)
+        self._config, self._world, self._run = config, world, run
+        self._test = Evaluator(lesson.test_dataset, lesson.eval_plan, execution, world)
         self._chooser = self._test
-        if lesson.val_index is not None:
-            self._chooser = Evaluator(lesson.val_index, lesson.eval_plan, execution, ranks)
+        if lesson.val_dataset is not None:
+            self._chooser = Evaluator(lesson.val_dataset, lesson.eval_plan, execution, world)
         self.best: dict[str, torch.Tensor] | None = None  # not yet written
 
     @property
@@ -76,7 +76,7 @@ class Scorer:
         best = self.best
         if best is None and self._run is not None:
             best = read_student(self._run.path, "best")
-        best = self._ranks.first_ones(best and {name: value.cpu() for name, value in best.items()})
+        best = self._world.broadcast(best and {name: value.cpu() for name, value in best.items()})
         own = student.exported_state()
         kept = {name: value.detach().clone() for name, value in own.items()}
         try:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import has_val, parse_target, subset
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.prepare import open_index
-from pipeline.runtime.paths import Places
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.prepare import open_dataset
+from pipeline.runtime.paths import Paths
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.recipes import recipe_for
@@ -29,10 +29,10 @@ OWN_VAL_SHARE = 0.1  # of a folder of one's own without a val split
 class Splits:
     """`val` is None where nothing chooses, or the test split does; `chosen_on` as in `TrainConfig`."""
 
-    whole: TargetIndex  # the training samples, those included that are `val`
-    train: TargetIndex
-    test: TargetIndex
-    val: TargetIndex | None
+    whole: Dataset  # the training samples, those included that are `val`
+    train: Dataset
+    test: Dataset
+    val: Dataset | None
     val_share: float  # of the training samples that are `val`
     chosen_on: str | None
 
@@ -44,7 +44,7 @@ class Splits:
 def open_splits(
     target: str,
     *,
-    places: Places,
+    paths: Paths,
     limit: int | None = None,
     val_share: float | None = None,
     chosen_on: str | None = None,
@@ -58,15 +58,15 @@ def open_splits(
         raise RunError(f"--val-share is {val_share}, expected at least 0 and less than 1")
     spec, said = parse_target(target), set[str]()
 
-    def opened(split: str, limit: int | None = None) -> TargetIndex:
-        return open_index(target, split, places=places, limit=limit, said=said)
+    def opened(split: str, limit: int | None = None) -> Dataset:
+        return open_dataset(target, split, paths=paths, limit=limit, said=said)
 
     train = opened("train", limit)
     if chosen_on == "test":
-        split = _scoring_split(target, places, chosen_on)
+        split = _scoring_split(target, paths, chosen_on)
         return Splits(train, train, opened(split), None, 0.0, "test")
     test = opened("test")
-    if has_val(spec, places.data_dir):
+    if has_val(spec, paths.data_dir):
         if val_share:
             raise RunError(
                 f"--val-share {val_share:g} is of the training samples, and {target} has a val split that "
@@ -95,29 +95,29 @@ def open_splits(
     return Splits(train, left, test, val, share, "val")
 
 
-def choosing(index: TargetIndex, share: float) -> NDArray[np.bool_]:
+def choosing(dataset: Dataset, share: float) -> NDArray[np.bool_]:
     """Which training samples choose the best epoch: bool (N,).
 
     In each class the share (rounded, at least one, but never all) with the smallest contents, so a sample
     that is moved or renamed stays where it is. Of pictures with several labels the first one counts.
     """
-    keys = index.contents[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
-    counts = np.bincount(index.labels)
+    keys = dataset.contents[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
+    counts = np.bincount(dataset.labels)
     wanted = np.maximum(1, np.rint(counts * share)) if share else np.zeros(len(counts))
     taken = np.minimum(wanted, np.maximum(counts - 1, 0))
-    chosen: NDArray[np.bool_] = subset.rank_in_class(index.labels, keys) < taken[index.labels]
+    chosen: NDArray[np.bool_] = subset.rank_in_class(dataset.labels, keys) < taken[dataset.labels]
     return chosen
 
 
-def scoring_split(config: TrainConfig, target: str, places: Places) -> str:
+def scoring_split(config: TrainConfig, target: str, paths: Paths) -> str:
     """The split that scores a run, whose target is `target` now. Before three splits were told apart, val
     scored where there was one.
     """
-    return _scoring_split(target, places, config.chosen_on)
+    return _scoring_split(target, paths, config.chosen_on)
 
 
-def _scoring_split(target: str, places: Places, chosen_on: str | None) -> str:
-    return "val" if chosen_on == "test" and has_val(parse_target(target), places.data_dir) else "test"
+def _scoring_split(target: str, paths: Paths, chosen_on: str | None) -> str:
+    return "val" if chosen_on == "test" and has_val(parse_target(target), paths.data_dir) else "test"
 
 
 def _on_test(target: str) -> str:
@@ -128,7 +128,7 @@ def _on_test(target: str) -> str:
     )
 
 
-def contents_of(train: TargetIndex, test: TargetIndex, val: TargetIndex | None) -> dict[str, str]:
+def contents_of(train: Dataset, test: Dataset, val: Dataset | None) -> dict[str, str]:
     """The sha256 of what each split holds, as a config has it."""
     contents = {"train": train.content_sha256, "test": test.content_sha256}
     return contents if val is None else {**contents, "val": val.content_sha256}

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.loader import Batch, Loader
 from pipeline.data.mixup import Mixing
 from pipeline.data.render import Positions
-from pipeline.runtime.distributed import Ranks
+from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution, autocast
 from pipeline.runtime.memory import reuse_freed_memory
-from pipeline.source_outputs import Labels
+from pipeline.source_outputs import SourceOutputs
 from pipeline.train.compiled import require_right
 from pipeline.train.config import TrainConfig
 from pipeline.train.divergence import diverged
@@ -62,13 +62,13 @@ class Trainer:
         self,
         config: TrainConfig,
         method: Method,
-        index: TargetIndex,
-        labels: Labels | None,
+        dataset: Dataset,
+        labels: SourceOutputs | None,
         execution: Execution,
-        ranks: Ranks,
+        world: World,
     ) -> None:
         """`method` is moved to the device."""
-        self._config, self._index, self._labels, self._ranks = config, index, labels, ranks
+        self._config, self._dataset, self._labels, self._world = config, dataset, labels, world
         self._device = execution.device
         if self._device.type == "cpu":
             reuse_freed_memory()
@@ -78,7 +78,7 @@ class Trainer:
             method.to(memory_format=memory_layout(self.student))
         for name in config.plain_layers:
             compute_plainly(method.get_submodule(name))
-        parallel = ranks.parallel(method, self._device, may_have_unused=config.is_own)
+        parallel = world.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
         self._optimiser = torch.optim.SGD(
@@ -126,7 +126,7 @@ class Trainer:
             between_steps()
             asked = perf_counter()
         self._check()
-        self._ranks.align(self.method)
+        self._world.sync_buffers(self.method)
         if self._labels:
             self._labels.finish()
         self.sums.wall_s = before + perf_counter() - started
@@ -167,7 +167,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "ranks": self._ranks.gathered(mine),
+            "ranks": self._world.all_gather(mine),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
-        mine = state["ranks"][self._ranks.rank]
+        mine = state["ranks"][self._world.rank]
         self.sums = Sums(**mine["sums"])
         torch.set_rng_state(mine["rng"].cpu())
         if mine["cuda_rng"] is not None:
@@ -192,10 +192,10 @@ class Trainer:
         if self._labels is None:
             return
         asked = perf_counter()
-        self._labels.load(view, loader.order.rows(self.epoch))
+        self._labels.load(view, loader.order.positions(self.epoch))
         self.sums.label_s += perf_counter() - asked
         if self.epoch + 1 < self._config.epochs:
-            self._labels.prepare(self._view_of(self.epoch + 1), loader.order.rows(self.epoch + 1))
+            self._labels.prepare(self._view_of(self.epoch + 1), loader.order.positions(self.epoch + 1))
 
     def _take_step(self, batch: Batch) -> None:
         """One optimisation step."""
@@ -217,7 +217,7 @@ class Trainer:
         with autocast(self._device, self._config.amp):
             losses = self._losses(*inputs)
         # the ranks' gradients are averaged, as if their parts of the batch were equally large
-        weight = self._ranks.weight(len(batch.positions), batch.n_step)
+        weight = self._world.weight(len(batch.positions), batch.n_step)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(losses.total * weight if weight != 1 else losses.total).backward()  # type: ignore[no-untyped-call]
         if self._config.clip_norm is not None:
@@ -246,7 +246,7 @@ class Trainer:
             unchecked, torch.stack(rows).double().tolist(), hits, strict=True
         ):
             if not math.isfinite(total):
-                ids = self._index.ids[positions].tolist()
+                ids = self._dataset.ids[positions].tolist()
                 some = ", ".join(map(str, ids[:5]))
                 self._stop(f"the loss is {total}", f"step {step + 1} (samples {some}, ...)", step + 1, ids)
             n = len(positions)
@@ -271,7 +271,7 @@ class Trainer:
         sums = self.sums
         parts = [sums.n, sums.correct, sums.total, sums.primary]
         parts += [sums.auxiliary[name] for name in names] + [sums.recorded[name] for name in recorded]
-        summed = self._ranks.total(torch.tensor(parts, dtype=torch.float64, device=self._device))
+        summed = self._world.all_reduce(torch.tensor(parts, dtype=torch.float64, device=self._device))
         n, correct, total, primary, *others = summed.tolist()
         means = {f"aux_loss/{name}": v / n for name, v in zip(names, others[: len(names)], strict=True)}
         means |= {name: value / n for name, value in zip(recorded, others[len(names) :], strict=True)}

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cache.storage import location
-from pipeline.data.datasets.registry import TargetSpec, parse_target
+from pipeline.data.datasets.registry import DatasetSpec, parse_target
 from pipeline.runtime import coerce
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.train.config import TrainConfig
-from pipeline.train.run_folder import read_config, read_places
+from pipeline.train.run_folder import read_config, read_paths
 from sskt.errors import RunError
 from sskt.sources.contract import Contract
 from sskt.sources.registry import parse_source
@@ -29,39 +29,39 @@ class Whereabouts:
     """Where a run's target and everything else is now."""
 
     target: str  # means the same from any folder
-    places: Places
+    paths: Paths
 
 
-def places_of(run: Path | str, **told: Any) -> Places:
+def paths_of(run: Path | str, **told: Any) -> Paths:
     """Where a run found its data_dir, cache_dir, weights and sources, but for those that are told."""
     run = coerce.path(run, "run")
     read_config(run)  # names what is no run at all
     try:
-        found = read_places(run)
+        found = read_paths(run)
     except RunError:
         if {"data_dir", "cache_dir"} <= set(told):
-            return Places(**told)
+            return Paths(**told)
         raise
     weights = {name: Path(path) for name, path in found["weights"].items()}
     contracts = {name: Contract.from_dict(parts) for name, parts in found.get("contracts", {}).items()}
     moved = _moved(found)
-    recorded = Places(Path(found["data_dir"]), location(found["cache_dir"]), weights, contracts, moved)
+    recorded = Paths(Path(found["data_dir"]), location(found["cache_dir"]), weights, contracts, moved)
     return replace(recorded, **told)
 
 
 def to_record(
-    target: str, places: Places, sources: Sequence[str], finetune_from: Path | None
+    target: str, paths: Paths, sources: Sequence[str], finetune_from: Path | None
 ) -> dict[str, Any]:
     """The places of a run that begins, as plain data that means the same from any folder."""
-    cache_dir = places.cache_dir
-    lying = {name: path for name in sources if (path := _lies(name, places)) is not None}
+    cache_dir = paths.cache_dir
+    lying = {name: path for name in sources if (path := _lies(name, paths)) is not None}
     return {
         "target": parse_target(target).as_given,
-        "data_dir": str(places.data_dir.absolute()),
+        "data_dir": str(paths.data_dir.absolute()),
         "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
-        "weights": {name: str(path.absolute()) for name, path in places.weights.items()},
+        "weights": {name: str(path.absolute()) for name, path in paths.weights.items()},
         "sources": {name: str(path.absolute()) for name, path in lying.items()},
-        "contracts": {name: told.to_dict() for name, told in places.contracts.items()},
+        "contracts": {name: told.to_dict() for name, told in paths.contracts.items()},
         "finetune_from": finetune_from and str(finetune_from.absolute()),
     }
 
@@ -70,7 +70,7 @@ def whereabouts_of(
     run: Path,
     config: TrainConfig,
     *,
-    places: Places | None = None,
+    paths: Paths | None = None,
     target: str | None = None,
     sources: Sequence[str] = (),
 ) -> Whereabouts:
@@ -81,14 +81,14 @@ def whereabouts_of(
     target or source that is not of the run.
     """
     recorded = _recorded_target(run) or config.target
-    places = _with_recorded(run, places) if places else places_of(run)
+    paths = _with_recorded(run, paths) if paths else paths_of(run)
     if sources:
         found = {name: path for told in sources for name, path in _recognised(run, config, told).items()}
-        places = replace(places, moved={**places.moved, **found})
+        paths = replace(paths, moved={**paths.moved, **found})
     target = recorded if target is None else coerce.text(target, "target")
     _require_kind(run, parse_target(config.target), target)
-    _require_there(run, parse_target(target), places)
-    return Whereabouts(parse_target(target).as_given, places)
+    _require_there(run, parse_target(target), paths)
+    return Whereabouts(parse_target(target).as_given, paths)
 
 
 def require_contents(
@@ -106,19 +106,19 @@ def require_contents(
             )
 
 
-def require_stores(run: Path, config: TrainConfig, places: Places) -> None:
+def require_stores(run: Path, config: TrainConfig, paths: Paths) -> None:
     """Raise RunError, with the option that says where they are, if a run's stores or the sources that it asks
     are not where they were.
     """
     asked = config.sources if config.labels in ("live", "write-through") else ()
-    gone = [name for name in asked if name.partition(":")[0] in _OWN and _lies(name, places) is None]
+    gone = [name for name in asked if name.partition(":")[0] in _OWN and _lies(name, paths) is None]
     if gone:
         task = gone[0].partition(":")[0]
         raise RunError(
             f"{run}: its source {gone[0]} is not there (any more); say where it is now with --source "
             f"{task}:PATH"
         )
-    lying = places.cache_dir
+    lying = paths.cache_dir
     if config.labels == "cached" and isinstance(lying, Path) and not lying.is_dir():
         raise RunError(
             f"{run}: its stores lay in {lying}, which is not there; say where they are now with --cache-dir"
@@ -131,29 +131,29 @@ def _moved(found: Mapping[str, Any]) -> dict[str, Path]:
     return {name: path for name, path in lying.items() if path.exists()}
 
 
-def _with_recorded(run: Path, places: Places) -> Places:
+def _with_recorded(run: Path, paths: Paths) -> Paths:
     """`places`, with the sources that a run recorded: a relative name means another file elsewhere."""
     try:
-        return replace(places, moved={**_moved(read_places(run)), **places.moved})
+        return replace(paths, moved={**_moved(read_paths(run)), **paths.moved})
     except RunError:
-        return places
+        return paths
 
 
 def _recorded_target(run: Path) -> str | None:
     """None for a run that was begun before places had it, or has lost its record."""
     try:
-        found = read_places(run).get("target")
+        found = read_paths(run).get("target")
     except RunError:
         return None
     return None if found is None else str(found)
 
 
-def _lies(source: str, places: Places) -> Path | None:
+def _lies(source: str, paths: Paths) -> Path | None:
     """Where a source lies that is named by its place; None if it does not lie there."""
     task, _, rest = source.partition(":")
     if task not in _OWN:
         return None
-    path = places.moved.get(source, Path(rest).expanduser())
+    path = paths.moved.get(source, Path(rest).expanduser())
     return path if path.exists() else None
 
 
@@ -167,7 +167,7 @@ def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
         )
     parse_source(told)
     path = Path(rest).expanduser().absolute()
-    sha256 = Places().weights_sha256(told)
+    sha256 = Paths().weights_sha256(told)
     if sha256 is None:
         raise RunError(f"--source {told}: there is no such file; say where it lies now")
     alike = [name for name in config.sources if name.partition(":")[0] == task]
@@ -181,7 +181,7 @@ def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
     return found
 
 
-def _require_kind(run: Path, began: TargetSpec, target: str) -> None:
+def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
     told = parse_target(target)
     of_own = told.n_classes is None and began.n_classes is None and told.kind == began.kind
     if not of_own and told.name != began.name:
@@ -191,20 +191,20 @@ def _require_kind(run: Path, began: TargetSpec, target: str) -> None:
         )
 
 
-def _require_there(run: Path, spec: TargetSpec, places: Places) -> None:
+def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
     """Raise RunError, with the option that helps, for a folder that is not there."""
-    if spec.n_classes is None and spec.root is not None and not (places.data_dir / spec.root).is_dir():
+    if spec.n_classes is None and spec.root is not None and not (paths.data_dir / spec.root).is_dir():
         kind = spec.name.partition(":")[0]
         raise RunError(
-            f"{run}: its data lay in {places.data_dir / spec.root}, which is no folder (any more); say where "
+            f"{run}: its data lay in {paths.data_dir / spec.root}, which is no folder (any more); say where "
             f"they are now with --target {kind}:PATH"
         )
-    if (spec.root is not None or spec.binary) and spec.n_classes and not places.data_dir.is_dir():
+    if (spec.root is not None or spec.binary) and spec.n_classes and not paths.data_dir.is_dir():
         raise RunError(
-            f"{run}: its data lay in {places.data_dir}, which is no folder (any more); say where they are "
+            f"{run}: its data lay in {paths.data_dir}, which is no folder (any more); say where they are "
             f"now with --data-dir"
         )
-    lying = places.cache_dir
+    lying = paths.cache_dir
     if spec.videos is not None and isinstance(lying, Path) and not lying.is_dir():
         raise RunError(
             f"{run}: its packed videos lay in {lying}, which is not there; say where they are now with "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sskt.errors import RunError
-from sskt.losses import kd_divergence, presence_divergence
+from sskt.losses import kd_divergence, multilabel_divergence
 from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
 from sskt.students.student import Student
 
@@ -60,4 +60,4 @@ class Dml(Method):
         """KL(softmax(others) || softmax(logits)), mean over the batch."""
         if self.terms.primary_loss != "bce":
             return kd_divergence(logits, others, temperature=1.0, reduction="batchmean")
-        return presence_divergence(logits, others, temperature=1.0, reduction="mean")
+        return multilabel_divergence(logits, others, temperature=1.0, reduction="mean")

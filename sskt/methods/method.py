@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from sskt.losses import (
     focal,
     kd_divergence,
-    presence_bce,
-    presence_divergence,
+    multilabel_bce,
+    multilabel_divergence,
     soft_cross_entropy,
     soft_focal,
 )
@@ -65,12 +65,12 @@ class Terms:
         """How far primary logits (N, C) are from a teacher's of the same classes: L_aux, or of several labels
         a picture the divergence of each class's two answers.
         """
-        loss = self._presence if self.primary_loss == "bce" else self._auxiliary
+        loss = self._multi_hot if self.primary_loss == "bce" else self._auxiliary
         return self._of_both(loss, logits.float(), teacher_logits.float(), mixed)
 
     def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.primary_loss == "bce":
-            return presence_bce(logits, labels)
+            return multilabel_bce(logits, labels)
         if self.primary_loss == "focal":
             return focal(logits, labels)
         return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=self.label_smoothing)
@@ -82,8 +82,8 @@ class Terms:
             return soft_focal(logits, source_logits, temperature=self.temperature)
         return kd_divergence(logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction)
 
-    def _presence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return presence_divergence(
+    def _multi_hot(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return multilabel_divergence(
             logits, teacher_logits, temperature=self.temperature, reduction=self.kd_reduction
         )
 

@@ -51,8 +51,8 @@ class BatchStatisticsSource:
             exact_kernels(self._device),
         ):
             frames = self.input_map.frames
-            pictures = pixels if frames is None else frames.pictures(pixels)
-            z = self._module(self.input_map(pictures.to(self._device)))
+            images = pixels if frames is None else frames.images(pixels)
+            z = self._module(self.input_map(images.to(self._device)))
             z = z[0] if isinstance(z, tuple) else z  # GoogLeNet's and Inception's have more heads then
             z = as_logits(z, self.source.spec.returns)
         return (z if frames is None else frames.answer(z)).to(torch.float16)

@@ -61,7 +61,7 @@ class ClipFrames:
             return tuple((2 * i + 1) * self.n_frames // (2 * self.k) for i in range(self.k))
         return tuple(range(self.n_frames))
 
-    def pictures(self, picked: Tensor) -> Tensor:
+    def images(self, picked: Tensor) -> Tensor:
         """What the network is asked about: uint8 (N, 3, F, H, W) of picked frames to (N * r, 3, H, W).
 
         r is K for K frames and else 1; a mean frame is rounded to whole grey levels. A source that reads

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from sskt.errors import SourceError
 from sskt.sources.exported_archive import open_archive
-from sskt.sources.exported_calls import Logits, find_logits, find_picture, keep_output
+from sskt.sources.exported_calls import Logits, find_image, find_logits, keep_output
 from sskt.sources.purity import require_pure
 
 
@@ -50,7 +50,7 @@ def read_program(path: Path) -> Program:
             f"{path}: is not named .pt2; give a file written by torch.export.save, under such a name"
         )
     exported = open_archive(path)
-    picture, logits = find_picture(exported, path), find_logits(exported, path)
+    image, logits = find_image(exported, path), find_logits(exported, path)
     require_pure(exported, logits.node, str(path))
     graph = exported.module()
     notes = []
@@ -61,9 +61,9 @@ def read_program(path: Path) -> Program:
     if exported.call_spec.out_spec != pytree.treespec_leaf():
         keep_output(graph, logits)
     module: nn.Module = graph
-    shape, dtype = picture.meta.shape, picture.meta.dtype
-    if dtype != torch.float32 or logits.meta.ndim != 2 or picture.kwargs or len(picture.args) > 1:
-        module = Logits(graph, picture)
+    shape, dtype = image.meta.shape, image.meta.dtype
+    if dtype != torch.float32 or logits.meta.ndim != 2 or image.kwargs or len(image.args) > 1:
+        module = Logits(graph, image)
     if dtype != torch.float32:
         notes.append(f"{path}: takes {str(dtype).removeprefix('torch.')} pictures and computes in that")
     return Program(

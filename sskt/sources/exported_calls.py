@@ -28,7 +28,7 @@ _NAMED = 6  # outputs written out in a message before only their number is
 
 
 @dataclass(frozen=True, slots=True)
-class PictureInput:
+class ImageInput:
     """Where the one tensor that a program takes goes in, beside constants that were fixed at export."""
 
     args: tuple[Any, ...]
@@ -51,11 +51,11 @@ class LogitsOutput:
 class Logits(nn.Module):
     """A program asked for its logits alone: float32 (N, 3, H, W) or (N, 3, D, H, W) to (N, K)."""
 
-    def __init__(self, program: nn.Module, picture: PictureInput) -> None:
+    def __init__(self, program: nn.Module, image: ImageInput) -> None:
         super().__init__()
         self.program = program
-        self._args, self._kwargs, self._place = list(picture.args), picture.kwargs, picture.place
-        self._dtype = picture.meta.dtype
+        self._args, self._kwargs, self._place = list(image.args), image.kwargs, image.place
+        self._dtype = image.meta.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, K), from (N, K), (N, K, 1, 1) or (N, K, 1, 1, 1)."""
@@ -68,7 +68,7 @@ class Logits(nn.Module):
         return z.flatten(1)
 
 
-def find_picture(exported: ExportedProgram, path: Path) -> PictureInput:
+def find_image(exported: ExportedProgram, path: Path) -> ImageInput:
     """The input for pictures or clips. Raises SourceError if the program takes something else."""
     given = [s.arg for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
@@ -89,14 +89,14 @@ def find_picture(exported: ExportedProgram, path: Path) -> PictureInput:
         for arg in given
     ]
     args, kwargs = pytree.tree_unflatten(leaves, exported.call_spec.in_spec)
-    places = [i for i, value in enumerate(args) if value is _PICTURE]
+    paths = [i for i, value in enumerate(args) if value is _PICTURE]
     keys = [key for key, value in kwargs.items() if value is _PICTURE]
-    if not places and not keys:
+    if not paths and not keys:
         raise SourceError(
             f"{path}: takes its pictures inside a {type(next(iter(args), kwargs)).__name__}, expected a "
             f"tensor; export a network whose forward takes the tensor itself"
         )
-    return PictureInput(tuple(args), kwargs, (*places, *keys)[0], found)
+    return ImageInput(tuple(args), kwargs, (*paths, *keys)[0], found)
 
 
 def find_logits(exported: ExportedProgram, path: Path) -> LogitsOutput:

@@ -65,7 +65,7 @@ class FrozenSource:
         *,
         device: torch.device,
         forward: Forward | None = None,
-        picture_px: int | None = None,
+        image_px: int | None = None,
         threads: int | None = None,
         shown: Tensor | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class FrozenSource:
         self.device = device
         self.forward = forward
         self._pool = one_thread_each(threads or torch.get_num_threads(), "frozen-source") if on_cpu else None
-        self._picture_px = picture_px or input_map.side_px
+        self._image_px = image_px or input_map.side_px
         brief = source.spec.task == "run" and not has_settled(source.module)
         self._largest = torch.finfo(torch.float16).max if brief else LARGEST_LOGIT
         self._shown = shown
@@ -112,8 +112,8 @@ class FrozenSource:
             return lambda: nothing
         rows = self.forward.rows
         frames = self.input_map.frames
-        pictures = pixels if frames is None else frames.pictures(pixels)
-        groups = [pictures[start : start + rows] for start in range(0, len(pictures), rows)]
+        images = pixels if frames is None else frames.images(pixels)
+        groups = [images[start : start + rows] for start in range(0, len(images), rows)]
         if self._pool is None:
             done = self._answers([self._group(group) for group in groups])
             return self._when_computed(done, pixels)
@@ -126,8 +126,8 @@ class FrozenSource:
         is turned into logits; of several frames a clip, a row for each.
         """
         frames = self.input_map.frames
-        pictures = pixels if frames is None else frames.pictures(pixels)
-        groups = [pictures[at : at + self.forward.rows] for at in range(0, len(pictures), self.forward.rows)]
+        images = pixels if frames is None else frames.images(pixels)
+        groups = [images[at : at + self.forward.rows] for at in range(0, len(images), self.forward.rows)]
         run = map if self._pool is None else self._pool.map
         return torch.cat([rows.float().cpu() for rows in run(self._returned, groups)])
 
@@ -135,7 +135,7 @@ class FrozenSource:
         """As many black pictures, or frames of so many clips, uint8, as they will be drawn."""
         frames = self.input_map.frames
         n_frames = () if frames is None else (len(frames.picks),)
-        side = self._picture_px
+        side = self._image_px
         return torch.zeros(n, 3, *n_frames, side, side, dtype=torch.uint8, device=self.device)
 
     def _answers(self, groups: list[Tensor]) -> Tensor:
@@ -229,7 +229,7 @@ class FrozenSource:
         try:
             plain = self._plain_answers()
             network = self._eager()
-            z = self._try(network, self._pictures(n))
+            z = self._try(network, self._images(n))
         except torch.OutOfMemoryError as error:
             raise SourceError(
                 f"{name}: {n} pictures of {side} px in {forward.compute} do not fit in the memory of "
@@ -249,29 +249,29 @@ class FrozenSource:
             )
         if self.source.spec.task == "program":
             few = self.source.nearest_rows(2)
-            require_same_bits(partial(self._try, network), self._pictures(few), name)
+            require_same_bits(partial(self._try, network), self._images(few), name)
         if forward.compiled:
             network = compiled(network)
             with compiler_errors(name):
-                z = self._try(network, self._pictures(forward.rows))
+                z = self._try(network, self._images(forward.rows))
         if plain is not None:
             require_agreement(name, forward, z, plain)
         return network
 
-    def _try(self, network: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
+    def _try(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """A forward where the others will run: code is compiled for a number of threads."""
         if self._pool is None:
-            return self._in_modes(network, pictures)
-        return self._pool.submit(self._in_modes, network, pictures).result()
+            return self._in_modes(network, images)
+        return self._pool.submit(self._in_modes, network, images).result()
 
-    def _pictures(self, n: int) -> Tensor:
+    def _images(self, n: int) -> Tensor:
         """The first `n` pictures to try it on: what is shown over and over, or black ones."""
         shown, frames = (
             self.black(n) if self._shown is None else self._shown.to(self.device),
             self.input_map.frames,
         )
-        pictures = shown if frames is None else frames.pictures(shown)
-        return pictures.repeat(-(-n // len(pictures)), *(1 for _ in pictures.shape[1:]))[:n]
+        images = shown if frames is None else frames.images(shown)
+        return images.repeat(-(-n // len(images)), *(1 for _ in images.shape[1:]))[:n]
 
     def _plain_answers(self) -> Tensor | None:
         """See `sskt.sources.plain`. None where nothing is shown, or that is how the source runs anyway."""
@@ -283,4 +283,4 @@ class FrozenSource:
             module, n = on_device(source.module, self.device), self.forward.rows
         else:
             module = source.module.to(self.device)
-        return plain_answers(module, self.input_map(self._pictures(n)), keeps_layout=is_program)
+        return plain_answers(module, self.input_map(self._images(n)), keeps_layout=is_program)

@@ -57,9 +57,9 @@ class InputMap:
         size = (self.side_px, self.side_px)
         if tuple(x.shape[-2:]) == size:
             return x
-        pictures = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
+        images = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
         sized = F.interpolate(
-            pictures,
+            images,
             size=size if self.scale is None else None,
             scale_factor=None if self.scale is None else float(Fraction(self.scale)),
             mode=self.interpolation,

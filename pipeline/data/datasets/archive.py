@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS, Binary, TargetSpec
+from pipeline.data.datasets.registry import SPLITS, Binary, DatasetSpec
 from sskt.errors import TargetError
 
 
@@ -20,13 +20,13 @@ def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
     """Every file that is read, with its length in bytes; None for the class names, which are text."""
     sizes: dict[str, int | None] = {binary.class_names: None}
     for part in (part for split in SPLITS for part in binary.parts(split)):
-        sizes[part.pixels] = part.n_pictures * (binary.label_bytes + 3 * side_px**2)
+        sizes[part.pixels] = part.n_images * (binary.label_bytes + 3 * side_px**2)
         if part.labels:
-            sizes[part.labels] = part.n_pictures
+            sizes[part.labels] = part.n_images
     return sizes
 
 
-def missing_files(spec: TargetSpec, binary: Binary, data_dir: Path) -> list[str]:
+def missing_files(spec: DatasetSpec, binary: Binary, data_dir: Path) -> list[str]:
     """Files that are not there yet. Raises TargetError for one of the wrong length, which is left alone."""
     missing = []
     for name, expected in file_sizes(binary, spec.side_px).items():
@@ -38,7 +38,7 @@ def missing_files(spec: TargetSpec, binary: Binary, data_dir: Path) -> list[str]
     return missing
 
 
-def obtain(spec: TargetSpec, binary: Binary, data_dir: Path, *, download: bool) -> None:
+def obtain(spec: DatasetSpec, binary: Binary, data_dir: Path, *, download: bool) -> None:
     """Make the unpacked files exist under `data_dir`, from the archive there or from its URL if need be.
 
     Raises TargetError for wrong contents or, where nothing may be downloaded, a missing archive;
@@ -65,7 +65,7 @@ def obtain(spec: TargetSpec, binary: Binary, data_dir: Path, *, download: bool) 
         ) from None
 
 
-def _unpack(spec: TargetSpec, binary: Binary, archive: Path, names: list[str]) -> None:
+def _unpack(spec: DatasetSpec, binary: Binary, archive: Path, names: list[str]) -> None:
     """Put the named members of an archive into `binary.folder` beside it."""
     expected = file_sizes(binary, spec.side_px)
     folder = archive.parent / binary.folder

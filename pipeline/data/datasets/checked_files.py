@@ -47,7 +47,7 @@ _DAMAGE = (
     zlib.error,
 )
 
-Paths = NDArray[np.bytes_]
+RelativePaths = NDArray[np.bytes_]
 Facts = NDArray[np.void]
 
 
@@ -60,7 +60,7 @@ def kept_file(index_dir: Path, slug: str, folder: Path) -> Path:
     return index_dir / f"{name}-{place}.npz"
 
 
-def read_kept(file: Path) -> tuple[Paths, Facts] | None:
+def read_kept(file: Path) -> tuple[RelativePaths, Facts] | None:
     """Paths (M,) and facts (M,); None if there are none, or none that can be trusted."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as data:
@@ -76,7 +76,7 @@ def read_kept(file: Path) -> tuple[Paths, Facts] | None:
     return (paths, facts) if sound and paths.ndim == 1 else None
 
 
-def _of_first(paths: Paths, facts: Facts) -> tuple[Paths, Facts]:
+def _of_first(paths: RelativePaths, facts: Facts) -> tuple[RelativePaths, Facts]:
     """Facts of format 1, without those of files that may hold more than it says."""
     alike = ~facts["transcode"]
     converted = np.zeros(int(alike.sum()), dtype=FACTS)
@@ -85,7 +85,7 @@ def _of_first(paths: Paths, facts: Facts) -> tuple[Paths, Facts]:
     return paths[alike], converted
 
 
-def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
+def write_kept(file: Path, paths: RelativePaths, facts: Facts) -> None:
     """Replace the kept facts in one step, without files not found valid. Raises OSError if that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")
@@ -98,7 +98,7 @@ def write_kept(file: Path, paths: Paths, facts: Facts) -> None:
         raise
 
 
-def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
+def recall(kept: tuple[RelativePaths, Facts], paths: RelativePaths, facts: Facts) -> None:
     """Fill in `facts` (N,) of `paths` (N,), whose lengths and times are set, where what is kept holds."""
     old_paths, old = kept
     _, new_rows, old_rows = np.intersect1d(paths, old_paths, assume_unique=True, return_indices=True)
@@ -111,7 +111,7 @@ def recall(kept: tuple[Paths, Facts], paths: Paths, facts: Facts) -> None:
 class Known:
     """What is kept of any file, by its content: one that was moved or touched need not be decoded again."""
 
-    def __init__(self, kept: Iterable[tuple[Paths, Facts]]) -> None:
+    def __init__(self, kept: Iterable[tuple[RelativePaths, Facts]]) -> None:
         known = [facts[facts["kind"] > 0] for _, facts in kept]
         facts = np.concatenate(known) if known else np.zeros(0, dtype=FACTS)
         keys = np.ascontiguousarray(facts["content"]).view("S16").ravel()

@@ -12,35 +12,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.archive import file_sizes
-from pipeline.data.datasets.dataset import ArrayPictures, TargetIndex
+from pipeline.data.datasets.dataset import ArrayImages, Dataset
 from pipeline.data.datasets.decode import content_of
-from pipeline.data.datasets.registry import Binary, Part, TargetSpec
+from pipeline.data.datasets.registry import Binary, DatasetSpec, Part
 from sskt.errors import TargetError
 
 
-def load_binary(spec: TargetSpec, binary: Binary, split: str, data_dir: Path) -> TargetIndex:
+def load_binary(spec: DatasetSpec, binary: Binary, split: str, data_dir: Path) -> Dataset:
     """The index of one split, from unpacked files. Raises TargetError for a wrong length, label or class."""
     folder = data_dir / binary.folder
     classes = _class_names(folder / binary.class_names, spec)
     parts = [_read_part(spec, binary, part, folder) for part in binary.parts(split)]
     pixels = np.concatenate([pixels for pixels, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
-    return array_index(spec, split, classes, pixels, labels, np.arange(len(labels), dtype=np.int64))
+    return array_dataset(spec, split, classes, pixels, labels, np.arange(len(labels), dtype=np.int64))
 
 
-def array_index(
-    spec: TargetSpec,
+def array_dataset(
+    spec: DatasetSpec,
     split: str,
     classes: tuple[str, ...],
     pixels: NDArray[np.uint8],
     labels: NDArray[np.int64],
     ids: NDArray[np.int64],
-) -> TargetIndex:
+) -> Dataset:
     """An index over pictures in memory: pixels uint8 (N_full, H, W, 3), labels int64 (N_full,), ids (N,) that
     are rows of both.
     """
     contents = b"".join(content_of(pixels[i].data) for i in ids)
-    return TargetIndex(
+    return Dataset(
         target=spec.name,
         split=split,
         kind="array",
@@ -49,17 +49,17 @@ def array_index(
         labels=labels[ids],
         sizes=np.tile(np.array(pixels.shape[1:3], dtype=np.int32), (len(ids), 1)),
         contents=np.frombuffer(contents, dtype=np.uint8).reshape(len(ids), 16),
-        access=ArrayPictures(f"{spec.name} {split}", pixels, ids),
+        access=ArrayImages(f"{spec.name} {split}", pixels, ids),
     )
 
 
 def _read_part(
-    spec: TargetSpec, binary: Binary, part: Part, folder: Path
+    spec: DatasetSpec, binary: Binary, part: Part, folder: Path
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Pixels uint8 (n, side, side, 3) and labels int64 (n,) of one file."""
     side = spec.side_px
     sizes = file_sizes(binary, side)
-    records = _read(folder / part.pixels, sizes[part.pixels]).reshape(part.n_pictures, -1)
+    records = _read(folder / part.pixels, sizes[part.pixels]).reshape(part.n_images, -1)
     planes = records[:, binary.label_bytes :].reshape(-1, 3, side, side)
     pixels = np.ascontiguousarray(planes.transpose((0, 3, 2, 1) if binary.column_major else (0, 2, 3, 1)))
     if part.labels:
@@ -94,7 +94,7 @@ def _read(path: Path, expected_bytes: int | None) -> NDArray[np.uint8]:
     return data
 
 
-def _class_names(path: Path, spec: TargetSpec) -> tuple[str, ...]:
+def _class_names(path: Path, spec: DatasetSpec) -> tuple[str, ...]:
     try:
         names = tuple(path.read_text(encoding="utf-8").split())
     except (OSError, UnicodeDecodeError) as error:

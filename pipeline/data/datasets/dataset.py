@@ -20,7 +20,7 @@ from sskt.errors import TargetError
 from sskt.names import shown
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """Access to the pictures of an index, by row; safe to use from several threads."""
 
     def name_of(self, row: int) -> str:
@@ -35,12 +35,12 @@ class Pictures(Protocol):
     def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures of one common size, uint8 (n, H, W, 3)."""
 
-    def take(self, rows: NDArray[np.int64]) -> Pictures:
+    def take(self, rows: NDArray[np.int64]) -> Images:
         """The same access to a subset, in the order of `rows`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ArrayPictures:
+class ArrayImages:
     """Pictures of one size in memory: `pixels` uint8 (N_full, H, W, 3), and the position in it of each row,
     int64 (N,).
     """
@@ -50,29 +50,29 @@ class ArrayPictures:
     positions: NDArray[np.int64]
 
     def name_of(self, row: int) -> str:
-        """See `Pictures.name_of`."""
+        """See `Images.name_of`."""
         return f"{self.source} picture {self.positions[row]}"
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """See `Pictures.pixels_of`."""
-        picture: NDArray[np.uint8] = self.pixels[self.positions[row]].copy()
-        return picture
+        """See `Images.pixels_of`."""
+        image: NDArray[np.uint8] = self.pixels[self.positions[row]].copy()
+        return image
 
     def encoded(self, row: int) -> bytes:
-        """See `Pictures.encoded`."""
+        """See `Images.encoded`."""
         return decode.to_png(self.pixels_of(row))
 
     def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `Pictures.stack`."""
+        """See `Images.stack`."""
         return self.pixels[self.positions[rows]]
 
-    def take(self, rows: NDArray[np.int64]) -> ArrayPictures:
-        """See `Pictures.take`; the pixels are shared, not copied."""
+    def take(self, rows: NDArray[np.int64]) -> ArrayImages:
+        """See `Images.take`; the pixels are shared, not copied."""
         return replace(self, positions=self.positions[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FilePictures:
+class FileImages:
     """Image files: `paths` bytes (N,), file-system encoded and relative to `root`; `transcode` bool (N,);
     `depths` uint8 (N,), the bits of the values of 16-bit files (see `deep`).
 
@@ -85,7 +85,7 @@ class FilePictures:
     depths: NDArray[np.uint8]
 
     def name_of(self, row: int) -> str:
-        """See `Pictures.name_of`."""
+        """See `Images.name_of`."""
         return shown(str(self.path_of(row)))
 
     def path_of(self, row: int) -> Path:
@@ -93,7 +93,7 @@ class FilePictures:
         return self.root / os.fsdecode(bytes(self.paths[row]))
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """See `Pictures.pixels_of`. Raises TargetError if the file cannot be read any more."""
+        """See `Images.pixels_of`. Raises TargetError if the file cannot be read any more."""
         encoded = self._read(row)
         try:
             return decode.to_pixels(encoded, int(self.depths[row]))
@@ -103,15 +103,15 @@ class FilePictures:
             ) from None
 
     def encoded(self, row: int) -> bytes:
-        """See `Pictures.encoded`. Raises TargetError if the file cannot be read any more."""
+        """See `Images.encoded`. Raises TargetError if the file cannot be read any more."""
         return decode.to_png(self.pixels_of(row)) if self.transcode[row] else self._read(row)
 
     def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `Pictures.stack`."""
+        """See `Images.stack`."""
         return np.stack([self.pixels_of(int(row)) for row in rows])
 
-    def take(self, rows: NDArray[np.int64]) -> FilePictures:
-        """See `Pictures.take`."""
+    def take(self, rows: NDArray[np.int64]) -> FileImages:
+        """See `Images.take`."""
         return replace(self, paths=self.paths[rows], transcode=self.transcode[rows], depths=self.depths[rows])
 
     def _read(self, row: int) -> bytes:
@@ -126,7 +126,7 @@ class FilePictures:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TargetIndex:
+class Dataset:
     """N samples of one split.
 
     target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
@@ -145,9 +145,9 @@ class TargetIndex:
     labels: NDArray[np.int64]
     sizes: NDArray[np.int32]
     contents: NDArray[np.uint8]
-    access: Pictures
+    access: Images
     notes: tuple[str, ...] = ()
-    presence: NDArray[np.int8] | None = None
+    multi_hot: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -166,12 +166,12 @@ class TargetIndex:
     @property
     def truth(self) -> NDArray[np.int64] | NDArray[np.int8]:
         """What a student learns: labels, int64 (N,), or presence, int8 (N, C)."""
-        return self.labels if self.presence is None else self.presence
+        return self.labels if self.multi_hot is None else self.multi_hot
 
     @property
     def truth_bytes(self) -> bytes:
         """The same, for a fingerprint."""
-        return self.truth.astype("<i8" if self.presence is None else "i1").tobytes()
+        return self.truth.astype("<i8" if self.multi_hot is None else "i1").tobytes()
 
     def name_of(self, row: int) -> str:
         """Which picture a row is, for messages."""
@@ -181,7 +181,7 @@ class TargetIndex:
         """Reference decode of one row: uint8 (H, W, 3), RGB, the caller's own copy."""
         return self.access.pixels_of(row)
 
-    def pictures(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Several rows whose pictures have one size: uint8 (n, H, W, 3), the caller's own copy."""
         return self.access.stack(rows)
 
@@ -191,7 +191,7 @@ class TargetIndex:
         """
         return self.access.encoded(row)
 
-    def take(self, rows: NDArray[np.int64]) -> TargetIndex:
+    def take(self, rows: NDArray[np.int64]) -> Dataset:
         """The subset `rows`, in that order; ids are kept."""
         return replace(
             self,
@@ -200,10 +200,10 @@ class TargetIndex:
             sizes=self.sizes[rows],
             contents=self.contents[rows],
             access=self.access.take(rows),
-            presence=None if self.presence is None else self.presence[rows],
+            multi_hot=None if self.multi_hot is None else self.multi_hot[rows],
         )
 
-    def limit(self, n: int) -> TargetIndex:
+    def limit(self, n: int) -> Dataset:
         """A fixed subset of n samples, equal shares of every class up to rounding; the whole index if it has
         no more.
 

@@ -89,24 +89,24 @@ def inspect(encoded: bytes) -> Inspected:
     if not encoded:
         raise UnreadableError("zero bytes")
     try:
-        with _open(encoded) as picture:
-            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        with _open(encoded) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise UnreadableError(
-                    f"{picture.width} x {picture.height} is over {Image.MAX_IMAGE_PIXELS:,} pixels"
+                    f"{image.width} x {image.height} is over {Image.MAX_IMAGE_PIXELS:,} pixels"
                 )
-            picture.load()
-            transcode = not _any_decoder_agrees(picture, encoded)
-            bits = bits_used(picture, encoded) if is_deep(picture, encoded) else 0
+            image.load()
+            transcode = not _any_decoder_agrees(image, encoded)
+            bits = bits_used(image, encoded) if is_deep(image, encoded) else 0
             if transcode and not bits:
-                _to_rgb(picture)
+                _to_rgb(image)
             return Inspected(
-                picture.height,
-                picture.width,
+                image.height,
+                image.width,
                 content_of(encoded),
                 transcode,
-                "JPEG" if picture.format == "MPO" else str(picture.format),
+                "JPEG" if image.format == "MPO" else str(image.format),
                 bits,
-                _has_several(picture),
+                _has_several(image),
             )
     except UnidentifiedImageError:
         raise UnreadableError(_what_is_inside(encoded)) from None
@@ -123,13 +123,13 @@ def content_of(data: bytes | memoryview) -> bytes:
 
 def to_pixels(encoded: bytes, depth: int = FULL) -> NDArray[np.uint8]:
     """The picture as uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values are of `depth` bits."""
-    with _open(encoded) as picture:
-        picture.load()
-        if picture.mode.startswith("I") or (depth != FULL and is_deep(picture, encoded)):
-            values = deep_values(picture, encoded)
+    with _open(encoded) as image:
+        image.load()
+        if image.mode.startswith("I") or (depth != FULL and is_deep(image, encoded)):
+            values = deep_values(image, encoded)
             if values is not None:
                 return to_8_bits(values, depth)
-        return _to_rgb(picture)
+        return _to_rgb(image)
 
 
 def to_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -143,16 +143,16 @@ def _open(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
 
 
-def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    if "transparency" in picture.info or picture.mode in ("PA", "La", "RGBa"):
-        picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
 
 
-def _has_several(picture: Image.Image) -> bool:
+def _has_several(image: Image.Image) -> bool:
     """Whether a file holds more images than the one that is read; a camera's previews do not count."""
     with suppress(*_BROKEN):
-        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     return False
 
 
@@ -165,16 +165,16 @@ def _what_is_inside(encoded: bytes) -> str:
     return "no image inside that can be read"
 
 
-def _any_decoder_agrees(picture: Image.Image, encoded: bytes) -> bool:
+def _any_decoder_agrees(image: Image.Image, encoded: bytes) -> bool:
     """Whether libjpeg, nvJPEG, libpng and Pillow all read this file, and give one another's pixels."""
-    if picture.format == "JPEG":
-        stored_as_rgb = picture.mode == "RGB" and picture.info.get("adobe_transform") == 0
-        return picture.mode in ("L", "RGB") and not stored_as_rgb and _clean_jpeg(encoded)
-    if picture.format != "PNG" or not _clean_png(encoded):
+    if image.format == "JPEG":
+        stored_as_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
+        return image.mode in ("L", "RGB") and not stored_as_rgb and _clean_jpeg(encoded)
+    if image.format != "PNG" or not _clean_png(encoded):
         return False
     bit_depth, colour_type = encoded[24], encoded[25]  # of IHDR; the mode does not tell 16-bit RGB from 8-bit
-    single = not getattr(picture, "is_animated", False)
-    return bit_depth == 8 and colour_type in (0, 2) and "transparency" not in picture.info and single
+    single = not getattr(image, "is_animated", False)
+    return bit_depth == 8 and colour_type in (0, 2) and "transparency" not in image.info and single
 
 
 def _clean_jpeg(encoded: bytes) -> bool:

@@ -7,14 +7,14 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.data.datasets import subset
-from pipeline.data.datasets.cifar_stl import array_index
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.cifar_stl import array_dataset
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.registry import DatasetSpec
 
 _TEST_SHARE = 0.3
 
 
-def load_digits(spec: TargetSpec, split: str) -> TargetIndex:
+def load_digits(spec: DatasetSpec, split: str) -> Dataset:
     """The index of one split; grey levels 0 to 16 become 0 to 255.
 
     Ids are positions in scikit-learn's own order. 30 % of each class, by a fixed draw, are the test split.
@@ -31,4 +31,4 @@ def load_digits(spec: TargetSpec, split: str) -> TargetIndex:
     n_test = np.rint(np.bincount(labels) * _TEST_SHARE)
     in_test = subset.rank_in_class(labels, subset.draws(ids)) < n_test[labels]
     ids = ids[in_test] if split == "test" else ids[~in_test]
-    return array_index(spec, split, tuple(str(name) for name in data.target_names), pixels, labels, ids)
+    return array_dataset(spec, split, tuple(str(name) for name in data.target_names), pixels, labels, ids)

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.data.datasets.checked_files import FACTS, Facts, Paths, kept_file
-from pipeline.data.datasets.dataset import FilePictures, TargetIndex
+from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, kept_file
+from pipeline.data.datasets.dataset import Dataset, FileImages
 from pipeline.data.datasets.decode import FORMATS, SUFFIXES
 from pipeline.data.datasets.left_out import UnusableFiles, accepted, write_list
-from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.validation import KINDS, learn
-from pipeline.data.datasets.walk import Found, is_hidden, pictures_below, told
+from pipeline.data.datasets.walk import Found, images_below, is_hidden, told
 from sskt.errors import TargetError
 from sskt.names import shown
 
@@ -38,14 +38,14 @@ class Listing:
     """
 
     root: Path
-    paths: Paths
+    paths: RelativePaths
     facts: Facts
     ids: NDArray[np.int64]
     depth: int = FULL
     notes: list[str] = field(default_factory=list)
 
 
-def list_pictures(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = ()) -> Listing:
+def list_images(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = ()) -> Listing:
     """Every picture below the class folders of `root`, sound ones only.
 
     Hidden files and those of other suffixes are ignored, counted in the notes, and listed beside the kept
@@ -53,7 +53,7 @@ def list_pictures(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Pa
     splits. Raises UnusableFiles that names what cannot be decoded, unless the user goes on without it, and
     TargetError for a class folder without pictures.
     """
-    found, ignored = pictures_below(root)
+    found, ignored = images_below(root)
     file = kept_file(index_dir, slug, root)
     listing, gone = _listed(root, found)
     _refuse_empty_classes(root, listing.paths, f"no picture ({_suffixes()})")
@@ -72,7 +72,7 @@ def list_pictures(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Pa
 
 
 def list_named(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> Listing:
-    """The pictures at `paths` below `root`, in this order; see `list_pictures`.
+    """The pictures at `paths` below `root`, in this order; see `list_images`.
 
     Raises UnusableFiles that names what is missing or cannot be decoded, unless the user goes on without it,
     and TargetError for a path that comes twice.
@@ -97,20 +97,20 @@ def list_named(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) ->
     return listing
 
 
-def index_of(
+def dataset_of(
     listing: Listing,
-    spec: TargetSpec,
+    spec: DatasetSpec,
     split: str,
     classes: tuple[str, ...],
     labels: NDArray[np.int64],
-    presence: NDArray[np.int8] | None = None,
-) -> TargetIndex:
+    multi_hot: NDArray[np.int8] | None = None,
+) -> Dataset:
     """A listing with its labels, int64 (N,), as an index."""
     deep = (listing.facts["bits"] > 0) & (listing.depth != FULL)
     contents = np.ascontiguousarray(listing.facts["content"])
     for row in np.flatnonzero(deep):  # their pixels are a function of the depth as well
         contents[row] = np.frombuffer(_at_depth(contents[row].tobytes(), listing.depth), dtype=np.uint8)
-    return TargetIndex(
+    return Dataset(
         target=spec.name,
         split=split,
         kind="files",
@@ -119,14 +119,14 @@ def index_of(
         labels=labels,
         sizes=np.ascontiguousarray(listing.facts["size"]),
         contents=contents,
-        access=FilePictures(
+        access=FileImages(
             listing.root,
             listing.paths,
             np.ascontiguousarray(listing.facts["transcode"]),
             np.where(deep, listing.depth, FULL).astype(np.uint8),
         ),
         notes=tuple(listing.notes),
-        presence=presence,
+        multi_hot=multi_hot,
     )
 
 
@@ -226,7 +226,7 @@ def _set_depth(listing: Listing, bits: int) -> None:
 
 def _bits_below(folder: Path, file: Path) -> int:
     """The most bits that any 16-bit picture below a folder uses."""
-    found, _ = pictures_below(folder)
+    found, _ = images_below(folder)
     listing, gone = _listed(folder, found)
     _learn(listing, gone, file)
     return int(listing.facts["bits"].max(initial=0))
@@ -236,7 +236,7 @@ def _at_depth(content: bytes, depth: int) -> bytes:
     return hashlib.sha256(content + b"depth" + bytes((depth,))).digest()[:16]
 
 
-def _refuse_empty_classes(root: Path, paths: Paths, what: str) -> None:
+def _refuse_empty_classes(root: Path, paths: RelativePaths, what: str) -> None:
     used = {os.fsdecode(bytes(path).split(b"/", 1)[0]) for path in paths}
     empty = [shown(name) for name in class_folders(root) if name not in used]
     if empty:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import subset
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.folder_splits import Layout, layout_of
-from pipeline.data.datasets.image_files import Listing, class_folders, index_of, list_pictures
-from pipeline.data.datasets.registry import TargetSpec, target_slug
+from pipeline.data.datasets.image_files import Listing, class_folders, dataset_of, list_images
+from pipeline.data.datasets.registry import DatasetSpec, target_slug
 from sskt.errors import TargetError
 from sskt.names import shown
 
@@ -28,7 +28,7 @@ _FOLDERS = {"train": ("train",), "test": ("val", "test")}  # of an official targ
 _HELD_OUT = 5  # one in five
 
 
-def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> TargetIndex:
+def load_folders(spec: DatasetSpec, split: str, root: Path, index_dir: Path) -> Dataset:
     """The index of one split, every file validated. Classes are the sorted folder names of the train split.
 
     Raises TargetError for a missing or empty folder, a class that the train split does not have, and damaged
@@ -40,21 +40,21 @@ def load_folders(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> T
     folder = layout.folder(split, spec.how_to_prepare)
     classes = class_names(spec, folder, layout.folders.get("train", folder))
     beside = [other for other in layout.folders.values() if other != folder]
-    listing = list_pictures(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
-    index = _index(spec, split, classes, listing)
-    index = replace(index, notes=(*layout.notes, *index.notes))
+    listing = list_images(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
+    dataset = _dataset(spec, split, classes, listing)
+    dataset = replace(dataset, notes=(*layout.notes, *dataset.notes))
     if folder != root:
-        return index
-    held = held_out(listing.paths, index.labels)
+        return dataset
+    held = held_out(listing.paths, dataset.labels)
     if split == "train":
-        return index.take(np.flatnonzero(~held))
+        return dataset.take(np.flatnonzero(~held))
     note = (
         f"{root}: has no train/ and val/, so a fixed fifth of each class is held out ({held.sum()} pictures)"
     )
-    return replace(index.take(np.flatnonzero(held)), notes=(*layout.notes, note))
+    return replace(dataset.take(np.flatnonzero(held)), notes=(*layout.notes, note))
 
 
-def splits_of(spec: TargetSpec, root: Path) -> Layout:
+def splits_of(spec: DatasetSpec, root: Path) -> Layout:
     """How a folder is divided: an official target by its official names, one's own as `layout_of` finds."""
     if spec.n_classes is None:
         return layout_of(root, videos=spec.videos is not None)
@@ -83,7 +83,7 @@ def held_out(paths: NDArray[np.bytes_], labels: NDArray[np.int64]) -> NDArray[np
     return held
 
 
-def class_names(spec: TargetSpec, folder: Path, defining: Path) -> tuple[str, ...]:
+def class_names(spec: DatasetSpec, folder: Path, defining: Path) -> tuple[str, ...]:
     """Class names in label order: the folders of `defining`, the train split where there is one, checked
     against the official number and the folders of `folder`.
     """
@@ -105,7 +105,7 @@ def class_names(spec: TargetSpec, folder: Path, defining: Path) -> tuple[str, ..
     return tuple(classes)
 
 
-def _index(spec: TargetSpec, split: str, classes: tuple[str, ...], listing: Listing) -> TargetIndex:
+def _dataset(spec: DatasetSpec, split: str, classes: tuple[str, ...], listing: Listing) -> Dataset:
     label_of = {os.fsencode(name): label for label, name in enumerate(classes)}
     labels = [label_of[bytes(path).split(b"/", 1)[0]] for path in listing.paths]
-    return index_of(listing, spec, split, classes, np.array(labels, dtype=np.int64))
+    return dataset_of(listing, spec, split, classes, np.array(labels, dtype=np.int64))

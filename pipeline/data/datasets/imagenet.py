@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.datasets.image_files import index_of, list_named
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.image_files import dataset_of, list_named
 from pipeline.data.datasets.image_folder import class_names, has_split
-from pipeline.data.datasets.registry import TargetSpec, target_slug
+from pipeline.data.datasets.registry import DatasetSpec, target_slug
 from sskt.errors import TargetError
 
 _DEVKIT = Path("ILSVRC2012_devkit_t12/data")
@@ -41,7 +41,7 @@ class _Named:
     labels: list[int]
 
 
-def has_lists(spec: TargetSpec, split: str, root: Path) -> bool:
+def has_lists(spec: DatasetSpec, split: str, root: Path) -> bool:
     """Whether the official lists of this split, and the folder of its pictures, lie under `root`."""
     if spec.name == "imagenet":
         return split == "test" and (root / _DEVKIT / _GROUND_TRUTH).is_file() and (root / "val").is_dir()
@@ -51,7 +51,7 @@ def has_lists(spec: TargetSpec, split: str, root: Path) -> bool:
     return False
 
 
-def load_listed(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> TargetIndex:
+def load_listed(spec: DatasetSpec, split: str, root: Path, index_dir: Path) -> Dataset:
     """The index of one split, every file validated; ids are places in the list.
 
     Raises TargetError for lists that cannot be read or contradict each other, and for pictures that are
@@ -61,10 +61,10 @@ def load_listed(spec: TargetSpec, split: str, root: Path, index_dir: Path) -> Ta
     paths = [os.fsencode(path) for path in named.paths]
     listing = list_named(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
     labels = np.array(named.labels, dtype=np.int64)[listing.ids]
-    return index_of(listing, spec, split, named.classes, labels)
+    return dataset_of(listing, spec, split, named.classes, labels)
 
 
-def _imagenet(spec: TargetSpec, split: str, root: Path) -> _Named:
+def _imagenet(spec: DatasetSpec, split: str, root: Path) -> _Named:
     """The validation pictures: line n of the ground truth is the ILSVRC2012_ID of picture n."""
     assert split == "test"  # noqa: S101 - has_lists
     wnid_of = _synsets(root / _DEVKIT / "meta.mat")
@@ -104,7 +104,7 @@ def _synsets(path: Path) -> dict[int, str]:
         raise TargetError(f"{path}: cannot be read ({error}); restore the official file") from None
 
 
-def _places365(spec: TargetSpec, split: str, root: Path) -> _Named:
+def _places365(spec: DatasetSpec, split: str, root: Path) -> _Named:
     classes = _categories(spec, root / _CATEGORIES)
     name, folders = _PLACES[split]
     folder = next(folder for folder in folders if (root / folder).is_dir())
@@ -118,7 +118,7 @@ def _places365(spec: TargetSpec, split: str, root: Path) -> _Named:
     return _Named(classes, paths, labels)
 
 
-def _categories(spec: TargetSpec, path: Path) -> tuple[str, ...]:
+def _categories(spec: DatasetSpec, path: Path) -> tuple[str, ...]:
     """Class names as the class folders have them: "/a/arena/hockey 15" is class 15, "arena-hockey"."""
     classes: list[str] = []
     for number, line in enumerate(_lines(path), start=1):
@@ -150,7 +150,7 @@ def _wrong_line(path: Path, number: int, line: str, expected: str) -> TargetErro
     return TargetError(f"{path}: line {number} is {line!r}, expected {expected}; restore the official file")
 
 
-_READERS: dict[str, Callable[[TargetSpec, str, Path], _Named]] = {
+_READERS: dict[str, Callable[[DatasetSpec, str, Path], _Named]] = {
     "imagenet": _imagenet,
     "places365": _places365,
 }

@@ -31,7 +31,7 @@ class Part:
     """
 
     pixels: str
-    n_pictures: int
+    n_images: int
     labels: str | None = None
 
 
@@ -78,7 +78,7 @@ class Devkit:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetSpec:
+class DatasetSpec:
     """One target dataset: its identity, its place, and the pictures that the student and the sources see.
 
     `name` is what runs and stores record; for imagefolder:PATH and videofolder:PATH it holds the folder's
@@ -109,7 +109,7 @@ class TargetSpec:
         return f"{self.name.partition(':')[0]}:{self.root}"
 
 
-def parse_target(name: str) -> TargetSpec:
+def parse_target(name: str) -> DatasetSpec:
     """The spec of a registry name, of imagefolder:PATH or videofolder:PATH; reads nothing from disk.
 
     "ucf101:2" is the second official split of a target that has several. Raises TargetError if there is none.
@@ -140,17 +140,17 @@ def target_slug(name: str) -> str:
     return slug
 
 
-def _imagefolder(path: str) -> TargetSpec:
+def _imagefolder(path: str) -> DatasetSpec:
     """A user's own folder of pictures, shown the ImageNet way."""
     root = _own_folder(IMAGEFOLDER, path)
     prepare = (
         f"put the pictures as {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg, "
         f"or as {root}/CLASS/*.jpg to have a fifth of each class held out"
     )
-    return _pictures_224(f"{IMAGEFOLDER}{root.name}", None, root, prepare)
+    return _images_224(f"{IMAGEFOLDER}{root.name}", None, root, prepare)
 
 
-def _videofolder(path: str) -> TargetSpec:
+def _videofolder(path: str) -> DatasetSpec:
     """A user's own folder of videos."""
     root = _own_folder(VIDEOFOLDER, path)
     prepare = (
@@ -172,7 +172,7 @@ def _own_folder(kind: str, path: str) -> Path:
     return root
 
 
-def _of_split(spec: TargetSpec, split: str) -> TargetSpec:
+def _of_split(spec: DatasetSpec, split: str) -> DatasetSpec:
     """One of the three official splits of a target of videos; the first has the plain name."""
     assert spec.videos is not None  # noqa: S101 - asked of those only
     if split not in ("1", "2", "3"):
@@ -187,11 +187,11 @@ def _folder_name(path: str) -> str:
     return Path(os.path.abspath(Path(path).expanduser())).name  # noqa: PTH100
 
 
-def _pictures_224(name: str, n_classes: int | None, root: Path, how_to_prepare: str) -> TargetSpec:
+def _images_224(name: str, n_classes: int | None, root: Path, how_to_prepare: str) -> DatasetSpec:
     """JPEG and PNG files shown the ImageNet way: random-resized crops of 224, centre crop of 256 for
     evaluation.
     """
-    return TargetSpec(
+    return DatasetSpec(
         name=name,
         kind="files",
         n_classes=n_classes,
@@ -204,22 +204,22 @@ def _pictures_224(name: str, n_classes: int | None, root: Path, how_to_prepare: 
     )
 
 
-def _voc(name: str, devkit: Devkit) -> TargetSpec:
+def _voc(name: str, devkit: Devkit) -> DatasetSpec:
     """PASCAL VOC, several labels a picture, shown the ImageNet way."""
     prepare = (
         f"put the official {devkit.year} into DATA_DIR/voc/VOCdevkit/{devkit.year}/ (DATA_DIR is --data-dir)"
     )
-    spec = _pictures_224(name, 20, Path("voc/VOCdevkit"), prepare)
+    spec = _images_224(name, 20, Path("voc/VOCdevkit"), prepare)
     return replace(spec, devkit=devkit)
 
 
 def _clips_112(
     name: str, n_classes: int | None, root: Path, how_to_prepare: str, videos: Videos
-) -> TargetSpec:
+) -> DatasetSpec:
     """Videos shown the paper's way: clips of 112 px by multi-scale corner crops, the central square for
     evaluation; sources see their frames at twice that.
     """
-    return TargetSpec(
+    return DatasetSpec(
         name=name,
         kind="video",
         n_classes=n_classes,
@@ -235,7 +235,7 @@ def _clips_112(
 
 def _official_videos(
     name: str, n_classes: int, folders: tuple[str, ...], lists: str, annotation: str
-) -> TargetSpec:
+) -> DatasetSpec:
     prepare = (
         f"put the official videos into DATA_DIR/{name}/{folders[0]}/CLASS/ and their lists into "
         f"DATA_DIR/{name}/{lists}/ (DATA_DIR is --data-dir)"
@@ -243,18 +243,18 @@ def _official_videos(
     return _clips_112(name, n_classes, Path(name), prepare, Videos(folders, lists, annotation))
 
 
-def _official_folders(name: str, n_classes: int, class_folder: str, as_unpacked: str) -> TargetSpec:
-    places = " and ".join(f"DATA_DIR/{name}/{split}/{class_folder}/" for split in ("train", "val"))
+def _official_folders(name: str, n_classes: int, class_folder: str, as_unpacked: str) -> DatasetSpec:
+    paths = " and ".join(f"DATA_DIR/{name}/{split}/{class_folder}/" for split in ("train", "val"))
     prepare = (
-        f"put the official pictures into {places}, or unpack {as_unpacked} there (DATA_DIR is --data-dir)"
+        f"put the official pictures into {paths}, or unpack {as_unpacked} there (DATA_DIR is --data-dir)"
     )
-    return _pictures_224(name, n_classes, Path(name), prepare)
+    return _images_224(name, n_classes, Path(name), prepare)
 
 
-def _small_pictures(name: str, n_classes: int, side_px: int, binary: Binary) -> TargetSpec:
+def _small_images(name: str, n_classes: int, side_px: int, binary: Binary) -> DatasetSpec:
     """The paper's small-picture targets: shifts of up to 4 pixels, mirrored or not."""
     archive = binary.url.rpartition("/")[2]
-    return TargetSpec(
+    return DatasetSpec(
         name=name,
         kind="array",
         n_classes=n_classes,
@@ -297,7 +297,7 @@ _STL10 = Binary(
     first_label=1,
     column_major=True,
 )
-_DIGITS = TargetSpec(
+_DIGITS = DatasetSpec(
     name="digits",
     kind="array",
     n_classes=10,
@@ -310,9 +310,9 @@ _DIGITS = TargetSpec(
     flip=0.0,  # a mirrored digit is another sign
 )
 _ALL = (
-    _small_pictures("cifar10", 10, 32, _CIFAR10),
-    _small_pictures("cifar100", 100, 32, _CIFAR100),
-    _small_pictures("stl10", 10, 96, _STL10),
+    _small_images("cifar10", 10, 32, _CIFAR10),
+    _small_images("cifar100", 100, 32, _CIFAR100),
+    _small_images("stl10", 10, 96, _STL10),
     _official_folders(
         "imagenet", 1000, "WNID", "the validation pictures into val/ and ILSVRC2012_devkit_t12/"
     ),

@@ -25,9 +25,9 @@ def rank_in_class(labels: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArra
     """
     order = np.lexsort((keys, labels))
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ranks = np.empty(len(labels), dtype=np.int64)
-    ranks[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    return ranks
+    world = np.empty(len(labels), dtype=np.int64)
+    world[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return world
 
 
 def stratified(labels: NDArray[np.int64], keys: NDArray[np.uint64], n: int) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.checked_files import Facts, Known, Paths, read_kept, recall, write_kept
+from pipeline.data.datasets.checked_files import Facts, Known, RelativePaths, read_kept, recall, write_kept
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
 from pipeline.runtime.progress import Progress
 from sskt.names import shown
@@ -22,7 +22,7 @@ _PER_JOB = 64
 
 
 def learn(
-    root: Path, paths: Paths, facts: Facts, bad: dict[int, str], file: Path, notes: list[str]
+    root: Path, paths: RelativePaths, facts: Facts, bad: dict[int, str], file: Path, notes: list[str]
 ) -> dict[int, str]:
     """Fill in the facts, from `file` or by decoding, and keep them there. `bad`: unusable rows, and why;
     returned with those that decoding adds. `notes` receives what the user should know.
@@ -47,7 +47,7 @@ def _known_elsewhere(file: Path) -> Known:
     return Known(each for each in kept if each is not None)
 
 
-def _keep(paths: Paths, facts: Facts, file: Path, notes: list[str]) -> None:
+def _keep(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> None:
     try:
         write_kept(file, paths, facts)
     except OSError as error:
@@ -59,7 +59,7 @@ def _keep(paths: Paths, facts: Facts, file: Path, notes: list[str]) -> None:
 
 
 def _inspect_all(
-    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Known
+    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: Known
 ) -> dict[int, str]:
     """Decode the pictures `rows`, but for those whose content is `known`, and fill in their facts; returns
     the bad ones with the reason.
@@ -82,7 +82,7 @@ def _inspect_all(
 
 
 def _inspect_some(
-    root: Path, paths: Paths, facts: Facts, rows: NDArray[np.int64], known: Known
+    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: Known
 ) -> dict[int, str]:
     bad = {}
     for row in rows:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.datasets.image_files import index_of, list_named
-from pipeline.data.datasets.registry import Devkit, TargetSpec, target_slug
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.image_files import dataset_of, list_named
+from pipeline.data.datasets.registry import DatasetSpec, Devkit, target_slug
 from sskt.errors import TargetError
 
 CLASSES = (
@@ -44,7 +44,7 @@ CLASSES = (
 IGNORED = -1  # of a class whose objects are all difficult
 
 
-def load_voc(spec: TargetSpec, devkit: Devkit, split: str, root: Path, index_dir: Path) -> TargetIndex:
+def load_voc(spec: DatasetSpec, devkit: Devkit, split: str, root: Path, index_dir: Path) -> Dataset:
     """The index of one split; ids are places in its list.
 
     Raises TargetError for what is missing or damaged.
@@ -57,15 +57,15 @@ def load_voc(spec: TargetSpec, devkit: Devkit, split: str, root: Path, index_dir
         raise TargetError(f"{lists}: cannot be read ({error}); {spec.how_to_prepare}") from None
     if not names:
         raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
-    presence = np.stack([_presence(year / "Annotations" / f"{name}.xml") for name in names])
+    multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
     paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
     listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    presence = presence[listing.ids]
-    labels = presence.argmax(axis=1).astype(np.int64)
-    return index_of(listing, spec, split, CLASSES, labels, presence)
+    multi_hot = multi_hot[listing.ids]
+    labels = multi_hot.argmax(axis=1).astype(np.int64)
+    return dataset_of(listing, spec, split, CLASSES, labels, multi_hot)
 
 
-def _presence(path: Path) -> NDArray[np.int8]:
+def _multi_hot(path: Path) -> NDArray[np.int8]:
     """What a picture shows of each class: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
     try:
         objects = ET.parse(path).getroot().iter("object")  # noqa: S314
@@ -78,7 +78,7 @@ def _presence(path: Path) -> NDArray[np.int8]:
     strange = sorted(set(found) - set(CLASSES))
     if strange:
         raise TargetError(f"{path}: has an object {strange[0]!r}, which is no class of VOC; restore it")
-    presence = np.zeros(len(CLASSES), dtype=np.int8)
+    multi_hot = np.zeros(len(CLASSES), dtype=np.int8)
     for name, difficult in found.items():
-        presence[CLASSES.index(name)] = IGNORED if all(difficult) else 1
-    return presence
+        multi_hot[CLASSES.index(name)] = IGNORED if all(difficult) else 1
+    return multi_hot

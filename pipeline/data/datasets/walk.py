@@ -25,7 +25,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEMS
 
 
-def pictures_below(root: Path) -> tuple[list[Found], list[Ignored]]:
+def images_below(root: Path) -> tuple[list[Found], list[Ignored]]:
     """Pictures in class folders, relative paths in order with their stat, and all other files; links are
     followed, loops are not. Raises TargetError for a folder that cannot be listed.
     """

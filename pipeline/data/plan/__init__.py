@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.data.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, OfClip
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
-from pipeline.data.plan.plan import ALGORITHM, Plan, Rows
+from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
 from sskt.errors import TargetError
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "OfClip",
     "PadCropFlip",
     "Plan",
+    "PlanRows",
     "RandomResizedCropFlip",
-    "Rows",
     "plan_from",
 ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.plan.plan import ALGORITHM, CLIP, Rows, below, draws_of, flips_of
+from pipeline.data.plan.plan import ALGORITHM, CLIP, PlanRows, below, draws_of, flips_of
 
 _N_CORNERS = 5  # centre, top left, top right, bottom left, bottom right
 
@@ -30,7 +30,7 @@ class CornerClip:
     n_scales: int = 5
     flip: float = 0.5
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         draws = draws_of(self.seed, ids, view, CLIP)
         starts = below(draws[:, 0], _last_starts(sizes, self.n_frames, self.stride) + 1)
@@ -42,7 +42,7 @@ class CornerClip:
         anchors = np.where((corner == 0)[:, None], room // 2, anchors)
         windows = np.column_stack([anchors, crop, crop]).astype(np.int32)
         flips = flips_of(self.seed, ids, view, self.flip)
-        return Rows(ids, windows, flips, _frames(starts, sizes, self.n_frames, self.stride))
+        return PlanRows(ids, windows, flips, _frames(starts, sizes, self.n_frames, self.stride))
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
@@ -60,12 +60,14 @@ class CentreClip:
     stride: int = 1
     n_clips: int = 1
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         last = _last_starts(sizes, self.n_frames, self.stride)
         starts = last // 2 if self.n_clips == 1 else last * (view % self.n_clips) // (self.n_clips - 1)
         flips = np.zeros(len(ids), dtype=np.bool_)
-        return Rows(ids, _central_squares(sizes), flips, _frames(starts, sizes, self.n_frames, self.stride))
+        return PlanRows(
+            ids, _central_squares(sizes), flips, _frames(starts, sizes, self.n_frames, self.stride)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
@@ -89,14 +91,14 @@ class EveryClip:
         """Clips of each video: int64 (N,), at least 1; sizes are (N, 3)."""
         return np.maximum(1, -(-(sizes[:, 0].astype(np.int64) - 1) // (self.n_frames * self.stride)))
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         starts = view % self.n_clips_of(sizes) * self.n_frames * self.stride
         there = np.clip(-(-(sizes[:, 0] - starts) // self.stride), 1, self.n_frames)  # frames of the clip
         steps = np.arange(self.n_frames)[None, :] % there[:, None]
         frames = (starts[:, None] + self.stride * steps).astype(np.int32)
         flips = np.zeros(len(ids), dtype=np.bool_)
-        return Rows(ids, _central_squares(sizes), flips, frames)
+        return PlanRows(ids, _central_squares(sizes), flips, frames)
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
@@ -120,11 +122,11 @@ class OfClip:
         """Of what is drawn."""
         return len(self.picks)
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`."""
         rows = self.plan.rows(view, ids, sizes)
         assert rows.frames is not None  # noqa: S101 - plans of clips have frames
-        return Rows(rows.ids, rows.windows, rows.flips, rows.frames[:, list(self.picks)])
+        return PlanRows(rows.ids, rows.windows, rows.flips, rows.frames[:, list(self.picks)])
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`: the whole clip's, which is what its frames are drawn from."""

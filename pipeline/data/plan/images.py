@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.plan.plan import ALGORITHM, RESIZED, SHIFT, Rows, below, draws_of, flips_of
+from pipeline.data.plan.plan import ALGORITHM, RESIZED, SHIFT, PlanRows, below, draws_of, flips_of
 from sskt.errors import TargetError
 
 _TRIES = 10  # random-resized-crop: draws before the centre fallback, as torchvision does
@@ -26,7 +26,7 @@ class PadCropFlip:
     pad: int = 4
     flip: float = 0.5
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`. Raises TargetError for an oblong picture, which a resize would distort."""
         oblong = np.flatnonzero(sizes[:, 0] != sizes[:, 1])
         if len(oblong):
@@ -38,7 +38,7 @@ class PadCropFlip:
         draws = draws_of(self.seed, ids, view, SHIFT)
         shifts = below(draws[:, :2], 2 * self.pad + 1) - self.pad
         windows = np.concatenate([shifts, sizes], axis=1).astype(np.int32)
-        return Rows(ids, windows, flips_of(self.seed, ids, view, self.flip))
+        return PlanRows(ids, windows, flips_of(self.seed, ids, view, self.flip))
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
@@ -57,7 +57,7 @@ class RandomResizedCropFlip:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`."""
         windows = self._fallback(sizes)
         open_rows = np.arange(len(ids))
@@ -68,7 +68,7 @@ class RandomResizedCropFlip:
             open_rows = open_rows[~fits]
             if not len(open_rows):
                 break
-        return Rows(ids, windows, flips_of(self.seed, ids, view, self.flip))
+        return PlanRows(ids, windows, flips_of(self.seed, ids, view, self.flip))
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
@@ -115,12 +115,12 @@ class Centre:
     side_px: int
     short_px: int
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:  # noqa: ARG002
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:  # noqa: ARG002
         """See `Plan.rows`."""
         crop = np.rint(sizes.min(axis=1) * (self.side_px / self.short_px)).astype(np.int32).clip(1)
         shape = np.stack([crop, crop], axis=1)
         windows = np.concatenate([(sizes - shape) // 2, shape], axis=1).astype(np.int32)
-        return Rows(ids, windows, np.zeros(len(ids), dtype=np.bool_))
+        return PlanRows(ids, windows, np.zeros(len(ids), dtype=np.bool_))
 
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""

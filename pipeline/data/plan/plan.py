@@ -19,7 +19,7 @@ FLIP, SHIFT, RESIZED, CLIP = 0, 1, 2, 32
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class PlanRows:
     """What to do with each of N pictures or videos.
 
     ids: int64 (N,). windows: int32 (N, 4), (top, left, height, width) in picture pixels; a window may
@@ -39,13 +39,13 @@ class Rows:
 
 
 class Plan(Protocol):
-    """A frozen recipe of augmentation that turns (view, ids, picture sizes) into `Rows`."""
+    """A frozen recipe of augmentation that turns (view, ids, picture sizes) into `PlanRows`."""
 
     @property
     def side_px(self) -> int:
         """Height and width of the pictures or clips that the student sees."""
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """Decisions for one view of the samples `ids` (N,), whose pictures measure `sizes` (N, 2) as
         (height, width), or whose videos measure (N, 3) as (frames, height, width).
         """

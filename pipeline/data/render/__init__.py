@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import ClipPlan, Plan
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError
@@ -44,7 +44,7 @@ class Renderer(Protocol):
         """Free threads and device memory."""
 
 
-def open_renderer(index: TargetIndex, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
+def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
     """A renderer for batches of at most `batch_size`. `execution.renderer`: auto takes the fastest that can
     draw them (benchmarks/loaders.py), resident for small pictures, DALI where it is installed, else torch.
 
@@ -54,26 +54,26 @@ def open_renderer(index: TargetIndex, plan: Plan, execution: Execution, *, batch
     backend, device, threads = execution.renderer, execution.device, execution.threads
     if backend not in RENDERERS:
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
-    if index.kind == "video":
+    if dataset.kind == "video":
         from pipeline.data.render.clips import ClipRenderer
 
         if not isinstance(plan, ClipPlan):
-            raise RunError(f"{index.target} holds videos, {type(plan).__name__} is a plan for pictures")
+            raise RunError(f"{dataset.target} holds videos, {type(plan).__name__} is a plan for pictures")
         n_frames = plan.n_frames
 
-        def of_frames(frames: TargetIndex, frame_plan: Plan) -> Renderer:
+        def of_frames(frames: Dataset, frame_plan: Plan) -> Renderer:
             return open_renderer(frames, frame_plan, execution, batch_size=batch_size * n_frames)
 
-        return ClipRenderer(index, plan, of_frames)
+        return ClipRenderer(dataset, plan, of_frames)
     from pipeline.data.render.resident import ResidentRenderer, can_be_resident
 
     if backend in ("auto", "resident"):
-        if can_be_resident(index, plan, device):
-            return ResidentRenderer(index, plan, device=device)
+        if can_be_resident(dataset, plan, device):
+            return ResidentRenderer(dataset, plan, device=device)
         if backend == "resident":
             raise RunError(
                 f"--renderer resident draws pictures that lie in memory and keep their size, and "
-                f"{index.target} has others; use --renderer auto"
+                f"{dataset.target} has others; use --renderer auto"
             )
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
     if backend == "dali" and not installed:
@@ -83,10 +83,10 @@ def open_renderer(index: TargetIndex, plan: Plan, execution: Execution, *, batch
     if backend == "torch" or not installed:
         from pipeline.data.render.torch import TorchRenderer
 
-        return TorchRenderer(index, plan, threads=threads)
+        return TorchRenderer(dataset, plan, threads=threads)
     from pipeline.data.render.dali import DaliRenderer
 
-    return DaliRenderer(index, plan, device=device, batch_size=batch_size, threads=threads)
+    return DaliRenderer(dataset, plan, device=device, batch_size=batch_size, threads=threads)
 
 
 def in_batches(positions: Positions, batch_size: int) -> Sequence[Positions]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.datasets.video.dataset import first_frames, frames_index
-from pipeline.data.plan import ClipPlan, Plan, Rows
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.video.dataset import first_frames, frames_dataset
+from pipeline.data.plan import ClipPlan, Plan, PlanRows
 from pipeline.data.render import Positions, Renderer
 
 
@@ -20,20 +20,20 @@ class ClipRenderer:
     """See `pipeline.data.render.Renderer`: uint8 (n, 3, F, side, side), the planned frames of n videos."""
 
     def __init__(
-        self, index: TargetIndex, plan: ClipPlan, open_pictures: Callable[[TargetIndex, Plan], Renderer]
+        self, dataset: Dataset, plan: ClipPlan, open_images: Callable[[Dataset, Plan], Renderer]
     ) -> None:
         """`open_pictures` opens a renderer for an index of pictures."""
-        self._index, self._plan = index, plan
-        self._firsts = first_frames(index)
-        self._pictures = open_pictures(frames_index(index), _OfFrames(index, plan, self._firsts))
-        self.name = self._pictures.name
+        self._dataset, self._plan = dataset, plan
+        self._firsts = first_frames(dataset)
+        self._images = open_images(frames_dataset(dataset), _OfFrames(dataset, plan, self._firsts))
+        self.name = self._images.name
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
         frames = [self._frames(view, positions) for positions in batches]
-        with closing(self._pictures.render(view, [each.ravel() for each in frames])) as drawn:
-            for each, pictures in zip(frames, drawn, strict=True):
-                yield pictures.view(*each.shape, *pictures.shape[1:]).transpose(1, 2)
+        with closing(self._images.render(view, [each.ravel() for each in frames])) as drawn:
+            for each, images in zip(frames, drawn, strict=True):
+                yield images.view(*each.shape, *images.shape[1:]).transpose(1, 2)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -42,11 +42,11 @@ class ClipRenderer:
 
     def close(self) -> None:
         """See `Renderer.close`."""
-        self._pictures.close()
+        self._images.close()
 
     def _frames(self, view: int, positions: Positions) -> NDArray[np.int64]:
         """The pictures of `frames_index` that make up each clip: int64 (n, F)."""
-        rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
+        rows = self._plan.rows(view, self._dataset.ids[positions], self._dataset.sizes[positions])
         assert rows.frames is not None  # noqa: S101 - plans of clips have frames
         return self._firsts[positions][:, None] + rows.frames
 
@@ -54,18 +54,18 @@ class ClipRenderer:
 class _OfFrames:
     """A plan of clips as a plan of their frames, whose ids are rows of `frames_index`. See `Plan`."""
 
-    def __init__(self, index: TargetIndex, plan: ClipPlan, firsts: NDArray[np.int64]) -> None:
-        self._index, self._plan, self._firsts = index, plan, firsts
+    def __init__(self, dataset: Dataset, plan: ClipPlan, firsts: NDArray[np.int64]) -> None:
+        self._dataset, self._plan, self._firsts = dataset, plan, firsts
 
     @property
     def side_px(self) -> int:
         return self._plan.side_px
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> Rows:  # noqa: ARG002
+    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:  # noqa: ARG002
         videos = np.searchsorted(self._firsts, ids, side="right") - 1
         once, where = np.unique(videos, return_inverse=True)
-        rows = self._plan.rows(view, self._index.ids[once], self._index.sizes[once])
-        return Rows(ids, rows.windows[where], rows.flips[where])
+        rows = self._plan.rows(view, self._dataset.ids[once], self._dataset.sizes[once])
+        return PlanRows(ids, rows.windows[where], rows.flips[where])
 
     def to_dict(self) -> dict[str, Any]:
         return self._plan.to_dict()

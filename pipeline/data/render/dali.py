@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import PadCropFlip, Plan
 from pipeline.data.render import Positions
 from pipeline.data.render.torch import fitted
@@ -42,9 +42,9 @@ class DaliRenderer:
     """See `pipeline.data.render.Renderer`. On a CUDA device the pixels are born there and stay there."""
 
     def __init__(
-        self, index: TargetIndex, plan: Plan, *, device: torch.device, batch_size: int, threads: int
+        self, dataset: Dataset, plan: Plan, *, device: torch.device, batch_size: int, threads: int
     ) -> None:
-        self._index, self._plan, self._device = index, plan, device
+        self._dataset, self._plan, self._device = dataset, plan, device
         self.name = "dali-gpu" if device.type == "cuda" else "dali-cpu"
         self._batch_size, self._threads = batch_size, threads
         self._pool = ThreadPoolExecutor(threads)
@@ -52,7 +52,7 @@ class DaliRenderer:
         self._pipes: dict[_Entry, Pipeline] = {}  # built at first use
         self._kept: dict[int, NDArray[np.uint8]] | None = None
         self._closed = False
-        self._has_its_size = isinstance(plan, PadCropFlip) and not (index.sizes != plan.side_px).any()
+        self._has_its_size = isinstance(plan, PadCropFlip) and not (dataset.sizes != plan.side_px).any()
         # on a CPU DALI takes three times as long to resize a picture as torch, twice as long as to decode it
         self._fits_on_host = device.type == "cpu" and not self._has_its_size
         self._resizers = one_thread_each(threads, "resize")
@@ -84,7 +84,7 @@ class DaliRenderer:
         except RuntimeError:
             self._pipes.clear()  # a graph that has failed does not go on
             for position in np.concatenate(fed):
-                self._index.pixels_of(int(position))
+                self._dataset.pixels_of(int(position))
             raise  # it was not the pictures
 
     @contextmanager
@@ -104,7 +104,7 @@ class DaliRenderer:
 
     def _entry(self, batches: Sequence[Positions]) -> _Entry:
         """How pictures enter the graph; a file is decoded no more than once while pictures are kept."""
-        if self._index.kind == "array":
+        if self._dataset.kind == "array":
             return "pixels"
         if self._kept is None:
             return "files"
@@ -152,16 +152,16 @@ class DaliRenderer:
 
     def _feed(self, view: int, positions: Positions, entry: _Entry) -> _Feed:
         """Pictures or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,) of one batch."""
-        rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
-        pictures: list[NDArray[np.uint8]] | NDArray[np.uint8]
+        rows = self._plan.rows(view, self._dataset.ids[positions], self._dataset.sizes[positions])
+        images: list[NDArray[np.uint8]] | NDArray[np.uint8]
         if entry != "pixels":
-            pictures = [np.frombuffer(self._index.encoded(int(p)), dtype=np.uint8) for p in positions]
+            images = [np.frombuffer(self._dataset.encoded(int(p)), dtype=np.uint8) for p in positions]
         elif self._kept is not None:
-            pictures = [self._kept[int(p)] for p in positions]
+            images = [self._kept[int(p)] for p in positions]
         else:
-            pictures = self._index.pictures(positions)
+            images = self._dataset.images(positions)
         anchors, shapes = (np.ascontiguousarray(part) for part in np.split(rows.windows, 2, axis=1))
-        return pictures, anchors, shapes, rows.flips.astype(np.int32)
+        return images, anchors, shapes, rows.flips.astype(np.int32)
 
     def _build(self, entry: _Entry) -> Pipeline:
         """The graph: decode, cut the window, resize, flip, planes first; "keep" hands out whole pictures
@@ -177,7 +177,7 @@ class DaliRenderer:
         )
         with pipe:
             n_fed = 3 if self._fits_on_host else 4
-            pictures, anchor, shape, *flip = fn.external_source(
+            images, anchor, shape, *flip = fn.external_source(
                 source=self._next_feed,
                 num_outputs=n_fed,
                 batch=True,
@@ -187,13 +187,13 @@ class DaliRenderer:
             window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
             inside = not isinstance(self._plan, PadCropFlip)  # windows lie inside the picture
             if entry == "files" and inside and not gpu:
-                cut = fn.decoders.image_slice(pictures, **window, **_decoding(gpu))
+                cut = fn.decoders.image_slice(images, **window, **_decoding(gpu))
             else:
                 if entry != "pixels":
-                    pictures = fn.decoders.image(pictures, **_decoding(gpu))
+                    images = fn.decoders.image(images, **_decoding(gpu))
                 elif gpu:
-                    pictures = pictures.gpu()
-                cut = fn.slice(pictures, **window, out_of_bounds_policy="pad", fill_values=0)
+                    images = images.gpu()
+                cut = fn.slice(images, **window, out_of_bounds_policy="pad", fill_values=0)
             if self._fits_on_host:
                 drawn = cut
             else:
@@ -201,7 +201,7 @@ class DaliRenderer:
                     fn.flip(self._resized(cut), horizontal=flip[0], vertical=0),
                     perm=[2, 0, 1],
                 )
-            pipe.set_outputs(*((drawn, pictures) if entry == "keep" else (drawn,)))
+            pipe.set_outputs(*((drawn, images) if entry == "keep" else (drawn,)))
         pipe.build()
         return pipe
 

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Centre, PadCropFlip, Plan
 from pipeline.data.render import Positions
-from pipeline.runtime.device import moved
+from pipeline.runtime.device import to_device
 
 
 class ResidentRenderer:
     """See `pipeline.data.render.Renderer`. Pixels are born on the device, where all pictures lie."""
 
-    def __init__(self, index: TargetIndex, plan: Plan, *, device: torch.device) -> None:
-        self._index, self._plan, self._device = index, plan, device
+    def __init__(self, dataset: Dataset, plan: Plan, *, device: torch.device) -> None:
+        self._dataset, self._plan, self._device = dataset, plan, device
         self.name = "resident-gpu" if device.type == "cuda" else "resident-cpu"
         self._border = _border(plan) or 0
         self._on_device: torch.Tensor | None = (
@@ -35,7 +35,7 @@ class ResidentRenderer:
         if not batches:
             return
         every = np.concatenate(batches)
-        rows = self._plan.rows(view, self._index.ids[every], self._index.sizes[every])
+        rows = self._plan.rows(view, self._dataset.ids[every], self._dataset.sizes[every])
         corners = rows.windows[:, :2].astype(np.int64) + self._border
         end = 0
         for positions in batches:
@@ -55,25 +55,27 @@ class ResidentRenderer:
         self, positions: Positions, corners: NDArray[np.int64], flips: NDArray[np.bool_]
     ) -> torch.Tensor:
         if self._device.type == "cpu":
-            return torch.from_numpy(sliced(self._index.pictures(positions), corners, flips, self._border))
+            return torch.from_numpy(sliced(self._dataset.images(positions), corners, flips, self._border))
         if self._on_device is None:
-            everything = self._index.pictures(np.arange(len(self._index)))
+            everything = self._dataset.images(np.arange(len(self._dataset)))
             self._on_device = torch.from_numpy(everything).to(self._device)
-        pictures = self._on_device[moved(positions, self._device)]
-        return gathered(pictures, moved(corners, self._device), moved(flips, self._device), self._border)
+        images = self._on_device[to_device(positions, self._device)]
+        return gathered(
+            images, to_device(corners, self._device), to_device(flips, self._device), self._border
+        )
 
 
 def sliced(
-    pictures: NDArray[np.uint8], corners: NDArray[np.int64], flips: NDArray[np.bool_], border: int
+    images: NDArray[np.uint8], corners: NDArray[np.int64], flips: NDArray[np.bool_], border: int
 ) -> NDArray[np.uint8]:
     """Windows of square pictures in a black border: from (n, side, side, 3) to (n, 3, side, side).
 
     Corners (n, 2) are each window's top and left, counted from the border's; flips (n,) mirror it. One slice
     a picture: on a CPU three times as fast as `gathered`, which has an index for every byte.
     """
-    n, side = pictures.shape[:2]
+    n, side = images.shape[:2]
     framed = np.zeros((n, 3, side + 2 * border, side + 2 * border), dtype=np.uint8)
-    framed[:, :, border : border + side, border : border + side] = pictures.transpose(0, 3, 1, 2)
+    framed[:, :, border : border + side, border : border + side] = images.transpose(0, 3, 1, 2)
     drawn = np.empty((n, 3, side, side), dtype=np.uint8)
     for i, ((top, left), mirrored) in enumerate(zip(corners.tolist(), flips.tolist(), strict=True)):
         window = framed[i, :, top : top + side, left : left + side]
@@ -81,24 +83,24 @@ def sliced(
     return drawn
 
 
-def gathered(pictures: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor, border: int) -> torch.Tensor:
+def gathered(images: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor, border: int) -> torch.Tensor:
     """What `sliced` gives, of tensors on any device, by one gather for the whole batch."""
-    n, side = pictures.shape[:2]
-    framed = pictures.new_zeros((n, 3, side + 2 * border, side + 2 * border))
-    framed[:, :, border : border + side, border : border + side] = pictures.permute(0, 3, 1, 2)
+    n, side = images.shape[:2]
+    framed = images.new_zeros((n, 3, side + 2 * border, side + 2 * border))
+    framed[:, :, border : border + side, border : border + side] = images.permute(0, 3, 1, 2)
     windows = framed.unfold(2, side, 1).unfold(3, side, 1)  # a strided look at every shift
-    drawn = windows[torch.arange(n, device=pictures.device), :, corners[:, 0], corners[:, 1]]
+    drawn = windows[torch.arange(n, device=images.device), :, corners[:, 0], corners[:, 1]]
     return torch.where(flips[:, None, None, None], drawn.flip(-1), drawn)
 
 
-def can_be_resident(index: TargetIndex, plan: Plan, device: torch.device) -> bool:
+def can_be_resident(dataset: Dataset, plan: Plan, device: torch.device) -> bool:
     """Whether a view is no more than a gather, and the pictures fit in a quarter of the device's memory."""
-    if index.kind != "array" or _border(plan) is None or bool((index.sizes != plan.side_px).any()):
+    if dataset.kind != "array" or _border(plan) is None or bool((dataset.sizes != plan.side_px).any()):
         return False
     if device.type == "cpu":  # they are there already
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return 3 * len(index) * plan.side_px**2 <= free // 4
+    return 3 * len(dataset) * plan.side_px**2 <= free // 4
 
 
 def _border(plan: Plan) -> int | None:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.data.datasets.dataset import TargetIndex
-from pipeline.data.plan import Plan, Rows
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.plan import Plan, PlanRows
 from pipeline.data.render import Positions
 
 
@@ -23,18 +23,18 @@ class TorchRenderer:
 
     name = "torch-cpu"
 
-    def __init__(self, index: TargetIndex, plan: Plan, *, threads: int) -> None:
-        self._index, self._plan = index, plan
+    def __init__(self, dataset: Dataset, plan: Plan, *, threads: int) -> None:
+        self._dataset, self._plan = dataset, plan
         self._pool = ThreadPoolExecutor(threads)
         self._kept: dict[int, NDArray[np.uint8]] | None = None
-        self._whole_windows = index.kind == "array" and bool((index.sizes == plan.side_px).all())
+        self._whole_windows = dataset.kind == "array" and bool((dataset.sizes == plan.side_px).all())
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
         for positions in batches:
-            rows = self._plan.rows(view, self._index.ids[positions], self._index.sizes[positions])
+            rows = self._plan.rows(view, self._dataset.ids[positions], self._dataset.sizes[positions])
             if self._whole_windows and bool((rows.windows[:, 2:] == self._plan.side_px).all()):
-                yield _gather(self._index.pictures(positions), rows)
+                yield _gather(self._dataset.images(positions), rows)
             else:
                 jobs = zip(positions, rows.windows, rows.flips, strict=True)
                 yield torch.stack(list(self._pool.map(self._draw, jobs)))
@@ -42,7 +42,7 @@ class TorchRenderer:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """See `Renderer.keeping`."""
-        self._kept = {} if self._index.kind == "files" else None
+        self._kept = {} if self._dataset.kind == "files" else None
         try:
             yield
         finally:
@@ -60,40 +60,40 @@ class TorchRenderer:
     def _whole(self, position: int) -> NDArray[np.uint8]:
         """A picture before it is cut: uint8 (H, W, 3)."""
         if self._kept is None:
-            return self._index.pixels_of(position)
+            return self._dataset.pixels_of(position)
         if position not in self._kept:
-            self._kept[position] = self._index.pixels_of(position)
+            self._kept[position] = self._dataset.pixels_of(position)
         return self._kept[position]
 
 
 def fitted(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
     """Windows (n, h, w, 3) at their final size and side: uint8 (n, 3, side, side), as torchvision resizes."""
-    pictures = torch.from_numpy(windows).permute(0, 3, 1, 2)
-    if pictures.shape[2:] != (side_px, side_px):
-        pictures = tvf.resize(pictures, [side_px, side_px], tvf.InterpolationMode.BILINEAR, antialias=True)
-    return pictures.flip(-1) if flip else pictures
+    images = torch.from_numpy(windows).permute(0, 3, 1, 2)
+    if images.shape[2:] != (side_px, side_px):
+        images = tvf.resize(images, [side_px, side_px], tvf.InterpolationMode.BILINEAR, antialias=True)
+    return images.flip(-1) if flip else images
 
 
-def crop(picture: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:
+def crop(image: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:
     """The window (top, left, height, width) of a picture (H, W, 3), black where it lies outside."""
     top, left, height, width = (int(v) for v in window)
     out = np.zeros((height, width, 3), dtype=np.uint8)
     y0, x0 = max(top, 0), max(left, 0)
-    y1, x1 = min(top + height, picture.shape[0]), min(left + width, picture.shape[1])
+    y1, x1 = min(top + height, image.shape[0]), min(left + width, image.shape[1])
     if y0 < y1 and x0 < x1:
-        out[y0 - top : y1 - top, x0 - left : x1 - left] = picture[y0:y1, x0:x1]
+        out[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
     return out
 
 
-def _gather(pictures: NDArray[np.uint8], rows: Rows) -> torch.Tensor:
+def _gather(images: NDArray[np.uint8], rows: PlanRows) -> torch.Tensor:
     """Shifted and mirrored pictures of one size, all at once: uint8 (n, S, S, 3) to (n, 3, S, S)."""
-    side = pictures.shape[1]
+    side = images.shape[1]
     grid = np.arange(side)
     y = rows.windows[:, 0, None] + grid
     x = rows.windows[:, 1, None] + np.where(rows.flips[:, None], grid[::-1], grid)
     inside = ((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None, :]
-    picked = pictures[
-        np.arange(len(pictures))[:, None, None],
+    picked = images[
+        np.arange(len(images))[:, None, None],
         y.clip(0, side - 1)[:, :, None],
         x.clip(0, side - 1)[:, None, :],
     ]

@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from cache.storage import write_durably
-from pipeline.runtime.distributed import joined
+from pipeline.runtime.distributed import join_world
 from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.train.evaluate import ALL_CLIPS
-from pipeline.train.run import run_evaluate
+from pipeline.train.run import evaluate
 
 ALL_CLIPS_METRIC = "test_top1_all_clips"
 
 _FILE = "all-clips.json"  # in the run's folder
 
 
-def score_all_clips(folder: Path, places: Places, execution: Execution) -> None:
+def score_all_clips(folder: Path, paths: Paths, execution: Execution) -> None:
     """Keep beside a finished run what its student comes to; nothing is done where that is known already."""
-    with joined(execution.device) as ranks:
-        if ranks.first and not (folder / _FILE).is_file():
-            where = replace(places, weights={})
-            figures = run_evaluate(folder, places=where, execution=execution, clips=ALL_CLIPS)
+    with join_world(execution.device) as world:
+        if world.is_first and not (folder / _FILE).is_file():
+            where = replace(paths, weights={})
+            figures = evaluate(folder, paths=where, execution=execution, clips=ALL_CLIPS)
             kept = {name: value for name, value in figures.items() if name.startswith(("test_", "n_"))}
             write_durably(folder / _FILE, (json.dumps(kept, indent=2) + "\n").encode())
-        ranks.agreed(value=True)  # nobody reads what the first has not written yet
+        world.broadcast(value=True)  # nobody reads what the first has not written yet
 
 
 def with_all_clips(summary: dict[str, Any], folder: Path) -> dict[str, Any] | None:

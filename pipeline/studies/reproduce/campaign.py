@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.data.augmentation import DEFAULT_VIEWS
 from pipeline.runtime import coerce
 from pipeline.runtime.execution import Execution, student_precision
-from pipeline.runtime.paths import Places
+from pipeline.runtime.paths import Paths
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published, published_rows
 from pipeline.studies.reproduce.rows import Attempt, Shrink, began_with, published_sources
@@ -23,7 +23,7 @@ class Campaign:
     """Everything that the runs of a table have in common."""
 
     out: Path
-    places: Places
+    paths: Paths
     execution: Execution
     seeds: int = 3
     shrink: Shrink = field(default_factory=Shrink)
@@ -41,10 +41,10 @@ class Campaign:
         return self.out / f"{name}-seed{seed}"
 
 
-def beginning(row: Published, places: Places) -> Path | None:
+def beginning(row: Published, paths: Paths) -> Path | None:
     """The weights that a fine-tuned student begins with: a local file, or the published one."""
     for name in began_with(row):
-        return weights_file(name, places.weights.get(name), places.weights_dir)
+        return weights_file(name, paths.weights.get(name), paths.weights_dir)
     return None
 
 
@@ -58,11 +58,11 @@ def require_distinct(chosen: Sequence[Attempt]) -> None:
             )
 
 
-def require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
+def require_read(paths: Paths, stand_ins: Mapping[str, str]) -> None:
     """Raise RunError for weights or contracts that no published row would read: a misspelt name."""
     known = [*published_sources(), *stand_ins.values()]
     known += [name for row in published_rows() for name in began_with(row)]
-    for option, named in (("--weights", places.weights), ("--contract", places.contracts)):
+    for option, named in (("--weights", paths.weights), ("--contract", paths.contracts)):
         if strange := sorted(set(named) - set(known)):
             raise RunError(
                 f"{option} names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
@@ -72,13 +72,13 @@ def require_read(places: Places, stand_ins: Mapping[str, str]) -> None:
 
 def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
     """Of how the campaign runs a row: local weights that are not the published file, views, precision."""
-    weights = campaign.places.weights
+    weights = campaign.paths.weights
     marks = [
         Mark("weights", f"weights of {name} are {weights[name].name}")
         for name in (*attempt.sources, *began_with(attempt.row))
         if name in weights and not published_digest(name, weights[name])
     ]
-    told = {name: campaign.places.told(name) for name in attempt.sources}
+    told = {name: campaign.paths.told(name) for name in attempt.sources}
     marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in told.items() if c]
     marks.append(
         Mark("views", f"{campaign.views} views in turn; the released code draws a new one in every epoch")

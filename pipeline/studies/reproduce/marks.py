@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets.registry import TargetSpec, parse_target
+from pipeline.data.datasets.registry import DatasetSpec, parse_target
 from pipeline.studies.reproduce.published import Published
 from pipeline.train.data import Supervision
 from sskt.normalise import KINETICS_MEAN
@@ -43,7 +43,7 @@ class Setup:
     metric: str  # the figure that is set beside the paper's
 
     @property
-    def spec(self) -> TargetSpec:
+    def spec(self) -> DatasetSpec:
         """The row's target."""
         return parse_target(self.row.target)
 

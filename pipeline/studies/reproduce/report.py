@@ -167,14 +167,14 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     Raises RunError if they cannot be written.
     """
     gains = [gain for gain in (result.gain for result in results) if gain is not None]
-    picture = draw_gains(f"Table {table}", gains) if gains else None
+    image = draw_gains(f"Table {table}", gains) if gains else None
     files = {
-        "md": _markdown(table, results, picture is not None).encode(),
+        "md": _markdown(table, results, image is not None).encode(),
         "csv": _csv(results).encode(),
-        "html": _html(table, results, picture).encode(),
+        "html": _html(table, results, image).encode(),
     }
-    if picture is not None:
-        files["png"] = picture
+    if image is not None:
+        files["png"] = image
     paths = []
     for suffix, data in files.items():
         path = folder / f"table-{table}.{suffix}"
@@ -189,7 +189,7 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     return paths
 
 
-def _markdown(table: str, results: Sequence[Result], has_picture: bool) -> str:
+def _markdown(table: str, results: Sequence[Result], has_image: bool) -> str:
     named = named_marks(results)
     rows = [result.cells(named) for result in results]
     lines = [f"# Table {table}, run again", ""]
@@ -198,7 +198,7 @@ def _markdown(table: str, results: Sequence[Result], has_picture: bool) -> str:
     lines += ["", _LEGEND, "", "Differs from the paper:", ""]
     lines += [f"* {label}: {mark.note}" for mark, label in named.items()] or ["* in nothing"]
     lines += ["", price(results), ""]
-    return "\n".join([*lines, f"![gains over scratch](table-{table}.png)", ""] if has_picture else lines)
+    return "\n".join([*lines, f"![gains over scratch](table-{table}.png)", ""] if has_image else lines)
 
 
 def _csv(results: Sequence[Result]) -> str:
@@ -212,7 +212,7 @@ def _csv(results: Sequence[Result]) -> str:
     return out.getvalue()
 
 
-def _html(table: str, results: Sequence[Result], picture: bytes | None) -> str:
+def _html(table: str, results: Sequence[Result], image: bytes | None) -> str:
     named = named_marks(results)
     head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in _SHOWN)
     body = "".join(_html_row(result.cells(named)) for result in results)
@@ -220,15 +220,15 @@ def _html(table: str, results: Sequence[Result], picture: bytes | None) -> str:
         f"<li><span class=mark>{label}</span>: {html.escape(mark.note)}</li>\n"
         for mark, label in named.items()
     )
-    image = ""
-    if picture is not None:
-        data = base64.b64encode(picture).decode()
-        image = f'<p><img alt="gains over scratch" src="data:image/png;base64,{data}"></p>\n'
+    figure = ""
+    if image is not None:
+        data = base64.b64encode(image).decode()
+        figure = f'<p><img alt="gains over scratch" src="data:image/png;base64,{data}"></p>\n'
     return (
         f"<!doctype html><meta charset=utf-8><title>Table {table}</title>\n<style>{_STYLE}</style>\n"
         f"<h1>Table {table}, run again</h1>\n<table><tr>{head}</tr>\n{body}</table>\n<p>{_LEGEND}</p>\n"
         f"<p>Differs from the paper:</p>\n<ul>\n{notes or '<li>in nothing</li>'}</ul>\n"
-        f"<p>{html.escape(price(results))}</p>\n{image}"
+        f"<p>{html.escape(price(results))}</p>\n{figure}"
     )
 
 

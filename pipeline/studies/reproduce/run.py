@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.prepare import open_index
+from pipeline.data.prepare import open_dataset
 from pipeline.runtime import coerce
-from pipeline.runtime.distributed import joined
+from pipeline.runtime.distributed import join_world
 from pipeline.runtime.remarks import unsaid
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.studies.reproduce.campaign import (
@@ -31,7 +31,7 @@ from pipeline.studies.reproduce.rows import (
     attempts,
     chosen_rows,
 )
-from pipeline.studies.series import is_as_asked, precompute_once, train_once
+from pipeline.studies.series import matches, precompute_once, train_or_resume
 from pipeline.train.divergence import DivergedError
 from pipeline.train.resolve import Tuning
 from pipeline.train.run_folder import RunBusyError, read_summary
@@ -39,7 +39,7 @@ from pipeline.train.run_folder import RunBusyError, read_summary
 log = logging.getLogger(__name__)
 
 
-def run_reproduce(
+def reproduce(
     table: str,
     campaign: Campaign,
     *,
@@ -58,7 +58,7 @@ def run_reproduce(
     """
     rows = coerce.texts(rows, "rows")
     chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
-    require_read(campaign.places, stand_ins or {})
+    require_read(campaign.paths, stand_ins or {})
     require_distinct(chosen)
     for attempt in chosen:
         attempt.marks.extend(campaign_marks(attempt, campaign))
@@ -69,7 +69,7 @@ def run_reproduce(
 
     if dry_run:
         return results(chosen, of_official_sizes=True)
-    with joined(campaign.execution.device) as ranks:
+    with join_world(campaign.execution.device) as world:
         shown = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
             mine = [attempt for attempt in chosen if attempt.row.target == target]
@@ -84,14 +84,14 @@ def run_reproduce(
                 try:
                     _run(attempt, seed, campaign)
                 except (DivergedError, RunBusyError) as error:
-                    if ranks.world > 1:  # the others do not know, and wait
+                    if world.size > 1:  # the others do not know, and wait
                         raise
                     log.info(f"{attempt.row.name}: {error}")
                     if isinstance(error, DivergedError):
                         attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
-                if ranks.first:
+                if world.is_first:
                     write_report(table, results(shown), campaign.out)
-        if ranks.first and not chosen:
+        if world.is_first and not chosen:
             write_report(table, results(shown), campaign.out)
     return results(chosen)
 
@@ -125,7 +125,7 @@ def _precompute(target: str, sources: Sequence[str], campaign: Campaign) -> None
             target,
             sources,
             views=campaign.views,
-            places=campaign.places.of(sources),
+            paths=campaign.paths.of(sources),
             execution=campaign.execution,
             limit=campaign.shrink.limit,
         )
@@ -137,9 +137,9 @@ def _run(attempt: Attempt, seed: int, campaign: Campaign) -> None:
         _run(attempt.teacher, seed, campaign)
         _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign)
     folder = campaign.folder(attempt.row.name, seed)
-    train_once(attempt.row.target, folder, **_settings(attempt, seed, campaign))
+    train_or_resume(attempt.row.target, folder, **_settings(attempt, seed, campaign))
     if attempt.metric == ALL_CLIPS_METRIC:
-        score_all_clips(folder, campaign.places, campaign.execution)
+        score_all_clips(folder, campaign.paths, campaign.execution)
 
 
 def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
@@ -149,18 +149,18 @@ def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]
 
 
 def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]:
-    """What `train_once` is asked for."""
+    """What `train_or_resume` is asked for."""
     row, sources = attempt.row, _sources(attempt, seed, campaign)
     return {
         "supervision": attempt.supervision(sources, campaign.views),
-        "places": campaign.places.of(sources),
+        "paths": campaign.paths.of(sources),
         "execution": campaign.execution,
         "seed": seed,
         "model": row.model,
         "limit": campaign.shrink.limit,
         "eval_every": attempt.eval_every(campaign.shrink.limit),
         "tuning": Tuning(
-            amp=campaign.amp, finetune_from=beginning(row, campaign.places), freeze_until=attempt.freeze_until
+            amp=campaign.amp, finetune_from=beginning(row, campaign.paths), freeze_until=attempt.freeze_until
         ),
         "overrides": attempt.overrides,
     }
@@ -214,7 +214,7 @@ def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
     if of_official_sizes:
         return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
     with unsaid():
-        return len(open_index(target, "train", places=campaign.places, limit=limit))
+        return len(open_dataset(target, "train", paths=campaign.paths, limit=limit))
 
 
 def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, ...]:
@@ -227,7 +227,7 @@ def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
     """The summary of a run that came to its end with the settings of this campaign."""
     folder = campaign.folder(attempt.row.name, seed)
     summary = read_summary(folder)  # first: settings of a run that is not there may need weights that are not
-    if summary is None or not is_as_asked(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
+    if summary is None or not matches(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
         return None
     return with_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
 

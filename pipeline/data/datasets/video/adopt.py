@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.registry import VIDEOFOLDER, TargetSpec
+from pipeline.data.datasets.registry import VIDEOFOLDER, DatasetSpec
 from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp
 from pipeline.data.datasets.video.pack_record import Record, pack_path, write_record
-from pipeline.data.datasets.video.splits import Clip, list_videos
+from pipeline.data.datasets.video.splits import VideoEntry, list_videos
 
-Found = list[tuple[Clip, str, Stamp]]  # a video, its sha256, its length and time
+Found = list[tuple[VideoEntry, str, Stamp]]  # a video, its sha256, its length and time
 
 
-def adopt(spec: TargetSpec, data_dir: Path, index_dir: Path) -> Record | None:
+def adopt(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Record | None:
     """The record of a folder each of whose videos was packed elsewhere, one way for all: the packs are linked
     to, and nothing is decoded. None, and nothing is done, where that is not so.
     """
@@ -55,7 +55,7 @@ def _packings(index_dir: Path) -> Iterator[Packing]:
             continue
 
 
-def _all_known(spec: TargetSpec, data_dir: Path, known: KnownVideos) -> Found | None:
+def _all_known(spec: DatasetSpec, data_dir: Path, known: KnownVideos) -> Found | None:
     """Every video of a folder, if all are known; lengths are looked at before any is read."""
     clips = [clip for split in list_videos(spec, data_dir).clips.values() for clip in split]
     found = []

@@ -10,21 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode
-from pipeline.data.datasets.dataset import TargetIndex
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.video.adopt import adopt
 from pipeline.data.datasets.video.known import KnownVideos
 from pipeline.data.datasets.video.pack import OpenPack, Packed, Stamp, read_pack
 from pipeline.data.datasets.video.pack_record import command_of, pack_path, read_record
-from pipeline.data.datasets.video.splits import Clip, list_videos
+from pipeline.data.datasets.video.splits import VideoEntry, list_videos
 from sskt.errors import TargetError
 from sskt.names import shown
 
 _OPEN_PACKS = 512  # at a time
 
 
-def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -> TargetIndex:
+def load_videos(spec: DatasetSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
     """The index of one split; ids are places in its list, also where videos are left out.
 
     Raises TargetError if the target is not prepared, or not the videos that are there now.
@@ -60,7 +60,7 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
             f"{spec.name}: {len(listed) - len(ids):,} of {len(listed):,} {split} videos are left out, "
             f"as --allow-missing said"
         )
-    return TargetIndex(
+    return Dataset(
         target=spec.name,
         split=split,
         kind="video",
@@ -74,30 +74,30 @@ def load_videos(spec: TargetSpec, split: str, data_dir: Path, index_dir: Path) -
     )
 
 
-def frames_index(index: TargetIndex) -> TargetIndex:
+def frames_dataset(dataset: Dataset) -> Dataset:
     """Every frame of every video of `index` as a picture of its own, one video behind the other."""
-    counts = index.sizes[:, 0].astype(np.int64)
-    assert isinstance(index.access, Packs)  # noqa: S101 - the access of every index of videos
+    counts = dataset.sizes[:, 0].astype(np.int64)
+    assert isinstance(dataset.access, Packs)  # noqa: S101 - the access of every index of videos
     n = int(counts.sum())
     return replace(
-        index,
+        dataset,
         kind="files",
         ids=np.arange(n, dtype=np.int64),
         labels=np.broadcast_to(np.int64(0), n),
-        sizes=np.repeat(index.sizes[:, 1:], counts, axis=0),
+        sizes=np.repeat(dataset.sizes[:, 1:], counts, axis=0),
         contents=np.broadcast_to(np.uint8(0), (n, 16)),
-        access=_Frames(index.access, first_frames(index)),
+        access=_Frames(dataset.access, first_frames(dataset)),
     )
 
 
-def first_frames(index: TargetIndex) -> NDArray[np.int64]:
+def first_frames(dataset: Dataset) -> NDArray[np.int64]:
     """Where each video's frames begin in `frames_index`: int64 (N,)."""
-    counts = index.sizes[:, 0].astype(np.int64)
+    counts = dataset.sizes[:, 0].astype(np.int64)
     return np.cumsum(counts) - counts
 
 
 class Packs:
-    """Access to packed videos; as a picture, a video is its middle frame. See `Pictures`."""
+    """Access to packed videos; as a picture, a video is its middle frame. See `Images`."""
 
     def __init__(self, paths: list[Path], packs: list[Packed]) -> None:
         self._paths, self._packs = paths, packs
@@ -108,23 +108,23 @@ class Packs:
         return self._opened(row).frame(number)
 
     def name_of(self, row: int) -> str:
-        """See `Pictures.name_of`."""
+        """See `Images.name_of`."""
         return shown(str(self._paths[row]))
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """See `Pictures.pixels_of`."""
+        """See `Images.pixels_of`."""
         return decode.to_pixels(self.encoded(row))
 
     def encoded(self, row: int) -> bytes:
-        """See `Pictures.encoded`."""
+        """See `Images.encoded`."""
         return self.frame(row, self._packs[row].n_frames // 2)
 
     def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """See `Pictures.stack`."""
+        """See `Images.stack`."""
         return np.stack([self.pixels_of(int(row)) for row in rows])
 
     def take(self, rows: NDArray[np.int64]) -> Packs:
-        """See `Pictures.take`."""
+        """See `Images.take`."""
         return Packs([self._paths[r] for r in rows], [self._packs[r] for r in rows])
 
     def _open(self, row: int) -> OpenPack:
@@ -133,7 +133,7 @@ class Packs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Frames:
-    """Frames as pictures. See `Pictures`."""
+    """Frames as pictures. See `Images`."""
 
     packs: Packs
     firsts: NDArray[np.int64]
@@ -166,7 +166,7 @@ class _Frames:
         return video, at - int(self.firsts[video])
 
 
-def _require_unchanged(clip: Clip, packed: Packed, command: str, known: KnownVideos) -> None:
+def _require_unchanged(clip: VideoEntry, packed: Packed, command: str, known: KnownVideos) -> None:
     if clip.source is None:
         return
     try:
@@ -181,7 +181,7 @@ def _require_unchanged(clip: Clip, packed: Packed, command: str, known: KnownVid
         raise TargetError(f"{shown(str(clip.source))}: has changed since it was packed; {command} again")
 
 
-def _how_to_begin(spec: TargetSpec, data_dir: Path, index_dir: Path) -> str:
+def _how_to_begin(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> str:
     """What to do with a target that was never prepared: the commands, one a line."""
     assert spec.root is not None  # noqa: S101 - of videos
     root = data_dir / spec.root

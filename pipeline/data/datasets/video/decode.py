@@ -134,9 +134,9 @@ def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
     """A frame as it is shown, turned by the quarters that the file says."""
-    picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turn = 90 * round(frame.rotation / 90)  # counter-clockwise
-    return picture.rotate(turn, expand=True) if turn else picture
+    return image.rotate(turn, expand=True) if turn else image
 
 
 def _require_whole(

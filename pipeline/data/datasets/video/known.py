@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cache.storage import TEMPORARY, write_durably
-from pipeline.data.datasets.registry import VIDEOFOLDER, TargetSpec
+from pipeline.data.datasets.registry import VIDEOFOLDER, DatasetSpec
 from pipeline.data.datasets.video.decode import frame_files
 from pipeline.data.datasets.video.pack import Packed, Packing, Stamp, is_sound, read_pack
 from pipeline.data.datasets.video.pack_record import pack_path
@@ -34,7 +34,7 @@ class _Source:
 class KnownVideos:
     """The videos of one target, by name, and those of others like it, by their bytes."""
 
-    def __init__(self, spec: TargetSpec, data_dir: Path, index_dir: Path) -> None:
+    def __init__(self, spec: DatasetSpec, data_dir: Path, index_dir: Path) -> None:
         self._folder = pack_path(spec, data_dir, index_dir, "-").parent
         self._sources = _read(self._folder)
         self._changed = False

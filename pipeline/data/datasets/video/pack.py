@@ -38,15 +38,15 @@ class Packing:
     short_px: int = 128
     quality: int = 90
 
-    def frame(self, picture: Image.Image, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
+    def frame(self, image: Image.Image, size: tuple[int, int] | None) -> tuple[bytes, tuple[int, int]]:
         """One frame's JPEG file and its size, (width, height), which is `size` if that is given."""
         if size is None:
-            scale = min(1.0, self.short_px / min(picture.size))
-            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BILINEAR)  # averages over what it shrinks
+            scale = min(1.0, self.short_px / min(image.size))
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)  # averages over what it shrinks
         out = io.BytesIO()
-        picture.save(out, format="JPEG", quality=self.quality)
+        image.save(out, format="JPEG", quality=self.quality)
         return out.getvalue(), size
 
 
@@ -86,8 +86,8 @@ def write_pack(source: Path, path: Path, packing: Packing) -> Packed:
     stamp = Stamp.of(source)
     frames: list[bytes] = []
     size: tuple[int, int] | None = None
-    for picture in frames_of(source):
-        frame, size = packing.frame(picture, size)  # all like the first
+    for image in frames_of(source):
+        frame, size = packing.frame(image, size)  # all like the first
         frames.append(frame)
     assert size is not None  # noqa: S101 - a video without frames is unreadable
     offsets = np.cumsum([0, *map(len, frames)], dtype="<u8").tobytes()

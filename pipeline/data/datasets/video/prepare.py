@@ -13,7 +13,7 @@ from typing import TypeVar
 from cache.storage import sweep
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
-from pipeline.data.datasets.registry import TargetSpec
+from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
@@ -25,7 +25,7 @@ from pipeline.data.datasets.video.pack_record import (
     write_record,
 )
 from pipeline.data.datasets.video.sequence import sequence_in
-from pipeline.data.datasets.video.splits import Clip, Listing, list_videos
+from pipeline.data.datasets.video.splits import Listing, VideoEntry, list_videos
 from pipeline.data.datasets.walk import told
 from pipeline.runtime.progress import Progress
 from sskt.errors import TargetError
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def prepare_videos(
-    spec: TargetSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
+    spec: DatasetSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
 ) -> None:
     """Pack what is not packed yet below `index_dir`, and record which listed videos there are not.
 
@@ -84,7 +84,7 @@ def prepare_videos(
 
 
 def _pack_all(
-    spec: TargetSpec, data_dir: Path, index_dir: Path, clips: list[Clip], packing: Packing
+    spec: DatasetSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry], packing: Packing
 ) -> dict[str, str]:
     """What became of each: `_KEPT`, `_NEW`, `_MISSING`, or why it cannot be used."""
     paths = {clip.name: pack_path(spec, data_dir, index_dir, clip.name) for clip in clips}
@@ -99,7 +99,7 @@ def _pack_all(
             left = {name: what for name, what in looked.items() if not isinstance(what, str)}
             unpacked = [clip for clip in clips if clip.name in left]
 
-            def pack(clip: Clip) -> str:
+            def pack(clip: VideoEntry) -> str:
                 what = _pack(clip, paths[clip.name], packing, known, left[clip.name])
                 progress.advance(1)
                 return what
@@ -112,7 +112,7 @@ def _pack_all(
     return {clip.name: found[clip.name] for clip in clips}
 
 
-def _each(clips: list[Clip], work: Callable[[Clip], T], paths: dict[str, Path]) -> dict[str, T]:
+def _each(clips: list[VideoEntry], work: Callable[[VideoEntry], T], paths: dict[str, Path]) -> dict[str, T]:
     """What `work` gives for each clip, in threads: FFmpeg, the resize, the JPEG encoder and hashing all run
     outside the interpreter. Raises TargetError for a pack that cannot be written.
     """
@@ -143,7 +143,7 @@ class _Video:
     stamp: Stamp
 
 
-def _find(clip: Clip, path: Path, packing: Packing, known: KnownVideos) -> str | _Video:
+def _find(clip: VideoEntry, path: Path, packing: Packing, known: KnownVideos) -> str | _Video:
     """What became of a video that need not be packed: a sound pack of the same bytes is there, under this
     name or another, or cannot be had. If a video has gone since, its pack is kept.
     """
@@ -173,7 +173,7 @@ def _find(clip: Clip, path: Path, packing: Packing, known: KnownVideos) -> str |
     return _Video(clip.source, sha256, stamp)
 
 
-def _pack(clip: Clip, path: Path, packing: Packing, known: KnownVideos, video: _Video) -> str:
+def _pack(clip: VideoEntry, path: Path, packing: Packing, known: KnownVideos, video: _Video) -> str:
     """Pack one video: `_NEW`, or why it cannot be used."""
     try:
         written = write_pack(video.source, path, packing)
@@ -184,7 +184,7 @@ def _pack(clip: Clip, path: Path, packing: Packing, known: KnownVideos, video: _
     return _NEW
 
 
-def _on_others(spec: TargetSpec, data_dir: Path, index_dir: Path, listing: Listing) -> list[str]:
+def _on_others(spec: DatasetSpec, data_dir: Path, index_dir: Path, listing: Listing) -> list[str]:
     """On files that are neither videos nor frames."""
     folder = pack_path(spec, data_dir, index_dir, "-").parent
     lines = ((os.fsdecode(path), kind) for path, kind in listing.ignored)
@@ -195,7 +195,7 @@ def _on_others(spec: TargetSpec, data_dir: Path, index_dir: Path, listing: Listi
     return [told(data_dir / str(spec.root), listing.ignored, where, read)]
 
 
-def _on_frames(spec: TargetSpec, data_dir: Path, index_dir: Path, clips: list[Clip]) -> list[str]:
+def _on_frames(spec: DatasetSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry]) -> list[str]:
     """On images that lie beside a sequence's frames, and on frames that are missing."""
     left_out: list[tuple[str, str]] = []
     lacking = n_missing = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.image_folder import class_names, held_out, splits_of
-from pipeline.data.datasets.registry import TargetSpec, Videos
+from pipeline.data.datasets.registry import DatasetSpec, Videos
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES
 from pipeline.data.datasets.walk import Ignored, is_hidden
@@ -25,7 +25,7 @@ SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class VideoEntry:
     """One video of a list; `source` is None if it is nowhere to be found."""
 
     name: str  # "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi"
@@ -38,12 +38,12 @@ class Listing:
     """The videos of each split, in the order of the lists."""
 
     classes: tuple[str, ...]
-    clips: dict[str, list[Clip]]  # by split
+    clips: dict[str, list[VideoEntry]]  # by split
     notes: tuple[str, ...] = ()
     ignored: tuple[Ignored, ...] = ()  # files that are neither videos nor frames
 
 
-def list_videos(spec: TargetSpec, data_dir: Path) -> Listing:
+def list_videos(spec: DatasetSpec, data_dir: Path) -> Listing:
     """Every listed video of a target. Raises TargetError if the lists are missing or cannot be read."""
     assert spec.videos is not None  # noqa: S101 - asked of targets of videos only
     assert spec.root is not None  # noqa: S101
@@ -59,7 +59,7 @@ def list_videos(spec: TargetSpec, data_dir: Path) -> Listing:
     return found
 
 
-def _official(spec: TargetSpec, videos: Videos, root: Path) -> Listing:
+def _official(spec: DatasetSpec, videos: Videos, root: Path) -> Listing:
     lists = root / str(videos.lists)
     if lists.is_dir():
         classes, named = _READERS[spec.name.partition(":")[0]](lists, videos.split)
@@ -71,7 +71,9 @@ def _official(spec: TargetSpec, videos: Videos, root: Path) -> Listing:
     sources = _Sources(root, videos.folders)
     label_of = {name: label for label, name in enumerate(classes)}
     clips = {
-        split: [Clip(name, label_of[name.partition("/")[0]], sources.find(name)) for name in named[split]]
+        split: [
+            VideoEntry(name, label_of[name.partition("/")[0]], sources.find(name)) for name in named[split]
+        ]
         for split in SPLITS
     }
     return Listing(classes, clips)
@@ -161,7 +163,7 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _of_folders(spec: TargetSpec, root: Path) -> Listing:
+def _of_folders(spec: DatasetSpec, root: Path) -> Listing:
     """ROOT/SPLIT/CLASS/ (see `pipeline.data.datasets.folder_splits`), or ROOT/CLASS/, of which a fifth is
     held out.
     """
@@ -203,10 +205,10 @@ class _Others:
     def add(self, path: Path, kind: str) -> None:
         self.ignored.append((os.fsencode(path.relative_to(self._root)), kind))
 
-    def add_mixed(self, folder: Path, pictures: list[Path]) -> None:
+    def add_mixed(self, folder: Path, images: list[Path]) -> None:
         """Pictures in a folder that holds videos as well."""
         self._mixed.append(folder)
-        for path in pictures:
+        for path in images:
             self.add(path, "picture beside videos")
 
     @property
@@ -219,7 +221,7 @@ class _Others:
         return (f"{folder}: holds pictures beside videos{more}; the videos are taken, the pictures left out",)
 
 
-def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Others) -> list[Clip]:
+def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Others) -> list[VideoEntry]:
     clips = []
     for label, name in enumerate(classes):
         found = _videos_in(folder / name, others) if (folder / name).is_dir() else []
@@ -229,7 +231,7 @@ def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Ot
                 f"{shown(str(folder / name))}: no video in this class folder, expected files "
                 f"{', '.join(VIDEO_SUFFIXES[:4])}, ... or folders of frames; fill or remove it"
             )
-        clips += [Clip(source.relative_to(root).as_posix(), label, source) for source in sources]
+        clips += [VideoEntry(source.relative_to(root).as_posix(), label, source) for source in sources]
     return clips
 
 
@@ -238,7 +240,7 @@ def _videos_in(folder: Path, others: _Others) -> list[Path]:
     `others` receives the rest.
     """
     found: list[Path] = []
-    pictures: list[Path] = []
+    images: list[Path] = []
     with os.scandir(folder) as entries:  # which knows folders without another look at each of many frames
         for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
             path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
@@ -249,11 +251,11 @@ def _videos_in(folder: Path, others: _Others) -> list[Path]:
             elif suffix in VIDEO_SUFFIXES:
                 found.append(path)
             elif suffix in FRAME_SUFFIXES:
-                pictures.append(path)
+                images.append(path)
             else:
                 others.add(path, suffix or "without extension")
-    if len(pictures) > 1 and len(found) == 1 and found[0].suffix.lower() == ".gif":
+    if len(images) > 1 and len(found) == 1 and found[0].suffix.lower() == ".gif":
         others.add(found.pop(), "preview of frames")
-    if pictures and found:
-        others.add_mixed(folder, pictures)
-    return found or ([folder] if pictures else [])
+    if images and found:
+        others.add_mixed(folder, images)
+    return found or ([folder] if images else [])
