@@ -14,7 +14,7 @@ from cache.storage import TEMPORARY, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.runtime.execution import Execution, render_batch_size
 from pipeline.stores.job import Job
 from pipeline.stores.match import Destination, destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
@@ -107,7 +107,7 @@ def _rows_left(job: Job, place: Destination) -> int:
 
 def _asking_rate(frozen: FrozenSource) -> float:
     """Pictures per second through a source, for some seconds."""
-    batch = drawn_at_a_time(frozen.forward.rows)
+    batch = render_batch_size(frozen.forward.rows)
     pixels = frozen.black(batch)
     frozen.logits(pixels)
     return batch * _per_second(lambda: frozen.logits(pixels))

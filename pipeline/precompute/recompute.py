@@ -15,7 +15,7 @@ from cache.errors import StoreIncomplete
 from cache.store import Store
 from cache.unit import Unit
 from pipeline.data.render import Renderer, in_batches, open_renderer
-from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.runtime.execution import Execution, render_batch_size
 from pipeline.stores.reopen import Origin
 from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode, encode
@@ -68,7 +68,7 @@ def recompute(
         stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
         picks.append((view, rows.start + inside))
         names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
-    batch = drawn_at_a_time(frozen.forward.rows)
+    batch = render_batch_size(frozen.forward.rows)
     with (
         closing(open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)) as renderer,
         closing(_drawn(renderer, picks, batch)) as drawn,

@@ -24,10 +24,10 @@ from pipeline.precompute.estimate import estimate_job
 from pipeline.precompute.worker import Worker
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, choose_execution, drawn_at_a_time
+from pipeline.runtime.execution import Execution, choose_execution, render_batch_size
 from pipeline.runtime.paths import Paths, require_named
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime.remarks import mute_remarks
 from pipeline.stores.alike import sound_stores
 from pipeline.stores.class_check import say_what_rows_know
 from pipeline.stores.contracts import open_named
@@ -83,7 +83,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
         log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
         rows = max(work.frozen.forward.rows for work in works if work.frozen)
-        batch = drawn_at_a_time(rows)
+        batch = render_batch_size(rows)
         renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
@@ -215,7 +215,7 @@ def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None
         earlier = replace(augmentation, source_input=EARLIER).input_map(spec, source.spec)
         if earlier == input_map:
             continue
-        with unsaid():
+        with mute_remarks():
             now, before = (destination(job, source, each, paths.cache_dir) for each in (input_map, earlier))
         if now.exists:
             continue

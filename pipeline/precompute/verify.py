@@ -26,7 +26,7 @@ from pipeline.precompute.recompute import Agreement, recompute
 from pipeline.precompute.worker import Worker
 from pipeline.runtime import coerce
 from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, drawn_at_a_time
+from pipeline.runtime.execution import Execution, render_batch_size
 from pipeline.runtime.paths import Paths
 from pipeline.runtime.progress import Progress
 from pipeline.stores.fill import SourceStore
@@ -139,7 +139,7 @@ def _redo(
     store: Store, origin: Origin, frozen: FrozenSource, units: list[Unit], execution: Execution
 ) -> None:
     """Compute just these units again."""
-    batch = drawn_at_a_time(frozen.forward.rows)
+    batch = render_batch_size(frozen.forward.rows)
     renderer = open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:

@@ -1,1 +1,1 @@
-"""How work is run, never what: device, precision, threads, memory, ranks, paths."""
+"""How work is run, never what is computed: device, precision, threads, memory, ranks, paths."""

@@ -1,4 +1,4 @@
-"""Remarks: what a user should know of a run goes through Python's logging, to whoever listens."""
+"""Remarks: what a user should know about a run, sent through Python's logging."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry them, at INFO or
 
 
 @contextmanager
-def unsaid() -> Iterator[None]:
-    """Drop all remarks below ERROR while the caller only looks at what would be done."""
+def mute_remarks() -> Iterator[None]:
+    """Drop all remarks below ERROR, for callers that only look at what would be done."""
     root = logging.getLogger(ROOTS[0])
     level = root.level
     root.setLevel(logging.ERROR)

@@ -19,7 +19,7 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.precompute.run import precompute
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Paths
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime.remarks import mute_remarks
 from pipeline.studies.demo_sources import drawn_source
 from pipeline.train.data import Supervision
 from pipeline.train.resolve import Tuning
@@ -64,7 +64,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
     for seed in range(seeds):
         for method, supervision in supervisions.items():
             folder = out / f"{method.lower().replace(' ', '-')}-seed{seed}"
-            with unsaid():
+            with mute_remarks():
                 train(
                     "digits",
                     supervision=supervision,

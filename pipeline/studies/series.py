@@ -15,7 +15,7 @@ from pipeline.precompute.run import precompute
 from pipeline.runtime.distributed import World, join_world
 from pipeline.runtime.execution import Execution
 from pipeline.runtime.paths import Paths
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime.remarks import mute_remarks
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import Asked, Supervision
 from pipeline.train.resolve import Tuning, plan_config, settings_of
@@ -96,7 +96,9 @@ def _expected(
         expected["labels"] = supervision.labels
     if supervision.views is not None:
         expected["views"] = supervision.views
-    told = {name: contract for name in supervision.sources if (contract := paths.told(name)) is not None}
+    told = {
+        name: contract for name in supervision.sources if (contract := paths.contract_of(name)) is not None
+    }
     if told:
         expected["contracts"] = {name: contract.to_dict() for name, contract in told.items()}
     found = {name: paths.weights_sha256(name) for name in supervision.sources}
@@ -107,7 +109,7 @@ def _expected(
 
 def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` is another."""
-    with unsaid():
+    with mute_remarks():
         splits = open_splits(
             target,
             paths=asked["paths"],
