@@ -1,5 +1,6 @@
 """Train a backbone of your own on a folder of your own: python examples/own_backbone.py FOLDER [SOURCE]."""
 
+import logging
 import sys
 
 from torch import nn
@@ -8,6 +9,7 @@ from pipeline import api
 from pipeline.api import Supervision
 from sskt.students import WrappedBackbone
 
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 folder, source = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "imagenet"
 
 

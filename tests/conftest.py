@@ -1,10 +1,16 @@
 """What several test files need: the real data beside the checkout, where it is there."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline.runtime.remarks import ROOTS
+
+for name in ROOTS:  # remarks are made, whoever listens
+    logging.getLogger(name).setLevel(logging.INFO)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -18,10 +18,10 @@ from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, again, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
 from pipeline.commands.studies import _BETWEEN_SOURCES
-from pipeline.studies import explain, sweep
+from pipeline.studies import explain, series, sweep
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.studies.sweep import Grid
 from pipeline.train.divergence import DivergedError
@@ -190,8 +190,8 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
 def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     folder, common = project
     out = folder / "run0"
-    monkeypatch.setattr(again, "train", None)  # a finished run is looked at, and nothing else
-    monkeypatch.setattr(again, "resume", None)
+    monkeypatch.setattr(series, "train", None)  # a finished run is looked at, and nothing else
+    monkeypatch.setattr(series, "resume", None)
     asked = {"supervision": Supervision(method="scratch"), "overrides": QUICK, **common}
     assert train_or_resume("digits", out, **asked) == read_summary(out)
     for other, message in (

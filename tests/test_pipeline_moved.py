@@ -234,7 +234,7 @@ def test_weights_that_lie_where_they_lay_need_not_be_given_again(tmp_path):
     lab.train("live", sources=(name,), labels="live")
     (tmp_path / "net.pth").write_bytes(b"other")
     paths = lab.options()["paths"]
-    assert with_recorded_weights(name, paths, [Store.open(first.path)], print) == paths
+    assert with_recorded_weights(name, paths, [Store.open(first.path)]) == paths
 
 
 @pytest.fixture

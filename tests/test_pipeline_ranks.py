@@ -26,6 +26,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
+from pipeline import api
 from pipeline.api import *
 from pipeline.train.trainer import Trainer
 from sskt.students import WrappedBackbone
@@ -158,7 +159,7 @@ def test_a_rank_reads_only_its_rows_of_a_view(project):
 
 def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
     folder, source = project
-    monkeypatch.setattr("pipeline.train.run.joined", _Joined)
+    monkeypatch.setattr("pipeline.train.run.join_world", _Joined)
     arguments = {
         "paths": Paths(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=1),
@@ -203,13 +204,13 @@ class _Joined:
 
 SERIES = """
 import torch
-from pipeline.runtime.distributed import joined
+from pipeline.runtime.distributed import join_world
 
-with joined(torch.device("cpu")):
+with join_world(torch.device("cpu")):
     for run in range(3):
-        with joined(torch.device("cpu")) as ranks:
-            assert ranks.gathered((run, ranks.rank)) == [(run, 0), (run, 1)]
-            assert ranks.agreed(ranks.first)
+        with join_world(torch.device("cpu")) as world:
+            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
+            assert world.broadcast(world.is_first)
 """
 
 

@@ -38,7 +38,7 @@ from sskt.errors import RunError
 from sskt.methods import METHODS
 from sskt.normalise import KINETICS_MEAN
 from sskt.recipes import all_recipes, recipe_for
-from sskt.students import build_backbone
+from sskt.students import build_backbone, student
 from sskt.students.resnet3d import ResNet3D
 
 TABLES = list(dict.fromkeys(row.table for row in published_rows() if row.table != "G"))
@@ -90,7 +90,7 @@ def test_cited_rows_are_shown_and_never_run(bare, monkeypatch):
     assert {row.table for row in rows} == {"G"}
     assert [row.target for row in rows] == ["ucf101", "hmdb51", "ccv"] * 5
     assert {(row.authors, row.model) for row in rows[:3]} == {("Wang et al. 2015", "")}
-    for name in ("train_once", "precompute_once"):
+    for name in ("train_or_resume", "precompute_once"):
         monkeypatch.setattr(runner, name, lambda *_, **__: pytest.fail("a cited row was run"))
     listed = api.reproduce("G", bare, rows=["cited"], dry_run=True)
     assert [result.row for result in listed] == rows
@@ -220,6 +220,9 @@ def tiny_targets(small, monkeypatch):
 @pytest.mark.parametrize("table", TABLES)
 def test_every_published_row_takes_two_steps(small, tiny_targets, table, tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "save_checkpoint", lambda *_: None)  # hundreds of megabytes a run
+    # at full width their gradients take most of the time; tests/test_sskt_student.py has the paper's widths
+    module = student.TransferModule
+    monkeypatch.setattr(student, "TransferModule", lambda blocks, width, *a, **k: module(blocks, 32, *a, **k))
     monkeypatch.setattr(report, "draw_gains", lambda *_: b"")  # after every row
     scale = 2 / min(recipe_for(row.target).epochs for row in published_rows(table))
     if table != "M8":  # whose teachers are runs
@@ -266,7 +269,7 @@ def test_twelve_rows_cost_one_look_of_each_source_and_a_stopped_table_goes_on(
     _folder, paths, _videos, stand_ins, _weights = small
     campaign = short(tmp_path / "out", paths, seeds=2, views=3)
     chosen = ["resnet20-sskt"]
-    trained, train = [], again.api.train
+    trained, train = [], again.train
 
     def stops(*args, **settings):
         if len(trained) == 5:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from listening import Remarks
 from programs import save_program
 
 from cache.store import Store, find_stores
@@ -229,7 +230,7 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**22))
     tuning = Tuning(amp="fp16", deterministic=True)
-    overrides, out = {"epochs": 4, "batch_size": 4, "lr": 0.01}, f"fp16-{gradient_cosine}"
+    overrides, out = {"epochs": 2, "batch_size": 8, "lr": 0.01}, f"fp16-{gradient_cosine}"
     train(project, out, tuning=tuning, overrides=overrides, gradient_cosine=gradient_cosine)
     state = torch.load(project[0] / out / "last.pt", weights_only=True)
     assert state["scaler"]["scale"] < 2.0**22, "steps were left out"
@@ -238,7 +239,7 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
     cosines = [m[name] for m in metrics for name in m if name.startswith("gradient_cosine/")]
-    assert len(cosines) == (0 if gradient_cosine == "off" else 4)
+    assert len(cosines) == (0 if gradient_cosine == "off" else 2)
     assert all(-1 < c < 1 and c != 0 for c in cosines)
 
 
@@ -318,14 +319,14 @@ def test_a_compiled_step_is_the_eager_one(project, method):
     assert losses[True][2] != losses[True][0]
 
 
-def test_what_is_not_the_recipes_is_said_and_recorded(project, capsys):
+def test_what_is_not_the_recipes_is_said_and_recorded(project):
+    said = Remarks()
     recipe = {"batch_size": 32, "milestones": [20, 30]}
     train(project, "departs", overrides=recipe | {"lr": 0.07, "milestones": [1]})
     summary = json.loads((project[0] / "departs" / "summary.json").read_text())
     assert summary["overridden"] == {"epochs": [1, 40], "lr": [0.07, 0.05], "milestones": [[1], [20, 30]]}
-    assert (
-        "the recipe of digits but for: epochs 1 (not 40), lr 0.07 (not 0.05), mile" in capsys.readouterr().out
-    )
+    words = "the recipe of digits but for: epochs 1 (not 40), lr 0.07 (not 0.05), mile"
+    assert any(remark.startswith(words) for remark in said)
     train(project, "departs-maxl", method="maxl", sources=(), overrides=recipe)
     summary = json.loads((project[0] / "departs-maxl" / "summary.json").read_text())
     assert summary["overridden"] == {"epochs": [1, 40]}

@@ -90,7 +90,7 @@ def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_
     api.prepare("ucf101", paths=paths, allow_missing=True)
     augmentation = Augmentation(source_side_px=112)
     api.precompute(
-        ["ucf101"], ["imagenet"], views=4, augmentation=augmentation, paths=paths,
+        ["ucf101"], ["imagenet"], views=2, augmentation=augmentation, paths=paths,
         execution=choose_execution(device="cpu", compiled=False))  # fmt: skip
     (path,) = find_stores(tmp_path / "stores")
     store = Store.open(path)
@@ -101,7 +101,7 @@ def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_
     rng, rows = np.random.default_rng(0), 0
     positions = rng.permutation(len(dataset))[:50]
     for backend in ("torch", "dali"):
-        for view in (0, 3) if backend == "torch" else (1, 2):
+        for view in (0, 1):
             renderer = open_renderer(
                 dataset, CornerClip(112), Execution(CPU, renderer=backend, threads=2), batch_size=50
             )

@@ -267,6 +267,7 @@ def sweep(
     click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option(
         "--picture",
+        "image",
         type=click.Path(path_type=Path, dir_okay=False),
         help="An image file. [default: a test sample]",
     ),

@@ -200,7 +200,7 @@ def _jobs(
             input_map = augmentation.input_map(spec, source.spec)
             size = source.spec.contract.size
             if size is not None and size != input_map.side_px:
-                log.info(
+                log.warning(
                     f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
                 )
             together.setdefault(input_map.frames, []).append((source, input_map))
@@ -220,7 +220,7 @@ def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None
         if now.exists:
             continue
         if before.exists:
-            log.info(
+            log.warning(
                 f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
                 f"them, a new store is filled; --source-input earlier goes on with that one"
             )

@@ -210,7 +210,7 @@ def _whole_views(stores: dict[str, Store]) -> int:
     whole = {name: store.whole_views for name, store in stores.items()}
     for name, store in stores.items():
         if whole[name] < store.n_views:
-            log.info(
+            log.warning(
                 f"{name}: {whole[name]} of {store.n_views} view(s) are finished and no others are used; "
                 f"precompute goes on with the rest"
             )
@@ -255,7 +255,7 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool) ->
     if others and not found:
         raise others[0][1]
     for name, why in others:
-        log.info(f"{name} is left out, its logits are of other pictures: {why}")
+        log.warning(f"{name} is left out, its logits are of other pictures: {why}")
     return found
 
 

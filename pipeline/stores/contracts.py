@@ -32,11 +32,11 @@ def open_named(name: str, paths: Paths) -> Source:
     # a program that lies elsewhere by now keeps its name
     source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
     for note in source.notes:
-        log.info(note)
+        log.warning(note)
     if source.declared is not None:
-        log.info(source.declared.sentence(name))
+        log.warning(source.declared.sentence(name))
         for remark in source.declared.remarks:
-            log.info(remark)
+            log.warning(remark)
     return source
 
 

@@ -117,7 +117,7 @@ def _top_ks_in(folder: Location) -> Iterator[int]:
         try:
             top_k = Store.open(path).top_k
         except StoreDamaged as damage:
-            log.info(f"{damage}; it is passed over")
+            log.warning(f"{damage}; it is passed over")
             continue
         if top_k is not None:
             yield top_k

@@ -88,7 +88,7 @@ def open_dataset_of(store: Store, paths: Paths, *, target: str | None) -> Datase
         parse_target(name), about["split"], data_dir=paths.data_dir, index_dir=paths.index_dir
     )
     for note in dataset.notes:
-        log.info(note)
+        log.warning(note)
     if about["n_samples"] < len(dataset):
         whole, dataset = dataset, dataset.limit(about["n_samples"])
         if dataset.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out

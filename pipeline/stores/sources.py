@@ -59,7 +59,7 @@ def open_frozen(
             refused = error
             continue
         if refused is not None:
-            log.info(f"{refused}; it runs {how}")
+            log.warning(f"{refused}; it runs {how}")
         return frozen
     raise SourceError(
         f"{refused}; nothing that is computed here can be trusted, use another version of torch"

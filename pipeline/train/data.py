@@ -84,7 +84,7 @@ def open_training_data_of(asked: Asked) -> TrainingData:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     there = {name: part for name, part in parts.items() if part is not None}
     for sentence in same_bytes(spec, there, asked.paths.index_dir):
-        log.info(sentence)
+        log.warning(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
     if taught.method not in METHODS:
         raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")

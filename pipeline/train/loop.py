@@ -134,7 +134,7 @@ class _Course:
             self._by["number of threads"] = str(torch.get_num_threads())
         for name, now in self._by.items():
             if before.get(name, now) != now:
-                log.info(
+                log.warning(
                     f"the {name} is {now} and was {before[name]}: from here on the figures are not, to the "
                     f"last bit, those of a run without a stop"
                 )
@@ -164,7 +164,7 @@ class _Course:
             if last:
                 found |= self._scorer.test(trainer.student, figures | found, self.history)
                 if self._scorer.largest > LARGEST_LOGIT:
-                    log.info(
+                    log.warning(
                         f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "
                         f"had averaged few batches; train for more epochs before its accuracy means anything"
                     )
@@ -179,7 +179,7 @@ class _Course:
         """Say once that other processes are in the way."""
         remark = self._neighbours and self._neighbours.remark()
         if remark:
-            log.info(remark)
+            log.warning(remark)
             self._neighbours = None
 
     def _between_steps(self) -> None:

@@ -104,7 +104,7 @@ def train(
         _require_runs(backbone, config, lesson)
         if tuning.finetune_from is not None:
             for note in load_pretrained(backbone, tuning.finetune_from, config.model):
-                log.info(note)
+                log.warning(note)
         method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
         with kernels(config, execution.device):
             config = with_plain_layers(

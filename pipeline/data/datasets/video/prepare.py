@@ -55,7 +55,7 @@ def prepare_videos(
         *_on_frames(spec, data_dir, index_dir, clips),
     ]
     for note in remarks:
-        log.info(note)
+        log.warning(note)
     found = _pack_all(spec, data_dir, index_dir, clips, packing)
     missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
     damaged = {name: what for name, what in found.items() if what not in (_MISSING, _KEPT, _NEW)}
@@ -79,7 +79,7 @@ def prepare_videos(
             f"or go on without them: {again}"
         )
     if what:
-        log.info(f"{spec.name}: {what}, all in {listed}; left out, as asked")
+        log.warning(f"{spec.name}: {what}, all in {listed}; left out, as asked")
     write_record(spec, data_dir, index_dir, record)
 
 
