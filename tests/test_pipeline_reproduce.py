@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import shared
+from listening import Remarks
 from programs import Tiny, save_program
 from videos import make_folder
 
@@ -348,7 +349,7 @@ def test_gains_are_over_the_same_network_from_scratch_in_the_same_settings(small
 def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, tiny_targets, tmp_path):
     _folder, paths, _videos, stand_ins, _weights = small
     campaign = short(tmp_path, paths, seeds=1, views=2)
-    said, theirs = [], tmp_path / "cifar10-resnet20-scratch-seed0"
+    said, theirs = Remarks(), tmp_path / "cifar10-resnet20-scratch-seed0"
     theirs.mkdir()
     with alone_in(theirs):
         busy, done = api.reproduce("S1", campaign, rows=["1", "2"], stand_ins=stand_ins)
