@@ -83,21 +83,20 @@ def test_hmdb51_trains_through_both_stages_on_every_clip_that_is_here(made, tmp_
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])
 
 
-def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(tmp_path):
+def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(ucf101_dir):
     """200 rows of real clips, against a plain forward on the other renderer's whole clips."""
     data, weights = shared("data"), shared("weights/imagenet_resnet50.safetensors")
-    paths = Paths(data, tmp_path / "stores", {"imagenet": weights})
-    api.prepare("ucf101", paths=paths, allow_missing=True)
+    paths = Paths(data, ucf101_dir, {"imagenet": weights})
     augmentation = Augmentation(source_side_px=112)
     api.precompute(
         ["ucf101"], ["imagenet"], views=2, augmentation=augmentation, paths=paths,
         execution=choose_execution(device="cpu", compiled=False))  # fmt: skip
-    (path,) = find_stores(tmp_path / "stores")
+    (path,) = find_stores(ucf101_dir)
     store = Store.open(path)
     dataset = open_dataset("ucf101", "train", paths=paths)
     assert store.manifest.identity["plan"]["n_frames"] == 16
     assert store.manifest.identity["input"]["frames"]["kind"] == "center_frame"
-    network = open_source("imagenet", weights=weights, weights_dir=tmp_path).module
+    network = open_source("imagenet", weights=weights, weights_dir=ucf101_dir).module
     rng, rows = np.random.default_rng(0), 0
     positions = rng.permutation(len(dataset))[:50]
     for backend in ("torch", "dali"):
