@@ -16,7 +16,7 @@ from listening import Remarks
 from programs import Tiny, save_program
 from videos import make_folder
 
-from cache.storage import alone_in
+from cache.storage.local import alone_in
 from cli import main
 from pipeline import api
 from pipeline.api import Paths, choose_execution, open_dataset

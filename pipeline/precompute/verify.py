@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cache.errors import StoreDamaged
 from cache.layout import TABLES, table_sha256, write_table
-from cache.repair import restore_metadata
+from cache.repair import repair_metadata
 from cache.storage import Location
 from cache.store import Problem, Store
 from cache.unit import Unit
@@ -82,7 +82,7 @@ def verify(
     """
     path, weights = coerce.place(path, "path"), None if weights is None else coerce.path(weights, "weights")
     n_rows, seed = coerce.whole_or_none(n_rows, "n_rows", low=0), coerce.seed(seed)
-    mended = restore_metadata(path) if repair else []
+    mended = repair_metadata(path) if repair else []
     store = Store.open(path)
     problems = store.verify()
     if problems and repair:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache.storage import Location
+from cache.storage import Location, local_path
 from pipeline.runtime import coerce
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
@@ -97,7 +97,7 @@ class Paths:
     @property
     def index_dir(self) -> Path:
         """Where target indexes are kept: beside the stores, since data may lie on a read-only disk."""
-        return self.cache_dir / "indexes" if isinstance(self.cache_dir, Path) else self.data_dir / "indexes"
+        return (local_path(self.cache_dir) or self.data_dir) / "indexes"
 
     @property
     def kernels_file(self) -> Path:

@@ -24,7 +24,8 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.storage import TEMPORARY, alone_in, write_durably
+from cache.storage import TEMPORARY, write_durably
+from cache.storage.local import alone_in
 from sskt.errors import RunError
 
 STUDENTS = ("last", "best")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache.storage import location
+from cache.storage import local_path, location
 from pipeline.data.datasets.registry import DatasetSpec, parse_target
 from pipeline.runtime import coerce
 from pipeline.runtime.paths import Paths
@@ -58,7 +58,7 @@ def to_record(
     return {
         "target": parse_target(target).as_given,
         "data_dir": str(paths.data_dir.absolute()),
-        "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
+        "cache_dir": str(local.absolute() if (local := local_path(cache_dir)) else cache_dir),
         "weights": {name: str(path.absolute()) for name, path in paths.weights.items()},
         "sources": {name: str(path.absolute()) for name, path in lying.items()},
         "contracts": {name: told.to_dict() for name, told in paths.contracts.items()},

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cache.storage import sweep
+from cache.storage.local import sweep
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.registry import DatasetSpec
