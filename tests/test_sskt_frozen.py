@@ -48,9 +48,11 @@ def real_source(name):
     return open_source(f"program:{program}", weights_dir=weights.parent)
 
 
-def made_source(module, n_classes=4, side_range_px=None, task="imagenet"):
-    spec = SourceSpec("imagenet", task, "made", n_classes, None, None, IMAGENET_MEAN, IMAGENET_STD, "")
-    return Source(spec, module.eval().requires_grad_(False), "0" * 64, Path("made.pth"), side_range_px)
+def made_source(module, n_classes=4, side_range_px=None, **more):
+    spec = SourceSpec("imagenet", "imagenet", "made", n_classes, None, None, IMAGENET_MEAN, IMAGENET_STD, "")
+    return Source(
+        spec, module.eval().requires_grad_(False), "0" * 64, Path("made.pth"), side_range_px, **more
+    )
 
 
 class Means(nn.Module):
@@ -263,7 +265,7 @@ def test_rows_are_doubled_until_a_source_takes_no_more(monkeypatch, error):
             return super().forward(x)
 
     def opened(rows):
-        source = made_source(Limited(), task="program")
+        source = made_source(Limited(), is_traced=True)
         return FrozenSource(source, InputMap(8), device=CPU, forward=Forward(rows=rows))
 
     monkeypatch.setattr("sskt.sources.batch_size._GAIN", 0.0)

@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +47,7 @@ from sskt.sources.contract import CONVERTED
 from sskt.sources.declared import OPTION, to_told
 from sskt.sources.forward import default_rows
 from sskt.sources.input_map import InputMap
+from sskt.sources.registry import kind_of
 from sskt.sources.source import Source
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     of ours: what they know is a task's own labels, and they teach when they are named.
     """
     names = {_source_name(store) for store in _begun_stores(cache_dir, dataset)}
-    return tuple(sorted(name for name in names if not name.startswith("run:")))
+    return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
 
 
 def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
@@ -224,8 +224,8 @@ def _source_name(store: Store) -> str:
 def _knows(store: Store, classes: tuple[str, ...]) -> bool:
     """Whether a store's source has these classes, as far as that is known."""
     weights = store.manifest.made_by.get("asked", {}).get("weights")
-    is_run = _source_name(store).startswith("run:") and weights
-    known = classes_of(f"run:{Path(weights).parent}") if is_run else None
+    by_weights = kind_of(_source_name(store)).name_by_weights(weights) if weights else None
+    known = classes_of(by_weights) if by_weights else None
     return known is None or known == classes
 
 

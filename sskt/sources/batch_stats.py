@@ -24,7 +24,7 @@ class BatchStatisticsSource:
 
     def __init__(self, source: Source, input_map: InputMap, *, device: torch.device, compute: str) -> None:
         """Raises SourceError for a network without batch norm, or whose batch norms were folded away."""
-        if source.spec.task == "program":
+        if source.is_traced:
             raise SourceError(
                 f"{source.spec.name}: has no batch norm to take batch statistics in, a program's mode is "
                 f"fixed at export; leave --teacher-bn out, or name an architecture and its --weights"

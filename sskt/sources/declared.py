@@ -37,10 +37,11 @@ class Declared:
     told: Contract = NOTHING  # the user's part of it
     said: tuple[str, ...] = ()  # who declares what: "the file itself: mean 0.5, std 0.5"
     remarks: tuple[str, ...] = ()  # contradictions, and what cannot be honoured: sentences
+    assumes_rest: bool = False  # whether what is not declared is a guess, as of a program, and said to be one
 
     def sentence(self, name: str) -> str:
         """What is declared of source `name`, and what is assumed of it, in one line."""
-        rest = assumed(self.contract) if name.startswith("program:") else ""
+        rest = assumed(self.contract) if self.assumes_rest else ""
         if not self.said:
             return (
                 f"{name} declares nothing; assumed: {rest}. Where that is wrong, declare it: {OPTION} "
@@ -71,7 +72,7 @@ def declared_of(path: Path, told: Contract | None = None) -> Declared:
         remarks.append(
             f"{path.name}: its own crop ({total.crop}) is not made; it sees the crop that the student sees"
         )
-    return Declared(total, told or NOTHING, tuple(said), tuple(remarks))
+    return Declared(total, told or NOTHING, tuple(said), tuple(remarks), assumes_rest=True)
 
 
 def read_inside(path: Path) -> Contract:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sskt.errors import SourceError
-from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
+from sskt.sanity import insane_rows, worst_value
 from sskt.sources.contract import as_logits
-from sskt.sources.exported import on_device
+from sskt.sources.exported_program import program_to_device
 from sskt.sources.forward import (
     COMPUTE,
     DTYPES,
@@ -85,8 +85,6 @@ class FrozenSource:
         self.forward = forward
         self._pool = one_thread_each(threads or torch.get_num_threads(), "frozen-source") if on_cpu else None
         self._image_px = image_px or input_map.side_px
-        brief = source.spec.task == "run" and not has_settled(source.module)
-        self._largest = torch.finfo(torch.float16).max if brief else LARGEST_LOGIT
         self._shown = shown
         self._network = self._require_readable()
         self._shown = None
@@ -160,14 +158,14 @@ class FrozenSource:
 
     def require_finite(self, logits: Tensor) -> None:
         """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite or beyond
-        what a sound network gives: of a student of ours that was trained for some steps only, than float16
-        holds.
+        what the source, if sound, could give.
         """
-        bad = insane_rows(logits, self._largest)
+        largest = self.source.largest_logit
+        bad = insane_rows(logits, largest)
         if bad:
             fast = self.forward.compute != "fp32"
             raise NonFiniteLogitsError(
-                f"{self.source.spec.name} gave NaN, infinite or over {self._largest:g} logits for "
+                f"{self.source.spec.name} gave NaN, infinite or over {largest:g} logits for "
                 f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
                 f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
@@ -198,8 +196,8 @@ class FrozenSource:
     def _eager(self) -> Callable[[Tensor], Tensor]:
         """Normalised and resized pixels through the network, in the memory layout that it runs fastest in."""
         # a program's kernels were traced for its own layout; elsewhere channels last is up to 1.6 x faster
-        if self.source.spec.task == "program":
-            layout, module = torch.contiguous_format, on_device(self.source.module, self.device)
+        if self.source.is_traced:
+            layout, module = torch.contiguous_format, program_to_device(self.source.module, self.device)
         else:
             layout = torch.channels_last_3d if self.source.spec.reads_clips else torch.channels_last
             module = self.source.module.to(self.device).to(memory_format=layout)
@@ -224,7 +222,7 @@ class FrozenSource:
                 )
         self.source.require_rows(forward.rows)
         # a program's guards may want more of a batch's size, and a GPU may lack memory for all rows at once
-        whole = self.source.spec.task == "program" or self.device.type == "cuda"
+        whole = self.source.is_traced or self.device.type == "cuda"
         n = forward.rows if whole or (forward.compute != "fp32" and self._shown is not None) else 1
         try:
             plain = self._plain_answers()
@@ -247,7 +245,7 @@ class FrozenSource:
             raise SourceError(
                 f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone"
             )
-        if self.source.spec.task == "program":
+        if self.source.is_traced:
             few = self.source.nearest_rows(2)
             require_same_bits(partial(self._try, network), self._images(few), name)
         if forward.compiled:
@@ -276,11 +274,10 @@ class FrozenSource:
     def _plain_answers(self) -> Tensor | None:
         """See `sskt.sources.plain`. None where nothing is shown, or that is how the source runs anyway."""
         source, n = self.source, min(MOST_SHOWN, self.forward.rows)
-        is_program = source.spec.task == "program"
-        if self._shown is None or (is_program and self.forward == Forward("fp32", self.forward.rows)):
+        if self._shown is None or (source.is_traced and self.forward == Forward("fp32", self.forward.rows)):
             return None
-        if is_program:  # it may be tied to a number of rows, and its memory is laid out by its kernels
-            module, n = on_device(source.module, self.device), self.forward.rows
+        if source.is_traced:  # it may be tied to a number of rows, and its memory is laid out by its kernels
+            module, n = program_to_device(source.module, self.device), self.forward.rows
         else:
             module = source.module.to(self.device)
-        return plain_answers(module, self.input_map(self._images(n)), keeps_layout=is_program)
+        return plain_answers(module, self.input_map(self._images(n)), keeps_layout=source.is_traced)

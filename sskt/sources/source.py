@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from sskt.errors import SourceError
+from sskt.sanity import LARGEST_LOGIT
 from sskt.sources.contract import LOGITS, NOTHING, Contract
 from sskt.sources.declared import Declared
 
@@ -17,7 +18,7 @@ class SourceSpec:
     """What is known of a source before its weights are at hand."""
 
     name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
-    task: str  # "imagenet", "places365", "kinetics", "program" or "run"
+    task: str  # its kind's prefix: "imagenet", "places365", "kinetics", "program", "run"
     architecture: str  # torchvision's name, of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
     n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
     url: str | None  # of published weights
@@ -27,11 +28,15 @@ class SourceSpec:
     weights_note: str  # where the weights come from, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
     contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
+    earlier_mean: tuple[float, ...] | None = None  # what stores that were made before have as its mean
 
     def under(self, contract: Contract) -> SourceSpec:
         """The source with what a contract says of it; what that leaves open stays as it is."""
-        mean, std = contract.normalisation or (self.mean, self.std)
-        return replace(self, mean=mean, std=std, contract=contract.over(self.contract))
+        total = contract.over(self.contract)
+        if contract.normalisation is None:
+            return replace(self, contract=total)
+        mean, std = contract.normalisation
+        return replace(self, mean=mean, std=std, earlier_mean=None, contract=total)
 
     @property
     def returns(self) -> str:
@@ -49,10 +54,12 @@ class Source:
     module: nn.Module
     weights_sha256: str  # of the file's bytes
     weights_path: Path
-    side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
+    side_range_px: tuple[int, int] | None = None  # of images it reads, None where any
     declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
     batch_range: tuple[int, int | None] = (1, None)  # rows that it takes at once; None: no upper end
     notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
+    is_traced: bool = False  # a graph with its mode, memory layout and guards fixed when it was exported
+    largest_logit: float = LARGEST_LOGIT  # beyond which it is not sound
 
     def nearest_rows(self, rows: int) -> int:
         """The number of rows nearest to `rows` that it takes at once."""
