@@ -587,9 +587,9 @@ def test_a_store_made_on_a_gpu_goes_on_there_and_is_compared_anywhere(tmp_path, 
     group = FrozenSource._group
 
     def counted(frozen, pixels):
-        rows.append(frozen.forward.rows)
+        rows.append(frozen.forward.batch_size)
         return group(frozen, pixels)
 
     monkeypatch.setattr(FrozenSource, "_group", counted)
     assert CliRunner().invoke(main, [*words, "--recompute", "20"]).exit_code == 0
-    assert set(rows) == {Forward().rows}
+    assert set(rows) == {Forward().batch_size}

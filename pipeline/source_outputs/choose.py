@@ -45,7 +45,7 @@ from sskt.names import quoted
 from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.contract import CONVERTED
 from sskt.sources.declared import OPTION, to_told
-from sskt.sources.forward import default_rows
+from sskt.sources.forward import default_batch_size
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import kind_of
 from sskt.sources.source import Source
@@ -314,8 +314,8 @@ def _live(
     for name in sources:
         source, input_map = _opened(request, name)
         if teacher_bn == "frozen":
-            rows = source.nearest_rows(default_rows(execution.device))
-            forward = execution.forward(request.n_forwards, rows=rows)
+            fastest = source.nearest_batch_size(default_batch_size(execution.device))
+            forward = execution.forward(request.n_forwards, fastest=fastest)
             with closing(
                 open_renderer(request.dataset, seen_by(input_map, request.plan), execution, batch_size=1)
             ) as renderer:

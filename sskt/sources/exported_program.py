@@ -29,9 +29,9 @@ class Program:
 
     module: nn.Module
     n_classes: int
-    side_range_px: tuple[int, int] | None  # pictures it reads, None where any
+    side_range_px: tuple[int, int] | None  # of images it reads, None where any
     reads_clips: bool
-    batch_range: tuple[int, int | None]  # rows that it takes at once; None: no upper end
+    batch_range: tuple[int, int | None]  # images that it takes at once; None: no upper end
     notes: tuple[str, ...]  # what was taken of it, where there was a choice
 
 
@@ -39,7 +39,7 @@ def read_program(path: Path) -> Program:
     """Open a torch.export program that was exported in eval mode.
 
     Raises SourceError when it is missing, unreadable, carries code, is random or in train mode, or does not
-    map one batch of RGB pictures or clips to logits, alone or beside other outputs.
+    map one batch of RGB images or clips to logits, alone or beside other outputs.
     """
     if path.is_dir():
         raise SourceError(f"{path}: is a folder; give the .pt2 file itself")
@@ -95,7 +95,7 @@ def program_to_device(program: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
-    """Smallest and largest side that both picture axes accept."""
+    """Smallest and largest side that both image axes accept."""
     low, high = 0, None
     for size in shape[-2:]:
         lower, upper = _bounds(exported, size)

@@ -19,7 +19,7 @@ _RULES = {"frames": None, "scale": None, "channels": "rgb"}
 
 @dataclass(frozen=True, slots=True)
 class InputMap:
-    """f_s (SSKT eq. 6): what a source sees of the target's own augmented picture or clip. All of it is
+    """f_s (SSKT eq. 6): what a source sees of the target's own augmented image or clip. All of it is
     identity.
     """
 
@@ -46,7 +46,7 @@ class InputMap:
         return cls(**own, frames=frames and ClipFrames(**frames))
 
     def picked(self, pixels: Tensor) -> Tensor:
-        """Of whole clips, uint8 (N, 3, D, H, W), the frames that are looked at; pictures are left alone."""
+        """The frames of whole clips, uint8 (N, 3, D, H, W), that the source sees; images are left alone."""
         return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
 
     def __call__(self, pixels: Tensor) -> Tensor:

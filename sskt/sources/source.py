@@ -56,22 +56,22 @@ class Source:
     weights_path: Path
     side_range_px: tuple[int, int] | None = None  # of images it reads, None where any
     declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
-    batch_range: tuple[int, int | None] = (1, None)  # rows that it takes at once; None: no upper end
+    batch_range: tuple[int, int | None] = (1, None)  # images that it takes at once; None: no upper end
     notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
     is_traced: bool = False  # a graph with its mode, memory layout and guards fixed when it was exported
     largest_logit: float = LARGEST_LOGIT  # beyond which it is not sound
 
-    def nearest_rows(self, rows: int) -> int:
-        """The number of rows nearest to `rows` that it takes at once."""
+    def nearest_batch_size(self, batch_size: int) -> int:
+        """The batch size nearest to `batch_size` that it takes."""
         low, high = self.batch_range
-        return max(low, rows if high is None else min(rows, high))
+        return max(low, batch_size if high is None else min(batch_size, high))
 
-    def require_rows(self, rows: int) -> None:
-        """Raise SourceError for a number of rows that it does not take at once."""
-        if rows != (nearest := self.nearest_rows(rows)):
+    def require_batch_size(self, batch_size: int) -> None:
+        """Raise SourceError for a batch size that it does not take."""
+        if batch_size != (nearest := self.nearest_batch_size(batch_size)):
             low, high = self.batch_range
             takes = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
             raise SourceError(
-                f"{self.spec.name} takes batches of {takes}, asked for {rows}; pass --batch-size {nearest}, "
-                f"or export it with a dynamic batch"
+                f"{self.spec.name} takes batches of {takes}, asked for {batch_size}; "
+                f"pass --batch-size {nearest}, or export it with a dynamic batch"
             )
