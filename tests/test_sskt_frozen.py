@@ -49,7 +49,7 @@ def real_source(name):
 
 
 def made_source(module, n_classes=4, side_range_px=None, **more):
-    spec = SourceSpec("imagenet", "imagenet", "made", n_classes, None, None, IMAGENET_MEAN, IMAGENET_STD, "")
+    spec = SourceSpec("imagenet", "imagenet", "made", n_classes, IMAGENET_MEAN, IMAGENET_STD)
     return Source(
         spec, module.eval().requires_grad_(False), "0" * 64, Path("made.pth"), side_range_px, **more
     )

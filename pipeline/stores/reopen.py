@@ -20,7 +20,7 @@ from pipeline.stores.fingerprint import identity, seen_by, source_identity
 from sskt.sources.contract import LOGITS
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import reopen_source
-from sskt.sources.source import Source
+from sskt.sources.source import LOGITS_OUTPUT, Source
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ def open_origin(
     source = reopen_source(name, weights or asked.get("weights"), weights_dir=paths.weights_dir)
     # whatever is declared by now: the rows were made under the contract that the store records
     returns = recorded["source"].get("returns", LOGITS)
-    spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns))
+    output = recorded["source"].get("output", LOGITS_OUTPUT)
+    spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns), output=output)
     source = replace(source, spec=spec)
     origin = Origin(
         dataset,

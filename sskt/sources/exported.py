@@ -27,11 +27,8 @@ class ProgramKind(Kind):
             task="program",
             architecture="program",
             n_classes=0,
-            url=None,
-            sha256_prefix=None,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
-            weights_note="a torch.export program, with its own weights",
         )
 
     def open(self, name: str, weights: Path, told: Contract) -> Source:

@@ -54,8 +54,9 @@ class FrozenSource:
     The last group of a call is padded to `forward.batch_size` with copies of its first image. `threads` is
     how many forwards a CPU runs at once (default: torch's number). `image_px` is the side of the images that
     will come (default: `input_map.side_px`); code is compiled for that size. On `shown`, a few real images as
-    `logits` takes them, the logits are compared with plain fp32. Raises SourceError if the network cannot
-    read images of `input_map.side_px`, or cannot be compiled; DisagreementError if the logits differ.
+    `logits` takes them, the logits are compared with plain fp32. Raises SourceError if the network lacks
+    the output that its spec names, cannot read images of `input_map.side_px`, or cannot be compiled;
+    DisagreementError if the logits differ.
     """
 
     def __init__(
@@ -75,6 +76,11 @@ class FrozenSource:
         if forward.compute not in COMPUTE:
             raise SourceError(
                 f"compute precision is {forward.compute!r}, expected one of {', '.join(COMPUTE)}"
+            )
+        if source.spec.output not in source.outputs:
+            raise SourceError(
+                f"{source.spec.name} has no output {source.spec.output!r}, expected one of "
+                f"{', '.join(source.outputs)}"
             )
         on_cpu = device.type == "cpu"
         if forward.compute == "fp16" and on_cpu:

@@ -36,10 +36,10 @@ class RunKind(Kind):
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads the run's config."""
-        folder, note = rest_path(name), "a run of ours"
+        folder = rest_path(name)
         name = self.name_at(folder.name)
         if not (folder / _CONFIG).is_file():
-            return SourceSpec(name, "run", "", 0, None, None, IMAGENET_MEAN, IMAGENET_STD, note)
+            return SourceSpec(name, "run", "", n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         trained = read_trained(folder)
         mean, std = trained.normalisation
         return SourceSpec(
@@ -47,11 +47,8 @@ class RunKind(Kind):
             task="run",
             architecture=trained.model,
             n_classes=trained.n_classes,
-            url=None,
-            sha256_prefix=None,
             mean=mean,
             std=std,
-            weights_note=note,
             reads_clips=trained.reads_clips,
             contract=Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS),
         )

@@ -12,6 +12,8 @@ from sskt.sanity import LARGEST_LOGIT
 from sskt.sources.contract import LOGITS, NOTHING, Contract
 from sskt.sources.declared import Declared
 
+LOGITS_OUTPUT = "logits"  # the output that every source has
+
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
@@ -21,14 +23,15 @@ class SourceSpec:
     task: str  # its kind's prefix: "imagenet", "places365", "kinetics", "program", "run"
     architecture: str  # torchvision's name, of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
     n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
-    url: str | None  # of published weights
-    sha256_prefix: str | None  # from torchvision's file name
     mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
-    weights_note: str  # where the weights come from, for a listing
+    url: str | None = None  # of published weights
+    sha256_prefix: str | None = None  # of the published file, as far as known
+    weights_note: str = ""  # who publishes the weights, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
     contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
     earlier_mean: tuple[float, ...] | None = None  # what stores that were made before have as its mean
+    output: str = LOGITS_OUTPUT  # one of the source's outputs: the one that it is asked for and a store holds
 
     def under(self, contract: Contract) -> SourceSpec:
         """The source with what a contract says of it; what that leaves open stays as it is."""
@@ -59,6 +62,7 @@ class Source:
     batch_range: tuple[int, int | None] = (1, None)  # images that it takes at once; None: no upper end
     notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
     is_traced: bool = False  # a graph with its mode, memory layout and guards fixed when it was exported
+    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # what the module can be asked for, by name
     largest_logit: float = LARGEST_LOGIT  # beyond which it is not sound
 
     def nearest_batch_size(self, batch_size: int) -> int:
