@@ -151,7 +151,10 @@ def test_a_prefix_is_registered_once():
             "imagenet:resnet18+kinetics:r3d_18+places365",
             ("imagenet:resnet18", "kinetics:r3d_18", "places365"),
         ),
-        ("program:a+b.pt2+run:c+d", ("program:a+b.pt2", "run:c+d")),
+        (
+            "run:runs/a+b+program:x+imagenet-y.pt2+imagenet",
+            ("run:runs/a+b", "program:x+imagenet-y.pt2", "imagenet"),
+        ),
         ("program:a+imagenets/b.pt2+imagenet", ("program:a+imagenets/b.pt2", "imagenet")),
     ],
 )

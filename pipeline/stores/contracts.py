@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def open_named(name: str, paths: Paths) -> Source:
-    """The source, with the weights and the contract that `places` has for it; of a program it is said what it
-    declares and what is assumed. Raises what `open_source` raises.
+    """Open the source with the weights and the contract that `paths` has for it; log what it declares and
+    what is assumed. Raises what `open_source` raises.
     """
     source = open_source(
         paths.lying(name),

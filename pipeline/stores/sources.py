@@ -1,4 +1,4 @@
-"""Open a frozen source for a job: chosen for speed, or as the store says that its rows were computed."""
+"""Open a frozen source for a job: as fast as it runs here, or as the store says its rows were computed."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ def open_frozen(
     shown: Tensor | None = None,
     store: Location | None = None,
 ) -> FrozenSource:
-    """The source at work, its answers for `shown`, a few real pictures, held against plain fp32.
+    """Load the source; fall back to eager, then to fp32, with a message, unless --compile or --amp was given.
 
-    Where it cannot be compiled, or its answers are wrong, it runs uncompiled, then in fp32, and that is said.
-    Raises SourceError where the user insisted, StoreMismatch where the rows of `store` were computed in a way
-    that is wrong here.
+    Its logits of `shown`, a few real images, are compared with plain fp32. Raises SourceError if it cannot
+    run as the user insists, StoreMismatch if the way the rows of `store` were computed is wrong here.
     """
     ways = dict.fromkeys([forward, replace(forward, compiled=False), Forward("fp32", forward.batch_size)])
     refused: SourceError | None = None

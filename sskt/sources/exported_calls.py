@@ -29,7 +29,7 @@ _NAMED = 6  # outputs written out in a message before only their number is
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """Where the one tensor that a program takes goes in, beside constants that were fixed at export."""
+    """Where a program's one tensor input goes, among constants that were fixed at export."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -49,7 +49,7 @@ class LogitsOutput:
 
 
 class Logits(nn.Module):
-    """A program asked for its logits alone: float32 (N, 3, H, W) or (N, 3, D, H, W) to (N, K)."""
+    """A program that returns its logits alone: float32 (N, 3, H, W) or (N, 3, D, H, W) to (N, K)."""
 
     def __init__(self, program: nn.Module, image: ImageInput) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks saved with torch.export (.pt2), opened: any architecture, without its Python class.
+"""Open networks saved with torch.export (.pt2): any architecture, without its Python class.
 
 A program is a program: its shape guards and size expressions are text that torch evaluates when it opens the
 file, so open only programs from people whose scripts you would run. What needs no trust is not asked for any:
@@ -105,8 +105,8 @@ def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int,
 
 
 def _bounds(exported: ExportedProgram, size: Any) -> tuple[int, int | None]:
-    """The range of one dimension: both ends alike where the program is tied to one size, no upper end where
-    it has none.
+    """The range of one dimension: both ends equal if the program is tied to one size, None for no upper
+    end.
     """
     if isinstance(size, int):
         return size, size

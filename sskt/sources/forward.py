@@ -48,7 +48,7 @@ class Forward:
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Self:
-        """What a store records; fields that are absent are what they were before they existed."""
+        """Read what a store records; fields missing from older stores have the value that applied then."""
         names = {"compute": "compute", "rows": "batch_size", "compiled": "compiled"}
         return cls(**{own: recorded[name] for name, own in names.items() if name in recorded})
 
@@ -64,7 +64,7 @@ def default_compute(device: torch.device) -> str:
 
 
 def exact_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """On CUDA, convolutions that give the same bits in every call, and fp32 that is no TF32."""
+    """On CUDA, use deterministic convolutions, and full fp32 rather than TF32."""
     if device.type != "cuda":
         return nullcontext()
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
@@ -79,7 +79,7 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`function` compiled for the one shape that it will be called with, its networks' weights frozen.
+    """Compile `function` for the one shape that it will be called with, its networks' weights frozen.
 
     The compiler keeps what it made by code object and gives up after eight shapes or networks, so every
     function gets a code object of its own.
@@ -92,7 +92,7 @@ def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 
 @contextmanager
 def compiler_errors(name: str) -> Iterator[None]:
-    """Run a first call of something compiled: quietly, and what fails becomes one SourceError."""
+    """Silence the compiler during a first call, and turn what fails into one SourceError."""
     log = logging.getLogger("torch.utils.cpp_extension")  # remarks that there is no CUDA on a machine without
     before = log.level
     log.setLevel(logging.ERROR)
@@ -111,7 +111,7 @@ def compiler_errors(name: str) -> Iterator[None]:
 
 @cache
 def one_thread_each(n_workers: int, purpose: str) -> ThreadPoolExecutor:
-    """Worker threads, shared by all who have the same purpose, in which torch computes without helpers.
+    """Worker threads, shared by all callers of one purpose, in which torch computes single-threaded.
 
     The caller's own number of threads stays.
     """

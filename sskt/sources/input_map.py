@@ -34,13 +34,13 @@ class InputMap:
     channels: str = "rgb"  # or "bgr"; mean and std are in this order
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a fingerprint; what was added later is in it where it is not what was the rule."""
+        """Plain data for a fingerprint; later fields appear only if they differ from the earlier rule."""
         own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in own.items() if key not in _RULES or value != _RULES[key]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """What `to_dict` gave."""
+        """Read what `to_dict` wrote."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         frames = own.pop("frames", None)
         return cls(**own, frames=frames and ClipFrames(**frames))

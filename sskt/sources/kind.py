@@ -49,7 +49,7 @@ class Kind(ABC):
         return []
 
     def slug(self, name: str) -> str:
-        """REST as part of a folder's name."""
+        """What follows `prefix` in the name of the source's folder of stores."""
         return self.parse(name).architecture
 
     def path(self, name: str) -> Path | None:

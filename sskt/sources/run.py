@@ -29,7 +29,7 @@ _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
 
 
 class RunKind(Kind):
-    """Students that `sskt train` wrote; where a folder is gone, only its name is known."""
+    """Students that `sskt train` wrote; if a folder is gone, only its name is known."""
 
     prefix, forms, weights_note = "run", ("run:FOLDER",), "a student of yours"
     is_path = must_be_named = sees_target_size = True
