@@ -20,7 +20,6 @@ from cli import main
 from pipeline import api
 from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
-from pipeline.commands.studies import _BETWEEN_SOURCES
 from pipeline.studies import explain, series, sweep
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.studies.sweep import Grid
@@ -306,14 +305,3 @@ def test_a_sweep_tells_sources_of_one_name_apart_and_goes_on_where_the_stores_ar
     (stopped / "summary.json").unlink()
     again = api.sweep("digits", grid, **settings | {"paths": replace(paths, cache_dir=tmp_path / "moved")})
     assert again == rows
-
-
-def test_a_plus_is_between_sources_where_another_source_begins():
-    names = "places365+imagenet:resnet18+run:runs/a+b+program:x+imagenet-y.pt2+imagenet"
-    assert _BETWEEN_SOURCES.split(names) == [
-        "places365",
-        "imagenet:resnet18",
-        "run:runs/a+b",
-        "program:x+imagenet-y.pt2",
-        "imagenet",
-    ]

@@ -198,14 +198,14 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
 def test_with_slow_writes_at_most_one_unit_is_unwritten_and_on_object_stores_half_the_next(
     tmp_path, source, monkeypatch, limit, claims
 ):
-    begin, write = FrozenSource.begin, Store.write_unit
+    submit, write = FrozenSource.submit, Store.write_unit
     rows = {"begun": 0, "written": 0}
     unwritten: list[int] = []
 
     def counted(frozen, pixels):
         rows["begun"] += len(pixels)
         unwritten.append(rows["begun"] - rows["written"])
-        return begin(frozen, pixels)
+        return submit(frozen, pixels)
 
     def slow(store, unit, block):
         time.sleep(0.05)
@@ -213,7 +213,7 @@ def test_with_slow_writes_at_most_one_unit_is_unwritten_and_on_object_stores_hal
         write(store, unit, block)
 
     monkeypatch.setattr(Store, "has_claims", claims)
-    monkeypatch.setattr(FrozenSource, "begin", counted)
+    monkeypatch.setattr(FrozenSource, "submit", counted)
     monkeypatch.setattr(Store, "write_unit", slow)
     precompute(tmp_path / "stores", source, views=4, limit=limit)
     assert rows == {"begun": 4 * limit, "written": 4 * limit}
@@ -587,9 +587,9 @@ def test_a_store_made_on_a_gpu_goes_on_there_and_is_compared_anywhere(tmp_path, 
     group = FrozenSource._group
 
     def counted(frozen, pixels):
-        rows.append(frozen.forward.rows)
+        rows.append(frozen.forward.batch_size)
         return group(frozen, pixels)
 
     monkeypatch.setattr(FrozenSource, "_group", counted)
     assert CliRunner().invoke(main, [*words, "--recompute", "20"]).exit_code == 0
-    assert set(rows) == {Forward().rows}
+    assert set(rows) == {Forward().batch_size}

@@ -16,7 +16,7 @@ from torch.export import Dim
 from sskt.download import digest_of
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN
-from sskt.sources.exported import on_device
+from sskt.sources.exported_program import program_to_device
 from sskt.sources.registry import named_sources, open_source, parse_source, source_slug
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
@@ -316,6 +316,6 @@ def test_program_is_moved_with_the_devices_that_its_graph_names(tmp_path):
     source = open_program(export(network, tmp_path / "placed.pt2"))
     with torch.inference_mode():
         expected = network(x)
-        torch.testing.assert_close(on_device(source.module, torch.device("cpu"))(x), expected)
+        torch.testing.assert_close(program_to_device(source.module, torch.device("cpu"))(x), expected)
         # "meta" stands in for a GPU: nothing is computed there, but every operation looks at devices
-        assert on_device(source.module, torch.device("meta"))(x.to("meta")).device.type == "meta"
+        assert program_to_device(source.module, torch.device("meta"))(x.to("meta")).device.type == "meta"

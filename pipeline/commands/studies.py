@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +39,6 @@ from pipeline.commands.output import say, show, tell
 if TYPE_CHECKING:
     from pipeline.runtime.execution import Execution
     from pipeline.runtime.paths import Paths
-
-# a plus before the name of another source: files and folders may have one in theirs
-_BETWEEN_SOURCES = re.compile(r"\+(?=(?:imagenet|places365)(?:[:+]|$)|(?:kinetics|program|run):)")
 
 
 def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -253,11 +249,10 @@ def sweep(
     from pipeline import api
     from pipeline.data.datasets.registry import target_slug
     from pipeline.studies.sweep import Grid
+    from sskt.sources.registry import split_names
 
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
-    grid = Grid(
-        tuple(tuple(_BETWEEN_SOURCES.split(names)) for names in sources), temperatures, alphas, modules, seeds
-    )
+    grid = Grid(tuple(split_names(names) for names in sources), temperatures, alphas, modules, seeds)
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"epochs": epochs, "aux_loss": aux_loss}
     rows = api.sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)

@@ -82,8 +82,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
     if not todo:
         log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
-        rows = max(work.frozen.forward.rows for work in works if work.frozen)
-        batch = drawn_at_a_time(rows)
+        batch = drawn_at_a_time(max(work.frozen.forward.batch_size for work in works if work.frozen))
         renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)

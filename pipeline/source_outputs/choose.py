@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,9 @@ from sskt.names import quoted
 from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.contract import CONVERTED
 from sskt.sources.declared import OPTION, to_told
-from sskt.sources.forward import default_rows
+from sskt.sources.forward import default_batch_size
 from sskt.sources.input_map import InputMap
+from sskt.sources.registry import kind_of
 from sskt.sources.source import Source
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     of ours: what they know is a task's own labels, and they teach when they are named.
     """
     names = {_source_name(store) for store in _begun_stores(cache_dir, dataset)}
-    return tuple(sorted(name for name in names if not name.startswith("run:")))
+    return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
 
 
 def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
@@ -224,8 +224,8 @@ def _source_name(store: Store) -> str:
 def _knows(store: Store, classes: tuple[str, ...]) -> bool:
     """Whether a store's source has these classes, as far as that is known."""
     weights = store.manifest.made_by.get("asked", {}).get("weights")
-    is_run = _source_name(store).startswith("run:") and weights
-    known = classes_of(f"run:{Path(weights).parent}") if is_run else None
+    by_weights = kind_of(_source_name(store)).name_by_weights(weights) if weights else None
+    known = classes_of(by_weights) if by_weights else None
     return known is None or known == classes
 
 
@@ -314,8 +314,8 @@ def _live(
     for name in sources:
         source, input_map = _opened(request, name)
         if teacher_bn == "frozen":
-            rows = source.nearest_rows(default_rows(execution.device))
-            forward = execution.forward(request.n_forwards, rows=rows)
+            fastest = source.nearest_batch_size(default_batch_size(execution.device))
+            forward = execution.forward(request.n_forwards, fastest=fastest)
             with closing(
                 open_renderer(request.dataset, seen_by(input_map, request.plan), execution, batch_size=1)
             ) as renderer:

@@ -33,6 +33,7 @@ from pipeline.train.divergence import DivergedError
 from pipeline.train.resolve import Tuning
 from pipeline.train.run_folder import read_config
 from sskt.errors import RunError
+from sskt.sources.registry import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -286,7 +287,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _short(name: str) -> str:
     """program:/a/b/net.pt2 as net."""
-    return Path(name.partition(":")[2]).stem if name.startswith(("program:", "run:")) else name
+    return path.stem if (path := kind_of(name).path(name)) is not None else name
 
 
 def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
