@@ -46,7 +46,7 @@ def cache_ls(cache_dir: str, as_json: bool) -> None:
 @cache.command("info")
 @options(click.argument("store"), JSON)
 def cache_info(store: str, as_json: bool) -> None:
-    """Show what a store depends on, what it holds, and its bytes per label."""
+    """Show what a store depends on, holds and costs."""
     from cache.storage import location
     from pipeline.commands.rows import store_fields
 

@@ -20,28 +20,13 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import ClipPlan, Plan
+from pipeline.data.render.renderer import Positions, Renderer
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError
 
-Positions = NDArray[np.int64]  # (N,) rows of a target index
+__all__ = ["RENDERERS", "Positions", "Renderer", "in_batches", "open_renderer"]
+
 RENDERERS = ("auto", "dali", "torch", "resident")
-
-
-class Renderer(Protocol):
-    """Draws pictures of one target index by one plan."""
-
-    name: str  # "dali-cpu", "resident-gpu" and so on: recorded with every store
-
-    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
-        """One uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), for each array of n index positions;
-        at most `batch_size` of them.
-        """
-
-    def keeping(self) -> AbstractContextManager[None]:
-        """Within it, a file is decoded once for all renders, and its whole picture kept in memory."""
-
-    def close(self) -> None:
-        """Free threads and device memory."""
 
 
 def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
