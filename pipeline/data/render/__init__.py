@@ -10,13 +10,7 @@ without one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import ClipPlan, Plan
