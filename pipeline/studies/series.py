@@ -23,7 +23,7 @@ from pipeline.train.run import model_name, resume, train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
 from sskt.errors import RunError
-from sskt.methods import TAUGHT
+from sskt.methods import method_named
 from sskt.students import Backbone
 
 
@@ -92,7 +92,7 @@ def _expected(
         expected |= {"val_share": 0.0, "chosen_on": "test"}
     if supervision.sources:
         expected["sources"] = supervision.sources
-    if supervision.method in TAUGHT and supervision.labels != "auto":
+    if method_named(supervision.method).needs and supervision.labels != "auto":
         expected["labels"] = supervision.labels
     if supervision.views is not None:
         expected["views"] = supervision.views

@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from sskt.errors import RunError
+from sskt.methods import MethodConfig, method_named
 from sskt.recipes import SETTINGS, recipe_for
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -75,6 +76,12 @@ class TrainConfig:
     contracts: dict[str, Any] = field(default_factory=dict)  # of each source of which anything is declared
     val_share: float = 0.0  # of the training samples, which choose the best epoch and are not trained on
     chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
+
+    @property
+    def settings(self) -> MethodConfig:
+        """The method's own settings. Raises RunError for one that no training can have."""
+        config = method_named(self.method).Config
+        return config(**{f.name: getattr(self, f.name) for f in fields(config) if hasattr(self, f.name)})
 
     @property
     def is_own(self) -> bool:

@@ -22,7 +22,7 @@ from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.stores.contracts import classes_of
 from pipeline.train.splits import Splits, contents_of, open_splits
 from sskt.errors import RunError
-from sskt.methods import METHODS, TAUGHT
+from sskt.methods import method_named
 from sskt.sources.class_order import columns_of
 
 log = logging.getLogger(__name__)
@@ -86,18 +86,17 @@ def open_training_data_of(asked: Asked) -> TrainingData:
     for sentence in same_bytes(spec, there, asked.paths.index_dir):
         log.warning(sentence)
     plan, eval_plan = asked.augmentation.training_plan(spec), asked.augmentation.evaluation_plan(spec)
-    if taught.method not in METHODS:
-        raise RunError(f"--method is {taught.method!r}, expected one of {', '.join(METHODS)}")
-    if taught.sources and taught.method not in TAUGHT:
+    needs_sources = bool(method_named(taught.method).needs)
+    if taught.sources and not needs_sources:
         raise RunError(f"--method {taught.method} has no sources; leave --source out, or use sskt or kd")
-    if taught.method not in TAUGHT and asked.paths.contracts:
+    if not needs_sources and asked.paths.contracts:
         raise RunError(f"--method {taught.method} has no sources; leave --contract out, or use sskt or kd")
     return TrainingData(
         splits.train,
         splits.test,
         plan,
         eval_plan,
-        _open_labels(asked, splits, plan) if taught.method in TAUGHT else None,
+        _open_labels(asked, splits, plan) if needs_sources else None,
         val_dataset=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
@@ -107,7 +106,8 @@ def open_training_data_of(asked: Asked) -> TrainingData:
 def _open_labels(asked: Asked, splits: Splits, plan: Plan) -> SourceOutputs:
     """What the sources say of the training samples."""
     taught, dataset = asked.supervision, splits.train
-    sources = _teachers(asked, dataset) if taught.method == "kd" else taught.sources
+    shares_classes = method_named(taught.method).shares_classes
+    sources = _teachers(asked, dataset) if shares_classes else taught.sources
     if sources:
         require_named(asked.paths, sources)
     n_rows = -(-len(dataset) // asked.world.size)
@@ -135,7 +135,7 @@ def _open_labels(asked: Asked, splits: Splits, plan: Plan) -> SourceOutputs:
         request, sources, labels=taught.labels, views=taught.views, teacher_bn=taught.teacher_bn
     )
     require_named(replace(asked.paths, weights={}), tuple(labels.n_classes))
-    if taught.method == "kd":
+    if shares_classes:
         return of_same_classes(labels, request, resumes=bool(asked.source_weights))
     return labels
 

@@ -16,11 +16,10 @@ from pipeline.runtime.execution import Execution, channels_last
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig
 from pipeline.train.data import Asked, Supervision, TrainingData
-from pipeline.train.method import READ_BY, choose_clip_mean, choose_precision, require_read
+from pipeline.train.method import choose_clip_mean, choose_precision, readers_of, require_read
 from sskt.download import known_digest_of
 from sskt.errors import RunError
-from sskt.losses import AUXILIARY_LOSSES, KD_REDUCTIONS, PRIMARY_LOSSES
-from sskt.methods import GATES, GRADIENT_COSINE, METHODS
+from sskt.methods import GATES, METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
 from sskt.recipes import SETTINGS, recipe_for
 from sskt.schedules import SCHEDULES
@@ -28,17 +27,11 @@ from sskt.students import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
 from sskt.students.initialise import choose_init
 
 _CHOICES = {
-    "primary_loss": PRIMARY_LOSSES,
-    "aux_loss": AUXILIARY_LOSSES,
-    "kd_reduction": KD_REDUCTIONS,
-    "gradient_cosine": GRADIENT_COSINE,
     "schedule": SCHEDULES,
     "amp": PRECISIONS,
 }
 _ABOVE_0 = math.ulp(0)
 _RANGES = {
-    "temperature": (_ABOVE_0, math.inf),
-    "alpha": (0, math.inf),
     "views": (1, math.inf),
     "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
@@ -48,7 +41,6 @@ _RANGES = {
     "dampening": (0, 1),
     "weight_decay": (0, math.inf),
     "clip_norm": (_ABOVE_0, math.inf),
-    "label_smoothing": (0, 1),
     "eval_every": (1, math.inf),
     "mixup": (0, math.inf),
     "cutmix": (0, math.inf),
@@ -114,7 +106,7 @@ def settings_of(
 
 def _not_default(chosen: Supervision | Tuning) -> dict[str, Any]:
     """What was asked for of that which not every method reads."""
-    named = {field.name: field.default for field in fields(chosen) if field.name in READ_BY}
+    named = {f.name: f.default for f in fields(chosen) if len(readers_of(f.name)) < len(METHODS)}
     return {
         name: getattr(chosen, name) for name, default in named.items() if getattr(chosen, name) != default
     }
@@ -158,7 +150,8 @@ def plan_config(asked: Asked, tuning: Tuning, *, model: str, seed: int, eval_eve
         "model": model,
         "method": taught.method,
         "transfer_module": taught.transfer_module,
-        "kd_reduction": taught.kd_reduction or _kd_reduction(taught.method, asked.settings["primary_loss"]),
+        "kd_reduction": taught.kd_reduction
+        or method_named(taught.method).reduction(asked.settings["primary_loss"]),
         "gradient_cosine": taught.gradient_cosine,
         **({"gates": GATES[0]} if taught.gradient_cosine == "weigh" else {}),
         "peers": taught.peers,
@@ -183,11 +176,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _kd_reduction(method: str, primary_loss: str) -> str:
-    """Over the classes as the primary loss has it where a teacher knows the same ones, else as released."""
-    return "batchmean" if method == "kd" and primary_loss != "bce" else "mean"
 
 
 def require_reads(backbone: Backbone, config: TrainConfig) -> None:
@@ -238,11 +226,7 @@ def _require_sound(config: TrainConfig) -> None:
             most = "" if high == math.inf else f" and at most {high:g}"
             least = "more than 0" if low == _ABOVE_0 else f"at least {low:g}"
             raise RunError(f"{_option(name)} is {value}, expected {least}{most}")
-    if config.method == "kd" and config.alpha > 1:
-        raise RunError(
-            f"--alpha is {config.alpha:g}, expected at most 1 with --method kd, where it is the teacher's "
-            f"share of the loss"
-        )
+    _ = config.settings  # which checks itself
     if config.schedule == "plateau" and config.chosen_on is None:
         raise RunError(
             "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "
