@@ -92,6 +92,14 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
 
 
+class ChoiceParamType(click.Choice[str]):
+    """The methods of this program, and whatever was registered beside them (`sskt.methods.register`)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """As it is: whoever looks for it knows all names."""
+        return str(value)
+
+
 _FOLDERS = ("imagefolder:", "videofolder:")  # targets of which --target may say where they lie now
 _SOURCES = "Sources and what they say"
 _RECIPE = "Recipe"
@@ -121,12 +129,13 @@ _RECIPE = "Recipe"
         _supervision,
         section(
             _SOURCES,
-            choice_option(
+            click.option(
                 "--method",
-                "sskt scratch kd dml maxl",
-                "sskt",
-                "With sources; on labels alone; distilled from teachers of the same task; peers that teach "
-                "one another; with sub-classes made up by a second network.",
+                type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl"]),
+                default="sskt",
+                show_default=True,
+                help="With sources; on labels alone; distilled from teachers of the same task; peers that "
+                "teach one another; with sub-classes made up by a second network.",
             ),
             click.option(
                 "--source",
