@@ -6,7 +6,6 @@ import sys
 from torch import nn
 
 from pipeline import api
-from pipeline.api import Supervision
 from sskt.students import WrappedBackbone
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -24,6 +23,7 @@ api.train(
     f"imagefolder:{folder}",
     out=f"runs/{folder.strip('/').replace('/', '-')}",
     model=backbone,
-    supervision=Supervision(sources=(source,), transfer_module=True),
-    overrides={"epochs": 10},
+    sources=(source,),
+    transfer_module=True,
+    epochs=10,
 )

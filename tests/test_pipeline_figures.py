@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
 from pipeline.studies import explain, series, sweep
 from pipeline.studies.series import matches, train_or_resume
@@ -63,14 +63,7 @@ def project(tmp_path_factory):
         "limit": 60,
     }
     for seed in (0, 1):
-        api.train(
-            "digits",
-            out=folder / f"run{seed}",
-            supervision=Supervision(method="scratch"),
-            seed=seed,
-            overrides=QUICK,
-            **common,
-        )
+        api.train("digits", out=folder / f"run{seed}", method="scratch", seed=seed, **QUICK, **common)
     return folder, common
 
 
@@ -191,15 +184,15 @@ def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     out = folder / "run0"
     monkeypatch.setattr(series, "train", None)  # a finished run is looked at, and nothing else
     monkeypatch.setattr(series, "resume", None)
-    asked = {"supervision": Supervision(method="scratch"), "overrides": QUICK, **common}
+    asked = {"method": "scratch", **QUICK, **common}
     assert train_or_resume("digits", out, **asked) == read_summary(out)
     for other, message in (
         ({"model": "resnet32"}, "begun with model resnet20, this series asks for resnet32; choose another"),
-        ({"supervision": Supervision(method="dml", peers=3)}, "method scratch, this series asks for dml"),
+        ({"method": "dml", "peers": 3}, "method scratch, this series asks for dml"),
         ({"augmentation": Augmentation(side_px=24)}, "begun with plan.side_px "),
-        ({"tuning": Tuning(freeze_until="layer3")}, "freeze_until None, this series asks for layer3"),
-        ({"tuning": Tuning(finetune_from=out / "student.safetensors")}, "begun with finetune_from None"),
-        ({"overrides": {**QUICK, "lr": 0.02}}, "begun with lr 0.05, this series asks for 0.02"),
+        ({"freeze_until": "layer3"}, "freeze_until None, this series asks for layer3"),
+        ({"finetune_from": out / "student.safetensors"}, "begun with finetune_from None"),
+        ({"lr": 0.02}, "begun with lr 0.05, this series asks for 0.02"),
         ({"seed": 5}, "begun with seed 0, this series asks for 5"),
         ({"eval_every": 2}, "begun with eval_every 1, this series asks for 2"),
     ):
@@ -218,9 +211,11 @@ def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
     source = f"program:{save_program(tmp_path / 'a.pt2', Tiny(0))}"
     begun = shutil.copy(folder / "run0" / "student.safetensors", tmp_path / "w.safetensors")
     asked = {
-        "supervision": Supervision(sources=(source,), labels="live", views=1),
-        "tuning": Tuning(finetune_from=begun),
-        "overrides": QUICK,
+        "sources": (source,),
+        "labels": "live",
+        "views": 1,
+        "finetune_from": begun,
+        **QUICK,
         **common,
     }
     out = tmp_path / "run"
@@ -239,12 +234,12 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path,
     _folder, common = project
     (tmp_path / "a.pt2").touch()
 
-    def trains(target, out, *, overrides, **_asked):
+    def trains(target, out, **asked):
         out.mkdir(parents=True, exist_ok=True)
         config = {"target": target, "model": "resnet20", "primary_loss": "ce", "epochs": 1, "aux_loss": "kd"}
-        config |= {"temperature": overrides.get("temperature"), "alpha": overrides.get("alpha")}
+        config |= {"temperature": asked.get("temperature"), "alpha": asked.get("alpha")}
         (out / "config.json").write_text(json.dumps(config))
-        if overrides.get("alpha") == 1e25:
+        if asked.get("alpha") == 1e25:
             raise DivergedError("the loss is nan", {})
         return {"metric": "test_top1", "test_top1": 50.0}
 

@@ -31,7 +31,6 @@ from cache.storage import location
 from cache.store import Store, Unit, find_stores
 from cli import main
 from pipeline import api
-from pipeline.api import Supervision
 from pipeline.commands.options import build_execution
 from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
@@ -320,9 +319,7 @@ def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkey
     monkeypatch.delenv("WORLD_SIZE")
     precompute(tmp_path / "local", source, views=4)
     assert only_store(place).view(3).tobytes() == only_store(tmp_path / "local").view(3).tobytes()
-    summary = api.train(
-        "digits", supervision=Supervision(), overrides={"epochs": 1}, out=tmp_path / "run", **common
-    )
+    summary = api.train("digits", epochs=1, out=tmp_path / "run", **common)
     assert summary["labels"] == "cached"
 
 
@@ -404,14 +401,12 @@ def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
         10, 1
     ).values
     assert gap.abs().max() < 0.01
-    common = {"augmentation": Augmentation(), "limit": 300, "supervision": Supervision(labels="cached")}
+    common = {"augmentation": Augmentation(), "limit": 300, "labels": "cached"}
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
     for stores in ("all", "top"):
         paths = Paths(tmp_path / "data", tmp_path / stores)
         out = tmp_path / f"run-{stores}"
-        summary = api.train(
-            "digits", overrides={"epochs": 1}, out=out, paths=paths, execution=execution, **common
-        )
+        summary = api.train("digits", epochs=1, out=out, paths=paths, execution=execution, **common)
         assert summary["labels"] == "cached"
     said.clear()
     precompute(tmp_path / "top", wide, top_k=70)

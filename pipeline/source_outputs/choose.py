@@ -58,7 +58,7 @@ TEACHER_BN = ("frozen", "batch-stats")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DataRequest:
     """One run's target and everything that its source logits depend on."""
 
     target: str  # as the user named it
@@ -135,7 +135,7 @@ class Request:
 
 
 def open_source_outputs(
-    request: Request, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
+    request: DataRequest, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
 ) -> SourceOutputs:
     """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
     run, else live.
@@ -229,7 +229,7 @@ def _knows(store: Store, classes: tuple[str, ...]) -> bool:
     return known is None or known == classes
 
 
-def _matching_stores(request: Request, sources: tuple[str, ...], named: bool) -> dict[str, Store]:
+def _matching_stores(request: DataRequest, sources: tuple[str, ...], named: bool) -> dict[str, Store]:
     """The store of each source that has one. Where the user has named no sources, those whose stores are of
     other sizes or plans are left out, and that is said, if others serve.
     """
@@ -259,7 +259,7 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool) ->
     return found
 
 
-def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> StoreMismatch:
+def _with_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> StoreMismatch:
     """The same, with what would help where the stores differ by the way in which sources see pictures now."""
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
@@ -276,7 +276,7 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     )
 
 
-def _without_held_out(request: Request, name: str) -> Store | None:
+def _without_held_out(request: DataRequest, name: str) -> Store | None:
     """The store that a run filled with just the samples that this one is trained on, if there is one."""
     try:
         store = replace(request, whole=None).matching(name)
@@ -285,7 +285,7 @@ def _without_held_out(request: Request, name: str) -> Store | None:
     return store if store is not None and store.n_samples == len(request.dataset) else None
 
 
-def _cached(request: Request, stores: dict[str, Store], views: int | None) -> CachedOutputs:
+def _cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
         with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
@@ -305,7 +305,7 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None) -> Ca
 
 
 def _live(
-    request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
+    request: DataRequest, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
 ) -> LiveOutputs:
     execution = request.execution
     drawn = "a new view every epoch" if views is None else f"{views} view(s)"
@@ -333,7 +333,7 @@ def _live(
     return LiveOutputs(teachers, views=views, contracts=contracts)
 
 
-def _write_through(request: Request, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
+def _write_through(request: DataRequest, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
     opened = [_opened(request, name) for name in sources]
     job = Job(request.target, request.dataset, opened, request.plan, views)
     works = {
@@ -365,7 +365,7 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int) -> Wr
     )
 
 
-def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
+def _opened(request: DataRequest, name: str) -> tuple[Source, InputMap]:
     dataset, cache_dir = request.stored, request.paths.cache_dir
     stores = chain(
         sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)

@@ -1,4 +1,8 @@
-"""Everything that changes the numbers of a run, as plain data; how it is executed is `Execution`."""
+"""Everything that changes the numbers of a run, as plain data; how it is executed is `Execution`.
+
+A config is first what was asked for (`pipeline.train.resolve`), then also what the data and the sources
+settle; the second is written to config.json.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 OWN = "own:"  # a model's name, before the class of a backbone that the caller made
 EARLIER_MEAN = "kinetics"  # what 3D ResNets took off until runs said it
 OWN_MEAN = "own"  # of such a backbone: whatever it says
+
+
+# what is not settled before a run's data and sources are opened
+SETTLED_BY_DATA = (
+    "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
+    "chosen_on", "plain_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,8 @@ class TrainConfig:
     # pipeline.train.kernel_check
     plain_layers: tuple[str, ...] = ()
     contracts: dict[str, Any] = field(default_factory=dict)  # of each source of which anything is declared
-    val_share: float = 0.0  # of the training samples, which choose the best epoch and are not trained on
+    # of the training samples, which choose the best epoch and are not trained on; None: not settled yet
+    val_share: float | None = 0.0
     chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
 
     @property
