@@ -84,7 +84,7 @@ def made(tmp_path_factory):
     lab.precompute()
     how = {"augmentation": SHOWN, "model": "resnet20", "epochs": 2, "batch_size": 8}
     for labels in ("cached", "live"):
-        how["supervision"] = {"sources": ("program:tiny.pt2",), "labels": labels}
+        how |= {"sources": ("program:tiny.pt2",), "labels": labels}
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(lab.folder)
             options = lab.options(data_dir=Path("data"), cache_dir=Path("stores"))

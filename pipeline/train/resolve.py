@@ -161,6 +161,7 @@ def _require_read(
     method: str, recipe: Recipe, settings: Mapping[str, Any], labels: str, teacher_bn: str
 ) -> None:
     """Raise RunError for a setting that is unknown, or that the method would not read."""
+    method_named(method)  # refuses one that is unknown
     usual = _usual(recipe)
     given = {name: coerce.setting(name, value) for name, value in settings.items() if value is not None}
     if strange := [name for name in given if name not in usual]:
