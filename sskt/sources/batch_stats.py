@@ -1,5 +1,5 @@
 """Sources as the released SSKT code runs them: in train mode, so that batch norm uses the batch's own
-statistics (METHOD.md, released-code facts).
+statistics (docs/method.md, section 5.1).
 
 A row's logits then depend on the other rows of its batch, which is why they cannot be stored: only for runs
 that are compared with the released code. Our own sources are frozen (`sskt.sources.frozen`).

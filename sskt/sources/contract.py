@@ -1,4 +1,4 @@
-"""A teacher's contract (DESIGN promise 8): what it wants to see, what its classes are, what it returns.
+"""A teacher's contract (docs/method.md, promise 8): what it wants to see, its classes, what it returns.
 
 Every field may be left undeclared (None). What is declared is checked here; where it was declared is
 `sskt.sources.declared`, and whether it is true of real rows is `sskt.sources.answers`.

@@ -75,7 +75,5 @@ class InputMap:
 
 
 def scaled_side(side_px: int, scale: Fraction) -> int:
-    """floor(side * scale), in whole numbers: 7/3 takes 32 to 74 and 96 to 224 (METHOD.md, released-code
-    facts).
-    """
+    """floor(side * scale), in integers: 7/3 takes 32 to 74 and 96 to 224 (docs/method.md, section 2.4)."""
     return side_px * scale.numerator // scale.denominator
