@@ -118,7 +118,7 @@ def test_a_cited_row_stands_among_those_that_are_run(bare, monkeypatch):
 
 
 def test_the_recipes_are_table_1():
-    """As METHOD.md has it, typed in again: target, lr, milestones, weight decay, loss, T and alpha."""
+    """As in docs/method.md, section 4, typed in again: lr, milestones, weight decay, loss, T and alpha."""
     table = {
         "cifar10": (0.1, (150, 250, 350), 5e-4, "ce", 3, 0.1),
         "cifar100": (0.1, (60, 120, 160, 200), 5e-4, "ce", 3, 0.1),
@@ -463,7 +463,7 @@ def bare(tmp_path):
     return Campaign(tmp_path / "out", paths, choose_execution(device="cpu", threads=2), amp="fp32")
 
 
-WORDS = {  # what differs from the paper or its released code, row by row as METHOD.md has it
+WORDS = {  # what differs from the paper or its released code, row by row (docs/method.md, section 5)
     ("S1", "1"): "protocol augmentation epochs schedule",
     ("S2", "2"): "protocol augmentation epochs sources",
     ("S3", "1"): "protocol",

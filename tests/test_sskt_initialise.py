@@ -1,4 +1,4 @@
-"""What heads begin with, against the deviations of the released code (METHOD.md, section 4)."""
+"""What heads begin with, against the deviations of the released code (docs/method.md, section 5.2)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Where a batch's source outputs come from: a store, the live sources, or both in turn. The trainer cannot
-tell which (DESIGN promise 6).
+tell which (docs/method.md, promise 6).
 
 All give a dict by source name, of one output of each source (`SourceSpec.output`, the logits of all sources
 today): a float16 tensor (N, K_m) on the training device, for the very pixels that the student sees.

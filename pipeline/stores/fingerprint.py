@@ -1,5 +1,5 @@
-"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN
-promise 5).
+"""What a store of logits depends on, how a matching store is found, and the check that it still fits
+(docs/method.md, promise 5).
 
 A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run
 on a subset of a store's samples is served too: then each of its pictures must be the very one that the

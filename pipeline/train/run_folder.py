@@ -1,4 +1,4 @@
-"""A run directory: what was asked, where it ran, what came out (DESIGN promise 7).
+"""A run directory: what was asked, where it ran, what came out (docs/method.md, promise 7).
 
 config.json and environment.json; metrics.jsonl, a line an epoch, and TensorBoard events; last.pt, from which
 the run goes on; best.safetensors and student.safetensors, backbone and primary head of the best and of the

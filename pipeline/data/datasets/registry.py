@@ -21,7 +21,7 @@ IMAGEFOLDER = "imagefolder:"
 VIDEOFOLDER = "videofolder:"
 
 _LONGEST_SLUG = 160  # bytes: it is part of the names of files and folders, which take 255
-_SMALL_PICTURE_SCALE = Fraction(7, 3)  # METHOD.md section 1: 32 -> 74 and 96 -> 224 after augmentation
+_SMALL_PICTURE_SCALE = Fraction(7, 3)  # docs/method.md, section 2.4: 32 -> 74 and 96 -> 224
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for;
+"""Plan rows become pixels (docs/method.md, promise 2): uint8 (N, 3, side, side), RGB, in the order asked for;
 of videos clips, (N, 3, F, side, side), the frames that the plan says.
 
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small

@@ -43,7 +43,7 @@ TRAINING_SAMPLES = {
     "hmdb51": 3_570,
 }
 # what the paper reports of a target, where it is not top-1 of the run's own evaluation views: per-image
-# average precision, and top-1 over all clips of a video (METHOD.md)
+# average precision, and top-1 over all clips of a video (docs/method.md, section 2.7)
 _METRICS = {"voc": "test_image_ap", "ucf101": ALL_CLIPS_METRIC, "hmdb51": ALL_CLIPS_METRIC}
 
 
