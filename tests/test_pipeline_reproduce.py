@@ -187,11 +187,11 @@ def few(spec, split, videos):
     """A few made samples of a target."""
     classes = tuple(f"class {c}" for c in range(spec.n_classes))
     rng = np.random.default_rng(spec.n_classes + (split == "train"))
-    if spec.videos:
+    if spec.holds_videos:
         return replace(videos[split], target=spec.name, classes=classes)
     pixels = rng.integers(0, 256, size=(N, SIDE, SIDE, 3), dtype=np.uint8)
     multi_hot = None
-    if spec.devkit:
+    if spec.is_multilabel:
         multi_hot = rng.integers(-1, 2, size=(N, spec.n_classes)).astype(np.int8)
         multi_hot[:, 0] = 1
     return Dataset(

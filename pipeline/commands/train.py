@@ -92,7 +92,6 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
 
 
-_FOLDERS = ("imagefolder:", "videofolder:")  # targets of which --target may say where they lie now
 _SOURCES = "Sources and what they say"
 _RECIPE = "Recipe"
 
@@ -263,11 +262,11 @@ def train(
     batch.
     """
     from pipeline import api
-    from pipeline.data.datasets.registry import target_slug
+    from pipeline.data.datasets.registry import path_family, target_slug
     from pipeline.train.run_folder import new_run_folder
 
     if resume is not None:
-        told = "target sources" if target is None or target.startswith(_FOLDERS) else "sources"
+        told = "target sources" if target is None or path_family(target) else "sources"
         _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
         lying = what["supervision"].sources
         summary = api.resume(

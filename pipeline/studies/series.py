@@ -88,7 +88,7 @@ def _expected(
     )
     name = model_name(target, model)
     expected = plan_config(asked, tuning, model=name, seed=seed, eval_every=eval_every)
-    if tuning.val_share is None and parse_target(target).n_classes is not None:
+    if tuning.val_share is None and not parse_target(target).is_own_folder:
         expected |= {"val_share": 0.0, "chosen_on": "test"}
     if supervision.sources:
         expected["sources"] = supervision.sources
