@@ -148,12 +148,12 @@ def stage_one(args: argparse.Namespace, dataset, paths: Paths, spec) -> None:
         """Seconds of as many forwards on a resident batch."""
         forward = choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
         frozen = open_frozen(source, input_map, forward, execution, plan.side_px, print)
-        pixels = torch.randint(0, 256, frozen.black(64).shape, dtype=torch.uint8)
+        pixels = torch.randint(0, 256, frozen.dummy_input(64).shape, dtype=torch.uint8)
         frozen.logits(pixels)
         times = []
         while sum(times) < args.seconds:
             started = perf_counter()
-            for waiting in [frozen.begin(pixels) for _ in range(4)]:
+            for waiting in [frozen.submit(pixels) for _ in range(4)]:
                 waiting()
             times.append(perf_counter() - started)
         return n / (4 * len(pixels) / statistics.median(times))

@@ -11,9 +11,7 @@ from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.sweep import Grid, sweep
-from pipeline.train.data import Supervision
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
-from pipeline.train.resolve import Tuning
 from pipeline.train.run import evaluate, resume, train
 from pipeline.train.whereabouts import paths_of
 from sskt.sources.contract import Contract
@@ -27,9 +25,7 @@ __all__ = [
     "OwnLoopData",
     "Paths",
     "Shrink",
-    "Supervision",
     "TrainingBatch",
-    "Tuning",
     "choose_execution",
     "estimate",
     "evaluate",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cache.errors import CacheError
@@ -15,10 +13,8 @@ from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, par
 from pipeline.runtime.paths import Paths
 from sskt.recipes import all_recipes, recipe_for
 from sskt.sources.contract import assumed, shown
-from sskt.sources.declared import declared_of
-from sskt.sources.exported import read_program
 from sskt.sources.input_map import scaled_side
-from sskt.sources.registry import named_sources, parse_source
+from sskt.sources.registry import kind_of, kinds, named_sources, parse_source
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
@@ -48,27 +44,20 @@ def source_rows() -> list[dict[str, Any]]:
         {"source": s.name, "architecture": s.architecture, "classes": s.n_classes, "weights": s.weights_note}
         for s in named_sources()
     ]
-    program = {
-        "source": "program:FILE.pt2",
-        "architecture": "any",
-        "classes": None,
-        "weights": "your torch.export program",
-    }
-    run = {"source": "run:FOLDER", "architecture": "any", "classes": None, "weights": "a student of yours"}
-    return [*rows, program, run]
+    return rows + [
+        {"source": form, "architecture": "any", "classes": None, "weights": kind.weights_note}
+        for kind in kinds()
+        if not kind.published()
+        for form in kind.forms
+    ]
 
 
 def source_fields(name: str) -> dict[str, Any]:
     """The contract of one source: what it wants to see and returns, what its classes are, and what is assumed
     because nothing declares it. Raises SourceError for an unknown name or a file that cannot be read.
     """
-    spec, remarks = parse_source(name), []
-    if spec.task == "program":
-        path = Path(name.partition(":")[2]).expanduser()
-        program = read_program(path)
-        declared = declared_of(path)
-        spec = replace(spec.under(declared.contract), n_classes=program.n_classes)
-        remarks = [*declared.said, *declared.remarks]
+    parse_source(name)
+    spec, remarks = kind_of(name).describe(name)
     contract = spec.contract
     named = contract.classes is not None
     return {

@@ -39,26 +39,13 @@ from pipeline.commands.options import (
 from pipeline.commands.output import show, tell
 
 if TYPE_CHECKING:
-    from pipeline.api import Supervision, Tuning
     from pipeline.runtime.execution import Execution
     from pipeline.runtime.paths import Paths
 
 _OF_RECIPE = "[default: the recipe's]"
 
 
-def _supervision(**values: Any) -> Supervision:
-    from pipeline.api import Supervision
-
-    return Supervision(**values)
-
-
-def _tuning(**values: Any) -> Tuning:
-    from pipeline.api import Tuning
-
-    return Tuning(**values)
-
-
-def _places_of(run: Path) -> Paths:
+def _paths_of(run: Path) -> Paths:
     """Where a run found its data, stores and weights, but for what the command line says."""
     from pipeline.api import paths_of
 
@@ -92,6 +79,14 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
 
 
+class ChoiceParamType(click.Choice[str]):
+    """The methods of this program, and whatever was registered beside them (`sskt.methods.register`)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """As it is: whoever looks for it knows all names."""
+        return str(value)
+
+
 _SOURCES = "Sources and what they say"
 _RECIPE = "Recipe"
 
@@ -115,131 +110,114 @@ _RECIPE = "Recipe"
     count_option("--eval-every", "Epochs between two looks at what chooses the best one.", 1),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
     JSON,
-    together(
-        "supervision",
-        _supervision,
-        section(
-            _SOURCES,
-            choice_option(
-                "--method",
-                "sskt scratch kd dml maxl",
-                "sskt",
-                "With sources; on labels alone; distilled from teachers of the same task; peers that teach "
-                "one another; with sub-classes made up by a second network.",
-            ),
-            click.option(
-                "--source",
-                "sources",
-                multiple=True,
-                help="Repeatable. [default: every source with a whole view stored for the target, but "
-                "run:FOLDER; for kd those of its classes]",
-            ),
-            choice_option(
-                "--labels",
-                "auto cached live write-through",
-                "auto",
-                "Logits from the store, from the sources in every step, or both: asked once and kept.",
-            ),
-            count_option(
-                "--views",
-                "Views to go through in turn. [default: all stored, or 10; live: a new one each epoch]",
-            ),
-            click.option(
-                "--transfer-module/--no-transfer-module",
-                default=False,
-                show_default=True,
-                help="Source heads that see every block, or the last feature only.",
-            ),
-            choice_option(
-                "--kd-reduction",
-                "mean batchmean",
-                None,
-                "mean = over batch and classes, as released. [default: mean; batchmean for --method kd, but "
-                "of several labels a picture]",
-            ),
-            choice_option(
-                "--gradient-cosine",
-                "off record weigh",
-                "off",
-                "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary one by it "
-                "on the weights that both reach.",
-            ),
-            count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
-            count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),
-            choice_option(
-                "--teacher-bn",
-                "frozen batch-stats",
-                "frozen",
-                "batch-stats: the sources' batch norm as in the released code; live only.",
-            ),
+    section(
+        _SOURCES,
+        click.option(
+            "--method",
+            type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl"]),
+            default="sskt",
+            show_default=True,
+            help="With sources; on labels alone; distilled from teachers of the same task; peers that "
+            "teach one another; with sub-classes made up by a second network.",
+        ),
+        click.option(
+            "--source",
+            "sources",
+            multiple=True,
+            help="Repeatable. [default: every source with a whole view stored for the target, but "
+            "run:FOLDER; for kd those of its classes]",
+        ),
+        choice_option(
+            "--labels",
+            "auto cached live write-through",
+            "auto",
+            "Logits from the store, from the sources in every step, or both: asked once and kept.",
+        ),
+        count_option(
+            "--views",
+            "Views to go through in turn. [default: all stored, or 10; live: a new one each epoch]",
+        ),
+        click.option(
+            "--transfer-module/--no-transfer-module",
+            default=False,
+            show_default=True,
+            help="Source heads that see every block, or the last feature only.",
+        ),
+        choice_option(
+            "--kd-reduction",
+            "mean batchmean",
+            None,
+            "mean = over batch and classes, as released. [default: mean; batchmean for --method kd, but "
+            "of several labels a picture]",
+        ),
+        choice_option(
+            "--gradient-cosine",
+            "off record weigh",
+            "off",
+            "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary one by it "
+            "on the weights that both reach.",
+        ),
+        count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
+        count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),
+        choice_option(
+            "--teacher-bn",
+            "frozen batch-stats",
+            "frozen",
+            "batch-stats: the sources' batch norm as in the released code; live only.",
         ),
     ),
-    together(
-        "overrides",
-        dict,
-        section(
-            _SOURCES,
-            choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
-            number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
-            number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
+    section(
+        _SOURCES,
+        choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
+        number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
+        number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
+    ),
+    section(
+        _RECIPE,
+        choice_option("--primary-loss", "ce focal bce", None, f"Of the own labels. {_OF_RECIPE}"),
+        count_option("--epochs", _OF_RECIPE),
+        count_option("--batch-size", _OF_RECIPE),
+        number_option("--lr", _OF_RECIPE),
+        choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
+        text_option(
+            "--milestones",
+            "Epochs at which the rate drops. [default: the recipe's, moved with --epochs]",
+            metavar="E,E",
+            callback=_epochs,
         ),
-        section(
-            _RECIPE,
-            choice_option("--primary-loss", "ce focal bce", None, f"Of the own labels. {_OF_RECIPE}"),
-            count_option("--epochs", _OF_RECIPE),
-            count_option("--batch-size", _OF_RECIPE),
-            number_option("--lr", _OF_RECIPE),
-            choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
-            text_option(
-                "--milestones",
-                "Epochs at which the rate drops. [default: the recipe's, moved with --epochs]",
-                metavar="E,E",
-                callback=_epochs,
-            ),
-            number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
-            number_option("--weight-decay", _OF_RECIPE, positive=False),
+        number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
+        number_option("--weight-decay", _OF_RECIPE, positive=False),
+    ),
+    section(
+        _RECIPE,
+        click.option(
+            "--finetune-from",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+        ),
+        text_option("--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."),
+        *BEGINNING,
+        number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
+        number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
+        number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
+        number_option("--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False),
+        number_option(
+            "--val-share",
+            "Part of the training samples that is left out to choose the best epoch; 0: none is chosen. "
+            "[default: 0.1 of a folder without a val split; others are chosen on their test split]",
+            positive=False,
         ),
     ),
-    together(
-        "tuning",
-        _tuning,
-        section(
-            _RECIPE,
-            click.option(
-                "--finetune-from",
-                type=click.Path(path_type=Path, dir_okay=False),
-                help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
-            ),
-            text_option(
-                "--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."
-            ),
-            *BEGINNING,
-            number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
-            number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
-            number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
-            number_option(
-                "--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False
-            ),
-            number_option(
-                "--val-share",
-                "Part of the training samples that is left out to choose the best epoch; 0: none is chosen. "
-                "[default: 0.1 of a folder without a val split; others are chosen on their test split]",
-                positive=False,
-            ),
+    section(
+        EXECUTION,
+        choice_option(
+            "--amp",
+            "auto fp32 bf16 fp16",
+            "auto",
+            "Precision of the student; auto: bf16 where the device has it.",
         ),
-        section(
-            EXECUTION,
-            choice_option(
-                "--amp",
-                "auto fp32 bf16 fp16",
-                "auto",
-                "Precision of the student; auto: bf16 where the device has it.",
-            ),
-            click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
-            click.option(
-                "--deterministic", is_flag=True, help="Only kernels that give the same bits each time."
-            ),
-        ),
+        click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
+        click.option("--deterministic", is_flag=True, help="Only kernels that give the same bits each time."),
     ),
     PLANNED,
     together("execution", build_execution, section(EXECUTION, *HOW)),
@@ -268,12 +246,12 @@ def train(
     if resume is not None:
         told = "target sources" if target is None or path_family(target) else "sources"
         _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
-        lying = what["supervision"].sources
+        lying = what["sources"]
         summary = api.resume(
-            resume, execution=execution, paths=_places_of(resume), target=target, sources=lying
+            resume, execution=execution, paths=_paths_of(resume), target=target, sources=lying
         )
     elif target is not None:
-        out = out or new_run_folder(f"{target_slug(target)}-{what['supervision'].method}")
+        out = out or new_run_folder(f"{target_slug(target)}-{what['method']}")
         summary = api.train(target, execution=execution, out=out, **what)
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
@@ -313,7 +291,7 @@ def evaluate(
 
     which = "best" if best else "last"
     figures = api.evaluate(
-        run, paths=_places_of(run), target=target, execution=execution, which=which, clips=clips
+        run, paths=_paths_of(run), target=target, execution=execution, which=which, clips=clips
     )
     if as_json:
         click.echo(json.dumps(figures, indent=2))

@@ -13,6 +13,7 @@ from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
 from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.sources.contract import shown
 from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.registry import kind_of
 from sskt.sources.source import SourceSpec
 
 DEFAULT_VIEWS = 10
@@ -90,7 +91,7 @@ class Augmentation:
         if not spec.holds_videos:
             if source.reads_clips:
                 raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
-            scale = Fraction(1) if source.task == "run" else spec.source_scale
+            scale = Fraction(1) if kind_of(source.task).sees_target_size else spec.source_scale
             side = scaled_side(self._side(spec), scale)
             is_rounded = (
                 not (self.source_side_px or source.contract.size) and side != self._side(spec) * scale
@@ -99,15 +100,14 @@ class Augmentation:
             return replace(self._wanted(source, side, None), scale=by)
         n_frames, _ = self._clip(spec)
         if source.reads_clips:
-            of_3d_resnets = earlier and source.task == "kinetics" and source.mean == ACTIVITYNET_MEAN
-            mean = KINETICS_MEAN if of_3d_resnets else source.mean
+            mean = (source.earlier_mean if earlier else None) or source.mean
             side = source.contract.size or self._side(spec)
             wanted = self._wanted(source, side, ClipFrames(CLIP, n_frames))
             return replace(wanted, side_px=side, mean=mean)
         name = self.source_frames or CENTER_FRAME
         frames = ClipFrames.parse(name, n_frames)
         if name == REFERENCE:
-            if source.task == "program" and source.contract.declares_pixels:
+            if kind_of(source.task).is_foreign and source.contract.declares_pixels:
                 raise RunError(
                     f"--source-frames {REFERENCE} takes the released code's mean off and scales nothing, and "
                     f"{source.name} declares mean {shown(source.mean)}, std {shown(source.std)}; choose "

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.runtime.device import to_device
 from sskt.errors import RunError
-from sskt.methods import Pairs
+from sskt.methods import Mixture
 
 _PURPOSE = 1  # of the random stream (seed, epoch); the order of samples is 0
 
@@ -36,7 +36,7 @@ class Mixing:
 
     def __call__(
         self, pixels: torch.Tensor, *, seed: int, epoch: int, step: int
-    ) -> tuple[torch.Tensor, Pairs]:
+    ) -> tuple[torch.Tensor, Mixture]:
         """Mixtures of uint8 (N, 3, H, W) or (N, 3, D, H, W), and what they are mixtures of.
 
         Row n's partner is row n - 1: batches are shuffled already.
@@ -52,7 +52,7 @@ class Mixing:
             both = pixels.float() * share + others.float() * (1 - share)
             mixed = both.round().to(torch.uint8)
         partner = torch.arange(len(pixels), device=pixels.device).roll(1)
-        return mixed, Pairs(partner, to_device(torch.tensor(share, dtype=torch.float32), pixels.device))
+        return mixed, Mixture(partner, to_device(torch.tensor(share, dtype=torch.float32), pixels.device))
 
 
 def _with_window_of(

@@ -48,7 +48,7 @@ def prepare(
             }
         )
     for sentence in same_bytes(spec, datasets, paths.index_dir):
-        log.info(sentence)
+        log.warning(sentence)
     return rows
 
 
@@ -66,5 +66,5 @@ def open_dataset(
     for note in (*dataset.notes, *empty_classes(dataset)):
         if note not in said:
             said.add(note)
-            log.info(note)
+            log.warning(note)
     return dataset

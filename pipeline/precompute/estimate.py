@@ -107,8 +107,8 @@ def _rows_left(job: Job, place: Destination) -> int:
 
 def _asking_rate(frozen: FrozenSource) -> float:
     """Pictures per second through a source, for some seconds."""
-    batch = drawn_at_a_time(frozen.forward.rows)
-    pixels = frozen.black(batch)
+    batch = drawn_at_a_time(frozen.forward.batch_size)
+    pixels = frozen.dummy_input(batch)
     frozen.logits(pixels)
     return batch * _per_second(lambda: frozen.logits(pixels))
 

@@ -68,7 +68,7 @@ def recompute(
         stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
         picks.append((view, rows.start + inside))
         names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
-    batch = drawn_at_a_time(frozen.forward.rows)
+    batch = drawn_at_a_time(frozen.forward.batch_size)
     with (
         closing(open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)) as renderer,
         closing(_drawn(renderer, picks, batch)) as drawn,

@@ -82,8 +82,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
     if not todo:
         log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
-        rows = max(work.frozen.forward.rows for work in works if work.frozen)
-        batch = drawn_at_a_time(rows)
+        batch = drawn_at_a_time(max(work.frozen.forward.batch_size for work in works if work.frozen))
         renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
@@ -200,7 +199,7 @@ def _jobs(
             input_map = augmentation.input_map(spec, source.spec)
             size = source.spec.contract.size
             if size is not None and size != input_map.side_px:
-                log.info(
+                log.warning(
                     f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
                 )
             together.setdefault(input_map.frames, []).append((source, input_map))
@@ -220,7 +219,7 @@ def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None
         if now.exists:
             continue
         if before.exists:
-            log.info(
+            log.warning(
                 f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
                 f"them, a new store is filled; --source-input earlier goes on with that one"
             )

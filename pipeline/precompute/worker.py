@@ -142,7 +142,7 @@ class Worker:
         filling.begun += len(pixels)
         asked = [work.frozen for work in filling.works if work.frozen]
         shown = to_device(pixels, asked[0].device)
-        return filling, at, [frozen.begin(shown) for frozen in asked]
+        return filling, at, [frozen.submit(shown) for frozen in asked]
 
     def _drawn(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_UnitInProgress, torch.Tensor]]:
         """The pictures of every unit that this process gets hold of, batch by batch."""

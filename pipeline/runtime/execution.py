@@ -11,10 +11,10 @@ import torch
 from pipeline.runtime import coerce
 from pipeline.runtime.memory import processes_here
 from sskt.errors import RunError
-from sskt.sources.forward import DTYPES, Forward, default_compute, default_rows
+from sskt.sources.forward import DTYPES, Forward, default_batch_size, default_compute
 
-_COMPILE_FROM = 10_000  # forwards that pay for some ten seconds of compiling, also at 74 px
-_DRAWN_AT_A_TIME = 64  # pictures, or one forward's rows where those are more
+_COMPILE_FROM = 10_000  # images that pay for some ten seconds of compiling, also at 74 px
+_DRAWN_AT_A_TIME = 64  # images, or one forward's where those are more
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Execution:
     compute: str | None = None  # precision of frozen networks: fp32, bf16, fp16; None: as a store has it
     renderer: str = "auto"
     threads: int = 2
-    rows: int | None = None  # of one forward of a frozen network; None: what is fastest here
+    batch_size: int | None = None  # of one forward of a frozen network; None: what is fastest here
     compiled: bool | None = None  # frozen networks compiled; None: where a job is long enough to pay for it
 
     @property
@@ -33,15 +33,16 @@ class Execution:
         """Of frozen networks where no store says otherwise."""
         return self.compute or default_compute(self.device)
 
-    def forward(self, n_forwards: int, *, rows: int | None = None) -> Forward:
-        """How a job of `n_forwards` pictures is computed; `rows` is what was measured to be fastest."""
-        compiled = n_forwards >= _COMPILE_FROM if self.compiled is None else self.compiled
-        return Forward(self.precision, self.rows or rows or default_rows(self.device), compiled)
+    def forward(self, n_images: int, *, fastest: int | None = None) -> Forward:
+        """How a job of `n_images` is computed; `fastest` is the batch size measured to be so."""
+        compiled = n_images >= _COMPILE_FROM if self.compiled is None else self.compiled
+        batch_size = self.batch_size or fastest or default_batch_size(self.device)
+        return Forward(self.precision, batch_size, compiled)
 
 
-def drawn_at_a_time(rows: int) -> int:
-    """Pictures to a rendered batch: whole forwards of `rows`."""
-    return max(1, _DRAWN_AT_A_TIME // rows) * rows
+def drawn_at_a_time(batch_size: int) -> int:
+    """Images in a rendered batch: whole forwards of `batch_size`."""
+    return max(1, _DRAWN_AT_A_TIME // batch_size) * batch_size
 
 
 def choose_execution(
@@ -55,7 +56,7 @@ def choose_execution(
 ) -> Execution:
     """The device and how frozen networks run; `auto` takes CUDA (torchrun's local rank's) and the fastest
     precision that is exact enough. `threads` decode (left out: one a core, shared by torchrun's processes
-    here); `batch_size` is the rows of one forward. A CUDA device becomes torch's current one.
+    here); `batch_size` is that of one forward. A CUDA device becomes torch's current one.
     """
     threads = coerce.whole_or_none(threads, "threads")
     batch_size = coerce.whole_or_none(batch_size, "batch_size")
@@ -66,7 +67,7 @@ def choose_execution(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compute = None if amp == "auto" else amp
     threads = threads or max(1, (os.cpu_count() or 1) // processes_here())
-    return Execution(chosen, compute, renderer, threads, rows=batch_size, compiled=compiled)
+    return Execution(chosen, compute, renderer, threads, batch_size, compiled=compiled)
 
 
 def _device(name: str) -> torch.device:

@@ -6,14 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache.storage import Location
+from cache.storage import Location, local_path
 from pipeline.runtime import coerce
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.names import quoted
 from sskt.sources.contract import Contract
-from sskt.sources.registry import parse_source
-from sskt.sources.run import WEIGHTS
+from sskt.sources.registry import kind_of, parse_source
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # where a command looks that is told nothing
 
@@ -34,7 +33,7 @@ class Paths:
     cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
     contracts: Mapping[str, Contract] = field(default_factory=dict)  # source name -> what the user says of it
-    moved: Mapping[str, Path] = field(default_factory=dict)  # program: or run: -> where a run now finds it
+    moved: Mapping[str, Path] = field(default_factory=dict)  # source named by its path -> where it lies now
 
     def __post_init__(self) -> None:
         """Paths may be given as text. Raises RunError for what is none."""
@@ -57,14 +56,10 @@ class Paths:
 
         Raises SourceError for an unknown source, or for local weights that cannot be read.
         """
-        spec = parse_source(source)
+        parse_source(source)
         path = self.weights.get(source)
         if path is None:
-            if spec.task in ("program", "run"):
-                path = Path(self.lying(source).partition(":")[2]).expanduser()
-                path = path / WEIGHTS if spec.task == "run" else path
-            else:
-                path = self.weights_dir / (spec.url or source).rpartition("/")[2]
+            path = kind_of(source).weights_path(self.lying(source), self.weights_dir)
             if not path.is_file():
                 return None
         try:
@@ -77,7 +72,7 @@ class Paths:
     def lying(self, source: str) -> str:
         """A source by the name that opens it here: a program or a run by where it lies now."""
         path = self.moved.get(source)
-        return source if path is None else f"{source.partition(':')[0]}:{path}"
+        return source if path is None else kind_of(source).name_at(path)
 
     def told(self, source: str) -> Contract | None:
         """What the user says of a source; programs and runs may be named without their folder."""
@@ -97,7 +92,7 @@ class Paths:
     @property
     def index_dir(self) -> Path:
         """Where target indexes are kept: beside the stores, since data may lie on a read-only disk."""
-        return self.cache_dir / "indexes" if isinstance(self.cache_dir, Path) else self.data_dir / "indexes"
+        return (local_path(self.cache_dir) or self.data_dir) / "indexes"
 
     @property
     def kernels_file(self) -> Path:

@@ -1,4 +1,8 @@
-"""Remarks: what a user should know of a run goes through Python's logging, to whoever listens."""
+"""Remarks: what a user should know of a run goes through Python's logging.
+
+What was assumed, left out or replaced is a WARNING, which Python prints if nobody listens; what is merely of
+interest is INFO. The command line shows both.
+"""
 
 from __future__ import annotations
 

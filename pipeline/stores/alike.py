@@ -18,7 +18,7 @@ from cache.storage import Location, subfolders
 from cache.store import Store, find_stores
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import path_family, target_slug
-from sskt.sources.registry import parse_source, source_slug
+from sskt.sources.registry import kind_of, parse_source, source_slug
 
 PER_SAMPLE = (
     "target.n_samples",
@@ -26,7 +26,6 @@ PER_SAMPLE = (
     "target.labels_sha256",
 )  # a subset is checked row by row
 _ONLY_NAMES = ("target.name", "target.class_names_sha256", "target.labels_sha256", "source.name")
-_OWN_FILES = ("program", "run")  # sources that are named after files, which are renamed
 
 
 def store_folder(cache_dir: Location, dataset: Dataset, source_name: str) -> Location:
@@ -121,5 +120,6 @@ def _is_source(store: Store, name: str, weights_sha256: str | None) -> bool:
     stored, spec = store.manifest.identity["source"], parse_source(name)
     if stored["name"] == spec.name:
         return True
-    same_task = spec.task in _OWN_FILES and stored["name"].startswith(f"{spec.task}:")
-    return same_task and stored["weights_sha256"] == weights_sha256
+    kind = kind_of(name)  # files are renamed, and with them the sources that are named by their path
+    may_be_renamed = kind.is_path and stored["name"].startswith(f"{kind.prefix}:")
+    return may_be_renamed and stored["weights_sha256"] == weights_sha256

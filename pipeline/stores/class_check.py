@@ -17,6 +17,7 @@ from pipeline.data.datasets.dataset import Dataset
 from sskt.metrics import class_precisions
 from sskt.sources.class_order import columns_of, known_orders
 from sskt.sources.contract import Contract
+from sskt.sources.registry import kind_of
 from sskt.sources.source import SourceSpec
 from sskt.topk import decode
 
@@ -73,13 +74,13 @@ def known_columns(
     """The column of each target class in a source whose classes are the target's, or seem to be: by its
     contract, or by their number where the source is the user's own or of the target's name. Else None.
     """
-    classes = dataset.classes
+    classes, kind = dataset.classes, kind_of(name)
     if contract.classes is not None:
         found = columns_of(contract.classes, classes) if n_classes == len(classes) else None
-        if found is not None or name.partition(":")[0] != dataset.target:
+        if found is not None or kind.prefix != dataset.target:
             return found
-    own = name.partition(":")[0] in ("program", "run", dataset.target)
-    return np.arange(n_classes) if own and n_classes == len(classes) else None
+    likely = kind.is_path or kind.prefix == dataset.target
+    return np.arange(n_classes) if likely and n_classes == len(classes) else None
 
 
 def knowledge_of(

@@ -24,7 +24,7 @@ from pipeline.stores.alike import (
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.stores.job import Job
 from sskt.sources.input_map import InputMap
-from sskt.sources.registry import parse_source
+from sskt.sources.registry import kind_of, parse_source
 from sskt.sources.source import Source
 from sskt.topk import row_width
 
@@ -117,7 +117,7 @@ def _top_ks_in(folder: Location) -> Iterator[int]:
         try:
             top_k = Store.open(path).top_k
         except StoreDamaged as damage:
-            log.info(f"{damage}; it is passed over")
+            log.warning(f"{damage}; it is passed over")
             continue
         if top_k is not None:
             yield top_k
@@ -195,8 +195,7 @@ def _made_of(store: Store) -> dict[str, Any]:
 
 def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
     """Networks of one name: which of them teaches is for the user to say."""
-    named = source_name.partition(":")[0] in ("program", "run")
-    said = "--source with its path" if named else f"--weights {source_name}=FILE"
+    said = "--source with its path" if kind_of(source_name).is_path else f"--weights {source_name}=FILE"
     made = [store.manifest.made_by for store in stores]
     made_from = ", ".join(
         f"{store.path} from {by.get('asked', {}).get('weights')} of {by.get('created')}"

@@ -38,4 +38,4 @@ def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> No
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
     require_known_kind(outputs, declared, name)
     for remark in remarks_on(outputs, declared, name):
-        log.info(remark)
+        log.warning(remark)

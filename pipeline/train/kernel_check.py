@@ -32,7 +32,7 @@ def with_plain_layers(
     names, what = _wrong(config, method, plan, device, kept_in)
     found = world.all_gather((names, what))
     if said := next((what for _, what in found if what), ""):
-        log.info(f"{said}; they run in plain fp32")
+        log.warning(f"{said}; they run in plain fp32")
     return replace(config, plain_layers=tuple(sorted({name for names, _ in found for name in names})))
 
 
@@ -68,7 +68,7 @@ def prepare_to_score(
         for name in names:
             compute_plainly(modules[name.removeprefix("student.")])
     if wrong:
-        log.info(f"{sentence(wrong, how)}; they run in plain fp32")
+        log.warning(f"{sentence(wrong, how)}; they run in plain fp32")
 
 
 def _wrong(

@@ -17,7 +17,7 @@ from pipeline.data.datasets.dataset import Dataset, array_dataset
 from pipeline.data.datasets.registry import DatasetSpec, Family
 from sskt.errors import TargetError
 
-_SOURCE_SCALE = Fraction(7, 3)  # METHOD.md section 1: 32 -> 74 and 96 -> 224 after augmentation
+_SOURCE_SCALE = Fraction(7, 3)  # docs/method.md, section 2.4: 32 -> 74 and 96 -> 224
 
 
 def _spec(name: str, n_classes: int, side_px: int, binary: Binary) -> ArchiveSpec:

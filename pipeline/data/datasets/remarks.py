@@ -84,9 +84,9 @@ def _list(
     """Write every file that has a twin, twins together: path, split, class and content."""
     splits = list(datasets.items())
     begins = np.cumsum([0, *(len(dataset) for _, dataset in splits)])
-    paths = np.flatnonzero(sizes[group] > 1)
+    twins = np.flatnonzero(sizes[group] > 1)
     lines = []
-    for place in paths[np.argsort(group[paths], kind="stable")]:
+    for place in twins[np.argsort(group[twins], kind="stable")]:
         at = int(np.searchsorted(begins, place, side="right")) - 1
         split, dataset = splits[at]
         row = int(place - begins[at])

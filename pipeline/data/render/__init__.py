@@ -1,4 +1,4 @@
-"""Plan rows become pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order that was asked for;
+"""Plan rows become pixels (docs/method.md, promise 2): uint8 (N, 3, side, side), RGB, in the order asked for;
 of videos clips, (N, 3, F, side, side), the frames that the plan says.
 
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
@@ -10,38 +10,17 @@ without one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import ClipPlan, Plan
+from pipeline.data.render.renderer import Positions, Renderer
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError
 
-Positions = NDArray[np.int64]  # (N,) rows of a target index
+__all__ = ["RENDERERS", "Positions", "Renderer", "in_batches", "open_renderer"]
+
 RENDERERS = ("auto", "dali", "torch", "resident")
-
-
-class Renderer(Protocol):
-    """Draws pictures of one target index by one plan."""
-
-    name: str  # "dali-cpu", "resident-gpu" and so on: recorded with every store
-
-    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
-        """One uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), for each array of n index positions;
-        at most `batch_size` of them.
-        """
-
-    def keeping(self) -> AbstractContextManager[None]:
-        """Within it, a file is decoded once for all renders, and its whole picture kept in memory."""
-
-    def close(self) -> None:
-        """Free threads and device memory."""
 
 
 def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:

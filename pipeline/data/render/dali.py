@@ -23,7 +23,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import PadCropFlip, Plan
-from pipeline.data.render import Positions
+from pipeline.data.render.renderer import Positions
 from pipeline.data.render.torch import fitted
 from sskt.sources.forward import one_thread_each
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cache.storage import sweep
+from cache.storage.local import sweep
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
@@ -54,7 +54,7 @@ def prepare_videos(
         *_on_frames(spec, data_dir, index_dir, clips),
     ]
     for note in remarks:
-        log.info(note)
+        log.warning(note)
     found = _pack_all(spec, data_dir, index_dir, clips, packing)
     missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
     damaged = {name: what for name, what in found.items() if what not in (_MISSING, _KEPT, _NEW)}
@@ -77,7 +77,7 @@ def prepare_videos(
             f"or go on without them: {again}"
         )
     if what:
-        log.info(f"{spec.name}: {what}, all in {listed}; left out, as asked")
+        log.warning(f"{spec.name}: {what}, all in {listed}; left out, as asked")
     write_record(spec, data_dir, index_dir, record)
 
 
