@@ -41,7 +41,7 @@ def main() -> None:
     paths = Paths(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
     sources = (name, f"program:{args.program}")
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
-    if parse_target(args.target).videos:
+    if parse_target(args.target).holds_videos:
         api.prepare(args.target, paths=paths)
     seen = {}
     for method in methods:

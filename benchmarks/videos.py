@@ -23,7 +23,6 @@ from torchvision.transforms.v2 import functional as tvf
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
-from pipeline.data.datasets.video.splits import list_videos
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.precompute.run import fill_stores
@@ -42,7 +41,7 @@ def main() -> None:
     paths = Paths(args.data_dir, args.cache_dir, weights)
     spec = parse_target(args.target)
     dataset = open_dataset(args.target, "train", paths=paths)
-    clips = list_videos(spec, args.data_dir).clips["train"]
+    clips = spec.list_videos(args.data_dir).clips["train"]
     files = [clips[i].source for i in dataset.ids]
     packed = sum(Path(dataset.name_of(row)).stat().st_size for row in range(len(dataset)))
     stored = sum(file.stat().st_size for file in files)

@@ -189,11 +189,11 @@ def few(spec, split, videos):
     """A few made samples of a target."""
     classes = tuple(f"class {c}" for c in range(spec.n_classes))
     rng = np.random.default_rng(spec.n_classes + (split == "train"))
-    if spec.videos:
+    if spec.holds_videos:
         return replace(videos[split], target=spec.name, classes=classes)
     pixels = rng.integers(0, 256, size=(N, SIDE, SIDE, 3), dtype=np.uint8)
     multi_hot = None
-    if spec.devkit:
+    if spec.is_multilabel:
         multi_hot = rng.integers(-1, 2, size=(N, spec.n_classes)).astype(np.int8)
         multi_hot[:, 0] = 1
     return Dataset(
@@ -222,7 +222,7 @@ def tiny_targets(small, monkeypatch):
 def kind_of(row):
     """What decides the code that runs a row; golden tests hold the names and numbers of the others."""
     spec = TARGETS[row.target]
-    family = (spec.videos is not None, spec.devkit is not None)
+    family = (spec.holds_videos, spec.is_multilabel)
     told = (row.model, row.method, row.init, row.transfer_module, row.primary_loss, row.aux_loss, row.psi)
     return (*told, len(row.sources), *family)
 

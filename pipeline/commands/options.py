@@ -132,11 +132,11 @@ def build_packing(short_px: int, quality: int) -> Packing:
 
 def build_target(target: str | None, split: str | None) -> str | None:
     """A target by name and --split."""
-    from pipeline.data.datasets.registry import TARGETS
+    from pipeline.data.datasets.registry import TARGETS, family_of
 
     if target is None or split is None:
         return target
-    splitting = [name for name, spec in TARGETS.items() if spec.videos is not None]
+    splitting = [name for name, spec in TARGETS.items() if family_of(spec).of_split]
     if target not in splitting:
         raise click.BadParameter(f"is for {' and '.join(splitting)}, not for {target}", param_hint="--split")
     return f"{target}:{split}"

@@ -9,7 +9,7 @@ from cache.manifest import flatten
 from cache.storage import Location
 from cache.store import Store, find_stores
 from pipeline.data.datasets import prepared
-from pipeline.data.datasets.registry import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
+from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
 from pipeline.runtime.paths import Paths
 from sskt.recipes import all_recipes, recipe_for
 from sskt.sources.contract import assumed, shown
@@ -80,30 +80,12 @@ def source_fields(name: str) -> dict[str, Any]:
 
 def target_rows(paths: Paths) -> list[dict[str, Any]]:
     """Every target that can be named, what is shown of it, and whether its files are there."""
-    ready = {*prepared(paths.data_dir, paths.index_dir), "digits"}
-    return [
-        {
-            "target": name,
-            "classes": spec.n_classes,
-            "student_px": spec.side_px,
-            "source_px": scaled_side(spec.side_px, spec.source_scale),
-            "plan": spec.plan_kind,
-            "model": recipe_for(name).models[0],
-            "prepared": name in ready,
-        }
-        for name, spec in TARGETS.items()
-    ] + [
-        {
-            "target": f"{kind}PATH",
-            "classes": None,
-            "student_px": spec.side_px,
-            "source_px": scaled_side(spec.side_px, spec.source_scale),
-            "plan": spec.plan_kind,
-            "model": recipe_for(kind).models[0],
-            "prepared": None,
-        }
-        for kind, spec in ((kind, parse_target(f"{kind}PATH")) for kind in (IMAGEFOLDER, VIDEOFOLDER))
+    ready = prepared(paths.data_dir, paths.index_dir)
+    by_name = [
+        _target_row(name, spec, name in ready or family_of(spec).is_bundled) for name, spec in TARGETS.items()
     ]
+    by_path = [f"{family.name}:PATH" for family in path_families()]
+    return by_name + [_target_row(name, parse_target(name), None) for name in by_path]
 
 
 def recipe_rows() -> list[dict[str, Any]]:
@@ -131,6 +113,18 @@ def recipe_rows() -> list[dict[str, Any]]:
         }
         for recipe in all_recipes()
     ]
+
+
+def _target_row(name: str, spec: DatasetSpec, is_prepared: bool | None) -> dict[str, Any]:
+    return {
+        "target": name,
+        "classes": spec.n_classes,
+        "student_px": spec.side_px,
+        "source_px": scaled_side(spec.side_px, spec.source_scale),
+        "plan": spec.plan_kind,
+        "model": recipe_for(name).models[0],
+        "prepared": is_prepared,
+    }
 
 
 def _store_row(path: Location) -> dict[str, Any]:

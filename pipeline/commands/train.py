@@ -88,7 +88,6 @@ class ChoiceParamType(click.Choice[str]):
         return str(value)
 
 
-_FOLDERS = ("imagefolder:", "videofolder:")  # targets of which --target may say where they lie now
 _SOURCES = "Sources"
 _RECIPE = "Recipe"
 
@@ -246,11 +245,11 @@ def train(
     processes share every batch.
     """
     from pipeline import api
-    from pipeline.data.datasets.registry import target_slug
+    from pipeline.data.datasets.registry import path_family, target_slug
     from pipeline.train.run_folder import new_run_folder
 
     if resume is not None:
-        told = "target sources" if target is None or target.startswith(_FOLDERS) else "sources"
+        told = "target sources" if target is None or path_family(target) else "sources"
         _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
         lying = what["sources"]
         summary = api.resume(

@@ -49,7 +49,7 @@ class Augmentation:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
         side = self._side(spec)
         kind = self.kind or spec.plan_kind
-        possible = _CLIP_PLANS if spec.videos else _PICTURE_PLANS
+        possible = _CLIP_PLANS if spec.holds_videos else _PICTURE_PLANS
         if kind not in possible:
             raise RunError(f"--plan is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
         if kind == "corner-clip":
@@ -66,7 +66,7 @@ class Augmentation:
         videos, `n_clips` views.
         """
         side = self._side(spec)
-        if spec.videos:
+        if spec.holds_videos:
             n_frames, stride = self._clip(spec)
             return CentreClip(side, n_frames, stride, n_clips)
         return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
@@ -88,7 +88,7 @@ class Augmentation:
                 f"--source-input is {self.source_input!r}, expected one of {', '.join(SOURCE_INPUTS)}"
             )
         earlier = self.source_input == EARLIER
-        if not spec.videos:
+        if not spec.holds_videos:
             if source.reads_clips:
                 raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
             scale = Fraction(1) if kind_of(source.task).sees_target_size else spec.source_scale

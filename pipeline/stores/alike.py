@@ -17,7 +17,7 @@ from cache.errors import CacheError, Difference, StoreMismatch
 from cache.storage import Location, subfolders
 from cache.store import Store, find_stores
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import IMAGEFOLDER, VIDEOFOLDER, target_slug
+from pipeline.data.datasets.registry import path_family, target_slug
 from sskt.sources.registry import kind_of, parse_source, source_slug
 
 PER_SAMPLE = (
@@ -48,10 +48,10 @@ def stores_elsewhere(
     """
     folders = [split_folder(cache_dir, dataset)] if source_name is not None else []
     own = target_slug(dataset.target)
-    for kind in (IMAGEFOLDER, VIDEOFOLDER):
-        if dataset.target.startswith(kind):
-            alike = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{kind[:-1]}-")]
-            folders += [folder / dataset.split for folder in alike if folder.name != own]
+    family = path_family(dataset.target)
+    if family is not None:
+        alike = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{family.name}-")]
+        folders += [folder / dataset.split for folder in alike if folder.name != own]
     looked_at = None if source_name is None else store_folder(cache_dir, dataset, source_name)
     for folder in folders:
         for store in sound_stores(folder):

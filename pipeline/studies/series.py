@@ -82,7 +82,7 @@ def _expected(
         **settings,
     )
     expected = {name: value for name, value in config.to_dict().items() if name not in SETTLED_BY_DATA}
-    if config.val_share is None and parse_target(target).n_classes is not None:
+    if config.val_share is None and not parse_target(target).is_own_folder:
         expected |= {"val_share": 0.0, "chosen_on": "test"}
     if config.sources:
         expected["sources"] = config.sources

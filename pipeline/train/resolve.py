@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
 def require_reads(backbone: Backbone, config: TrainConfig) -> None:
     """Raise RunError for a network for pictures where the target holds videos, or the other way round."""
     spec = parse_target(config.target)
-    wanted = spec.videos is not None
+    wanted = spec.holds_videos
     if backbone.reads_clips != wanted:
         reads, holds = ("clips", "pictures") if backbone.reads_clips else ("pictures", "videos")
         able = [name for name in BACKBONES if (name in CLIP_BACKBONES) == wanted]

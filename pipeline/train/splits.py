@@ -75,7 +75,7 @@ def open_splits(
         if val_share is None:
             log.info("the val split chooses the best epoch, and the test split scores once, at the end")
             return Splits(train, train, test, opened("val"), 0.0, "val")
-    elif val_share is None and spec.n_classes is not None:
+    elif val_share is None and not spec.is_own_folder:
         log.info(_on_test(target))
         return Splits(train, train, test, None, 0.0, "test")
     share = OWN_VAL_SHARE if val_share is None else val_share

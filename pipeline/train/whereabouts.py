@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.storage import local_path, location
-from pipeline.data.datasets.registry import DatasetSpec, parse_target
+from pipeline.data.datasets.registry import DatasetSpec, family_of, parse_target
 from pipeline.runtime import coerce
 from pipeline.runtime.paths import Paths
 from pipeline.train.config import TrainConfig
@@ -178,7 +178,7 @@ def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
 
 def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
     told = parse_target(target)
-    of_own = told.n_classes is None and began.n_classes is None and told.kind == began.kind
+    of_own = told.is_own_folder and told.family == began.family
     if not of_own and told.name != began.name:
         raise RunError(
             f"{run}: was trained on {began.name}, and --target {target} is another target; --target says "
@@ -188,19 +188,18 @@ def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
 
 def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
     """Raise RunError, with the option that helps, for a folder that is not there."""
-    if spec.n_classes is None and spec.root is not None and not (paths.data_dir / spec.root).is_dir():
-        kind = spec.name.partition(":")[0]
+    if spec.is_own_folder and not (paths.data_dir / spec.root).is_dir():
         raise RunError(
             f"{run}: its data lay in {paths.data_dir / spec.root}, which is no folder (any more); say where "
-            f"they are now with --target {kind}:PATH"
+            f"they are now with --target {spec.family}:PATH"
         )
-    if (spec.root is not None or spec.binary) and spec.n_classes and not paths.data_dir.is_dir():
+    if not (spec.is_own_folder or family_of(spec).is_bundled or paths.data_dir.is_dir()):
         raise RunError(
             f"{run}: its data lay in {paths.data_dir}, which is no folder (any more); say where they are "
             f"now with --data-dir"
         )
     lying = paths.cache_dir
-    if spec.videos is not None and isinstance(lying, Path) and not lying.is_dir():
+    if spec.holds_videos and isinstance(lying, Path) and not lying.is_dir():
         raise RunError(
             f"{run}: its packed videos lay in {lying}, which is not there; say where they are now with "
             f"--cache-dir"

@@ -218,3 +218,30 @@ class Dataset:
         if n >= len(self):
             return self
         return self.take(subset.stratified(self.labels, subset.draws(self.ids), n))
+
+
+def array_dataset(
+    target: str,
+    split: str,
+    classes: tuple[str, ...],
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+) -> Dataset:
+    """A dataset of images in memory.
+
+    pixels: uint8 (N_full, H, W, 3). labels: int64 (N_full,). ids: int64 (N,), the rows of both that belong to
+    this split.
+    """
+    contents = b"".join(decode.content_of(pixels[i].data) for i in ids)
+    return Dataset(
+        target=target,
+        split=split,
+        kind="array",
+        classes=classes,
+        ids=ids,
+        labels=labels[ids],
+        sizes=np.tile(np.array(pixels.shape[1:3], dtype=np.int32), (len(ids), 1)),
+        contents=np.frombuffer(contents, dtype=np.uint8).reshape(len(ids), 16),
+        access=ArrayImages(f"{target} {split}", pixels, ids),
+    )

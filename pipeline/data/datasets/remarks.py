@@ -92,5 +92,5 @@ def _list(
         row = int(place - begins[at])
         content = dataset.contents[row].tobytes().hex()[:12]
         lines.append((dataset.name_of(row), split, dataset.classes[dataset.labels[row]], content))
-    kept = kept_file(index_dir, target_slug(spec.name), spec.root or Path(spec.name))
+    kept = kept_file(index_dir, target_slug(spec.name), spec.root)
     return write_list(kept, "same-bytes", lines)

@@ -47,7 +47,7 @@ class Setup:
     @property
     def is_video(self) -> bool:
         """Whether the student reads clips."""
-        return self.spec.videos is not None
+        return self.spec.holds_videos
 
 
 def departures(setup: Setup) -> list[Mark]:
@@ -90,7 +90,7 @@ def _protocol(setup: Setup) -> Iterator[str]:
 
 
 def _metric(setup: Setup) -> Iterator[str]:
-    if setup.spec.devkit:
+    if setup.spec.is_multilabel:
         yield (
             "images that show nothing are left out of the average precision per image; the released code "
             "counts each of them as 0"
@@ -98,7 +98,7 @@ def _metric(setup: Setup) -> Iterator[str]:
 
 
 def _labels(setup: Setup) -> Iterator[str]:
-    if setup.spec.devkit:
+    if setup.spec.is_multilabel:
         yield (
             "a class whose objects are all marked difficult is left out for that image, in training and in "
             "testing (VOC's own rule); the released code counts it as absent"
