@@ -26,7 +26,7 @@ from pipeline.data.datasets.video.pack_record import (
 from pipeline.data.datasets.video.sequence import sequence_in
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import told
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import Progress
 from sskt.errors import TargetError
 from sskt.names import shown
 
