@@ -120,7 +120,9 @@ _RECIPE = "Recipe"
         "of the same task; dml: peers that teach one another; maxl: sub-classes that a second network makes "
         "up.",
     ),
-    text_option("--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {_OF_RECIPE}"),
+    text_option(
+        "--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {_OF_RECIPE}"
+    ),
     count_option("--epochs", f"Length of the training. {_OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {_OF_RECIPE}"),
     number_option("--lr", f"Initial learning rate. {_OF_RECIPE}"),
