@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning
+from pipeline.api import Augmentation, Paths
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
@@ -41,7 +41,7 @@ def main() -> None:
     paths = Paths(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
     sources = (name, f"program:{args.program}")
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
-    if parse_target(args.target).videos:
+    if parse_target(args.target).holds_videos:
         api.prepare(args.target, paths=paths)
     seen = {}
     for method in methods:
@@ -77,29 +77,28 @@ def table(metric, runs) -> None:
 def train(args, method, seed, sources, augmentation, paths, folder) -> None:
     taught = METHODS[method]
     supervision = (
-        Supervision(method="scratch", views=args.views)
+        {"method": "scratch", "views": args.views}
         if taught is None
-        else Supervision(sources=sources, labels="cached", views=args.views, transfer_module=taught[0])
+        else {"sources": sources, "labels": "cached", "views": args.views, "transfer_module": taught[0]}
     )
     epochs = args.epochs
     api.train(
         args.target,
-        supervision=supervision,
+        **supervision,
         augmentation=augmentation,
         paths=paths,
         out=folder,
         seed=seed,
         model=args.model,
-        tuning=Tuning(amp=args.amp, val_share=0.0),  # the last epoch counts: nothing is chosen
-        overrides={
-            "epochs": epochs,
-            "milestones": (epochs // 2, epochs * 3 // 4),
-            "lr": args.lr,
-            "alpha": args.alpha,
-            "temperature": args.temperature,
-            "aux_loss": args.aux_loss,
-            "batch_size": args.batch_size,
-        },
+        amp=args.amp,
+        val_share=0.0,
+        epochs=epochs,
+        milestones=(epochs // 2, epochs * 3 // 4),
+        lr=args.lr,
+        alpha=args.alpha,
+        temperature=args.temperature,
+        aux_loss=args.aux_loss,
+        batch_size=args.batch_size,
         eval_every=5,
     )
 

@@ -66,7 +66,8 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
         for source, input_map in sources
     ]
-    together = max(render_batch_size(forward.rows) for forward in forwards)  # whole forwards of every source
+    # whole forwards of every source
+    together = max(render_batch_size(forward.batch_size) for forward in forwards)
     with closing(open_renderer(dataset, plan, execution, batch_size=together)) as renderer:
         pixels = next(iter(renderer.render(0, in_batches(np.arange(together), together)))).clone()
 
@@ -78,7 +79,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
             frozen.logits(pixels)
             n, started, took = 0, perf_counter(), 0.0
             while took < args.seconds:
-                waiting = [frozen.begin(pixels) for _ in range(4)]
+                waiting = [frozen.submit(pixels) for _ in range(4)]
                 for logits in waiting:
                     logits().cpu()
                 n, took = n + 4 * len(pixels), perf_counter() - started

@@ -23,7 +23,6 @@ from torchvision.transforms.v2 import functional as tvf
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
-from pipeline.data.datasets.video.splits import list_videos
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.precompute.run import fill_stores
@@ -42,7 +41,7 @@ def main() -> None:
     paths = Paths(args.data_dir, args.cache_dir, weights)
     spec = parse_target(args.target)
     dataset = open_dataset(args.target, "train", paths=paths)
-    clips = list_videos(spec, args.data_dir).clips["train"]
+    clips = spec.list_videos(args.data_dir).clips["train"]
     files = [clips[i].source for i in dataset.ids]
     packed = sum(Path(dataset.name_of(row)).stat().st_size for row in range(len(dataset)))
     stored = sum(file.stat().st_size for file in files)
@@ -149,12 +148,12 @@ def stage_one(args: argparse.Namespace, dataset, paths: Paths, spec) -> None:
         """Seconds of as many forwards on a resident batch."""
         forward = choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
         frozen = open_frozen(source, input_map, forward, execution, plan.side_px, print)
-        pixels = torch.randint(0, 256, frozen.black(64).shape, dtype=torch.uint8)
+        pixels = torch.randint(0, 256, frozen.dummy_input(64).shape, dtype=torch.uint8)
         frozen.logits(pixels)
         times = []
         while sum(times) < args.seconds:
             started = perf_counter()
-            for waiting in [frozen.begin(pixels) for _ in range(4)]:
+            for waiting in [frozen.submit(pixels) for _ in range(4)]:
                 waiting()
             times.append(perf_counter() - started)
         return n / (4 * len(pixels) / statistics.median(times))

@@ -18,7 +18,7 @@ import torch
 
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.output import remarks_shown
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
@@ -50,24 +50,23 @@ def main() -> None:
             folder = args.out / f"{kind}-{seed}"
             if not (folder / "summary.json").is_file():
                 supervision = (
-                    Supervision(method="scratch", views=args.epochs)
+                    {"method": "scratch", "views": args.epochs}
                     if views is None
-                    else Supervision(sources=tuple(args.source), labels="cached", views=views)
+                    else {"sources": tuple(args.source), "labels": "cached", "views": views}
                 )
                 api.train(
                     args.target,
                     out=folder,
                     model=args.model,
-                    supervision=supervision,
+                    **supervision,
                     seed=seed,
                     eval_every=args.epochs // 3,
-                    tuning=Tuning(amp=args.amp, val_share=0.0),  # the last epoch counts: nothing is chosen
-                    overrides={
-                        "epochs": args.epochs,
-                        "milestones": (args.epochs // 2, args.epochs * 5 // 6),
-                        "batch_size": args.batch_size,
-                        "lr": args.lr,
-                    },
+                    amp=args.amp,
+                    val_share=0.0,
+                    epochs=args.epochs,
+                    milestones=(args.epochs // 2, args.epochs * 5 // 6),
+                    batch_size=args.batch_size,
+                    lr=args.lr,
                     **common,
                 )
     table(args, kinds, common)

@@ -6,23 +6,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from upath import UPath
-
 from cache.errors import CacheError, StoreDamaged
 from cache.layout import BACKUP, TABLES
-from cache.locks import Claims, claims_file
+from cache.locks import UnitLocks, claims_file
 from cache.storage import (
     TEMPORARY,
     Location,
-    abandoned,
     delete_file,
     delete_files,
     delete_folder,
     is_file,
+    local_path,
     names_in,
     subfolders,
-    sweep,
 )
+from cache.storage.local import abandoned, sweep
 
 _PARTS = {"logits", "topk", "units", *TABLES}  # the folders of a store
 _METADATA = {"zarr.json", BACKUP}  # and the files, one of which is enough to know it by
@@ -33,14 +31,14 @@ def leftovers(root: Location) -> list[Path]:
 
     Folders that cannot be looked into are passed over; raises FolderClosed if `root` is one.
     """
-    if not isinstance(root, Path):
-        return []
-    return [path for folder in _folders(root) for path in abandoned(folder)]
+    top = local_path(root)
+    return [path for folder in _folders(top) for path in abandoned(folder)] if top else []
 
 
 def sweep_all(root: Location) -> int:
     """Remove what `leftovers` finds; returns how many that were."""
-    return sum(map(sweep, _folders(root))) if isinstance(root, Path) else 0
+    top = local_path(root)
+    return sum(map(sweep, _folders(top))) if top else 0
 
 
 def require_store(path: Location) -> None:
@@ -57,8 +55,8 @@ def remove_store(path: Location) -> None:
     """
     require_store(path)
     try:
-        if isinstance(path, Path):
-            delete_file(claims_file(path))
+        if folder := local_path(path):
+            delete_file(claims_file(folder))
         else:
             _empty(path)
         delete_folder(path)
@@ -72,9 +70,11 @@ def clear_remains(path: Location) -> None:
     Raises StoreDamaged if a store lies there that has only lost its zarr.json, and CacheError if something
     else does, or units of no store in an object store.
     """
-    if isinstance(path, Path):
-        if names_in(path):
-            with Claims(path).whole_store():  # another process may be making room, and make its store then
+    if folder := local_path(path):
+        if names_in(folder):
+            with UnitLocks(
+                folder
+            ).whole_store():  # another process may be making room, and make its store then
                 if _holds_remains(path):
                     delete_folder(path)
     # No locks keep others away there, so nothing is deleted: another process may be making its store. Its
@@ -86,7 +86,7 @@ def clear_remains(path: Location) -> None:
         )
 
 
-def _empty(path: UPath) -> None:
+def _empty(path: Location) -> None:
     """Delete everything of a store in an object store but its zarr.json, which makes it one: nothing can be
     renamed there, and a removal that is killed must not leave what looks like finished units of a new store.
     """

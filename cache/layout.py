@@ -22,17 +22,9 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
 from cache.manifest import Manifest, digest
-from cache.row_format import TAIL_NUMBERS, Form
-from cache.storage import (
-    Location,
-    delete_file,
-    is_file,
-    new_folder,
-    read_file,
-    sync_folder,
-    sync_tree,
-    write_durably,
-)
+from cache.row_format import TAIL_NUMBERS, RowFormat
+from cache.storage import Location, delete_file, is_file, local_path, read_file, storage_of, write_durably
+from cache.storage.local import new_folder, sync_folder, sync_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +67,7 @@ class Layout:
 
     n_views: int
     n_samples: int
-    form: Form
+    form: RowFormat
     block_rows: int
 
     @property
@@ -114,13 +106,14 @@ def create_group(
     Raises CacheError, leaving nothing behind, if the folder cannot be written.
     """
     try:
-        if not isinstance(path, Path):
+        folder = local_path(path)
+        if folder is None:
             return _upload(path, manifest, layout, tables)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_folder(path) as temporary:
+        storage_of(path).make_room(path)
+        with new_folder(folder) as temporary:
             _build(temporary, manifest, layout, tables)
             sync_tree(temporary)
-            return _moved_into_place(temporary, path)
+            return _moved_into_place(temporary, folder)
     except OSError as error:
         raise CacheError(
             f"{path}: the store cannot be created ({error.strerror or error}); "
@@ -347,7 +340,7 @@ def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_class
     n_classes = width if n_classes is None and name == "logits" else n_classes  # stores from before top-k
     if not isinstance(n_classes, int):
         raise StoreDamaged(f"{path}: its attribute {N_CLASSES} is {n_classes!r}; {RESTORES.format(path)}")
-    form = Form(n_classes, None if name == "logits" else (width - TAIL_NUMBERS) // 2)
+    form = RowFormat(n_classes, None if name == "logits" else (width - TAIL_NUMBERS) // 2)
     layout = Layout(units.shape[0], rows.shape[1], form, rows.chunks[1])
     # `logits` may be ahead of `units` by some views: it grows first, and a kill in between must not matter.
     views = max(layout.n_views, rows.shape[0])

@@ -15,16 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache.errors import CacheError
-from cache.storage import Location, fcntl
+from cache.storage import Location, local_path
+from cache.storage.local import fcntl
 
 _WHOLE_STORE = 1 << 40  # the byte that stands for the store's sizes
 
 
-class Claims:
+class UnitLocks:
     """The claims of one process on one store; the file is made at the first one."""
 
     def __init__(self, store: Location) -> None:
-        self._path = claims_file(store) if isinstance(store, Path) and fcntl is not None else None
+        folder = local_path(store)
+        self._path = claims_file(folder) if folder and fcntl is not None else None
         self._descriptor: int | None = None
 
     def __del__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -13,8 +12,8 @@ from cache import layout as layouts
 from cache.errors import StoreDamaged, StoreIncomplete, StoreMismatch
 from cache.layout import Layout
 from cache.repair import metadata_faults
-from cache.row_format import Form
-from cache.storage import Location, bytes_below
+from cache.row_format import RowFormat
+from cache.storage import Location, bytes_below, local_path
 from cache.unit import Unit, UnitFault, UnitFiles
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Problem(NamedTuple):
 class MappedView:
     """Rows of one view that stay on the disk; the operating system reads those that are asked for."""
 
-    def __init__(self, blocks: Mapping[int, Rows], form: Form) -> None:
+    def __init__(self, blocks: Mapping[int, Rows], form: RowFormat) -> None:
         self._blocks, self._form = blocks, form
         self._block_rows = max((len(rows) for rows in blocks.values()), default=1)
 
@@ -88,7 +87,7 @@ class StoreReader:
         return self.form.n_classes
 
     @property
-    def form(self) -> Form:
+    def form(self) -> RowFormat:
         """What a row holds."""
         return self._layout.form
 
@@ -276,7 +275,7 @@ class StoreReader:
 
     def _map(self, act: Callable[[Unit], T], units: list[Unit]) -> list[T]:
         """Act on every unit; several at once where each is a request to a server."""
-        if isinstance(self.path, Path):
+        if local_path(self.path):
             return [act(unit) for unit in units]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             return list(pool.map(act, units))

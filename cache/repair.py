@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreDamaged
 from cache.layout import BACKUP, RESTORES, TABLES, backup_of, read_group
-from cache.storage import Location, is_file, names_in, read_file, write_durably
+from cache.storage import Location, is_file, names_in, read_file, storage_of, write_durably
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _UNITS = "units/zarr.json"
@@ -30,7 +29,7 @@ def metadata_faults(path: Location) -> list[str]:
     ]
 
 
-def restore_metadata(path: Location) -> list[str]:
+def repair_metadata(path: Location) -> list[str]:
     """Put the group's and the arrays' zarr.json back from the copy that was made with them, or the copy back
     from sound metadata; returns which files.
 
@@ -52,8 +51,7 @@ def restore_metadata(path: Location) -> list[str]:
             sound = sound and (ahead or _views(there[name]) == views)
             wanted["shape"][0] = views
         if not sound:
-            if isinstance(path, Path):
-                (path / name).parent.mkdir(exist_ok=True)
+            storage_of(path).make_room(path / name)
             write_durably(path / name, json.dumps(wanted, indent=2).encode())
             restored.append(name)
     return restored

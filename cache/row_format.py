@@ -18,7 +18,7 @@ Rows = NDArray[np.float16] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class RowFormat:
     """Rows of K float16 logits (`top_k` None), or of 2k + 4 uint16: the bit patterns of the k largest logits,
     largest first, their k class indices, and the bit patterns of four float16 numbers about the tail.
     """

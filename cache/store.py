@@ -16,11 +16,12 @@ from cache import layout as layouts
 from cache.cleanup import clear_remains
 from cache.errors import CacheError, FolderClosed, StoreMismatch
 from cache.layout import BACKUP, Layout, default_block_rows
-from cache.locks import Claims
+from cache.locks import UnitLocks
 from cache.manifest import require_match
 from cache.reader import MappedView, Problem, StoreReader
-from cache.row_format import Form
-from cache.storage import TEMPORARY, Location, is_file, subfolders, sweep
+from cache.row_format import RowFormat
+from cache.storage import TEMPORARY, Location, is_file, local_path, subfolders
+from cache.storage.local import sweep
 from cache.unit import Unit, require_sound_rows
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Store(StoreReader):
             "probe": np.empty((0, 3, 1, 1), np.uint8) if probe is None else probe,
         }
         layouts.require_fitting(path, tables)
-        form = Form(n_classes, top_k)
+        form = RowFormat(n_classes, top_k)
         layout = Layout(views, len(ids), form, block_rows or default_block_rows(len(ids)))
         if views < 1 or layout.block_rows < 1:
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")
@@ -85,8 +86,8 @@ class Store(StoreReader):
         return store
 
     @cached_property
-    def _claims(self) -> Claims:
-        return Claims(self.path)
+    def _claims(self) -> UnitLocks:
+        return UnitLocks(self.path)
 
     def write_unit(self, unit: Unit, rows: Rows) -> bool:
         """Finish a unit: its file on the disk, then its entry. rows: all of the block, finite, of our form.
@@ -140,7 +141,8 @@ class Store(StoreReader):
         which a network's file system does not show to other machines (`cache.cleanup` removes them when
         asked).
         """
-        return sum(map(sweep, (self.path, self.path / self.form.array, self.path / "units")))
+        folder = local_path(self.path)
+        return sum(map(sweep, (folder, folder / self.form.array, folder / "units"))) if folder else 0
 
     def grow(self, views: int) -> None:
         """Make room for `views` views in all, if there are fewer; finished units stay as they are."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import google_crc32c
@@ -18,18 +17,19 @@ from cache.errors import CacheError
 from cache.storage import (
     Location,
     delete_file,
+    local_path,
     names_in,
     open_file,
     read_file,
     sizes_in,
-    sync_folder,
     write_durably,
 )
+from cache.storage.local import sync_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cache.row_format import Form, Rows
+    from cache.row_format import RowFormat, Rows
 
 DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
 _CRC_BYTES = 4
@@ -58,7 +58,7 @@ class UnitFiles:
 
     path: Location
     block_rows: int
-    form: Form
+    form: RowFormat
 
     def payload(self, unit: Unit) -> Location:
         """The chunk of rows that is this unit: B rows and a CRC32C."""
@@ -112,8 +112,8 @@ class UnitFiles:
     def delete(self, unit: Unit) -> None:
         """Remove the entry, then the payload; a reader in between finds no unit."""
         delete_file(self.entry(unit))
-        if isinstance(self.path, Path):
-            sync_folder(self.path / "units")
+        if folder := local_path(self.path):
+            sync_folder(folder / "units")
         delete_file(self.payload(unit))
 
     def read_payload(self, unit: Unit, entry: int, out: Rows) -> None:
@@ -174,7 +174,7 @@ class UnitFiles:
         return np.full(missing, self.form.fill, dtype=self.form.dtype.newbyteorder("<")).tobytes()
 
 
-def require_sound_rows(rows: Rows, n_rows: int, form: Form, where: str) -> None:
+def require_sound_rows(rows: Rows, n_rows: int, form: RowFormat, where: str) -> None:
     """Raise CacheError, starting with `where`, unless these are `n_rows` finite rows of a form."""
     if rows.shape != (n_rows, form.width) or rows.dtype != form.dtype:
         raise CacheError(

@@ -1,13 +1,14 @@
 """Train a backbone of your own on a folder of your own: python examples/own_backbone.py FOLDER [SOURCE]."""
 
+import logging
 import sys
 
 from torch import nn
 
 from pipeline import api
-from pipeline.api import Supervision
 from sskt.students import WrappedBackbone
 
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 folder, source = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "imagenet"
 
 
@@ -22,6 +23,7 @@ api.train(
     f"imagefolder:{folder}",
     out=f"runs/{folder.strip('/').replace('/', '-')}",
     model=backbone,
-    supervision=Supervision(sources=(source,), transfer_module=True),
-    overrides={"epochs": 10},
+    sources=(source,),
+    transfer_module=True,
+    epochs=10,
 )

@@ -9,6 +9,7 @@ size: those are judged once the averages have settled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -28,7 +29,8 @@ def insane_weight(state: Mapping[str, Tensor], averages: Iterable[str]) -> tuple
     named = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
     if not named:
         return None
-    largest = torch.stack([tensor.detach().abs().max().float() for tensor in named.values()]).tolist()
+    norms = [torch.linalg.vector_norm(tensor.detach(), math.inf).float() for tensor in named.values()]
+    largest = torch.stack(norms).tolist()
     buffers = set(averages)
     for name, value in zip(named, largest, strict=True):
         if not value <= (LARGEST_AVERAGE if name in buffers else LARGEST_WEIGHT):

@@ -3,7 +3,7 @@
 import logging
 from weakref import ref
 
-from pipeline.runtime.remarks import ROOTS
+from pipeline.commands.output import ROOTS
 
 
 class Remarks(list[str]):
@@ -15,9 +15,10 @@ class Remarks(list[str]):
         super().__init__()
         self.but_for = but_for
         handler = _Into(self)
-        for name in ROOTS:
-            logging.getLogger(name).addHandler(handler)
-            logging.getLogger(name).setLevel(logging.INFO)
+        for logger in map(logging.getLogger, ROOTS):
+            logger.handlers = [h for h in logger.handlers if not (isinstance(h, _Into) and h.is_dead)]
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
 
 
 class _Into(logging.Handler):
@@ -25,10 +26,13 @@ class _Into(logging.Handler):
         super().__init__()
         self._remarks = ref(remarks)
 
+    @property
+    def is_dead(self) -> bool:
+        return self._remarks() is None
+
     def emit(self, record: logging.LogRecord) -> None:
         remarks = self._remarks()
         if remarks is None:
-            for name in ROOTS:
-                logging.getLogger(name).removeHandler(self)
-        elif remarks.but_for is None or remarks.but_for not in record.getMessage():
+            return
+        if remarks.but_for is None or remarks.but_for not in record.getMessage():
             remarks.append(record.getMessage())

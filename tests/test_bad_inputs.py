@@ -20,7 +20,7 @@ from programs import Pair, Tiny, save_program
 from cache.store import find_stores
 from cli import main
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_training_data
+from pipeline.api import Augmentation, Paths, choose_execution, open_training_data
 from pipeline.studies.reproduce.run import Campaign
 from pipeline.studies.sweep import Grid
 from pipeline.train import run_folder as run_files
@@ -399,7 +399,7 @@ MISTAKEN = [
     ),
     *[
         (
-            lambda f, o=overrides: api.train("digits", out=f / "run", overrides=o, **from_python(f)),
+            lambda f, o=overrides: api.train("digits", out=f / "run", **o, **from_python(f)),
             said,
         )
         for overrides, said in (
@@ -413,9 +413,12 @@ MISTAKEN = [
     (lambda _: Augmentation(seed=-1), "seed is -1 (int)"),
     (lambda _: Augmentation(seed=2**64), "at least 0 and below 2**64"),
     (lambda _: Augmentation(side_px=32.5), "side_px is 32.5 (float)"),
-    (lambda _: Supervision(sources=7), "sources is 7 (int)"),
-    (lambda _: Supervision(views=1.0), "views is 1.0 (float)"),
-    (lambda _: Tuning(mixup="0.2"), "mixup is '0.2' (str), expected a number"),
+    (lambda f: api.train("digits", out=f / "run", sources=7, **from_python(f)), "sources is 7 (int)"),
+    (lambda f: api.train("digits", out=f / "run", views=1.0, **from_python(f)), "views is 1.0 (float)"),
+    (
+        lambda f: api.train("digits", out=f / "run", mixup="0.2", **from_python(f)),
+        "mixup is '0.2' (str), expected a number",
+    ),
     (lambda _: Paths(data_dir=None), "data_dir is None (NoneType), expected a path"),
     (lambda _: Paths(weights="resnet50.pth"), "weights are 'resnet50.pth', expected paths by source"),
     (lambda _: choose_execution(device="cpu", threads=1.5), "threads is 1.5 (float)"),
@@ -449,14 +452,20 @@ def test_what_can_only_be_meant_one_way_is_taken(bench):
     common = {"paths": paths, "augmentation": augmentation}
     (report,) = api.precompute(target, source, views=np.int64(1), limit=np.int16(4), **common)
     assert (report.n_samples, report.views) == (4, 1)
-    taught = Supervision(sources=source, labels="cached")
-    assert taught.sources == (source,)
+    taught = {"sources": source, "labels": "cached"}
     overrides = {"epochs": np.int64(1), "batch_size": np.int64(2), "lr": np.float32(0.5), "milestones": 1}
     out = str(bench.folder / "taught")
     summary = api.train(
-        target, out=out, supervision=taught, overrides=overrides, model="resnet20", limit=np.int64(4),
-        seed=np.uint64(2**63 - 1), tuning=Tuning(mixup=np.float64(0.0)), **common,
-    )  # fmt: skip
+        target,
+        out=out,
+        **taught,
+        **overrides,
+        model="resnet20",
+        limit=np.int64(4),
+        seed=np.uint64(2**63 - 1),
+        mixup=np.float64(0.0),
+        **common,
+    )
     assert (summary["epochs"], summary["seed"]) == (1, 2**63 - 1)
     again = api.resume(out)
     assert again["test_top1"] == api.evaluate(out)["test_top1"]

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from cache import storage as files
 from cache.cleanup import remove_store
 from cache.errors import CacheError
 from cache.storage import location, write_durably
+from cache.storage import remote as files
 from cache.store import Store, find_stores
 from cli import main
 

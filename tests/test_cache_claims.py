@@ -32,7 +32,7 @@ from cache import layout
 from cache.cleanup import leftovers, remove_store, sweep_all
 from cache.errors import CacheError, FolderClosed, StoreDamaged, StoreIncomplete, StoreMismatch
 from cache.manifest import Manifest
-from cache.repair import restore_metadata
+from cache.repair import repair_metadata
 from cache.storage import bytes_below, location, names_in, write_durably
 from cache.store import Store, Unit, find_stores
 
@@ -116,14 +116,14 @@ def test_processes_that_grow_a_store_at_once_end_at_the_largest(tmp_path):
 
 WRITING = """
 from pathlib import Path
-from cache import storage as files
+from cache.storage import local as files
 class Stuck(bytes):
     pass
 def stop(descriptor):
     print("ready", flush=True)
     sys.stdin.read()
 files.os.fsync = stop
-files.write_durably(Path({path!r}), b"half a unit")
+files.LocalStorage().write(Path({path!r}), b"half a unit")
 """
 
 
@@ -153,7 +153,7 @@ def locks_of_one_machine_only(monkeypatch):
     """A file system that does not show one machine's locks to another (NFS for folders, some mounts for all):
     here nobody's are seen.
     """
-    from cache import storage as files
+    from cache.storage import local as files
 
     monkeypatch.setattr(files, "_lock", lambda _descriptor, *, wait: True)
 
@@ -181,7 +181,7 @@ def test_a_store_under_construction_survives_the_start_of_another_machine(
 def test_a_file_that_another_machine_sweeps_while_it_is_written_is_made_again(
     tmp_path, monkeypatch, locks_of_one_machine_only
 ):
-    from cache import storage as files
+    from cache.storage import local as files
 
     store = new_store(tmp_path)
     other, fsync, swept = Store.open(store.path), os.fsync, []
@@ -207,7 +207,7 @@ def test_sweeping_all_finds_the_stores_below(tmp_path):
 
 
 def test_a_file_that_is_swept_before_it_is_held_is_made_again(tmp_path, monkeypatch):
-    from cache import storage as files
+    from cache.storage import local as files
 
     lock, swept = files._lock, []
 
@@ -379,7 +379,7 @@ ON_A_NETWORK = {
     "grow": lambda store: store.grow(3),
     "trim": lambda store: store.trim(1),
     "bytes": lambda store: store.nbytes,
-    "restore": lambda store: restore_metadata(store.path),
+    "restore": lambda store: repair_metadata(store.path),
     "remove": lambda store: remove_store(store.path),
 }
 
@@ -424,7 +424,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, code):
     for act in (lambda: store.claim(Unit(0, 0)), lambda: store.grow(3)):
         with pytest.raises(CacheError, match=rf"s\.zarr\.lock: cannot be locked \({os.strerror(code)}\)"):
             act()
-    monkeypatch.setattr("cache.storage.fcntl.flock", no_lock)
+    monkeypatch.setattr("cache.storage.local.fcntl.flock", no_lock)
     (store.path / "units" / "c.0.0.tmp-ffff").write_bytes(b"")
     assert store.sweep() == 0, "nobody can say whether it is still being written"
 
@@ -449,7 +449,7 @@ def test_metadata_comes_back_from_its_copy(tmp_path, name, damage):
     if damage != "gone" or name != "zarr.json":
         with pytest.raises(StoreDamaged):
             Store.open(store.path)
-    assert restore_metadata(store.path) == [name]
+    assert repair_metadata(store.path) == [name]
     again = Store.open(store.path)
     assert again.verify() == []
     np.testing.assert_array_equal(again.view(1), logits[1])
@@ -462,7 +462,7 @@ def test_a_damaged_copy_of_the_metadata_is_told(tmp_path):
     (store.path / "zarr.json").write_bytes(b"{")
     flip_byte(store.path / "backup.json", 40)
     with pytest.raises(StoreDamaged, match=r"backup\.json: the copy of the store's metadata is damaged too"):
-        restore_metadata(store.path)
+        repair_metadata(store.path)
 
 
 def killed_at(monkeypatch, where, nth):
@@ -510,7 +510,7 @@ def test_every_finished_unit_of_a_grown_or_trimmed_store_comes_back(tmp_path, mo
     views, finished = Store.open(store.path).n_views, set(store.finished_units())
     for name in damaged:
         (store.path / name).write_text("{}")
-    assert set(restore_metadata(store.path)) >= set(damaged)
+    assert set(repair_metadata(store.path)) >= set(damaged)
     again = Store.open(store.path)
     assert again.verify() == []
     assert set(again.finished_units()) >= finished
@@ -524,7 +524,7 @@ def test_every_finished_unit_of_a_grown_or_trimmed_store_comes_back(tmp_path, mo
 def test_nothing_is_restored_where_nothing_is_wrong(tmp_path, monkeypatch):
     store, _ = filled_store(tmp_path, views=3)
     killed_trim(monkeypatch, store, 1, "cache.layout.set_views", 2)
-    assert restore_metadata(store.path) == []
+    assert repair_metadata(store.path) == []
     assert Store.open(store.path).n_views == 1
 
 
@@ -542,7 +542,7 @@ def test_edited_attributes_are_named_and_restored(tmp_path, change):
     edit_attributes(store, change)
     with pytest.raises(StoreDamaged, match=r"its attributes were edited .* --repair` restores it"):
         Store.open(store.path)
-    assert restore_metadata(store.path) == ["zarr.json"]
+    assert repair_metadata(store.path) == ["zarr.json"]
     again = Store.open(store.path)
     assert (again.n_classes, again.verify()) == (50, [])
 
@@ -551,7 +551,7 @@ def without_sum(store):
     """The store as it would have been made before its attributes had a sum."""
     edit_attributes(store, lambda a: a.pop("attributes_sha256"))
     (store.path / "backup.json").unlink()
-    assert restore_metadata(store.path) == ["backup.json"]
+    assert repair_metadata(store.path) == ["backup.json"]
     return store
 
 
@@ -562,7 +562,7 @@ def test_attributes_of_an_old_store_are_held_against_the_copy(tmp_path):
     ((unit, what),) = Store.open(store.path).verify()
     assert unit is None
     assert "s.zarr/zarr.json: was edited or damaged, it differs from its copy" in what
-    assert restore_metadata(store.path) == ["zarr.json"]
+    assert repair_metadata(store.path) == ["zarr.json"]
     assert Store.open(store.path).n_classes == 50
 
 
@@ -577,7 +577,7 @@ def test_a_lost_copy_of_the_metadata_is_named_and_written_again(tmp_path, damage
         copy.write_bytes(whole[:100]) if damage == "cut" else copy.unlink()
     (problem,) = Store.open(store.path).verify()
     assert "s.zarr/backup.json: the copy of the metadata cannot be used" in problem.what
-    assert restore_metadata(store.path) == ["backup.json"]
+    assert repair_metadata(store.path) == ["backup.json"]
     assert copy.read_bytes() == whole
     assert store.verify() == []
 
@@ -588,7 +588,7 @@ def test_metadata_that_opens_but_is_not_what_was_made_is_named(tmp_path):
     file.write_text(file.read_text().replace('"NaN"', "0.0"))
     (problem,) = Store.open(store.path).verify()
     assert "logits/zarr.json: was edited or damaged" in problem.what
-    assert restore_metadata(store.path) == ["logits/zarr.json"]
+    assert repair_metadata(store.path) == ["logits/zarr.json"]
     assert store.verify() == []
 
 
@@ -676,7 +676,7 @@ def test_only_a_store_is_ever_removed(tmp_path):
 
 def test_a_removal_that_is_killed_leaves_no_store_and_is_swept(tmp_path, monkeypatch):
     store, _ = filled_store(tmp_path)
-    monkeypatch.setattr("cache.storage.shutil.rmtree", unreachable)
+    monkeypatch.setattr("cache.storage.local.shutil.rmtree", unreachable)
     with pytest.raises(EndpointConnectionError):
         remove_store(store.path)
     monkeypatch.undo()
@@ -752,7 +752,7 @@ def test_a_store_that_has_lost_its_metadata_is_not_made_anew(tmp_path, place):
     assert find_stores(place) == [store.path], "or a run would take it for absent, and go live"
     with pytest.raises(StoreDamaged, match=r"it has no zarr\.json; .*--repair` restores it"):
         Store.open(store.path)
-    assert restore_metadata(store.path) == ["zarr.json"]
+    assert repair_metadata(store.path) == ["zarr.json"]
     assert Store.open(store.path).complete
     (store.path / "zarr.json").unlink()
     remove_store(store.path)
@@ -850,7 +850,7 @@ LOOKING = {
     "sweep all": lambda path: sweep_all(path.parent),
     "open": Store.open,
     "create": lambda path: new_store(path.parent),
-    "restore": restore_metadata,
+    "restore": repair_metadata,
     "remove": remove_store,
     "bytes": bytes_below,
 }

@@ -26,9 +26,9 @@ from cache_samples import (
 )
 
 from cache import layout
-from cache import storage as files
 from cache import unit as unit_module
 from cache.errors import CacheError, StoreDamaged, StoreIncomplete
+from cache.storage import local as files
 from cache.store import Store, Unit
 
 

@@ -142,13 +142,13 @@ def test_two_runs_of_one_command_are_the_same_run(folder):
 
 
 def test_without_store_and_source_the_cost_and_the_command_are_told(folder, tmp_path, monkeypatch):
-    import sskt.sources.registry
+    import sskt.sources.torchvision
 
     def offline(*_args: object, **_options: object) -> None:
         raise sskt.errors.DownloadError("no network here")
 
-    monkeypatch.setattr(sskt.sources.registry, "fetch", offline)
-    monkeypatch.setattr(sskt.sources.registry, "fetch_recorded", offline)
+    monkeypatch.setattr(sskt.sources.torchvision, "fetch", offline)
+    monkeypatch.setattr(sskt.sources.torchvision, "fetch_recorded", offline)
     words = ("--target", "digits", "--cache-dir", str(tmp_path / "empty"), "--out", str(tmp_path / "run"))
     result = run("train", *words)
     assert result.exit_code == 1

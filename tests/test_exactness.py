@@ -82,7 +82,7 @@ def made(cifar10_dir, tmp_path_factory):
 
 
 def plain_logits(network: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Eager float32 on pixels upsampled by 7/3 after augmentation, as METHOD.md has it."""
+    """Eager float32 on pixels upsampled by 7/3 after augmentation (docs/method.md, section 2.4)."""
     x = (pixels.float() / 255 - MEAN) / STD
     # as the released nn.Upsample(scale_factor=7/3): positions are mapped by 7/3, and not by 74/32
     x = F.interpolate(x, scale_factor=7 / 3, mode="bilinear", align_corners=False, antialias=False)

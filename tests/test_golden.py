@@ -17,15 +17,15 @@ from torch import nn
 
 import cli
 from cache.manifest import digest
-from pipeline.api import Augmentation, Paths, choose_execution
+from pipeline.api import Augmentation, choose_execution
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import plan_from
 from pipeline.runtime.distributed import World
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.studies.reproduce.published import published_rows
 from pipeline.studies.reproduce.rows import Shrink, attempts
-from pipeline.train.data import Asked
-from pipeline.train.resolve import Tuning, plan_config, settings_of
+from pipeline.train.config import SETTLED_BY_DATA
+from pipeline.train.resolve import resolve
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import parse_source
 
@@ -155,12 +155,18 @@ def published(_folder):
             continue
         for attempt in attempts(table, (), shrink=Shrink(), stand_ins={}):
             row = attempt.row
-            taught = attempt.supervision(attempt.sources, 10)
-            tuning = Tuning(amp="fp32", freeze_until=attempt.freeze_until)
-            settings = settings_of(row.target, taught, tuning, attempt.overrides)
-            asked = Asked(row.target, taught, Augmentation(), Paths(), execution, None, World(), settings)
-            planned = plan_config(asked, tuning, model=row.model, seed=0, eval_every=attempt.eval_every(None))
-            about = {"sources": list(attempt.sources), "metric": attempt.metric, "views": taught.views}
+            config = resolve(
+                row.target,
+                execution=execution,
+                world=World(),
+                augmentation=Augmentation(),
+                model=row.model,
+                eval_every=attempt.eval_every(None),
+                amp="fp32",
+                **attempt.settings(attempt.sources, 10),
+            )
+            planned = {k: v for k, v in config.to_dict().items() if k not in (*SETTLED_BY_DATA, "gates")}
+            about = {"sources": list(attempt.sources), "metric": attempt.metric, "views": config.views}
             rows = found.setdefault(table, {})
             rows[f"{len(rows)} {row.name}"] = planned | about
     return _brief(found)

@@ -11,7 +11,7 @@ from videos import make_folder
 
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Supervision, Tuning, open_dataset
+from pipeline.api import open_dataset
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import CornerClip, PadCropFlip, RandomResizedCropFlip
@@ -79,11 +79,12 @@ def test_clips_differ_by_at_most_a_grey_level_on_average(tmp_path):
     assert (on_gpu.int() - draw(dataset, plan, "torch", "cpu").int()).abs().float().mean() <= 1.0
     summary = api.train(
         target,
-        supervision=Supervision(method="scratch"),
+        method="scratch",
         augmentation=Augmentation(side_px=32, n_frames=4),
         model="resnet3d10",
-        tuning=Tuning(deterministic=True),
-        overrides={"epochs": 1, "batch_size": 4},
+        deterministic=True,
+        epochs=1,
+        batch_size=4,
         paths=paths,
         execution=choose_execution(device="cuda"),
         out=tmp_path / "run",
@@ -100,13 +101,7 @@ def test_both_stages_run_and_rows_agree_with_the_cpu(tmp_path):
         shown = {"augmentation": Augmentation(), "paths": paths, "execution": execution, "limit": 100}
         api.precompute(["digits"], [source], views=1, **shown)
         rows[device] = Store.open(find_stores(paths.cache_dir)[0]).view(0).astype(np.float32)
-        summary = api.train(
-            "digits",
-            supervision=Supervision(sources=(source,)),
-            overrides={"epochs": 2},
-            out=tmp_path / f"run-{device}",
-            **shown,
-        )
+        summary = api.train("digits", sources=(source,), epochs=2, out=tmp_path / f"run-{device}", **shown)
         assert summary["labels"] == "cached"
     np.testing.assert_allclose(rows["cuda"], rows["cpu"], rtol=2e-2, atol=2e-2)
 
@@ -137,9 +132,13 @@ def test_a_deterministic_run_goes_on_to_the_same_numbers(tmp_path, amp, monkeypa
         "paths": paths,
         "execution": choose_execution(device="cuda"),
         "limit": 100,
-        "supervision": Supervision(sources=(source,)),
-        "tuning": Tuning(amp=amp, deterministic=True, mixup=0.2, clip_norm=5.0),
-        "overrides": {"epochs": 3, "batch_size": 20},
+        "sources": (source,),
+        "amp": amp,
+        "deterministic": True,
+        "mixup": 0.2,
+        "clip_norm": 5.0,
+        "epochs": 3,
+        "batch_size": 20,
     }
     api.train("digits", out=tmp_path / "whole", **arguments)
     monkeypatch.setattr("pipeline.train.loop._SAVE_EVERY_S", 0.0)

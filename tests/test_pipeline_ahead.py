@@ -50,5 +50,5 @@ def test_leaving_early_closes_the_maker_in_its_own_thread(taken):
     for _ in range(taken):
         next(got)
     got.close()
-    assert closed_in == (["ahead"] if taken else [])  # a generator that was never begun has no thread
+    assert closed_in == (["prefetch"] if taken else [])  # a generator that was never begun has no thread
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]

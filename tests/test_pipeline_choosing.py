@@ -13,7 +13,7 @@ from programs import save_program
 import pipeline.train.loop as training
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.studies.sweep import Grid
 from pipeline.train.evaluate import Evaluator
@@ -25,7 +25,7 @@ from sskt.errors import RunError
 SPOILT = {"milestones": (3,), "gamma": 30.0}  # from the fourth epoch on, so that the best is not the last
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 SMALL = Augmentation(side_px=16, source_side_px=16)
-SCRATCH = Supervision(method="scratch", views=2)
+SCRATCH = {"method": "scratch", "views": 2}
 MEASURED = ("_s", "_share", "_bytes", "_mb")
 
 
@@ -57,18 +57,12 @@ def project(tmp_path_factory):
     return folder, source, shown
 
 
-def train(project, which, out, *, supervision=SCRATCH, val_share=None, **more):
+def train(project, which, out, **settings):
     folder, _, shown = project
-    overrides = {"epochs": 6, "batch_size": 8, "lr": 0.05, **more.pop("overrides", {})}
-    return api.train(
-        f"imagefolder:{folder / which / 'pics'}",
-        supervision=supervision,
-        model="resnet20",
-        out=out,
-        tuning=Tuning(amp="fp32", val_share=val_share),
-        overrides=overrides,
-        **{**shown, **more},
-    )
+    usual = {"epochs": 6, "batch_size": 8, "lr": 0.05, "model": "resnet20", "amp": "fp32"}
+    taught = {} if "sources" in settings else SCRATCH
+    target = f"imagefolder:{folder / which / 'pics'}"
+    return api.train(target, out=out, **{**usual, **taught, **shown, **settings})
 
 
 def numbers(run):
@@ -94,7 +88,7 @@ def test_val_chooses_and_test_scores_the_last_and_the_chosen_student_once(
 
     monkeypatch.setattr(Evaluator, "predict", watched)
     said = Remarks()
-    summary = train(project, which, tmp_path / "run", overrides=SPOILT)
+    summary = train(project, which, tmp_path / "run", **SPOILT)
     history = read_metrics(tmp_path / "run")
     best = chosen_by_hand(history)
     assert best["epoch"] < 6
@@ -121,16 +115,10 @@ def test_what_the_test_split_holds_changes_nothing_but_its_figures(project, tmp_
     (tmp_path / "pics" / "test" / "a").rename(tmp_path / "x")
     (tmp_path / "pics" / "test" / "b").rename(tmp_path / "pics" / "test" / "a")
     (tmp_path / "x").rename(tmp_path / "pics" / "test" / "b")
-    taught = Supervision(sources=(source,), labels="cached")
+    taught = {"sources": (source,), "labels": "cached"}
     plateau = {"schedule": "plateau", "patience": 1, "epochs": 8}
-    train(project, "two", tmp_path / "sound", supervision=taught, overrides=plateau)
-    train(
-        (tmp_path.parent, source, shown),
-        tmp_path.name,
-        tmp_path / "garbage",
-        supervision=taught,
-        overrides=plateau,
-    )
+    train(project, "two", tmp_path / "sound", **taught, **plateau)
+    train((tmp_path.parent, source, shown), tmp_path.name, tmp_path / "garbage", **taught, **plateau)
     sound, garbage = numbers(tmp_path / "sound"), numbers(tmp_path / "garbage")
     assert sound[1] == garbage[1]
     differ = {name for a, b in zip(sound[0], garbage[0], strict=True) for name in a if a[name] != b[name]}
@@ -187,7 +175,7 @@ def test_a_share_that_cannot_be_is_refused(project, which, share, message, tmp_p
 @pytest.mark.parametrize("which", ["two", "three"])
 def test_without_a_share_no_epoch_is_chosen(project, which, tmp_path):
     said = Remarks()
-    summary = train(project, which, tmp_path / "run", val_share=0.0, overrides={"epochs": 3})
+    summary = train(project, which, tmp_path / "run", val_share=0.0, epochs=3)
     assert summary["chosen_on"] is None
     assert not [name for name in summary if "best" in name]
     assert not (tmp_path / "run" / "best.safetensors").exists()
@@ -196,7 +184,7 @@ def test_without_a_share_no_epoch_is_chosen(project, which, tmp_path):
     with pytest.raises(RunError, match="was trained with --val-share 0, so it has no best epoch"):
         api.evaluate(tmp_path / "run", execution=CPU, which="best")
     with pytest.raises(RunError, match=r"--schedule plateau waits for a loss .*--val-share 0 leaves none"):
-        train(project, which, tmp_path / "plateau", val_share=0.0, overrides={"schedule": "plateau"})
+        train(project, which, tmp_path / "plateau", val_share=0.0, schedule="plateau")
 
 
 def test_an_official_target_is_chosen_on_its_test_split_unless_a_share_is_given(tmp_path):
@@ -218,8 +206,8 @@ def test_a_store_of_all_training_pictures_serves_those_that_are_trained_on(proje
     """The same figures as from the live source, which is asked about these pictures only."""
     _, source, _ = project
     for labels in ("cached", "live"):
-        taught = Supervision(sources=(source,), labels=labels, views=2)
-        train(project, "two", tmp_path / labels, supervision=taught, limit=limit, overrides={"epochs": 2})
+        taught = {"sources": (source,), "labels": labels, "views": 2}
+        train(project, "two", tmp_path / labels, **taught, limit=limit, epochs=2)
     cached, live = (read_metrics(tmp_path / labels) for labels in ("cached", "live"))
     for ours, theirs in zip(cached, live, strict=True):
         for name in ("train_loss", "val_loss", f"aux_loss/{source}"):
@@ -229,17 +217,23 @@ def test_a_store_of_all_training_pictures_serves_those_that_are_trained_on(proje
 def test_a_store_that_a_run_filled_without_what_it_held_out_can_be_verified(project, tmp_path):
     folder, source, _ = project
     paths = Paths(folder / "data", tmp_path / "stores")
-    taught = Supervision(sources=(source,), labels="write-through", views=1)
-    train(project, "two", tmp_path / "run", supervision=taught, paths=paths, overrides={"epochs": 1})
+    taught = {"sources": (source,), "labels": "write-through", "views": 1}
+    train(project, "two", tmp_path / "run", **taught, paths=paths, epochs=1)
     (path,) = find_stores(tmp_path / "stores")
     store = Store.open(path)
     assert store.n_samples == 27
     found = api.verify(path, n_rows=16, paths=paths, execution=CPU)
     assert found.good, found.verdict
     served = train(
-        project, "two", tmp_path / "served", paths=paths, overrides={"epochs": 1},
-        supervision=Supervision(sources=(source,), labels="cached", views=1),
-    )  # fmt: skip
+        project,
+        "two",
+        tmp_path / "served",
+        paths=paths,
+        epochs=1,
+        sources=(source,),
+        labels="cached",
+        views=1,
+    )
     assert served["labels"] == "cached"
 
 
@@ -249,8 +243,8 @@ def test_a_stopped_run_chooses_and_scores_as_one_without_a_stop(
 ):
     """Step 21 of 24 is in the last epoch, when the best student is on the disk alone."""
     _, source, _ = project
-    taught = Supervision(sources=(source,), labels="live", views=2)
-    whole = train(project, which, tmp_path / "whole", supervision=taught, overrides=SPOILT)
+    taught = {"sources": (source,), "labels": "live", "views": 2}
+    whole = train(project, which, tmp_path / "whole", **taught, **SPOILT)
     assert whole["best_epoch"] < 6
     step, taken = Trainer._take_step, []
 
@@ -264,7 +258,7 @@ def test_a_stopped_run_chooses_and_scores_as_one_without_a_stop(
     with monkeypatch.context() as stopping:
         stopping.setattr(Trainer, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(project, which, tmp_path / "run", supervision=taught, overrides=SPOILT)
+            train(project, which, tmp_path / "run", **taught, **SPOILT)
     resumed = api.resume(tmp_path / "run", execution=CPU)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     names = [name for name in whole if not name.endswith(MEASURED)]
@@ -323,24 +317,28 @@ def test_a_series_takes_a_run_that_chose_alike_and_no_other(project, tmp_path):
     folder, _, shown = project
     target = f"imagefolder:{folder / 'two' / 'pics'}"
     asked = {
-        "supervision": SCRATCH, "model": "resnet20", "overrides": {"epochs": 1, "batch_size": 8}, **shown,
+        **SCRATCH, "model": "resnet20", "epochs": 1, "batch_size": 8, **shown
     }  # fmt: skip
-    first = train_or_resume(target, tmp_path / "run", tuning=Tuning(amp="fp32"), **asked)
-    again = train_or_resume(target, tmp_path / "run", tuning=Tuning(amp="fp32"), **asked)
+    first = train_or_resume(target, tmp_path / "run", amp="fp32", **asked)
+    again = train_or_resume(target, tmp_path / "run", amp="fp32", **asked)
     assert (again["test_top1"], again["epoch_s"]) == (first["test_top1"], first["epoch_s"])
     with pytest.raises(RunError, match=r"was begun with (contents|val_share).* this series asks for"):
-        train_or_resume(target, tmp_path / "run", tuning=Tuning(amp="fp32", val_share=0.3), **asked)
+        train_or_resume(target, tmp_path / "run", amp="fp32", val_share=0.3, **asked)
 
 
 def test_an_official_run_begun_before_is_still_taken_for_the_one_that_is_asked_for(tmp_path):
     asked = {
-        "supervision": SCRATCH, "overrides": {"epochs": 1}, "limit": 20, "tuning": Tuning(amp="fp32"),
-        "paths": Paths(tmp_path / "data", tmp_path / "stores"), "execution": CPU,
-    }  # fmt: skip
+        **SCRATCH,
+        "epochs": 1,
+        "limit": 20,
+        "amp": "fp32",
+        "paths": Paths(tmp_path / "data", tmp_path / "stores"),
+        "execution": CPU,
+    }
     api.train("digits", out=tmp_path / "run", **asked)
     begun_before(tmp_path / "run")
     assert matches("digits", tmp_path / "run", **asked)
-    api.train("digits", out=tmp_path / "val", **{**asked, "tuning": Tuning(amp="fp32", val_share=0.2)})
+    api.train("digits", out=tmp_path / "val", **{**asked, "amp": "fp32", "val_share": 0.2})
     assert not matches("digits", tmp_path / "val", **asked)
 
 

@@ -16,7 +16,7 @@ from cache.errors import StoreMismatch
 from cache.store import Store
 from cli import main
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, paths_of
+from pipeline.api import Augmentation, Paths, choose_execution, paths_of
 from pipeline.commands.rows import source_fields
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.dataset import Dataset
@@ -93,11 +93,14 @@ class Lab:
         return api.train(
             self.target,
             out=self.folder / out,
-            supervision=Supervision(method=method, sources=(source,) if source else (), labels=labels),
+            method=method,
+            sources=(source,) if source else (),
+            labels=labels,
             paths=self.paths(**told),
             model="resnet20",
-            overrides={"epochs": epochs, "batch_size": 66},
-            tuning=Tuning(amp="fp32"),
+            epochs=epochs,
+            batch_size=66,
+            amp="fp32",
             **self.common,
         )
 

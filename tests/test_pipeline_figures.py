@@ -18,10 +18,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from cli import main
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, again, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
-from pipeline.commands.studies import _BETWEEN_SOURCES
-from pipeline.studies import explain, sweep
+from pipeline.studies import explain, series, sweep
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.studies.sweep import Grid
 from pipeline.train.divergence import DivergedError
@@ -64,14 +63,7 @@ def project(tmp_path_factory):
         "limit": 60,
     }
     for seed in (0, 1):
-        api.train(
-            "digits",
-            out=folder / f"run{seed}",
-            supervision=Supervision(method="scratch"),
-            seed=seed,
-            overrides=QUICK,
-            **common,
-        )
+        api.train("digits", out=folder / f"run{seed}", method="scratch", seed=seed, **QUICK, **common)
     return folder, common
 
 
@@ -190,17 +182,17 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
 def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     folder, common = project
     out = folder / "run0"
-    monkeypatch.setattr(again, "train", None)  # a finished run is looked at, and nothing else
-    monkeypatch.setattr(again, "resume", None)
-    asked = {"supervision": Supervision(method="scratch"), "overrides": QUICK, **common}
+    monkeypatch.setattr(series, "train", None)  # a finished run is looked at, and nothing else
+    monkeypatch.setattr(series, "resume", None)
+    asked = {"method": "scratch", **QUICK, **common}
     assert train_or_resume("digits", out, **asked) == read_summary(out)
     for other, message in (
         ({"model": "resnet32"}, "begun with model resnet20, this series asks for resnet32; choose another"),
-        ({"supervision": Supervision(method="dml", peers=3)}, "method scratch, this series asks for dml"),
+        ({"method": "dml", "peers": 3}, "method scratch, this series asks for dml"),
         ({"augmentation": Augmentation(side_px=24)}, "begun with plan.side_px "),
-        ({"tuning": Tuning(freeze_until="layer3")}, "freeze_until None, this series asks for layer3"),
-        ({"tuning": Tuning(finetune_from=out / "student.safetensors")}, "begun with finetune_from None"),
-        ({"overrides": {**QUICK, "lr": 0.02}}, "begun with lr 0.05, this series asks for 0.02"),
+        ({"freeze_until": "layer3"}, "freeze_until None, this series asks for layer3"),
+        ({"finetune_from": out / "student.safetensors"}, "begun with finetune_from None"),
+        ({"lr": 0.02}, "begun with lr 0.05, this series asks for 0.02"),
         ({"seed": 5}, "begun with seed 0, this series asks for 5"),
         ({"eval_every": 2}, "begun with eval_every 1, this series asks for 2"),
     ):
@@ -219,9 +211,11 @@ def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
     source = f"program:{save_program(tmp_path / 'a.pt2', Tiny(0))}"
     begun = shutil.copy(folder / "run0" / "student.safetensors", tmp_path / "w.safetensors")
     asked = {
-        "supervision": Supervision(sources=(source,), labels="live", views=1),
-        "tuning": Tuning(finetune_from=begun),
-        "overrides": QUICK,
+        "sources": (source,),
+        "labels": "live",
+        "views": 1,
+        "finetune_from": begun,
+        **QUICK,
         **common,
     }
     out = tmp_path / "run"
@@ -240,12 +234,12 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path,
     _folder, common = project
     (tmp_path / "a.pt2").touch()
 
-    def trains(target, out, *, overrides, **_asked):
+    def trains(target, out, **asked):
         out.mkdir(parents=True, exist_ok=True)
         config = {"target": target, "model": "resnet20", "primary_loss": "ce", "epochs": 1, "aux_loss": "kd"}
-        config |= {"temperature": overrides.get("temperature"), "alpha": overrides.get("alpha")}
+        config |= {"temperature": asked.get("temperature"), "alpha": asked.get("alpha")}
         (out / "config.json").write_text(json.dumps(config))
-        if overrides.get("alpha") == 1e25:
+        if asked.get("alpha") == 1e25:
             raise DivergedError("the loss is nan", {})
         return {"metric": "test_top1", "test_top1": 50.0}
 
@@ -306,14 +300,3 @@ def test_a_sweep_tells_sources_of_one_name_apart_and_goes_on_where_the_stores_ar
     (stopped / "summary.json").unlink()
     again = api.sweep("digits", grid, **settings | {"paths": replace(paths, cache_dir=tmp_path / "moved")})
     assert again == rows
-
-
-def test_a_plus_is_between_sources_where_another_source_begins():
-    names = "places365+imagenet:resnet18+run:runs/a+b+program:x+imagenet-y.pt2+imagenet"
-    assert _BETWEEN_SOURCES.split(names) == [
-        "places365",
-        "imagenet:resnet18",
-        "run:runs/a+b",
-        "program:x+imagenet-y.pt2",
-        "imagenet",
-    ]

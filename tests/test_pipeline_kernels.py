@@ -10,7 +10,7 @@ from listening import Remarks
 from torch import nn
 
 from pipeline import api
-from pipeline.api import Paths, Supervision, Tuning, choose_execution
+from pipeline.api import Paths, choose_execution
 from pipeline.runtime import kernels
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.train.run_folder import read_metrics
@@ -143,11 +143,13 @@ def train(out, paths, **more):
         out=out,
         paths=paths,
         limit=N,
-        supervision=Supervision(method="scratch"),
+        method="scratch",
         execution=choose_execution(device="cpu", threads=1),
-        overrides={"epochs": 2, "batch_size": 20, "lr": 0.01},
+        epochs=2,
+        batch_size=20,
+        lr=0.01,
         model="resnet20",
-        **{"tuning": Tuning(amp="bf16"), **more},
+        **{"amp": "bf16", **more},
     )
 
 
@@ -236,11 +238,11 @@ def test_a_compiled_step_whose_gradients_are_wrong_is_refused(paths, tmp_path, m
         return compiled
 
     monkeypatch.setattr("pipeline.train.trainer.torch.compile", bad_compiler)
-    tuning = Tuning(amp="fp32", compiled=True)
+    tuning = {"amp": "fp32", "compiled": True}
     with pytest.raises(RunError, match=r"--compile: the gradients .* off by 5.0% .* leave --compile out"):
-        train(tmp_path / "bad", paths, tuning=tuning)
+        train(tmp_path / "bad", paths, **tuning)
     # one that is right leaves no trace of having been tried
     monkeypatch.setattr("pipeline.train.trainer.torch.compile", lambda step: step)
-    train(tmp_path / "good", paths, tuning=tuning)
-    train(tmp_path / "eager", paths, tuning=Tuning(amp="fp32"))
+    train(tmp_path / "good", paths, **tuning)
+    train(tmp_path / "eager", paths, amp="fp32")
     assert _losses(tmp_path / "good") == _losses(tmp_path / "eager")

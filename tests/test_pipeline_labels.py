@@ -18,8 +18,6 @@ from pipeline import api
 from pipeline.api import (
     Augmentation,
     Paths,
-    Supervision,
-    Tuning,
     choose_execution,
     open_dataset,
     open_training_data,
@@ -174,8 +172,12 @@ def test_cached_and_live_give_the_same_losses_step_by_step(project, stored, tmp_
             "digits",
             out=tmp_path / labels,
             model=small_backbone(),
-            supervision=Supervision(sources=(source,), labels=labels, views=3),
-            overrides={"batch_size": N, "epochs": 200, "lr": 0.01},
+            sources=(source,),
+            labels=labels,
+            views=3,
+            batch_size=N,
+            epochs=200,
+            lr=0.01,
             eval_every=100,
             paths=here,
             **common,
@@ -195,8 +197,10 @@ def train_through(project, out: Path, stores: str, **more) -> list[str]:
         "digits",
         out=out,
         model=small_backbone(),
-        supervision=Supervision(sources=(source,), labels="write-through", views=3),
-        overrides=settings,
+        sources=(source,),
+        labels="write-through",
+        views=3,
+        **settings,
         paths=paths(folder, stores),
         **common,
         **more,
@@ -222,8 +226,12 @@ def test_write_through_fills_the_store_that_stage_one_makes_and_then_reads_it(pr
         "digits",
         out=tmp_path / "cached",
         model=small_backbone(),
-        supervision=Supervision(sources=(source,), labels="cached", views=3),
-        overrides={"epochs": 5, "batch_size": 32, "lr": 0.05},
+        sources=(source,),
+        labels="cached",
+        views=3,
+        epochs=5,
+        batch_size=32,
+        lr=0.05,
         paths=paths(folder, "stores"),
         **common,
     )
@@ -278,8 +286,10 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
             "digits",
             out=tmp_path / "through",
             model=small_backbone(),
-            supervision=Supervision(sources=(source, second), labels="write-through", views=3),
-            overrides=settings,
+            sources=(source, second),
+            labels="write-through",
+            views=3,
+            **settings,
             **here,
         )
     assert asked == ["program:second.pt2"] * 8  # two views of four batches
@@ -287,8 +297,10 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
         "digits",
         out=tmp_path / "cached",
         model=small_backbone(),
-        supervision=Supervision(sources=(source, second), labels="cached", views=3),
-        overrides=settings,
+        sources=(source, second),
+        labels="cached",
+        views=3,
+        **settings,
         **here,
     )
     assert losses(tmp_path / "through") == losses(tmp_path / "cached")
@@ -327,8 +339,11 @@ def test_write_through_keeps_the_top_classes_as_stage_one_does(project, tmp_path
         "digits",
         out=tmp_path / "through",
         model=small_backbone(),
-        supervision=Supervision(sources=(wide,), labels="write-through", views=2),
-        overrides={"epochs": 3, "batch_size": 32},
+        sources=(wide,),
+        labels="write-through",
+        views=2,
+        epochs=3,
+        batch_size=32,
         paths=paths(tmp_path, "two"),
         **common,
     )
@@ -336,8 +351,11 @@ def test_write_through_keeps_the_top_classes_as_stage_one_does(project, tmp_path
         "digits",
         out=tmp_path / "cached",
         model=small_backbone(),
-        supervision=Supervision(sources=(wide,), labels="cached", views=2),
-        overrides={"epochs": 3, "batch_size": 32},
+        sources=(wide,),
+        labels="cached",
+        views=2,
+        epochs=3,
+        batch_size=32,
         paths=paths(tmp_path, "one"),
         **common,
     )
@@ -356,9 +374,12 @@ def test_mixed_logits_and_mixed_pixels(project, stored, tmp_path):
             "digits",
             out=tmp_path / labels,
             model=small_backbone(),
-            supervision=Supervision(sources=(source,), labels=labels, views=3),
-            tuning=Tuning(mixup=1.0),
-            overrides={"epochs": 1, "batch_size": N},
+            sources=(source,),
+            labels=labels,
+            views=3,
+            mixup=1.0,
+            epochs=1,
+            batch_size=N,
             paths=paths(folder, "mixed" if labels == "write-through" else "stores"),
             **common,
         )
@@ -427,9 +448,9 @@ def test_batch_statistics_need_batch_norm_that_is_still_there(tmp_path, project)
         ("cached", RunError, "makes a row depend on its batch, so it cannot be stored; add --labels live"),
         ("live", SourceError, "has no batch norm to take batch statistics in"),
     ):
-        supervision = Supervision(sources=(source,), labels=labels, teacher_bn="batch-stats")
+        supervision = {"sources": (source,), "labels": labels, "teacher_bn": "batch-stats"}
         with pytest.raises(error, match=expected):
-            api.train("digits", out=tmp_path / labels, supervision=supervision, **arguments)
+            api.train("digits", out=tmp_path / labels, **supervision, **arguments)
         assert not (tmp_path / labels).exists()
 
 
@@ -469,12 +490,7 @@ def test_a_store_that_is_being_extended_teaches_with_the_views_that_it_has(proje
     store.grow(4)
     said = Remarks()
     api.train(
-        "digits",
-        out=tmp_path / "run",
-        model=small_backbone(),
-        overrides={"epochs": 1, "batch_size": N},
-        paths=here,
-        **common,
+        "digits", out=tmp_path / "run", model=small_backbone(), epochs=1, batch_size=N, paths=here, **common
     )
     assert "2 of 4 view(s) are finished and no others are used" in said[1]
     assert said[2].startswith("labels: cached, 2 view(s) of")
@@ -491,10 +507,10 @@ def test_stores_of_before_go_on_and_are_not_taken_for_those_of_today(project, tm
     assert Store.open(old).manifest.identity["input"] == InputMap(37).to_dict()
 
     def train(name, **more):
-        taught = Supervision(sources=(source,), labels="cached")
+        taught = {"sources": (source,), "labels": "cached"}
         settings = {"epochs": 1, "batch_size": 32}
         out = tmp_path / name
-        api.train("digits", out=out, supervision=taught, paths=here, overrides=settings, **{**common, **more})
+        api.train("digits", out=out, **taught, paths=here, **settings, **{**common, **more})
         return read_config(out)["augmentation"]
 
     with pytest.raises(StoreMismatch, match=r"input\.scale.*: add --source-input earlier to go on with it"):

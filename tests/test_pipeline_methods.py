@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from cache.store import Store
 from pipeline import api
-from pipeline.api import Paths, Supervision, Tuning, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
+from pipeline.runtime.distributed import World
 from pipeline.source_outputs.choose import stored_sources, stored_teachers
-from pipeline.train.resolve import settings_of
+from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, SourceError
 
@@ -29,9 +30,7 @@ def project(tmp_path_factory):
         "execution": choose_execution(device="cpu", threads=2),
         "limit": N,
     }
-    api.train(
-        "digits", out=folder / "teacher", supervision=Supervision(method="scratch"), overrides=QUICK, **common
-    )
+    api.train("digits", out=folder / "teacher", method="scratch", **QUICK, **common)
     return folder, common
 
 
@@ -45,15 +44,8 @@ def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     assert store.manifest.identity["source"]["architecture"] == "resnet20"
     runs = {}
     for labels in ("cached", "live"):
-        taught = Supervision(method="kd", sources=(teacher,), labels=labels, views=2)
-        api.train(
-            "digits",
-            out=tmp_path / labels,
-            supervision=taught,
-            tuning=Tuning(amp="fp32"),
-            overrides=QUICK,
-            **common,
-        )
+        taught = {"method": "kd", "sources": (teacher,), "labels": labels, "views": 2}
+        api.train("digits", out=tmp_path / labels, **taught, amp="fp32", **QUICK, **common)
         runs[labels] = [m["train_loss"] for m in read_metrics(tmp_path / labels)]
     assert runs["cached"] == runs["live"]
     config = json.loads((tmp_path / "cached" / "config.json").read_text())
@@ -66,17 +58,17 @@ def test_a_student_of_ours_teaches_from_the_store_and_live(project, tmp_path):
     assert stored_teachers(common["paths"].cache_dir, dataset) == ("run:teacher",)
     renamed = replace(dataset, classes=tuple(f"no {name}" for name in dataset.classes))
     assert stored_teachers(common["paths"].cache_dir, renamed) == (), "ten classes, but others"
-    auto = Supervision(method="kd")  # every source with a store, by its recorded name
-    summary = api.train("digits", out=tmp_path / "auto", supervision=auto, overrides=QUICK, **common)
+    auto = {"method": "kd"}  # every source with a store, by its recorded name
+    summary = api.train("digits", out=tmp_path / "auto", **auto, **QUICK, **common)
     assert summary["sources"] == ["run:teacher"]
 
 
 def test_teachers_of_another_task_are_refused(project, tmp_path):
     folder, common = project
     source = f"program:{save_program(folder / 'tiny.pt2')}"
-    taught = Supervision(method="kd", sources=(source,), labels="live")
+    taught = {"method": "kd", "sources": (source,), "labels": "live"}
     with pytest.raises(RunError, match="knows 7 classes and the target has 10"):
-        api.train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
+        api.train("digits", out=tmp_path / "no", **taught, **QUICK, **common)
     with pytest.raises(SourceError, match="nothing: is no run"):
         api.precompute(["digits"], [f"run:{tmp_path / 'nothing'}"], views=1, **common)
     config = json.loads((folder / "teacher" / "config.json").read_text())
@@ -88,21 +80,15 @@ def test_teachers_of_another_task_are_refused(project, tmp_path):
         ((f"run:{tmp_path / 'other'}",), r"knows 10 classes \(no 0, no 1, no 2, \.\.\.\) and digits has 10 "),
         ((), "--method kd needs a teacher of the same task; add --source run:FOLDER"),
     ):
-        taught = Supervision(method="kd", sources=sources, labels="live")
+        taught = {"method": "kd", "sources": sources, "labels": "live"}
         with pytest.raises(RunError, match=message):
-            api.train("digits", out=tmp_path / "no", supervision=taught, overrides=QUICK, **common)
+            api.train("digits", out=tmp_path / "no", **taught, **QUICK, **common)
     assert not (tmp_path / "no").exists()
 
 
 def test_peers_are_all_trained_and_the_first_is_kept(project, tmp_path):
     _, common = project
-    summary = api.train(
-        "digits",
-        out=tmp_path / "dml",
-        supervision=Supervision(method="dml", peers=3),
-        overrides=QUICK,
-        **common,
-    )
+    summary = api.train("digits", out=tmp_path / "dml", method="dml", peers=3, **QUICK, **common)
     last = read_metrics(tmp_path / "dml")[-1]
     assert {"peer_top1/1", "peer_top1/2", "peer_top1/3", "aux_loss/peer 3"} <= set(last)
     assert last["peer_top1/1"] == pytest.approx(last["train_top1"], abs=1e-3)
@@ -118,13 +104,8 @@ def test_maxls_generator_learns_and_is_left_behind(project, tmp_path):
     _, common = project
     states = {}
     for epochs in (1, 2):
-        api.train(
-            "digits",
-            out=tmp_path / f"maxl-{epochs}",
-            supervision=Supervision(method="maxl", psi=3),
-            overrides={**QUICK, "epochs": epochs},
-            **common,
-        )
+        settings = QUICK | {"epochs": epochs}
+        api.train("digits", out=tmp_path / f"maxl-{epochs}", method="maxl", psi=3, **settings, **common)
         states[epochs] = torch.load(tmp_path / f"maxl-{epochs}" / "last.pt", weights_only=True)["method"]
     moved = [
         name
@@ -139,24 +120,17 @@ def test_maxls_generator_learns_and_is_left_behind(project, tmp_path):
     config = json.loads((tmp_path / "maxl-2" / "config.json").read_text())
     assert (config["schedule"], config["primary_loss"], config["psi"]) == ("cosine", "focal", 3)
     with pytest.raises(RunError, match="--method maxl cannot do with --mixup"):
-        api.train(
-            "digits",
-            out=tmp_path / "no",
-            supervision=Supervision(method="maxl"),
-            tuning=Tuning(mixup=0.2),
-            overrides=QUICK,
-            **common,
-        )
+        api.train("digits", out=tmp_path / "no", method="maxl", mixup=0.2, **QUICK, **common)
     assert not (tmp_path / "no").exists()
 
 
 def test_the_gradient_cosine_is_kept_epoch_by_epoch(project, tmp_path):
     folder, common = project
     source = f"program:{save_program(folder / 'tiny.pt2')}"
-    taught = Supervision(sources=(source,), labels="live", views=2, gradient_cosine="record")
-    api.train("digits", out=tmp_path / "run", supervision=taught, overrides=QUICK, **common)
-    plain = replace(taught, gradient_cosine="off")
-    api.train("digits", out=tmp_path / "plain", supervision=plain, overrides=QUICK, **common)
+    taught = {"sources": (source,), "labels": "live", "views": 2, "gradient_cosine": "record"}
+    api.train("digits", out=tmp_path / "run", **taught, **QUICK, **common)
+    plain = taught | {"gradient_cosine": "off"}
+    api.train("digits", out=tmp_path / "plain", **plain, **QUICK, **common)
     recorded, without = (read_metrics(tmp_path / name) for name in ("run", "plain"))
     assert all(-1 <= m[f"gradient_cosine/{source}"] <= 1 for m in recorded)
     assert [m["train_loss"] for m in recorded] == pytest.approx([m["train_loss"] for m in without], rel=1e-5)
@@ -167,34 +141,36 @@ def test_settings_that_do_not_go_together_are_refused(project, tmp_path):
     folder, common = project
     source = f"program:{save_program(folder / 'tiny.pt2')}"
     for supervision, tuning, message in (
-        (Supervision(method="dml", sources=(source,)), None, "--method dml has no sources"),
-        (Supervision(method="maxl"), Tuning(compiled=True), "--method maxl takes gradients within its step"),
+        ({"method": "dml", "sources": (source,)}, {}, "--method dml has no sources"),
+        ({"method": "maxl"}, {"compiled": True}, "--method maxl takes gradients within its step"),
         (
-            Supervision(sources=(source,), labels="live", gradient_cosine="weigh"),
-            Tuning(compiled=True),
+            {"sources": (source,), "labels": "live", "gradient_cosine": "weigh"},
+            {"compiled": True},
             "--gradient-cosine weigh takes gradients within its step",
         ),
-        (Supervision(method="kd", labels="live", sources=(source,)), None, "knows 7 classes"),
+        ({"method": "kd", "labels": "live", "sources": (source,)}, {}, "knows 7 classes"),
     ):
         with pytest.raises(RunError, match=message):
-            api.train(
-                "digits",
-                out=tmp_path / "no",
-                supervision=supervision,
-                tuning=tuning,
-                overrides=QUICK,
-                **common,
-            )
+            api.train("digits", out=tmp_path / "no", **supervision, **tuning, **QUICK, **common)
     assert not (tmp_path / "no").exists()
 
 
 def test_an_unknown_method_is_refused(project, tmp_path):
     _, common = project
     with pytest.raises(RunError, match="--method is 'magic', expected one of sskt, scratch, kd, dml, maxl"):
-        api.train(
-            "digits", out=tmp_path / "no", supervision=Supervision(method="magic"), overrides=QUICK, **common
-        )
+        api.train("digits", out=tmp_path / "no", method="magic", **QUICK, **common)
     assert not (tmp_path / "no").exists()
+
+
+def resolved(target, **settings):
+    return resolve(
+        target,
+        execution=choose_execution(device="cpu"),
+        world=World(),
+        augmentation=Augmentation(),
+        model="resnet3d18" if target == "ucf101" else "resnet20",
+        **settings,
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,13 +198,13 @@ def test_an_unknown_method_is_refused(project, tmp_path):
 )
 def test_what_a_method_would_not_read_is_refused(supervision, tuning, overrides, message):
     with pytest.raises(RunError, match=message):
-        settings_of("digits", Supervision(**supervision), Tuning(**tuning), overrides)
+        resolved("digits", **supervision, **tuning, **overrides)
 
 
 def test_a_recipes_own_settings_are_no_wish():
-    assert settings_of("digits", Supervision(method="maxl"), Tuning(), {"primary_loss": "focal"})
+    assert resolved("digits", method="maxl", primary_loss="focal")
     for method in ("sskt", "scratch", "kd", "dml", "maxl"):
-        assert settings_of("digits", Supervision(method=method), Tuning(), {"epochs": 3, "lr": 0.1})
+        assert resolved("digits", method=method, epochs=3, lr=0.1)
 
 
 def test_smoothed_labels_are_of_cross_entropy(project, tmp_path):
@@ -237,9 +213,10 @@ def test_smoothed_labels_are_of_cross_entropy(project, tmp_path):
         api.train(
             "digits",
             out=tmp_path / "no",
-            supervision=Supervision(method="scratch"),
-            tuning=Tuning(label_smoothing=0.1),
-            overrides={**QUICK, "primary_loss": "focal"},
+            method="scratch",
+            label_smoothing=0.1,
+            **QUICK,
+            primary_loss="focal",
             **common,
         )
     assert not (tmp_path / "no").exists()
@@ -247,4 +224,4 @@ def test_smoothed_labels_are_of_cross_entropy(project, tmp_path):
 
 def test_the_patience_of_a_plateau_moves_with_the_epochs():
     for epochs, patience in ((None, 10), (20, 1), (400, 20)):
-        assert settings_of("ucf101", Supervision(), Tuning(), {"epochs": epochs})["patience"] == patience
+        assert resolved("ucf101", epochs=epochs).patience == patience

@@ -16,7 +16,7 @@ from videos import make_video
 
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, choose_execution
+from pipeline.api import Augmentation, Paths, choose_execution
 from pipeline.data.datasets.video import pack
 from pipeline.data.prepare import open_dataset
 from pipeline.stores.recorded_weights import with_recorded_weights
@@ -60,10 +60,12 @@ class Lab:
         return api.train(
             f"imagefolder:{self.folder / target}",
             out=self.folder / out,
-            supervision=Supervision(sources=sources, **taught),
+            sources=sources,
+            **taught,
             augmentation=SHOWN,
             model="resnet20",
-            overrides={"epochs": 2, "batch_size": 8},
+            epochs=2,
+            batch_size=8,
             **self.options(),
         )
 
@@ -80,9 +82,9 @@ def made(tmp_path_factory):
     make_images(lab.folder / "pics")
     save_program(lab.folder / "tiny.pt2")
     lab.precompute()
-    how = {"augmentation": SHOWN, "model": "resnet20", "overrides": {"epochs": 2, "batch_size": 8}}
+    how = {"augmentation": SHOWN, "model": "resnet20", "epochs": 2, "batch_size": 8}
     for labels in ("cached", "live"):
-        how["supervision"] = Supervision(sources=("program:tiny.pt2",), labels=labels)
+        how |= {"sources": ("program:tiny.pt2",), "labels": labels}
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(lab.folder)
             options = lab.options(data_dir=Path("data"), cache_dir=Path("stores"))
@@ -234,7 +236,7 @@ def test_weights_that_lie_where_they_lay_need_not_be_given_again(tmp_path):
     lab.train("live", sources=(name,), labels="live")
     (tmp_path / "net.pth").write_bytes(b"other")
     paths = lab.options()["paths"]
-    assert with_recorded_weights(name, paths, [Store.open(first.path)], print) == paths
+    assert with_recorded_weights(name, paths, [Store.open(first.path)]) == paths
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ from programs import Tiny, save_program
 import pipeline.precompute.estimate as estimating
 import pipeline.precompute.run as stage_one
 import pipeline.precompute.worker as work
-import pipeline.runtime.execution as execution
+import pipeline.runtime.memory as memory
+import pipeline.stores.fill as fill
 from cache.cleanup import leftovers
 from cache.errors import CacheError, StoreMismatch
 from cache.storage import location
 from cache.store import Store, Unit, find_stores
 from cli import main
 from pipeline import api
-from pipeline.api import Supervision
 from pipeline.commands.options import build_execution
 from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
@@ -144,7 +144,7 @@ def test_independent_processes_share_the_work_and_one_waits_for_the_other(tmp_pa
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, source, number, code):
-    words = [*CLI, source, "--cache-dir", str(tmp_path / "stores"), "--views", "60", "--limit", "300"]
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "stores"), "--views", "24", "--limit", "300"]
     before = signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C, as do their own
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     signal.signal(number, before)
@@ -157,37 +157,37 @@ def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, sou
     )
     assert "Traceback" not in said
     store = only_store(tmp_path / "stores")
-    done = 60 - len(store.pending(60))
-    assert 0 < done < 60
+    done = 24 - len(store.pending(24))
+    assert 0 < done < 24
     assert not list(tmp_path.rglob("*.tmp-*"))
-    (report,) = precompute(tmp_path / "stores", source, views=60, renderer="auto")
-    assert report.rows_done == (60 - done) * 300
-    precompute(tmp_path / "whole", source, views=60, renderer="auto")
+    (report,) = precompute(tmp_path / "stores", source, views=24, renderer="auto")
+    assert report.rows_done == (24 - done) * 300
+    precompute(tmp_path / "whole", source, views=24, renderer="auto")
     assert files_of(store) == files_of(only_store(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
 def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_path, source, n_ranks):
     """A short form of benchmarks/kill_campaign.py."""
-    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "120", "--limit", "300"]
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "60", "--limit", "300"]
     rng = random.Random(n_ranks)
-    left = 120
-    for _ in range(2):
+    left = 60
+    for _ in range(3 - n_ranks):
         world = run_ranks(words, n_ranks, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (
-            (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(120)) < left
+            (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(60)) < left
         ):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.2))
         for rank in world:
             rank.kill()
             rank.communicate()
-        left = len(only_store(tmp_path / "hurt").pending(120))
+        left = len(only_store(tmp_path / "hurt").pending(60))
         assert only_store(tmp_path / "hurt").verify() == []
-    (report,) = precompute(tmp_path / "hurt", source, views=120, renderer="auto")
+    (report,) = precompute(tmp_path / "hurt", source, views=60, renderer="auto")
     assert report.rows_done == left * 300
-    precompute(tmp_path / "whole", source, views=120, renderer="auto")
+    precompute(tmp_path / "whole", source, views=60, renderer="auto")
     assert files_of(only_store(tmp_path / "hurt")) == files_of(only_store(tmp_path / "whole"))
     assert not list(tmp_path.rglob("*.tmp-*"))
 
@@ -197,14 +197,14 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
 def test_with_slow_writes_at_most_one_unit_is_unwritten_and_on_object_stores_half_the_next(
     tmp_path, source, monkeypatch, limit, claims
 ):
-    begin, write = FrozenSource.begin, Store.write_unit
+    submit, write = FrozenSource.submit, Store.write_unit
     rows = {"begun": 0, "written": 0}
     unwritten: list[int] = []
 
     def counted(frozen, pixels):
         rows["begun"] += len(pixels)
         unwritten.append(rows["begun"] - rows["written"])
-        return begin(frozen, pixels)
+        return submit(frozen, pixels)
 
     def slow(store, unit, block):
         time.sleep(0.05)
@@ -212,7 +212,7 @@ def test_with_slow_writes_at_most_one_unit_is_unwritten_and_on_object_stores_hal
         write(store, unit, block)
 
     monkeypatch.setattr(Store, "has_claims", claims)
-    monkeypatch.setattr(FrozenSource, "begin", counted)
+    monkeypatch.setattr(FrozenSource, "submit", counted)
     monkeypatch.setattr(Store, "write_unit", slow)
     precompute(tmp_path / "stores", source, views=4, limit=limit)
     assert rows == {"begun": 4 * limit, "written": 4 * limit}
@@ -319,9 +319,7 @@ def test_stores_behind_a_url_are_filled_shared_and_read(tmp_path, source, monkey
     monkeypatch.delenv("WORLD_SIZE")
     precompute(tmp_path / "local", source, views=4)
     assert only_store(place).view(3).tobytes() == only_store(tmp_path / "local").view(3).tobytes()
-    summary = api.train(
-        "digits", supervision=Supervision(), overrides={"epochs": 1}, out=tmp_path / "run", **common
-    )
+    summary = api.train("digits", epochs=1, out=tmp_path / "run", **common)
     assert summary["labels"] == "cached"
 
 
@@ -330,8 +328,8 @@ def test_views_that_share_a_decode_make_the_same_store(tmp_path, source, rendere
     settings = {"target": f"imagefolder:{shared('data/scene15')}", "views": 6, "renderer": renderer}
     settings["augmentation"] = Augmentation(side_px=48, source_side_px=48)
     kept: list[int] = []
-    memory = work.memory_for_images
-    monkeypatch.setattr(work, "memory_for_images", lambda: kept.append(1) or memory())
+    plenty = work.memory_for_images
+    monkeypatch.setattr(work, "memory_for_images", lambda: kept.append(1) or plenty())
     precompute(tmp_path / "shared", source, limit=60, **settings)
     assert len(kept) == 2, "views 0 to 3 and 4 to 5 are a decode each"
     monkeypatch.setattr(work, "memory_for_images", lambda: 0)
@@ -368,13 +366,12 @@ def test_a_wrong_name_among_targets_costs_no_work(tmp_path, source):
 
 def test_what_is_finished_is_noticed_before_any_picture_or_source_is_touched(tmp_path, source, monkeypatch):
     precompute(tmp_path / "stores", source)
-    import pipeline.precompute.run as stage_one
 
     def never(*_args, **_options):
         raise AssertionError("nothing is to be done")
 
-    monkeypatch.setattr(stage_one, "open_frozen", never)
-    monkeypatch.setattr(stage_one, "Crew", never)
+    monkeypatch.setattr(fill, "open_frozen", never)
+    monkeypatch.setattr(stage_one, "Worker", never)
     said = Remarks(but_for="declares nothing")
     (report,) = precompute(tmp_path / "stores", source)
     assert report.rows_done == 0
@@ -404,28 +401,27 @@ def test_the_top_k_of_a_row_are_those_of_all_logits_and_train(tmp_path):
         10, 1
     ).values
     assert gap.abs().max() < 0.01
-    common = {"augmentation": Augmentation(), "limit": 300, "supervision": Supervision(labels="cached")}
+    common = {"augmentation": Augmentation(), "limit": 300, "labels": "cached"}
     execution = choose_execution(device="cpu", amp="fp32", renderer="torch", threads=2)
     for stores in ("all", "top"):
         paths = Paths(tmp_path / "data", tmp_path / stores)
         out = tmp_path / f"run-{stores}"
-        summary = api.train(
-            "digits", overrides={"epochs": 1}, out=out, paths=paths, execution=execution, **common
-        )
+        summary = api.train("digits", epochs=1, out=out, paths=paths, execution=execution, **common)
         assert summary["labels"] == "cached"
+    said.clear()
     precompute(tmp_path / "top", wide, top_k=70)
     assert said == ["program:wide.pt2: all 80 logits are kept, the top 70 would take no less"]
 
 
 def test_a_large_store_keeps_the_top_64_unless_told_otherwise(tmp_path, monkeypatch):
-    import pipeline.stores.job as job
+    import pipeline.stores.match as match
 
     class Huge(Tiny):
         def forward(self, x):
             return super().forward(x).repeat(1, 30)
 
     huge = f"program:{save_program(tmp_path / 'huge.pt2', Huge())}"
-    monkeypatch.setattr(job, "DENSE_BUDGET", 300 * 210 * 2 * 2 - 1)
+    monkeypatch.setattr(match, "DENSE_BUDGET", 300 * 210 * 2 * 2 - 1)
     said = Remarks(but_for="declares nothing")
     precompute(tmp_path / "stores", huge)
     assert only_store(tmp_path / "stores").top_k == 64
@@ -489,7 +485,7 @@ def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source
         return fail
 
     monkeypatch.setattr(frozen, "compiled", no_compiler)
-    monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
+    monkeypatch.setattr("pipeline.runtime.execution._COMPILE_FROM", 1)
     said = Remarks(but_for="declares nothing")
     precompute(tmp_path / "stores", source)
     assert only_store(tmp_path / "stores").complete
@@ -536,19 +532,19 @@ def test_memory_and_cores_are_those_of_the_container_shared_by_the_ranks_here(tm
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
-    assert execution._memory_limits(tmp_path) == []
+    assert memory._memory_limits(tmp_path) == []
     put("proc/self/cgroup", "0::/job_7/step_0\n")
     put("sys/fs/cgroup/job_7/step_0/memory.max", "max\n")
     put("sys/fs/cgroup/job_7/memory.max", "8000000\n")
-    assert execution._memory_limits(tmp_path) == [8000000]
+    assert memory._memory_limits(tmp_path) == [8000000]
     put("proc/self/cgroup", "5:cpu,memory:/docker/a\n4:cpuset:/docker/a\n")
     put("sys/fs/cgroup/memory/memory.limit_in_bytes", "4000000\n")
-    assert execution._memory_limits(tmp_path) == [4000000]
+    assert memory._memory_limits(tmp_path) == [4000000]
 
-    monkeypatch.setattr(execution, "_memory_limits", lambda: [8000000])
+    monkeypatch.setattr(memory, "_memory_limits", lambda: [8000000])
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert execution.memory_for_images() == 500000
+    assert memory.memory_for_images() == 500000
     assert choose_execution(device="cpu").threads == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert choose_execution(device="cpu").threads == 1
@@ -568,9 +564,9 @@ def test_a_source_that_does_not_run_leaves_no_store_that_holds_on_to_what_failed
 def test_a_store_made_on_a_gpu_goes_on_there_and_is_compared_anywhere(tmp_path, source, monkeypatch):
     stores = tmp_path / "stores"
     with monkeypatch.context() as gpu:
-        made_by, on_gpu = stage_one._made_by, {"compute": "fp16", "rows": 256, "device": "cuda"}
-        gpu.setattr(stage_one, "_made_by", lambda *about: made_by(*about) | on_gpu)
-        gpu.setattr(stage_one, "recorded_forward", lambda *_: Forward())
+        made_by, on_gpu = fill._made_by, {"compute": "fp16", "rows": 256, "device": "cuda"}
+        gpu.setattr(fill, "_made_by", lambda *about: made_by(*about) | on_gpu)
+        gpu.setattr(fill, "recorded_forward", lambda *_: Forward())
         precompute(stores, source)
     store = only_store(stores)
     here = r"\.zarr: its rows were computed in fp16 on a GPU.* another --cache-dir"
@@ -586,9 +582,9 @@ def test_a_store_made_on_a_gpu_goes_on_there_and_is_compared_anywhere(tmp_path, 
     group = FrozenSource._group
 
     def counted(frozen, pixels):
-        rows.append(frozen.forward.rows)
+        rows.append(frozen.forward.batch_size)
         return group(frozen, pixels)
 
     monkeypatch.setattr(FrozenSource, "_group", counted)
     assert CliRunner().invoke(main, [*words, "--recompute", "20"]).exit_code == 0
-    assert set(rows) == {Forward().rows}
+    assert set(rows) == {Forward().batch_size}

@@ -13,7 +13,7 @@ from programs import save_program
 
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Paths, Supervision, choose_execution
+from pipeline.api import Paths, choose_execution
 from pipeline.data.loader import Sampler, shuffled_batches
 from pipeline.runtime.distributed import World
 from sskt.errors import RunError
@@ -26,6 +26,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
+from pipeline import api
 from pipeline.api import *
 from pipeline.train.trainer import Trainer
 from sskt.students import WrappedBackbone
@@ -49,12 +50,12 @@ def watched(self, batch):
     step(self, batch)
 Trainer._take_step = watched
 api.train("digits", out=out, model=WrappedBackbone(network, side_px=32),
-    supervision=Supervision(sources=(source,), labels="cached", views=2), limit=90,
-    paths=Paths(folder / "data", folder / "stores"), overrides={"epochs": 3, "batch_size": 13, "lr": 0.05},
-    execution=choose_execution(device="cpu", threads=1), tuning=Tuning(amp="fp32"))
+    sources=(source,), labels="cached", views=2, limit=90,
+    paths=Paths(folder / "data", folder / "stores"), epochs=3, batch_size=13, lr=0.05,
+    execution=choose_execution(device="cpu", threads=1), amp="fp32")
 if sys.argv[4] == "more":  # and a second run in the same processes
-    api.train("digits", out=out.with_name("second"), supervision=Supervision(method="scratch"), limit=90,
-        paths=Paths(folder / "data", folder / "stores"), overrides={"epochs": 1},
+    api.train("digits", out=out.with_name("second"), method="scratch", limit=90,
+        paths=Paths(folder / "data", folder / "stores"), epochs=1,
         execution=choose_execution(device="cpu", threads=1))
 rank = os.environ.get("RANK", "0")
 out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
@@ -158,36 +159,20 @@ def test_a_rank_reads_only_its_rows_of_a_view(project):
 
 def test_what_processes_cannot_share_is_refused(project, tmp_path, monkeypatch):
     folder, source = project
-    monkeypatch.setattr("pipeline.train.run.joined", _Joined)
+    monkeypatch.setattr("pipeline.train.run.join_world", _Joined)
     arguments = {
         "paths": Paths(folder / "data", folder / "stores"),
         "execution": choose_execution(device="cpu", threads=1),
         "limit": N,
     }
     with pytest.raises(RunError, match=r"a step has 2 samples and 4 processes share them"):
-        api.train(
-            "digits",
-            out=tmp_path / "a",
-            supervision=Supervision(sources=(source,)),
-            overrides={"batch_size": 2},
-            **arguments,
-        )
+        api.train("digits", out=tmp_path / "a", sources=(source,), batch_size=2, **arguments)
     with pytest.raises(
         RunError, match=r"--gradient-cosine weigh compares gradients of whole batches, which 4"
     ):
-        api.train(
-            "digits",
-            out=tmp_path / "c",
-            supervision=Supervision(sources=(source,), gradient_cosine="weigh"),
-            **arguments,
-        )
+        api.train("digits", out=tmp_path / "c", sources=(source,), gradient_cosine="weigh", **arguments)
     with pytest.raises(RunError, match=r"--labels write-through fills a store from one process"):
-        api.train(
-            "digits",
-            out=tmp_path / "b",
-            supervision=Supervision(sources=(source,), labels="write-through"),
-            **arguments,
-        )
+        api.train("digits", out=tmp_path / "b", sources=(source,), labels="write-through", **arguments)
 
 
 class _Joined:
@@ -203,13 +188,13 @@ class _Joined:
 
 SERIES = """
 import torch
-from pipeline.runtime.distributed import joined
+from pipeline.runtime.distributed import join_world
 
-with joined(torch.device("cpu")):
+with join_world(torch.device("cpu")):
     for run in range(3):
-        with joined(torch.device("cpu")) as ranks:
-            assert ranks.gathered((run, ranks.rank)) == [(run, 0), (run, 1)]
-            assert ranks.agreed(ranks.first)
+        with join_world(torch.device("cpu")) as world:
+            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
+            assert world.broadcast(world.is_first)
 """
 
 

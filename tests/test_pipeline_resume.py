@@ -17,7 +17,7 @@ from programs import Tiny, save_program
 
 from cli import main
 from pipeline import api
-from pipeline.api import Paths, Supervision, Tuning, choose_execution
+from pipeline.api import Paths, choose_execution
 from pipeline.train import loop as training
 from pipeline.train.run_folder import RunBusyError, read_student
 from pipeline.train.trainer import Trainer
@@ -66,14 +66,14 @@ def stop_after(monkeypatch, n_steps: int) -> None:
 
 VARIANTS = {
     "multistep": {},
-    "plateau": {"overrides": {"schedule": "plateau"}},
-    "cosine": {"overrides": {"schedule": "cosine"}},
-    "live": {"supervision": {"labels": "live"}},
-    "mixed": {"tuning": Tuning(mixup=0.4, cutmix=1.0, clip_norm=1.0, label_smoothing=0.1)},
-    "module": {"supervision": {"transfer_module": True}},
-    "gradient cosine": {"supervision": {"gradient_cosine": "weigh"}},
-    "dml": {"supervision": {"method": "dml", "sources": (), "peers": 3}},
-    "maxl": {"supervision": {"method": "maxl", "sources": (), "psi": 2, "transfer_module": True}},
+    "plateau": {"schedule": "plateau"},
+    "cosine": {"schedule": "cosine"},
+    "live": {"labels": "live"},
+    "mixed": {"mixup": 0.4, "cutmix": 1.0, "clip_norm": 1.0, "label_smoothing": 0.1},
+    "module": {"transfer_module": True},
+    "gradient cosine": {"gradient_cosine": "weigh"},
+    "dml": {"method": "dml", "sources": (), "peers": 3},
+    "maxl": {"method": "maxl", "sources": (), "psi": 2, "transfer_module": True},
 }
 
 
@@ -81,13 +81,7 @@ VARIANTS = {
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant, monkeypatch, tmp_path):
     _folder, source, common = project
     chosen = VARIANTS[variant]
-    settings = {
-        "overrides": {**SCHEDULE, **chosen.get("overrides", {})},
-        "supervision": Supervision(**{"sources": (source,), **chosen.get("supervision", {})}),
-        "tuning": chosen.get("tuning"),
-        "seed": 3,
-        "eval_every": 2,
-    }
+    settings = {**SCHEDULE, "sources": (source,), "seed": 3, "eval_every": 2, **chosen}
     api.train("digits", out=tmp_path / "whole", **settings, **common)
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)  # between all steps
     stops = (0, 1, 5, 6, 11) if variant == "multistep" else (1, 6)  # an epoch has three
@@ -106,7 +100,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_numbers(project, variant,
 
 def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
     _folder, source, common = project
-    settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE, **common}
+    settings = {"sources": (source,), **SCHEDULE, **common}
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     for renderer, threads, expected in (
         ("torch", 2, []),
@@ -127,7 +121,7 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, tmp_path):
     _folder, source, common = project
-    settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE, **common}
+    settings = {"sources": (source,), **SCHEDULE, **common}
     out = tmp_path / "run"
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as stopping:
@@ -135,10 +129,9 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
         with pytest.raises(KeyboardInterrupt):
             api.train("digits", out=out, **settings)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    holds = (
-        f"from cache.storage import *\nwith alone_in(Path({str(out)!r})): print('in', flush=True); input()"
-    )
-    words = [sys.executable, "-c", holds]
+    holds = "import sys\nfrom cache.storage.local import *\n"
+    holds += "with alone_in(Path(sys.argv[1])): print('in', flush=True); input()"
+    words = [sys.executable, "-c", holds, str(out)]
     with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout.readline() == b"in\n"
@@ -159,7 +152,7 @@ def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):
     words = [sys.executable, "-m", "cli", "train", "--threads", "1"]
     begin = [*words, "--target", "digits", "--source", source, "--limit", str(N), "--lr", "0.05"]
     begin += ["--cache-dir", str(folder / "stores"), "--data-dir", str(folder / "data")]
-    begin += ["--epochs", "100", "--batch-size", "20", "--eval-every", "7"]
+    begin += ["--epochs", "50", "--batch-size", "20", "--eval-every", "7"]
     subprocess.run([*begin, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
     out, moments = tmp_path / "killed", random.Random(5)
     for _ in range(2):
@@ -171,7 +164,7 @@ def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run([*words, "--resume", str(out)], cwd=ROOT, check=True, capture_output=True)
-    assert len(numbers(out)) == 100
+    assert len(numbers(out)) == 50
     assert numbers(out) == numbers(tmp_path / "whole")
     assert student(out) == student(tmp_path / "whole")
 
@@ -190,13 +183,7 @@ def stopped(project, tmp_path, monkeypatch):
     with monkeypatch.context() as stopping:
         stop_after(stopping, 4)
         with pytest.raises(KeyboardInterrupt):
-            api.train(
-                "digits",
-                out=out,
-                supervision=Supervision(sources=(source,)),
-                overrides=SCHEDULE,
-                **common,
-            )
+            api.train("digits", out=out, sources=(source,), **SCHEDULE, **common)
     return out
 
 
@@ -291,7 +278,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
         convolution = torch.nn.Conv2d(3, 8, 3, stride=2)
         return WrappedBackbone(torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(8)), side_px=32)
 
-    settings = {"supervision": Supervision(sources=(source,)), "overrides": SCHEDULE}
+    settings = {"sources": (source,), **SCHEDULE}
     api.train("digits", out=tmp_path / "whole", model=own(), **settings, **common)
     with monkeypatch.context() as stopping:
         stop_after(stopping, 7)
@@ -347,7 +334,7 @@ def test_a_run_goes_on_with_the_store_it_began_with_when_its_source_has_another_
     source = f"program:{save_program(tmp_path / 'net.pt2')}"
     shown = common | {"paths": Paths(tmp_path / "data", tmp_path / "stores")}
     api.precompute(["digits"], [source], views=2, **shown)
-    settings = {"overrides": SCHEDULE, "supervision": Supervision(sources=(source,)), "eval_every": 2}
+    settings = {**SCHEDULE, "sources": (source,), "eval_every": 2}
     api.train("digits", out=tmp_path / "whole", **settings, **shown)
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as stopping:

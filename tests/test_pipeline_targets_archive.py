@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.data.datasets import archive as archive_module
-from pipeline.data.datasets import load_dataset, parse_target, prepare
-from pipeline.data.datasets.registry import Part
+from pipeline.data.datasets import load_dataset, parse_target
+from pipeline.data.datasets.archive import Part, obtain
 from sskt.errors import DownloadError, TargetError
 
 FOLDER = "cifar-10-batches-bin"
@@ -92,7 +92,7 @@ def test_archive_is_fetched_unpacked_and_read(served, tmp_path):
 def test_archive_put_there_by_hand_needs_no_download(tmp_path):
     _pack(tmp_path / "small.tar.gz", _files())
     spec = _spec("http://nowhere.invalid", tmp_path / "small.tar.gz")
-    prepare(spec, tmp_path, download=False)
+    obtain(spec, tmp_path, download=False)
     assert (tmp_path / FOLDER / "test_batch.bin").read_bytes() == _files()["test_batch.bin"]
 
 
@@ -100,18 +100,18 @@ def test_without_download_the_remedy_is_told(tmp_path):
     with pytest.raises(
         TargetError, match=r"bin: batches.meta.txt, .*not found for cifar10; allow the download, or put"
     ):
-        prepare(parse_target("cifar10"), tmp_path, download=False)
+        obtain(parse_target("cifar10"), tmp_path, download=False)
     assert _tree(tmp_path) == []
 
 
 def test_only_missing_files_are_replaced(tmp_path):
     _pack(tmp_path / "small.tar.gz", _files())
     spec = _spec("http://nowhere.invalid", tmp_path / "small.tar.gz")
-    prepare(spec, tmp_path)
+    obtain(spec, tmp_path)
     own = bytes(30730)
     (tmp_path / FOLDER / "data_batch_1.bin").write_bytes(own)
     (tmp_path / FOLDER / "test_batch.bin").unlink()
-    prepare(spec, tmp_path)
+    obtain(spec, tmp_path)
     assert (tmp_path / FOLDER / "data_batch_1.bin").read_bytes() == own
     assert (tmp_path / FOLDER / "test_batch.bin").stat().st_size == 30730
 
@@ -122,7 +122,7 @@ def test_another_archive_under_the_name_is_refused_with_both_digests(tmp_path):
     spec = _spec("http://nowhere.invalid", path, md5="0" * 32)
     found = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(DownloadError) as caught:
-        prepare(spec, tmp_path)
+        obtain(spec, tmp_path)
     assert found in str(caught.value)
     assert "0" * 32 in str(caught.value)
     assert _tree(tmp_path) == ["small.tar.gz"]
@@ -134,7 +134,7 @@ def test_failed_download_leaves_nothing(served, tmp_path):
     data_dir = tmp_path / "data"
     for spec in (_spec(served[1], archive, md5="0" * 32), _spec(f"{served[1]}/absent", archive)):
         with pytest.raises(DownloadError):
-            prepare(spec, data_dir)
+            obtain(spec, data_dir)
     assert not any(path.is_file() for path in data_dir.rglob("*"))
 
 
@@ -158,7 +158,7 @@ def test_wrong_contents_unpack_to_nothing(tmp_path, change, message):
     path = tmp_path / "small.tar.gz"
     _pack(path, change(_files()))
     with pytest.raises(TargetError, match=message):
-        prepare(_spec("http://nowhere.invalid", path), tmp_path)
+        obtain(_spec("http://nowhere.invalid", path), tmp_path)
     assert _tree(tmp_path) == ["small.tar.gz"]
 
 
@@ -170,7 +170,7 @@ def test_damaged_archive_is_one_sentence(tmp_path, damage):
     with pytest.raises(
         TargetError, match=r"small.tar.gz: is not a sound tar archive \(.*\); remove it and run again"
     ):
-        prepare(_spec("http://nowhere.invalid", path), tmp_path)
+        obtain(_spec("http://nowhere.invalid", path), tmp_path)
     assert _tree(tmp_path) == ["small.tar.gz"]
 
 
@@ -187,7 +187,7 @@ def test_link_in_place_of_a_member_is_not_followed(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         tar.addfile(link)
     with pytest.raises(TargetError, match="holds no"):
-        prepare(_spec("http://nowhere.invalid", path), tmp_path)
+        obtain(_spec("http://nowhere.invalid", path), tmp_path)
     assert not (tmp_path / FOLDER).exists()
 
 
@@ -202,9 +202,9 @@ def test_interrupted_unpacking_never_looks_complete(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(archive_module, "_check_size", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare(spec, tmp_path)
+            obtain(spec, tmp_path)
     assert _tree(tmp_path) == ["small.tar.gz"]
-    prepare(spec, tmp_path)
+    obtain(spec, tmp_path)
     assert len(_tree(tmp_path / FOLDER)) == 3
 
 
@@ -219,5 +219,5 @@ def test_full_disk_while_unpacking_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(
         TargetError, match=r"cannot be unpacked into .* \(No space left on device\); make room"
     ):
-        prepare(_spec("http://nowhere.invalid", path), tmp_path)
+        obtain(_spec("http://nowhere.invalid", path), tmp_path)
     assert _tree(tmp_path) == ["small.tar.gz"]

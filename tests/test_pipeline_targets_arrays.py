@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.datasets import load_dataset, parse_target, prepared
-from pipeline.data.datasets.registry import Part
+from pipeline.data.datasets.archive import Part
 from sskt.errors import TargetError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data.datasets import load_dataset, parse_target
-from pipeline.data.datasets.cifar_stl import array_dataset
+from pipeline.data.datasets.dataset import array_dataset
 from pipeline.data.datasets.subset import draws, rank_in_class, stratified
 from sskt.errors import TargetError
 
@@ -21,7 +21,7 @@ def _dataset(n=60, n_classes=4, seed=0):
     pixels = random.integers(0, 256, (n, 5, 6, 3)).astype(np.uint8)
     labels = np.sort(random.integers(0, n_classes, n)).astype(np.int64)
     names = tuple(f"class{i}" for i in range(n_classes))
-    return array_dataset(parse_target("digits"), "train", names, pixels, labels, np.arange(n, dtype=np.int64))
+    return array_dataset("digits", "train", names, pixels, labels, np.arange(n, dtype=np.int64))
 
 
 @settings(max_examples=60, deadline=None)

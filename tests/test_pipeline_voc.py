@@ -11,7 +11,7 @@ from programs import save_program
 from sklearn.metrics import average_precision_score
 
 from pipeline import api
-from pipeline.api import Augmentation, Paths, Supervision, Tuning, choose_execution, open_dataset
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.data.datasets.voc import CLASSES
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, TargetError
@@ -156,9 +156,13 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
     api.precompute(["voc"], [source], views=2, **shown)
     summary = api.train(
         "voc",
-        supervision=Supervision(sources=(source,), labels="cached"),
-        tuning=Tuning(amp="fp32", mixup=0.2),
-        overrides={"epochs": 2, "batch_size": 40, "lr": 0.01},
+        sources=(source,),
+        labels="cached",
+        amp="fp32",
+        mixup=0.2,
+        epochs=2,
+        batch_size=40,
+        lr=0.01,
         out=tmp_path / "run",
         **shown,
     )
@@ -172,18 +176,12 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
     with pytest.raises(
         RunError, match="--primary-loss ce: the pictures of voc have several labels each; use bce"
     ):
-        api.train(
-            "voc",
-            supervision=Supervision(method="scratch"),
-            overrides={"primary_loss": "ce"},
-            out=tmp_path / "no",
-            **shown,
-        )
+        api.train("voc", method="scratch", primary_loss="ce", out=tmp_path / "no", **shown)
     with pytest.raises(RunError, match="the pictures of digits have one label each; use ce or focal"):
         api.train(
             "digits",
-            supervision=Supervision(method="scratch"),
-            overrides={"primary_loss": "bce"},
+            method="scratch",
+            primary_loss="bce",
             out=tmp_path / "no",
             **{**shown, "augmentation": Augmentation()},
         )

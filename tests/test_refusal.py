@@ -17,7 +17,7 @@ from cache.errors import StoreIncomplete, StoreMismatch
 from cache.store import Store, find_stores
 from cli import main
 from pipeline import api
-from pipeline.api import Supervision, open_dataset
+from pipeline.api import open_dataset
 from pipeline.data.augmentation import Augmentation
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Paths
@@ -59,13 +59,14 @@ class Project:
         settings = {"sources": (self.source,), **supervision}
         summary = api.train(
             self.target,
-            supervision=Supervision(**settings),
+            **settings,
             augmentation=augmentation,
             paths=self.paths,
             execution=self.execution,
             out=self.folder / f"run{len(list(self.folder.glob('run*')))}",
             model="resnet20",
-            overrides={"epochs": 1, "batch_size": 6},
+            epochs=1,
+            batch_size=6,
         )
         return summary | {"said": said}
 
@@ -143,7 +144,7 @@ def test_a_picture_moved_to_another_class_is_refused(project):
 def test_other_labels_of_the_same_pictures_change_no_row_and_that_is_said(project, monkeypatch):
     from pipeline.data import prepare as opening
 
-    load = api.load_dataset
+    load = opening.load_dataset
 
     def swapped(spec, split, **options):
         dataset = load(spec, split, **options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sskt.errors import SourceError
-from sskt.sources.answers import kind_of, remarks_on, require_known_kind
+from sskt.sources.answers import remarks_on, require_known_kind, returned_kind
 from sskt.sources.class_order import columns_of, known_orders
 
 
@@ -16,13 +16,13 @@ def logits(n=32, k=7, scale=3.0, seed=0):
 @pytest.mark.parametrize("k", [2, 7, 1000])
 def test_kinds_are_told_apart(k, scale):
     z = logits(k=k, scale=scale)
-    assert kind_of(z) == "logits"
-    assert kind_of(z + 100) == "logits"
-    assert kind_of(z.softmax(dim=1)) == "probabilities"
-    assert kind_of(100 * z.softmax(dim=1)) == "probabilities"
-    assert kind_of(z.softmax(dim=1).half().float()) == "probabilities"
-    assert kind_of(z.log_softmax(dim=1)) == "log-probabilities"
-    assert kind_of(z.sigmoid()) == "sigmoids"
+    assert returned_kind(z) == "logits"
+    assert returned_kind(z + 100) == "logits"
+    assert returned_kind(z.softmax(dim=1)) == "probabilities"
+    assert returned_kind(100 * z.softmax(dim=1)) == "probabilities"
+    assert returned_kind(z.softmax(dim=1).half().float()) == "probabilities"
+    assert returned_kind(z.log_softmax(dim=1)) == "log-probabilities"
+    assert returned_kind(z.sigmoid()) == "sigmoids"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import nn
 
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from sskt.sources.batch_size import fastest_rows
+from sskt.sources.batch_size import fastest_batch_size
 from sskt.sources.contract import Contract
 from sskt.sources.forward import Forward, default_compute
 from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
@@ -48,9 +48,11 @@ def real_source(name):
     return open_source(f"program:{program}", weights_dir=weights.parent)
 
 
-def made_source(module, n_classes=4, side_range_px=None, task="imagenet"):
-    spec = SourceSpec("imagenet", task, "made", n_classes, None, None, IMAGENET_MEAN, IMAGENET_STD, "")
-    return Source(spec, module.eval().requires_grad_(False), "0" * 64, Path("made.pth"), side_range_px)
+def made_source(module, n_classes=4, side_range_px=None, **more):
+    spec = SourceSpec("imagenet", "imagenet", "made", n_classes, IMAGENET_MEAN, IMAGENET_STD)
+    return Source(
+        spec, module.eval().requires_grad_(False), "0" * 64, Path("made.pth"), side_range_px, **more
+    )
 
 
 class Means(nn.Module):
@@ -184,7 +186,7 @@ def test_every_forward_has_the_same_number_of_rows():
             seen.append(len(x))
             return super().forward(x)
 
-    frozen = FrozenSource(made_source(Spy()), InputMap(8), device=CPU, forward=Forward(rows=5))
+    frozen = FrozenSource(made_source(Spy()), InputMap(8), device=CPU, forward=Forward(batch_size=5))
     seen.clear()
     pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8)
     got = frozen.logits(pixels)
@@ -224,7 +226,7 @@ def test_non_finite_rows_are_named(scale, what):
             z = super().forward(x)
             return torch.where(z[:, :1] > 1, z * scale, z)
 
-    frozen = FrozenSource(made_source(Bad()), InputMap(8), device=CPU, forward=Forward(rows=4))
+    frozen = FrozenSource(made_source(Bad()), InputMap(8), device=CPU, forward=Forward(batch_size=4))
     pixels = torch.zeros(11, 3, 8, 8, dtype=torch.uint8)
     pixels[[3, 9]] = 255
     with pytest.raises(
@@ -248,9 +250,9 @@ def test_program_tied_to_a_batch_size_is_named(tmp_path):
     torch.export.save(program, tmp_path / "net.pt2")
     source = open_source(f"program:{tmp_path / 'net.pt2'}", weights_dir=tmp_path)
     with pytest.raises(SourceError, match="takes batches of 2, asked for 16; pass --batch-size 2, or export"):
-        FrozenSource(source, InputMap(32), device=CPU, forward=Forward(rows=16))
+        FrozenSource(source, InputMap(32), device=CPU, forward=Forward(batch_size=16))
     frozen = FrozenSource(source, InputMap(32), device=CPU)
-    assert frozen.forward.rows == 2, "where nobody asks for more"
+    assert frozen.forward.batch_size == 2, "where nobody asks for more"
     assert frozen.logits(torch.zeros(3, 3, 32, 32, dtype=torch.uint8)).shape == (3, 4)
 
 
@@ -263,14 +265,14 @@ def test_rows_are_doubled_until_a_source_takes_no_more(monkeypatch, error):
             return super().forward(x)
 
     def opened(rows):
-        source = made_source(Limited(), task="program")
-        return FrozenSource(source, InputMap(8), device=CPU, forward=Forward(rows=rows))
+        source = made_source(Limited(), is_traced=True)
+        return FrozenSource(source, InputMap(8), device=CPU, forward=Forward(batch_size=rows))
 
     monkeypatch.setattr("sskt.sources.batch_size._GAIN", 0.0)
-    assert fastest_rows(opened, first=4, most=64) == 16
-    assert fastest_rows(opened, first=4, most=8) == 8
+    assert fastest_batch_size(opened, first=4, most=64) == 16
+    assert fastest_batch_size(opened, first=4, most=8) == 8
     with pytest.raises(SourceError, match=r"32 pictures of 8 px in fp32 .*(memory of cpu|batch <= 16)"):
-        fastest_rows(opened, first=32, most=64)
+        fastest_batch_size(opened, first=32, most=64)
 
 
 def test_wrong_shape_of_output_is_named():
@@ -294,7 +296,7 @@ def test_outputs_are_what_the_network_returns_and_logits_what_its_contract_makes
 
     source = made_source(Probabilities())
     source = replace(source, spec=replace(source.spec, contract=Contract(returns="probabilities")))
-    frozen = FrozenSource(source, InputMap(8), device=CPU, forward=Forward(rows=5))
+    frozen = FrozenSource(source, InputMap(8), device=CPU, forward=Forward(batch_size=5))
     pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8)
     means = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD).mean(dim=(2, 3))
     expected = torch.cat([means, means.sum(dim=1, keepdim=True)], dim=1)

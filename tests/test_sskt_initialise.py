@@ -1,4 +1,4 @@
-"""What heads begin with, against the deviations of the released code (METHOD.md, section 4)."""
+"""What heads begin with, against the deviations of the released code (docs/method.md, section 5.2)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_dropout_is_before_the_primary_head_alone_and_while_it_trains():
     torch.manual_seed(0)
     made = Student(build_backbone("resnet20"), 4, {"a": 9}, transfer_module=False, dropout=0.2)
     made.backbone.eval()
-    x = torch.randn(64, 3, 16, 16)
+    x = torch.randn(8, 3, 16, 16)
     pooled = made.backbone(x).pooled
     plain = made.head(pooled)
     primary, auxiliary = made(x)

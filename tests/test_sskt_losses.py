@@ -1,4 +1,4 @@
-"""Losses and metrics against METHOD's formulas written out in float64 numpy."""
+"""Losses and metrics against the formulas of docs/method.md, section 2.2, written out in float64 numpy."""
 
 import numpy as np
 import pytest

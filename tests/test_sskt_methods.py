@@ -9,8 +9,12 @@ from torch.nn import functional as F
 
 from sskt.errors import RunError
 from sskt.losses import kd_divergence
-from sskt.methods import AUXILIARY, Dml, Kd, Maxl, Pairs, Sskt, Terms
+from sskt.methods import AUXILIARY, Dml, Kd, Maxl, Mixture, Sskt
+from sskt.methods.dml import DmlConfig
 from sskt.methods.gradients import cosine, gated, gradients_of
+from sskt.methods.kd import KdConfig
+from sskt.methods.maxl import MaxlConfig
+from sskt.methods.sskt import SsktConfig
 from sskt.schedules import Schedule
 from sskt.students import build_backbone
 from sskt.students.backbone import Backbone, Features
@@ -19,21 +23,27 @@ from sskt.students.student import Student, build_student
 N = 6
 
 
-def terms(**more) -> Terms:
-    settings = {
-        "alpha": 0.3,
-        "temperature": 2.0,
-        "aux_loss": "ce",
-        "kd_reduction": "mean",
-        "primary_loss": "ce",
-    }
-    return Terms(**(settings | more))
+SETTINGS = {
+    "alpha": 0.3,
+    "temperature": 2.0,
+    "aux_loss": "ce",
+    "kd_reduction": "mean",
+    "primary_loss": "ce",
+}
+
+
+def sskt(**more) -> SsktConfig:
+    return SsktConfig(**(SETTINGS | more))
+
+
+def kd(**more) -> KdConfig:
+    return KdConfig(**(SETTINGS | more))
 
 
 def made(**more):
     torch.manual_seed(0)
     student = build_student("resnet20", 4, {"a": 9, "b": 5}, transfer_module=False).eval()
-    objective = Sskt(student, terms(**more), channels_last=False)
+    objective = Sskt(student, sskt(**more), channels_last=False)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (N, 3, 16, 16), generator=generator).byte()
     labels = torch.randint(0, 4, (N,), generator=generator)
@@ -67,7 +77,7 @@ def test_losses_are_the_equations(smoothing, mix):
     student, objective, pixels, labels, logits = made(label_smoothing=smoothing)
     rows = np.arange(N)
     partner, share = np.roll(rows, 1), 0.7
-    pairs = None if mix == "none" else Pairs(torch.from_numpy(partner), torch.tensor(share))
+    pairs = None if mix == "none" else Mixture(torch.from_numpy(partner), torch.tensor(share))
     losses = objective(pixels, labels, logits, pairs, pairs if mix == "both" else None)
     hard, soft = by_hand(student, pixels, labels, logits, smoothing=smoothing)
     primary = hard[rows, labels].mean()
@@ -87,7 +97,7 @@ def test_losses_are_the_equations(smoothing, mix):
 def test_without_sources_it_is_the_hard_loss_alone():
     torch.manual_seed(0)
     student = build_student("resnet20", 4, {}, transfer_module=False).eval()
-    objective = Sskt(student, terms(alpha=9.0, aux_loss="kd"), channels_last=True)
+    objective = Sskt(student, sskt(alpha=9.0, aux_loss="kd"), channels_last=True)
     _, _, pixels, labels, _ = made()
     losses = objective(pixels, labels, {})
     assert losses.total.item() == losses.primary.item()
@@ -137,7 +147,7 @@ def test_distillation_is_hintons_equation():
     student = build_student("resnet20", 4, {}, transfer_module=False).eval()
     teachers = {name: torch.randn(N, 4) for name in ("a", "b")}
     method = Kd(
-        student, terms(alpha=0.9, temperature=4.0, aux_loss="kd", kd_reduction="batchmean"),
+        student, kd(alpha=0.9, temperature=4.0, aux_loss="kd", kd_reduction="batchmean"),
         channels_last=False, teachers={"a": 4, "b": 4},
     )  # fmt: skip
     losses = method(pixels, labels, teachers)
@@ -151,9 +161,9 @@ def test_distillation_is_hintons_equation():
     assert losses.auxiliary.tolist() == pytest.approx(soft, rel=1e-4)
     assert losses.total.item() == pytest.approx(0.1 * hard + 0.9 * np.mean(soft), rel=1e-4)
     with pytest.raises(RunError, match="imagenet knows 1000 classes and the target has 4"):
-        Kd(student, terms(), channels_last=False, teachers={"imagenet": 1000})
+        Kd(student, kd(), channels_last=False, teachers={"imagenet": 1000})
     with pytest.raises(RunError, match="needs a teacher of the same task"):
-        Kd(student, terms(), channels_last=False, teachers={})
+        Kd(student, kd(), channels_last=False, teachers={})
 
 
 def _normal(pixels):
@@ -164,7 +174,7 @@ def _normal(pixels):
 def test_peers_learn_from_one_another_alike():
     _, _, pixels, labels, _ = made()
     peers = [build_student("resnet20", 4, {}, transfer_module=False).eval() for _ in range(3)]
-    method = Dml(peers, terms(), channels_last=False)
+    method = Dml(peers, DmlConfig(), channels_last=False)
     losses = method(pixels, labels, {})
     z = [peer.predict(_normal(pixels)).detach().double().numpy() for peer in peers]
     hard = [-log_softmax(one)[np.arange(N), labels].mean() for one in z]
@@ -179,7 +189,7 @@ def test_peers_learn_from_one_another_alike():
     assert losses.recorded.tolist() == pytest.approx(
         [100 * (o.argmax(1) == labels.numpy()).mean() for o in z]
     )
-    swapped = Dml(peers[::-1], terms(), channels_last=False)(pixels, labels, {})
+    swapped = Dml(peers[::-1], DmlConfig(), channels_last=False)(pixels, labels, {})
     assert swapped.total.item() == pytest.approx(losses.total.item(), rel=1e-6)
     assert swapped.auxiliary.tolist() == pytest.approx(losses.auxiliary.tolist()[::-1], rel=1e-5)
     losses.total.backward()
@@ -188,7 +198,7 @@ def test_peers_learn_from_one_another_alike():
     ]  # what the others say carries no gradient
     torch.testing.assert_close(peers[1].head.weight.grad, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(RunError, match="two or more"):
-        Dml(peers[:1], terms(), channels_last=False)
+        Dml(peers[:1], DmlConfig(), channels_last=False)
 
 
 def _mutual_part(peers, k, pixels, labels):
@@ -219,7 +229,7 @@ def test_maxls_meta_gradient_is_that_of_finite_differences():
     labels = torch.randint(0, 3, (N,))
     student = Student(TinyBackbone(), 3, {AUXILIARY: 6}, transfer_module=False).double()
     generator = Student(TinyBackbone(), 6, {}, transfer_module=False).double()
-    method = Maxl(student, generator, terms(alpha=1.0), psi=2, channels_last=False)
+    method = Maxl(student, generator, MaxlConfig(alpha=1.0, psi=2), channels_last=False)
     method.rate = 0.5
     x = _normal(pixels).double()
 
@@ -265,7 +275,7 @@ def test_maxls_student_learns_its_own_two_losses():
     labels = torch.randint(0, 3, (N,))
     student = Student(TinyBackbone(), 3, {AUXILIARY: 6}, transfer_module=False)
     generator = Student(TinyBackbone(), 6, {}, transfer_module=False)
-    method = Maxl(student, generator, terms(alpha=0.7), psi=2, channels_last=False)
+    method = Maxl(student, generator, MaxlConfig(alpha=0.7, psi=2), channels_last=False)
     method.rate = 0.5
     method(pixels, labels, {}).total.backward()
     p, a = student(_normal(pixels))
@@ -300,7 +310,7 @@ def one_by_one(student, pixels, labels, logits):
     """The gradient of every loss on every weight that it reaches, by autograd alone: name -> gradient."""
     names, weights = zip(*student.named_parameters(), strict=True)
     p, a = student(_normal(pixels))
-    losses = [F.cross_entropy(p, labels), *(terms().auxiliary(a[s], logits[s]) for s in ("a", "b"))]
+    losses = [F.cross_entropy(p, labels), *(sskt().auxiliary(a[s], logits[s]) for s in ("a", "b"))]
     found = [torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) for loss in losses]
     return [{n: g for n, g in zip(names, each, strict=True) if g is not None} for each in found]
 
@@ -325,7 +335,7 @@ def test_a_gate_holds_back_the_shared_weights_alone(kind, scale):
     own, *theirs = one_by_one(student, pixels, labels, logits)
     cosines = [cosine_of(own, each) for each in theirs]
     assert kind == "resnet20" or min(cosines) < 0 < max(cosines), "one gate is shut and one is open"
-    method = Sskt(student, terms(), channels_last=False, gradient_cosine="weigh")
+    method = Sskt(student, sskt(gradient_cosine="weigh"), channels_last=False)
     method.scaled = lambda loss: scale * loss  # as a gradient scaler does
     losses = method(pixels, labels, logits)
     assert losses.recorded.tolist() == pytest.approx(cosines, abs=1e-4)
@@ -348,7 +358,7 @@ def test_cosines_that_are_only_recorded_change_nothing():
     plain(pixels, labels, logits).total.backward()
     before = [weight.grad.clone() for weight in student.parameters()]
     student.zero_grad()
-    method = Sskt(student, terms(), channels_last=False, gradient_cosine="record")
+    method = Sskt(student, sskt(gradient_cosine="record"), channels_last=False)
     losses = method(pixels, labels, logits)
     losses.total.backward()
     assert all(torch.equal(w.grad, g) for w, g in zip(student.parameters(), before, strict=True))
@@ -358,7 +368,7 @@ def test_cosines_that_are_only_recorded_change_nothing():
 
 def test_runs_begun_with_gated_losses_go_on_with_them():
     student, _, pixels, labels, logits = made()
-    method = Sskt(student, terms(), channels_last=False, gradient_cosine="weigh", gates="losses")
+    method = Sskt(student, sskt(gradient_cosine="weigh", gates="losses"), channels_last=False)
     losses = method(pixels, labels, logits)
     weighed = losses.recorded.clamp(min=0) * losses.auxiliary
     assert losses.total.item() == pytest.approx(float(losses.primary + 0.3 * weighed.sum()), rel=1e-5)
@@ -403,18 +413,18 @@ def test_distillation_of_several_labels_asks_every_class_for_itself():
     student = build_student("resnet20", 4, {}, transfer_module=False).eval()
     multi_hot, teacher = torch.randint(0, 2, (N, 4)), torch.randn(N, 4)
     settings = {"alpha": 0.9, "temperature": 4.0, "primary_loss": "bce", "kd_reduction": "mean"}
-    method = Kd(student, terms(**settings, aux_loss="kd"), channels_last=False, teachers={"a": 4})
+    method = Kd(student, kd(**settings, aux_loss="kd"), channels_last=False, teachers={"a": 4})
     losses = method(pixels, multi_hot, {"a": teacher})
     z = student.predict(_normal(pixels)).detach().double().numpy()
     q, p = (1 / (1 + np.exp(-v / 4)) for v in (z, teacher.double().numpy()))
     each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert losses.auxiliary.tolist() == pytest.approx([16 * each.mean()], rel=1e-4)
     with pytest.raises(RunError, match="--aux-loss ce is of one label a picture"):
-        Kd(student, terms(**settings, aux_loss="ce"), channels_last=False, teachers={"a": 4})
+        Kd(student, kd(**settings, aux_loss="ce"), channels_last=False, teachers={"a": 4})
 
 
 def test_gradients_of_a_backbone_that_is_frozen_are_refused_in_words():
     student = build_student("resnet20", 4, {"a": 9}, transfer_module=False)
     student.freeze_until("head")
     with pytest.raises(RunError, match="--gradient-cosine record compares gradients on the backbone's weigh"):
-        Sskt(student, terms(), channels_last=False, gradient_cosine="record")
+        Sskt(student, sskt(gradient_cosine="record"), channels_last=False)

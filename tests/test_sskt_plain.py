@@ -11,7 +11,7 @@ import sskt.sources.frozen as frozen
 from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Paths, Supervision, Tuning, choose_execution
+from pipeline.api import Paths, choose_execution
 from pipeline.runtime import execution
 from sskt.errors import SourceError
 from sskt.sources.forward import Forward
@@ -121,10 +121,12 @@ def test_a_live_source_is_tested_on_the_students_images(tmp_path, source, monkey
         out=tmp_path / "run",
         paths=Paths(tmp_path / "data", tmp_path / "stores"),
         limit=20,
-        supervision=Supervision(sources=(source,), labels="live"),
+        sources=(source,),
+        labels="live",
         execution=choose_execution(device="cpu", threads=1),
-        overrides={"epochs": 1, "batch_size": 20},
-        tuning=Tuning(amp="fp32"),
+        epochs=1,
+        batch_size=20,
+        amp="fp32",
     )
     assert any("compiled in fp32, are off by" in text and text.endswith("in fp32") for text in said)
 

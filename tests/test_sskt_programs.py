@@ -1,5 +1,6 @@
 """Exported programs as people write them: attention, dropout and norms in either mode, outputs in any
-structure, inputs in any precision, batches of any range."""
+structure, inputs in any precision, batches of any range.
+"""
 
 import subprocess
 import sys
@@ -95,8 +96,9 @@ def open_program(path):
     return open_source(f"program:{path}", weights_dir=path.parent)
 
 
-def frozen(source, rows=None):
-    return FrozenSource(source, InputMap(SIDE), device=CPU, forward=rows and Forward(rows=rows), threads=1)
+def frozen(source, batch_size=None):
+    forward = batch_size and Forward(batch_size=batch_size)
+    return FrozenSource(source, InputMap(SIDE), device=CPU, forward=forward, threads=1)
 
 
 def pixels(n):
@@ -364,7 +366,7 @@ def test_rows_of_a_forward_keep_to_the_batches_that_a_program_takes(tmp_path, ba
     x = torch.zeros(n, 3, SIDE, SIDE)
     source = open_program(export(Net(), tmp_path / "net.pt2", batch=batch, x=x))
     found = frozen(source)
-    assert found.forward.rows == rows
+    assert found.forward.batch_size == rows
     with torch.inference_mode():
         torch.testing.assert_close(
             found.logits(pixels(9)).float(), Net()(InputMap(SIDE)(pixels(9))), rtol=2e-3, atol=2e-3
@@ -374,7 +376,7 @@ def test_rows_of_a_forward_keep_to_the_batches_that_a_program_takes(tmp_path, ba
         with pytest.raises(
             SourceError, match=rf"takes batches of .*, asked for {high + 1}; pass --batch-size {high}"
         ):
-            frozen(source, rows=high + 1)
+            frozen(source, batch_size=high + 1)
 
 
 def test_a_program_of_an_operator_that_is_not_here_is_not_called_damaged(tmp_path):

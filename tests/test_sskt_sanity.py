@@ -9,7 +9,7 @@ from programs import Tiny, save_program
 
 from cache.store import Store, find_stores
 from pipeline import api
-from pipeline.api import Paths, Supervision, Tuning, choose_execution
+from pipeline.api import Paths, choose_execution
 from pipeline.train.divergence import DivergedError
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.trainer import Trainer
@@ -48,10 +48,12 @@ def train(folder, **more):
         out=folder / "run",
         paths=Paths(folder / "data", folder / "stores"),
         limit=40,
-        supervision=Supervision(method="scratch"),
+        method="scratch",
         execution=choose_execution(device="cpu", threads=1),
-        overrides={"epochs": 2, "batch_size": 20, "lr": 0.01},
-        tuning=Tuning(amp="bf16"),
+        epochs=2,
+        batch_size=20,
+        lr=0.01,
+        amp="bf16",
         **more,
     )
 

@@ -26,13 +26,13 @@ from pipeline.commands.output import show
 
 @click.group()
 def cache() -> None:
-    """Look at stores and check them."""
+    """List, inspect, check and prune stores."""
 
 
 @cache.command("ls")
 @options(CACHE_DIR, JSON)
 def cache_ls(cache_dir: str, as_json: bool) -> None:
-    """List every store: target, source, sides, views, size."""
+    """List every store: target, source, sizes, views, bytes."""
     from cache.storage import location
     from pipeline.commands.rows import store_rows
 
@@ -46,7 +46,7 @@ def cache_ls(cache_dir: str, as_json: bool) -> None:
 @cache.command("info")
 @options(click.argument("store"), JSON)
 def cache_info(store: str, as_json: bool) -> None:
-    """Show what a store depends on and holds, and what a label costs."""
+    """Show what a store depends on, holds and costs."""
     from cache.storage import location
     from pipeline.commands.rows import store_fields
 
@@ -60,9 +60,9 @@ def cache_info(store: str, as_json: bool) -> None:
 @cache.command("verify")
 @options(
     click.argument("store"),
-    count_option("--recompute", "Ask the source again about N random rows and compare.", name="n_rows"),
+    count_option("--recompute", "Run the source again on N random rows and compare.", name="n_rows"),
     click.option("--repair", is_flag=True, help="Compute damaged units again, and nothing else."),
-    text_option("--target", "Where the pictures are now. [default: as recorded]"),
+    text_option("--target", "Where the images are now. [default: as recorded]"),
     click.option(
         "--weights",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -74,7 +74,7 @@ def cache_info(store: str, as_json: bool) -> None:
         *HOW,
     ),
     together("paths", build_paths, DATA_DIR, CACHE_DIR),
-    count_option("--seed", "Which rows are random.", 0, low=0),
+    count_option("--seed", "Seed of the random rows.", 0, low=0),
     JSON,
 )
 def cache_verify(store: str, as_json: bool, **what: Any) -> None:
@@ -103,16 +103,16 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
 @cache.command("prune")
 @options(
     click.argument("stores", nargs=-1),
-    count_option("--views", "Keep the first N views of each STORE, instead of removing it."),
-    click.option("--dry-run", is_flag=True, help="Only say what would go."),
-    click.option("--yes", is_flag=True, help="Do not ask."),
+    count_option("--views", "Keep the first N views of each STORE instead of removing it."),
+    click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing."),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
     CACHE_DIR,
     JSON,
 )
 def cache_prune(
     stores: tuple[str, ...], views: int | None, dry_run: bool, yes: bool, cache_dir: str, as_json: bool
 ) -> None:
-    """Give disk space back.
+    """Free disk space.
 
     Without a STORE, removes what killed runs left behind in the cache folder; with some, removes these, or
     all their views beyond the first N.

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pipeline.commands.options import RARE
 from pipeline.commands.output import remarks_shown
 from sskt.names import shown
 
@@ -35,12 +36,14 @@ class Sectioned(click.Command):
     """
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write every option once, below its title; those without one come first and last, as declared."""
+        """Write every option once, below its title: those without one first, those that few need last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
                 sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        if RARE in sections:
+            sections[RARE] = sections.pop(RARE)
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
@@ -58,6 +61,8 @@ class FrontDoor(click.Group):
         except KeyboardInterrupt as stop:
             click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
             sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except Exception as error:
             from cache.errors import CacheError
             from sskt.errors import SsktError

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @options(click.argument("name", required=False), JSON)
 def sources(name: str | None, as_json: bool) -> None:
-    """List the sources, or show what NAME wants and returns.
+    """List the sources, or show what NAME expects and returns.
 
     NAME is a listed source, program:FILE.pt2 or run:FOLDER; nothing is downloaded.
     """
@@ -36,7 +36,7 @@ def sources(name: str | None, as_json: bool) -> None:
 @click.command()
 @options(together("paths", build_paths, DATA_DIR, CACHE_DIR), JSON)
 def targets(paths: Paths, as_json: bool) -> None:
-    """List the targets, and which are prepared."""
+    """List the targets, and which of them are prepared."""
     from pipeline.commands.rows import target_rows
 
     show(target_rows(paths), as_json, "target classes student_px source_px plan model prepared")
@@ -45,7 +45,7 @@ def targets(paths: Paths, as_json: bool) -> None:
 @click.command()
 @options(JSON)
 def recipes(as_json: bool) -> None:
-    """List how targets are trained: the paper's table 1, and ours."""
+    """List the training recipes: the paper's table 1, and ours."""
     from pipeline.commands.rows import recipe_rows
 
     columns = "target models epochs lr finetune_lr schedule milestones gamma patience weight_decay"

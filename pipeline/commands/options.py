@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pipeline.runtime.execution import Execution
     from pipeline.runtime.paths import Paths
 
-VIEWS, EXECUTION, PLACES = "What is shown", "How it is computed", "Where things lie"  # sections
+VIEWS, EXECUTION, PLACES = "Augmentation", "Execution", "Files"  # sections
+RARE = "Rarely needed"  # the last section of a page
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -50,17 +51,24 @@ def together(argument: str, build: Callable[..., Any], *decorators: Decorator) -
 
 
 def section(title: str, *decorators: Decorator) -> Decorator:
-    """Options that stand together on the help page of a `pipeline.commands.front.Sectioned` command."""
+    """Options that stand together on the help page of a `pipeline.commands.front.Sectioned` command, except
+    for those that have a section already.
+    """
 
     def apply(function: Callable[..., Any]) -> Callable[..., Any]:
         before = list(getattr(function, "__click_params__", []))
         function = options(*decorators)(function)
         for option in function.__click_params__:  # type: ignore[attr-defined]
-            if option not in before:
+            if option not in before and not hasattr(option, "section"):
                 option.section = title
         return function
 
     return apply
+
+
+def rare(decorator: Decorator) -> Decorator:
+    """An option that few need: it stands in the last section of the page."""
+    return section(RARE, decorator)
 
 
 def build_paths(
@@ -124,11 +132,11 @@ def build_packing(short_px: int, quality: int) -> Packing:
 
 def build_target(target: str | None, split: str | None) -> str | None:
     """A target by name and --split."""
-    from pipeline.data.datasets.registry import TARGETS
+    from pipeline.data.datasets.registry import TARGETS, family_of
 
     if target is None or split is None:
         return target
-    splitting = [name for name, spec in TARGETS.items() if spec.videos is not None]
+    splitting = [name for name, spec in TARGETS.items() if family_of(spec).of_split]
     if target not in splitting:
         raise click.BadParameter(f"is for {' and '.join(splitting)}, not for {target}", param_hint="--split")
     return f"{target}:{split}"
@@ -180,14 +188,14 @@ def text_option(flag: str, text: str, name: str | None = None, **more: Any) -> D
 
 
 DATA_DIR = folder_option(
-    "--data-dir", "data", "Data sets and downloaded weights.", envvar="SSKT_DATA_DIR", show_envvar=True
+    "--data-dir", "data", "Datasets and downloaded weights.", envvar="SSKT_DATA_DIR", show_envvar=True
 )
 CACHE_DIR = click.option(
     "--cache-dir",
     default="stores",
     show_default=True,
     metavar="DIRECTORY|URL",
-    help="Stores and target indexes; s3://bucket/stores and the like keep the stores elsewhere.",
+    help="Stores and dataset indexes; a URL such as s3://bucket/stores keeps the stores elsewhere.",
     envvar="SSKT_CACHE_DIR",
     show_envvar=True,
 )
@@ -197,59 +205,68 @@ WEIGHTS = click.option(
     "--weights",
     multiple=True,
     metavar="NAME=PATH",
-    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors): imagenet=resnet50.pth. Repeatable.",
+    help="Local weights of a source (.pth, .ckpt, .bin, .safetensors), e.g. imagenet=resnet50.pth. "
+    "Repeatable.",
 )
-CONTRACT = click.option(
-    "--contract",
-    "contracts",
-    multiple=True,
-    metavar="NAME=KEY=VALUE",
-    help="What a source wants to see and returns, where its file does not say it: mean=0.5/0.5/0.5,std=0.5, "
-    "range=0/255, channels=bgr, interpolation=bicubic, size=224, returns=logits, log-probabilities, "
-    "probabilities or sigmoids, classes=FILE (one name per line) or an order of the target's names: target, "
-    "numeric, text, case-insensitive or reversed. Several with commas between. Repeatable.",
+CONTRACT = rare(
+    click.option(
+        "--contract",
+        "contracts",
+        multiple=True,
+        metavar="NAME=KEY=VALUE",
+        help="What a source expects and returns, if its file does not declare it: mean=0.5/0.5/0.5, std=0.5, "
+        "range=0/255, channels=bgr, interpolation=bicubic, size=224, returns=logits, log-probabilities, "
+        "probabilities or sigmoids, classes=FILE (one name per line) or an order of the target's names: "
+        "target, numeric, text, case-insensitive or reversed. Separate several by commas. Repeatable.",
+    )
 )
 THREADS = click.option(
     "--threads",
     type=click.IntRange(min=1),
     default=None,
-    show_default="all cores, under torchrun a process's part",
-    help="Threads that decode pictures.",
+    show_default="all cores, shared by torchrun's processes",
+    help="Threads that decode images.",
 )
 HOW = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    choice_option("--renderer", "auto dali torch resident", "auto", "What draws the pictures."),
-    THREADS,
+    rare(
+        choice_option(
+            "--renderer", "auto dali torch resident", "auto", "Backend that decodes and crops images."
+        )
+    ),
+    rare(THREADS),
 )
 SHOWN = (
     text_option(
         "--plan",
-        "pad-crop-flip, random-resized-crop-flip or centre; of clips corner-clip or centre-clip. "
+        "pad-crop-flip, random-resized-crop-flip or centre; for clips corner-clip or centre-clip. "
         "[default: the target's]",
         "plan_kind",
     ),
-    count_option(
-        "--size", "Side in pixels of what the student sees. [default: the target's]", name="side_px"
-    ),
+    count_option("--size", "Side in pixels of the student's input. [default: the target's]", name="side_px"),
     count_option(
         "--source-size",
-        "Side in pixels of what the sources see. [default: 7/3 of --size for small pictures, "
-        "twice for clips, else --size]",
+        "Side in pixels of the sources' input. [default: 7/3 of --size for small images, "
+        "twice --size for clips, else --size]",
         name="source_side_px",
     ),
-    count_option("--clip-frames", "Frames of a clip. [default: 16]", name="n_frames"),
-    count_option("--stride", "Frames from one of a clip's to the next. [default: 1]"),
-    text_option(
-        "--source-frames",
-        "What picture sources see of a clip: center_frame, mean_frame, frames:K, "
-        "frames:K:log-probabilities or reference. [default: center_frame]",
+    rare(count_option("--clip-frames", "Frames per clip. [default: 16]", name="n_frames")),
+    rare(count_option("--stride", "Step between the frames of a clip. [default: 1]")),
+    rare(
+        text_option(
+            "--source-frames",
+            "What image sources see of a clip: center_frame, mean_frame, frames:K, "
+            "frames:K:log-probabilities or reference. [default: center_frame]",
+        )
     ),
-    choice_option(
-        "--source-input",
-        "released earlier",
-        "released",
-        "What sources see: as the released code scales and normalises it, or as in stores made before this "
-        "option was there.",
+    rare(
+        choice_option(
+            "--source-input",
+            "released earlier",
+            "released",
+            "Scale and normalise the sources' input as the released code does, or as stores made before this "
+            "option existed.",
+        )
     ),
 )
 PLANNED = together(  # of what trains; stage one calls the seed --seed
@@ -257,7 +274,7 @@ PLANNED = together(  # of what trains; stage one calls the seed --seed
     build_augmentation,
     section(
         VIEWS,
-        count_option("--plan-seed", "Seed of the augmentation plan: precompute's --seed.", 0, low=0),
+        rare(count_option("--plan-seed", "Seed of the augmentation plan: --seed of precompute.", 0, low=0)),
         *SHOWN,
     ),
 )
@@ -278,21 +295,20 @@ CLIPS = click.option(
     show_default=True,
     metavar="N|all",
     callback=_clips,
-    help="Clips of a video that are looked at: N evenly spaced ones, or all, one after the other, as the "
-    "released test script does.",
+    help="Clips per video: N evenly spaced ones, or all consecutive ones, as in the released test script.",
 )
 BEGINNING = (
     choice_option(
         "--init",
         "released torch",
         None,
-        "What heads begin with. [default: released, of resnet* and resnet3d*; torch for others]",
+        "Initialisation of the heads. [default: released for resnet* and resnet3d*, else torch]",
     ),
     choice_option(
         "--clip-mean",
         "activitynet kinetics",
         "activitynet",
-        "What resnet3d* take off; released: activitynet.",
+        "Mean that resnet3d* subtract; the released code: activitynet.",
     ),
 )
 SPLIT = choice_option("--split", "1 2 3", None, "Official split of ucf101 or hmdb51. [default: 1]")

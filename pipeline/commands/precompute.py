@@ -55,12 +55,12 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
         click.option("--target", "targets", multiple=True, required=True, help="Repeatable."),
         SPLIT,
     ),
-    click.option("--allow-missing", is_flag=True, help="Go on without files that are missing or damaged."),
+    click.option("--allow-missing", is_flag=True, help="Continue without files that are missing or damaged."),
     together(
         "packing",
         build_packing,
-        count_option("--short-side", "Packed frames: short side in pixels.", 128, low=16, name="short_px"),
-        count_option("--quality", "Packed frames: JPEG quality, at most 100.", 90, high=100),
+        count_option("--short-side", "Short side of packed frames in pixels.", 128, low=16, name="short_px"),
+        count_option("--quality", "JPEG quality of packed frames, at most 100.", 90, high=100),
     ),
     together("paths", build_paths, DATA_DIR, CACHE_DIR),
     JSON,
@@ -74,8 +74,8 @@ def prepare(
 ) -> None:
     """Download and check a target; pack its videos.
 
-    Official archives are fetched if they are not there; of folders, every picture is checked and indexed. Of
-    videos, every frame is decoded once and packed under --cache-dir. Stopped half-way, it goes on from there.
+    Official archives are downloaded if they are missing. In folders, every image is checked and indexed.
+    Videos are decoded once and packed under --cache-dir. If stopped, it continues from there.
     """
     from pipeline import api
 
@@ -107,15 +107,16 @@ def prepare(
         ),
         SPLIT,
     ),
-    count_option("--views", "Augmented views of every sample.", 10),
+    count_option("--views", "Augmented views per sample.", 10),
     LIMIT,
     count_option(
         "--top-k",
-        "Keep the K largest logits and the tail's sum; 0: all. [default: all, 64 beyond 100 GB a store]",
+        "Store the K largest logits and the sum of the rest; 0: all. "
+        "[default: all; 64 beyond 100 GB per store]",
         low=0,
     ),
     click.option(
-        "--estimate", is_flag=True, help="Measure for some seconds what it would cost; make nothing."
+        "--estimate", is_flag=True, help="Measure for a few seconds what it would cost, and store nothing."
     ),
     JSON,
     together(
@@ -136,20 +137,20 @@ def prepare(
                 "--amp",
                 "auto fp32 bf16 fp16",
                 "auto",
-                "Precision of the sources; auto: as the store has it, a new one fp16 on CUDA, else fp32.",
+                "Precision of the sources; auto: the store's own; for a new store fp16 on CUDA, else fp32.",
             ),
             click.option(
                 "--batch-size",
                 default="auto",
                 show_default=True,
                 callback=_count_or_auto,
-                help="Rows of one forward; auto: 16 on a CPU, on CUDA what is measured to be fastest.",
+                help="Images per forward; auto: 16 on a CPU, on CUDA the fastest as measured.",
             ),
             click.option(
                 "--compile/--no-compile",
                 "compiled",
                 default=None,
-                help="Compile the sources. [default: for 10,000 pictures and more]",
+                help="Compile the sources. [default: from 10,000 forwards on]",
             ),
             *HOW,
         ),
@@ -157,10 +158,10 @@ def prepare(
     together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
-    """Stage one: keep what sources say of a target.
+    """Stage one: store the logits of frozen sources for a target.
 
-    Every planned view of every training picture is drawn once and shown to each source. Stop at any time:
-    the same command goes on from there, and more --views or another --source extend what is kept. Start it
+    Each source is run once on every planned view of every training image. Stop at any time: the same command
+    continues from there, and more --views or another --source extend the stores. Start it
     several times at once, and the processes share the work; not under torchrun, which ends all when one dies.
     """
     from pipeline import api

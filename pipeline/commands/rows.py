@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from cache.errors import CacheError
-from cache.manifest import flatten
-from cache.storage import Location
-from cache.store import Store, find_stores
+from cache import CacheError, Location, Store, find_stores, flatten
 from pipeline.data.datasets import prepared
-from pipeline.data.datasets.registry import IMAGEFOLDER, TARGETS, VIDEOFOLDER, parse_target
-from pipeline.runtime.paths import Paths
+from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
+from pipeline.runtime import Paths
 from sskt.recipes import all_recipes, recipe_for
-from sskt.sources.contract import assumed, shown
-from sskt.sources.declared import declared_of
-from sskt.sources.exported import read_program
-from sskt.sources.input_map import scaled_side
-from sskt.sources.registry import named_sources, parse_source
+from sskt.sources import assumed, kind_of, kinds, named_sources, parse_source, scaled_side, shown
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
@@ -48,27 +39,20 @@ def source_rows() -> list[dict[str, Any]]:
         {"source": s.name, "architecture": s.architecture, "classes": s.n_classes, "weights": s.weights_note}
         for s in named_sources()
     ]
-    program = {
-        "source": "program:FILE.pt2",
-        "architecture": "any",
-        "classes": None,
-        "weights": "your torch.export program",
-    }
-    run = {"source": "run:FOLDER", "architecture": "any", "classes": None, "weights": "a student of yours"}
-    return [*rows, program, run]
+    return rows + [
+        {"source": form, "architecture": "any", "classes": None, "weights": kind.weights_note}
+        for kind in kinds()
+        if not kind.published()
+        for form in kind.forms
+    ]
 
 
 def source_fields(name: str) -> dict[str, Any]:
     """The contract of one source: what it wants to see and returns, what its classes are, and what is assumed
     because nothing declares it. Raises SourceError for an unknown name or a file that cannot be read.
     """
-    spec, remarks = parse_source(name), []
-    if spec.task == "program":
-        path = Path(name.partition(":")[2]).expanduser()
-        program = read_program(path)
-        declared = declared_of(path)
-        spec = replace(spec.under(declared.contract), n_classes=program.n_classes)
-        remarks = [*declared.said, *declared.remarks]
+    parse_source(name)
+    spec, remarks = kind_of(name).describe(name)
     contract = spec.contract
     named = contract.classes is not None
     return {
@@ -91,30 +75,12 @@ def source_fields(name: str) -> dict[str, Any]:
 
 def target_rows(paths: Paths) -> list[dict[str, Any]]:
     """Every target that can be named, what is shown of it, and whether its files are there."""
-    ready = {*prepared(paths.data_dir, paths.index_dir), "digits"}
-    return [
-        {
-            "target": name,
-            "classes": spec.n_classes,
-            "student_px": spec.side_px,
-            "source_px": scaled_side(spec.side_px, spec.source_scale),
-            "plan": spec.plan_kind,
-            "model": recipe_for(name).models[0],
-            "prepared": name in ready,
-        }
-        for name, spec in TARGETS.items()
-    ] + [
-        {
-            "target": f"{kind}PATH",
-            "classes": None,
-            "student_px": spec.side_px,
-            "source_px": scaled_side(spec.side_px, spec.source_scale),
-            "plan": spec.plan_kind,
-            "model": recipe_for(kind).models[0],
-            "prepared": None,
-        }
-        for kind, spec in ((kind, parse_target(f"{kind}PATH")) for kind in (IMAGEFOLDER, VIDEOFOLDER))
+    ready = prepared(paths.data_dir, paths.index_dir)
+    by_name = [
+        _target_row(name, spec, name in ready or family_of(spec).is_bundled) for name, spec in TARGETS.items()
     ]
+    by_path = [f"{family.name}:PATH" for family in path_families()]
+    return by_name + [_target_row(name, parse_target(name), None) for name in by_path]
 
 
 def recipe_rows() -> list[dict[str, Any]]:
@@ -142,6 +108,18 @@ def recipe_rows() -> list[dict[str, Any]]:
         }
         for recipe in all_recipes()
     ]
+
+
+def _target_row(name: str, spec: DatasetSpec, is_prepared: bool | None) -> dict[str, Any]:
+    return {
+        "target": name,
+        "classes": spec.n_classes,
+        "student_px": spec.side_px,
+        "source_px": scaled_side(spec.side_px, spec.source_scale),
+        "plan": spec.plan_kind,
+        "model": recipe_for(name).models[0],
+        "prepared": is_prepared,
+    }
 
 
 def _store_row(path: Location) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
     from pipeline.runtime.execution import Execution
     from pipeline.runtime.paths import Paths
 
-# a plus before the name of another source: files and folders may have one in theirs
-_BETWEEN_SOURCES = re.compile(r"\+(?=(?:imagenet|places365)(?:[:+]|$)|(?:kinetics|program|run):)")
-
 
 def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
     """NAME=SOURCE pairs."""
@@ -73,10 +69,10 @@ def _numbers(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[
     JSON,
 )
 def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bool) -> None:
-    """See both stages work on handwritten digits.
+    """Run both stages on handwritten digits.
 
-    Few labels, one student, three ways: from scratch, SSKT with cached logits, SSKT with the live sources.
-    The sources are trained on drawn letters and strokes at the first run and kept. Writes a report.
+    Few labels and one student, trained three ways: from scratch, with cached logits, and with live sources.
+    The first run trains the sources, on drawn letters and strokes, and keeps them. Writes a report.
     """
     from pipeline.studies.demo import run_demo
     from pipeline.train.run_folder import new_run_folder
@@ -92,9 +88,9 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
     text_option(
         "--rows", "Numbers, ranges or words of row names, e.g. 1-3,7 or resnet20-sskt. [default: all]"
     ),
-    count_option("--seeds", "Runs of a row.", 3),
-    count_option("--views", "Augmented views of every sample.", 10),
-    number_option("--scale", "Part of the paper's epochs.", default=1.0),
+    count_option("--seeds", "Runs per row.", 3),
+    count_option("--views", "Augmented views per sample.", 10),
+    number_option("--scale", "Fraction of the paper's epochs.", default=1.0),
     LIMIT,
     click.option(
         "--stand-in",
@@ -102,11 +98,13 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
         multiple=True,
         metavar="NAME=SOURCE",
         callback=_pairs,
-        help="Another source in place of a published one, e.g. places365=program:net.pt2. Repeatable.",
+        help="Use another source in place of a published one, e.g. places365=program:net.pt2. Repeatable.",
     ),
     choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
-    click.option("--dry-run", is_flag=True, help="List the rows and what they cost; run nothing."),
-    folder_option("--out", "runs/papers", "Folder of runs and reports; a row of two tables is run once."),
+    click.option("--dry-run", is_flag=True, help="List the rows and their cost; run nothing."),
+    folder_option(
+        "--out", "runs/papers", "Folder of runs and reports; a row that two tables share runs once."
+    ),
     JSON,
     together(
         "execution",
@@ -134,7 +132,7 @@ def reproduce(
     execution: Execution,
     paths: Paths,
 ) -> None:
-    """Run a published table again, and set ours beside it.
+    """Run a published table again, and compare.
 
     Each source looks once at each target for all rows and seeds. Finished runs are skipped and stopped ones
     go on, so the same command continues where it was. The report marks every row with what differs from the
@@ -181,16 +179,21 @@ def reproduce(
 
 @click.command(cls=Sectioned)
 @options(
-    together("target", build_target, text_option("--target", "As of sskt train.", required=True), SPLIT),
+    together("target", build_target, text_option("--target", "As for sskt train.", required=True), SPLIT),
     click.option(
         "--sources",
         "sources",
         multiple=True,
         required=True,
-        help="One set of sources, e.g. places365+imagenet. Repeatable: a row of panels each.",
+        help="One set of sources, e.g. places365+imagenet. Repeatable: one row of panels per set.",
     ),
     click.option(
-        "--temperatures", default="1,3,5,10", show_default=True, metavar="T,T", callback=_numbers, help="T."
+        "--temperatures",
+        default="1,3,5,10",
+        show_default=True,
+        metavar="T,T",
+        callback=_numbers,
+        help="Temperatures to try.",
     ),
     click.option(
         "--alphas",
@@ -198,17 +201,19 @@ def reproduce(
         show_default=True,
         metavar="A,A",
         callback=_numbers,
-        help="Alpha.",
+        help="Alphas to try.",
     ),
-    choice_option("--transfer-module", "no yes both", "no", "Without, with, or a column of panels each."),
+    choice_option(
+        "--transfer-module", "no yes both", "no", "Without, with, or one column of panels for each."
+    ),
     choice_option("--aux-loss", "ce kd focal", None, "Loss of the source heads. [default: the recipe's]"),
-    count_option("--seeds", "Runs of a point.", 1),
-    count_option("--views", "Augmented views of every sample.", 10),
-    count_option("--epochs", "[default: the recipe's]"),
-    text_option("--model", "[default: the recipe's]"),
+    count_option("--seeds", "Runs per point.", 1),
+    count_option("--views", "Augmented views per sample.", 10),
+    count_option("--epochs", "Epochs per run. [default: the recipe's]"),
+    text_option("--model", "Student. [default: the recipe's]"),
     LIMIT,
     choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
-    folder_option("--out", None, "Folder of runs, table and picture. [default: runs/sweep-<target>]"),
+    folder_option("--out", None, "Folder of runs, table and figure. [default: runs/sweep-<target>]"),
     JSON,
     PLANNED,
     together(
@@ -236,7 +241,7 @@ def sweep(
     as_json: bool,
     **what: Any,
 ) -> None:
-    """Train over temperature and alpha, and draw the accuracy.
+    """Train over temperature and alpha, and plot the accuracy.
 
     The picture is that of the paper's figure 4. All runs read the same stores. Finished runs are skipped and
     stopped ones go on.
@@ -244,11 +249,10 @@ def sweep(
     from pipeline import api
     from pipeline.data.datasets.registry import target_slug
     from pipeline.studies.sweep import Grid
+    from sskt.sources.registry import split_names
 
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
-    grid = Grid(
-        tuple(tuple(_BETWEEN_SOURCES.split(names)) for names in sources), temperatures, alphas, modules, seeds
-    )
+    grid = Grid(tuple(split_names(names) for names in sources), temperatures, alphas, modules, seeds)
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"epochs": epochs, "aux_loss": aux_loss}
     rows = api.sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)
@@ -267,23 +271,24 @@ def sweep(
     click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option(
         "--picture",
+        "image",
         type=click.Path(path_type=Path, dir_okay=False),
         help="An image file. [default: a test sample]",
     ),
     count_option("--sample", "Id of a test sample of the first run. [default: the first]", low=0),
-    text_option("--class", "Map this class. [default: what each student says]", name="class_name"),
+    text_option("--class", "Class to map. [default: each student's own answer]", name="class_name"),
     click.option(
         "--out",
         type=click.Path(path_type=Path, dir_okay=False),
         default=Path("explain.png"),
         show_default=True,
-        help="The PNG to draw.",
+        help="PNG file to write.",
     ),
     together("execution", build_execution, *HOW),
     JSON,
 )
 def explain(out: Path, as_json: bool, **what: Any) -> None:
-    """Draw where several students look in one picture.
+    """Show where several students look in one image.
 
     Grad-CAM of the last block, as in the paper's figure 1: one panel for each of the RUNS.
     """

@@ -10,10 +10,17 @@ from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan
 from pipeline.runtime import coerce
 from sskt.errors import RunError
 from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
-from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
-from sskt.sources.contract import shown
-from sskt.sources.input_map import InputMap, scaled_side
-from sskt.sources.source import SourceSpec
+from sskt.sources import (
+    CENTER_FRAME,
+    CLIP,
+    REFERENCE,
+    ClipFrames,
+    InputMap,
+    SourceSpec,
+    kind_of,
+    scaled_side,
+    shown,
+)
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
@@ -48,7 +55,7 @@ class Augmentation:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
         side = self._side(spec)
         kind = self.kind or spec.plan_kind
-        possible = _CLIP_PLANS if spec.videos else _IMAGE_PLANS
+        possible = _CLIP_PLANS if spec.holds_videos else _IMAGE_PLANS
         if kind not in possible:
             raise RunError(f"--plan is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
         if kind == "corner-clip":
@@ -65,7 +72,7 @@ class Augmentation:
         `n_clips` views for videos.
         """
         side = self._side(spec)
-        if spec.videos:
+        if spec.holds_videos:
             n_frames, stride = self._clip(spec)
             return CentreClip(side, n_frames, stride, n_clips)
         return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
@@ -87,10 +94,10 @@ class Augmentation:
                 f"--source-input is {self.source_input!r}, expected one of {', '.join(SOURCE_INPUTS)}"
             )
         earlier = self.source_input == EARLIER
-        if not spec.videos:
+        if not spec.holds_videos:
             if source.reads_clips:
                 raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
-            scale = Fraction(1) if source.task == "run" else spec.source_scale
+            scale = Fraction(1) if kind_of(source.task).sees_target_size else spec.source_scale
             side = scaled_side(self._side(spec), scale)
             is_rounded = (
                 not (self.source_side_px or source.contract.size) and side != self._side(spec) * scale
@@ -99,15 +106,14 @@ class Augmentation:
             return replace(self._contract_map(source, side, None), scale=by)
         n_frames, _ = self._clip(spec)
         if source.reads_clips:
-            of_3d_resnets = earlier and source.task == "kinetics" and source.mean == ACTIVITYNET_MEAN
-            mean = KINETICS_MEAN if of_3d_resnets else source.mean
+            mean = (source.earlier_mean if earlier else None) or source.mean
             side = source.contract.size or self._side(spec)
             clip_map = self._contract_map(source, side, ClipFrames(CLIP, n_frames))
             return replace(clip_map, side_px=side, mean=mean)
         name = self.source_frames or CENTER_FRAME
         frames = ClipFrames.parse(name, n_frames)
         if name == REFERENCE:
-            if source.task == "program" and source.contract.declares_pixels:
+            if kind_of(source.task).is_foreign and source.contract.declares_pixels:
                 raise RunError(
                     f"--source-frames {REFERENCE} takes the released code's mean off and scales nothing, and "
                     f"{source.name} declares mean {shown(source.mean)}, std {shown(source.std)}; choose "

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.runtime.device import to_device
+from pipeline.runtime import to_device
 from sskt.errors import RunError
-from sskt.methods import Pairs
+from sskt.methods import Mixture
 
 _PURPOSE = 1  # within the random stream of (seed, epoch); the sample order is 0
 
@@ -36,7 +36,7 @@ class Mixing:
 
     def __call__(
         self, pixels: torch.Tensor, *, seed: int, epoch: int, step: int
-    ) -> tuple[torch.Tensor, Pairs]:
+    ) -> tuple[torch.Tensor, Mixture]:
         """Mix uint8 (N, 3, H, W) or (N, 3, D, H, W); returns the mixtures, and their partners and shares.
 
         Row n's partner is row n - 1, since batches are already shuffled.
@@ -52,7 +52,7 @@ class Mixing:
             blend = pixels.float() * share + others.float() * (1 - share)
             mixed = blend.round().to(torch.uint8)
         partner = torch.arange(len(pixels), device=pixels.device).roll(1)
-        return mixed, Pairs(partner, to_device(torch.tensor(share, dtype=torch.float32), pixels.device))
+        return mixed, Mixture(partner, to_device(torch.tensor(share, dtype=torch.float32), pixels.device))
 
 
 def _paste_window(

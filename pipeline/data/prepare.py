@@ -8,12 +8,10 @@ from typing import Any
 from pipeline.data.datasets import has_val, load_dataset, parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.left_out import UnusableFiles
-from pipeline.data.datasets.registry import SPLITS
+from pipeline.data.datasets.registry import SPLITS, family_of
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.video.pack import Packing
-from pipeline.data.datasets.video.prepare import prepare_videos
-from pipeline.runtime import coerce
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths, coerce
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +26,7 @@ def prepare(
     """
     spec, rows = parse_target(coerce.text(target, "target")), []
     datasets: dict[str, Dataset] = {}
-    if spec.videos is not None:
-        prepare_videos(
-            spec, paths.data_dir, paths.index_dir, packing=packing or Packing(), allow_missing=allow_missing
-        )
+    family_of(spec).prepare(spec, paths.data_dir, paths.index_dir, packing or Packing(), allow_missing)
     said = set[str]()
     for split in ("train", "val", "test") if has_val(spec, paths.data_dir) else SPLITS:
         try:
@@ -52,7 +47,7 @@ def prepare(
             }
         )
     for sentence in same_bytes(spec, datasets, paths.index_dir):
-        log.info(sentence)
+        log.warning(sentence)
     return rows
 
 
@@ -70,5 +65,5 @@ def open_dataset(
     for note in (*dataset.notes, *empty_classes(dataset)):
         if note not in said:
             said.add(note)
-            log.info(note)
+            log.warning(note)
     return dataset

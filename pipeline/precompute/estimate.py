@@ -9,19 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import CacheError
-from cache.storage import TEMPORARY, Location, write_durably
+from cache import TEMPORARY, CacheError, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.runtime.execution import Execution, render_batch_size
-from pipeline.stores.job import Job
-from pipeline.stores.match import Destination, destination
-from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
+from pipeline.runtime import Execution, render_batch_size
+from pipeline.stores import Destination, Job, choose_forward, destination, open_frozen, recorded_forward
 from sskt.errors import RunError
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import Source
+from sskt.sources import FrozenSource, InputMap, Source
 from sskt.topk import row_width
 
 _PROBE_PICTURES = 512
@@ -107,8 +102,8 @@ def _rows_left(job: Job, place: Destination) -> int:
 
 def _asking_rate(frozen: FrozenSource) -> float:
     """Pictures per second through a source, for some seconds."""
-    batch = render_batch_size(frozen.forward.rows)
-    pixels = frozen.black(batch)
+    batch = render_batch_size(frozen.forward.batch_size)
+    pixels = frozen.dummy_input(batch)
     frozen.logits(pixels)
     return batch * _per_second(lambda: frozen.logits(pixels))
 

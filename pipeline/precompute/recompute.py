@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreIncomplete
-from cache.store import Store
+from cache import Store, StoreIncomplete
 from cache.unit import Unit
 from pipeline.data.render import Renderer, in_batches, open_renderer
-from pipeline.runtime.execution import Execution, render_batch_size
-from pipeline.stores.reopen import Origin
-from sskt.sources.frozen import FrozenSource
+from pipeline.runtime import Execution, render_batch_size
+from pipeline.stores import Origin
+from sskt.sources import FrozenSource
 from sskt.topk import decode, encode
 
 COSINE = 0.999  # a row below it is not what the source says of its pixels
@@ -68,7 +67,7 @@ def recompute(
         stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
         picks.append((view, rows.start + inside))
         names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
-    batch = render_batch_size(frozen.forward.rows)
+    batch = render_batch_size(frozen.forward.batch_size)
     with (
         closing(open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)) as renderer,
         closing(_drawn(renderer, picks, batch)) as drawn,

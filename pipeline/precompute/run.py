@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from cache.storage import Location
+from cache import Location
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
 from pipeline.data.datasets import parse_target, prepared
 from pipeline.data.datasets.registry import target_slug
@@ -22,24 +22,29 @@ from pipeline.data.prepare import open_dataset
 from pipeline.data.render import open_renderer
 from pipeline.precompute.estimate import estimate_job
 from pipeline.precompute.worker import Worker
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, choose_execution, render_batch_size
-from pipeline.runtime.paths import Paths, require_named
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.remarks import mute_remarks
-from pipeline.stores.alike import sound_stores
-from pipeline.stores.class_check import say_what_rows_know
-from pipeline.stores.contracts import open_named
-from pipeline.stores.fill import SourceStore, open_source_store
-from pipeline.stores.job import Job
-from pipeline.stores.match import destination
-from pipeline.stores.recorded_weights import with_recorded_weights
+from pipeline.runtime import (
+    Execution,
+    Paths,
+    Progress,
+    World,
+    choose_execution,
+    coerce,
+    mute_remarks,
+    render_batch_size,
+    require_named,
+)
+from pipeline.stores import (
+    Job,
+    SourceStore,
+    destination,
+    open_named,
+    open_source_store,
+    say_what_rows_know,
+    sound_stores,
+    with_recorded_weights,
+)
 from sskt.errors import RunError, TargetError
-from sskt.sources.clip_frames import ClipFrames
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import source_slug
-from sskt.sources.source import Source
+from sskt.sources import ClipFrames, InputMap, Source, source_slug
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +87,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
     if not todo:
         log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
-        rows = max(work.frozen.forward.rows for work in works if work.frozen)
-        batch = render_batch_size(rows)
+        batch = render_batch_size(max(work.frozen.forward.batch_size for work in works if work.frozen))
         renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
@@ -200,7 +204,7 @@ def _jobs(
             input_map = augmentation.input_map(spec, source.spec)
             size = source.spec.contract.size
             if size is not None and size != input_map.side_px:
-                log.info(
+                log.warning(
                     f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
                 )
             together.setdefault(input_map.frames, []).append((source, input_map))
@@ -220,7 +224,7 @@ def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None
         if now.exists:
             continue
         if before.exists:
-            log.info(
+            log.warning(
                 f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
                 f"them, a new store is filled; --source-input earlier goes on with that one"
             )

@@ -14,28 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreDamaged
-from cache.layout import TABLES, table_sha256, write_table
-from cache.repair import restore_metadata
-from cache.storage import Location
-from cache.store import Problem, Store
+from cache import TABLES, Location, Problem, Store, StoreDamaged, repair_metadata, table_sha256, write_table
 from cache.unit import Unit
 from pipeline.data.plan import plan_from
 from pipeline.data.render import open_renderer
 from pipeline.precompute.recompute import Agreement, recompute
 from pipeline.precompute.worker import Worker
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, render_batch_size
-from pipeline.runtime.paths import Paths
-from pipeline.runtime.progress import Progress
-from pipeline.stores.fill import SourceStore
-from pipeline.stores.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
-from pipeline.stores.reopen import Origin, open_dataset_of, open_origin
-from pipeline.stores.sources import open_frozen, recorded_forward
-from sskt.sources.forward import Forward, default_rows
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
+from pipeline.runtime import Execution, Paths, Progress, World, coerce, render_batch_size
+from pipeline.stores import (
+    PROBE_SAMPLES,
+    Origin,
+    SourceStore,
+    open_dataset_of,
+    open_frozen,
+    open_origin,
+    probe_pixels,
+    recorded_forward,
+    seen_by,
+)
+from sskt.sources import Forward, FrozenSource, InputMap, default_batch_size
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +79,7 @@ def verify(
     """
     path, weights = coerce.place(path, "path"), None if weights is None else coerce.path(weights, "weights")
     n_rows, seed = coerce.whole_or_none(n_rows, "n_rows", low=0), coerce.seed(seed)
-    mended = restore_metadata(path) if repair else []
+    mended = repair_metadata(path) if repair else []
     store = Store.open(path)
     problems = store.verify()
     if problems and repair:
@@ -139,7 +136,7 @@ def _redo(
     store: Store, origin: Origin, frozen: FrozenSource, units: list[Unit], execution: Execution
 ) -> None:
     """Compute just these units again."""
-    batch = render_batch_size(frozen.forward.rows)
+    batch = render_batch_size(frozen.forward.batch_size)
     renderer = open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:
@@ -161,7 +158,7 @@ def _teacher(store: Store, origin: Origin, execution: Execution, *, exact: bool)
             log.info(
                 f"the rows were computed in {forward.compute} on a GPU; this CPU compares them with fp32"
             )
-            forward = Forward("fp32", default_rows(execution.device), forward.compiled)
+            forward = Forward("fp32", default_batch_size(execution.device), forward.compiled)
     return open_frozen(
         origin.source,
         origin.input_map,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cache.storage import Location, location
+from cache import Location, location
 from sskt.errors import RunError
 from sskt.recipes import SETTINGS
 from sskt.students import Backbone
@@ -107,14 +107,15 @@ def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -
 
 def setting(name: str, value: Any) -> Any:
     """One override, as a config holds it. Raises RunError if the recipe's field has another type."""
-    if name in ("epochs", "batch_size", "patience"):
+    if name in ("epochs", "batch_size", "patience", "peers", "psi"):
         return whole(value, name)
     if name == "milestones":
         each = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
         return tuple(whole(epoch, "one of milestones") for epoch in each)
     if name in ("schedule", "aux_loss", "primary_loss"):
         return text(value, name)
-    return number(value, name) if name in SETTINGS else value
+    is_number = name in SETTINGS or name in ("clip_norm", "mixup", "cutmix", "label_smoothing")
+    return number(value, name) if is_number else value
 
 
 def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Iterable[Any]:

@@ -11,10 +11,10 @@ import torch
 from pipeline.runtime import coerce
 from pipeline.runtime.memory import n_local_processes
 from sskt.errors import RunError
-from sskt.sources.forward import DTYPES, Forward, default_compute, default_rows
+from sskt.sources import DTYPES, Forward, default_batch_size, default_compute
 
-_COMPILE_FROM = 10_000  # forwards that repay some ten seconds of compiling, even at 74 px
-_RENDER_BATCH = 64  # images; one forward's rows if those are more
+_COMPILE_FROM = 10_000  # images that repay some ten seconds of compiling, even at 74 px
+_RENDER_BATCH = 64  # images; one forward's if those are more
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Execution:
     compute: str | None = None  # precision of frozen networks: fp32, bf16, fp16; None: the store's
     renderer: str = "auto"
     threads: int = 2
-    rows: int | None = None  # per forward of a frozen network; None: whatever is fastest on this machine
+    batch_size: int | None = None  # per forward of a frozen network; None: the fastest on this machine
     compiled: bool | None = None  # compile frozen networks; None: if the job is long enough to repay it
 
     @property
@@ -33,15 +33,16 @@ class Execution:
         """Precision of frozen networks unless a store prescribes one."""
         return self.compute or default_compute(self.device)
 
-    def forward(self, n_forwards: int, *, rows: int | None = None) -> Forward:
-        """How to compute a job of `n_forwards` images; `rows` is the measured fastest batch."""
-        compiled = n_forwards >= _COMPILE_FROM if self.compiled is None else self.compiled
-        return Forward(self.precision, self.rows or rows or default_rows(self.device), compiled)
+    def forward(self, n_images: int, *, fastest: int | None = None) -> Forward:
+        """How to compute a job of `n_images`; `fastest` is the batch size that was measured to be fastest."""
+        compiled = n_images >= _COMPILE_FROM if self.compiled is None else self.compiled
+        batch_size = self.batch_size or fastest or default_batch_size(self.device)
+        return Forward(self.precision, batch_size, compiled)
 
 
-def render_batch_size(rows: int) -> int:
-    """Images per rendered batch: a whole number of forwards of `rows`."""
-    return max(1, _RENDER_BATCH // rows) * rows
+def render_batch_size(batch_size: int) -> int:
+    """Images per rendered batch: a whole number of forwards of `batch_size`."""
+    return max(1, _RENDER_BATCH // batch_size) * batch_size
 
 
 def choose_execution(
@@ -55,7 +56,7 @@ def choose_execution(
 ) -> Execution:
     """Choose the device and how frozen networks run; `auto` takes CUDA (torchrun's local rank) and the
     fastest precision that is exact enough. `threads` decode (default: one per core, shared by torchrun's
-    processes on this machine); `batch_size` is the rows per forward. A CUDA device becomes torch's current
+    processes on this machine); `batch_size` is that of one forward. A CUDA device becomes torch's current
     one.
     """
     threads = coerce.whole_or_none(threads, "threads")
@@ -67,7 +68,7 @@ def choose_execution(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compute = None if amp == "auto" else amp
     threads = threads or max(1, (os.cpu_count() or 1) // n_local_processes())
-    return Execution(chosen, compute, renderer, threads, rows=batch_size, compiled=compiled)
+    return Execution(chosen, compute, renderer, threads, batch_size, compiled=compiled)
 
 
 def _device(name: str) -> torch.device:

@@ -6,14 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache.storage import Location
+from cache import Location, local_path
 from pipeline.runtime import coerce
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.names import quoted
-from sskt.sources.contract import Contract
-from sskt.sources.registry import parse_source
-from sskt.sources.run import WEIGHTS
+from sskt.sources import Contract, kind_of, parse_source
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # the commands' defaults
 
@@ -34,7 +32,7 @@ class Paths:
     cache_dir: Location = Path("stores")  # or an object store's URL
     weights: Mapping[str, Path] = field(default_factory=dict)  # source name -> local file
     contracts: Mapping[str, Contract] = field(default_factory=dict)  # source name -> as the user declares it
-    moved: Mapping[str, Path] = field(default_factory=dict)  # program: or run: -> its present path
+    moved: Mapping[str, Path] = field(default_factory=dict)  # source named by its path -> its present path
 
     def __post_init__(self) -> None:
         """Paths may be given as text. Raises RunError for anything else."""
@@ -57,14 +55,10 @@ class Paths:
 
         Raises SourceError for an unknown source, or local weights that cannot be read.
         """
-        spec = parse_source(source)
+        parse_source(source)
         path = self.weights.get(source)
         if path is None:
-            if spec.task in ("program", "run"):
-                path = Path(self.lying(source).partition(":")[2]).expanduser()
-                path = path / WEIGHTS if spec.task == "run" else path
-            else:
-                path = self.weights_dir / (spec.url or source).rpartition("/")[2]
+            path = kind_of(source).weights_path(self.lying(source), self.weights_dir)
             if not path.is_file():
                 return None
         try:
@@ -77,7 +71,7 @@ class Paths:
     def lying(self, source: str) -> str:
         """The name that opens `source` on this machine: for a program or run, with its present path."""
         path = self.moved.get(source)
-        return source if path is None else f"{source.partition(':')[0]}:{path}"
+        return source if path is None else kind_of(source).name_at(path)
 
     def contract_of(self, source: str) -> Contract | None:
         """The contract that the user gives for a source; programs and runs may be named without their
@@ -88,7 +82,7 @@ class Paths:
         return self.contracts.get(source, matching[0] if matching else None)
 
     def of(self, sources: Collection[str]) -> Paths:
-        """Keep only the weights and contracts of `sources`: a run would reject others as typos."""
+        """Keep only these sources' weights and contracts: a run would reject others as typos."""
         return replace(
             self,
             weights={name: path for name, path in self.weights.items() if name in sources},
@@ -99,7 +93,7 @@ class Paths:
     @property
     def index_dir(self) -> Path:
         """The folder of target indexes: beside the stores, since data may be on a read-only disk."""
-        return self.cache_dir / "indexes" if isinstance(self.cache_dir, Path) else self.data_dir / "indexes"
+        return (local_path(self.cache_dir) or self.data_dir) / "indexes"
 
     @property
     def kernels_file(self) -> Path:

@@ -1,4 +1,8 @@
-"""Remarks: what a user should know about a run, sent through Python's logging."""
+"""Remarks: what a user should know about a run, sent through Python's logging.
+
+Anything assumed, left out or replaced is a WARNING, which Python prints even without a handler; anything
+merely of interest is INFO. The command line shows both.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry them, at INFO or above
-
 
 @contextmanager
 def mute_remarks() -> Iterator[None]:
     """Drop all remarks below ERROR, for callers that only look at what would be done."""
-    root = logging.getLogger(ROOTS[0])
+    root = logging.getLogger("pipeline")
     level = root.level
     root.setLevel(logging.ERROR)
     try:

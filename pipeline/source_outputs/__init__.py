@@ -1,8 +1,8 @@
-"""Where a batch's source logits come from: a store, the live sources, or both in turn. The trainer cannot
-tell which (DESIGN promise 6).
+"""Where a batch's source outputs come from: a store, the live sources, or both in turn. The trainer cannot
+tell which (docs/method.md, promise 6).
 
-All give one float16 tensor (N, K_m) per source on the training device, for the very pixels that the student
-sees.
+All give a dict by source name, of one output of each source (`SourceSpec.output`, the logits of all sources
+today): a float16 tensor (N, K_m) on the training device, for the very pixels that the student sees.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sskt.sources.contract import Contract
+from sskt.sources import Contract
 
 __all__ = ["SourceOutputs"]
 
 
 class SourceOutputs(Protocol):
-    """Source logits by sample."""
+    """One output of each source, by sample."""
 
     kind: str  # "cached", "live" or "write-through"
     sees_mixtures: bool  # whether mixed pictures are shown to the sources, or the logits of both are mixed

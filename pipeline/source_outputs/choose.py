@@ -10,45 +10,57 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache.errors import StoreMismatch
-from cache.storage import Location
-from cache.store import Store, find_stores
+from cache import Location, Store, StoreMismatch, find_stores
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.plan import Plan
 from pipeline.data.render import open_renderer
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Paths, folder_words
-from pipeline.runtime.remarks import mute_remarks
+from pipeline.runtime import Execution, Paths, folder_words, mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.live import LiveOutputs, Teacher
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.write_through import WriteThroughOutputs
-from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
-from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
-from pipeline.stores.fill import open_source_store
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
-from pipeline.stores.job import Job
-from pipeline.stores.match import matching_store
-from pipeline.stores.recorded_weights import with_recorded_weights
-from pipeline.stores.sources import open_frozen
-from pipeline.stores.trial import try_source
+from pipeline.stores import (
+    PROBE_SAMPLES,
+    Job,
+    check_probe,
+    classes_of,
+    contract_in_force,
+    holds,
+    identity,
+    matching_store,
+    open_frozen,
+    open_named,
+    open_source_store,
+    probe_pixels,
+    seen_by,
+    sound_stores,
+    spec_on_store,
+    split_folder,
+    store_folder,
+    stores_elsewhere,
+    try_source,
+    with_recorded_weights,
+)
 from sskt.errors import RunError
 from sskt.names import quoted
-from sskt.sources.batch_stats import BatchStatisticsSource
-from sskt.sources.contract import CONVERTED
-from sskt.sources.declared import OPTION, to_told
-from sskt.sources.forward import default_rows
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import Source
+from sskt.sources import (
+    CONVERTED,
+    OPTION,
+    BatchStatisticsSource,
+    InputMap,
+    Source,
+    default_batch_size,
+    kind_of,
+    to_told,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +70,7 @@ TEACHER_BN = ("frozen", "batch-stats")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class DataRequest:
     """One run's target and everything that its source logits depend on."""
 
     target: str  # as the user named it
@@ -135,7 +147,7 @@ class Request:
 
 
 def open_source_outputs(
-    request: Request, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
+    request: DataRequest, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
 ) -> SourceOutputs:
     """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
     run, else live.
@@ -182,7 +194,7 @@ def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     of ours: what they know is a task's own labels, and they teach when they are named.
     """
     names = {_source_name(store) for store in _begun_stores(cache_dir, dataset)}
-    return tuple(sorted(name for name in names if not name.startswith("run:")))
+    return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
 
 
 def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
@@ -210,7 +222,7 @@ def _whole_views(stores: dict[str, Store]) -> int:
     whole = {name: store.whole_views for name, store in stores.items()}
     for name, store in stores.items():
         if whole[name] < store.n_views:
-            log.info(
+            log.warning(
                 f"{name}: {whole[name]} of {store.n_views} view(s) are finished and no others are used; "
                 f"precompute goes on with the rest"
             )
@@ -224,12 +236,12 @@ def _source_name(store: Store) -> str:
 def _knows(store: Store, classes: tuple[str, ...]) -> bool:
     """Whether a store's source has these classes, as far as that is known."""
     weights = store.manifest.made_by.get("asked", {}).get("weights")
-    is_run = _source_name(store).startswith("run:") and weights
-    known = classes_of(f"run:{Path(weights).parent}") if is_run else None
+    by_weights = kind_of(_source_name(store)).name_by_weights(weights) if weights else None
+    known = classes_of(by_weights) if by_weights else None
     return known is None or known == classes
 
 
-def _matching_stores(request: Request, sources: tuple[str, ...], named: bool) -> dict[str, Store]:
+def _matching_stores(request: DataRequest, sources: tuple[str, ...], named: bool) -> dict[str, Store]:
     """The store of each source that has one. Where the user has named no sources, those whose stores are of
     other sizes or plans are left out, and that is said, if others serve.
     """
@@ -255,11 +267,11 @@ def _matching_stores(request: Request, sources: tuple[str, ...], named: bool) ->
     if others and not found:
         raise others[0][1]
     for name, why in others:
-        log.info(f"{name} is left out, its logits are of other pictures: {why}")
+        log.warning(f"{name} is left out, its logits are of other pictures: {why}")
     return found
 
 
-def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> StoreMismatch:
+def _with_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> StoreMismatch:
     """The same, with what would help where the stores differ by the way in which sources see pictures now."""
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
@@ -276,7 +288,7 @@ def _with_remedy(mismatch: StoreMismatch, request: Request, source: str) -> Stor
     )
 
 
-def _without_held_out(request: Request, name: str) -> Store | None:
+def _without_held_out(request: DataRequest, name: str) -> Store | None:
     """The store that a run filled with just the samples that this one is trained on, if there is one."""
     try:
         store = replace(request, whole=None).matching(name)
@@ -285,7 +297,7 @@ def _without_held_out(request: Request, name: str) -> Store | None:
     return store if store is not None and store.n_samples == len(request.dataset) else None
 
 
-def _cached(request: Request, stores: dict[str, Store], views: int | None) -> CachedOutputs:
+def _cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
     for store in stores.values():
         seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
         with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
@@ -305,7 +317,7 @@ def _cached(request: Request, stores: dict[str, Store], views: int | None) -> Ca
 
 
 def _live(
-    request: Request, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
+    request: DataRequest, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
 ) -> LiveOutputs:
     execution = request.execution
     drawn = "a new view every epoch" if views is None else f"{views} view(s)"
@@ -314,8 +326,8 @@ def _live(
     for name in sources:
         source, input_map = _opened(request, name)
         if teacher_bn == "frozen":
-            rows = source.nearest_rows(default_rows(execution.device))
-            forward = execution.forward(request.n_forwards, rows=rows)
+            fastest = source.nearest_batch_size(default_batch_size(execution.device))
+            forward = execution.forward(request.n_forwards, fastest=fastest)
             with closing(
                 open_renderer(request.dataset, seen_by(input_map, request.plan), execution, batch_size=1)
             ) as renderer:
@@ -333,7 +345,7 @@ def _live(
     return LiveOutputs(teachers, views=views, contracts=contracts)
 
 
-def _write_through(request: Request, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
+def _write_through(request: DataRequest, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
     opened = [_opened(request, name) for name in sources]
     job = Job(request.target, request.dataset, opened, request.plan, views)
     works = {
@@ -365,7 +377,7 @@ def _write_through(request: Request, sources: tuple[str, ...], views: int) -> Wr
     )
 
 
-def _opened(request: Request, name: str) -> tuple[Source, InputMap]:
+def _opened(request: DataRequest, name: str) -> tuple[Source, InputMap]:
     dataset, cache_dir = request.stored, request.paths.cache_dir
     stores = chain(
         sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)

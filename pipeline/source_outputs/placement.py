@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.store import MappedView, Store
-from pipeline.runtime.device import to_device
-from pipeline.runtime.memory import memory_for_images
+from cache import MappedView, Store, local_path
+from pipeline.runtime import memory_for_images, to_device
 
 _OF_DEVICE = 4  # labels may take a quarter of what is free on a CUDA device
 
@@ -55,7 +53,7 @@ def choose_placement(stores: Mapping[str, Store], n_rows: int, device: torch.dev
     nbytes = 2 * n_rows * sum(2 * store.form.width for store in stores.values())
     if device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // _OF_DEVICE:
         return Placement("device", device)
-    local = all(isinstance(store.path, Path) for store in stores.values())
+    local = all(local_path(store.path) for store in stores.values())
     if local and nbytes > memory_for_images():
         return Placement("map", device)
     return Placement("pinned" if device.type == "cuda" else "device", device)

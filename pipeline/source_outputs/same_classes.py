@@ -12,23 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.render import open_renderer
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from pipeline.source_outputs import SourceOutputs
-from pipeline.source_outputs.choose import Request
+from pipeline.source_outputs.choose import DataRequest
 from pipeline.source_outputs.reordered import ReorderedOutputs
-from pipeline.stores.class_check import knowledge_of, some_rows
-from pipeline.stores.contracts import classes_of
-from pipeline.stores.trial import trial_positions
+from pipeline.stores import classes_of, knowledge_of, some_rows, trial_positions
 from sskt.errors import RunError
-from sskt.sources.class_order import columns_of
-from sskt.sources.contract import Contract, shown
+from sskt.sources import Contract, columns_of, shown
 
 log = logging.getLogger(__name__)
 
 _LIVE_IMAGES = 64  # that a live teacher is asked about beforehand
 
 
-def of_same_classes(labels: SourceOutputs, request: Request, *, resumes: bool) -> SourceOutputs:
+def of_same_classes(labels: SourceOutputs, request: DataRequest, *, resumes: bool) -> SourceOutputs:
     """The labels with every teacher's columns in the order of the target's classes.
 
     How often each is right is said. Raises RunError for a teacher whose declared classes are others, and for
@@ -70,7 +67,9 @@ def _with_classes(labels: SourceOutputs, name: str, paths: Paths) -> Contract:
     return contract if known is None else contract.over(Contract(classes=known))
 
 
-def _answers(labels: SourceOutputs, request: Request) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
+def _answers(
+    labels: SourceOutputs, request: DataRequest
+) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
     """Each source's logits (n, K) for some index rows in view 0, and which rows: of stores many, of live
     networks few.
     """

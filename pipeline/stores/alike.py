@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import CacheError, Difference, StoreMismatch
-from cache.storage import Location, subfolders
-from cache.store import Store, find_stores
+from cache import CacheError, Difference, Location, Store, StoreMismatch, find_stores, subfolders
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import IMAGEFOLDER, VIDEOFOLDER, target_slug
-from sskt.sources.registry import parse_source, source_slug
+from pipeline.data.datasets.registry import path_family, target_slug
+from sskt.sources import kind_of, parse_source, source_slug
 
 PER_SAMPLE = (
     "target.n_samples",
@@ -26,7 +24,6 @@ PER_SAMPLE = (
     "target.labels_sha256",
 )  # a subset is checked row by row
 _ONLY_NAMES = ("target.name", "target.class_names_sha256", "target.labels_sha256", "source.name")
-_OWN_FILES = ("program", "run")  # sources that are named after files, which are renamed
 
 
 def store_folder(cache_dir: Location, dataset: Dataset, source_name: str) -> Location:
@@ -49,10 +46,10 @@ def stores_elsewhere(
     """
     folders = [split_folder(cache_dir, dataset)] if source_name is not None else []
     own = target_slug(dataset.target)
-    for kind in (IMAGEFOLDER, VIDEOFOLDER):
-        if dataset.target.startswith(kind):
-            alike = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{kind[:-1]}-")]
-            folders += [folder / dataset.split for folder in alike if folder.name != own]
+    family = path_family(dataset.target)
+    if family is not None:
+        alike = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{family.name}-")]
+        folders += [folder / dataset.split for folder in alike if folder.name != own]
     looked_at = None if source_name is None else store_folder(cache_dir, dataset, source_name)
     for folder in folders:
         for store in sound_stores(folder):
@@ -121,5 +118,6 @@ def _is_source(store: Store, name: str, weights_sha256: str | None) -> bool:
     stored, spec = store.manifest.identity["source"], parse_source(name)
     if stored["name"] == spec.name:
         return True
-    same_task = spec.task in _OWN_FILES and stored["name"].startswith(f"{spec.task}:")
-    return same_task and stored["weights_sha256"] == weights_sha256
+    kind = kind_of(name)  # files are renamed, and with them the sources that are named by their path
+    may_be_renamed = kind.is_path and stored["name"].startswith(f"{kind.prefix}:")
+    return may_be_renamed and stored["weights_sha256"] == weights_sha256

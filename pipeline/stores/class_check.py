@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.store import Store
+from cache import Store
 from pipeline.data.datasets.dataset import Dataset
 from sskt.metrics import class_precisions
-from sskt.sources.class_order import columns_of, known_orders
-from sskt.sources.contract import Contract
-from sskt.sources.source import SourceSpec
+from sskt.sources import Contract, SourceSpec, columns_of, kind_of, known_orders
 from sskt.topk import decode
 
 log = logging.getLogger(__name__)
@@ -73,13 +71,13 @@ def known_columns(
     """The column of each target class in a source whose classes are the target's, or seem to be: by its
     contract, or by their number where the source is the user's own or of the target's name. Else None.
     """
-    classes = dataset.classes
+    classes, kind = dataset.classes, kind_of(name)
     if contract.classes is not None:
         found = columns_of(contract.classes, classes) if n_classes == len(classes) else None
-        if found is not None or name.partition(":")[0] != dataset.target:
+        if found is not None or kind.prefix != dataset.target:
             return found
-    own = name.partition(":")[0] in ("program", "run", dataset.target)
-    return np.arange(n_classes) if own and n_classes == len(classes) else None
+    likely = kind.is_path or kind.prefix == dataset.target
+    return np.arange(n_classes) if likely and n_classes == len(classes) else None
 
 
 def knowledge_of(

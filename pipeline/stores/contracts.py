@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from cache.store import Store
-from pipeline.runtime.paths import Paths
-from sskt.sources.clip_frames import CLIP
-from sskt.sources.contract import Contract
-from sskt.sources.declared import declared_of
-from sskt.sources.registry import open_source, parse_source
-from sskt.sources.run import read_trained
-from sskt.sources.source import Source, SourceSpec
+from cache import Store
+from pipeline.runtime import Paths
+from sskt.sources import CLIP, Contract, Source, SourceSpec, kind_of, open_source, parse_source
 
 log = logging.getLogger(__name__)
 
 
 def open_named(name: str, paths: Paths) -> Source:
-    """The source, with the weights and the contract that `places` has for it; of a program it is said what it
-    declares and what is assumed. Raises what `open_source` raises.
+    """Open the source with the weights and the contract that `paths` has for it; log what it declares and
+    what is assumed. Raises what `open_source` raises.
     """
     source = open_source(
         paths.lying(name),
@@ -32,11 +26,11 @@ def open_named(name: str, paths: Paths) -> Source:
     # a program that lies elsewhere by now keeps its name
     source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
     for note in source.notes:
-        log.info(note)
+        log.warning(note)
     if source.declared is not None:
-        log.info(source.declared.sentence(name))
+        log.warning(source.declared.sentence(name))
         for remark in source.declared.remarks:
-            log.info(remark)
+            log.warning(remark)
     return source
 
 
@@ -58,11 +52,7 @@ def contract_in_force(name: str, paths: Paths, store: Store | None) -> Contract:
     asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
     told = (paths.contract_of(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
     recorded = Contract.from_dict(asked.get("contract", {}))
-    task, _, rest = paths.lying(name).partition(":")
-    path = Path(rest).expanduser()
-    if task == "program" and path.is_file():
-        told = declared_of(path, told).contract
-    return told.over(recorded)
+    return kind_of(name).declared(paths.lying(name), told).over(recorded)
 
 
 def spec_on_store(name: str, paths: Paths, store: Store) -> SourceSpec:
@@ -79,7 +69,8 @@ def spec_on_store(name: str, paths: Paths, store: Store) -> SourceSpec:
 
 
 def classes_of(source: str) -> tuple[str, ...] | None:
-    """The classes that a source knows, by name; None unless it is a run at hand."""
-    task, _, rest = source.partition(":")
-    folder = Path(rest).expanduser()
-    return read_trained(folder).classes if task == "run" and (folder / "config.json").is_file() else None
+    """The classes, by name, that a source of the user's own is known to know; None unless it is a run whose
+    folder is there.
+    """
+    classes = parse_source(source).contract.classes if kind_of(source).is_path else None
+    return classes if isinstance(classes, tuple) else None

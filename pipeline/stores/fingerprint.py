@@ -1,5 +1,5 @@
-"""What a store of logits depends on, how a matching store is found, and the check that it still fits (DESIGN
-promise 5).
+"""What a store of logits depends on, how a matching store is found, and the check that it still fits
+(docs/method.md, promise 5).
 
 A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run
 on a subset of a store's samples is served too: then each of its pictures must be the very one that the
@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreMismatch
-from cache.store import Store
+from cache import Store, StoreMismatch
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import CentreClip, CornerClip, PickedFrames, Plan
 from pipeline.data.render import Renderer
 from sskt.errors import RunError
-from sskt.sources.contract import CONVERTED
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import SourceSpec
+from sskt.sources import CONVERTED, LOGITS_OUTPUT, InputMap, SourceSpec
 
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
@@ -31,8 +28,10 @@ PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two rende
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
     """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its
-    neighbours. What it returns is, where that is turned into logits.
+    neighbours. What it returns is, where that is turned into logits; and which output a store holds, where
+    that is another than the logits.
     """
+    output = {"output": spec.output} if spec.output != LOGITS_OUTPUT else {}
     converted = {"returns": spec.returns} if spec.returns in CONVERTED else {}
     return {
         "name": spec.name,
@@ -41,6 +40,7 @@ def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> di
         "weights_sha256": weights_sha256,
         "mode": "eval",
         **converted,
+        **output,
     }
 
 

@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cache.errors import ABSENT, Difference, StoreDamaged, StoreMismatch
-from cache.manifest import differences, digest, require_match
-from cache.storage import Location, is_file
-from cache.store import Store, find_stores
+from cache import (
+    ABSENT,
+    Difference,
+    Location,
+    Store,
+    StoreDamaged,
+    StoreMismatch,
+    differences,
+    digest,
+    find_stores,
+    is_file,
+    require_match,
+)
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.stores.alike import (
     PER_SAMPLE,
@@ -23,9 +32,7 @@ from pipeline.stores.alike import (
 )
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.stores.job import Job
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import parse_source
-from sskt.sources.source import Source
+from sskt.sources import InputMap, Source, kind_of, parse_source
 from sskt.topk import row_width
 
 log = logging.getLogger(__name__)
@@ -117,7 +124,7 @@ def _top_ks_in(folder: Location) -> Iterator[int]:
         try:
             top_k = Store.open(path).top_k
         except StoreDamaged as damage:
-            log.info(f"{damage}; it is passed over")
+            log.warning(f"{damage}; it is passed over")
             continue
         if top_k is not None:
             yield top_k
@@ -195,8 +202,7 @@ def _made_of(store: Store) -> dict[str, Any]:
 
 def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
     """Networks of one name: which of them teaches is for the user to say."""
-    named = source_name.partition(":")[0] in ("program", "run")
-    said = "--source with its path" if named else f"--weights {source_name}=FILE"
+    said = "--source with its path" if kind_of(source_name).is_path else f"--weights {source_name}=FILE"
     made = [store.manifest.made_by for store in stores]
     made_from = ", ".join(
         f"{store.path} from {by.get('asked', {}).get('weights')} of {by.get('created')}"

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cache.store import Store
-from pipeline.runtime.paths import Paths
+from cache import Store
+from pipeline.runtime import Paths
 from sskt.download import known_digest_of
-from sskt.sources.registry import parse_source
+from sskt.sources import kind_of, parse_source
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def with_recorded_weights(source: str, paths: Paths, stores: Iterable[Store]) ->
     downloaded: if it is there, with the same sha256, and all that are there are one. It is said.
     """
     spec = parse_source(source)
-    if spec.task in ("program", "run") or source in paths.weights or paths.weights_sha256(source):
+    if kind_of(source).is_path or source in paths.weights or paths.weights_sha256(source):
         return paths
     found: dict[str, tuple[Path, Store]] = {}
     for store in stores:

@@ -8,19 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.errors import StoreMismatch
-from cache.manifest import require_match
-from cache.store import Store
+from cache import Store, StoreMismatch, require_match
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan, plan_from
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from pipeline.stores.alike import as_named
 from pipeline.stores.fingerprint import identity, seen_by, source_identity
-from sskt.sources.contract import LOGITS
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import open_source
-from sskt.sources.source import Source
+from sskt.sources import LOGITS, LOGITS_OUTPUT, InputMap, Source, reopen_source
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +46,11 @@ def open_origin(
     recorded, asked = store.manifest.identity, store.manifest.made_by.get("asked", {})
     dataset = open_dataset_of(store, paths, target=target)
     name = recorded["source"]["name"]
-    file = weights or asked.get("weights")
-    if name.startswith("program:"):
-        source = open_source(f"program:{file or name.partition(':')[2]}", weights_dir=paths.weights_dir)
-    elif name.startswith("run:"):
-        folder = Path(file).parent if file else Path(name.partition(":")[2])
-        source = open_source(f"run:{folder}", weights_dir=paths.weights_dir)
-    else:
-        source = open_source(name, weights=file and Path(file), weights_dir=paths.weights_dir)
+    source = reopen_source(name, weights or asked.get("weights"), weights_dir=paths.weights_dir)
     # whatever is declared by now: the rows were made under the contract that the store records
     returns = recorded["source"].get("returns", LOGITS)
-    spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns))
+    output = recorded["source"].get("output", LOGITS_OUTPUT)
+    spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns), output=output)
     source = replace(source, spec=spec)
     origin = Origin(
         dataset,
@@ -88,7 +77,7 @@ def open_dataset_of(store: Store, paths: Paths, *, target: str | None) -> Datase
         parse_target(name), about["split"], data_dir=paths.data_dir, index_dir=paths.index_dir
     )
     for note in dataset.notes:
-        log.info(note)
+        log.warning(note)
     if about["n_samples"] < len(dataset):
         whole, dataset = dataset, dataset.limit(about["n_samples"])
         if dataset.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out

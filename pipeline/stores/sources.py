@@ -1,4 +1,4 @@
-"""Open a frozen source for a job: chosen for speed, or as the store says that its rows were computed."""
+"""Open a frozen source for a job: as fast as it runs here, or as the store says its rows were computed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
-from cache.errors import StoreMismatch
+from cache import Location, StoreMismatch
 from cache.layout import default_block_rows
-from cache.storage import Location
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution
 from sskt.errors import SourceError
-from sskt.sources.batch_size import fastest_rows
-from sskt.sources.forward import Forward, default_rows
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
-from sskt.sources.plain import DisagreementError
-from sskt.sources.source import Source
+from sskt.sources import (
+    DisagreementError,
+    Forward,
+    FrozenSource,
+    InputMap,
+    Source,
+    default_batch_size,
+    fastest_batch_size,
+)
 
 log = logging.getLogger(__name__)
 
-_MOST_ROWS = 2048
+_LARGEST_BATCH_SIZE = 2048
 
 
 def open_frozen(
@@ -35,13 +37,12 @@ def open_frozen(
     shown: Tensor | None = None,
     store: Location | None = None,
 ) -> FrozenSource:
-    """The source at work, its answers for `shown`, a few real pictures, held against plain fp32.
+    """Load the source; fall back to eager, then to fp32, with a message, unless --compile or --amp was given.
 
-    Where it cannot be compiled, or its answers are wrong, it runs uncompiled, then in fp32, and that is said.
-    Raises SourceError where the user insisted, StoreMismatch where the rows of `store` were computed in a way
-    that is wrong here.
+    Its logits of `shown`, a few real images, are compared with plain fp32. Raises SourceError if it cannot
+    run as the user insists, StoreMismatch if the way the rows of `store` were computed is wrong here.
     """
-    ways = dict.fromkeys([forward, replace(forward, compiled=False), Forward("fp32", forward.rows)])
+    ways = dict.fromkeys([forward, replace(forward, compiled=False), Forward("fp32", forward.batch_size)])
     refused: SourceError | None = None
     for how in ways:
         if refused is not None:
@@ -59,7 +60,7 @@ def open_frozen(
             refused = error
             continue
         if refused is not None:
-            log.info(f"{refused}; it runs {how}")
+            log.warning(f"{refused}; it runs {how}")
         return frozen
     raise SourceError(
         f"{refused}; nothing that is computed here can be trusted, use another version of torch"
@@ -84,27 +85,28 @@ def _require_free(refused: SourceError, how: Forward, execution: Execution, stor
 def choose_forward(
     source: Source, input_map: InputMap, execution: Execution, image_px: int, n_samples: int, views: int
 ) -> Forward:
-    """How a new store is computed; on CUDA the rows of a forward are measured."""
-    rows = None
-    if execution.rows is None and execution.device.type == "cuda":
+    """How a new store is computed; on CUDA the batch size of a forward is measured."""
+    fastest = None
+    if execution.batch_size is None and execution.device.type == "cuda":
 
-        def opened(rows: int) -> FrozenSource:
-            how = Forward(execution.precision, rows)
+        def opened(batch_size: int) -> FrozenSource:
+            how = Forward(execution.precision, batch_size)
             return FrozenSource(source, input_map, device=execution.device, forward=how, image_px=image_px)
 
         # a forward is filled from one unit, and what that does not have is computed for nothing
-        most = source.nearest_rows(min(_MOST_ROWS, default_block_rows(n_samples)))
-        rows = fastest_rows(opened, first=source.nearest_rows(default_rows(execution.device)), most=most)
-    elif execution.rows is None:
-        rows = source.nearest_rows(default_rows(execution.device))
-    return execution.forward(n_samples * views, rows=rows)
+        most = source.nearest_batch_size(min(_LARGEST_BATCH_SIZE, default_block_rows(n_samples)))
+        first = source.nearest_batch_size(default_batch_size(execution.device))
+        fastest = fastest_batch_size(opened, first=first, most=most)
+    elif execution.batch_size is None:
+        fastest = source.nearest_batch_size(default_batch_size(execution.device))
+    return execution.forward(n_samples * views, fastest=fastest)
 
 
 def recorded_forward(path: Location, made_by: dict[str, Any], execution: Execution) -> Forward:
     """How the rows of a store were computed, so that more of them come out the same.
 
-    Raises StoreMismatch if this run asks for another precision, another number of rows or the opposite of
-    what was compiled, or runs on a CPU where they were computed in fp16.
+    Raises StoreMismatch if this run asks for another precision, another batch size or the opposite of what
+    was compiled, or runs on a CPU where they were computed in fp16.
     """
     recorded = Forward.from_dict(made_by)
     if recorded.compute == "fp16" and execution.device.type == "cpu":
@@ -114,7 +116,7 @@ def recorded_forward(path: Location, made_by: dict[str, Any], execution: Executi
         )
     asked = {
         "--amp": (execution.compute or recorded.compute, recorded.compute),
-        "--batch-size": (execution.rows or recorded.rows, recorded.rows),
+        "--batch-size": (execution.batch_size or recorded.batch_size, recorded.batch_size),
     }
     for option, (wanted, stored) in asked.items():
         if wanted != stored:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Renderer
-from sskt.sources.answers import remarks_on, require_known_kind
-from sskt.sources.frozen import FrozenSource
+from sskt.sources import FrozenSource, remarks_on, require_known_kind
 
 log = logging.getLogger(__name__)
 
@@ -38,4 +37,4 @@ def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> No
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
     require_known_kind(outputs, declared, name)
     for remark in remarks_on(outputs, declared, name):
-        log.info(remark)
+        log.warning(remark)

@@ -17,12 +17,8 @@ from typing import Any
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.precompute.run import precompute
-from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Paths
-from pipeline.runtime.remarks import mute_remarks
+from pipeline.runtime import Paths, choose_execution, mute_remarks
 from pipeline.studies.demo_sources import drawn_source
-from pipeline.train.data import Supervision
-from pipeline.train.resolve import Tuning
 from pipeline.train.run import train
 from pipeline.train.run_folder import read_metrics
 
@@ -55,19 +51,18 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
     precompute_s = perf_counter() - asked
     forwards = sum(report.rows_done for report in reports)
     log.info(f"stage one: {forwards:,} forwards of the sources in {precompute_s:.1f} s")
-    supervisions = {
-        "scratch": Supervision(method="scratch", views=VIEWS),
-        "SSKT cached": Supervision(sources=sources, labels="cached", views=VIEWS),
-        "SSKT live": Supervision(sources=sources, labels="live", views=VIEWS),
+    taught: dict[str, dict[str, Any]] = {
+        "scratch": {"method": "scratch"},
+        "SSKT cached": {"sources": sources, "labels": "cached"},
+        "SSKT live": {"sources": sources, "labels": "live"},
     }
     runs: dict[str, list[Path]] = {method: [] for method in METHODS}
     for seed in range(seeds):
-        for method, supervision in supervisions.items():
+        for method, settings in taught.items():
             folder = out / f"{method.lower().replace(' ', '-')}-seed{seed}"
             with mute_remarks():
                 train(
                     "digits",
-                    supervision=supervision,
                     augmentation=Augmentation(),
                     paths=paths,
                     execution=execution,
@@ -75,7 +70,9 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
                     seed=seed,
                     limit=N_LABELS,
                     eval_every=5,
-                    tuning=Tuning(amp="fp32"),
+                    amp="fp32",
+                    views=VIEWS,
+                    **settings,
                 )
             runs[method].append(folder)
             log.info(

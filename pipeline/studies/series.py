@@ -8,22 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.manifest import flatten
+from cache import flatten
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.precompute.run import precompute
-from pipeline.runtime.distributed import World, join_world
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Paths
-from pipeline.runtime.remarks import mute_remarks
-from pipeline.train.config import TrainConfig
-from pipeline.train.data import Asked, Supervision
-from pipeline.train.resolve import Tuning, plan_config, settings_of
+from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
+from pipeline.train.config import SETTLED_BY_DATA, TrainConfig
+from pipeline.train.resolve import resolve
 from pipeline.train.run import model_name, resume, train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
 from sskt.errors import RunError
-from sskt.methods import TAUGHT
+from sskt.methods import method_named
 from sskt.students import Backbone
 
 
@@ -63,47 +59,40 @@ def matches(target: str, out: Path, **asked: Any) -> bool:
 def _expected(
     target: str,
     *,
-    supervision: Supervision,
     paths: Paths,
     execution: Execution,
     augmentation: Augmentation | None = None,
-    tuning: Tuning | None = None,
-    overrides: Mapping[str, Any] | None = None,
     model: str | Backbone | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    eval_every: int = 1,
-    **_how: Any,
+    **settings: Any,
 ) -> dict[str, Any]:
     """What `train` would write into config.json, as far as that is known without data and networks.
 
     What the caller leaves to `train` (sources, labels, views) is not in it, nor are sources' weights that
     are not on this machine.
     """
-    tuning = tuning or Tuning()
-    settings = settings_of(target, supervision, tuning, overrides or {})
-    world = World(size=World.from_environment().size)
-    asked = Asked(
-        target, supervision, augmentation or Augmentation(), paths, execution, limit, world, settings
+    config = resolve(
+        target,
+        execution=execution,
+        world=World.from_environment(),
+        augmentation=augmentation or Augmentation(),
+        model=model_name(target, model),
+        **settings,
     )
-    name = model_name(target, model)
-    expected = plan_config(asked, tuning, model=name, seed=seed, eval_every=eval_every)
-    if tuning.val_share is None and parse_target(target).n_classes is not None:
+    expected = {name: value for name, value in config.to_dict().items() if name not in SETTLED_BY_DATA}
+    if config.val_share is None and not parse_target(target).is_own_folder:
         expected |= {"val_share": 0.0, "chosen_on": "test"}
-    if supervision.sources:
-        expected["sources"] = supervision.sources
-    if supervision.method in TAUGHT and supervision.labels != "auto":
-        expected["labels"] = supervision.labels
-    if supervision.views is not None:
-        expected["views"] = supervision.views
-    told = {
-        name: contract for name in supervision.sources if (contract := paths.contract_of(name)) is not None
-    }
-    if told:
-        expected["contracts"] = {name: contract.to_dict() for name, contract in told.items()}
-    found = {name: paths.weights_sha256(name) for name in supervision.sources}
-    if here := {name: sha256 for name, sha256 in found.items() if sha256}:
-        expected["source_weights"] = here
+    if config.sources:
+        expected["sources"] = config.sources
+    if method_named(config.method).needs and config.labels != "auto":
+        expected["labels"] = config.labels
+    if config.views is not None:
+        expected["views"] = config.views
+    contracts = {name: paths.contract_of(name) for name in config.sources}
+    if declared := {name: contract.to_dict() for name, contract in contracts.items() if contract is not None}:
+        expected["contracts"] = declared
+    digests = {name: paths.weights_sha256(name) for name in config.sources}
+    if local := {name: sha256 for name, sha256 in digests.items() if sha256}:
+        expected["source_weights"] = local
     return expected
 
 
@@ -114,7 +103,7 @@ def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
             target,
             paths=asked["paths"],
             limit=asked.get("limit"),
-            val_share=(asked.get("tuning") or Tuning()).val_share,
+            val_share=asked.get("val_share"),
         )
     expected = _expected(target, **asked) | {
         "classes": splits.train.classes,

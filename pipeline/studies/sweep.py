@@ -19,20 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.manifest import digest
-from cache.storage import write_durably
+from cache import digest, write_durably
 from pipeline.data.augmentation import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World, join_world
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.figures import boxes, fitted, lettering
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, World, boxes, coerce, fitted, join_world, lettering
 from pipeline.studies.series import precompute_once, train_or_resume
-from pipeline.train.data import Supervision
 from pipeline.train.divergence import DivergedError
-from pipeline.train.resolve import Tuning
 from pipeline.train.run_folder import read_config
 from sskt.errors import RunError
+from sskt.sources import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,10 +99,10 @@ def sweep(
     with join_world(execution.device) as world:
         every = list(dict.fromkeys(name for names in grid.sources for name in names))
         precompute_once(target, every, views=views, **shown)
-        asked = {**shown, "model": model, "tuning": Tuning(amp=amp)}
+        asked = {**shown, "model": model, "amp": amp}
         rows: list[dict[str, Any]] = []
         for point in _points(grid, views, overrides or {}):
-            asked["paths"] = paths.of(point.taught.sources)
+            asked["paths"] = paths.of(point.sources)
             values = _values(target, point, grid.seeds, out, world, **asked)
             rows.append(_row(point, out, values))
             if len(rows) == 1:
@@ -129,18 +123,23 @@ class _Point:
     """One student of the grid."""
 
     name: str
-    taught: Supervision
-    overrides: dict[str, Any]
+    sources: tuple[str, ...]
+    transfer_module: bool | None  # None: from scratch
+    settings: dict[str, Any]  # of `train`
 
 
 def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_Point]:
     """The student from scratch, then every combination."""
-    yield _Point("scratch", Supervision(method="scratch", views=views), {**overrides, "aux_loss": None})
+    scratch = {**overrides, "method": "scratch", "views": views, "aux_loss": None}
+    yield _Point("scratch", (), None, scratch)
     slugs = _slugs(grid.sources)
     for (sources, module), temperature, alpha in product(grid.panels(), grid.temperatures, grid.alphas):
-        taught = Supervision(sources=sources, labels="cached", views=views, transfer_module=module)
+        settings = {
+            **overrides, "sources": sources, "labels": "cached", "views": views, "transfer_module": module,
+            "temperature": temperature, "alpha": alpha,
+        }  # fmt: skip
         name = f"{slugs[sources]}{'-tm' if module else ''}-T{_number(temperature)}-alpha{_number(alpha)}"
-        yield _Point(name, taught, {**overrides, "temperature": temperature, "alpha": alpha})
+        yield _Point(name, sources, module, settings)
 
 
 def _values(
@@ -152,9 +151,7 @@ def _values(
         name = f"{point.name}-seed{seed}"
         log.info(name)
         try:
-            summary = train_or_resume(
-                target, out / name, supervision=point.taught, overrides=point.overrides, seed=seed, **asked
-            )
+            summary = train_or_resume(target, out / name, seed=seed, **point.settings, **asked)
         except DivergedError as error:
             if world.size > 1:  # the others do not know, and wait
                 raise
@@ -168,13 +165,13 @@ def _values(
 def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, Any]:
     """One point of the grid, with the mean over the seeds that did not diverge."""
     config = read_config(out / f"{point.name}-seed0")
-    taught = point.taught.method != "scratch"
+    taught = point.transfer_module is not None
     reached = [value for value in values if value is not None]
     return {
         "target": config["target"],
         "model": config["model"],
-        "sources": "+".join(point.taught.sources),
-        "transfer_module": point.taught.transfer_module if taught else None,
+        "sources": "+".join(point.sources),
+        "transfer_module": point.transfer_module,
         "aux_loss": config["aux_loss"] if taught else None,
         "temperature": config["temperature"] if taught else None,
         "alpha": config["alpha"] if taught else None,
@@ -286,7 +283,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _short(name: str) -> str:
     """program:/a/b/net.pt2 as net."""
-    return Path(name.partition(":")[2]).stem if name.startswith(("program:", "run:")) else name
+    return path.stem if (path := kind_of(name).path(name)) is not None else name
 
 
 def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:

@@ -1,4 +1,8 @@
-"""Everything that changes the numbers of a run, as plain data; how it is executed is `Execution`."""
+"""Everything that changes the numbers of a run, as plain data; how it is executed is `Execution`.
+
+A config is first what was asked for (`pipeline.train.resolve`), then also what the data and the sources
+settle; the second is written to config.json.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,20 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Self
 
 from sskt.errors import RunError
+from sskt.methods import MethodConfig, method_named
 from sskt.recipes import SETTINGS, recipe_for
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OWN = "own:"  # a model's name, before the class of a backbone that the caller made
 EARLIER_MEAN = "kinetics"  # what 3D ResNets took off until runs said it
 OWN_MEAN = "own"  # of such a backbone: whatever it says
+
+
+# what is not settled before a run's data and sources are opened
+SETTLED_BY_DATA = (
+    "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
+    "chosen_on", "plain_layers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +85,15 @@ class TrainConfig:
     # pipeline.train.kernel_check
     plain_layers: tuple[str, ...] = ()
     contracts: dict[str, Any] = field(default_factory=dict)  # of each source of which anything is declared
-    val_share: float = 0.0  # of the training samples, which choose the best epoch and are not trained on
+    # of the training samples, which choose the best epoch and are not trained on; None: not settled yet
+    val_share: float | None = 0.0
     chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
+
+    @property
+    def settings(self) -> MethodConfig:
+        """The method's own settings. Raises RunError for one that no training can have."""
+        config = method_named(self.method).Config
+        return config(**{f.name: getattr(self, f.name) for f in fields(config) if hasattr(self, f.name)})
 
     @property
     def is_own(self) -> bool:

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip, Plan
-from pipeline.runtime.distributed import World
-from pipeline.runtime.kernels import How, sentence, wrong_layers
+from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly
@@ -32,7 +31,7 @@ def with_plain_layers(
     names, what = _wrong(config, method, plan, device, kept_in)
     found = world.all_gather((names, what))
     if said := next((what for _, what in found if what), ""):
-        log.info(f"{said}; they run in plain fp32")
+        log.warning(f"{said}; they run in plain fp32")
     return replace(config, plain_layers=tuple(sorted({name for names, _ in found for name in names})))
 
 
@@ -68,7 +67,7 @@ def prepare_to_score(
         for name in names:
             compute_plainly(modules[name.removeprefix("student.")])
     if wrong:
-        log.info(f"{sentence(wrong, how)}; they run in plain fp32")
+        log.warning(f"{sentence(wrong, how)}; they run in plain fp32")
 
 
 def _wrong(

@@ -20,10 +20,7 @@ import torch
 
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.runtime.cpu_contention import CpuContention
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged
@@ -44,7 +41,7 @@ _ASK_EVERY = 50  # steps between two looks at the first rank's clock
 def run_epochs(
     config: TrainConfig,
     method: Method,
-    lesson: TrainingData,
+    data: TrainingData,
     *,
     execution: Execution,
     world: World,
@@ -58,8 +55,8 @@ def run_epochs(
     good state stays.
     """
     with closing(run) if run else nullcontext(), kernels(config, execution.device):
-        trainer = Trainer(config, method, lesson.dataset, lesson.labels, execution, world)
-        course = _Course(config, trainer, lesson, execution, world, run)
+        trainer = Trainer(config, method, data.dataset, data.source_outputs, execution, world)
+        course = _Course(config, trainer, data, execution, world, run)
         if state is not None:
             course.load_state(state)
         try:
@@ -89,14 +86,14 @@ class _Course:
         self,
         config: TrainConfig,
         trainer: Trainer,
-        lesson: TrainingData,
+        data: TrainingData,
         execution: Execution,
         world: World,
         run: Run | None,
     ) -> None:
-        self._config, self._trainer, self._lesson, self._execution = config, trainer, lesson, execution
+        self._config, self._trainer, self._data, self._execution = config, trainer, data, execution
         self._world, self._run = world, run
-        self._scorer = Scorer(config, lesson, execution, world, run)
+        self._scorer = Scorer(config, data, execution, world, run)
         self._saved_at, self._saving_s = monotonic(), 0.0
         self._by: dict[str, str] = {}  # what draws and computes
         alone_on_cpu = execution.device.type == "cpu" and world.size == 1
@@ -113,10 +110,10 @@ class _Course:
 
     def go(self) -> None:
         """All epochs that are left."""
-        config, trainer, dataset = self._config, self._trainer, self._lesson.dataset
+        config, trainer, dataset = self._config, self._trainer, self._data.dataset
         order = Sampler(len(dataset), config.batch_size, config.seed, self._world)
         share = -(-config.batch_size // self._world.size)
-        renderer = open_renderer(dataset, self._lesson.plan, self._execution, batch_size=share)
+        renderer = open_renderer(dataset, self._data.plan, self._execution, batch_size=share)
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))
         loader = Loader(dataset, renderer, order, self._execution.device)
         self._compare_with_before(renderer.name)
@@ -134,7 +131,7 @@ class _Course:
             self._by["number of threads"] = str(torch.get_num_threads())
         for name, now in self._by.items():
             if before.get(name, now) != now:
-                log.info(
+                log.warning(
                     f"the {name} is {now} and was {before[name]}: from here on the figures are not, to the "
                     f"last bit, those of a run without a stop"
                 )
@@ -164,7 +161,7 @@ class _Course:
             if last:
                 found |= self._scorer.test(trainer.student, figures | found, self.history)
                 if self._scorer.largest > LARGEST_LOGIT:
-                    log.info(
+                    log.warning(
                         f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "
                         f"had averaged few batches; train for more epochs before its accuracy means anything"
                     )
@@ -179,7 +176,7 @@ class _Course:
         """Say once that other processes are in the way."""
         remark = self._neighbours and self._neighbours.remark()
         if remark:
-            log.info(remark)
+            log.warning(remark)
             self._neighbours = None
 
     def _between_steps(self) -> None:

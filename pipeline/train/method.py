@@ -4,58 +4,52 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from pipeline.runtime.execution import student_precision
+from pipeline.runtime import student_precision
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
-from sskt.methods import AUXILIARY, Dml, Kd, Maxl, Method, Sskt, Terms
+from sskt.methods import METHODS, Method, Parts, method_named, readers
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.students import BACKBONES, Backbone, build_backbone
-from sskt.students.student import Student
 
-# the settings that not every method reads, and the methods that do
-READ_BY = {
-    "primary_loss": ("sskt", "scratch", "kd", "dml"),  # maxl's losses are focal
-    "label_smoothing": ("sskt", "scratch", "kd", "dml"),
-    "aux_loss": ("sskt", "kd"),
-    "kd_reduction": ("sskt", "kd"),
-    "temperature": ("sskt", "kd"),
-    "alpha": ("sskt", "kd", "maxl"),
-    "labels": ("sskt", "kd"),
-    "teacher_bn": ("sskt", "kd"),
-    "gradient_cosine": ("sskt",),
-    "transfer_module": ("sskt", "maxl"),
-    "peers": ("dml",),
-    "psi": ("maxl",),
-}
+# what decides how sources are asked, which only methods that have some read
+OF_SOURCES = ("labels", "teacher_bn")
+
+
+def readers_of(setting: str) -> list[str]:
+    """The methods that read a setting of a run; all of them where it is none of a method's own."""
+    if setting in OF_SOURCES:
+        return [name for name, method in METHODS.items() if method.needs]
+    return readers(setting) or list(METHODS)
 
 
 def require_read(method: str, asked: Mapping[str, Any]) -> None:
     """Raise RunError for a setting that was asked for and that `method` would leave unread."""
     for name, value in asked.items():
-        readers = READ_BY.get(name, (method,))
-        if method not in readers:
+        able = readers_of(name)
+        if method not in able:
             said = "" if value is True else f" {value}"
             raise RunError(
                 f"--{name.replace('_', '-')}{said}: --method {method} does not read it, "
-                f"{' and '.join(readers)} would; leave it out, or choose another method"
+                f"{' and '.join(able)} would; leave it out, or choose another method"
             )
 
 
 def choose_precision(amp: str, method: str, device: torch.device) -> str:
-    """What a student computes in; see `student_precision`. Raises RunError for fp16 with maxl."""
+    """What a student computes in; see `student_precision`. Raises RunError for fp16 where a method cannot."""
     chosen = student_precision(amp, device)
-    if method == "maxl" and chosen == "fp16":
-        if amp == "fp16":
-            raise RunError(
-                "--amp fp16: --method maxl takes gradients of gradients, which leave float16's range; use "
-                "bf16 or fp32"
-            )
-        return "fp32"
-    return chosen
+    if chosen != "fp16" or method_named(method).fp16:
+        return chosen
+    if amp == "fp16":
+        raise RunError(
+            f"--amp fp16: --method {method} takes gradients of gradients, which leave float16's range; use "
+            f"bf16 or fp32"
+        )
+    return "fp32"
 
 
 def choose_clip_mean(asked: str, model: str) -> str:
@@ -79,43 +73,23 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
     `source_classes`: the number of classes of each source, none where nobody teaches. Raises RunError for
     settings that do not go together.
     """
-    terms = Terms(
-        alpha=config.alpha,
-        temperature=config.temperature,
-        aux_loss=config.aux_loss,
-        kd_reduction=config.kd_reduction,
-        primary_loss=config.primary_loss,
-        label_smoothing=config.label_smoothing,
-    )
-    layout = {"channels_last": config.channels_last}
-    n_classes = len(config.classes)
-    if config.compiled and (config.method == "maxl" or config.gradient_cosine != "off"):
-        what = "--method maxl" if config.method == "maxl" else f"--gradient-cosine {config.gradient_cosine}"
+    method, settings = method_named(config.method), config.settings
+    if config.compiled and (what := method.inner_gradients(settings)) is not None:
         raise RunError(
             f"{what} takes gradients within its step, which cannot be compiled; leave --compile out"
         )
-
-    def student(of: Backbone, heads: Mapping[str, int]) -> Student:
-        made = Student(of, n_classes, heads, config.transfer_module, init=config.init, dropout=config.dropout)
-        if config.freeze_until is not None:
-            made.freeze_until(config.freeze_until)
-        return made
-
-    if config.method == "kd":
-        return Kd(student(backbone, {}), terms, teachers=source_classes, **layout)
-    if config.method == "dml":
-        others = [_another(config, backbone) for _ in range(config.peers - 1)]
-        return Dml([student(each, {}) for each in (backbone, *others)], terms, **layout)
-    if config.method == "maxl":
-        _require_maxl_possible(config)
-        n_made = n_classes * config.psi
-        pupil = student(backbone, {AUXILIARY: n_made})
-        generator = Student(
-            _another(config, backbone), n_made, {}, False, init=config.init, dropout=config.dropout
-        )
-        return Maxl(pupil, generator, terms, psi=config.psi, **layout)
-    pupil = student(backbone, source_classes)
-    return Sskt(pupil, terms, gradient_cosine=config.gradient_cosine, gates=config.gates, **layout)
+    _require_able(method, config)
+    parts = Parts(
+        backbone,
+        partial(_another, config, backbone),
+        len(config.classes),
+        source_classes,
+        channels_last=config.channels_last,
+        init=config.init,
+        dropout=config.dropout,
+        freeze_until=config.freeze_until,
+    )
+    return method.build(settings, parts)
 
 
 def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
@@ -129,12 +103,15 @@ def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
     return build_backbone(config.model, clip_mean=config.clip_mean)
 
 
-def _require_maxl_possible(config: TrainConfig) -> None:
+def _require_able(method: type[Method], config: TrainConfig) -> None:
+    """Raise RunError for what a run asks of a method that it cannot do."""
     unable = {
-        "several labels a picture": config.primary_loss == "bce",
-        "several processes": config.ranks > 1,
-        "--mixup or --cutmix": config.mixup > 0 or config.cutmix > 0,
+        "several labels a picture": config.primary_loss == "bce" and not method.several_labels,
+        "several processes": config.ranks > 1 and not method.several_processes,
+        "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
     }
     for what, asked in unable.items():
         if asked:
-            raise RunError(f"--method maxl cannot do with {what}; leave that out, or choose another method")
+            raise RunError(
+                f"--method {config.method} cannot do with {what}; leave that out, or choose another method"
+            )

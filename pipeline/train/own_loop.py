@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,12 +11,10 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.source_outputs import SourceOutputs
-from pipeline.train.data import Asked, Supervision, open_training_data_of
+from pipeline.train.data import open_data
+from pipeline.train.resolve import resolve
 from sskt.recipes import recipe_for
 
 
@@ -33,8 +31,10 @@ class TrainingBatch:
 class OwnLoopData:
     """The training split of a target with what its sources say; see `open_training_data`."""
 
-    def __init__(self, dataset: Dataset, labels: SourceOutputs, loader: Loader, device: torch.device) -> None:
-        self._dataset, self._labels, self._loader = dataset, labels, loader
+    def __init__(
+        self, dataset: Dataset, outputs: SourceOutputs, loader: Loader, device: torch.device
+    ) -> None:
+        self._dataset, self._outputs, self._loader = dataset, outputs, loader
         self.device = device  # where pixels, labels and logits are
 
     @property
@@ -45,7 +45,7 @@ class OwnLoopData:
     @property
     def source_classes(self) -> dict[str, int]:
         """K of each source."""
-        return dict(self._labels.n_classes)
+        return dict(self._outputs.n_classes)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -56,17 +56,19 @@ class OwnLoopData:
 
         Under torchrun, this rank's part of every batch. The next epoch's logits are read meanwhile.
         """
-        labels, sampler = self._labels, self._loader.order
+        outputs, sampler = self._outputs, self._loader.order
         view = self._view_of(epoch)
-        labels.load(view, sampler.positions(epoch))
-        labels.prepare(self._view_of(epoch + 1), sampler.positions(epoch + 1))
+        outputs.load(view, sampler.positions(epoch))
+        outputs.prepare(self._view_of(epoch + 1), sampler.positions(epoch + 1))
         for batch in self._loader.epoch(epoch, view):
             ids = torch.from_numpy(self._dataset.ids[batch.positions])
-            yield TrainingBatch(ids, batch.pixels, batch.labels, labels.logits(batch.positions, batch.pixels))
-        labels.finish()
+            yield TrainingBatch(
+                ids, batch.pixels, batch.labels, outputs.logits(batch.positions, batch.pixels)
+            )
+        outputs.finish()
 
     def _view_of(self, epoch: int) -> int:
-        views = self._labels.views
+        views = self._outputs.views
         return epoch if views is None else epoch % views
 
 
@@ -97,23 +99,25 @@ def open_training_data(
     )
     batch_size = coerce.whole(batch_size, "batch_size", low=1)
     world = World.from_environment()
-    settings = {"temperature": temperature or recipe_for(target).temperature, "epochs": 1}
-    supervision = Supervision(sources=coerce.texts(sources, "sources"), labels=labels, views=views)
-    asked = Asked(
+    config = resolve(
         target,
-        supervision,
-        augmentation or Augmentation(),
-        paths,
-        execution,
-        limit,
-        world,
-        settings,
-        chosen_on="test",  # so that no training samples are held out to choose an epoch by
+        execution=execution,
+        world=world,
+        augmentation=augmentation or Augmentation(),
+        model=recipe_for(target).models[0],
+        limit=limit,
+        sources=sources,
+        labels=labels,
+        views=views,
+        amp="fp32",
+        temperature=temperature,
     )
-    lesson = open_training_data_of(asked)
-    assert lesson.labels is not None  # noqa: S101 - "sskt" has labels
+    # one epoch is asked of live sources; no training samples are held out to choose an epoch by
+    config = replace(config, epochs=1, chosen_on="test")
+    data = open_data(config, paths=paths, execution=execution, world=world)
+    assert data.source_outputs is not None  # noqa: S101 - "sskt" has sources
     part = -(-batch_size // world.size)
-    renderer = open_renderer(lesson.dataset, lesson.plan, execution, batch_size=part)
-    sampler = Sampler(len(lesson.dataset), batch_size, seed, world)
-    loader = Loader(lesson.dataset, renderer, sampler, execution.device)
-    return OwnLoopData(lesson.dataset, lesson.labels, loader, execution.device)
+    renderer = open_renderer(data.dataset, data.plan, execution, batch_size=part)
+    sampler = Sampler(len(data.dataset), batch_size, seed, world)
+    loader = Loader(data.dataset, renderer, sampler, execution.device)
+    return OwnLoopData(data.dataset, data.source_outputs, loader, execution.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,15 @@ import torch
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.plan import CentreClip, CornerClip, plan_from
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World, join_world
-from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, choose_execution, coerce, join_world
 from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.train.confusion import write_confusion
-from pipeline.train.data import Asked, Supervision, TrainingData, open_training_data_of
+from pipeline.train.data import TrainingData, open_data
 from pipeline.train.evaluate import Evaluator, of_clips
 from pipeline.train.kernel_check import prepare_to_score, require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method
-from pipeline.train.resolve import (
-    Tuning,
-    config_of,
-    declared_of,
-    require_reads,
-    settings_of,
-    smallest_step,
-    weights_name,
-)
+from pipeline.train.resolve import declared_of, require_reads, resolve, settle, smallest_step, weights_name
 from pipeline.train.run_folder import (
     Run,
     has_student,
@@ -44,14 +34,13 @@ from pipeline.train.run_folder import (
 )
 from pipeline.train.splits import Splits, scoring_split
 from pipeline.train.whereabouts import (
-    Whereabouts,
     require_contents,
     require_stores,
     to_record,
     whereabouts_of,
 )
 from sskt.errors import RunError
-from sskt.recipes import SETTINGS, recipe_for
+from sskt.recipes import recipe_for
 from sskt.students import Backbone, build_backbone
 from sskt.students.pretrained import load_pretrained
 from sskt.students.resnet3d import ResNet3D
@@ -66,55 +55,59 @@ def train(
     target: str,
     *,
     out: Path | str,
-    supervision: Supervision | None = None,
+    model: str | Backbone | None = None,
     augmentation: Augmentation | None = None,
     paths: Paths | None = None,
     execution: Execution | None = None,
     seed: int = 0,
-    model: str | Backbone | None = None,
     limit: int | None = None,
     eval_every: int = 1,
-    tuning: Tuning | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    finetune_from: Path | str | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Stage two: one student of one target, by the paper's recipe where `overrides` does not say otherwise.
+    """Stage two: train one student on one target, by the paper's recipe where `settings` do not say
+    otherwise.
 
     `model` is a name or a backbone of one's own, which keeps the weights it has
-    (`sskt.students.WrappedBackbone` makes one of any module). `overrides` may set epochs, batch_size, lr,
-    schedule, milestones, gamma, patience, momentum, dampening, weight_decay, temperature, alpha, aux_loss and
-    primary_loss; None leaves the recipe's value, and milestones and patience move with the epochs. Under
-    torchrun the ranks share every batch. Returns the run's summary. Nothing is written to `out` before all
-    inputs are known to be good.
+    (`sskt.students.WrappedBackbone` makes one of any module). `settings` are those of
+    `pipeline.train.resolve.resolve`: method, sources, labels, views; the recipe's (epochs, lr, temperature,
+    ...); the method's own. Under torchrun the ranks share every batch. Returns the run's summary. Nothing is
+    written to `out` before all inputs are known to be good.
     """
-    supervision, augmentation = supervision or Supervision(), augmentation or Augmentation()
+    augmentation = augmentation or Augmentation()
     paths, execution = paths or Paths(), execution or choose_execution()
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
-    seed, eval_every = coerce.seed(seed), coerce.whole(eval_every, "eval_every", low=1)
-    limit, tuning = coerce.whole_or_none(limit, "limit"), tuning or Tuning()
-    settings = settings_of(target, supervision, tuning, overrides or {})
+    name = model_name(target, model)
+    began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
     with join_world(execution.device) as world:
-        asked = Asked(
-            target, supervision, augmentation, paths, execution, limit, world, settings, tuning.val_share
+        planned = resolve(
+            target,
+            execution=execution,
+            world=world,
+            augmentation=augmentation,
+            model=name,
+            seed=coerce.seed(seed),
+            limit=coerce.whole_or_none(limit, "limit"),
+            eval_every=coerce.whole(eval_every, "eval_every", low=1),
+            finetune_from=began_with,
+            **settings,
         )
-        lesson = open_training_data_of(asked)
-        name = model_name(target, model)
-        config = config_of(asked, lesson, tuning, model=name, seed=seed, eval_every=eval_every)
-        backbone = _backbone(model or name, seed, config.clip_mean)
+        data = open_data(planned, paths=paths, execution=execution, world=world)
+        config = settle(planned, data)
+        backbone = _backbone(model or name, config.seed, config.clip_mean)
         require_reads(backbone, config)
-        _require_runs(backbone, config, lesson)
-        if tuning.finetune_from is not None:
-            for note in load_pretrained(backbone, tuning.finetune_from, config.model):
-                log.info(note)
-        method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        _require_runs(backbone, config, data)
+        if began_with is not None:
+            for note in load_pretrained(backbone, began_with, config.model):
+                log.warning(note)
+        method = open_method(config, backbone, _source_classes(data))
         with kernels(config, execution.device):
-            config = with_plain_layers(
-                config, method, lesson.plan, execution.device, world, paths.kernels_file
-            )
-        found = to_record(target, paths, config.sources, tuning.finetune_from)
+            config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
+        found = to_record(target, paths, config.sources, began_with)
         run = Run.begin(out, config.to_dict(), found) if world.is_first else None
         if config.overridden:
             log.info(_departures(config))
-        return run_epochs(config, method, lesson, execution=execution, world=world, run=run, state=None)
+        return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
 def resume(
@@ -153,8 +146,14 @@ def resume(
                 f"{out}: was begun by {config.ranks} process(es), this is one of {world.size}; the batches' "
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
-        lesson = open_training_data_of(_asked_again(config, where, execution, world, out))
-        _require_same(config, lesson, out)
+        data = open_data(
+            _as_begun(config, where.target),
+            paths=paths,
+            execution=execution,
+            world=world,
+            require_data=lambda splits: _require_data(config, splits, out, where.target),
+        )
+        _require_same(config, data, out)
         if config.is_own and backbone is None:
             raise RunError(
                 f"{out}: its student is {config.model}; continue it from Python, with that backbone"
@@ -167,11 +166,11 @@ def resume(
         backbone = _backbone(backbone or config.model, config.seed, config.clip_mean)
         if state is None and config.finetune_from is not None:
             _begin_again(backbone, config, out)
-        method = open_method(config, backbone, lesson.labels.n_classes if lesson.labels else {})
+        method = open_method(config, backbone, _source_classes(data))
         with kernels(config, execution.device):
-            require_kernels(config, method, lesson.plan, execution.device, paths.kernels_file, out)
+            require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
         run = Run.go_on(out, state["history"] if state else ()) if world.is_first else None
-        return run_epochs(config, method, lesson, execution=execution, world=world, run=run, state=state)
+        return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
@@ -189,24 +188,15 @@ def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] 
     return state
 
 
-def _asked_again(
-    config: TrainConfig, where: Whereabouts, execution: Execution, world: World, out: Path
-) -> Asked:
-    """What a run was asked for when it began, at the places where that lies now."""
-    return Asked(
-        where.target,
-        Supervision(config.method, config.sources, config.labels, config.views, teacher_bn=config.teacher_bn),
-        Augmentation(**config.augmentation),
-        where.paths,
-        execution,
-        config.limit,
-        world,
-        {name: getattr(config, name) for name in SETTINGS},
-        val_share=config.val_share or (None if config.chosen_on else 0.0),  # None: a val or the test split
-        chosen_on=config.chosen_on,
-        source_weights=config.source_weights,
-        require_data=lambda splits: _require_data(config, splits, out, where.target),
-    )
+def _as_begun(config: TrainConfig, target: str) -> TrainConfig:
+    """What a run asked for when it began, where its target lies now."""
+    # None: a val split or the test split chose
+    val_share = config.val_share or (None if config.chosen_on else 0.0)
+    return replace(config, target=target, val_share=val_share)
+
+
+def _source_classes(data: TrainingData) -> Mapping[str, int]:
+    return data.source_outputs.n_classes if data.source_outputs else {}
 
 
 def evaluate(
@@ -276,14 +266,14 @@ def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
     return model
 
 
-def _require_runs(backbone: Backbone, config: TrainConfig, lesson: TrainingData) -> None:
+def _require_runs(backbone: Backbone, config: TrainConfig, data: TrainingData) -> None:
     """Raise RunError for pictures or batches that are too small for a named network. It stays as it is."""
     # it has been tried by `sskt.students.WrappedBackbone`, and may not be one that can be copied
     if config.is_own:
         return
-    n = min(2, smallest_step(config, len(lesson.dataset)) // config.ranks)
-    side = lesson.plan.side_px
-    frames = (lesson.plan.n_frames,) if isinstance(lesson.plan, CornerClip | CentreClip) else ()
+    n = min(2, smallest_step(config, len(data.dataset)) // config.ranks)
+    side = data.plan.side_px
+    frames = (data.plan.n_frames,) if isinstance(data.plan, CornerClip | CentreClip) else ()
     trial = copy.deepcopy(backbone).cpu().train()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -306,13 +296,13 @@ def _begin_again(backbone: Backbone, config: TrainConfig, out: Path) -> None:
     load_pretrained(backbone, path, config.model)
 
 
-def _require_same(config: TrainConfig, lesson: TrainingData, out: Path) -> None:
+def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
     """Raise RunError unless a run that goes on sees what it saw."""
-    now = {"plan": lesson.plan.to_dict(), "views": config.views}
-    if lesson.labels is not None:
-        now["views"] = lesson.labels.views
-        now["source_weights"] = dict(lesson.labels.weights_sha256)
-        now["contracts"] = declared_of(lesson.labels)
+    now = {"plan": data.plan.to_dict(), "views": config.views}
+    if data.source_outputs is not None:
+        now["views"] = data.source_outputs.views
+        now["source_weights"] = dict(data.source_outputs.weights_sha256)
+        now["contracts"] = declared_of(data.source_outputs)
     for name, value in now.items():
         if value != getattr(config, name):
             raise RunError(

@@ -1,4 +1,4 @@
-"""A run directory: what was asked, where it ran, what came out (DESIGN promise 7).
+"""A run directory: what was asked, where it ran, what came out (docs/method.md, promise 7).
 
 config.json and environment.json; metrics.jsonl, a line an epoch, and TensorBoard events; last.pt, from which
 the run goes on; best.safetensors and student.safetensors, backbone and primary head of the best and of the
@@ -24,7 +24,8 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.storage import TEMPORARY, alone_in, write_durably
+from cache import TEMPORARY, write_durably
+from cache.storage.local import alone_in
 from sskt.errors import RunError
 
 STUDENTS = ("last", "best")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.run_folder import Run, read_student
@@ -29,14 +28,14 @@ class Scorer:
     """Scores a student on what chooses, and, at the end, on the test split. Every rank has one."""
 
     def __init__(
-        self, config: TrainConfig, lesson: TrainingData, execution: Execution, world: World, run: Run | None
+        self, config: TrainConfig, data: TrainingData, execution: Execution, world: World, run: Run | None
     ) -> None:
         """`run` is where the first rank finds the best student, once `best` has been written there."""
         self._config, self._world, self._run = config, world, run
-        self._test = Evaluator(lesson.test_dataset, lesson.eval_plan, execution, world)
+        self._test = Evaluator(data.test_dataset, data.eval_plan, execution, world)
         self._chooser = self._test
-        if lesson.val_dataset is not None:
-            self._chooser = Evaluator(lesson.val_dataset, lesson.eval_plan, execution, world)
+        if data.val_dataset is not None:
+            self._chooser = Evaluator(data.val_dataset, data.eval_plan, execution, world)
         self.best: dict[str, torch.Tensor] | None = None  # not yet written
 
     @property

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import has_val, parse_target, subset
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.recipes import recipe_for
@@ -75,7 +75,7 @@ def open_splits(
         if val_share is None:
             log.info("the val split chooses the best epoch, and the test split scores once, at the end")
             return Splits(train, train, test, opened("val"), 0.0, "val")
-    elif val_share is None and spec.n_classes is not None:
+    elif val_share is None and not spec.is_own_folder:
         log.info(_on_test(target))
         return Splits(train, train, test, None, 0.0, "test")
     share = OWN_VAL_SHARE if val_share is None else val_share

@@ -21,9 +21,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.loader import Batch, Loader
 from pipeline.data.mixup import Mixing
 from pipeline.data.render import Positions
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, autocast
-from pipeline.runtime.memory import reuse_freed_memory
+from pipeline.runtime import Execution, World, autocast, reuse_freed_memory
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.compiled import require_right
 from pipeline.train.config import TrainConfig
@@ -63,12 +61,13 @@ class Trainer:
         config: TrainConfig,
         method: Method,
         dataset: Dataset,
-        labels: SourceOutputs | None,
+        source_outputs: SourceOutputs | None,
         execution: Execution,
         world: World,
     ) -> None:
         """`method` is moved to the device."""
-        self._config, self._dataset, self._labels, self._world = config, dataset, labels, world
+        self._config, self._dataset, self._world = config, dataset, world
+        self._source_outputs = source_outputs
         self._device = execution.device
         if self._device.type == "cpu":
             reuse_freed_memory()
@@ -127,8 +126,8 @@ class Trainer:
             asked = perf_counter()
         self._check()
         self._world.sync_buffers(self.method)
-        if self._labels:
-            self._labels.finish()
+        if self._source_outputs:
+            self._source_outputs.finish()
         self.sums.wall_s = before + perf_counter() - started
         return self._figures(view)
 
@@ -184,18 +183,20 @@ class Trainer:
             torch.cuda.set_rng_state(mine["cuda_rng"].cpu(), self._device)
 
     def _view_of(self, epoch: int) -> int:
-        views = self._labels.views if self._labels else self._config.views
+        views = self._source_outputs.views if self._source_outputs else self._config.views
         return epoch if views is None else epoch % views
 
     def _load_labels(self, loader: Loader, view: int) -> None:
         """The rows of this epoch; the next one's are read while it trains."""
-        if self._labels is None:
+        if self._source_outputs is None:
             return
         asked = perf_counter()
-        self._labels.load(view, loader.order.positions(self.epoch))
+        self._source_outputs.load(view, loader.order.positions(self.epoch))
         self.sums.label_s += perf_counter() - asked
         if self.epoch + 1 < self._config.epochs:
-            self._labels.prepare(self._view_of(self.epoch + 1), loader.order.positions(self.epoch + 1))
+            self._source_outputs.prepare(
+                self._view_of(self.epoch + 1), loader.order.positions(self.epoch + 1)
+            )
 
     def _take_step(self, batch: Batch) -> None:
         """One optimisation step."""
@@ -203,12 +204,12 @@ class Trainer:
         shown = pixels
         if self._mixing:
             pixels, mixed = self._mixing(pixels, seed=self._config.seed, epoch=self.epoch, step=batch.step)
-            if self._labels and self._labels.sees_mixtures:
+            if self._source_outputs and self._source_outputs.sees_mixtures:
                 shown = pixels
             else:
                 mixed_sources = mixed
         asked = perf_counter()
-        source_logits = self._labels.logits(batch.positions, shown) if self._labels else {}
+        source_logits = self._source_outputs.logits(batch.positions, shown) if self._source_outputs else {}
         self.sums.label_s += perf_counter() - asked
         inputs = (pixels, batch.labels, source_logits, mixed, mixed_sources)
         if self._untried is not None:

@@ -11,17 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache.storage import location
-from pipeline.data.datasets.registry import DatasetSpec, parse_target
-from pipeline.runtime import coerce
-from pipeline.runtime.paths import Paths
+from cache import local_path, location
+from pipeline.data.datasets.registry import DatasetSpec, family_of, parse_target
+from pipeline.runtime import Paths, coerce
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_paths
 from sskt.errors import RunError
-from sskt.sources.contract import Contract
-from sskt.sources.registry import parse_source
-
-_OWN = ("program", "run")  # tasks of sources that are named by where they lie
+from sskt.sources import Contract, kind_of, kinds, parse_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ def to_record(
     return {
         "target": parse_target(target).as_given,
         "data_dir": str(paths.data_dir.absolute()),
-        "cache_dir": str(cache_dir.absolute() if isinstance(cache_dir, Path) else cache_dir),
+        "cache_dir": str(local.absolute() if (local := local_path(cache_dir)) else cache_dir),
         "weights": {name: str(path.absolute()) for name, path in paths.weights.items()},
         "sources": {name: str(path.absolute()) for name, path in lying.items()},
         "contracts": {name: told.to_dict() for name, told in paths.contracts.items()},
@@ -111,12 +107,11 @@ def require_stores(run: Path, config: TrainConfig, paths: Paths) -> None:
     are not where they were.
     """
     asked = config.sources if config.labels in ("live", "write-through") else ()
-    gone = [name for name in asked if name.partition(":")[0] in _OWN and _lies(name, paths) is None]
+    gone = [name for name in asked if kind_of(name).is_path and _lies(name, paths) is None]
     if gone:
-        task = gone[0].partition(":")[0]
         raise RunError(
             f"{run}: its source {gone[0]} is not there (any more); say where it is now with --source "
-            f"{task}:PATH"
+            f"{kind_of(gone[0]).name_at('PATH')}"
         )
     lying = paths.cache_dir
     if config.labels == "cached" and isinstance(lying, Path) and not lying.is_dir():
@@ -150,40 +145,38 @@ def _recorded_target(run: Path) -> str | None:
 
 def _lies(source: str, paths: Paths) -> Path | None:
     """Where a source lies that is named by its place; None if it does not lie there."""
-    task, _, rest = source.partition(":")
-    if task not in _OWN:
-        return None
-    path = paths.moved.get(source, Path(rest).expanduser())
-    return path if path.exists() else None
+    path = paths.moved.get(source) or kind_of(source).path(source)
+    return path if path is not None and path.exists() else None
 
 
 def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
     """The sources of a run that `told` is, and where it lies."""
-    task, _, rest = told.partition(":")
-    if task not in _OWN:
+    kind = kind_of(told)
+    path = kind.path(told)
+    if path is None:
+        movable = " or ".join(f"{kind.prefix}:" for kind in kinds() if kind.is_path)
         raise RunError(
-            f"--source {told} is settled by the run that --resume goes on with, but for where a program: or "
-            f"run: lies now; leave it out (--weights {told}=PATH says where its weights are)"
+            f"--source {told} is settled by the run that --resume goes on with, but for where a {movable} "
+            f"lies now; leave it out (--weights {told}=PATH says where its weights are)"
         )
     parse_source(told)
-    path = Path(rest).expanduser().absolute()
     sha256 = Paths().weights_sha256(told)
     if sha256 is None:
         raise RunError(f"--source {told}: there is no such file; say where it lies now")
-    alike = [name for name in config.sources if name.partition(":")[0] == task]
-    found = {name: path for name in alike if config.source_weights.get(name) == sha256}
+    alike = [name for name in config.sources if kind_of(name) is kind]
+    found = {name: path.absolute() for name in alike if config.source_weights.get(name) == sha256}
     if not found:
         had = ", ".join(f"{name} ({config.source_weights.get(name, '')[:12]})" for name in alike) or "none"
         raise RunError(
-            f"{run}: --source {told} has the sha256 {sha256[:12]}, which none of its {task} sources has "
-            f"({had}); give the file that it began with"
+            f"{run}: --source {told} has the sha256 {sha256[:12]}, which none of its {kind.prefix} "
+            f"sources has ({had}); give the file that it began with"
         )
     return found
 
 
 def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
     told = parse_target(target)
-    of_own = told.n_classes is None and began.n_classes is None and told.kind == began.kind
+    of_own = told.is_own_folder and told.family == began.family
     if not of_own and told.name != began.name:
         raise RunError(
             f"{run}: was trained on {began.name}, and --target {target} is another target; --target says "
@@ -193,19 +186,18 @@ def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
 
 def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
     """Raise RunError, with the option that helps, for a folder that is not there."""
-    if spec.n_classes is None and spec.root is not None and not (paths.data_dir / spec.root).is_dir():
-        kind = spec.name.partition(":")[0]
+    if spec.is_own_folder and not (paths.data_dir / spec.root).is_dir():
         raise RunError(
             f"{run}: its data lay in {paths.data_dir / spec.root}, which is no folder (any more); say where "
-            f"they are now with --target {kind}:PATH"
+            f"they are now with --target {spec.family}:PATH"
         )
-    if (spec.root is not None or spec.binary) and spec.n_classes and not paths.data_dir.is_dir():
+    if not (spec.is_own_folder or family_of(spec).is_bundled or paths.data_dir.is_dir()):
         raise RunError(
             f"{run}: its data lay in {paths.data_dir}, which is no folder (any more); say where they are "
             f"now with --data-dir"
         )
     lying = paths.cache_dir
-    if spec.videos is not None and isinstance(lying, Path) and not lying.is_dir():
+    if spec.holds_videos and isinstance(lying, Path) and not lying.is_dir():
         raise RunError(
             f"{run}: its packed videos lay in {lying}, which is not there; say where they are now with "
             f"--cache-dir"

@@ -2,31 +2,65 @@
 say.
 
 L = (1 - alpha) * L_prim + alpha * mean over teachers of L_aux(z, z_s), with T^2 * KL as L_aux, "batchmean".
-Of several labels a picture it is T^2 times the mean divergence of each class's two answers, sigmoids at T.
+With several labels per image: T^2 times the mean divergence of each class's two answers, sigmoids at T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sskt.errors import RunError
-from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
+from sskt.methods.config import SourceConfig
+from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
+from sskt.methods.mixture import Mixture
 from sskt.students.student import Student
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KdConfig(SourceConfig):
+    """`alpha` is the teachers' share of the loss."""
+
+    kd_reduction: str = "batchmean"
+
+    def __post_init__(self) -> None:
+        """Raises RunError for a value that no training can have."""
+        SourceConfig.__post_init__(self)
+        if self.alpha > 1:
+            raise RunError(
+                f"--alpha is {self.alpha:g}, expected at most 1 with --method kd, where it is the teacher's "
+                f"share of the loss"
+            )
 
 
 class Kd(Method):
     """A student without auxiliary heads, whose teachers know its own classes."""
 
+    Config = KdConfig
+    needs = ("logits",)
+    shares_classes = True
+
+    @classmethod
+    def build(cls, config: KdConfig, parts: Parts) -> Kd:
+        """See `Method.build`."""
+        student = parts.student(parts.backbone, {})
+        return cls(student, config, channels_last=parts.channels_last, teachers=parts.source_classes)
+
+    @classmethod
+    def reduction(cls, primary_loss: str) -> str:
+        """See `Method.reduction`."""
+        return "mean" if primary_loss == "bce" else "batchmean"
+
     def __init__(
-        self, student: Student, terms: Terms, *, channels_last: bool, teachers: Mapping[str, int]
+        self, student: Student, config: KdConfig, *, channels_last: bool, teachers: Mapping[str, int]
     ) -> None:
         """`teachers`: their number of classes by name. Raises RunError if there is none, or one has other
         classes, or for a softmax over several labels a picture.
         """
-        super().__init__(student, terms, channels_last=channels_last)
+        super().__init__(student, config, channels_last=channels_last)
         n_classes = student.head.out_features
         for name, n in teachers.items():
             if n != n_classes:
@@ -36,9 +70,9 @@ class Kd(Method):
                 )
         if not teachers:
             raise RunError("--method kd needs a teacher of the same task; add --source run:FOLDER")
-        if terms.primary_loss == "bce" and terms.aux_loss != "kd":
+        if config.primary_loss == "bce" and config.aux_loss != "kd":
             raise RunError(
-                f"--method kd: --aux-loss {terms.aux_loss} is of one label a picture, this target has "
+                f"--method kd: --aux-loss {config.aux_loss} is of one label a picture, this target has "
                 f"several; use kd"
             )
         self.auxiliary_names = tuple(teachers)
@@ -48,17 +82,17 @@ class Kd(Method):
         pixels: Tensor,
         labels: Tensor,
         source_logits: Mapping[str, Tensor],
-        mixed: Pairs | None = None,
-        mixed_sources: Pairs | None = None,
+        mixed: Mixture | None = None,
+        mixed_sources: Mixture | None = None,
     ) -> Losses:
         """See `Method.forward`."""
         logits, _ = self.student(self._seen(pixels))
-        primary = self.terms.primary(logits, labels, mixed)
+        primary = self.config.primary(logits, labels, mixed)
         distances = [
-            self.terms.distance(logits, source_logits[name], mixed_sources) for name in self.auxiliary_names
+            self.config.distance(logits, source_logits[name], mixed_sources) for name in self.auxiliary_names
         ]
         distance = torch.stack(distances).mean()
-        total = (1 - self.terms.alpha) * primary + self.terms.alpha * distance
+        total = (1 - self.config.alpha) * primary + self.config.alpha * distance
         return Losses(
             total,
             primary.detach(),

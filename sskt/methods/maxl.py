@@ -1,7 +1,7 @@
 """MAXL (Liu et al., 2019): auxiliary labels that a second network makes up, so that learning them helps.
 
 The student has an auxiliary head of psi sub-classes for each class. A generator of the same architecture
-gives every picture a distribution over its own class's sub-classes. The student learns both; the generator
+gives every image a distribution over its own class's sub-classes. The student learns both; the generator
 learns, by the gradient through the student's step, to make labels after which the primary loss is lower:
 
     theta+ = theta - rate * grad_theta [ focal(z_prim, y) + alpha * focal(z_aux, g) ]
@@ -14,7 +14,9 @@ decay that theta+ leaves out. Gradients of gradients leave float16's range, scal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sskt.losses import focal
-from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
+from sskt.methods.config import MethodConfig, require_range
+from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
+from sskt.methods.mixture import Mixture
 from sskt.students.student import Student
 
 AUXILIARY = "maxl"  # the auxiliary head's name
@@ -31,16 +35,45 @@ _ENTROPY = 0.2  # weight of H, and the generator's own plain SGD: the authors'
 _GENERATOR = {"lr": 1e-3, "weight_decay": 5e-4, "momentum": 0.0, "dampening": 0.0}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxlConfig(MethodConfig):
+    """Settings of MAXL; its losses are focal."""
+
+    alpha: float = 0.1
+    psi: int = 5  # sub-classes per class
+    transfer_module: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises RunError for a value that no training can have."""
+        require_range("alpha", self.alpha, 0, math.inf)
+
+
 class Maxl(Method):
     """A student with the auxiliary head `AUXILIARY`, and the generator of its labels."""
 
+    Config = MaxlConfig
+    several_labels = several_processes = mixes = fp16 = False
+
+    @classmethod
+    def build(cls, config: MaxlConfig, parts: Parts) -> Maxl:
+        """See `Method.build`."""
+        n_made = parts.n_classes * config.psi
+        heads = {AUXILIARY: n_made}
+        student = parts.student(parts.backbone, heads, transfer_module=config.transfer_module)
+        generator = Student(parts.another(), n_made, {}, False, init=parts.init, dropout=parts.dropout)
+        return cls(student, generator, config, channels_last=parts.channels_last)
+
+    @classmethod
+    def inner_gradients(cls, config: MaxlConfig) -> str | None:  # noqa: ARG003
+        """See `Method.inner_gradients`."""
+        return "--method maxl"
+
     def __init__(
-        self, student: Student, generator: Student, terms: Terms, *, psi: int, channels_last: bool
+        self, student: Student, generator: Student, config: MaxlConfig, *, channels_last: bool
     ) -> None:
         """`generator` has n_classes * psi classes, as the student's auxiliary head."""
-        super().__init__(student, terms, channels_last=channels_last)
+        super().__init__(student, config, channels_last=channels_last)
         self.generator = generator
-        self._psi = psi
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See `Method.parameter_groups`; the generator has a rate of its own."""
@@ -52,8 +85,8 @@ class Maxl(Method):
         pixels: Tensor,
         labels: Tensor,
         source_logits: Mapping[str, Tensor],  # noqa: ARG002
-        mixed: Pairs | None = None,  # noqa: ARG002
-        mixed_sources: Pairs | None = None,  # noqa: ARG002
+        mixed: Mixture | None = None,  # noqa: ARG002
+        mixed_sources: Mixture | None = None,  # noqa: ARG002
     ) -> Losses:
         """See `Method.forward`. `total`'s gradient on the student is that of its own two losses alone, and on
         the generator that of L_generator alone.
@@ -63,7 +96,7 @@ class Maxl(Method):
         primary_logits, auxiliary_logits = self.student(x)
         primary = focal(primary_logits.float(), labels)
         auxiliary = focal(auxiliary_logits[AUXILIARY].float(), made.detach())
-        total = primary + self.terms.alpha * auxiliary + self.generator_loss(x, labels, made)
+        total = primary + self.config.alpha * auxiliary + self.generator_loss(x, labels, made)
         return Losses(
             total,
             primary.detach(),
@@ -74,7 +107,7 @@ class Maxl(Method):
 
     def made_labels(self, x: Tensor, labels: Tensor) -> Tensor:
         """A distribution over the sub-classes of each row's own class, 0 elsewhere: float (N, C * psi)."""
-        scores = self.generator.predict(x).float().view(len(x), -1, self._psi)
+        scores = self.generator.predict(x).float().view(len(x), -1, self.config.psi)
         own = F.one_hot(labels, scores.shape[1]).unsqueeze(2)
         return (scores.softmax(dim=2) * own).flatten(1)
 
@@ -86,7 +119,7 @@ class Maxl(Method):
         here = {name: fixed[name].clone().requires_grad_() for name in names}
         primary_logits, auxiliary_logits = functional_call(self.student, {**fixed, **here}, (x,))
         loss = focal(primary_logits.float(), labels)
-        loss = loss + self.terms.alpha * focal(auxiliary_logits[AUXILIARY].float(), made)
+        loss = loss + self.config.alpha * focal(auxiliary_logits[AUXILIARY].float(), made)
         step = torch.autograd.grad(loss, list(here.values()), create_graph=True)
         ahead = {name: w - self.rate * g for (name, w), g in zip(here.items(), step, strict=True)}
         fixed |= {name: buffer.clone() for name, buffer in self.student.named_buffers()}

@@ -7,29 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sskt.losses import (
-    focal,
-    kd_divergence,
-    multilabel_bce,
-    multilabel_divergence,
-    soft_cross_entropy,
-    soft_focal,
-)
+from sskt.methods.config import MethodConfig
+from sskt.methods.mixture import Mixture
 from sskt.normalise import normalise
+from sskt.students.backbone import Backbone
 from sskt.students.student import Student, memory_layout
-
-
-class Pairs(NamedTuple):
-    """The mixture that MixUp or CutMix made of a batch: `share` of row n, the rest of row `partner[n]`."""
-
-    partner: Tensor  # int64 (N,)
-    share: Tensor  # float32 scalar, in [0, 1]
 
 
 class Losses(NamedTuple):
@@ -43,67 +30,64 @@ class Losses(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """Which losses, and their settings; see `sskt.losses`. Logits are taken to float32."""
+class Parts:
+    """What a method builds its networks from. New weights come from torch's global generator, in the order in
+    which they are asked for.
+    """
 
-    alpha: float
-    temperature: float
-    aux_loss: str  # one of sskt.losses.AUXILIARY_LOSSES
-    kd_reduction: str
-    primary_loss: str  # one of sskt.losses.PRIMARY_LOSSES
-    label_smoothing: float = 0.0
+    backbone: Backbone
+    another: Callable[[], Backbone]  # makes a second backbone like the first
+    n_classes: int
+    source_classes: Mapping[str, int]  # by name; none where the method has no sources
+    channels_last: bool
+    init: str = "torch"  # of the heads: one of sskt.students.initialise.INITS
+    dropout: float = 0.0  # before the primary head
+    freeze_until: str | None = None  # the part of a student's backbone that stays as it is ends before this
 
-    def primary(self, logits: Tensor, labels: Tensor, mixed: Pairs | None = None) -> Tensor:
-        """L_prim of primary logits (N, C) and labels int64 (N,), or presence (N, C)."""
-        return self._of_both(self._primary, logits.float(), labels, mixed)
-
-    def auxiliary(self, logits: Tensor, source_logits: Tensor, mixed: Pairs | None = None) -> Tensor:
-        """L_aux of one source: logits and source_logits (N, K)."""
-        return self._of_both(self._auxiliary, logits.float(), source_logits.float(), mixed)
-
-    def distance(self, logits: Tensor, teacher_logits: Tensor, mixed: Pairs | None = None) -> Tensor:
-        """How far primary logits (N, C) are from a teacher's of the same classes: L_aux, or of several labels
-        a picture the divergence of each class's two answers.
-        """
-        loss = self._multi_hot if self.primary_loss == "bce" else self._auxiliary
-        return self._of_both(loss, logits.float(), teacher_logits.float(), mixed)
-
-    def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.primary_loss == "bce":
-            return multilabel_bce(logits, labels)
-        if self.primary_loss == "focal":
-            return focal(logits, labels)
-        return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=self.label_smoothing)
-
-    def _auxiliary(self, logits: Tensor, source_logits: Tensor) -> Tensor:
-        if self.aux_loss == "ce":
-            return soft_cross_entropy(logits, source_logits, temperature=self.temperature)
-        if self.aux_loss == "focal":
-            return soft_focal(logits, source_logits, temperature=self.temperature)
-        return kd_divergence(logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction)
-
-    def _multi_hot(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        return multilabel_divergence(
-            logits, teacher_logits, temperature=self.temperature, reduction=self.kd_reduction
-        )
-
-    @staticmethod
-    def _of_both(
-        loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, truth: Tensor, pairs: Pairs | None
-    ) -> Tensor:
-        """The loss against a row's own truth and its partner's, by their share of the mixture."""
-        if pairs is None:
-            return loss(logits, truth)
-        return pairs.share * loss(logits, truth) + (1 - pairs.share) * loss(logits, truth[pairs.partner])
+    def student(
+        self, backbone: Backbone, heads: Mapping[str, int], *, transfer_module: bool = False
+    ) -> Student:
+        """A student of the target's classes, with an auxiliary head of so many classes for each name."""
+        made = Student(backbone, self.n_classes, heads, transfer_module, init=self.init, dropout=self.dropout)
+        if self.freeze_until is not None:
+            made.freeze_until(self.freeze_until)
+        return made
 
 
 class Method(nn.Module):
-    """A student and how it learns. Subclasses say what one step minimises (`forward`)."""
+    """A student and how it learns. A method is one file: a subclass that says what one step minimises
+    (`forward`) and how it is built, with a config of its own, and a line in `sskt.methods`.
+    """
 
-    def __init__(self, student: Student, terms: Terms, *, channels_last: bool) -> None:
+    Config: ClassVar[type[MethodConfig]]
+    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it learns from, such as "logits"
+    shares_classes: ClassVar[bool] = False  # whether its sources know the target's own classes
+    several_labels: ClassVar[bool] = True  # what it can do with: several labels per image,
+    several_processes: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True  # MixUp and CutMix
+    fp16: ClassVar[bool] = True
+
+    @classmethod
+    def build(cls, config: Any, parts: Parts) -> Method:
+        """The method with `config`, one of `cls.Config`. Raises RunError for settings that do not go
+        together.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def reduction(cls, primary_loss: str) -> str:  # noqa: ARG003
+        """The `kd_reduction` that is meant where the user names none."""
+        return "mean"
+
+    @classmethod
+    def inner_gradients(cls, config: Any) -> str | None:  # noqa: ARG003
+        """The setting because of which gradients are taken within a step, which cannot be compiled then."""
+        return None
+
+    def __init__(self, student: Student, config: Any, *, channels_last: bool) -> None:
         super().__init__()
         self.student = student  # the one that is scored and kept
-        self.terms = terms
+        self.config = config
         self.auxiliary_names: tuple[str, ...] = student.source_names
         self.recorded_names: tuple[str, ...] = ()
         self.rate = 0.0  # the learning rate in force, for methods that look ahead
@@ -116,10 +100,10 @@ class Method(nn.Module):
         pixels: Tensor,
         labels: Tensor,
         source_logits: Mapping[str, Tensor],
-        mixed: Pairs | None = None,
-        mixed_sources: Pairs | None = None,
+        mixed: Mixture | None = None,
+        mixed_sources: Mixture | None = None,
     ) -> Losses:
-        """Losses of one batch: pixels uint8 (N, 3, H, W) or (N, 3, D, H, W), labels int64 (N,) or presence
+        """Losses of one batch: pixels uint8 (N, 3, H, W) or (N, 3, D, H, W), labels int64 (N,) or multi-hot
         (N, C), each source's logits (N, K).
 
         `mixed` says that the pixels are mixtures: the primary loss is that of both labels, by their share.

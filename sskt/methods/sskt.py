@@ -1,4 +1,4 @@
-"""SSKT: L = L_prim + alpha * sum over sources of L_aux (SSKT eq. 1, 5, 7). Without sources, plain training.
+"""SSKT: L = L_prim + alpha * sum over sources of L_aux (SSKT eq. 1, 5, 7).
 
 The gradients of the losses on the weights that they share can be compared on the way, and auxiliary gradients
 gated by it there (Du et al., 2018, "Adapting auxiliary losses using gradient similarity"), which the paper
@@ -8,17 +8,36 @@ names as open work.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sskt.errors import RunError
+from sskt.methods.config import SourceConfig, require_choice
 from sskt.methods.gradients import cosine, gated, gradients_of, with_gradients
-from sskt.methods.method import Losses, Method, Pairs, Terms, n_correct, stacked
+from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
+from sskt.methods.mixture import Mixture
 from sskt.students.student import Student
 
 GRADIENT_COSINE = ("off", "record", "weigh")
 GATES = ("shared", "losses")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsktConfig(SourceConfig):
+    """`gates` is one of GATES: "losses" weighs whole auxiliary losses, their heads' gradients too. It is how
+    runs were begun before there was "shared", and is for resuming those.
+    """
+
+    transfer_module: bool = False
+    gradient_cosine: str = "off"  # one of GRADIENT_COSINE
+    gates: str = "shared"
+
+    def __post_init__(self) -> None:
+        """Raises RunError for a value that no training can have."""
+        SourceConfig.__post_init__(self)
+        require_choice("gradient_cosine", self.gradient_cosine, GRADIENT_COSINE)
 
 
 class Sskt(Method):
@@ -29,27 +48,30 @@ class Sskt(Method):
     the sources, transfer modules included, learn ungated. Either costs a backward pass a source more.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        terms: Terms,
-        *,
-        channels_last: bool,
-        gradient_cosine: str = "off",
-        gates: str = "shared",
-    ) -> None:
-        """`gates` is one of GATES: "losses" weighs whole auxiliary losses, their heads' gradients too. It is
-        how runs were begun before there was "shared", and is for going on with those. Raises RunError for
-        gradients of a backbone that is frozen as a whole.
-        """
-        super().__init__(student, terms, channels_last=channels_last)
+    Config = SsktConfig
+    needs = ("logits",)
+
+    @classmethod
+    def build(cls, config: SsktConfig, parts: Parts) -> Sskt:
+        """See `Method.build`."""
+        student = parts.student(parts.backbone, parts.source_classes, transfer_module=config.transfer_module)
+        return cls(student, config, channels_last=parts.channels_last)
+
+    @classmethod
+    def inner_gradients(cls, config: SsktConfig) -> str | None:
+        """See `Method.inner_gradients`."""
+        return None if config.gradient_cosine == "off" else f"--gradient-cosine {config.gradient_cosine}"
+
+    def __init__(self, student: Student, config: SsktConfig, *, channels_last: bool) -> None:
+        """Raises RunError for comparing gradients of a backbone that is frozen as a whole."""
+        super().__init__(student, config, channels_last=channels_last)
+        gradient_cosine = config.gradient_cosine
         moving = any(weight.requires_grad for weight in student.backbone.parameters())
         if gradient_cosine != "off" and not moving:
             raise RunError(
                 f"--gradient-cosine {gradient_cosine} compares gradients on the backbone's weights, and all "
                 f"of them are frozen; leave it out, or freeze less than --freeze-until head"
             )
-        self._gradient_cosine, self._gates = gradient_cosine, gates
         if gradient_cosine != "off":
             self.recorded_names = tuple(f"gradient_cosine/{name}" for name in student.source_names)
 
@@ -58,20 +80,20 @@ class Sskt(Method):
         pixels: Tensor,
         labels: Tensor,
         source_logits: Mapping[str, Tensor],
-        mixed: Pairs | None = None,
-        mixed_sources: Pairs | None = None,
+        mixed: Mixture | None = None,
+        mixed_sources: Mixture | None = None,
     ) -> Losses:
         """See `Method.forward`. Where auxiliary gradients are gated, `total` is still the value of eq. 1."""
         primary_logits, auxiliary_logits = self.student(self._seen(pixels))
-        primary = self.terms.primary(primary_logits, labels, mixed)
+        primary = self.config.primary(primary_logits, labels, mixed)
         auxiliary = [
-            self.terms.auxiliary(logits, source_logits[name], mixed_sources)
+            self.config.auxiliary(logits, source_logits[name], mixed_sources)
             for name, logits in auxiliary_logits.items()
         ]
-        # without sources nothing is added: torch.compile takes `primary + 0` for its detached twin
-        total = primary + self.terms.alpha * torch.stack(auxiliary).sum() if auxiliary else primary
+        # without heads nothing is added: torch.compile takes `primary + 0` for its detached twin
+        total = primary + self.config.alpha * torch.stack(auxiliary).sum() if auxiliary else primary
         cosines: list[Tensor] = []
-        if self._gradient_cosine != "off" and torch.is_grad_enabled():
+        if self.config.gradient_cosine != "off" and torch.is_grad_enabled():
             total, cosines = self._compared(primary, auxiliary, total)
         return Losses(
             total,
@@ -87,13 +109,13 @@ class Sskt(Method):
         """What to minimise, and the cosine of each auxiliary gradient with the primary one."""
         weights = [weight for weight in self.student.parameters() if weight.requires_grad]
         own = gradients_of(primary, weights, self.scaled)
-        alpha = self.terms.alpha  # within, so that a low precision holds what it holds without cosines
+        alpha = self.config.alpha  # within, so that a low precision holds what it holds without cosines
         theirs = [gradients_of((alpha or 1.0) * loss, weights, self.scaled) for loss in auxiliary]
         cosines = [cosine(own, gradients) for gradients in theirs]
-        if self._gradient_cosine == "record" or not auxiliary or not alpha:
+        if self.config.gradient_cosine == "record" or not auxiliary or not alpha:
             return total, cosines
         gates = [c.clamp(min=0) for c in cosines]
-        if self._gates == "losses":
+        if self.config.gates == "losses":
             weighed = torch.stack([g * loss for g, loss in zip(gates, auxiliary, strict=True)])
             return primary + alpha * weighed.sum(), cosines
         return with_gradients(total, weights, gated(own, theirs, gates)), cosines

@@ -1,4 +1,4 @@
-"""What a network returns, judged by its answers to a few real images: never by what it says of black ones.
+"""Judge what a network returns by its outputs for a few real images, never for black ones.
 
 Some kinds cannot be learnt from as they are and are refused with what helps; others look odd, and that is
 said with the figure, since a sound teacher may be confident or an untrained one wanted.
@@ -50,7 +50,7 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
             f"{name} returns one number per image, whose softmax is always 1, so it teaches nothing; for a "
             f"yes-no answer z export torch.cat([torch.zeros_like(z), z], dim=1), whose softmax is (1 - p, p)"
         )
-    seen, tried = kind_of(rows), f"all {n} rows tried on real images"
+    seen, tried = returned_kind(rows), f"all {n} rows tried on real images"
     low, high = float(rows.min()), float(rows.max())
     if declared == PROBABILITIES and not _adds_up(rows):
         raise SourceError(
@@ -79,12 +79,12 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
 
 
 def remarks_on(outputs: Tensor, declared: str | None, name: str) -> list[str]:
-    """What is odd about rows (n, K) that `require_known_kind` accepts, a sentence each."""
+    """Describe, a sentence each, what is odd about rows (n, K) that `require_known_kind` accepts."""
     rows = _finite(outputs)
     n = len(rows)
     if n < _FEWEST_ROWS:
         return []
-    seen, found = kind_of(rows), []
+    seen, found = returned_kind(rows), []
     if seen == LOG_PROBABILITIES and declared != LOG_PROBABILITIES:
         found.append(f"{name} returns log-probabilities, which serve as logits as they are")
     if declared == LOG_PROBABILITIES and seen != LOG_PROBABILITIES:
@@ -100,9 +100,9 @@ def remarks_on(outputs: Tensor, declared: str | None, name: str) -> list[str]:
     return found + _remarks_on_logits(logits, name)
 
 
-def kind_of(rows: Tensor) -> str:
-    """Which of `sskt.sources.contract.RETURNS` finite rows (n, K), K > 1, look like: probabilities may be
-    times any factor that all rows share.
+def returned_kind(rows: Tensor) -> str:
+    """Guess which of `sskt.sources.contract.RETURNS` finite rows (n, K), K > 1, are: probabilities may be
+    scaled by any factor that all rows share.
     """
     total = float(rows.sum(dim=1).mean())
     if _adds_up(rows) and (math.isclose(total, 1, rel_tol=2 * _SUM_SLACK) or _steadier_than_entries(rows)):
@@ -130,7 +130,7 @@ def _steadier_than_entries(rows: Tensor) -> bool:
 
 
 def _remarks_on_logits(logits: Tensor, name: str) -> list[str]:
-    """Rows that say nothing: alike, near uniform or saturated."""
+    """Report rows that carry no information: all alike, near uniform or saturated."""
     n, n_classes = logits.shape
     scale = max(1e-6, float(logits.abs().max()))
     if float((logits - logits[:1]).abs().max()) <= 1e-4 * scale:
@@ -154,7 +154,7 @@ def _remarks_on_logits(logits: Tensor, name: str) -> list[str]:
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    """Of each row's softmax, in nats: (n,)."""
+    """Entropy of each row's softmax, in nats: (n,)."""
     log_p = logits.log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
 

@@ -1,4 +1,4 @@
-"""How many rows a forward should have: measured, where memory and speed differ from device to device."""
+"""How many images a forward should have: measured, where memory and speed differ from device to device."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ _FORWARDS = 4
 _GAIN = 1.05  # a doubling that is not this much faster is not worth its memory
 
 
-def fastest_rows(open_with: Callable[[int], FrozenSource], *, first: int, most: int) -> int:
-    """Rows of a forward, doubled from `first` to at most `most` while that makes pictures faster and fits.
+def fastest_batch_size(open_with: Callable[[int], FrozenSource], *, first: int, most: int) -> int:
+    """Images in a forward, doubled from `first` to at most `most` while that is faster per image and fits.
 
-    `open_with(rows)` gives the source, which is timed on black pictures, after one forward to warm up. What
-    it raises for `first` rows is passed on; with more rows it means that those are too many.
+    `open_with(batch_size)` gives the source, which is timed on dummy input, after one forward to warm up.
+    What it raises for `first` is passed on; for a larger batch size it means that it is too large.
     """
     best, best_rate = first, 0.0
-    rows = first
-    while rows <= most:
+    batch_size = first
+    while batch_size <= most:
         try:
-            rate = _rate(open_with(rows), rows)
+            rate = _rate(open_with(batch_size), batch_size)
         except (torch.OutOfMemoryError, SourceError):
-            if rows == first:
+            if batch_size == first:
                 raise
             break
         if rate < best_rate * _GAIN:
             break
-        best, best_rate = rows, rate
-        rows *= 2
-    # what the trials took is nobody's: DALI cannot use what torch keeps. An error holds its forward's memory
+        best, best_rate = batch_size, rate
+        batch_size *= 2
+    # give back what the trials took: DALI cannot use what torch keeps. An error holds its forward's memory
     # until its handler is left
     torch.cuda.empty_cache()
     return best
 
 
-def _rate(frozen: FrozenSource, rows: int) -> float:
-    """Pictures per second."""
-    black = frozen.black(rows)
-    frozen.logits(black)
+def _rate(frozen: FrozenSource, batch_size: int) -> float:
+    """Images per second."""
+    pixels = frozen.dummy_input(batch_size)
+    frozen.logits(pixels)
     started = perf_counter()
     for _ in range(_FORWARDS):
-        frozen.logits(black)  # checks its rows, so that the device is done when it returns
-    return _FORWARDS * rows / (perf_counter() - started)
+        frozen.logits(pixels)  # checks its rows, so that the device is done when it returns
+    return _FORWARDS * batch_size / (perf_counter() - started)

@@ -1,5 +1,5 @@
-"""Sources as the released SSKT code asks them: in train mode, so that batch norm takes the batch's own
-statistics (METHOD.md, released-code facts).
+"""Sources as the released SSKT code runs them: in train mode, so that batch norm uses the batch's own
+statistics (docs/method.md, section 5.1).
 
 A row's logits then depend on the other rows of its batch, which is why they cannot be stored: only for runs
 that are compared with the released code. Our own sources are frozen (`sskt.sources.frozen`).
@@ -20,11 +20,11 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class BatchStatisticsSource:
-    """A source whose weights stay and whose batch norms do not: it takes over the source's module."""
+    """A source with fixed weights that normalises by the batch; it takes over the source's module."""
 
     def __init__(self, source: Source, input_map: InputMap, *, device: torch.device, compute: str) -> None:
         """Raises SourceError for a network without batch norm, or whose batch norms were folded away."""
-        if source.spec.task == "program":
+        if source.is_traced:
             raise SourceError(
                 f"{source.spec.name}: has no batch norm to take batch statistics in, a program's mode is "
                 f"fixed at export; leave --teacher-bn out, or name an architecture and its --weights"
@@ -44,7 +44,7 @@ class BatchStatisticsSource:
         self._module = source.module.to(device).train()
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """See `sskt.sources.frozen.FrozenSource.logits`; the running statistics move on."""
+        """See `sskt.sources.frozen.FrozenSource.logits`; the running statistics are updated."""
         with (
             torch.no_grad(),
             torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32),

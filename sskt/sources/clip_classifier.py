@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sskt.students import build_backbone
+from sskt.students.resnet3d import ResNet3D
+from sskt.students.torchvision_video import TORCH_VIDEO, TorchVideo
 
 
 class ClipClassifier(nn.Module):
@@ -16,11 +18,17 @@ class ClipClassifier(nn.Module):
         self.fc = nn.Linear(self.backbone.n_features, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, from normalised clips."""
+        """Compute logits from normalised clips."""
         logits: Tensor = self.fc(self.backbone(x).pooled)
         return logits
 
 
-def published(key: str) -> str:
+def clip_normalisation(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of pixels in 0..1 that a backbone for clips was trained with."""
+    backbone = TorchVideo if architecture in TORCH_VIDEO else ResNet3D
+    return backbone.mean, backbone.std
+
+
+def published_key(key: str) -> str:
     """The name in published files of a key of a `ClipClassifier`; heads are called `fc` in both."""
     return key.removeprefix("backbone.")

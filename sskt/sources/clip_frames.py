@@ -24,7 +24,7 @@ _LOGITS, _LOG_PROBABILITIES = "logits", "log-probabilities"
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
-    """One function, of clips of `n_frames`; all of it is identity."""
+    """One such function for clips of `n_frames`; every field is identity."""
 
     kind: str
     n_frames: int
@@ -33,7 +33,7 @@ class ClipFrames:
 
     @classmethod
     def parse(cls, name: str, n_frames: int) -> ClipFrames:
-        """What a user names. Raises SourceError for anything else, and for more frames than a clip has."""
+        """Parse what a user names. Raises SourceError for an unknown name, or more frames than a clip has."""
         kind, _, rest = name.partition(":")
         if kind in (CENTER_FRAME, MEAN_FRAME, REFERENCE) and not rest:
             return cls(CENTER_FRAME if kind == REFERENCE else kind, n_frames)
@@ -50,7 +50,7 @@ class ClipFrames:
 
     @property
     def picks(self) -> tuple[int, ...]:
-        """The places in a clip that have to be drawn, in order.
+        """The positions in a clip that have to be drawn, in order.
 
         K frames are the middles of K equal parts of the clip; the centre frame is n_frames // 2, as in the
         released code.
@@ -62,7 +62,7 @@ class ClipFrames:
         return tuple(range(self.n_frames))
 
     def images(self, picked: Tensor) -> Tensor:
-        """What the network is asked about: uint8 (N, 3, F, H, W) of picked frames to (N * r, 3, H, W).
+        """Make the network's input of the picked frames: uint8 (N, 3, F, H, W) to (N * r, 3, H, W).
 
         r is K for K frames and else 1; a mean frame is rounded to whole grey levels. A source that reads
         clips gets (N, 3, F, H, W) as it is.
@@ -74,7 +74,7 @@ class ClipFrames:
         return picked.transpose(1, 2).flatten(0, 1)
 
     def answer(self, logits: Tensor) -> Tensor:
-        """One row for each clip: float (N * r, classes) to (N, classes)."""
+        """Average to one row per clip: float (N * r, classes) to (N, classes)."""
         if self.kind != FRAMES:
             return logits
         each = logits.view(-1, self.k, logits.shape[1])

@@ -1,4 +1,4 @@
-"""A teacher's contract (DESIGN promise 8): what it wants to see, what its classes are, what it returns.
+"""A teacher's contract (docs/method.md, promise 8): what it wants to see, its classes, what it returns.
 
 Every field may be left undeclared (None). What is declared is checked here; where it was declared is
 `sskt.sources.declared`, and whether it is true of real rows is `sskt.sources.answers`.
@@ -78,7 +78,7 @@ class Contract:
         return cls(**{name: _read(name, value) for name, value in found.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """What is declared, as plain data that `from_dict` reads."""
+        """The declared fields as plain data that `from_dict` reads."""
         declared = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -87,7 +87,7 @@ class Contract:
         }
 
     def over(self, other: Contract) -> Contract:
-        """What this one declares, completed by what only `other` does; mean, std and range go together."""
+        """Complete this contract by what only `other` declares; mean, std and range go together."""
         own = {name: value for name, value in _values(self).items() if value is not None}
         rest = {
             name: value
@@ -98,7 +98,7 @@ class Contract:
 
     @property
     def declares_pixels(self) -> bool:
-        """Whether anything is said of mean, std or range."""
+        """Whether mean, std or range is declared."""
         return any(getattr(self, name) is not None for name in _PIXELS)
 
     @property
@@ -157,14 +157,14 @@ def as_logits(outputs: Tensor, returns: str) -> Tensor:
 
 
 def sentence(contract: Contract) -> str:
-    """What is declared, in a few words: "mean 0.5, std 0.5, returns probabilities"."""
+    """Summarise what is declared: "mean 0.5, std 0.5, returns probabilities"."""
     return ", ".join(
         f"{name} {shown(value)}" for name, value in _values(contract).items() if value is not None
     )
 
 
 def assumed(contract: Contract) -> str:
-    """What is taken for granted because nothing declares it; "" if everything is declared."""
+    """Describe what is assumed because nothing declares it; "" if everything is declared."""
     missing = []
     if not contract.declares_pixels:
         missing.append("ImageNet's mean and std of pixels in 0..1")

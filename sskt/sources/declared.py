@@ -31,16 +31,17 @@ _ADDED = ("returns", "classes", "crop")  # of ours, read in a file of another to
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A contract and what there is to say about it."""
+    """A contract, who declared it, and remarks about it."""
 
     contract: Contract
     told: Contract = NOTHING  # the user's part of it
     said: tuple[str, ...] = ()  # who declares what: "the file itself: mean 0.5, std 0.5"
     remarks: tuple[str, ...] = ()  # contradictions, and what cannot be honoured: sentences
+    assumes_rest: bool = False  # whether what is not declared is a guess, as of a program, and said to be one
 
     def sentence(self, name: str) -> str:
-        """What is declared of source `name`, and what is assumed of it, in one line."""
-        rest = assumed(self.contract) if name.startswith("program:") else ""
+        """One line: what is declared of source `name`, and what is assumed."""
+        rest = assumed(self.contract) if self.assumes_rest else ""
         if not self.said:
             return (
                 f"{name} declares nothing; assumed: {rest}. Where that is wrong, declare it: {OPTION} "
@@ -50,7 +51,7 @@ class Declared:
 
 
 def declared_of(path: Path, told: Contract | None = None) -> Declared:
-    """What is declared of the program at `path`; `told` is what the user says.
+    """Collect what is declared of the program at `path`; `told` is what the user says.
 
     Raises SourceError for a declaration that cannot be read or meant.
     """
@@ -71,7 +72,7 @@ def declared_of(path: Path, told: Contract | None = None) -> Declared:
         remarks.append(
             f"{path.name}: its own crop ({total.crop}) is not made; it sees the crop that the student sees"
         )
-    return Declared(total, told or NOTHING, tuple(said), tuple(remarks))
+    return Declared(total, told or NOTHING, tuple(said), tuple(remarks), assumes_rest=True)
 
 
 def read_inside(path: Path) -> Contract:
@@ -113,7 +114,7 @@ def read_beside(path: Path) -> tuple[Contract, list[str]]:
 
 
 def parse_told(text: str) -> Contract:
-    """What a user writes after NAME=: KEY=VALUE,KEY=VALUE, e.g. mean=0.5,std=0.5,returns=probabilities.
+    """Parse what a user writes after NAME=: KEY=VALUE,KEY=VALUE, e.g. mean=0.5,std=0.5,returns=probabilities.
 
     `classes` is one of the known orders, or a text file with a name a line. Raises SourceError for anything
     else.
@@ -137,7 +138,7 @@ def parse_told(text: str) -> Contract:
 
 
 def to_told(contract: Contract) -> str:
-    """What a user would write for a contract: the text that `parse_told` reads, but for a list of names."""
+    """Write a contract as the text that `parse_told` reads, without a list of names."""
     pairs = [
         f"{name}={'/'.join(map(repr, value)) if isinstance(value, list) else value}"
         for name, value in contract.to_dict().items()

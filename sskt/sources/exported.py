@@ -1,117 +1,70 @@
-"""Networks saved with torch.export (.pt2) as sources: any architecture, without its Python class.
-
-A program is a program: its shape guards and size expressions are text that torch evaluates when it opens the
-file, so open only programs from people whose scripts you would run. What needs no trust is not asked for any:
-pickled objects and compiled libraries, which an archive may also carry, are refused, and tensors are loaded
-with weights_only.
-"""
+"""program:FILE.pt2, any network that was saved with torch.export, with its own weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
-
-from sskt.errors import SourceError
-from sskt.sources.exported_archive import open_archive
-from sskt.sources.exported_calls import Logits, find_image, find_logits, keep_output
-from sskt.sources.purity import require_pure
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.sources.contract import Contract
+from sskt.sources.declared import declared_of
+from sskt.sources.exported_program import read_program
+from sskt.sources.kind import Kind, rest_path, weights_digest
+from sskt.sources.source import Source, SourceSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """An opened program: float32 (N, 3, H, W), or (N, 3, D, H, W), to (N, n_classes) logits."""
+class ProgramKind(Kind):
+    """Programs of the user's; what they declare of themselves is in the file or beside it."""
 
-    module: nn.Module
-    n_classes: int
-    side_range_px: tuple[int, int] | None  # pictures it reads, None where any
-    reads_clips: bool
-    batch_range: tuple[int, int | None]  # rows that it takes at once; None: no upper end
-    notes: tuple[str, ...]  # what was taken of it, where there was a choice
+    prefix, forms, weights_note = "program", ("program:FILE.pt2",), "your torch.export program"
+    is_path = is_foreign = True
 
-
-def read_program(path: Path) -> Program:
-    """Open a torch.export program that was exported in eval mode.
-
-    Raises SourceError when it is missing, unreadable, carries code, is random or in train mode, or does not
-    map one batch of RGB pictures or clips to logits, alone or beside other outputs.
-    """
-    if path.is_dir():
-        raise SourceError(f"{path}: is a folder; give the .pt2 file itself")
-    if not path.is_file():
-        raise SourceError(f"{path}: no such program; give a .pt2 file written by torch.export.save")
-    if path.suffix != ".pt2":
-        raise SourceError(
-            f"{path}: is not named .pt2; give a file written by torch.export.save, under such a name"
+    def parse(self, name: str) -> SourceSpec:
+        """See `Kind.parse`; reads no file, so the number of classes is 0."""
+        file_name = rest_path(name).name
+        return SourceSpec(
+            self.name_at(file_name),
+            task="program",
+            architecture="program",
+            n_classes=0,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
         )
-    exported = open_archive(path)
-    image, logits = find_image(exported, path), find_logits(exported, path)
-    require_pure(exported, logits.node, str(path))
-    graph = exported.module()
-    notes = []
-    if logits.n_outputs > 1:
-        notes.append(
-            f"{path}: its output {logits.name} is taken for the logits, of {logits.n_outputs} outputs"
+
+    def open(self, name: str, weights: Path, told: Contract) -> Source:
+        """See `Kind.open`."""
+        program = read_program(weights)
+        declared = declared_of(weights, told)
+        spec = self.parse(name).under(declared.contract)
+        spec = replace(spec, n_classes=program.n_classes, reads_clips=program.reads_clips)
+        return Source(
+            spec,
+            program.module,
+            weights_digest(weights),
+            weights,
+            program.side_range_px,
+            declared,
+            batch_range=program.batch_range,
+            notes=program.notes,
+            is_traced=True,
         )
-    if exported.call_spec.out_spec != pytree.treespec_leaf():
-        keep_output(graph, logits)
-    module: nn.Module = graph
-    shape, dtype = image.meta.shape, image.meta.dtype
-    if dtype != torch.float32 or logits.meta.ndim != 2 or image.kwargs or len(image.args) > 1:
-        module = Logits(graph, image)
-    if dtype != torch.float32:
-        notes.append(f"{path}: takes {str(dtype).removeprefix('torch.')} pictures and computes in that")
-    return Program(
-        module.requires_grad_(False),
-        int(logits.meta.shape[1]),
-        _side_range(exported, tuple(shape)),
-        len(shape) == 5,
-        _bounds(exported, shape[0]),
-        tuple(notes),
-    )
 
+    def weights_path(self, name: str, weights_dir: Path) -> Path:  # noqa: ARG002
+        """See `Kind.weights_path`: the program itself."""
+        return rest_path(name)
 
-def on_device(program: nn.Module, device: torch.device) -> nn.Module:
-    """A program's module moved, with its constants and the devices that are written into its graph, where
-    `.float()` or `torch.arange` leave that of the machine which exported it.
-    """
-    for graph_module in program.modules():
-        if not isinstance(graph_module, torch.fx.GraphModule):
-            continue
-        for node in graph_module.graph.nodes:
-            node.args = tuple(device if isinstance(a, torch.device) else a for a in node.args)
-            if node.kwargs.get("device") is not None:
-                node.kwargs = {**node.kwargs, "device": device}
-        graph_module.recompile()
-        for name, value in list(vars(graph_module).items()):
-            if isinstance(value, torch.Tensor):
-                setattr(graph_module, name, value.to(device))
-    return program.to(device)
+    def slug(self, name: str) -> str:
+        """The file's name, less its suffix."""
+        return rest_path(name).stem
 
+    def declared(self, name: str, told: Contract) -> Contract:
+        """See `Kind.declared`."""
+        path = rest_path(name)
+        return declared_of(path, told).contract if path.is_file() else told
 
-def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
-    """Smallest and largest side that both picture axes accept."""
-    low, high = 0, None
-    for size in shape[-2:]:
-        lower, upper = _bounds(exported, size)
-        low = max(low, lower)
-        high = upper if high is None else high if upper is None else min(high, upper)
-    return (low, high) if high is not None else None
-
-
-def _bounds(exported: ExportedProgram, size: Any) -> tuple[int, int | None]:
-    """The range of one dimension: both ends alike where the program is tied to one size, no upper end where
-    it has none.
-    """
-    if isinstance(size, int):
-        return size, size
-    limits = exported.range_constraints.get(size.node.expr)
-    if limits is None:
-        return 0, None
-    lower = int(limits.lower) if limits.lower.is_Integer else 0
-    return lower, int(limits.upper) if limits.upper.is_Integer else None
+    def describe(self, name: str) -> tuple[SourceSpec, list[str]]:
+        """See `Kind.describe`; opens the program."""
+        path = rest_path(name)
+        program, declared = read_program(path), declared_of(path)
+        spec = replace(self.parse(name).under(declared.contract), n_classes=program.n_classes)
+        return spec, [*declared.said, *declared.remarks]

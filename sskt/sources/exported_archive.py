@@ -78,7 +78,7 @@ def open_archive(path: Path) -> ExportedProgram:
 
 
 def _failure(error: Exception) -> str:
-    """What is wrong with an archive that torch cannot read, and what helps."""
+    """Explain why torch cannot read an archive, and what helps."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     if "schema version" in str(error) or "archive version" in str(error):
         return f"was saved by another version of torch ({reason}); export it again with the torch used here"
@@ -125,7 +125,7 @@ def _stand_ins(records: Iterable[Any]) -> Iterator[None]:
 
 
 def _never(*_: Any) -> Any:
-    """A stand-in's contents are not looked at."""
+    """Ignore a stand-in's contents."""
     raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
-"""How a program is called: which of its inputs is the picture, which of its outputs are the logits.
+"""How a program is called: which of its inputs is the image, which of its outputs are the logits.
 
-Exports differ: logits come alone, in a dict, in a tuple of one, in a ModelOutput, as (N, K, 1, 1); pictures
+Exports differ: logits come alone, in a dict, in a tuple of one, in a ModelOutput, as (N, K, 1, 1); images
 go in as float32 or in half precision, by place or by keyword.
 """
 
@@ -29,7 +29,7 @@ _NAMED = 6  # outputs written out in a message before only their number is
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """Where the one tensor that a program takes goes in, beside constants that were fixed at export."""
+    """Where a program's one tensor input goes, among constants that were fixed at export."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -49,7 +49,7 @@ class LogitsOutput:
 
 
 class Logits(nn.Module):
-    """A program asked for its logits alone: float32 (N, 3, H, W) or (N, 3, D, H, W) to (N, K)."""
+    """A program that returns its logits alone: float32 (N, 3, H, W) or (N, 3, D, H, W) to (N, K)."""
 
     def __init__(self, program: nn.Module, image: ImageInput) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Logits(nn.Module):
 
 
 def find_image(exported: ExportedProgram, path: Path) -> ImageInput:
-    """The input for pictures or clips. Raises SourceError if the program takes something else."""
+    """The input for images or clips. Raises SourceError if the program takes something else."""
     given = [s.arg for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     tensors = [arg.name for arg in given if isinstance(values.get(arg.name), Tensor)]

@@ -19,7 +19,7 @@ _RULES = {"frames": None, "scale": None, "channels": "rgb"}
 
 @dataclass(frozen=True, slots=True)
 class InputMap:
-    """f_s (SSKT eq. 6): what a source sees of the target's own augmented picture or clip. All of it is
+    """f_s (SSKT eq. 6): what a source sees of the target's own augmented image or clip. All of it is
     identity.
     """
 
@@ -34,19 +34,19 @@ class InputMap:
     channels: str = "rgb"  # or "bgr"; mean and std are in this order
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a fingerprint; what was added later is in it where it is not what was the rule."""
+        """Plain data for a fingerprint; later fields appear only if they differ from the earlier rule."""
         own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in own.items() if key not in _RULES or value != _RULES[key]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """What `to_dict` gave."""
+        """Read what `to_dict` wrote."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         frames = own.pop("frames", None)
         return cls(**own, frames=frames and ClipFrames(**frames))
 
     def picked(self, pixels: Tensor) -> Tensor:
-        """Of whole clips, uint8 (N, 3, D, H, W), the frames that are looked at; pictures are left alone."""
+        """The frames of whole clips, uint8 (N, 3, D, H, W), that the source sees; images are left alone."""
         return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -75,7 +75,5 @@ class InputMap:
 
 
 def scaled_side(side_px: int, scale: Fraction) -> int:
-    """floor(side * scale), in whole numbers: 7/3 takes 32 to 74 and 96 to 224 (METHOD.md, released-code
-    facts).
-    """
+    """floor(side * scale), in integers: 7/3 takes 32 to 74 and 96 to 224 (docs/method.md, section 2.4)."""
     return side_px * scale.numerator // scale.denominator

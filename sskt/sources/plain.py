@@ -1,5 +1,5 @@
-"""The answers of a source held against plain ones, fp32 in eager mode and contiguous memory, on a few real
-pictures: a compiler, low precision and a fast layout are not trusted unasked.
+"""Compare a source's logits with plain ones, fp32 in eager mode and contiguous memory, on a few real images:
+compilers, low precision and fast layouts are not trusted unchecked.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from sskt.errors import SourceError
 from sskt.sources.forward import Forward, exact_kernels
 
-MOST_SHOWN = 4  # pictures
+MOST_SHOWN = 4  # images
 
-# how far a row may be off, as a share of it; ResNet50 and SqueezeNet in bf16 are off by 1 to 3 %, fp16 has
+# relative error that a row may have; ResNet50 and SqueezeNet in bf16 are off by 1 to 3 %, fp16 has
 # three bits more, and fp32 with channels last is off by 1e-6
 _TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.15}
 
 
 class DisagreementError(SourceError):
-    """A source's logits, computed compiled, in low precision or with channels last, are not what it gives."""
+    """Logits computed compiled, in low precision or with channels last differ from the network's own."""
 
 
 def plain_answers(module: nn.Module, x: Tensor, *, keeps_layout: bool) -> Tensor:
-    """Float32 (N, K) logits for normalised pictures `x`; `keeps_layout` leaves the weights' memory alone."""
+    """Float32 (N, K) logits for normalised images `x`; `keeps_layout` leaves the weights' memory alone."""
     if not keeps_layout:
         module.to(memory_format=torch.contiguous_format)
     with torch.inference_mode(), exact_kernels(x.device):
@@ -34,8 +34,8 @@ def require_agreement(name: str, forward: Forward, z: Tensor, plain: Tensor) -> 
     """Raise DisagreementError if a row of `z`, (N, K) logits of the source `name`, is further from `plain`
     than the precision of `forward` explains.
 
-    What all classes of a row have in common is left out: no softmax sees it. Rows without a plain answer, and
-    plain answers that are not finite, are not compared.
+    What all classes of a row share is left out, since no softmax sees it. Rows without plain logits, and
+    plain logits that are not finite, are not compared.
     """
     n = min(len(z), len(plain), MOST_SHOWN)
     plain = plain[:n]

@@ -1,7 +1,7 @@
-"""Whether a program is a function of its picture: no draw of random numbers, no statistics of the batch.
+"""Whether a program is a function of its image: it draws no random numbers and takes no batch statistics.
 
-Operators that are known are told apart by their arguments, before anything runs: attention and dropout carry
-torch's tag for randomness whether they drop anything or not. Everything else is told by what it does.
+Known operators are judged by their arguments, before anything runs: attention and dropout carry torch's tag
+for randomness whether they drop anything or not. Everything else is judged by what it does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def require_pure(exported: ExportedProgram, answer: str, where: str) -> None:
 
 
 def require_same_bits(run: Callable[[Tensor], Tensor], like: Tensor, name: str) -> None:
-    """Raise SourceError unless `run` gives a picture of noise the same bits again, beside other pictures.
+    """Raise SourceError unless `run` gives an image of noise the same bits again, beside other images.
 
     like: uint8 (N, ...), two rows or as many as the program takes; `name` is the source's in messages.
     """

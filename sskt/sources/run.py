@@ -1,6 +1,6 @@
-"""A student of ours as a source: run:FOLDER, the folder that `sskt train` wrote.
+"""run:FOLDER, a student of ours: the folder that `sskt train` wrote.
 
-It looks at a target's own pictures as it did while it trained, without the upsampling that other sources get.
+It sees a target's own images as it did while it trained, without the upsampling that other sources get.
 """
 
 from __future__ import annotations
@@ -9,15 +9,69 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
+from sskt.normalise import CLIP_MEANS, IMAGENET_MEAN, IMAGENET_STD
+from sskt.sanity import LARGEST_LOGIT, has_settled
+from sskt.sources.clip_classifier import clip_normalisation
+from sskt.sources.contract import LOGITS, Contract
+from sskt.sources.kind import Kind, rest_path, weights_digest
+from sskt.sources.source import Source, SourceSpec
 from sskt.students import BACKBONES, CLIP_BACKBONES
 from sskt.students.student import build_student
+from sskt.students.torchvision_video import TORCH_VIDEO
 from sskt.weights import load_into
 
-WEIGHTS = "student.safetensors"
+_CONFIG, _WEIGHTS = "config.json", "student.safetensors"
+
+
+class RunKind(Kind):
+    """Students that `sskt train` wrote; if a folder is gone, only its name is known."""
+
+    prefix, forms, weights_note = "run", ("run:FOLDER",), "a student of yours"
+    is_path = must_be_named = sees_target_size = True
+
+    def parse(self, name: str) -> SourceSpec:
+        """See `Kind.parse`; reads the run's config."""
+        folder = rest_path(name)
+        name = self.name_at(folder.name)
+        if not (folder / _CONFIG).is_file():
+            return SourceSpec(name, "run", "", n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        trained = read_trained(folder)
+        mean, std = trained.normalisation
+        return SourceSpec(
+            name,
+            task="run",
+            architecture=trained.model,
+            n_classes=trained.n_classes,
+            mean=mean,
+            std=std,
+            reads_clips=trained.reads_clips,
+            contract=Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS),
+        )
+
+    def open(self, name: str, weights: Path, told: Contract) -> Source:
+        """See `Kind.open`."""
+        spec = self.parse(name).under(told)
+        module = Predictor(weights.parent).eval().requires_grad_(False)
+        # batch norms that have averaged a few batches only make logits of any size that float16 holds
+        largest = LARGEST_LOGIT if has_settled(module) else torch.finfo(torch.float16).max
+        return Source(spec, module, weights_digest(weights), weights, largest_logit=largest)
+
+    def weights_path(self, name: str, weights_dir: Path) -> Path:  # noqa: ARG002
+        """See `Kind.weights_path`."""
+        return rest_path(name) / _WEIGHTS
+
+    def name_by_weights(self, weights: Path | str) -> str:
+        """See `Kind.name_by_weights`."""
+        return self.name_at(Path(weights).parent)
+
+    def slug(self, name: str) -> str:
+        """The folder's own name."""
+        return rest_path(name).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +92,18 @@ class Trained:
         """Whether it reads (N, 3, D, H, W)."""
         return self.model in CLIP_BACKBONES
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of pixels in 0..1."""
+        if not self.reads_clips:
+            return IMAGENET_MEAN, IMAGENET_STD
+        mean, std = clip_normalisation(self.model)
+        return mean if self.model in TORCH_VIDEO else CLIP_MEANS[self.clip_mean], std
+
 
 def read_trained(folder: Path) -> Trained:
     """Raises SourceError if `folder` is no run, or its student a network that was not ours."""
-    config = folder / "config.json"
+    config = folder / _CONFIG
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
         classes = tuple(map(str, found["classes"]))
@@ -56,20 +118,21 @@ def read_trained(folder: Path) -> Trained:
 
 
 class Predictor(nn.Module):
-    """A run's student: normalised pictures or clips to logits of its own classes."""
+    """A run's student: normalised images or clips to logits of its own classes."""
 
     def __init__(self, folder: Path) -> None:
         """Raises SourceError if the run did not come to its end, or its weights are damaged."""
         super().__init__()
         trained = read_trained(folder)
-        if not (folder / WEIGHTS).is_file():
+        if not (folder / _WEIGHTS).is_file():
             raise SourceError(
-                f"{folder}: has no {WEIGHTS}, the run did not come to its end; `sskt train --resume {folder}`"
+                f"{folder}: has no {_WEIGHTS}, the run did not come to its end; "
+                f"`sskt train --resume {folder}`"
             )
         self.student = build_student(trained.model, trained.n_classes, {}, transfer_module=False)
         load_into(
             self.student,
-            read_checkpoint(folder / WEIGHTS),
+            read_checkpoint(folder / _WEIGHTS),
             task="its run",
             n_classes=trained.n_classes,
             remedy="config.json beside it says what it should be; restore both from one run",

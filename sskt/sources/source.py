@@ -8,8 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from sskt.errors import SourceError
+from sskt.sanity import LARGEST_LOGIT
 from sskt.sources.contract import LOGITS, NOTHING, Contract
 from sskt.sources.declared import Declared
+
+LOGITS_OUTPUT = "logits"  # the output that every source has
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +20,26 @@ class SourceSpec:
     """What is known of a source before its weights are at hand."""
 
     name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
-    task: str  # "imagenet", "places365", "kinetics", "program" or "run"
+    task: str  # its kind's prefix: "imagenet", "places365", "kinetics", "program", "run"
     architecture: str  # torchvision's name, of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
     n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
-    url: str | None  # of published weights
-    sha256_prefix: str | None  # from torchvision's file name
     mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
-    weights_note: str  # where the weights come from, for a listing
+    url: str | None = None  # of published weights
+    sha256_prefix: str | None = None  # of the published file, as far as known
+    weights_note: str = ""  # who publishes the weights, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
     contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
+    earlier_mean: tuple[float, ...] | None = None  # what stores that were made before have as its mean
+    output: str = LOGITS_OUTPUT  # one of the source's outputs: the one that it is asked for and a store holds
 
     def under(self, contract: Contract) -> SourceSpec:
         """The source with what a contract says of it; what that leaves open stays as it is."""
-        mean, std = contract.normalisation or (self.mean, self.std)
-        return replace(self, mean=mean, std=std, contract=contract.over(self.contract))
+        total = contract.over(self.contract)
+        if contract.normalisation is None:
+            return replace(self, contract=total)
+        mean, std = contract.normalisation
+        return replace(self, mean=mean, std=std, earlier_mean=None, contract=total)
 
     @property
     def returns(self) -> str:
@@ -49,22 +57,25 @@ class Source:
     module: nn.Module
     weights_sha256: str  # of the file's bytes
     weights_path: Path
-    side_range_px: tuple[int, int] | None = None  # pictures it reads, None where any
+    side_range_px: tuple[int, int] | None = None  # of images it reads, None where any
     declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
-    batch_range: tuple[int, int | None] = (1, None)  # rows that it takes at once; None: no upper end
+    batch_range: tuple[int, int | None] = (1, None)  # images that it takes at once; None: no upper end
     notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
+    is_traced: bool = False  # a graph with its mode, memory layout and guards fixed when it was exported
+    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # what the module can be asked for, by name
+    largest_logit: float = LARGEST_LOGIT  # beyond which it is not sound
 
-    def nearest_rows(self, rows: int) -> int:
-        """The number of rows nearest to `rows` that it takes at once."""
+    def nearest_batch_size(self, batch_size: int) -> int:
+        """The batch size nearest to `batch_size` that it takes."""
         low, high = self.batch_range
-        return max(low, rows if high is None else min(rows, high))
+        return max(low, batch_size if high is None else min(batch_size, high))
 
-    def require_rows(self, rows: int) -> None:
-        """Raise SourceError for a number of rows that it does not take at once."""
-        if rows != (nearest := self.nearest_rows(rows)):
+    def require_batch_size(self, batch_size: int) -> None:
+        """Raise SourceError for a batch size that it does not take."""
+        if batch_size != (nearest := self.nearest_batch_size(batch_size)):
             low, high = self.batch_range
             takes = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
             raise SourceError(
-                f"{self.spec.name} takes batches of {takes}, asked for {rows}; pass --batch-size {nearest}, "
-                f"or export it with a dynamic batch"
+                f"{self.spec.name} takes batches of {takes}, asked for {batch_size}; "
+                f"pass --batch-size {nearest}, or export it with a dynamic batch"
             )

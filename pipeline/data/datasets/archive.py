@@ -10,10 +10,50 @@ import posixpath
 import tarfile
 import tempfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS, Binary, DatasetSpec
+from pipeline.data.datasets.registry import SPLITS, DatasetSpec
 from sskt.errors import TargetError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One binary file of images; `labels` names the file of their labels, None: one precedes each image."""
+
+    pixels: str
+    n_images: int
+    labels: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """An official binary archive and the layout of its files.
+
+    A record is `label_bytes` bytes, of which the last is the label, then three planes (R, G, B) of a square
+    image.
+    """
+
+    url: str
+    md5: str
+    folder: str
+    class_names: str
+    train: tuple[Part, ...]
+    test: tuple[Part, ...]
+    label_bytes: int
+    first_label: int = 0
+    column_major: bool = False  # each plane is stored column by column
+
+    def parts(self, split: str) -> tuple[Part, ...]:
+        """The files of one split."""
+        return self.train if split == "train" else self.test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveSpec(DatasetSpec):
+    """A target that comes as an official binary archive."""
+
+    binary: Binary
 
 
 def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
@@ -26,9 +66,9 @@ def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
     return sizes
 
 
-def missing_files(spec: DatasetSpec, binary: Binary, data_dir: Path) -> list[str]:
+def missing_files(spec: ArchiveSpec, data_dir: Path) -> list[str]:
     """Files that are not there yet. Raises TargetError for one of the wrong length, which is left alone."""
-    missing = []
+    binary, missing = spec.binary, []
     for name, expected in file_sizes(binary, spec.side_px).items():
         path = data_dir / binary.folder / name
         if not path.is_file():
@@ -38,13 +78,13 @@ def missing_files(spec: DatasetSpec, binary: Binary, data_dir: Path) -> list[str
     return missing
 
 
-def obtain(spec: DatasetSpec, binary: Binary, data_dir: Path, *, download: bool) -> None:
+def obtain(spec: ArchiveSpec, data_dir: Path, download: bool = True) -> None:
     """Make the unpacked files exist under `data_dir`, from the archive there or from its URL if need be.
 
     Raises TargetError for wrong contents or, where nothing may be downloaded, a missing archive;
     DownloadError if fetching fails or the archive there is not the official one.
     """
-    missing = missing_files(spec, binary, data_dir)
+    binary, missing = spec.binary, missing_files(spec, data_dir)
     if not missing:
         return
     archive = data_dir / posixpath.basename(binary.url)
@@ -57,7 +97,7 @@ def obtain(spec: DatasetSpec, binary: Binary, data_dir: Path, *, download: bool)
 
     fetch(binary.url, archive, md5=binary.md5)
     try:
-        _unpack(spec, binary, archive, missing)
+        _unpack(spec, archive, missing)
     except OSError as error:
         reason = error.strerror or str(error)
         raise TargetError(
@@ -65,8 +105,17 @@ def obtain(spec: DatasetSpec, binary: Binary, data_dir: Path, *, download: bool)
         ) from None
 
 
-def _unpack(spec: DatasetSpec, binary: Binary, archive: Path, names: list[str]) -> None:
-    """Put the named members of an archive into `binary.folder` beside it."""
+def is_prepared(spec: ArchiveSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
+    """Whether all files are there, unpacked and of the right length."""
+    try:
+        return not missing_files(spec, data_dir)
+    except TargetError:  # a file of the wrong length, which using this target will name
+        return False
+
+
+def _unpack(spec: ArchiveSpec, archive: Path, names: list[str]) -> None:
+    """Put the named members of an archive into its unpacked folder, beside it."""
+    binary = spec.binary
     expected = file_sizes(binary, spec.side_px)
     folder = archive.parent / binary.folder
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{binary.folder}.tmp-") as temporary:

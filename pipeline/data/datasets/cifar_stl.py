@@ -1,4 +1,4 @@
-"""Targets whose pictures fit in memory: CIFAR-10, CIFAR-100 and STL-10 from their official binary files.
+"""CIFAR-10, CIFAR-100 and STL-10, read into memory from their official binary files.
 
 Nothing about them is kept between runs: reading and hashing a split takes under a second, and so always sees
 what is there.
@@ -6,58 +6,82 @@ what is there.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.archive import file_sizes
-from pipeline.data.datasets.dataset import ArrayImages, Dataset
-from pipeline.data.datasets.decode import content_of
-from pipeline.data.datasets.registry import Binary, DatasetSpec, Part
+from pipeline.data.datasets.archive import ArchiveSpec, Binary, Part, file_sizes, is_prepared, obtain
+from pipeline.data.datasets.dataset import Dataset, array_dataset
+from pipeline.data.datasets.registry import DatasetSpec, Family
 from sskt.errors import TargetError
 
-
-def load_binary(spec: DatasetSpec, binary: Binary, split: str, data_dir: Path) -> Dataset:
-    """The index of one split, from unpacked files. Raises TargetError for a wrong length, label or class."""
-    folder = data_dir / binary.folder
-    classes = _class_names(folder / binary.class_names, spec)
-    parts = [_read_part(spec, binary, part, folder) for part in binary.parts(split)]
-    pixels = np.concatenate([pixels for pixels, _ in parts])
-    labels = np.concatenate([labels for _, labels in parts])
-    return array_dataset(spec, split, classes, pixels, labels, np.arange(len(labels), dtype=np.int64))
+_SOURCE_SCALE = Fraction(7, 3)  # docs/method.md, section 2.4: 32 -> 74 and 96 -> 224
 
 
-def array_dataset(
-    spec: DatasetSpec,
-    split: str,
-    classes: tuple[str, ...],
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    ids: NDArray[np.int64],
-) -> Dataset:
-    """An index over pictures in memory: pixels uint8 (N_full, H, W, 3), labels int64 (N_full,), ids (N,) that
-    are rows of both.
-    """
-    contents = b"".join(content_of(pixels[i].data) for i in ids)
-    return Dataset(
-        target=spec.name,
-        split=split,
-        kind="array",
-        classes=classes,
-        ids=ids,
-        labels=labels[ids],
-        sizes=np.tile(np.array(pixels.shape[1:3], dtype=np.int32), (len(ids), 1)),
-        contents=np.frombuffer(contents, dtype=np.uint8).reshape(len(ids), 16),
-        access=ArrayImages(f"{spec.name} {split}", pixels, ids),
+def _spec(name: str, n_classes: int, side_px: int, binary: Binary) -> ArchiveSpec:
+    """The paper's small images: shifted by up to 4 pixels, mirrored or not."""
+    archive = binary.url.rpartition("/")[2]
+    return ArchiveSpec(
+        name=name,
+        family="cifar_stl",
+        n_classes=n_classes,
+        side_px=side_px,
+        short_px=side_px,
+        plan_kind="pad-crop-flip",
+        source_scale=_SOURCE_SCALE,
+        how_to_prepare=f"allow the download, or put {archive} from {binary.url} into DATA_DIR",
+        pad=4,
+        binary=binary,
     )
 
 
-def _read_part(
-    spec: DatasetSpec, binary: Binary, part: Part, folder: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+_CIFAR10 = Binary(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    folder="cifar-10-batches-bin",
+    class_names="batches.meta.txt",
+    train=tuple(Part(f"data_batch_{batch}.bin", 10_000) for batch in range(1, 6)),
+    test=(Part("test_batch.bin", 10_000),),
+    label_bytes=1,
+)
+_CIFAR100 = Binary(
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+    folder="cifar-100-binary",
+    class_names="fine_label_names.txt",
+    train=(Part("train.bin", 50_000),),
+    test=(Part("test.bin", 10_000),),
+    label_bytes=2,  # coarse, fine
+)
+_STL10 = Binary(
+    url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+    md5="91f7769df0f17e558f3565bffb0c7dfb",
+    folder="stl10_binary",
+    class_names="class_names.txt",
+    train=(Part("train_X.bin", 5_000, "train_y.bin"),),
+    test=(Part("test_X.bin", 8_000, "test_y.bin"),),
+    label_bytes=0,
+    first_label=1,
+    column_major=True,
+)
+
+
+def _load(spec: ArchiveSpec, split: str, data_dir: Path, _index_dir: Path) -> Dataset:
+    """One split, from unpacked files. Raises TargetError for a wrong length, label or class."""
+    binary = spec.binary
+    folder = data_dir / binary.folder
+    classes = _class_names(folder / binary.class_names, spec)
+    parts = [_read_part(spec, part, folder) for part in binary.parts(split)]
+    pixels = np.concatenate([pixels for pixels, _ in parts])
+    labels = np.concatenate([labels for _, labels in parts])
+    return array_dataset(spec.name, split, classes, pixels, labels, np.arange(len(labels), dtype=np.int64))
+
+
+def _read_part(spec: ArchiveSpec, part: Part, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Pixels uint8 (n, side, side, 3) and labels int64 (n,) of one file."""
-    side = spec.side_px
+    binary, side = spec.binary, spec.side_px
     sizes = file_sizes(binary, side)
     records = _read(folder / part.pixels, sizes[part.pixels]).reshape(part.n_images, -1)
     planes = records[:, binary.label_bytes :].reshape(-1, 3, side, side)
@@ -104,3 +128,16 @@ def _class_names(path: Path, spec: DatasetSpec) -> tuple[str, ...]:
             f"{path}: names {len(names)} classes, expected {spec.n_classes}; move it away and run again"
         )
     return names
+
+
+FAMILY = Family(
+    name="cifar_stl",
+    load=_load,
+    is_prepared=is_prepared,
+    obtain=obtain,
+    targets=(
+        _spec("cifar10", 10, 32, _CIFAR10),
+        _spec("cifar100", 100, 32, _CIFAR100),
+        _spec("stl10", 10, 96, _STL10),
+    ),
+)

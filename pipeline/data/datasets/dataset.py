@@ -132,7 +132,7 @@ class Dataset:
     target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
     (height, width) of the picture as stored; of videos (N, 3), (frames, height, width). contents: uint8
     (N, 16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes:
-    sentences that the caller should pass on to the user. presence: int8 (N, C), of pictures with several
+    sentences that the caller should pass on to the user. multi_hot: int8 (N, C), for images with several
     labels: 1 for a class that is there, 0 for one that is not, -1 for one that is not counted; `labels` then
     holds the first that is there.
     """
@@ -165,7 +165,7 @@ class Dataset:
 
     @property
     def truth(self) -> NDArray[np.int64] | NDArray[np.int8]:
-        """What a student learns: labels, int64 (N,), or presence, int8 (N, C)."""
+        """What a student learns: labels, int64 (N,), or multi-hot, int8 (N, C)."""
         return self.labels if self.multi_hot is None else self.multi_hot
 
     @property
@@ -218,3 +218,30 @@ class Dataset:
         if n >= len(self):
             return self
         return self.take(subset.stratified(self.labels, subset.draws(self.ids), n))
+
+
+def array_dataset(
+    target: str,
+    split: str,
+    classes: tuple[str, ...],
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+) -> Dataset:
+    """A dataset of images in memory.
+
+    pixels: uint8 (N_full, H, W, 3). labels: int64 (N_full,). ids: int64 (N,), the rows of both that belong to
+    this split.
+    """
+    contents = b"".join(decode.content_of(pixels[i].data) for i in ids)
+    return Dataset(
+        target=target,
+        split=split,
+        kind="array",
+        classes=classes,
+        ids=ids,
+        labels=labels[ids],
+        sizes=np.tile(np.array(pixels.shape[1:3], dtype=np.int32), (len(ids), 1)),
+        contents=np.frombuffer(contents, dtype=np.uint8).reshape(len(ids), 16),
+        access=ArrayImages(f"{target} {split}", pixels, ids),
+    )

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.datasets.image_files import class_folders
+from pipeline.data.datasets.class_folders import class_folders
+from pipeline.data.datasets.registry import DatasetSpec
 from sskt.errors import TargetError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -76,6 +77,12 @@ def layout_of(root: Path, *, videos: bool) -> Layout:
     if any(name != split for split, name in found.items()):
         notes = (f"{root}: {_sentence(found)}", *notes)
     return Layout(root, {split: root / found[split] for split in _WORDS if split in found}, notes)
+
+
+def has_val(spec: DatasetSpec, data_dir: Path) -> bool:
+    """Whether a user's folder is divided into three: train, val and test."""
+    root = data_dir / spec.root
+    return root.is_dir() and VAL in layout_of(root, videos=spec.holds_videos).folders
 
 
 def _meaning(name: str) -> str | None:

@@ -9,23 +9,40 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, kept_file
+from pipeline.data.datasets.class_folders import class_folders
 from pipeline.data.datasets.dataset import Dataset, FileImages
 from pipeline.data.datasets.decode import FORMATS, SUFFIXES
 from pipeline.data.datasets.left_out import UnusableFiles, accepted, write_list
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.validation import KINDS, learn
-from pipeline.data.datasets.walk import Found, images_below, is_hidden, told
+from pipeline.data.datasets.walk import Found, images_below, told
 from sskt.errors import TargetError
 from sskt.names import shown
 
 _NAMED = 5  # bad files that an error names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec(DatasetSpec):
+    """A target of image files, shown the ImageNet way: random-resized crops of 224 px, and for evaluation the
+    central 224 px of a short side of 256 px.
+    """
+
+    side_px: int = 224
+    short_px: int = 256
+    plan_kind: Literal["pad-crop-flip", "random-resized-crop-flip", "corner-clip"] = (
+        "random-resized-crop-flip"
+    )
+    source_scale: Fraction = Fraction(1)
 
 
 @dataclass(slots=True)
@@ -128,19 +145,6 @@ def dataset_of(
         notes=tuple(listing.notes),
         multi_hot=multi_hot,
     )
-
-
-def class_folders(root: Path) -> list[str]:
-    """Sorted names of the folders directly in `root` without a leading dot; none if it is no folder."""
-    try:
-        with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise TargetError(
-            f"{shown(str(root))}: cannot be listed ({error.strerror or error}); allow reading it"
-        ) from None
 
 
 def _listed(root: Path, found: list[Found]) -> tuple[Listing, dict[int, str]]:

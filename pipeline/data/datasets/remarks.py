@@ -84,13 +84,13 @@ def _list(
     """Write every file that has a twin, twins together: path, split, class and content."""
     splits = list(datasets.items())
     begins = np.cumsum([0, *(len(dataset) for _, dataset in splits)])
-    paths = np.flatnonzero(sizes[group] > 1)
+    twins = np.flatnonzero(sizes[group] > 1)
     lines = []
-    for place in paths[np.argsort(group[paths], kind="stable")]:
+    for place in twins[np.argsort(group[twins], kind="stable")]:
         at = int(np.searchsorted(begins, place, side="right")) - 1
         split, dataset = splits[at]
         row = int(place - begins[at])
         content = dataset.contents[row].tobytes().hex()[:12]
         lines.append((dataset.name_of(row), split, dataset.classes[dataset.labels[row]], content))
-    kept = kept_file(index_dir, target_slug(spec.name), spec.root or Path(spec.name))
+    kept = kept_file(index_dir, target_slug(spec.name), spec.root)
     return write_list(kept, "same-bytes", lines)

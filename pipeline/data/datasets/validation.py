@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets.checked_files import Facts, Known, RelativePaths, read_kept, recall, write_kept
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import Progress
 from sskt.names import shown
 
 KINDS = tuple(FORMATS)

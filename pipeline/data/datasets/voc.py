@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 and 2012 as pictures with several labels each: VOCdevkit's lists and annotations.
+"""PASCAL VOC 2007 and 2012 for multi-label classification, by VOCdevkit's lists and annotations.
 
 A class is present if one of its objects is not marked difficult, and not counted at all, neither as present
 nor as absent, if all of them are (VOC's own rule for classification). Departs from the released code: there
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.image_files import dataset_of, list_named
-from pipeline.data.datasets.registry import DatasetSpec, Devkit, target_slug
+from pipeline.data.datasets.image_files import ImageSpec, dataset_of, list_named
+from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
 
 CLASSES = (
@@ -41,16 +42,38 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
-IGNORED = -1  # of a class whose objects are all difficult
+IGNORED = -1  # a class whose objects are all marked difficult
 
 
-def load_voc(spec: DatasetSpec, devkit: Devkit, split: str, root: Path, index_dir: Path) -> Dataset:
-    """The index of one split; ids are places in its list.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocSpec(ImageSpec):
+    """A year of VOCdevkit, such as VOC2012, and the lists of its splits."""
 
-    Raises TargetError for what is missing or damaged.
-    """
-    year = root / devkit.year
-    lists = year / "ImageSets" / "Main" / f"{devkit.train if split == 'train' else devkit.test}.txt"
+    year: str
+    train: str
+    test: str
+    is_multilabel: bool = True
+
+
+def _spec(name: str, year: str, *, train: str, test: str) -> VocSpec:
+    return VocSpec(
+        name=name,
+        family="voc",
+        n_classes=len(CLASSES),
+        how_to_prepare=(
+            f"put the official {year} into DATA_DIR/voc/VOCdevkit/{year}/ (DATA_DIR is --data-dir)"
+        ),
+        root=Path("voc/VOCdevkit"),
+        year=year,
+        train=train,
+        test=test,
+    )
+
+
+def _load(spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+    """One split; ids are places in its list. Raises TargetError for what is missing or damaged."""
+    year = data_dir / spec.root / spec.year
+    lists = _lists(spec, data_dir) / f"{spec.train if split == 'train' else spec.test}.txt"
     try:
         names = lists.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -66,7 +89,7 @@ def load_voc(spec: DatasetSpec, devkit: Devkit, split: str, root: Path, index_di
 
 
 def _multi_hot(path: Path) -> NDArray[np.int8]:
-    """What a picture shows of each class: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
+    """What an image shows of each class: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
     try:
         objects = ET.parse(path).getroot().iter("object")  # noqa: S314
         found: dict[str, list[bool]] = {}
@@ -82,3 +105,22 @@ def _multi_hot(path: Path) -> NDArray[np.int8]:
     for name, difficult in found.items():
         multi_hot[CLASSES.index(name)] = IGNORED if all(difficult) else 1
     return multi_hot
+
+
+def _is_prepared(spec: VocSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
+    return _lists(spec, data_dir).is_dir()
+
+
+def _lists(spec: VocSpec, data_dir: Path) -> Path:
+    return data_dir / spec.root / spec.year / "ImageSets" / "Main"
+
+
+FAMILY = Family(
+    name="voc",
+    load=_load,
+    is_prepared=_is_prepared,
+    targets=(
+        _spec("voc", "VOC2012", train="train", test="val"),
+        _spec("voc2007", "VOC2007", train="trainval", test="test"),
+    ),
+)

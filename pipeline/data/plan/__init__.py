@@ -1,5 +1,5 @@
-"""The augmentation plan: every random decision about an image or clip, made before any pixel is read (DESIGN
-promise 1).
+"""The augmentation plan: every random decision about an image or clip, made before any pixel is read
+(docs/method.md, promise 1).
 
 `plan.rows(view, ids, sizes)` is a pure function: the same (seed, plan, view, id, image size) gives the same
 crop window, flip and frames whatever the order, batch size, rank, worker or start epoch. Epoch e of training

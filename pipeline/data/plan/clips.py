@@ -1,4 +1,4 @@
-"""Plans for clips: F frames of a video through one window (METHOD.md, released-code facts for 3D)."""
+"""Plans for clips: F frames of a video through one window (docs/method.md, section 6)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _TRIES = 10  # random-resized-crop: attempts before the centre fallback, as in t
 
 @dataclass(frozen=True, slots=True)
 class PadCropFlip:
-    """Shift by up to `pad` pixels with black borders, then flip: CIFAR and STL10 (METHOD.md section 1).
+    """Shift by up to `pad` pixels with black borders, then flip: CIFAR, STL10 (docs/method.md, section 2.6).
 
     The window has the image's own size; images that are not `side_px` wide are resized to it afterwards.
     """

@@ -1,5 +1,5 @@
-"""Turn plan rows into pixels (DESIGN promise 2): uint8 (N, 3, side, side), RGB, in the order requested; for
-videos clips of the planned frames, (N, 3, F, side, side).
+"""Turn plan rows into pixels (docs/method.md, promise 2): uint8 (N, 3, side, side), RGB, in the order
+requested; for videos clips of the planned frames, (N, 3, F, side, side).
 
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
 images in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
@@ -10,38 +10,17 @@ without one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import ClipPlan, Plan
-from pipeline.runtime.execution import Execution
+from pipeline.data.render.renderer import Positions, Renderer
+from pipeline.runtime import Execution
 from sskt.errors import RunError
 
-Positions = NDArray[np.int64]  # (N,) positions in a dataset
+__all__ = ["RENDERERS", "Positions", "Renderer", "in_batches", "open_renderer"]
+
 RENDERERS = ("auto", "dali", "torch", "resident")
-
-
-class Renderer(Protocol):
-    """Draws the images of one dataset by one plan."""
-
-    name: str  # "dali-cpu", "resident-gpu" and so on: recorded in every store
-
-    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
-        """Yield one uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), per array of n positions; n is
-        at most `batch_size`.
-        """
-
-    def cache_decoded(self) -> AbstractContextManager[None]:
-        """Within this context each file is decoded once, and its whole image kept for later renders."""
-
-    def close(self) -> None:
-        """Free threads and device memory."""
 
 
 def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.video.dataset import first_frames, frames_dataset
 from pipeline.data.plan import ClipPlan, Plan, PlanRows
-from pipeline.data.render import Positions, Renderer
+from pipeline.data.render.renderer import Positions, Renderer
 
 
 class ClipRenderer:

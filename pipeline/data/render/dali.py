@@ -23,9 +23,9 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import PadCropFlip, Plan
-from pipeline.data.render import Positions
+from pipeline.data.render.renderer import Positions
 from pipeline.data.render.torch import fit_windows
-from sskt.sources.forward import one_thread_each
+from sskt.sources import one_thread_each
 
 # what enters the graph: encoded files, of which a CPU decodes only the window; files whose whole images are
 # output as well; images in memory

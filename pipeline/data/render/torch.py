@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan, PlanRows
-from pipeline.data.render import Positions
+from pipeline.data.render.renderer import Positions
 
 
 class TorchRenderer:

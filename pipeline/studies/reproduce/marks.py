@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.registry import DatasetSpec, parse_target
 from pipeline.studies.reproduce.published import Published
-from pipeline.train.data import Supervision
+from pipeline.train.config import TrainConfig
 from sskt.normalise import KINETICS_MEAN
-from sskt.sources.clip_frames import REFERENCE
+from sskt.sources import REFERENCE
 from sskt.students.resnet3d import ResNet3D
 
 _RELEASED_EPOCHS = {"stl10": 200, "ucf101": 200, "hmdb51": 200}  # of the authors' command, and 3D default
@@ -36,9 +35,7 @@ class Setup:
     """What the runs of a row are, as far as that is known without data and weights."""
 
     row: Published
-    taught: Supervision
-    settings: Mapping[str, Any]  # a value for each of a recipe's SETTINGS
-    freeze_until: str | None
+    config: TrainConfig
     augmentation: Augmentation
     metric: str  # the figure that is set beside the paper's
 
@@ -50,7 +47,7 @@ class Setup:
     @property
     def is_video(self) -> bool:
         """Whether the student reads clips."""
-        return self.spec.videos is not None
+        return self.spec.holds_videos
 
 
 def departures(setup: Setup) -> list[Mark]:
@@ -93,7 +90,7 @@ def _protocol(setup: Setup) -> Iterator[str]:
 
 
 def _metric(setup: Setup) -> Iterator[str]:
-    if setup.spec.devkit:
+    if setup.spec.is_multilabel:
         yield (
             "images that show nothing are left out of the average precision per image; the released code "
             "counts each of them as 0"
@@ -101,7 +98,7 @@ def _metric(setup: Setup) -> Iterator[str]:
 
 
 def _labels(setup: Setup) -> Iterator[str]:
-    if setup.spec.devkit:
+    if setup.spec.is_multilabel:
         yield (
             "a class whose objects are all marked difficult is left out for that image, in training and in "
             "testing (VOC's own rule); the released code counts it as absent"
@@ -133,7 +130,7 @@ def _augmentation(setup: Setup) -> Iterator[str]:
 
 
 def _epochs(setup: Setup) -> Iterator[str]:
-    epochs, released = setup.settings["epochs"], _RELEASED_EPOCHS.get(setup.row.target)
+    epochs, released = setup.config.epochs, _RELEASED_EPOCHS.get(setup.row.target)
     if released is None:
         yield f"{epochs:,} epochs are ours: the paper prints milestones and no number of epochs"
     elif epochs != released:
@@ -141,15 +138,15 @@ def _epochs(setup: Setup) -> Iterator[str]:
 
 
 def _schedule(setup: Setup) -> Iterator[str]:
-    settings = setup.settings
-    if settings["schedule"] == "plateau" and setup.row.sources:
+    config = setup.config
+    if config.schedule == "plateau" and setup.row.sources:
         yield (
             "the rate drops when the primary loss of the test clips stands still; in the released code, when "
             "primary and auxiliary losses together do"
         )
-    if settings["schedule"] == "multistep" and settings["gamma"] != _RELEASED_GAMMA:
+    if config.schedule == "multistep" and config.gamma != _RELEASED_GAMMA:
         yield (
-            f"the rate is multiplied by {settings['gamma']:g} at each milestone, which is ours: the paper "
+            f"the rate is multiplied by {config.gamma:g} at each milestone, which is ours: the paper "
             f"prints no factor, and the released code's {_RELEASED_GAMMA:g} goes with the milestones "
             f"{', '.join(map(str, _RELEASED_MILESTONES))}"
         )
@@ -158,7 +155,7 @@ def _schedule(setup: Setup) -> Iterator[str]:
             "rates and epochs are those of the target's other rows; the paper trained DML in the same way as "
             "Zhang et al. (2018)"
         )
-    if setup.row.primary_loss == "focal" and settings["schedule"] != "cosine":
+    if setup.row.primary_loss == "focal" and config.schedule != "cosine":
         yield (
             "the milestones of the target's other rows; the authors' page leaves open whether rows with "
             "focal loss had a cosine schedule"
@@ -166,34 +163,34 @@ def _schedule(setup: Setup) -> Iterator[str]:
 
 
 def _freezing(setup: Setup) -> Iterator[str]:
-    if setup.freeze_until is not None:
+    if setup.config.freeze_until is not None:
         yield (
-            f"all before {setup.freeze_until} is frozen with its batch norms in eval mode, and all heads "
-            f"learn; the released command (ft_begin_index 4) leaves those batch norms in train mode and "
-            f"gives every auxiliary weight a rate of 0"
+            f"all before {setup.config.freeze_until} is frozen with its batch norms in eval mode, and all "
+            f"heads learn; the released command (ft_begin_index 4) leaves those batch norms in train mode "
+            f"and gives every auxiliary weight a rate of 0"
         )
 
 
 def _shortcut(setup: Setup) -> Iterator[str]:
-    if setup.is_video and setup.freeze_until is None:
+    if setup.is_video and setup.config.freeze_until is None:
         yield "option-A shortcuts pass gradients on; in the released 3D code they carry none"
 
 
 def _loss(setup: Setup) -> Iterator[str]:
-    row, settings = setup.row, setup.settings
+    row, config = setup.row, setup.config
     if row.method == "kd":
         yield (
-            f"T = {settings['temperature']:g} and alpha = {settings['alpha']:g} are ours: the paper says "
+            f"T = {config.temperature:g} and alpha = {config.alpha:g} are ours: the paper says "
             f"that details of KD are those of Hinton et al. (2015)"
         )
-    if row.method == "sskt" and settings["aux_loss"] == "focal" and settings["temperature"] != 1:
+    if row.method == "sskt" and config.aux_loss == "focal" and config.temperature != 1:
         yield (
-            f"the auxiliary focal loss is softened by T = {settings['temperature']:g} and scaled by T^2; the "
+            f"the auxiliary focal loss is softened by T = {config.temperature:g} and scaled by T^2; the "
             f"released one, which is in the 3D code alone, has no temperature"
         )
-    if row.method == "sskt" and setup.is_video and settings["aux_loss"] == "kd":
+    if row.method == "sskt" and setup.is_video and config.aux_loss == "kd":
         yield "KD is that of the released image code; the released 3D code has CE and focal loss alone"
-    if row.method in ("dml", "kd") and settings["primary_loss"] == "bce":
+    if row.method in ("dml", "kd") and config.primary_loss == "bce":
         yield (
             "of several labels per image, networks agree class by class (two Bernoulli distributions each); "
             "the paper does not say how its networks did"
@@ -201,7 +198,7 @@ def _loss(setup: Setup) -> Iterator[str]:
 
 
 def _sources(setup: Setup) -> Iterator[str]:
-    if setup.row.method == "sskt" and setup.taught.teacher_bn == "frozen":
+    if setup.row.method == "sskt" and setup.config.teacher_bn == "frozen":
         yield (
             "sources look in eval mode, frozen as the paper has them; the released code leaves them in train "
             "mode (batch statistics)"

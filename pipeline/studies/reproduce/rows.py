@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pipeline.data.augmentation import Augmentation
-from pipeline.runtime import coerce
+from pipeline.runtime import Execution, World, coerce
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.studies.reproduce.marks import Mark, Setup, departures
 from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
-from pipeline.train.data import Supervision
-from pipeline.train.resolve import Tuning, settings_of
+from pipeline.train.resolve import resolve
 from sskt.errors import RunError
 from sskt.recipes import Recipe, recipe_for
-from sskt.sources.registry import parse_source
+from sskt.sources import parse_source
 
 _UNKNOWN = float("nan")
 # of a pretrained network, what a student keeps as it is: the authors' command has --ft_begin_index 4
@@ -40,7 +41,7 @@ TRAINING_SAMPLES = {
     "hmdb51": 3_570,
 }
 # what the paper reports of a target, where it is not top-1 of the run's own evaluation views: per-image
-# average precision, and top-1 over all clips of a video (METHOD.md)
+# average precision, and top-1 over all clips of a video (docs/method.md, section 2.7)
 _METRICS = {"voc": "test_image_ap", "ucf101": ALL_CLIPS_METRIC, "hmdb51": ALL_CLIPS_METRIC}
 
 
@@ -104,24 +105,32 @@ class Attempt:
         """The student's part before this one stays as its weights have it."""
         return _FROZEN_UNTIL.get(self.row.init)
 
-    def supervision(self, sources: tuple[str, ...], views: int | None = None) -> Supervision:
-        """How its student is taught, by `sources` and by `views` of them in turn."""
+    def settings(self, sources: tuple[str, ...], views: int | None = None) -> dict[str, Any]:
+        """The settings of `train` by which its student learns, from `views` of `sources` in turn."""
         row = self.row
-        return Supervision(
-            method="scratch" if row.method == "finetune" else row.method,
-            sources=sources,
-            labels="cached" if sources else "auto",
-            views=views,
-            transfer_module=row.transfer_module,
-            psi=row.psi or Supervision().psi,
-        )
+        return {
+            **self.overrides,
+            "method": "scratch" if row.method == "finetune" else row.method,
+            "sources": sources,
+            "labels": "cached" if sources else "auto",
+            "views": views,
+            "transfer_module": row.transfer_module,
+            "psi": row.psi,
+            "freeze_until": self.freeze_until,
+        }
 
     @property
     def setup(self) -> Setup:
         """What its runs are, before data and weights are there."""
-        taught = self.supervision(self.sources)
-        settings = settings_of(self.row.target, taught, Tuning(), self.overrides)
-        return Setup(self.row, taught, settings, self.freeze_until, Augmentation(), self.metric)
+        config = resolve(
+            self.row.target,
+            execution=Execution(torch.device("cpu")),
+            world=World(),
+            augmentation=Augmentation(),
+            model=self.row.model,
+            **self.settings(self.sources),
+        )
+        return Setup(self.row, config, Augmentation(), self.metric)
 
     @property
     def teacher(self) -> Attempt | None:

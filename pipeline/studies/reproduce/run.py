@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import join_world
-from pipeline.runtime.remarks import mute_remarks
+from pipeline.runtime import coerce, join_world, mute_remarks
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,
@@ -33,7 +31,6 @@ from pipeline.studies.reproduce.rows import (
 )
 from pipeline.studies.series import matches, precompute_once, train_or_resume
 from pipeline.train.divergence import DivergedError
-from pipeline.train.resolve import Tuning
 from pipeline.train.run_folder import RunBusyError, read_summary
 
 log = logging.getLogger(__name__)
@@ -152,17 +149,15 @@ def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
     """What `train_or_resume` is asked for."""
     row, sources = attempt.row, _sources(attempt, seed, campaign)
     return {
-        "supervision": attempt.supervision(sources, campaign.views),
+        **attempt.settings(sources, campaign.views),
         "paths": campaign.paths.of(sources),
         "execution": campaign.execution,
         "seed": seed,
         "model": row.model,
         "limit": campaign.shrink.limit,
         "eval_every": attempt.eval_every(campaign.shrink.limit),
-        "tuning": Tuning(
-            amp=campaign.amp, finetune_from=beginning(row, campaign.paths), freeze_until=attempt.freeze_until
-        ),
-        "overrides": attempt.overrides,
+        "amp": campaign.amp,
+        "finetune_from": beginning(row, campaign.paths),
     }
 
 

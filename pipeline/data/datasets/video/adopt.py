@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.registry import VIDEOFOLDER, DatasetSpec
 from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp
 from pipeline.data.datasets.video.pack_record import Record, pack_path, write_record
-from pipeline.data.datasets.video.splits import VideoEntry, list_videos
+from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
 
 Found = list[tuple[VideoEntry, str, Stamp]]  # a video, its sha256, its length and time
 
 
-def adopt(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Record | None:
+def adopt(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | None:
     """The record of a folder each of whose videos was packed elsewhere, one way for all: the packs are linked
     to, and nothing is decoded. None, and nothing is done, where that is not so.
     """
-    if not spec.name.startswith(VIDEOFOLDER):
+    if not spec.is_own_folder:
         return None
-    packings = set(_packings(index_dir))
+    packings = set(_packings(spec, index_dir))
     known = KnownVideos(spec, data_dir, index_dir)
     found = _all_known(spec, data_dir, known) if packings else None
     if found is None:
@@ -44,9 +43,9 @@ def adopt(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Record | None:
     return None
 
 
-def _packings(index_dir: Path) -> Iterator[Packing]:
+def _packings(spec: VideoSpec, index_dir: Path) -> Iterator[Packing]:
     """How the folders of videos were packed that were prepared whole."""
-    for file in index_dir.glob(f"{VIDEOFOLDER[:-1]}-*/prepared-1.json"):
+    for file in index_dir.glob(f"{spec.family}-*/prepared-1.json"):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             if not found["missing"] and not found["damaged"]:
@@ -55,9 +54,9 @@ def _packings(index_dir: Path) -> Iterator[Packing]:
             continue
 
 
-def _all_known(spec: DatasetSpec, data_dir: Path, known: KnownVideos) -> Found | None:
+def _all_known(spec: VideoSpec, data_dir: Path, known: KnownVideos) -> Found | None:
     """Every video of a folder, if all are known; lengths are looked at before any is read."""
-    clips = [clip for split in list_videos(spec, data_dir).clips.values() for clip in split]
+    clips = [clip for split in spec.list_videos(data_dir).clips.values() for clip in split]
     found = []
     try:
         there = [(clip, clip.source, Stamp.of(clip.source)) for clip in clips if clip.source is not None]

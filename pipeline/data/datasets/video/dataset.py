@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.video.adopt import adopt
 from pipeline.data.datasets.video.known import KnownVideos
 from pipeline.data.datasets.video.pack import OpenPack, Packed, Stamp, read_pack
 from pipeline.data.datasets.video.pack_record import command_of, pack_path, read_record
-from pipeline.data.datasets.video.splits import VideoEntry, list_videos
+from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
 from sskt.errors import TargetError
 from sskt.names import shown
 
 _OPEN_PACKS = 512  # at a time
 
 
-def load_videos(spec: DatasetSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
     """The index of one split; ids are places in its list, also where videos are left out.
 
     Raises TargetError if the target is not prepared, or not the videos that are there now.
@@ -33,7 +32,7 @@ def load_videos(spec: DatasetSpec, split: str, data_dir: Path, index_dir: Path) 
     if record is None:
         raise TargetError(_how_to_begin(spec, data_dir, index_dir))
     command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
-    listing = list_videos(spec, data_dir)
+    listing = spec.list_videos(data_dir)
     listed = listing.clips[split]
     left_out, known = record.left_out, KnownVideos(spec, data_dir, index_dir)
     ids, packs, paths, labels = [], [], [], []
@@ -181,9 +180,8 @@ def _require_unchanged(clip: VideoEntry, packed: Packed, command: str, known: Kn
         raise TargetError(f"{shown(str(clip.source))}: has changed since it was packed; {command} again")
 
 
-def _how_to_begin(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> str:
+def _how_to_begin(spec: VideoSpec, data_dir: Path, index_dir: Path) -> str:
     """What to do with a target that was never prepared: the commands, one a line."""
-    assert spec.root is not None  # noqa: S101 - of videos
     root = data_dir / spec.root
     first = "" if root.is_dir() else f"\n  first {spec.how_to_prepare}"
     steps = (("prepare",), ("precompute", "--source imagenet --source places365"), ("train",))

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cache.storage import TEMPORARY, write_durably
-from pipeline.data.datasets.registry import VIDEOFOLDER, DatasetSpec
+from cache import TEMPORARY, write_durably
 from pipeline.data.datasets.video.decode import frame_files
 from pipeline.data.datasets.video.pack import Packed, Packing, Stamp, is_sound, read_pack
 from pipeline.data.datasets.video.pack_record import pack_path
+from pipeline.data.datasets.video.spec import VideoSpec
 
 _FILE = "sources.json"
 
@@ -34,13 +34,13 @@ class _Source:
 class KnownVideos:
     """The videos of one target, by name, and those of others like it, by their bytes."""
 
-    def __init__(self, spec: DatasetSpec, data_dir: Path, index_dir: Path) -> None:
+    def __init__(self, spec: VideoSpec, data_dir: Path, index_dir: Path) -> None:
         self._folder = pack_path(spec, data_dir, index_dir, "-").parent
         self._sources = _read(self._folder)
         self._changed = False
         folders = [self._folder]
-        if spec.name.startswith(VIDEOFOLDER):
-            folders += sorted(index_dir.glob(f"{VIDEOFOLDER[:-1]}-*/"))
+        if spec.is_own_folder:
+            folders += sorted(index_dir.glob(f"{spec.family}-*/"))
         self._waiting: list[tuple[Path, Path]] = []
         self.lengths: set[int] = set()  # in bytes, of all that are known
         self._packs: dict[str, list[tuple[Path, str]]] = {}  # by sha256: packs and their contents

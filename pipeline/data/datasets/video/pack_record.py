@@ -10,11 +10,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cache.storage import write_durably
+from cache import write_durably
 from pipeline.data.datasets.left_out import on_one_line
-from pipeline.data.datasets.registry import DatasetSpec, target_slug
+from pipeline.data.datasets.registry import target_slug
 from pipeline.data.datasets.video.pack import SUFFIX, Packing
-from pipeline.runtime.paths import folder_words
+from pipeline.data.datasets.video.spec import VideoSpec
+from pipeline.runtime import folder_words
 from sskt.errors import TargetError
 from sskt.names import quoted
 
@@ -45,7 +46,7 @@ class Record:
         return {*self.missing, *self.damaged}
 
 
-def pack_path(spec: DatasetSpec, data_dir: Path, index_dir: Path, name: str) -> Path:
+def pack_path(spec: VideoSpec, data_dir: Path, index_dir: Path, name: str) -> Path:
     """Where the pack of one video lies; the splits of a target share their packs."""
     path = _folder(spec, data_dir, index_dir) / f"{name}{SUFFIX}"
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
@@ -53,7 +54,7 @@ def pack_path(spec: DatasetSpec, data_dir: Path, index_dir: Path, name: str) -> 
     return path
 
 
-def read_record(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Record | None:
+def read_record(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | None:
     """How the preparation of this split ended; None if it has not. Raises TargetError for a damaged file."""
     path = _file(spec, data_dir, index_dir, "prepared", "json")
     try:
@@ -68,13 +69,21 @@ def read_record(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Record | 
         ) from None
 
 
-def write_record(spec: DatasetSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
+def is_prepared(spec: VideoSpec, _split: str, data_dir: Path, index_dir: Path) -> bool:
+    """Whether preparing ended well, which packs train and test videos together."""
+    try:
+        return read_record(spec, data_dir, index_dir) is not None
+    except TargetError:  # a damaged record, which using this target will name
+        return False
+
+
+def write_record(spec: VideoSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
     """Keep how it ended."""
     text = json.dumps(asdict(record), indent=2) + "\n"
     write_durably(_file(spec, data_dir, index_dir, "prepared", "json"), text.encode())
 
 
-def write_left_out(spec: DatasetSpec, data_dir: Path, index_dir: Path, record: Record) -> Path:
+def write_left_out(spec: VideoSpec, data_dir: Path, index_dir: Path, record: Record) -> Path:
     """Keep every video that cannot be used, with the reason, as text; returns where."""
     path = _file(spec, data_dir, index_dir, "left-out", "txt")
     reasons = dict.fromkeys(record.missing, "not there") | record.damaged
@@ -84,21 +93,20 @@ def write_left_out(spec: DatasetSpec, data_dir: Path, index_dir: Path, record: R
     return path
 
 
-def command_of(verb: str, spec: DatasetSpec, data_dir: Path, index_dir: Path, *words: str) -> str:
+def command_of(verb: str, spec: VideoSpec, data_dir: Path, index_dir: Path, *words: str) -> str:
     """A command for this target that looks where this one did; `index_dir` lies in the --cache-dir."""
     named = (f"--target {quoted(spec.as_given)}", *words, *folder_words(data_dir, index_dir.parent))
     return f"sskt {verb} {' '.join(named)}"
 
 
-def _folder(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Path:
+def _folder(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Path:
     """Videos of one's own share a name with others' too easily: the place of the folder is added."""
     slug = target_slug(spec.name.partition(":")[0])
-    if spec.videos is not None and spec.videos.lists is None:
-        place = hashlib.sha256(os.fsencode((data_dir / str(spec.root)).resolve())).hexdigest()[:12]
+    if spec.is_own_folder:
+        place = hashlib.sha256(os.fsencode((data_dir / spec.root).resolve())).hexdigest()[:12]
         slug = f"{target_slug(spec.name)}-{place}"
     return index_dir / slug
 
 
-def _file(spec: DatasetSpec, data_dir: Path, index_dir: Path, what: str, suffix: str) -> Path:
-    split = 1 if spec.videos is None else spec.videos.split
-    return _folder(spec, data_dir, index_dir) / f"{what}-{split}.{suffix}"
+def _file(spec: VideoSpec, data_dir: Path, index_dir: Path, what: str, suffix: str) -> Path:
+    return _folder(spec, data_dir, index_dir) / f"{what}-{spec.split}.{suffix}"

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cache.storage import sweep
+from cache.storage.local import sweep
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
-from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
@@ -25,9 +24,9 @@ from pipeline.data.datasets.video.pack_record import (
     write_record,
 )
 from pipeline.data.datasets.video.sequence import sequence_in
-from pipeline.data.datasets.video.splits import Listing, VideoEntry, list_videos
+from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import told
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import Progress
 from sskt.errors import TargetError
 from sskt.names import shown
 
@@ -39,7 +38,7 @@ T = TypeVar("T")
 
 
 def prepare_videos(
-    spec: DatasetSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
+    spec: VideoSpec, data_dir: Path, index_dir: Path, packing: Packing, allow_missing: bool
 ) -> None:
     """Pack what is not packed yet below `index_dir`, and record which listed videos there are not.
 
@@ -47,7 +46,7 @@ def prepare_videos(
     others are packed, that names what is missing or cannot be decoded, unless `allow_missing`; and
     TargetError if packs cannot be written.
     """
-    listing = list_videos(spec, data_dir)
+    listing = spec.list_videos(data_dir)
     clips = [clip for split in listing.clips.values() for clip in split]
     remarks = [
         *listing.notes,
@@ -55,7 +54,7 @@ def prepare_videos(
         *_on_frames(spec, data_dir, index_dir, clips),
     ]
     for note in remarks:
-        log.info(note)
+        log.warning(note)
     found = _pack_all(spec, data_dir, index_dir, clips, packing)
     missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
     damaged = {name: what for name, what in found.items() if what not in (_MISSING, _KEPT, _NEW)}
@@ -69,8 +68,7 @@ def prepare_videos(
     listed = write_left_out(spec, data_dir, index_dir, record)
     if not kept + new:
         raise TargetError(
-            f"{data_dir / str(spec.root)}: no video to train on: {what}, all in {listed}; "
-            f"{spec.how_to_prepare}"
+            f"{data_dir / spec.root}: no video to train on: {what}, all in {listed}; {spec.how_to_prepare}"
         )
     if what and not allow_missing:
         again = command_of("prepare", spec, data_dir, index_dir, *record.command_words)
@@ -79,12 +77,12 @@ def prepare_videos(
             f"or go on without them: {again}"
         )
     if what:
-        log.info(f"{spec.name}: {what}, all in {listed}; left out, as asked")
+        log.warning(f"{spec.name}: {what}, all in {listed}; left out, as asked")
     write_record(spec, data_dir, index_dir, record)
 
 
 def _pack_all(
-    spec: DatasetSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry], packing: Packing
+    spec: VideoSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry], packing: Packing
 ) -> dict[str, str]:
     """What became of each: `_KEPT`, `_NEW`, `_MISSING`, or why it cannot be used."""
     paths = {clip.name: pack_path(spec, data_dir, index_dir, clip.name) for clip in clips}
@@ -184,7 +182,7 @@ def _pack(clip: VideoEntry, path: Path, packing: Packing, known: KnownVideos, vi
     return _NEW
 
 
-def _on_others(spec: DatasetSpec, data_dir: Path, index_dir: Path, listing: Listing) -> list[str]:
+def _on_others(spec: VideoSpec, data_dir: Path, index_dir: Path, listing: VideoListing) -> list[str]:
     """On files that are neither videos nor frames."""
     folder = pack_path(spec, data_dir, index_dir, "-").parent
     lines = ((os.fsdecode(path), kind) for path, kind in listing.ignored)
@@ -192,10 +190,10 @@ def _on_others(spec: DatasetSpec, data_dir: Path, index_dir: Path, listing: List
     if not listing.ignored:
         return []
     read = f"videos ({', '.join(VIDEO_SUFFIXES[:5])} and their like) and folders of frames"
-    return [told(data_dir / str(spec.root), listing.ignored, where, read)]
+    return [told(data_dir / spec.root, listing.ignored, where, read)]
 
 
-def _on_frames(spec: DatasetSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry]) -> list[str]:
+def _on_frames(spec: VideoSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry]) -> list[str]:
     """On images that lie beside a sequence's frames, and on frames that are missing."""
     left_out: list[tuple[str, str]] = []
     lacking = n_missing = 0

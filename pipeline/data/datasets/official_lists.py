@@ -1,0 +1,97 @@
+"""Official targets whose archives unpack into no class folders: image paths and labels stand in lists.
+
+Where the user has sorted the images into class folders, those are read instead. Classes have the names and
+the order of the class folders, so that either form gives the same labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.image_files import ImageSpec, dataset_of, list_named
+from pipeline.data.datasets.image_folder import has_split, load_folders
+from pipeline.data.datasets.registry import Family, target_slug
+from sskt.errors import TargetError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageList:
+    """What lists say: class names in label order, the images' paths below the root, their labels."""
+
+    classes: tuple[str, ...]
+    paths: list[str]
+    labels: list[int]
+
+
+def official_spec(name: str, n_classes: int, *, class_folder: str, archives: str) -> ImageSpec:
+    """The spec of a target that lies in DATA_DIR/NAME as class folders, or as its `archives` unpack."""
+    paths = " and ".join(f"DATA_DIR/{name}/{split}/{class_folder}/" for split in ("train", "val"))
+    return ImageSpec(
+        name=name,
+        family=name,
+        n_classes=n_classes,
+        how_to_prepare=(
+            f"put the official pictures into {paths}, or unpack {archives} there (DATA_DIR is --data-dir)"
+        ),
+        root=Path(name),
+    )
+
+
+def official_family(
+    spec: ImageSpec,
+    has_list: Callable[[str, Path], bool],
+    read_list: Callable[[ImageSpec, str, Path], ImageList],
+) -> Family[ImageSpec]:
+    """The family of one target of class folders or lists.
+
+    `has_list(split, root)` says whether the lists of a split and the folder of its images are there, and
+    `read_list(spec, split, root)` reads them.
+    """
+
+    def load(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        root = data_dir / spec.root
+        if has_list(split, root) and not has_split(root, split):
+            return _load(spec, split, root, read_list(spec, split, root), index_dir)
+        return load_folders(spec, split, data_dir, index_dir)
+
+    def is_prepared(spec: ImageSpec, split: str, data_dir: Path, _index_dir: Path) -> bool:
+        root = data_dir / spec.root
+        return has_split(root, split) or has_list(split, root)
+
+    return Family(name=spec.family, load=load, is_prepared=is_prepared, targets=(spec,))
+
+
+def _load(spec: ImageSpec, split: str, root: Path, images: ImageList, index_dir: Path) -> Dataset:
+    """The images of a list, every file validated; ids are places in the list.
+
+    Raises TargetError for images that are missing or damaged.
+    """
+    paths = [os.fsencode(path) for path in images.paths]
+    listing = list_named(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+    labels = np.array(images.labels, dtype=np.int64)[listing.ids]
+    return dataset_of(listing, spec, split, images.classes, labels)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of an official list, at least one. Raises TargetError if it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TargetError(f"{path}: cannot be read ({error}); restore the official file") from None
+    lines = [line.strip() for line in lines]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise TargetError(f"{path}: names no picture; restore the official file")
+    return lines
+
+
+def wrong_line(path: Path, number: int, line: str, expected: str) -> TargetError:
+    """The error to raise for a line that is not as `expected`."""
+    return TargetError(f"{path}: line {number} is {line!r}, expected {expected}; restore the official file")

@@ -1,0 +1,113 @@
+"""The settings of a method, declared once: whoever has the field reads it, and checks are its own.
+
+A method's own config lies beside it and inherits what it shares with others from here. Logits are taken to
+float32 before any loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sskt.errors import RunError
+from sskt.losses import (
+    AUXILIARY_LOSSES,
+    KD_REDUCTIONS,
+    PRIMARY_LOSSES,
+    focal,
+    kd_divergence,
+    multilabel_bce,
+    multilabel_divergence,
+    soft_cross_entropy,
+    soft_focal,
+)
+from sskt.methods.mixture import Mixture, of_both
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodConfig:
+    """What every method's config is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelConfig(MethodConfig):
+    """Of methods that learn the target's own labels by a loss of the user's choice."""
+
+    primary_loss: str = "ce"  # one of sskt.losses.PRIMARY_LOSSES
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises RunError for a value that no training can have."""
+        require_choice("primary_loss", self.primary_loss, PRIMARY_LOSSES)
+        require_range("label_smoothing", self.label_smoothing, 0, 1)
+
+    def primary(self, logits: Tensor, labels: Tensor, mixed: Mixture | None = None) -> Tensor:
+        """L_prim of primary logits (N, C) and labels int64 (N,), or multi-hot (N, C)."""
+        return of_both(self._primary, logits.float(), labels, mixed)
+
+    def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.primary_loss == "bce":
+            return multilabel_bce(logits, labels)
+        if self.primary_loss == "focal":
+            return focal(logits, labels)
+        return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=self.label_smoothing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig(LabelConfig):
+    """Of methods that learn from sources' logits as well."""
+
+    temperature: float = 3.0
+    alpha: float = 0.1  # weight of L_aux
+    aux_loss: str = "ce"  # one of sskt.losses.AUXILIARY_LOSSES
+    kd_reduction: str = "mean"  # over batch and classes, as released; or "batchmean"
+
+    def __post_init__(self) -> None:
+        """Raises RunError for a value that no training can have."""
+        LabelConfig.__post_init__(self)
+        require_choice("aux_loss", self.aux_loss, AUXILIARY_LOSSES)
+        require_choice("kd_reduction", self.kd_reduction, KD_REDUCTIONS)
+        require_range("temperature", self.temperature, math.ulp(0), math.inf)
+        require_range("alpha", self.alpha, 0, math.inf)
+
+    def auxiliary(self, logits: Tensor, source_logits: Tensor, mixed: Mixture | None = None) -> Tensor:
+        """L_aux of one source: logits and source_logits (N, K)."""
+        return of_both(self._auxiliary, logits.float(), source_logits.float(), mixed)
+
+    def distance(self, logits: Tensor, source_logits: Tensor, mixed: Mixture | None = None) -> Tensor:
+        """How far primary logits (N, C) are from those of a source of the same classes: L_aux; with several
+        labels per image, the divergence of each class's two answers.
+        """
+        loss = self._multilabel if self.primary_loss == "bce" else self._auxiliary
+        return of_both(loss, logits.float(), source_logits.float(), mixed)
+
+    def _auxiliary(self, logits: Tensor, source_logits: Tensor) -> Tensor:
+        if self.aux_loss == "ce":
+            return soft_cross_entropy(logits, source_logits, temperature=self.temperature)
+        if self.aux_loss == "focal":
+            return soft_focal(logits, source_logits, temperature=self.temperature)
+        return kd_divergence(logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction)
+
+    def _multilabel(self, logits: Tensor, source_logits: Tensor) -> Tensor:
+        return multilabel_divergence(
+            logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction
+        )
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise RunError unless a setting is one of some words."""
+    if value not in choices:
+        raise RunError(f"--{name.replace('_', '-')} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def require_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise RunError unless a setting is a number from `low` to `high`."""
+    if low <= value <= high and value < math.inf:
+        return
+    most = "" if high == math.inf else f" and at most {high:g}"
+    least = "more than 0" if low == math.ulp(0) else f"at least {low:g}"
+    raise RunError(f"--{name.replace('_', '-')} is {value}, expected {least}{most}")

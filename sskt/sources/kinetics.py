@@ -1,0 +1,62 @@
+"""kinetics:ARCHITECTURE, networks that read clips, trained on Kinetics-400."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from sskt.checkpoints import Checkpoint
+from sskt.normalise import KINETICS_MEAN
+from sskt.sources.clip_classifier import ClipClassifier, clip_normalisation, published_key
+from sskt.sources.source import SourceSpec
+from sskt.sources.torchvision import Published
+from sskt.students import CLIP_BACKBONES
+from sskt.students.torchvision_video import TORCH_VIDEO
+from sskt.weights import load_into
+
+
+class Kinetics(Published):
+    """Classifiers of Kinetics-400's 400 actions: torchvision's have published weights, 3D ResNets files."""
+
+    prefix, forms = "kinetics", ("kinetics:ARCHITECTURE",)
+    n_classes, default_architecture = 400, "resnet3d18"
+    publisher = "torchvision KINETICS400_V1"
+    reads_clips = True
+
+    def parse(self, name: str) -> SourceSpec:
+        """See `Kind.parse`."""
+        spec = super().parse(name)
+        of_3d_resnet = spec.architecture not in TORCH_VIDEO
+        return replace(spec, earlier_mean=KINETICS_MEAN) if of_3d_resnet else spec
+
+    def architectures(self) -> list[str]:
+        """Our backbones for clips."""
+        return list(CLIP_BACKBONES)
+
+    def entry(self, architecture: str) -> Any:
+        """KINETICS400_V1."""
+        if architecture not in TORCH_VIDEO:
+            return None
+        return torchvision.models.get_model_weights(architecture)["KINETICS400_V1"]
+
+    def url(self, architecture: str) -> str | None:
+        """See `Published.url`."""
+        entry = self.entry(architecture)
+        return None if entry is None else str(entry.url)
+
+    def normalisation(self, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The backbone's own."""
+        return clip_normalisation(architecture)
+
+    def network(self, architecture: str) -> nn.Module:
+        """See `Published.network`."""
+        return ClipClassifier(architecture, self.n_classes)
+
+    def load(self, network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """See `Published.load`; published files call the backbone's keys otherwise."""
+        return load_into(
+            network, checkpoint, task=self.prefix, n_classes=self.n_classes, published=published_key
+        )
