@@ -29,7 +29,7 @@ from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.precompute.run import fill_stores
 from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import choose_execution, drawn_at_a_time
+from pipeline.runtime.execution import choose_execution, render_batch_size
 from pipeline.runtime.paths import Paths
 from pipeline.stores.job import Job
 from pipeline.stores.sources import choose_forward, open_frozen
@@ -67,7 +67,7 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         for source, input_map in sources
     ]
     # whole forwards of every source
-    together = max(drawn_at_a_time(forward.batch_size) for forward in forwards)
+    together = max(render_batch_size(forward.batch_size) for forward in forwards)
     with closing(open_renderer(dataset, plan, execution, batch_size=together)) as renderer:
         pixels = next(iter(renderer.render(0, in_batches(np.arange(together), together)))).clone()
 

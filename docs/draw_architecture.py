@@ -77,8 +77,8 @@ def direct(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
 
     return [
         (room, below)
-        for room in edges
-        for below in edges[room]
+        for room in sorted(edges)
+        for below in sorted(edges[room])
         if not any(below in reached(other) for other in edges[room] - {below})
     ]
 

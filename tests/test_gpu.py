@@ -64,7 +64,7 @@ def test_pictures_that_are_kept_decoded_give_the_same_bytes(tmp_path):
     batches = in_batches(np.arange(len(dataset)), 8)
     with closing(renderer):
         alone = [torch.cat(list(renderer.render(view, batches))).cpu() for view in (0, 1)]
-        with renderer.keeping():
+        with renderer.cache_decoded():
             kept = [torch.cat(list(renderer.render(view, batches))).cpu() for view in (0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(alone, kept, strict=True))
 

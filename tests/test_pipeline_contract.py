@@ -178,7 +178,7 @@ def test_run_that_goes_on_keeps_what_was_said_of_its_source(lab):
     lab.train(source, "kd", "live", t={"classes": "numeric"})
     (lab.folder / "run" / "summary.json").unlink()
     (lab.folder / "run" / "student.safetensors").unlink()
-    assert paths_of(lab.folder / "run").told(source) == Contract(classes="numeric")
+    assert paths_of(lab.folder / "run").contract_of(source) == Contract(classes="numeric")
     how = {"execution": lab.common["execution"]}
     api.resume(lab.folder / "run", **how)
     (lab.folder / "run" / "summary.json").unlink()

@@ -31,7 +31,7 @@ def clock(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "times", lambda: os.times_result((0.75 * mine[0], 0.25 * mine[0], 0, 0, 0)))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for name in neighbours._SAYS_HOW_TO_WAIT:
+    for name in neighbours._WAIT_POLICIES:
         monkeypatch.delenv(name, raising=False)
     passes(0, busy=100, own=20)
     return passes
@@ -72,7 +72,7 @@ def test_a_few_seconds_and_another_system_tell_nothing(clock, monkeypatch):
     assert since.cores() is None
 
 
-@pytest.mark.parametrize("case", ["as it is", "one thread", *neighbours._SAYS_HOW_TO_WAIT])
+@pytest.mark.parametrize("case", ["as it is", "one thread", *neighbours._WAIT_POLICIES])
 def test_one_thread_and_who_has_chosen_how_to_wait_are_told_nothing(clock, monkeypatch, case):
     since = CpuContention()
     clock(10, busy=100 + 40, own=10)
@@ -85,7 +85,7 @@ def test_one_thread_and_who_has_chosen_how_to_wait_are_told_nothing(clock, monke
 
 @pytest.mark.skipif(not neighbours._STAT.exists(), reason="needs Linux's /proc/stat")
 def test_a_process_that_keeps_a_core_busy_is_seen(monkeypatch):
-    monkeypatch.setattr(neighbours, "_LEAST_S", 0.5)
+    monkeypatch.setattr(neighbours, "_MIN_S", 0.5)
     since = CpuContention()
     hog = subprocess.Popen([sys.executable, "-c", HOG])
     try:

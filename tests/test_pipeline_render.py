@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tvf
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.data.render.resident import gathered
+from pipeline.data.render.resident import gather_windows
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError, TargetError
 
@@ -181,7 +181,7 @@ def test_kept_pictures_give_the_same_bytes_and_no_file_is_read_twice(photos, pla
     reads, read = [], type(photos.access)._read
     monkeypatch.setattr(type(photos.access), "_read", lambda self, row: reads.append(row) or read(self, row))
     renderer = open_renderer(photos, plan, Execution(CPU, renderer=backend, threads=2), batch_size=16)
-    with closing(renderer), renderer.keeping():
+    with closing(renderer), renderer.cache_decoded():
         for view in range(3):
             assert torch.equal(torch.cat(list(renderer.render(view, batches))), plain[view])
     assert sorted(reads) == list(range(len(photos)))
@@ -207,7 +207,7 @@ def test_small_pictures_are_the_same_bytes_by_all_three(cifar10_dir, tmp_path, p
     border = getattr(plan, "pad", 0)  # and what the resident renderer does on a GPU
     corners, flips = torch.from_numpy(rows.windows[:, :2].astype(np.int64)) + border, rows.flips
     images = torch.from_numpy(dataset.images(np.arange(len(dataset))))
-    assert torch.equal(gathered(images, corners, torch.from_numpy(flips), border), expected)
+    assert torch.equal(gather_windows(images, corners, torch.from_numpy(flips), border), expected)
 
 
 def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(photos, cifar10_dir, tmp_path):

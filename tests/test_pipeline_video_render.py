@@ -14,7 +14,14 @@ from videos import make_folder
 from pipeline import api
 from pipeline.api import Paths, open_dataset
 from pipeline.data.datasets.video.dataset import first_frames, frames_dataset
-from pipeline.data.plan import CentreClip, CornerClip, EveryClip, OfClip, RandomResizedCropFlip, plan_from
+from pipeline.data.plan import (
+    CentreClip,
+    CornerClip,
+    EveryClip,
+    PickedFrames,
+    RandomResizedCropFlip,
+    plan_from,
+)
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError, TargetError
@@ -173,7 +180,7 @@ def test_clips_are_the_same_whatever_the_batches(dataset, backend):
     (whole,) = render(dataset, plan, [every], backend)
     parts = render(dataset, plan, [every[[6, 1]], every[[0]], every[[7, 2, 3, 4, 5]]], backend)
     np.testing.assert_array_equal(np.concatenate(parts), whole[[6, 1, 0, 7, 2, 3, 4, 5]])
-    some = OfClip(plan, (1, 3))
+    some = PickedFrames(plan, (1, 3))
     (frames,) = render(dataset, some, [every], backend)
     np.testing.assert_array_equal(frames, whole[:, :, [1, 3]])
 

@@ -1,5 +1,6 @@
 """Exported programs as people write them: attention, dropout and norms in either mode, outputs in any
-structure, inputs in any precision, batches of any range."""
+structure, inputs in any precision, batches of any range.
+"""
 
 import subprocess
 import sys

@@ -1,1 +1,1 @@
-"""From names to batches: datasets, the augmentation plan, renderers, the loader."""
+"""From dataset names to batches: datasets, the augmentation plan, renderers, the loader."""

@@ -1,4 +1,4 @@
-"""The augmentation that a user chooses: the plan of a view, and what the sources see of it (f_s)."""
+"""The augmentation that a user chooses: the plan of a view, and the input that sources get from it (f_s)."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from sskt.sources import (
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's
-TRAINING_CLIPS = 3  # of every test video that are looked at while a student trains: as many as released
-_PICTURE_PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
+TRAINING_CLIPS = 3  # per test video, evaluated while a student trains: as many as released
+_IMAGE_PLANS = ("pad-crop-flip", "random-resized-crop-flip", "centre")
 _CLIP_PLANS = ("corner-clip", "centre-clip")
-PLANS = (*_PICTURE_PLANS, *_CLIP_PLANS)
+PLANS = (*_IMAGE_PLANS, *_CLIP_PLANS)
 RELEASED, EARLIER = "released", "earlier"
 SOURCE_INPUTS = (RELEASED, EARLIER)
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """The plan that a user asks for; what is None is the target's own default."""
+    """The plan that a user chooses; None means the target's default."""
 
     seed: int = 0
     kind: str | None = None  # one of PLANS
     side_px: int | None = None  # what the student sees
     source_side_px: int | None = None  # what the sources see
-    n_frames: int | None = None  # of a clip
+    n_frames: int | None = None  # per clip
     stride: int | None = None  # between a clip's frames
-    source_frames: str | None = None  # what sources for pictures see of a clip; see sskt.sources.clip_frames
-    source_input: str = RELEASED  # or EARLIER: how stores were made before; see `input_map`
+    source_frames: str | None = None  # what image sources see of a clip; see sskt.sources.clip_frames
+    source_input: str = RELEASED  # or EARLIER, as in older stores; see `input_map`
 
     def __post_init__(self) -> None:
-        """Raises RunError for numbers that are not whole, or a seed that the plan has no room for."""
+        """Raises RunError for numbers that are not whole, or a seed too large for the plan."""
         object.__setattr__(self, "seed", coerce.whole(self.seed, "seed", below=coerce.PLAN_SEEDS))
         for name in ("side_px", "source_side_px", "n_frames", "stride"):
             object.__setattr__(self, name, coerce.whole_or_none(getattr(self, name), name, low=0))
@@ -55,7 +55,7 @@ class Augmentation:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
         side = self._side(spec)
         kind = self.kind or spec.plan_kind
-        possible = _CLIP_PLANS if spec.holds_videos else _PICTURE_PLANS
+        possible = _CLIP_PLANS if spec.holds_videos else _IMAGE_PLANS
         if kind not in possible:
             raise RunError(f"--plan is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
         if kind == "corner-clip":
@@ -68,8 +68,8 @@ class Augmentation:
         return self.evaluation_plan(spec, n_clips=1)
 
     def evaluation_plan(self, spec: DatasetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
-        """The centre view: the whole picture of the small-picture targets, 224 of 256 of the others; of
-        videos, `n_clips` views.
+        """The centre view: the whole image for targets of small images, 224 of 256 px for the others;
+        `n_clips` views for videos.
         """
         side = self._side(spec)
         if spec.holds_videos:
@@ -78,16 +78,16 @@ class Augmentation:
         return Centre(side, short_px=round(side * spec.short_px / spec.side_px))
 
     def input_map(self, spec: DatasetSpec, source: SourceSpec) -> InputMap:
-        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small pictures), but for
-        sources that are students of ours.
+        """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small images) unless the
+        source is a student of ours.
 
-        Of clips, a source for pictures sees what `source_frames` says; "reference" is the released code's
-        way: the centre frame as the student sees it, with ActivityNet's mean taken off and nothing scaled.
+        For clips, an image source sees the frames that `source_frames` selects; "reference" does as the
+        released code: the centre frame as the student sees it, minus ActivityNet's mean, without scaling.
         Sources that read clips see the student's clips.
 
-        `source_input` EARLIER, for stores that were made before: 32 px become 74 by 74/32 and not by 7/3
-        (a difference of 0.045 on average, normalised), and Kinetics' mean is taken off where the released
-        code takes ActivityNet's. Raises RunError where target and source do not go together.
+        `source_input` EARLIER reproduces older stores: 32 px become 74 by 74/32 instead of 7/3 (a difference
+        of 0.045 on average, normalised), and Kinetics' mean is subtracted where the released code subtracts
+        ActivityNet's. Raises RunError if source and target do not fit.
         """
         if self.source_input not in SOURCE_INPUTS:
             raise RunError(
@@ -103,13 +103,13 @@ class Augmentation:
                 not (self.source_side_px or source.contract.size) and side != self._side(spec) * scale
             )
             by = str(scale) if is_rounded and not earlier else None
-            return replace(self._wanted(source, side, None), scale=by)
+            return replace(self._contract_map(source, side, None), scale=by)
         n_frames, _ = self._clip(spec)
         if source.reads_clips:
             mean = (source.earlier_mean if earlier else None) or source.mean
             side = source.contract.size or self._side(spec)
-            wanted = self._wanted(source, side, ClipFrames(CLIP, n_frames))
-            return replace(wanted, side_px=side, mean=mean)
+            clip_map = self._contract_map(source, side, ClipFrames(CLIP, n_frames))
+            return replace(clip_map, side_px=side, mean=mean)
         name = self.source_frames or CENTER_FRAME
         frames = ClipFrames.parse(name, n_frames)
         if name == REFERENCE:
@@ -121,10 +121,10 @@ class Augmentation:
                 )
             mean = KINETICS_MEAN if earlier else ACTIVITYNET_MEAN
             return InputMap(self._side(spec), mean, WHOLE_LEVELS, frames=frames)
-        return self._wanted(source, scaled_side(self._side(spec), spec.source_scale), frames)
+        return self._contract_map(source, scaled_side(self._side(spec), spec.source_scale), frames)
 
-    def _wanted(self, source: SourceSpec, side_px: int, frames: ClipFrames | None) -> InputMap:
-        """What a source's contract wants, at the side that is asked for, that it declares, or `side_px`."""
+    def _contract_map(self, source: SourceSpec, side_px: int, frames: ClipFrames | None) -> InputMap:
+        """The input map of a source's contract, at the user's side, else the declared one, else `side_px`."""
         contract = source.contract
         return InputMap(
             self.source_side_px or contract.size or side_px,

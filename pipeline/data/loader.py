@@ -1,7 +1,7 @@
-"""The batches of stage two: every sample once an epoch, in an order of our own, drawn ahead of their use.
+"""Stage two's batches: every sample once per epoch, in an order that does not depend on torch, prefetched.
 
-Order, rank split and resume point are a pure function of (seed, epoch, step, rank); pixels come from a
-renderer, whichever it is, and stay on the device they were drawn on.
+Order, rank split and resume point are a pure function of (seed, epoch, step, rank); pixels come from any
+renderer and stay on the device they were drawn on.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _AHEAD = 3  # batches
 class Batch:
     """One rank's part of one step."""
 
-    step: int  # of the epoch, from 0
-    positions: Positions  # (n,) rows of the index
-    pixels: torch.Tensor  # uint8 (n, 3, side, side), of videos (n, 3, D, side, side), on the device
-    labels: torch.Tensor  # int64 (n,), of several labels int8 (n, C), on the device
+    step: int  # within the epoch, from 0
+    positions: Positions  # (n,) positions in the dataset
+    pixels: torch.Tensor  # uint8 (n, 3, side, side), for videos (n, 3, D, side, side), on the device
+    labels: torch.Tensor  # int64 (n,), if multi-label int8 (n, C), on the device
     n_step: int  # samples of the step over all ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Who sees which sample when. `n` samples, at most `batch_size` of them a step over all ranks."""
+    """Which rank sees which sample when: `n` samples, at most `batch_size` per step over all ranks."""
 
     n: int
     batch_size: int
@@ -42,11 +42,11 @@ class Sampler:
 
     @property
     def n_steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return -(-self.n // self.batch_size)
 
     def steps(self, epoch: int) -> list[Positions]:
-        """The positions in the dataset that this rank sees, step by step."""
+        """The positions in the dataset that this rank sees at each step."""
         whole = shuffled_batches(self.n, self.batch_size, seed=self.seed, epoch=epoch)
         return [positions[self.world.part(len(positions))] for positions in whole]
 
@@ -57,7 +57,7 @@ class Sampler:
         return np.sort(np.concatenate(self.steps(epoch)))
 
     def size_of(self, step: int) -> int:
-        """Samples of a step over all ranks: `numpy.array_split` gives the first steps the extra ones."""
+        """Samples in a step over all ranks: `numpy.array_split` gives the extra ones to the first steps."""
         size, extra = divmod(self.n, self.n_steps)
         return size + (step < extra)
 
@@ -65,8 +65,8 @@ class Sampler:
 def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[Positions]:
     """Every position 0..n-1 once, in an order that is a function of (seed, epoch), in even batches.
 
-    There are ceil(n / batch_size) batches, whose sizes differ by at most one, so that the last is never a
-    handful with batch statistics of its own.
+    There are ceil(n / batch_size) batches whose sizes differ by at most one, so the last batch is never a
+    handful of samples with noisy batch statistics.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
     return np.array_split(order, -(-n // batch_size))
@@ -81,7 +81,7 @@ class Loader:
         self._labels = torch.from_numpy(dataset.truth).to(device)
 
     def epoch(self, epoch: int, view: int, *, first_step: int = 0) -> Generator[Batch]:
-        """The batches of an epoch from `first_step` on; leaving early is fine."""
+        """Yield the batches of an epoch from `first_step` on; the generator may be closed early."""
         steps, in_use = self.order.steps(epoch)[first_step:], InUse(self._device)
         with closing(prefetch(self._drawn(view, steps), _AHEAD)) as drawn:
             try:

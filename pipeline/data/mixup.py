@@ -1,8 +1,8 @@
-"""MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019): two pictures of a batch become one.
+"""MixUp (Zhang et al., 2018) and CutMix (Yun et al., 2019): combine pairs of images in a batch.
 
-Decided like the augmentation plan, before any pixel is read: share, window and partners are a pure function
-of (seed, epoch, step). Mixtures are uint8 again, so that a source that looks at them sees the student's own
-pixels.
+Like the augmentation plan, share, window and partners are decided before any pixel is read, as a pure
+function of (seed, epoch, step). Mixtures are rounded to uint8, so that a live source sees exactly the
+student's pixels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pipeline.runtime import to_device
 from sskt.errors import RunError
 from sskt.methods import Mixture
 
-_PURPOSE = 1  # of the random stream (seed, epoch); the order of samples is 0
+_PURPOSE = 1  # within the random stream of (seed, epoch); the sample order is 0
 
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """`mixup` and `cutmix` are the a of Beta(a, a), 0 for off; with both on, each takes half of the steps."""
+    """`mixup` and `cutmix` are the a of Beta(a, a), 0 for off; if both are on, each takes half the steps."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -37,9 +37,9 @@ class Mixing:
     def __call__(
         self, pixels: torch.Tensor, *, seed: int, epoch: int, step: int
     ) -> tuple[torch.Tensor, Mixture]:
-        """Mixtures of uint8 (N, 3, H, W) or (N, 3, D, H, W), and what they are mixtures of.
+        """Mix uint8 (N, 3, H, W) or (N, 3, D, H, W); returns the mixtures, and their partners and shares.
 
-        Row n's partner is row n - 1: batches are shuffled already.
+        Row n's partner is row n - 1, since batches are already shuffled.
         """
         draws = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, step, _PURPOSE, 0]))
         cut = draws.random() < 0.5 if self.mixup and self.cutmix else self.cutmix > 0
@@ -47,18 +47,18 @@ class Mixing:
         share = float(draws.beta(a, a))
         others = pixels.roll(1, dims=0)
         if cut:
-            mixed, share = _with_window_of(others, pixels, share, draws)
+            mixed, share = _paste_window(others, pixels, share, draws)
         else:
-            both = pixels.float() * share + others.float() * (1 - share)
-            mixed = both.round().to(torch.uint8)
+            blend = pixels.float() * share + others.float() * (1 - share)
+            mixed = blend.round().to(torch.uint8)
         partner = torch.arange(len(pixels), device=pixels.device).roll(1)
         return mixed, Mixture(partner, to_device(torch.tensor(share, dtype=torch.float32), pixels.device))
 
 
-def _with_window_of(
+def _paste_window(
     others: torch.Tensor, pixels: torch.Tensor, share: float, draws: np.random.Generator
 ) -> tuple[torch.Tensor, float]:
-    """Pictures with one window of their partners, and the share that is left of them after its rounding."""
+    """Paste a window of `others` into `pixels`; returns that, and the share of `pixels` after rounding."""
     height, width = pixels.shape[-2:]
     side = math.sqrt(1 - share)
     y, x = draws.random(2) * (height, width)

@@ -1,4 +1,4 @@
-"""Targets by name: downloaded, checked, packed and opened."""
+"""Download, check, pack and open targets by name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 def prepare(
     target: str, *, paths: Paths, packing: Packing | None = None, allow_missing: bool = False
 ) -> list[dict[str, Any]]:
-    """Download a target if it can be, check every file, keep its index; one row of plain data per split.
+    """Download a target if possible, check every file and save its index; returns a dict per split.
 
-    Of a target of videos every frame is packed, by `packing`. With `allow_missing` it goes on, from now on,
-    without files that are listed and not there, or damaged.
+    For a video target every frame is packed as `packing` says. With `allow_missing`, files that are missing
+    or damaged are left out, now and in later runs.
     """
     spec, rows = parse_target(coerce.text(target, "target")), []
     datasets: dict[str, Dataset] = {}
@@ -54,9 +54,9 @@ def prepare(
 def open_dataset(
     target: str, split: str, *, paths: Paths, limit: int | None = None, said: set[str] | None = None
 ) -> Dataset:
-    """The validated index of one split of a named target; what there is to remark on it is logged.
+    """Open and validate one split of a named target, logging remarks on it.
 
-    `said` holds the remarks on other splits, which are not made again.
+    `said` holds remarks already logged for other splits, which are not repeated.
     """
     dataset = load_dataset(
         parse_target(target), split, data_dir=paths.data_dir, index_dir=paths.index_dir, limit=limit

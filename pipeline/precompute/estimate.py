@@ -13,7 +13,7 @@ from cache import TEMPORARY, CacheError, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.runtime import Execution, drawn_at_a_time
+from pipeline.runtime import Execution, render_batch_size
 from pipeline.stores import Destination, Job, choose_forward, destination, open_frozen, recorded_forward
 from sskt.errors import RunError
 from sskt.sources import FrozenSource, InputMap, Source
@@ -102,7 +102,7 @@ def _rows_left(job: Job, place: Destination) -> int:
 
 def _asking_rate(frozen: FrozenSource) -> float:
     """Pictures per second through a source, for some seconds."""
-    batch = drawn_at_a_time(frozen.forward.batch_size)
+    batch = render_batch_size(frozen.forward.batch_size)
     pixels = frozen.dummy_input(batch)
     frozen.logits(pixels)
     return batch * _per_second(lambda: frozen.logits(pixels))

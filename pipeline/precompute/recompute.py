@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cache import Store, StoreIncomplete
 from cache.unit import Unit
 from pipeline.data.render import Renderer, in_batches, open_renderer
-from pipeline.runtime import Execution, drawn_at_a_time
+from pipeline.runtime import Execution, render_batch_size
 from pipeline.stores import Origin
 from sskt.sources import FrozenSource
 from sskt.topk import decode, encode
@@ -67,7 +67,7 @@ def recompute(
         stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
         picks.append((view, rows.start + inside))
         names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
-    batch = drawn_at_a_time(frozen.forward.batch_size)
+    batch = render_batch_size(frozen.forward.batch_size)
     with (
         closing(open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)) as renderer,
         closing(_drawn(renderer, picks, batch)) as drawn,

@@ -29,9 +29,9 @@ from pipeline.runtime import (
     World,
     choose_execution,
     coerce,
-    drawn_at_a_time,
+    mute_remarks,
+    render_batch_size,
     require_named,
-    unsaid,
 )
 from pipeline.stores import (
     Job,
@@ -87,7 +87,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
     if not todo:
         log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
-        batch = drawn_at_a_time(max(work.frozen.forward.batch_size for work in works if work.frozen))
+        batch = render_batch_size(max(work.frozen.forward.batch_size for work in works if work.frozen))
         renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
@@ -219,7 +219,7 @@ def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None
         earlier = replace(augmentation, source_input=EARLIER).input_map(spec, source.spec)
         if earlier == input_map:
             continue
-        with unsaid():
+        with mute_remarks():
             now, before = (destination(job, source, each, paths.cache_dir) for each in (input_map, earlier))
         if now.exists:
             continue

@@ -20,7 +20,7 @@ from pipeline.data.plan import plan_from
 from pipeline.data.render import open_renderer
 from pipeline.precompute.recompute import Agreement, recompute
 from pipeline.precompute.worker import Worker
-from pipeline.runtime import Execution, Paths, Progress, World, coerce, drawn_at_a_time
+from pipeline.runtime import Execution, Paths, Progress, World, coerce, render_batch_size
 from pipeline.stores import (
     PROBE_SAMPLES,
     Origin,
@@ -136,7 +136,7 @@ def _redo(
     store: Store, origin: Origin, frozen: FrozenSource, units: list[Unit], execution: Execution
 ) -> None:
     """Compute just these units again."""
-    batch = drawn_at_a_time(frozen.forward.batch_size)
+    batch = render_batch_size(frozen.forward.batch_size)
     renderer = open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:

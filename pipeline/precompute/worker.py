@@ -144,7 +144,7 @@ class Worker:
         """The pictures of every unit that this process gets hold of, batch by batch."""
         for units in tasks:
             task = [unit for unit in units if any(unit in work.pending for work in self._works)]
-            with self._renderer.keeping() if self._fit_in_memory(task) else nullcontext():
+            with self._renderer.cache_decoded() if self._fit_in_memory(task) else nullcontext():
                 for unit in task:
                     works = self._claimed(unit)
                     if works:

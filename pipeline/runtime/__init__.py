@@ -1,4 +1,4 @@
-"""How work is run, never what: device, precision, threads, memory, ranks, paths."""
+"""How work is run, never what is computed: device, precision, threads, memory, ranks, paths."""
 
 from pipeline.runtime.cpu_contention import CpuContention
 from pipeline.runtime.device import InUse, to_device
@@ -8,7 +8,7 @@ from pipeline.runtime.execution import (
     autocast,
     channels_last,
     choose_execution,
-    drawn_at_a_time,
+    render_batch_size,
     student_precision,
 )
 from pipeline.runtime.figures import boxes, fitted, lettering
@@ -17,7 +17,7 @@ from pipeline.runtime.memory import memory_for_images, reuse_freed_memory
 from pipeline.runtime.paths import Paths, folder_words, require_named
 from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime.remarks import mute_remarks
 
 __all__ = [
     "CpuContention",
@@ -31,18 +31,18 @@ __all__ = [
     "boxes",
     "channels_last",
     "choose_execution",
-    "drawn_at_a_time",
     "fitted",
     "folder_words",
     "join_world",
     "lettering",
     "memory_for_images",
+    "mute_remarks",
     "prefetch",
+    "render_batch_size",
     "require_named",
     "reuse_freed_memory",
     "sentence",
     "student_precision",
     "to_device",
-    "unsaid",
     "wrong_layers",
 ]

@@ -1,5 +1,5 @@
-"""What a caller from Python gives, as what is meant: NumPy's numbers, a name where several may be, a path as
-text. What cannot be meant is refused in one sentence.
+"""Convert what Python callers pass into plain types: NumPy numbers, a single name for a list, a path as text.
+Anything ambiguous is rejected with a one-sentence RunError.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sskt.errors import RunError
 from sskt.recipes import SETTINGS
 from sskt.students import Backbone
 
-PLAN_SEEDS = 2**64  # the plan's generator has a key of two words of 32 bits
-SEEDS = 2**63  # beyond, NumPy turns a key into a float, and seeds that differ give the same draws
+PLAN_SEEDS = 2**64  # the plan's generator is keyed by two 32-bit words
+SEEDS = 2**63  # beyond this NumPy turns a key into a float, and different seeds give the same draws
 
 
 def whole(value: Any, name: str, *, low: int = 0, below: int | None = None) -> int:
-    """A whole number from `low` on, as Python's. Raises RunError for a fraction, a bool or anything else."""
+    """A Python int in [low, below). Raises RunError for a fraction, a bool or anything else."""
     try:
         number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
@@ -34,17 +34,17 @@ def whole(value: Any, name: str, *, low: int = 0, below: int | None = None) -> i
 
 
 def seed(value: Any) -> int:
-    """The seed of weights and order, or of a check."""
+    """A seed for weights and sample order, or for a check."""
     return whole(value, "seed", below=SEEDS)
 
 
 def whole_or_none(value: Any, name: str, *, low: int = 1) -> int | None:
-    """`whole`, or None as it is."""
+    """`whole`, passing None through."""
     return None if value is None else whole(value, name, low=low)
 
 
 def number(value: Any, name: str) -> float | int:
-    """A number, as Python's; whether it is in range is another question. Raises RunError for what is none."""
+    """A Python number, of any range. Raises RunError for anything else."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -53,48 +53,48 @@ def number(value: Any, name: str) -> float | int:
 
 
 def numbers(value: Any, name: str) -> tuple[float | int, ...]:
-    """Several of them; one counts as several. Raises RunError for what is none."""
+    """A tuple of numbers; a single number is wrapped. Raises RunError for anything else."""
     each = _several(value, (str, float, int, np.number), name, "numbers such as [1, 3]")
     return tuple(number(one, f"one of {name}") for one in each)
 
 
 def text(value: Any, name: str) -> str:
-    """One name. Raises RunError for several, or for what is no text."""
+    """One name. Raises RunError for several names, or anything but text."""
     if not isinstance(value, str):
         raise RunError(f"{name} is {_shown(value)}, expected one name as text")
     return value
 
 
 def texts(value: Any, name: str) -> tuple[str, ...]:
-    """Several names; one counts as several, None as no name. Raises RunError for what is none."""
+    """A tuple of names; a single name is wrapped, None is empty. Raises RunError for anything else."""
     each = () if value is None else _several(value, (str,), name, "names such as ['cifar10']")
     return tuple(text(one, f"one of {name}") for one in each)
 
 
 def path(value: Any, name: str) -> Path:
-    """A path, also as text. Raises RunError for what is none."""
+    """A path, possibly given as text. Raises RunError for anything else."""
     if not isinstance(value, str | Path):
         raise RunError(f"{name} is {_shown(value)}, expected a path")
     return Path(value)
 
 
 def paths(value: Any, name: str) -> tuple[Path, ...]:
-    """Several of them; one counts as several. Raises RunError for what is none."""
+    """A tuple of paths; a single path is wrapped. Raises RunError for anything else."""
     return tuple(path(one, f"one of {name}") for one in _several(value, (str, Path), name, "paths"))
 
 
 def place(value: Any, name: str) -> Location:
-    """A path, or an object store's URL, also as text. Raises RunError for what is none."""
-    return location(value) if isinstance(value, str) else _is_place(value, name)
+    """A path or an object store's URL, possibly given as text. Raises RunError for anything else."""
+    return location(value) if isinstance(value, str) else _require_location(value, name)
 
 
 def model(value: Any) -> str | Backbone | None:
-    """A student's network by name, or its backbone; None as it is. Raises RunError for what is neither."""
+    """A student's network by name, or its backbone, or None. Raises RunError for anything else."""
     return value if isinstance(value, str) else backbone(value, "model", "a name or a Backbone")
 
 
 def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -> Backbone | None:
-    """A backbone, or None. Raises RunError for another module, and says how a backbone is made of it."""
+    """A backbone, or None. Raises RunError otherwise; for another module the message says how to wrap it."""
     if value is None or isinstance(value, Backbone):
         return value
     if isinstance(value, nn.Module):
@@ -106,7 +106,7 @@ def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -
 
 
 def setting(name: str, value: Any) -> Any:
-    """One override as a config has it. Raises RunError for another kind of value than a recipe's."""
+    """One override, as a config holds it. Raises RunError if the recipe's field has another type."""
     if name in ("epochs", "batch_size", "patience", "peers", "psi"):
         return whole(value, name)
     if name == "milestones":
@@ -119,7 +119,7 @@ def setting(name: str, value: Any) -> Any:
 
 
 def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Iterable[Any]:
-    """The values of a sequence, or a single one of a kind in `one`."""
+    """The values of an iterable, or a single value whose type is in `one`."""
     if isinstance(value, one):
         return [value]
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
@@ -127,14 +127,14 @@ def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Ite
     return value
 
 
-def _is_place(value: Any, name: str) -> Location:
+def _require_location(value: Any, name: str) -> Location:
     if not hasattr(value, "is_file"):
         raise RunError(f"{name} is {_shown(value)}, expected a folder or a URL")
-    kept: Location = value
-    return kept
+    path_or_url: Location = value
+    return path_or_url
 
 
 def _shown(value: Any) -> str:
-    """A value with its type, in one line."""
-    said = repr(value).replace("\n", " ")
-    return f"{said if len(said) <= 60 else said[:57] + '...'} ({type(value).__name__})"
+    """A value with its type, on one line."""
+    literal = repr(value).replace("\n", " ")
+    return f"{literal if len(literal) <= 60 else literal[:57] + '...'} ({type(value).__name__})"

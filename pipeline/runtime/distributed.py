@@ -1,8 +1,8 @@
 """The processes that share a job: a launcher's ranks, or one process alone.
 
-Stage one's ranks each take their own units. Stage two's are joined: each step's batch is cut into one part
-per rank, and gradients are those of the whole batch. With several labels per image that holds except for
-entries that are not counted, of which parts may hold different numbers.
+Stage one's ranks each take their own units. Stage two's ranks are joined: each step's batch is split into one
+part per rank, and gradients are those of the whole batch. With several labels per image this is exact only if
+every part holds equally many ignored entries.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sskt.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The place of this process, `rank`, among `size` processes."""
+    """The `rank` of this process among `size` processes."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def from_environment(cls) -> Self:
-        """RANK and WORLD_SIZE as set by the user or a launcher, else one process alone; RunError if they make
-        no sense.
+        """Read RANK and WORLD_SIZE; one process alone if they are unset. Raises RunError if they are
+        invalid.
         """
         rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
@@ -44,16 +44,16 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files and speaks to the user."""
+        """Whether this rank writes files and logs."""
         return self.rank == 0
 
     def part(self, n: int) -> slice:
-        """The part of n rows that is this rank's; parts differ by at most one row."""
+        """The rank's part of n rows; parts differ by at most one row."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def parallel(self, module: nn.Module, device: torch.device, *, may_have_unused: bool) -> nn.Module:
-        """`module` with gradients that are averaged over the ranks; `may_have_unused` says that some of its
-        weights may play no part in the losses, which takes a look at the graph in every step.
+        """Wrap `module` so that gradients are averaged over the ranks; `may_have_unused` allows weights that
+        no loss depends on, at the price of a graph traversal per step.
         """
         if self.size == 1:
             return module
@@ -64,7 +64,7 @@ class World:
         )
 
     def weight(self, n_part: int, n_all: int) -> float:
-        """What a rank's mean loss is multiplied by, so that the ranks' average is the whole batch's mean."""
+        """Factor on a rank's mean loss that makes the ranks' average the whole batch's mean."""
         return n_part * self.size / n_all
 
     def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,7 @@ class World:
         return values
 
     def all_gather(self, mine: Any) -> list[Any]:
-        """Every rank's plain data, in order of rank."""
+        """Every rank's plain data, ordered by rank."""
         if self.size == 1:
             return [mine]
         everyone: list[Any] = [None] * self.size
@@ -90,7 +90,7 @@ class World:
         return values[0]
 
     def sync_buffers(self, module: nn.Module) -> None:
-        """Give every rank the first one's buffers: each has batch statistics of its own parts."""
+        """Copy the first rank's buffers to every rank: each has batch statistics of its own parts."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
@@ -98,9 +98,9 @@ class World:
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """Join the ranks that the launcher's environment names; without one, this process is alone.
+    """Join the ranks that the launcher's environment describes; without one, this process is alone.
 
-    They stay joined to the end of the process: torch joins them once only, and a series has many runs.
+    They stay joined until the process ends: torch can join only once, and a series has many runs.
     """
     if World.from_environment().size == 1:
         yield World()

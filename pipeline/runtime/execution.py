@@ -1,4 +1,4 @@
-"""How work is run, apart from what it computes; never part of a fingerprint."""
+"""How work is run, as opposed to what it computes; never part of a fingerprint."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.runtime import coerce
-from pipeline.runtime.memory import processes_here
+from pipeline.runtime.memory import n_local_processes
 from sskt.errors import RunError
 from sskt.sources import DTYPES, Forward, default_batch_size, default_compute
 
-_COMPILE_FROM = 10_000  # images that pay for some ten seconds of compiling, also at 74 px
-_DRAWN_AT_A_TIME = 64  # images, or one forward's where those are more
+_COMPILE_FROM = 10_000  # images that repay some ten seconds of compiling, even at 74 px
+_RENDER_BATCH = 64  # images; one forward's if those are more
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Device, threads and the like. What of it changes a row's last bits is recorded with a store."""
+    """Device, threads and the like. Whatever changes a row's last bits is recorded with the store."""
 
     device: torch.device
-    compute: str | None = None  # precision of frozen networks: fp32, bf16, fp16; None: as a store has it
+    compute: str | None = None  # precision of frozen networks: fp32, bf16, fp16; None: the store's
     renderer: str = "auto"
     threads: int = 2
-    batch_size: int | None = None  # of one forward of a frozen network; None: what is fastest here
-    compiled: bool | None = None  # frozen networks compiled; None: where a job is long enough to pay for it
+    batch_size: int | None = None  # per forward of a frozen network; None: the fastest on this machine
+    compiled: bool | None = None  # compile frozen networks; None: if the job is long enough to repay it
 
     @property
     def precision(self) -> str:
-        """Of frozen networks where no store says otherwise."""
+        """Precision of frozen networks unless a store prescribes one."""
         return self.compute or default_compute(self.device)
 
     def forward(self, n_images: int, *, fastest: int | None = None) -> Forward:
-        """How a job of `n_images` is computed; `fastest` is the batch size measured to be so."""
+        """How to compute a job of `n_images`; `fastest` is the batch size that was measured to be fastest."""
         compiled = n_images >= _COMPILE_FROM if self.compiled is None else self.compiled
         batch_size = self.batch_size or fastest or default_batch_size(self.device)
         return Forward(self.precision, batch_size, compiled)
 
 
-def drawn_at_a_time(batch_size: int) -> int:
-    """Images in a rendered batch: whole forwards of `batch_size`."""
-    return max(1, _DRAWN_AT_A_TIME // batch_size) * batch_size
+def render_batch_size(batch_size: int) -> int:
+    """Images per rendered batch: a whole number of forwards of `batch_size`."""
+    return max(1, _RENDER_BATCH // batch_size) * batch_size
 
 
 def choose_execution(
@@ -54,24 +54,25 @@ def choose_execution(
     batch_size: int | None = None,
     compiled: bool | None = None,
 ) -> Execution:
-    """The device and how frozen networks run; `auto` takes CUDA (torchrun's local rank's) and the fastest
-    precision that is exact enough. `threads` decode (left out: one a core, shared by torchrun's processes
-    here); `batch_size` is that of one forward. A CUDA device becomes torch's current one.
+    """Choose the device and how frozen networks run; `auto` takes CUDA (torchrun's local rank) and the
+    fastest precision that is exact enough. `threads` decode (default: one per core, shared by torchrun's
+    processes on this machine); `batch_size` is that of one forward. A CUDA device becomes torch's current
+    one.
     """
     threads = coerce.whole_or_none(threads, "threads")
     batch_size = coerce.whole_or_none(batch_size, "batch_size")
     chosen = _device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-        # for --deterministic; torch reads it once, at its first use of cuBLAS
+        # for --deterministic; torch reads it once, when cuBLAS is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compute = None if amp == "auto" else amp
-    threads = threads or max(1, (os.cpu_count() or 1) // processes_here())
+    threads = threads or max(1, (os.cpu_count() or 1) // n_local_processes())
     return Execution(chosen, compute, renderer, threads, batch_size, compiled=compiled)
 
 
 def _device(name: str) -> torch.device:
-    """Raises RunError for what is no device, or none that is here."""
+    """Raises RunError for an unknown device, or one this machine lacks."""
     local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if name == "auto":
         name = local if torch.cuda.is_available() else "cpu"
@@ -90,8 +91,8 @@ def _device(name: str) -> torch.device:
 
 
 def student_precision(amp: str, device: torch.device) -> str:
-    """`amp`, or for auto what a student trains fastest in: bf16 on devices that compute in it, else fp16 on
-    CUDA and fp32 on a CPU. Raises RunError for fp16 on a CPU.
+    """`amp`, or for auto the precision a student trains fastest in: bf16 where the hardware computes in it,
+    else fp16 on CUDA and fp32 on a CPU. Raises RunError for fp16 on a CPU.
     """
     on_cuda = device.type == "cuda"
     if amp == "fp16" and not on_cuda:
@@ -102,15 +103,15 @@ def student_precision(amp: str, device: torch.device) -> str:
         return amp
     if on_cuda:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 def channels_last(device: torch.device) -> bool:
-    """Whether a student trains faster with its channels last: 1.2 x on a CPU (ResNet20, 32 px)."""
+    """Whether a student trains faster in channels-last layout: 1.2 x on a CPU (ResNet20, 32 px)."""
     return device.type in ("cuda", "cpu")
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast | nullcontext[None]:
-    """Plain fp32, or autocast to bf16 or fp16."""
+    """Autocast to bf16 or fp16; a null context for fp32."""
     return nullcontext() if amp == "fp32" else torch.autocast(device.type, dtype=DTYPES[amp])

@@ -1,6 +1,4 @@
-"""Names in pictures: text that fits where it stands, whatever a user has called things, and fonts that have
-its characters.
-"""
+"""Text in figures: user-chosen names cut to the room there is, in fonts that have their characters."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ _BREAKS_AFTER = " ,;+-_/"
 
 
 def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines: int) -> str:
-    """`text` in at most `lines` lines that are no wider than `width_px` of `figure`; what does not fit then
-    ends in an ellipsis.
+    """Wrap `text` to at most `lines` lines no wider than `width_px` of `figure`; cut with an ellipsis what
+    still does not fit.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import FontProperties
 
-    canvas: Any = FigureCanvasAgg(figure)  # whose methods have no types
+    canvas: Any = FigureCanvasAgg(figure)  # its methods are untyped
     width_of, font = canvas.get_renderer().get_text_width_height_descent, FontProperties(size=size_pt)
 
     def fits(part: str) -> bool:
@@ -46,20 +44,20 @@ def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines:
 
 @contextmanager
 def lettering(*texts: str) -> Iterator[str]:
-    """Draw and save within it: matplotlib then has fonts for these texts, as far as any are installed, and
-    takes no name for a formula. Yields the characters that no installed font has, which come out as boxes.
+    """Context to draw and save in: matplotlib uses installed fonts that cover these texts, and parses no name
+    as a formula. Yields the characters that no installed font has, which are drawn as boxes.
     """
     import matplotlib
 
     families, missing = _families("".join(texts))
     settings: Any = {"font.family": families, "text.parse_math": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # said once, in words
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the caller logs `boxes`
         yield missing
 
 
 def boxes(missing: str) -> str:
-    """What to tell a user of the characters that `lettering` yields."""
+    """A message about the characters that `lettering` yields."""
     return (
         f"no installed font has {missing[:20]!r}, so the picture shows boxes; install one that has, such as "
         f"Noto Sans CJK"
@@ -67,8 +65,8 @@ def boxes(missing: str) -> str:
 
 
 def _families(text: str) -> tuple[list[str], str]:
-    """The usual font, then for each character that it lacks the first installed one that has it; and
-    the characters that none has.
+    """The default font, then for each character that it lacks the first installed font that has it; and the
+    characters that no font has.
     """
     from matplotlib.font_manager import FontProperties, fontManager
     from matplotlib.ft2font import FT2Font
@@ -77,18 +75,18 @@ def _families(text: str) -> tuple[list[str], str]:
     wanted = {ord(character) for character in text if not character.isspace()}
     wanted -= FT2Font(fontManager.findfont(FontProperties())).get_charmap().keys()
     families = list(own)
-    # matplotlib's font of boxes has them all
+    # matplotlib's Last Resort font claims every character, as a box
     real = [entry for entry in fontManager.ttflist if not entry.name.startswith("Last Resort")]
     for entry in real if wanted else ():
-        found = wanted & FT2Font(entry.fname).get_charmap().keys()
-        if found:
+        covered = wanted & FT2Font(entry.fname).get_charmap().keys()
+        if covered:
             families.append(entry.name)
-            wanted -= found
+            wanted -= covered
     return families, "".join(map(chr, sorted(wanted)))
 
 
 def _longest(text: str, fits: Callable[[str], bool]) -> int:
-    """Characters of the longest beginning that fits, at least one."""
+    """Length of the longest prefix that fits, at least 1."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -97,7 +95,7 @@ def _longest(text: str, fits: Callable[[str], bool]) -> int:
 
 
 def _break(text: str, n: int) -> int:
-    """Where to end a line of at most `n` characters: after the last word, if that leaves half of a line."""
+    """Where to end a line of at most `n` characters: after a word, unless that leaves it under half full."""
     for at in range(n, n // 2, -1):
         if text[at - 1] in _BREAKS_AFTER:
             return at

@@ -1,8 +1,8 @@
-"""Test the kernels of a network before it is trained or scored (`sskt.kernels`), and say which of its layers
-shall run in plain fp32 instead.
+"""Test a network's kernels before it is trained or scored (`sskt.kernels`), and report which of its layers
+must run in plain fp32 instead.
 
-Results are kept by machine, torch, threads and shape, so that a shape is tested once. Shapes of a kind whose
-low-precision kernels can end the process are not tried: plain fp32 is about as fast for them.
+Results are cached per machine, torch version, thread count and shape, so each shape is tested once. Shapes
+whose low-precision kernels can crash the process are not tried: plain fp32 is about as fast for them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cache import write_durably
 from sskt.errors import RunError
 from sskt.kernels import TOLERANCES, Layer, errors, layers_of
 
-_NAMED = 3  # shapes in a message
-Result = dict[str, float]  # see `sskt.kernels.errors`; empty where the kernels failed or were not tried
+_MAX_NAMED = 3  # shapes named in a message
+Result = dict[str, float]  # see `sskt.kernels.errors`; empty if the kernels failed or were not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class How:
     compute: str  # one of sskt.sources.forward.DTYPES
     channels_last: bool
     device: torch.device
-    deterministic: bool = False  # torch is set to it by the caller
+    deterministic: bool = False  # the caller has set torch to it
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is no fast kernel to be tested."""
+        """Whether there is no fast kernel to test."""
         return self.compute == "fp32" and not self.channels_last
 
 
@@ -52,10 +52,11 @@ def wrong_layers(
     plain: tuple[str, ...] = (),
     kept_in: Path,
 ) -> dict[Layer, tuple[list[str], Result]]:
-    """The layers whose kernels are wrong on inputs of `shape`, with their modules' names and what was found.
+    """The layers whose kernels are wrong on inputs of `shape`, with their modules' names and errors.
 
-    `networks` by the prefix of their modules' names; modules in `plain` run plainly already. `learns`: with
-    gradients. Results are read from `kept_in` and added to it. Raises RunError where plain fp32 is wrong too.
+    `networks` maps a prefix of module names to a network; modules in `plain` already run in plain fp32.
+    `learns`: test gradients too. Results are read from and added to `kept_in`. Raises RunError if plain fp32
+    is wrong too.
     """
     if how.is_plain:
         return {}
@@ -66,16 +67,16 @@ def wrong_layers(
             if fast:
                 layers.setdefault(layer, []).extend(fast)
     keys = {layer: _key(layer, how) for layer in layers}
-    kept = _read(kept_in)
-    new = [layer for layer in layers if keys[layer] not in kept]
-    if new:
-        found = {keys[layer]: result for layer, result in zip(new, _tested(new, how), strict=True)}
-        kept = _read(kept_in) | found  # another process may have added to it
-        _write(kept_in, kept)
+    results = _read(kept_in)
+    untested = [layer for layer in layers if keys[layer] not in results]
+    if untested:
+        new = {keys[layer]: result for layer, result in zip(untested, _test(untested, how), strict=True)}
+        results = _read(kept_in) | new  # another process may have added to it
+        _write(kept_in, results)
     wrong = {
-        layer: (names, kept[keys[layer]])
+        layer: (names, results[keys[layer]])
         for layer, names in layers.items()
-        if _is_wrong(kept[keys[layer]], how.compute)
+        if _is_wrong(results[keys[layer]], how.compute)
     }
     for layer, (names, result) in wrong.items():
         if result.get("plain fp32", 0.0) > TOLERANCES["fp32"]:
@@ -88,16 +89,16 @@ def wrong_layers(
 
 
 def sentence(wrong: Mapping[Layer, tuple[list[str], Result]], how: How) -> str:
-    """What was found, in one sentence without an end."""
-    said = []
-    for layer, (names, result) in list(wrong.items())[:_NAMED]:
+    """Describe the wrong layers in one sentence, without its full stop."""
+    parts = []
+    for layer, (names, result) in list(wrong.items())[:_MAX_NAMED]:
         name = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        said.append(f"{name} ({layer}): {_worst(result)}")
-    if len(wrong) > _NAMED:
-        said.append(f"and {len(wrong) - _NAMED} other shapes")
+        parts.append(f"{name} ({layer}): {_worst(result)}")
+    if len(wrong) > _MAX_NAMED:
+        parts.append(f"and {len(wrong) - _MAX_NAMED} other shapes")
     in_layout = f"{how.compute}{' with channels last' if how.channels_last else ''}"
     n = sum(len(names) for names, _ in wrong.values())
-    return f"kernels for {in_layout} are wrong on this machine in {n} layer(s), {'; '.join(said)}"
+    return f"kernels for {in_layout} are wrong on this machine in {n} layer(s), {'; '.join(parts)}"
 
 
 def _worst(result: Result) -> str:
@@ -113,18 +114,18 @@ def _is_wrong(result: Result, compute: str) -> bool:
     )
 
 
-def _tested(layers: list[Layer], how: How) -> list[Result]:
-    """Each layer's errors; empty for those that are not tried."""
+def _test(layers: list[Layer], how: How) -> list[Result]:
+    """Each layer's errors; empty for layers that are not tried."""
     on_cpu = how.device.type == "cpu" and how.compute != "fp32"
-    found = [{} if on_cpu and layer.may_end_the_process else _errors(layer, how) for layer in layers]
+    results = [{} if on_cpu and layer.may_end_the_process else _errors(layer, how) for layer in layers]
     if how.device.type == "cuda":
-        torch.cuda.empty_cache()  # DALI cannot use what torch keeps
-    return found
+        torch.cuda.empty_cache()  # DALI cannot use memory that torch caches
+    return results
 
 
 def _errors(layer: Layer, how: How) -> Result:
-    """With fewer samples where the device has no room for a plain and a fast layer side by side; empty where
-    there is no such kernel.
+    """Errors of one layer, on fewer samples if a plain and a fast layer do not fit in memory together; empty
+    if there is no such kernel.
     """
     try:
         return errors(layer, how.compute, channels_last=how.channels_last, device=how.device)
@@ -142,7 +143,7 @@ def _key(layer: Layer, how: How) -> str:
 
 
 def _machine(device: torch.device) -> list[Any]:
-    """What decides which kernels are chosen, but for the layer and its precision."""
+    """Everything but the layer and its precision that decides which kernels are chosen."""
     chosen = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("ONEDNN_", "DNNL_", "CUDNN_"))}
     about: list[Any] = [torch.__version__, torch.version.git_version, chosen]
     if device.type == "cuda":
@@ -157,7 +158,7 @@ def _machine(device: torch.device) -> list[Any]:
 
 
 def _cpu() -> list[str]:
-    """Its model and what it can do."""
+    """The CPU's model and feature flags."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -166,16 +167,16 @@ def _cpu() -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Result]:
-    """What was found before; nothing where the file is absent or damaged."""
+    """Earlier results; none if the file is absent or damaged."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): {str(k): float(v) for k, v in result.items()} for key, result in kept.items()}
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {str(key): {str(k): float(v) for k, v in result.items()} for key, result in stored.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
 def _write(path: Path, results: Mapping[str, Result]) -> None:
-    """Whole or not at all; where nothing can be written the test is made again next time."""
+    """Write atomically; if that fails, the tests simply run again next time."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, (json.dumps(results, indent=1) + "\n").encode())

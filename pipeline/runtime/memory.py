@@ -1,4 +1,4 @@
-"""How much memory this process may use, and what a CPU does with memory that is given back."""
+"""How much memory this process may use, and what happens to memory that tensors free."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import sys
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
-_LARGEST_ON_HEAP, _KEPT_FREE = 32 << 20, (1 << 31) - 1  # bytes: the largest values that it takes
+_LARGEST_ON_HEAP, _KEPT_FREE = 32 << 20, (1 << 31) - 1  # bytes: the largest values that mallopt accepts
 
 
-def processes_here() -> int:
+def n_local_processes() -> int:
     """How many of torchrun's processes share this machine's cores and memory; 1 without torchrun."""
-    said = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, int(said)) if said.isdecimal() else 1
+    n = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(n)) if n.isdecimal() else 1
 
 
 def memory_for_images() -> int:
-    """Bytes that decoded pictures may take up in this process: an eighth of the memory for all ranks."""
+    """Bytes that decoded images may occupy in this process: an eighth of memory, shared by the ranks."""
     if not hasattr(os, "sysconf"):  # Windows
         return 1 << 30
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_memory_limits()]) // 8 // processes_here()
+    return min([physical, *_memory_limits()]) // 8 // n_local_processes()
 
 
 def _memory_limits(root: Path = Path("/")) -> list[int]:
-    """What control groups (containers, Slurm) leave this process: the limits of its group and those above."""
+    """Memory limits in bytes of the process's control group (container, Slurm) and of those above it."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -39,21 +39,21 @@ def _memory_limits(root: Path = Path("/")) -> list[int]:
         file = "memory.limit_in_bytes" if controllers else "memory.max"
         group = top / name.lstrip("/")
         files += [folder / file for folder in (group, *group.parents) if folder.is_relative_to(top)]
-    said = [file.read_text().strip() for file in files if file.is_file()]
-    return [int(limit) for limit in said if limit.isdecimal()]  # v2 says "max" where there is none
+    limits = [file.read_text().strip() for file in files if file.is_file()]
+    return [int(limit) for limit in limits if limit.isdecimal()]  # v2 writes "max" for no limit
 
 
 def reuse_freed_memory() -> None:
-    """Have this process keep the memory that tensors give back, up to 2 GB, for the next ones.
+    """Let this process keep memory that tensors free, up to 2 GB, for later tensors.
 
-    Every step on a CPU takes and frees the same hundreds of megabytes. glibc returns them to the kernel,
-    which clears each page again: up to a sixth of a step of ResNet20 (benchmarks/RESULTS.md). Does nothing
-    where there is no glibc, or the user has set its allocator by MALLOC_ variables or GLIBC_TUNABLES.
+    Every step on a CPU allocates and frees the same hundreds of megabytes. glibc returns them to the kernel,
+    which clears each page again: up to a sixth of a ResNet20 step (benchmarks/RESULTS.md). Does nothing
+    without glibc, or if the user has configured its allocator by MALLOC_ variables or GLIBC_TUNABLES.
     """
     chosen = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     if chosen or not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
         mallopt(_TRIM_THRESHOLD, _KEPT_FREE)

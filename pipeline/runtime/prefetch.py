@@ -1,4 +1,4 @@
-"""Let a thread of its own make items ahead of their use."""
+"""Produce items ahead of their use in a background thread."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _DONE = object()
-_PATIENCE_S = 0.05  # how long a blocked maker sleeps before it looks whether anyone still wants its items
+_POLL_S = 0.05  # how often a blocked producer checks whether its items are still wanted
 
 
 def prefetch(items: Generator[T], n: int) -> Generator[T]:
-    """The items, in order, up to `n` of them made before they are asked for.
+    """Yield the items in order, producing up to `n` of them in advance.
 
-    An error of the maker is raised where its item would have come. Closing the result, or an error of its
-    user, closes `items` in the thread that ran it, and waits for that.
+    An error of the producer is raised where its item would have come. Closing the result, or an error of the
+    consumer, closes `items` in the producer's thread and waits for it.
     """
-    made: Queue[tuple[object, T | BaseException | None]] = Queue(maxsize=n)
+    ready: Queue[tuple[object, T | BaseException | None]] = Queue(maxsize=n)
     unwanted = Event()
 
     def put(kind: object, item: T | BaseException | None) -> bool:
         while not unwanted.is_set():
             try:
-                made.put((kind, item), timeout=_PATIENCE_S)
+                ready.put((kind, item), timeout=_POLL_S)
             except Full:
                 continue
             return True
         return False
 
-    def make() -> None:
+    def produce() -> None:
         try:
             with closing(items):
                 for item in items:
                     if not put(None, item):
                         return
             put(_DONE, None)
-        except BaseException as error:  # noqa: BLE001 - raised again by the user's thread
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
             put(_DONE, error)
 
-    maker = Thread(target=make, name="prefetch", daemon=True)
-    maker.start()
+    producer = Thread(target=produce, name="prefetch", daemon=True)
+    producer.start()
     try:
         while True:
-            kind, item = made.get()
+            kind, item = ready.get()
             if kind is _DONE:
                 if isinstance(item, BaseException):
                     raise item
@@ -55,9 +55,9 @@ def prefetch(items: Generator[T], n: int) -> Generator[T]:
             del item
     finally:
         unwanted.set()
-        while maker.is_alive():
+        while producer.is_alive():
             try:
-                made.get(timeout=_PATIENCE_S)
+                ready.get(timeout=_POLL_S)
             except Empty:
                 continue
-        maker.join()
+        producer.join()

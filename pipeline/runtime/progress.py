@@ -1,6 +1,6 @@
-"""How far long pieces of work are, on standard error: bars on a terminal, elsewhere a line now and then.
+"""Progress of long work on standard error: bars on a terminal, elsewhere an occasional line.
 
-Of torchrun's ranks the first shows all.
+Under torchrun only the first rank shows any.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from rich.progress import Progress as RichProgress
 
 from sskt.names import shown
 
-console = Console(stderr=True, highlight=False, emoji=False)  # names are names
+console = Console(stderr=True, highlight=False, emoji=False)  # print names verbatim
 
-_FIRST_LINE_S, _NEXT_LINE_S = 30.0, 60.0  # work that is done sooner leaves no line in a log
+_FIRST_LINE_S, _NEXT_LINE_S = 30.0, 60.0  # shorter work leaves no line in a log
 
 
 class Progress:
-    """Bars over items, with their rate, the time gone and the time left; use it in a `with` block."""
+    """Bars over items, with rate, elapsed and remaining time; use it in a `with` block."""
 
     def __init__(self, title: str | None = None, *, total: int = 0, done: int = 0) -> None:
         self._shown = os.environ.get("RANK", "0") == "0"
@@ -60,11 +60,11 @@ class Progress:
         self._bar.stop()
 
     def add(self, title: str, *, total: int, done: int = 0) -> TaskID:
-        """One more bar, of which `done` items are there from before; returns its number."""
+        """Add a bar that starts at `done` items; returns its id."""
         return self._bar.add_task(shown(title), total=total, completed=done, rate="", note="", before=done)
 
     def advance(self, n: int, note: str = "", *, bar: TaskID | None = None) -> None:
-        """`n` more items of a bar (left out: the first) are done; `note` replaces the text at its end."""
+        """Count `n` more items as done on a bar (default: the first); `note` replaces the text at its end."""
         task = self._first if bar is None else bar
         if task is not None:
             self._bar.update(task, advance=n, note=note)
@@ -75,12 +75,12 @@ class Progress:
             self.say("; ".join(map(self._line, self._bar.tasks)))
 
     def say(self, sentence: str) -> None:
-        """A line of its own, above the bars."""
+        """Print a line above the bars."""
         if self._shown:
             console.print(sentence, soft_wrap=True, markup=False)
 
     def _line(self, task: Task) -> str:
-        """A bar in words; the rate is that since the beginning."""
+        """A bar in words; the rate is the mean since the start."""
         total, done = int(task.total or 0), int(task.completed)
         rate = (done - task.fields["before"]) / (monotonic() - self._begun)
         words = f"{task.description}: {done:,} of {total:,} ({done / max(total, 1):.0%})"

@@ -1,7 +1,7 @@
-"""Remarks: what a user should know of a run goes through Python's logging.
+"""Remarks: what a user should know about a run, sent through Python's logging.
 
-What was assumed, left out or replaced is a WARNING, which Python prints if nobody listens; what is merely of
-interest is INFO. The command line shows both.
+Anything assumed, left out or replaced is a WARNING, which Python prints even without a handler; anything
+merely of interest is INFO. The command line shows both.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def unsaid() -> Iterator[None]:
-    """Drop all remarks below ERROR while the caller only looks at what would be done."""
+def mute_remarks() -> Iterator[None]:
+    """Drop all remarks below ERROR, for callers that only look at what would be done."""
     root = logging.getLogger("pipeline")
     level = root.level
     root.setLevel(logging.ERROR)

@@ -21,7 +21,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.plan import Plan
 from pipeline.data.render import open_renderer
-from pipeline.runtime import Execution, Paths, folder_words, unsaid
+from pipeline.runtime import Execution, Paths, folder_words, mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.live import LiveOutputs, Teacher
@@ -138,7 +138,7 @@ class DataRequest:
         given = self.paths.weights
         words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
         for name in sources:
-            if (told := self.paths.told(name)) is not None:
+            if (told := self.paths.contract_of(name)) is not None:
                 words.append(f"{OPTION} {quoted(f'{name}={to_told(told)}')}")
         words.append(f"--target {quoted(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
@@ -275,7 +275,7 @@ def _with_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> 
     """The same, with what would help where the stores differ by the way in which sources see pictures now."""
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
-        with unsaid():
+        with mute_remarks():
             serving = earlier.matching(source)
     except StoreMismatch:
         serving = None

@@ -21,7 +21,7 @@ def open_named(name: str, paths: Paths) -> Source:
         paths.lying(name),
         weights=paths.weights.get(name),
         weights_dir=paths.weights_dir,
-        told=paths.told(name),
+        told=paths.contract_of(name),
     )
     # a program that lies elsewhere by now keeps its name
     source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
@@ -50,7 +50,7 @@ def contract_in_force(name: str, paths: Paths, store: Store | None) -> Contract:
     declaration that cannot be read.
     """
     asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
-    told = (paths.told(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
+    told = (paths.contract_of(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
     recorded = Contract.from_dict(asked.get("contract", {}))
     return kind_of(name).declared(paths.lying(name), told).over(recorded)
 

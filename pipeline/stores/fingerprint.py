@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cache import Store, StoreMismatch
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.plan import CentreClip, CornerClip, OfClip, Plan
+from pipeline.data.plan import CentreClip, CornerClip, PickedFrames, Plan
 from pipeline.data.render import Renderer
 from sskt.errors import RunError
 from sskt.sources import CONVERTED, LOGITS_OUTPUT, InputMap, SourceSpec
@@ -77,7 +77,7 @@ def seen_by(input_map: InputMap, plan: Plan) -> Plan:
         return plan
     if not isinstance(plan, CornerClip | CentreClip):
         raise RunError(f"{type(plan).__name__} is a plan for pictures, {input_map.frames.kind} is of clips")
-    return OfClip(plan, input_map.frames.picks)
+    return PickedFrames(plan, input_map.frames.picks)
 
 
 def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:

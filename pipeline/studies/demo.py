@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.precompute.run import precompute
-from pipeline.runtime import Paths, choose_execution, unsaid
+from pipeline.runtime import Paths, choose_execution, mute_remarks
 from pipeline.studies.demo_sources import drawn_source
 from pipeline.train.run import train
 from pipeline.train.run_folder import read_metrics
@@ -60,7 +60,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
     for seed in range(seeds):
         for method, settings in taught.items():
             folder = out / f"{method.lower().replace(' ', '-')}-seed{seed}"
-            with unsaid():
+            with mute_remarks():
                 train(
                     "digits",
                     augmentation=Augmentation(),

@@ -12,7 +12,7 @@ from cache import flatten
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.precompute.run import precompute
-from pipeline.runtime import Execution, Paths, World, join_world, unsaid
+from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig
 from pipeline.train.resolve import resolve
 from pipeline.train.run import model_name, resume, train
@@ -87,18 +87,18 @@ def _expected(
         expected["labels"] = config.labels
     if config.views is not None:
         expected["views"] = config.views
-    told = {name: contract for name in config.sources if (contract := paths.told(name)) is not None}
-    if told:
-        expected["contracts"] = {name: contract.to_dict() for name, contract in told.items()}
-    found = {name: paths.weights_sha256(name) for name in config.sources}
-    if local := {name: sha256 for name, sha256 in found.items() if sha256}:
+    contracts = {name: paths.contract_of(name) for name in config.sources}
+    if declared := {name: contract.to_dict() for name, contract in contracts.items() if contract is not None}:
+        expected["contracts"] = declared
+    digests = {name: paths.weights_sha256(name) for name in config.sources}
+    if local := {name: sha256 for name, sha256 in digests.items() if sha256}:
         expected["source_weights"] = local
     return expected
 
 
 def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` is another."""
-    with unsaid():
+    with mute_remarks():
         splits = open_splits(
             target,
             paths=asked["paths"],

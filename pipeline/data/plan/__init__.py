@@ -1,7 +1,7 @@
-"""The augmentation plan: every random decision about a picture or clip, made before any pixel is read
+"""The augmentation plan: every random decision about an image or clip, made before any pixel is read
 (docs/method.md, promise 1).
 
-`plan.rows(view, ids, sizes)` is a pure function: the same (seed, plan, view, id, picture size) gives the same
+`plan.rows(view, ids, sizes)` is a pure function: the same (seed, plan, view, id, image size) gives the same
 crop window, flip and frames whatever the order, batch size, rank, worker or start epoch. Epoch e of training
 on V cached views uses view e mod V; truly random augmentation is the same plan with view = e.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, OfClip
+from pipeline.data.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, PickedFrames
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
 from sskt.errors import TargetError
@@ -21,8 +21,8 @@ __all__ = [
     "ClipPlan",
     "CornerClip",
     "EveryClip",
-    "OfClip",
     "PadCropFlip",
+    "PickedFrames",
     "Plan",
     "PlanRows",
     "RandomResizedCropFlip",
@@ -39,13 +39,15 @@ _KINDS = {
 
 
 def plan_from(fields: dict[str, Any], where: str) -> Plan:
-    """The plan whose `to_dict` gave `fields`; TargetError, starting with `where`, if there is none."""
-    own = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    kind, algorithm = own.pop("kind", None), own.pop("algorithm", ALGORITHM)
+    """Rebuild the plan whose `to_dict` gave `fields`. Raises TargetError, prefixed by `where`, for an unknown
+    kind or algorithm.
+    """
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    kind, algorithm = arguments.pop("kind", None), arguments.pop("algorithm", ALGORITHM)
     if kind not in _KINDS or algorithm != ALGORITHM:
         raise TargetError(
             f"{where}: its plan is {kind} by {algorithm}, expected one of {', '.join(_KINDS)} by "
             f"{ALGORITHM}; use the version of the program that made it"
         )
-    plan: Plan = _KINDS[kind](**own)
+    plan: Plan = _KINDS[kind](**arguments)
     return plan

@@ -18,9 +18,9 @@ class CornerClip:
     """Multi-scale corner crop: a random start, a square at a corner or the centre, a random flip.
 
     The square's side is the video's short side times 2^(-k / 4), k from 0 to `n_scales` - 1. A video shorter
-    than the clip begins anew at its end.
+    than the clip loops.
 
-    Departs from the released code: its last possible start is left out there.
+    Departs from the released code, which never draws the last possible start.
     """
 
     side_px: int
@@ -35,7 +35,9 @@ class CornerClip:
         draws = draws_of(self.seed, ids, view, CLIP)
         starts = below(draws[:, 0], _last_starts(sizes, self.n_frames, self.stride) + 1)
         scales = 2.0 ** (-below(draws[:, 1], self.n_scales) / 4)
-        crop = np.maximum(1, (sizes[:, 1:].min(axis=1) * scales).astype(np.int64))  # rounded down, as there
+        crop = np.maximum(
+            1, (sizes[:, 1:].min(axis=1) * scales).astype(np.int64)
+        )  # rounded down, as released
         room = sizes[:, 1:] - crop[:, None]
         corner = below(draws[:, 2], _N_CORNERS)
         anchors = np.stack([room[:, 0] * (corner >= 3), room[:, 1] * (corner % 2 == 0)], axis=1)
@@ -52,7 +54,7 @@ class CornerClip:
 @dataclass(frozen=True, slots=True)
 class CentreClip:
     """The evaluation views: the central square of the short side; view v is the v-th of `n_clips` clips,
-    evenly spaced from the video's first to its last (one: the middle).
+    evenly spaced from the video's first to its last (if there is one, the middle).
     """
 
     side_px: int
@@ -76,11 +78,11 @@ class CentreClip:
 
 @dataclass(frozen=True, slots=True)
 class EveryClip:
-    """The released test script's views: the central square of the short side; view v is the v-th of all
-    consecutive clips of a video, which do not overlap.
+    """The released test script's views: the central square of the short side; view v is the v-th of a video's
+    consecutive, non-overlapping clips.
 
-    A last clip that is too short begins anew at its own start; of a single frame that is left over there is
-    none, as released. `n_clips_of` says how many clips a video has: its later views are the first ones again.
+    A last clip that is too short loops over its own frames; a single left-over frame is dropped, as released.
+    `n_clips_of` counts a video's clips; views beyond that count repeat the first ones.
     """
 
     side_px: int
@@ -88,14 +90,14 @@ class EveryClip:
     stride: int = 1
 
     def n_clips_of(self, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Clips of each video: int64 (N,), at least 1; sizes are (N, 3)."""
+        """Number of clips per video: int64 (N,), at least 1; sizes are (N, 3)."""
         return np.maximum(1, -(-(sizes[:, 0].astype(np.int64) - 1) // (self.n_frames * self.stride)))
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         starts = view % self.n_clips_of(sizes) * self.n_frames * self.stride
-        there = np.clip(-(-(sizes[:, 0] - starts) // self.stride), 1, self.n_frames)  # frames of the clip
-        steps = np.arange(self.n_frames)[None, :] % there[:, None]
+        n_available = np.clip(-(-(sizes[:, 0] - starts) // self.stride), 1, self.n_frames)  # per clip
+        steps = np.arange(self.n_frames)[None, :] % n_available[:, None]
         frames = (starts[:, None] + self.stride * steps).astype(np.int32)
         flips = np.zeros(len(ids), dtype=np.bool_)
         return PlanRows(ids, _central_squares(sizes), flips, frames)
@@ -106,11 +108,11 @@ class EveryClip:
 
 
 @dataclass(frozen=True, slots=True)
-class OfClip:
-    """Some frames of the clips of another plan: what a source needs of them, and nothing else is decoded."""
+class PickedFrames:
+    """Selected frames of another plan's clips, so that only the frames a source reads are decoded."""
 
     plan: CornerClip | CentreClip
-    picks: tuple[int, ...]  # places in the clip
+    picks: tuple[int, ...]  # positions in the clip
 
     @property
     def side_px(self) -> int:
@@ -119,7 +121,7 @@ class OfClip:
 
     @property
     def n_frames(self) -> int:
-        """Of what is drawn."""
+        """Number of frames drawn."""
         return len(self.picks)
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
@@ -129,15 +131,15 @@ class OfClip:
         return PlanRows(rows.ids, rows.windows, rows.flips, rows.frames[:, list(self.picks)])
 
     def to_dict(self) -> dict[str, Any]:
-        """See `Plan.to_dict`: the whole clip's, which is what its frames are drawn from."""
+        """See `Plan.to_dict`: that of the whole clip, since picking frames changes no pixel."""
         return self.plan.to_dict()
 
 
-ClipPlan = CornerClip | CentreClip | EveryClip | OfClip
+ClipPlan = CornerClip | CentreClip | EveryClip | PickedFrames
 
 
 def _central_squares(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Windows (N, 4) as wide as the short side."""
+    """Centred square windows (N, 4) whose side is the short side."""
     crop = sizes[:, 1:].min(axis=1)
     shape = np.stack([crop, crop], axis=1)
     return np.concatenate([(sizes[:, 1:] - shape) // 2, shape], axis=1).astype(np.int32)
@@ -152,6 +154,6 @@ def _last_starts(sizes: NDArray[np.int32], n_frames: int, stride: int) -> NDArra
 def _frames(
     starts: NDArray[np.int64], sizes: NDArray[np.int32], n_frames: int, stride: int
 ) -> NDArray[np.int32]:
-    """Every frame of every clip: int32 (N, n_frames); what goes beyond the end begins anew."""
+    """Frame numbers of each clip: int32 (N, n_frames), wrapping around at the video's end."""
     frames = starts[:, None] + stride * np.arange(n_frames)
     return (frames % sizes[:, :1]).astype(np.int32)

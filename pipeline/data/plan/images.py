@@ -1,4 +1,4 @@
-"""Plans for pictures: shifts, resized crops, and the central view of evaluation."""
+"""Plans for images: shifts, resized crops, and the central view of evaluation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from pipeline.data.plan.plan import ALGORITHM, RESIZED, SHIFT, PlanRows, below, draws_of, flips_of
 from sskt.errors import TargetError
 
-_TRIES = 10  # random-resized-crop: draws before the centre fallback, as torchvision does
+_TRIES = 10  # random-resized-crop: attempts before the centre fallback, as in torchvision
 
 
 @dataclass(frozen=True, slots=True)
 class PadCropFlip:
     """Shift by up to `pad` pixels with black borders, then flip: CIFAR, STL10 (docs/method.md, section 2.6).
 
-    The window has the picture's own size; pictures that are not `side_px` wide are resized to it afterwards.
+    The window has the image's own size; images that are not `side_px` wide are resized to it afterwards.
     """
 
     side_px: int
@@ -27,7 +27,7 @@ class PadCropFlip:
     flip: float = 0.5
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
-        """See `Plan.rows`. Raises TargetError for an oblong picture, which a resize would distort."""
+        """See `Plan.rows`. Raises TargetError for a non-square image, which a resize would distort."""
         oblong = np.flatnonzero(sizes[:, 0] != sizes[:, 1])
         if len(oblong):
             height, width = sizes[oblong[0]]
@@ -63,8 +63,8 @@ class RandomResizedCropFlip:
         open_rows = np.arange(len(ids))
         for attempt in range(_TRIES):
             draws = draws_of(self.seed, ids[open_rows], view, RESIZED + attempt)
-            found, fits = self._try(draws, sizes[open_rows])
-            windows[open_rows[fits]] = found[fits]
+            candidates, fits = self._try(draws, sizes[open_rows])
+            windows[open_rows[fits]] = candidates[fits]
             open_rows = open_rows[~fits]
             if not len(open_rows):
                 break
@@ -78,7 +78,7 @@ class RandomResizedCropFlip:
     def _try(
         self, draws: NDArray[np.uint32], sizes: NDArray[np.int32]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """One draw per row: windows (N, 4), and which of them lie inside their picture (N,)."""
+        """One attempt per row: windows (N, 4), and which of them lie inside their image (N,)."""
         unit = draws.astype(np.float64) / 2**32
         low, high = np.log(self.ratio)
         area = sizes.prod(axis=1, dtype=np.int64) * (
@@ -92,7 +92,7 @@ class RandomResizedCropFlip:
         return np.concatenate([anchor, shape], axis=1).astype(np.int32), fits
 
     def _fallback(self, sizes: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The largest centred window (N, 4) whose aspect ratio is allowed."""
+        """The largest centred windows (N, 4) whose aspect ratio is allowed."""
         height, width = sizes.astype(np.float64).T
         shape = np.stack(
             [
@@ -109,7 +109,7 @@ class Centre:
     """The evaluation view: the central square, `side_px` / `short_px` of the short side, resized to
     `side_px`.
 
-    It is Resize(short_px) then CenterCrop(side_px) in one step; the same for every view.
+    Resize(short_px) then CenterCrop(side_px), in one step; the same for every view.
     """
 
     side_px: int

@@ -1,7 +1,5 @@
-"""What a plan decides, and where its randomness comes from.
-
-The counter-based generator Philox4x32-10 (Salmon et al., SC 2011), with the sample id and view as the counter
-and the seed as the key.
+"""What a plan decides, and where its randomness comes from: the counter-based generator Philox4x32-10 (Salmon
+et al., SC 2011), with the sample id and view as the counter and the seed as the key.
 """
 
 from __future__ import annotations
@@ -14,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALGORITHM = "philox4x32-10/v1"  # enters the fingerprint: a changed draw must never pass for the same plan
-# counter word 3: what a draw is for; the tries of a resized crop follow RESIZED
+# counter word 3: the purpose of a draw; the attempts of a resized crop count up from RESIZED
 FLIP, SHIFT, RESIZED, CLIP = 0, 1, 2, 32
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:
-    """What to do with each of N pictures or videos.
+    """Decisions for each of N images or videos.
 
-    ids: int64 (N,). windows: int32 (N, 4), (top, left, height, width) in picture pixels; a window may
-    reach outside the picture, where pixels are black. flips: bool (N,), mirror left-right after the resize.
-    frames: int32 (N, F), which frames of each video, all through the same window; None for pictures.
+    ids: int64 (N,). windows: int32 (N, 4), (top, left, height, width) in image pixels; a window may
+    reach outside the image, where pixels are black. flips: bool (N,), mirror left-right after the resize.
+    frames: int32 (N, F), frame numbers of each video, all cut by the same window; None for images.
     """
 
     ids: NDArray[np.int64]
@@ -39,19 +37,19 @@ class PlanRows:
 
 
 class Plan(Protocol):
-    """A frozen recipe of augmentation that turns (view, ids, picture sizes) into `PlanRows`."""
+    """A frozen augmentation recipe that turns (view, ids, image sizes) into `PlanRows`."""
 
     @property
     def side_px(self) -> int:
-        """Height and width of the pictures or clips that the student sees."""
+        """Height and width of the images or clips that the student sees."""
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
-        """Decisions for one view of the samples `ids` (N,), whose pictures measure `sizes` (N, 2) as
-        (height, width), or whose videos measure (N, 3) as (frames, height, width).
+        """Decisions for one view of the samples `ids` (N,). `sizes` are (N, 2), (height, width), for images,
+        and (N, 3), (frames, height, width), for videos.
         """
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that the decisions depend on, for the fingerprint."""
+        """Everything the decisions depend on, for the fingerprint."""
 
 
 def flips_of(seed: int, ids: NDArray[np.int64], view: int, probability: float) -> NDArray[np.bool_]:
@@ -67,7 +65,7 @@ def below(draws: NDArray[np.uint32], bound: NDArray[Any] | int) -> NDArray[np.in
 
 
 def draws_of(seed: int, ids: NDArray[np.int64], view: int, purpose: int) -> NDArray[np.uint32]:
-    """Four independent uint32 draws (N, 4) for each id, from Philox4x32 with ten rounds."""
+    """Four independent uint32 draws (N, 4) per id, from Philox4x32 with ten rounds."""
     if view < 0 or seed < 0:
         raise ValueError(f"view is {view} and seed is {seed}, both must be 0 or more")
     counter = np.empty((4, len(ids)), dtype=np.uint64)

@@ -1,8 +1,8 @@
-"""Plan rows become pixels (docs/method.md, promise 2): uint8 (N, 3, side, side), RGB, in the order asked for;
-of videos clips, (N, 3, F, side, side), the frames that the plan says.
+"""Turn plan rows into pixels (docs/method.md, promise 2): uint8 (N, 3, side, side), RGB, in the order
+requested; for videos clips of the planned frames, (N, 3, F, side, side).
 
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
-pictures in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
+images in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
 count; they differ from one another by at most about one grey level on average after a resize, and not at all
 without one.
 """
@@ -24,11 +24,11 @@ RENDERERS = ("auto", "dali", "torch", "resident")
 
 
 def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
-    """A renderer for batches of at most `batch_size`. `execution.renderer`: auto takes the fastest that can
-    draw them (benchmarks/loaders.py), resident for small pictures, DALI where it is installed, else torch.
+    """Open a renderer for batches of at most `batch_size`. `execution.renderer` auto takes the fastest that
+    can draw them (benchmarks/loaders.py): resident for small images, DALI if installed, else torch.
 
-    `execution.device` is where the pixels are wanted: DALI decodes on a CUDA device itself. Raises RunError
-    when one is asked for by name that is not installed, or cannot draw these pictures.
+    `execution.device` is where the pixels are needed: on CUDA, DALI decodes there. Raises RunError if the
+    renderer named is not installed, or cannot draw these images.
     """
     backend, device, threads = execution.renderer, execution.device, execution.threads
     if backend not in RENDERERS:
@@ -40,10 +40,10 @@ def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_s
             raise RunError(f"{dataset.target} holds videos, {type(plan).__name__} is a plan for pictures")
         n_frames = plan.n_frames
 
-        def of_frames(frames: Dataset, frame_plan: Plan) -> Renderer:
+        def open_for_frames(frames: Dataset, frame_plan: Plan) -> Renderer:
             return open_renderer(frames, frame_plan, execution, batch_size=batch_size * n_frames)
 
-        return ClipRenderer(dataset, plan, of_frames)
+        return ClipRenderer(dataset, plan, open_for_frames)
     from pipeline.data.render.resident import ResidentRenderer, can_be_resident
 
     if backend in ("auto", "resident"):

@@ -1,4 +1,4 @@
-"""Clips: the frames of each are drawn as pictures through one window, by the renderer for pictures."""
+"""Clips: each clip's frames are drawn as images through one window, by an image renderer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class ClipRenderer:
     def __init__(
         self, dataset: Dataset, plan: ClipPlan, open_images: Callable[[Dataset, Plan], Renderer]
     ) -> None:
-        """`open_pictures` opens a renderer for an index of pictures."""
+        """`open_images` opens a renderer for a dataset of images."""
         self._dataset, self._plan = dataset, plan
         self._firsts = first_frames(dataset)
-        self._images = open_images(frames_dataset(dataset), _OfFrames(dataset, plan, self._firsts))
+        self._images = open_images(frames_dataset(dataset), _FramePlan(dataset, plan, self._firsts))
         self.name = self._images.name
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
-        frames = [self._frames(view, positions) for positions in batches]
-        with closing(self._images.render(view, [each.ravel() for each in frames])) as drawn:
-            for each, images in zip(frames, drawn, strict=True):
-                yield images.view(*each.shape, *images.shape[1:]).transpose(1, 2)
+        clips = [self._frames(view, positions) for positions in batches]
+        with closing(self._images.render(view, [frames.ravel() for frames in clips])) as drawn:
+            for frames, images in zip(clips, drawn, strict=True):
+                yield images.view(*frames.shape, *images.shape[1:]).transpose(1, 2)
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """See `Renderer.keeping`. Views seldom share a frame: nothing is kept."""
+    def cache_decoded(self) -> Iterator[None]:
+        """See `Renderer.cache_decoded`. Caches nothing, since views seldom share a frame."""
         yield
 
     def close(self) -> None:
@@ -45,14 +45,14 @@ class ClipRenderer:
         self._images.close()
 
     def _frames(self, view: int, positions: Positions) -> NDArray[np.int64]:
-        """The pictures of `frames_index` that make up each clip: int64 (n, F)."""
+        """Positions in `frames_dataset` of each clip's frames: int64 (n, F)."""
         rows = self._plan.rows(view, self._dataset.ids[positions], self._dataset.sizes[positions])
         assert rows.frames is not None  # noqa: S101 - plans of clips have frames
         return self._firsts[positions][:, None] + rows.frames
 
 
-class _OfFrames:
-    """A plan of clips as a plan of their frames, whose ids are rows of `frames_index`. See `Plan`."""
+class _FramePlan:
+    """A clip plan as a plan for single frames, whose ids are positions in `frames_dataset`. See `Plan`."""
 
     def __init__(self, dataset: Dataset, plan: ClipPlan, firsts: NDArray[np.int64]) -> None:
         self._dataset, self._plan, self._firsts = dataset, plan, firsts
@@ -63,9 +63,9 @@ class _OfFrames:
 
     def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:  # noqa: ARG002
         videos = np.searchsorted(self._firsts, ids, side="right") - 1
-        once, where = np.unique(videos, return_inverse=True)
-        rows = self._plan.rows(view, self._dataset.ids[once], self._dataset.sizes[once])
-        return PlanRows(ids, rows.windows[where], rows.flips[where])
+        distinct, row_of = np.unique(videos, return_inverse=True)
+        rows = self._plan.rows(view, self._dataset.ids[distinct], self._dataset.sizes[distinct])
+        return PlanRows(ids, rows.windows[row_of], rows.flips[row_of])
 
     def to_dict(self) -> dict[str, Any]:
         return self._plan.to_dict()

@@ -1,10 +1,10 @@
-"""The DALI renderer: one graph for pictures in memory or JPEG/PNG files, on the CPU or a GPU.
+"""The DALI renderer: one graph for images in memory or JPEG/PNG files, on the CPU or a GPU.
 
-Every random decision comes in as a tensor from the plan; the graph holds no random operator. On a CPU, file
-pictures are decoded only inside their window where the plan allows it, which gives the same bytes as cutting
-the whole picture (tests/test_pipeline_render.py); the graph ends with the windows, and torch resizes them.
-On a GPU they are decoded whole, because nvImageCodec 0.9.0 fails there on windows (its issue 55; a
-segmentation fault on an H100), and without the hardware JPEG engine, whose pixels are not the CUDA decoder's.
+Every random decision enters as a tensor from the plan; the graph has no random operator. On a CPU, files are
+decoded only inside their window where the plan allows it, which gives the same bytes as cropping the whole
+image (tests/test_pipeline_render.py); the graph ends with the windows, and torch resizes them. On a GPU files
+are decoded whole, because nvImageCodec 0.9.0 fails on windows there (its issue 55; a segmentation fault on an
+H100), and without the hardware JPEG engine, whose pixels differ from the CUDA decoder's.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch.utils.dlpack import from_dlpack
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import PadCropFlip, Plan
 from pipeline.data.render.renderer import Positions
-from pipeline.data.render.torch import fitted
+from pipeline.data.render.torch import fit_windows
 from sskt.sources import one_thread_each
 
-# what enters the graph: encoded files, of which a CPU decodes the window alone; files whose whole pictures
-# are handed out as well; pictures in memory
+# what enters the graph: encoded files, of which a CPU decodes only the window; files whose whole images are
+# output as well; images in memory
 _Entry = Literal["files", "keep", "pixels"]
-_TOGETHER = 16  # windows of one size that are resized in one call
+_MAX_RUN = 16  # windows of one size that are resized in one call
 _PREFETCHED = 2  # batches that the graph works on while one is used
 _AHEAD = 3  # batches whose files are read while the graph works on earlier ones
 _Feed = tuple[
@@ -39,7 +39,7 @@ _Feed = tuple[
 
 
 class DaliRenderer:
-    """See `pipeline.data.render.Renderer`. On a CUDA device the pixels are born there and stay there."""
+    """See `pipeline.data.render.Renderer`. On CUDA the pixels are created on the device and stay there."""
 
     def __init__(
         self, dataset: Dataset, plan: Plan, *, device: torch.device, batch_size: int, threads: int
@@ -50,13 +50,13 @@ class DaliRenderer:
         self._pool = ThreadPoolExecutor(threads)
         self._feeds: Iterator[_Feed] = iter(())
         self._pipes: dict[_Entry, Pipeline] = {}  # built at first use
-        self._kept: dict[int, NDArray[np.uint8]] | None = None
+        self._decoded: dict[int, NDArray[np.uint8]] | None = None  # position -> whole image
         self._closed = False
         self._has_its_size = isinstance(plan, PadCropFlip) and not (dataset.sizes != plan.side_px).any()
-        # on a CPU DALI takes three times as long to resize a picture as torch, twice as long as to decode it
+        # on a CPU, DALI's resize takes three times as long as torch's, and twice as long as its decoding
         self._fits_on_host = device.type == "cpu" and not self._has_its_size
         self._resizers = one_thread_each(threads, "resize")
-        self._flips: deque[NDArray[np.int32]] = deque()  # of the batches in the graph
+        self._flips: deque[NDArray[np.int32]] = deque()  # one array per batch in the graph
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`. One render at a time; leaving it early is fine."""
@@ -70,70 +70,70 @@ class DaliRenderer:
                     self._keep(positions, output[1])
                 if self._fits_on_host:
                     yield self._fitted(output[0])
-                else:  # no copy: DALI's dynamic executor leaves a buffer to whoever holds it
+                else:  # no copy: DALI's dynamic executor does not reuse a buffer that is held
                     yield from_dlpack(output[0].as_tensor())
         finally:
             self._drain(entry)
 
     def _run(self, pipe: Pipeline, fed: Sequence[Positions]) -> Any:
-        """The next batch out of the graph, which holds no picture but those `fed`. DALI stops at a damaged
-        one without saying which: the TargetError that is raised names it.
+        """The next batch out of the graph, which holds only the images `fed`. DALI fails on a damaged file
+        without naming it: decoding each again raises the TargetError that does.
         """
         try:
             return pipe.run()
         except RuntimeError:
-            self._pipes.clear()  # a graph that has failed does not go on
+            self._pipes.clear()  # a failed graph cannot continue
             for position in np.concatenate(fed):
                 self._dataset.pixels_of(int(position))
-            raise  # it was not the pictures
+            raise  # the images were not the cause
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """See `Renderer.keeping`."""
-        self._kept = {}
+    def cache_decoded(self) -> Iterator[None]:
+        """See `Renderer.cache_decoded`."""
+        self._decoded = {}
         try:
             yield
         finally:
-            self._kept = None
+            self._decoded = None
 
     def close(self) -> None:
         """See `Renderer.close`."""
         self._pool.shutdown(cancel_futures=True)
-        self._pipes.clear()  # a graph holds its source, this renderer: a circle that would keep its memory
+        self._pipes.clear()  # a graph references this renderer: a cycle that would keep its memory
         self._closed = True
 
     def _entry(self, batches: Sequence[Positions]) -> _Entry:
-        """How pictures enter the graph; a file is decoded no more than once while pictures are kept."""
+        """How images enter the graph; within `cache_decoded` no file is decoded twice."""
         if self._dataset.kind == "array":
             return "pixels"
-        if self._kept is None:
+        if self._decoded is None:
             return "files"
-        return "pixels" if all(int(p) in self._kept for batch in batches for p in batch) else "keep"
+        return "pixels" if all(int(p) in self._decoded for batch in batches for p in batch) else "keep"
 
     def _fitted(self, windows: Any) -> torch.Tensor:
-        """Windows of the next batch, resized and flipped by the host: uint8 (n, 3, side, side)."""
+        """The next batch's windows, resized and flipped on the host: uint8 (n, 3, side, side)."""
         side, flips = self._plan.side_px, self._flips.popleft()
         drawn = np.empty((len(flips), 3, side, side), dtype=np.uint8)  # filled by threads
         cut = [np.asarray(windows.at(i)) for i in range(len(flips))]
 
-        def fit(alike: slice) -> None:
-            same = cut[alike]
-            together = np.stack(same) if len(same) > 1 else same[0][None]
-            drawn[alike] = fitted(together, side, bool(flips[alike.start])).numpy()
+        def fit(run: slice) -> None:
+            batch = np.stack(cut[run]) if run.stop - run.start > 1 else cut[run.start][None]
+            drawn[run] = fit_windows(batch, side, bool(flips[run.start])).numpy()
 
-        for _ in self._resizers.map(fit, _runs([(*c.shape, f) for c, f in zip(cut, flips, strict=True)])):
+        runs = _runs([(*window.shape, flip) for window, flip in zip(cut, flips, strict=True)])
+        for _ in self._resizers.map(fit, runs):
             pass
         return torch.from_numpy(drawn)
 
     def _keep(self, positions: Positions, decoded: Any) -> None:
-        """Hold on to the whole pictures of a batch, in the host's memory."""
-        assert self._kept is not None  # noqa: S101 - "keep" is no entry otherwise
+        """Keep a batch's whole images in host memory."""
+        assert self._decoded is not None  # noqa: S101 - "keep" is no entry otherwise
         decoded = decoded.as_cpu() if self._device.type == "cuda" else decoded
         for i, position in enumerate(positions):
-            self._kept[int(position)] = np.array(decoded.at(i))
+            self._decoded[int(position)] = np.array(decoded.at(i))
 
     def _read_ahead(self, view: int, batches: Sequence[Positions], entry: _Entry) -> Iterator[_Feed]:
-        """What the graph eats, with file reads running ahead of it."""
+        """The graph's inputs, with file reads running ahead of it."""
         pending: deque[Future[_Feed]] = deque()
         for positions in batches:
             pending.append(self._pool.submit(self._feed, view, positions, entry))
@@ -143,7 +143,7 @@ class DaliRenderer:
             yield pending.popleft().result()
 
     def _next_feed(self) -> _Feed | tuple[Any, ...]:
-        """What the graph eats of a batch; what the host does with it is kept until the batch comes out."""
+        """The graph's inputs for a batch; flips that the host applies wait until the batch comes out."""
         feed = next(self._feeds)
         if not self._fits_on_host:
             return feed
@@ -151,22 +151,20 @@ class DaliRenderer:
         return feed[:3]
 
     def _feed(self, view: int, positions: Positions, entry: _Entry) -> _Feed:
-        """Pictures or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,) of one batch."""
+        """One batch's images or encoded files, window anchors (n, 2) and shapes (n, 2), and flips (n,)."""
         rows = self._plan.rows(view, self._dataset.ids[positions], self._dataset.sizes[positions])
         images: list[NDArray[np.uint8]] | NDArray[np.uint8]
         if entry != "pixels":
             images = [np.frombuffer(self._dataset.encoded(int(p)), dtype=np.uint8) for p in positions]
-        elif self._kept is not None:
-            images = [self._kept[int(p)] for p in positions]
+        elif self._decoded is not None:
+            images = [self._decoded[int(p)] for p in positions]
         else:
             images = self._dataset.images(positions)
         anchors, shapes = (np.ascontiguousarray(part) for part in np.split(rows.windows, 2, axis=1))
         return images, anchors, shapes, rows.flips.astype(np.int32)
 
     def _build(self, entry: _Entry) -> Pipeline:
-        """The graph: decode, cut the window, resize, flip, planes first; "keep" hands out whole pictures
-        too.
-        """
+        """The graph: decode, crop, resize, flip, to channels first; "keep" outputs whole images too."""
         gpu = self._device.type == "cuda"
         pipe = Pipeline(
             self._batch_size,
@@ -185,7 +183,7 @@ class DaliRenderer:
                 ndim=[3 if entry == "pixels" else 1, 1, 1, 0][:n_fed],
             )
             window: dict[str, Any] = {"start": anchor, "shape": shape, "axes": [0, 1]}
-            inside = not isinstance(self._plan, PadCropFlip)  # windows lie inside the picture
+            inside = not isinstance(self._plan, PadCropFlip)  # windows lie inside the image
             if entry == "files" and inside and not gpu:
                 cut = fn.decoders.image_slice(images, **window, **_decoding(gpu))
             else:
@@ -206,18 +204,18 @@ class DaliRenderer:
         return pipe
 
     def _resized(self, cut: Any) -> Any:
-        """The window at the plan's size; left alone where it has that size already."""
+        """The window at the plan's size; unchanged if it has that size already."""
         side = self._plan.side_px
         if self._has_its_size:
             return cut
         return fn.resize(cut, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
 
     def _drain(self, entry: _Entry) -> None:
-        """Leave a pipeline ready for the next view, also after an early exit or an error."""
+        """Make a pipeline ready for the next view, even after an early exit or an error."""
         self._feeds = iter(())
         self._flips.clear()
         pipe = self._pipes.get(entry)
-        if self._closed or pipe is None:  # closed while a view was still being drawn, or failed
+        if self._closed or pipe is None:  # closed in the middle of a view, or failed
             return
         try:
             while True:
@@ -227,10 +225,10 @@ class DaliRenderer:
 
 
 def _runs(kinds: list[tuple[int, ...]]) -> list[slice]:
-    """Neighbours of one kind, such as a clip's frames, at most `_TOGETHER` of them each."""
+    """Runs of equal neighbours, such as a clip's frames, of at most `_MAX_RUN` each."""
     runs: list[slice] = []
     for i, kind in enumerate(kinds):
-        if runs and kinds[runs[-1].start] == kind and i - runs[-1].start < _TOGETHER:
+        if runs and kinds[runs[-1].start] == kind and i - runs[-1].start < _MAX_RUN:
             runs[-1] = slice(runs[-1].start, i + 1)
         else:
             runs.append(slice(i, i + 1))
@@ -238,7 +236,7 @@ def _runs(kinds: list[tuple[int, ...]]) -> list[slice]:
 
 
 def _decoding(gpu: bool) -> dict[str, Any]:
-    """Decoder settings that make the pixels those of libjpeg's and Pillow's defaults."""
+    """Decoder settings that give the pixels of libjpeg's and Pillow's defaults."""
     settings: dict[str, Any] = {
         "device": "mixed" if gpu else "cpu",
         "output_type": types.RGB,

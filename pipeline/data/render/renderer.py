@@ -1,4 +1,4 @@
-"""What every renderer does."""
+"""The interface of every renderer."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Positions = NDArray[np.int64]  # (N,) of samples in a dataset
+Positions = NDArray[np.int64]  # (N,) positions in a dataset
 
 
 class Renderer(Protocol):
     """Draws images of one dataset by one plan."""
 
-    name: str  # "dali-cpu", "resident-gpu" and so on: recorded with every store
+    name: str  # "dali-cpu", "resident-gpu" and so on: recorded in every store
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
-        """One uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), for each array of n positions; at
-        most `batch_size` of them.
+        """Yield one uint8 tensor (n, 3, side, side), or (n, 3, F, side, side), per array of n positions; n is
+        at most `batch_size`.
         """
 
-    def keeping(self) -> AbstractContextManager[None]:
-        """Within it, a file is decoded once for all renders, and its whole image kept in memory."""
+    def cache_decoded(self) -> AbstractContextManager[None]:
+        """Within this context each file is decoded once, and its whole image kept for later renders."""
 
     def close(self) -> None:
         """Free threads and device memory."""

@@ -1,7 +1,7 @@
-"""The resident renderer: small pictures lie on the device as uint8, a batch of a view is one gather there.
+"""The resident renderer: small images stay on the device as uint8, and a batch is one gather there.
 
-For pictures in memory whose windows keep their size (shifted and mirrored, as the CIFAR recipes do it). It
-gives the same bytes as the other two renderers there, and is the fastest of the three.
+For in-memory images whose windows keep their size (shifted and mirrored, as in the CIFAR recipes). It gives
+the same bytes as the other two renderers, and is the fastest of the three.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from pipeline.runtime import to_device
 
 
 class ResidentRenderer:
-    """See `pipeline.data.render.Renderer`. Pixels are born on the device, where all pictures lie."""
+    """See `pipeline.data.render.Renderer`. Pixels are created on the device, which holds all images."""
 
     def __init__(self, dataset: Dataset, plan: Plan, *, device: torch.device) -> None:
         self._dataset, self._plan, self._device = dataset, plan, device
         self.name = "resident-gpu" if device.type == "cuda" else "resident-cpu"
         self._border = _border(plan) or 0
-        self._on_device: torch.Tensor | None = (
-            None  # uint8 (N, H, W, 3); in the host's memory the index has it
-        )
+        self._on_device: torch.Tensor | None = None  # uint8 (N, H, W, 3); None on a CPU
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
         """See `Renderer.render`."""
@@ -43,8 +41,8 @@ class ResidentRenderer:
             yield self._drawn(positions, corners[start:end], rows.flips[start:end])
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """See `Renderer.keeping`. They always are."""
+    def cache_decoded(self) -> Iterator[None]:
+        """See `Renderer.cache_decoded`. These images are always in memory."""
         yield
 
     def close(self) -> None:
@@ -55,23 +53,27 @@ class ResidentRenderer:
         self, positions: Positions, corners: NDArray[np.int64], flips: NDArray[np.bool_]
     ) -> torch.Tensor:
         if self._device.type == "cpu":
-            return torch.from_numpy(sliced(self._dataset.images(positions), corners, flips, self._border))
+            return torch.from_numpy(
+                slice_windows(self._dataset.images(positions), corners, flips, self._border)
+            )
         if self._on_device is None:
             everything = self._dataset.images(np.arange(len(self._dataset)))
             self._on_device = torch.from_numpy(everything).to(self._device)
-        images = self._on_device[to_device(positions, self._device)]
-        return gathered(
-            images, to_device(corners, self._device), to_device(flips, self._device), self._border
+        return gather_windows(
+            self._on_device[to_device(positions, self._device)],
+            to_device(corners, self._device),
+            to_device(flips, self._device),
+            self._border,
         )
 
 
-def sliced(
+def slice_windows(
     images: NDArray[np.uint8], corners: NDArray[np.int64], flips: NDArray[np.bool_], border: int
 ) -> NDArray[np.uint8]:
-    """Windows of square pictures in a black border: from (n, side, side, 3) to (n, 3, side, side).
+    """Cut windows from square images with a black border: (n, side, side, 3) to (n, 3, side, side).
 
-    Corners (n, 2) are each window's top and left, counted from the border's; flips (n,) mirror it. One slice
-    a picture: on a CPU three times as fast as `gathered`, which has an index for every byte.
+    `corners` (n, 2) are each window's top and left in the bordered image; `flips` (n,) mirror it. One slice
+    per image: on a CPU three times as fast as `gather_windows`, which has an index for every byte.
     """
     n, side = images.shape[:2]
     framed = np.zeros((n, 3, side + 2 * border, side + 2 * border), dtype=np.uint8)
@@ -83,28 +85,30 @@ def sliced(
     return drawn
 
 
-def gathered(images: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor, border: int) -> torch.Tensor:
-    """What `sliced` gives, of tensors on any device, by one gather for the whole batch."""
+def gather_windows(
+    images: torch.Tensor, corners: torch.Tensor, flips: torch.Tensor, border: int
+) -> torch.Tensor:
+    """Like `slice_windows`, for tensors on any device, by one gather for the whole batch."""
     n, side = images.shape[:2]
     framed = images.new_zeros((n, 3, side + 2 * border, side + 2 * border))
     framed[:, :, border : border + side, border : border + side] = images.permute(0, 3, 1, 2)
-    windows = framed.unfold(2, side, 1).unfold(3, side, 1)  # a strided look at every shift
+    windows = framed.unfold(2, side, 1).unfold(3, side, 1)  # a strided view of every shift
     drawn = windows[torch.arange(n, device=images.device), :, corners[:, 0], corners[:, 1]]
     return torch.where(flips[:, None, None, None], drawn.flip(-1), drawn)
 
 
 def can_be_resident(dataset: Dataset, plan: Plan, device: torch.device) -> bool:
-    """Whether a view is no more than a gather, and the pictures fit in a quarter of the device's memory."""
+    """Whether a view is just a gather, and the images fit in a quarter of the device's free memory."""
     if dataset.kind != "array" or _border(plan) is None or bool((dataset.sizes != plan.side_px).any()):
         return False
-    if device.type == "cpu":  # they are there already
+    if device.type == "cpu":  # they are in memory already
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return 3 * len(dataset) * plan.side_px**2 <= free // 4
 
 
 def _border(plan: Plan) -> int | None:
-    """How far windows reach out of their pictures, where they have the pictures' size; else None."""
+    """How far windows extend beyond their images, in pixels; None if they differ in size from the images."""
     if isinstance(plan, PadCropFlip):
         return plan.pad
     return 0 if isinstance(plan, Centre) and plan.short_px == plan.side_px else None

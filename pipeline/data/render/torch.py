@@ -1,6 +1,4 @@
-"""The torch renderer: Pillow, torch and a thread pool; runs everywhere and is the slow twin of the DALI
-graph.
-"""
+"""The torch renderer: Pillow, torch and a thread pool; runs everywhere, as the DALI graph's slow twin."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ class TorchRenderer:
     def __init__(self, dataset: Dataset, plan: Plan, *, threads: int) -> None:
         self._dataset, self._plan = dataset, plan
         self._pool = ThreadPoolExecutor(threads)
-        self._kept: dict[int, NDArray[np.uint8]] | None = None
+        self._decoded: dict[int, NDArray[np.uint8]] | None = None  # position -> whole image
         self._whole_windows = dataset.kind == "array" and bool((dataset.sizes == plan.side_px).all())
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
@@ -40,34 +38,34 @@ class TorchRenderer:
                 yield torch.stack(list(self._pool.map(self._draw, jobs)))
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """See `Renderer.keeping`."""
-        self._kept = {} if self._dataset.kind == "files" else None
+    def cache_decoded(self) -> Iterator[None]:
+        """See `Renderer.cache_decoded`."""
+        self._decoded = {} if self._dataset.kind == "files" else None
         try:
             yield
         finally:
-            self._kept = None
+            self._decoded = None
 
     def close(self) -> None:
         """See `Renderer.close`."""
         self._pool.shutdown()
 
     def _draw(self, job: tuple[np.int64, NDArray[np.int32], np.bool_]) -> torch.Tensor:
-        """One picture: uint8 (3, side, side)."""
+        """One image: uint8 (3, side, side)."""
         position, window, flip = job
-        return fitted(crop(self._whole(int(position)), window)[None], self._plan.side_px, bool(flip))[0]
+        return fit_windows(crop(self._whole(int(position)), window)[None], self._plan.side_px, bool(flip))[0]
 
     def _whole(self, position: int) -> NDArray[np.uint8]:
-        """A picture before it is cut: uint8 (H, W, 3)."""
-        if self._kept is None:
+        """The uncropped image: uint8 (H, W, 3)."""
+        if self._decoded is None:
             return self._dataset.pixels_of(position)
-        if position not in self._kept:
-            self._kept[position] = self._dataset.pixels_of(position)
-        return self._kept[position]
+        if position not in self._decoded:
+            self._decoded[position] = self._dataset.pixels_of(position)
+        return self._decoded[position]
 
 
-def fitted(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
-    """Windows (n, h, w, 3) at their final size and side: uint8 (n, 3, side, side), as torchvision resizes."""
+def fit_windows(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
+    """Resize windows (n, h, w, 3) as torchvision does, then flip: uint8 (n, 3, side, side)."""
     images = torch.from_numpy(windows).permute(0, 3, 1, 2)
     if images.shape[2:] != (side_px, side_px):
         images = tvf.resize(images, [side_px, side_px], tvf.InterpolationMode.BILINEAR, antialias=True)
@@ -75,7 +73,7 @@ def fitted(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor
 
 
 def crop(image: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """The window (top, left, height, width) of a picture (H, W, 3), black where it lies outside."""
+    """Cut the window (top, left, height, width) from an image (H, W, 3); black where it lies outside."""
     top, left, height, width = (int(v) for v in window)
     out = np.zeros((height, width, 3), dtype=np.uint8)
     y0, x0 = max(top, 0), max(left, 0)
@@ -86,7 +84,7 @@ def crop(image: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint
 
 
 def _gather(images: NDArray[np.uint8], rows: PlanRows) -> torch.Tensor:
-    """Shifted and mirrored pictures of one size, all at once: uint8 (n, S, S, 3) to (n, 3, S, S)."""
+    """Shift and mirror images of one size, all at once: uint8 (n, S, S, 3) to (n, 3, S, S)."""
     side = images.shape[1]
     grid = np.arange(side)
     y = rows.windows[:, 0, None] + grid

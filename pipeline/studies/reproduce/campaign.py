@@ -75,7 +75,7 @@ def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
         for name in (*attempt.sources, *began_with(attempt.row))
         if name in weights and not published_digest(name, weights[name])
     ]
-    told = {name: campaign.paths.told(name) for name in attempt.sources}
+    told = {name: campaign.paths.contract_of(name) for name in attempt.sources}
     marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in told.items() if c]
     marks.append(
         Mark("views", f"{campaign.views} views in turn; the released code draws a new one in every epoch")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime import coerce, join_world, unsaid
+from pipeline.runtime import coerce, join_world, mute_remarks
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,
@@ -208,7 +208,7 @@ def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
     limit = campaign.shrink.limit
     if of_official_sizes:
         return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
-    with unsaid():
+    with mute_remarks():
         return len(open_dataset(target, "train", paths=campaign.paths, limit=limit))
 
 
