@@ -78,7 +78,7 @@ def missing_files(spec: ArchiveSpec, data_dir: Path) -> list[str]:
     return missing
 
 
-def obtain(spec: ArchiveSpec, data_dir: Path, download: bool = True) -> None:
+def obtain(spec: ArchiveSpec, data_dir: Path, *, download: bool = True) -> None:
     """Make the unpacked files exist under `data_dir`, from the archive there or from its URL if need be.
 
     Raises TargetError for wrong contents or, where nothing may be downloaded, a missing archive;
@@ -103,14 +103,6 @@ def obtain(spec: ArchiveSpec, data_dir: Path, download: bool = True) -> None:
         raise TargetError(
             f"{archive}: cannot be unpacked into {data_dir} ({reason}); make room or allow writing there"
         ) from None
-
-
-def is_prepared(spec: ArchiveSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
-    """Whether all files are there, unpacked and of the right length."""
-    try:
-        return not missing_files(spec, data_dir)
-    except TargetError:  # a file of the wrong length, which using this target will name
-        return False
 
 
 def _unpack(spec: ArchiveSpec, archive: Path, names: list[str]) -> None:

@@ -70,22 +70,35 @@ def _spec(name: str, year: str, *, train: str, test: str) -> VocSpec:
     )
 
 
-def _load(spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
-    """One split; ids are places in its list. Raises TargetError for what is missing or damaged."""
-    year = data_dir / spec.root / spec.year
-    lists = _lists(spec, data_dir) / f"{spec.train if split == 'train' else spec.test}.txt"
-    try:
-        names = lists.read_text(encoding="ascii").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"{lists}: cannot be read ({error}); {spec.how_to_prepare}") from None
-    if not names:
-        raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
-    multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
-    paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
-    listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    multi_hot = multi_hot[listing.ids]
-    labels = multi_hot.argmax(axis=1).astype(np.int64)
-    return dataset_of(listing, spec, split, CLASSES, labels, multi_hot)
+class Voc(Family[VocSpec]):
+    """Two years of PASCAL VOC."""
+
+    name = "voc"
+    targets = (
+        _spec("voc", "VOC2012", train="train", test="val"),
+        _spec("voc2007", "VOC2007", train="trainval", test="test"),
+    )
+
+    def load(self, spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """See `Family.load`; ids are places in its list."""
+        year = data_dir / spec.root / spec.year
+        lists = _lists(spec, data_dir) / f"{spec.train if split == 'train' else spec.test}.txt"
+        try:
+            names = lists.read_text(encoding="ascii").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TargetError(f"{lists}: cannot be read ({error}); {spec.how_to_prepare}") from None
+        if not names:
+            raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
+        multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
+        paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
+        listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        multi_hot = multi_hot[listing.ids]
+        labels = multi_hot.argmax(axis=1).astype(np.int64)
+        return dataset_of(listing, spec, split, CLASSES, labels, multi_hot)
+
+    def is_prepared(self, spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.is_prepared`."""
+        return _lists(spec, data_dir).is_dir()
 
 
 def _multi_hot(path: Path) -> NDArray[np.int8]:
@@ -107,20 +120,5 @@ def _multi_hot(path: Path) -> NDArray[np.int8]:
     return multi_hot
 
 
-def _is_prepared(spec: VocSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
-    return _lists(spec, data_dir).is_dir()
-
-
 def _lists(spec: VocSpec, data_dir: Path) -> Path:
     return data_dir / spec.root / spec.year / "ImageSets" / "Main"
-
-
-FAMILY = Family(
-    name="voc",
-    load=_load,
-    is_prepared=_is_prepared,
-    targets=(
-        _spec("voc", "VOC2012", train="train", test="val"),
-        _spec("voc2007", "VOC2007", train="trainval", test="test"),
-    ),
-)

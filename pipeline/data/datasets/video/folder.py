@@ -13,11 +13,9 @@ import numpy as np
 
 from pipeline.data.datasets.class_folders import class_names, hold_out
 from pipeline.data.datasets.folder_splits import has_val, layout_of
-from pipeline.data.datasets.registry import Family, own_folder
-from pipeline.data.datasets.video.dataset import load_videos
+from pipeline.data.datasets.registry import own_folder
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
-from pipeline.data.datasets.video.pack_record import is_prepared
-from pipeline.data.datasets.video.prepare import prepare_videos
+from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import Ignored, is_hidden
@@ -34,6 +32,31 @@ class FolderSpec(VideoSpec):
     def list_videos(self, data_dir: Path) -> VideoListing:
         """See `VideoSpec.list_videos`."""
         return _list_folders(self, data_dir / self.root)
+
+
+class VideoFolder(Videos[FolderSpec]):
+    """A user's folders of videos."""
+
+    name, is_path = "videofolder", True
+
+    def from_path(self, path: str) -> FolderSpec:
+        """See `Family.from_path`."""
+        root = own_folder("videofolder", path)
+        return FolderSpec(
+            name=f"videofolder:{root.name}",
+            family="videofolder",
+            n_classes=None,
+            how_to_prepare=(
+                f"put the videos as {root}/train/CLASS/*.mp4 and {root}/val/CLASS/*.mp4, or as "
+                f"{root}/CLASS/*.mp4 to have a fifth of each class held out; a folder of frames "
+                f"stands for a video as well"
+            ),
+            root=root,
+        )
+
+    def has_val(self, spec: FolderSpec, data_dir: Path) -> bool:
+        """See `Family.has_val`."""
+        return has_val(spec, data_dir)
 
 
 def _list_folders(spec: VideoSpec, root: Path) -> VideoListing:
@@ -132,28 +155,3 @@ def _videos_in(folder: Path, others: _Others) -> list[Path]:
     if images and found:
         others.add_mixed(folder, images)
     return found or ([folder] if images else [])
-
-
-def _from_path(path: str) -> FolderSpec:
-    root = own_folder("videofolder", path)
-    return FolderSpec(
-        name=f"videofolder:{root.name}",
-        family="videofolder",
-        n_classes=None,
-        how_to_prepare=(
-            f"put the videos as {root}/train/CLASS/*.mp4 and {root}/val/CLASS/*.mp4, or as "
-            f"{root}/CLASS/*.mp4 to have a fifth of each class held out; a folder of frames "
-            f"stands for a video as well"
-        ),
-        root=root,
-    )
-
-
-FAMILY = Family(
-    name="videofolder",
-    load=load_videos,
-    is_prepared=is_prepared,
-    prepare=prepare_videos,
-    from_path=_from_path,
-    has_val=has_val,
-)

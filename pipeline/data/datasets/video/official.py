@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS, Family
-from pipeline.data.datasets.video.dataset import load_videos
+from pipeline.data.datasets.registry import SPLITS
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
-from pipeline.data.datasets.video.pack_record import is_prepared
-from pipeline.data.datasets.video.prepare import prepare_videos
+from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from sskt.errors import TargetError
 
@@ -144,17 +142,6 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _of_split(spec: OfficialSpec, split: str) -> OfficialSpec:
-    """One of the three official splits; the first has the plain name."""
-    if split not in ("1", "2", "3"):
-        raise TargetError(f"target {spec.name}:{split}: its splits are 1, 2 and 3")
-    number = int(split)
-    name = spec.name if number == 1 else f"{spec.name}:{number}"
-    return replace(
-        spec, name=name, split=number, annotation=spec.annotation.replace("1.json", f"{number}.json")
-    )
-
-
 def _spec(
     name: str,
     n_classes: int,
@@ -180,13 +167,11 @@ def _spec(
     )
 
 
-FAMILY = Family(
-    name="official_videos",
-    load=load_videos,
-    is_prepared=is_prepared,
-    prepare=prepare_videos,
-    of_split=_of_split,
-    targets=(
+class OfficialVideos(Videos[OfficialSpec]):
+    """UCF101 and HMDB51."""
+
+    name, official_splits = "official_videos", ("1", "2", "3")
+    targets = (
         _spec(
             "ucf101",
             101,
@@ -203,5 +188,14 @@ FAMILY = Family(
             read=_hmdb51,
             annotation="hmdb51_1.json",
         ),
-    ),
-)
+    )
+
+    def of_split(self, spec: OfficialSpec, split: str) -> OfficialSpec:
+        """One of the three official splits; the first has the plain name."""
+        if split not in self.official_splits:
+            raise TargetError(f"target {spec.name}:{split}: its splits are 1, 2 and 3")
+        number = int(split)
+        name = spec.name if number == 1 else f"{spec.name}:{number}"
+        return replace(
+            spec, name=name, split=number, annotation=spec.annotation.replace("1.json", f"{number}.json")
+        )

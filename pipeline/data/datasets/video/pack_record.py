@@ -69,14 +69,6 @@ def read_record(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | No
         ) from None
 
 
-def is_prepared(spec: VideoSpec, _split: str, data_dir: Path, index_dir: Path) -> bool:
-    """Whether preparing ended well, which packs train and test videos together."""
-    try:
-        return read_record(spec, data_dir, index_dir) is not None
-    except TargetError:  # a damaged record, which using this target will name
-        return False
-
-
 def write_record(spec: VideoSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
     """Keep how it ended."""
     text = json.dumps(asdict(record), indent=2) + "\n"

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def prepare_videos(
-    spec: VideoSpec, data_dir: Path, index_dir: Path, packing: Packing, allow_missing: bool
+    spec: VideoSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
 ) -> None:
     """Pack what is not packed yet below `index_dir`, and record which listed videos there are not.
 
