@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.data.datasets.class_folders import class_folders, class_names, hold_out
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.folder_splits import Layout, has_val, layout_of
-from pipeline.data.datasets.image_files import ImageSpec, Listing, dataset_of, list_images
+from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_images, to_dataset
 from pipeline.data.datasets.registry import Family, own_folder, target_slug
 from sskt.errors import TargetError
 
@@ -58,10 +58,10 @@ class ImageFolder(Family[ImageSpec]):
 
 
 def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
-    """One split, every file validated. Classes are the sorted folder names of the train split.
+    """One split of class folders, every file validated. Classes are the sorted folder names of the train
+    split.
 
-    Raises TargetError for a missing or empty folder, a class that the train split does not have, and damaged
-    files.
+    Raises TargetError for a missing or empty folder, a class that the train split lacks, and damaged files.
     """
     root = data_dir / spec.root
     if not root.is_dir():
@@ -99,7 +99,7 @@ def _layout(spec: ImageSpec, root: Path) -> Layout:
     return Layout(root, {split: folders[0] for split, folders in filled.items() if folders})
 
 
-def _dataset(spec: ImageSpec, split: str, classes: tuple[str, ...], listing: Listing) -> Dataset:
+def _dataset(spec: ImageSpec, split: str, classes: tuple[str, ...], listing: ImageListing) -> Dataset:
     label_of = {os.fsencode(name): label for label, name in enumerate(classes)}
     labels = [label_of[bytes(path).split(b"/", 1)[0]] for path in listing.paths]
-    return dataset_of(listing, spec, split, classes, np.array(labels, dtype=np.int64))
+    return to_dataset(listing, spec, split, classes, np.array(labels, dtype=np.int64))

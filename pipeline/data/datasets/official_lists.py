@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.image_files import ImageSpec, dataset_of, list_named
+from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
 from pipeline.data.datasets.image_folder import has_split, load_folders
 from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
@@ -61,9 +61,9 @@ class ListedImages(Family[ImageSpec]):
             return load_folders(spec, split, data_dir, index_dir)
         images = self.read_list(spec, split, root)
         paths = [os.fsencode(path) for path in images.paths]
-        listing = list_named(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        listing = list_paths(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
         labels = np.array(images.labels, dtype=np.int64)[listing.ids]
-        return dataset_of(listing, spec, split, images.classes, labels)
+        return to_dataset(listing, spec, split, images.classes, labels)
 
     def is_prepared(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
         """See `Family.is_prepared`."""

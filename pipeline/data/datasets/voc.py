@@ -1,8 +1,8 @@
-"""PASCAL VOC 2007 and 2012 for multi-label classification, by VOCdevkit's lists and annotations.
+"""PASCAL VOC 2007 and 2012 for multi-label classification, from VOCdevkit's lists and annotations.
 
-A class is present if one of its objects is not marked difficult, and not counted at all, neither as present
-nor as absent, if all of them are (VOC's own rule for classification). Departs from the released code: there
-such a class counts as absent.
+A class is present if one of its objects is not marked difficult. If all are, it counts neither as present nor
+as absent (VOC's own rule for classification). Departs from the released code, where such a class counts as
+absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.image_files import ImageSpec, dataset_of, list_named
+from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
 from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
 
@@ -91,10 +91,10 @@ class Voc(Family[VocSpec]):
             raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
         multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
         paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
-        listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        listing = list_paths(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
         multi_hot = multi_hot[listing.ids]
         labels = multi_hot.argmax(axis=1).astype(np.int64)
-        return dataset_of(listing, spec, split, CLASSES, labels, multi_hot)
+        return to_dataset(listing, spec, split, CLASSES, labels, multi_hot)
 
     def is_prepared(self, spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
         """See `Family.is_prepared`."""
@@ -102,21 +102,21 @@ class Voc(Family[VocSpec]):
 
 
 def _multi_hot(path: Path) -> NDArray[np.int8]:
-    """What an image shows of each class: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
+    """The classes of one image: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
     try:
         objects = ET.parse(path).getroot().iter("object")  # noqa: S314
-        found: dict[str, list[bool]] = {}
+        difficult: dict[str, list[bool]] = {}
         for each in objects:
             name = (each.findtext("name") or "").strip()
-            found.setdefault(name, []).append((each.findtext("difficult") or "0").strip() == "1")
+            difficult.setdefault(name, []).append((each.findtext("difficult") or "0").strip() == "1")
     except (OSError, ET.ParseError) as error:
         raise TargetError(f"{path}: cannot be read ({error}); restore the official annotation") from None
-    strange = sorted(set(found) - set(CLASSES))
+    strange = sorted(set(difficult) - set(CLASSES))
     if strange:
         raise TargetError(f"{path}: has an object {strange[0]!r}, which is no class of VOC; restore it")
     multi_hot = np.zeros(len(CLASSES), dtype=np.int8)
-    for name, difficult in found.items():
-        multi_hot[CLASSES.index(name)] = IGNORED if all(difficult) else 1
+    for name, marks in difficult.items():
+        multi_hot[CLASSES.index(name)] = IGNORED if all(marks) else 1
     return multi_hot
 
 

@@ -80,16 +80,16 @@ def _ucf101(lists: Path, split: int) -> _Named:
 def _hmdb51(lists: Path, split: int) -> _Named:
     """CLASS_test_splitN.txt: every video of a class with 1 (train), 2 (test) or 0 (neither)."""
     pattern = re.compile(rf"(.+)_test_split{split}\.txt")
-    found = {m[1]: path for path in sorted(lists.iterdir()) if (m := pattern.fullmatch(path.name))}
-    if not found:
+    files = {m[1]: path for path in sorted(lists.iterdir()) if (m := pattern.fullmatch(path.name))}
+    if not files:
         raise TargetError(f"{lists}: no file CLASS_test_split{split}.txt; put the official lists there")
     named: dict[str, list[str]] = {part: [] for part in SPLITS}
-    for name, path in found.items():
+    for name, path in files.items():
         for line in _lines(path):
             video, _, use = line.rpartition(" ")
             if use in ("1", "2"):
                 named[SPLITS[int(use) - 1]].append(f"{name}/{video.strip()}")
-    return tuple(found), named
+    return tuple(files), named
 
 
 def _annotation(path: Path) -> _Named:
