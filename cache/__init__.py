@@ -3,3 +3,39 @@
 Knows nothing of networks or pictures: rows of float16 logits come in by sample id and go out by sample id.
 The layout is public, see docs/store-format.md.
 """
+
+from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreIncomplete, StoreMismatch
+from cache.layout import TABLES, table_sha256, write_table
+from cache.manifest import Manifest, differences, digest, flatten, require_match
+from cache.repair import repair_metadata
+from cache.storage import TEMPORARY, Location, is_file, local_path, location, subfolders, write_durably
+from cache.store import MappedView, Problem, Store, find_stores
+
+__all__ = [
+    "ABSENT",
+    "TABLES",
+    "TEMPORARY",
+    "CacheError",
+    "Difference",
+    "Location",
+    "Manifest",
+    "MappedView",
+    "Problem",
+    "Store",
+    "StoreDamaged",
+    "StoreIncomplete",
+    "StoreMismatch",
+    "differences",
+    "digest",
+    "find_stores",
+    "flatten",
+    "is_file",
+    "local_path",
+    "location",
+    "repair_metadata",
+    "require_match",
+    "subfolders",
+    "table_sha256",
+    "write_durably",
+    "write_table",
+]

@@ -4,8 +4,7 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.prepare import open_dataset, prepare
 from pipeline.precompute.run import estimate, precompute
 from pipeline.precompute.verify import verify
-from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths, choose_execution
 from pipeline.studies.explain import explain
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.rows import Shrink
@@ -14,8 +13,7 @@ from pipeline.studies.sweep import Grid, sweep
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.run import evaluate, resume, train
 from pipeline.train.whereabouts import paths_of
-from sskt.sources.contract import Contract
-from sskt.sources.declared import save_source
+from sskt.sources import Contract, save_source
 
 __all__ = [
     "Augmentation",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sskt.sources.forward import DTYPES
+from sskt.sources import DTYPES
 
 # bf16 keeps 8 bits and is off by 0.3 %, as are sums of fp16 that a GPU splits; TF32 would be off by 0.03 %
 TOLERANCES = {"bf16": 1e-2, "fp16": 1e-2, "fp32": 1e-4}

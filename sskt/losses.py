@@ -53,9 +53,9 @@ def soft_focal(logits: Tensor, source_logits: Tensor, *, temperature: float) -> 
 
 
 def multilabel_bce(logits: Tensor, multi_hot: Tensor) -> Tensor:
-    """Binary cross-entropy of every class of its own, for pictures with several labels (SSKT table 1, VOC).
+    """Binary cross-entropy of every class of its own, for images with several labels (SSKT table 1, VOC).
 
-    logits: (N, C) float32. presence: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
+    logits: (N, C) float32. multi_hot: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
     mean over what is counted. Departs from the released code: there nothing is left out, a class whose
     objects are all difficult counts as absent.
     """

@@ -74,7 +74,7 @@ def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8])
     """In percent: test_map, the mean over classes of VOC's area; test_map_11, of its eleven points; and
     test_image_ap, the mean over pictures of the average precision of a picture's classes.
 
-    scores, presence: (N, C); what is not counted (-1) is left out. Classes and pictures without anything
+    scores, multi_hot: (N, C); what is not counted (-1) is left out. Classes and pictures without anything
     present do not count. Departs from the released code: there a picture that shows nothing counts 0 in the
     mean over pictures, and a class whose objects are all difficult counts as absent.
     """

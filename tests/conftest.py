@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import api
 from pipeline.api import Paths
-from pipeline.runtime.remarks import ROOTS
+from pipeline.commands.output import ROOTS
 
 for name in ROOTS:  # remarks are made, whoever listens
     logging.getLogger(name).setLevel(logging.INFO)

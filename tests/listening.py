@@ -3,7 +3,7 @@
 import logging
 from weakref import ref
 
-from pipeline.runtime.remarks import ROOTS
+from pipeline.commands.output import ROOTS
 
 
 class Remarks(list[str]):

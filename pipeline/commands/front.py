@@ -61,6 +61,8 @@ class FrontDoor(click.Group):
         except KeyboardInterrupt as stop:
             click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)
             sys.exit(143 if isinstance(stop, _Terminated) else 130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except Exception as error:
             from cache.errors import CacheError
             from sskt.errors import SsktError

@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from pipeline.runtime.remarks import ROOTS
 from sskt.names import shown
+
+ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry remarks, at INFO or above
 
 
 def say(sentence: str) -> None:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from cache.errors import CacheError
-from cache.manifest import flatten
-from cache.storage import Location
-from cache.store import Store, find_stores
+from cache import CacheError, Location, Store, find_stores, flatten
 from pipeline.data.datasets import prepared
 from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from sskt.recipes import all_recipes, recipe_for
-from sskt.sources.contract import assumed, shown
-from sskt.sources.input_map import scaled_side
-from sskt.sources.registry import kind_of, kinds, named_sources, parse_source
+from sskt.sources import assumed, kind_of, kinds, named_sources, parse_source, scaled_side, shown
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from pipeline.commands.options import (
     LIMIT,
     PLACES,
     PLANNED,
+    RARE,
     SPLIT,
     WEIGHTS,
     build_execution,
@@ -87,7 +88,7 @@ class ChoiceParamType(click.Choice[str]):
         return str(value)
 
 
-_SOURCES = "Sources and what they say"
+_SOURCES = "Sources"
 _RECIPE = "Recipe"
 
 
@@ -98,113 +99,77 @@ _RECIPE = "Recipe"
         build_target,
         text_option(
             "--target",
-            "cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, digits, "
+            "Dataset: cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, digits, "
             "imagefolder:PATH or videofolder:PATH.",
         ),
         SPLIT,
     ),
+    click.option(
+        "--source",
+        "sources",
+        multiple=True,
+        help="A source to learn from. Repeatable. [default: every source with a whole view stored for the "
+        "target, except run:FOLDER; for kd those of its classes]",
+    ),
+    click.option(
+        "--method",
+        type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl"]),
+        default="sskt",
+        show_default=True,
+        help="sskt: auxiliary heads for the sources; scratch: labels alone; kd: distillation from teachers "
+        "of the same task; dml: peers that teach one another; maxl: sub-classes that a second network makes "
+        "up.",
+    ),
+    text_option(
+        "--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {_OF_RECIPE}"
+    ),
+    count_option("--epochs", f"Length of the training. {_OF_RECIPE}"),
+    count_option("--batch-size", f"Images per step, over all processes. {_OF_RECIPE}"),
+    number_option("--lr", f"Initial learning rate. {_OF_RECIPE}"),
     LIMIT,
-    folder_option("--resume", None, "Go on with the run in this folder, instead of beginning one."),
-    text_option("--model", f"resnet20, resnet18 and the like; of clips resnet3d18, r3d_18. {_OF_RECIPE}"),
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
-    count_option("--eval-every", "Epochs between two looks at what chooses the best one.", 1),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
+    folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
     JSON,
     section(
         _SOURCES,
-        click.option(
-            "--method",
-            type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl"]),
-            default="sskt",
-            show_default=True,
-            help="With sources; on labels alone; distilled from teachers of the same task; peers that "
-            "teach one another; with sub-classes made up by a second network.",
-        ),
-        click.option(
-            "--source",
-            "sources",
-            multiple=True,
-            help="Repeatable. [default: every source with a whole view stored for the target, but "
-            "run:FOLDER; for kd those of its classes]",
-        ),
         choice_option(
             "--labels",
             "auto cached live write-through",
             "auto",
-            "Logits from the store, from the sources in every step, or both: asked once and kept.",
+            "Take logits from the store, ask the sources in every step, or ask once and store.",
         ),
         count_option(
             "--views",
-            "Views to go through in turn. [default: all stored, or 10; live: a new one each epoch]",
+            "Views to cycle through. [default: all stored, or 10; live: a new one each epoch]",
         ),
         click.option(
             "--transfer-module/--no-transfer-module",
             default=False,
             show_default=True,
-            help="Source heads that see every block, or the last feature only.",
+            help="Let source heads see every block, or only the last feature.",
         ),
-        choice_option(
-            "--kd-reduction",
-            "mean batchmean",
-            None,
-            "mean = over batch and classes, as released. [default: mean; batchmean for --method kd, but "
-            "of several labels a picture]",
-        ),
-        choice_option(
-            "--gradient-cosine",
-            "off record weigh",
-            "off",
-            "Of each auxiliary gradient with the primary one: keep it, or weigh the auxiliary one by it "
-            "on the weights that both reach.",
-        ),
-        count_option("--peers", "Networks that teach one another, of dml.", 2, low=2),
-        count_option("--psi", "Sub-classes of a class, of maxl.", 5, low=2),
-        choice_option(
-            "--teacher-bn",
-            "frozen batch-stats",
-            "frozen",
-            "batch-stats: the sources' batch norm as in the released code; live only.",
-        ),
-    ),
-    section(
-        _SOURCES,
         choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
-        number_option("--temperature", f"Softens the sources' logits. {_OF_RECIPE}"),
+        number_option("--temperature", f"Temperature of the sources' logits. {_OF_RECIPE}"),
         number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
     ),
     section(
         _RECIPE,
-        choice_option("--primary-loss", "ce focal bce", None, f"Of the own labels. {_OF_RECIPE}"),
-        count_option("--epochs", _OF_RECIPE),
-        count_option("--batch-size", _OF_RECIPE),
-        number_option("--lr", _OF_RECIPE),
-        choice_option("--schedule", "multistep plateau cosine", None, f"Of the rate. {_OF_RECIPE}"),
-        text_option(
-            "--milestones",
-            "Epochs at which the rate drops. [default: the recipe's, moved with --epochs]",
-            metavar="E,E",
-            callback=_epochs,
+        choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {_OF_RECIPE}"),
+        choice_option(
+            "--schedule", "multistep plateau cosine", None, f"Learning rate schedule. {_OF_RECIPE}"
         ),
-        number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
-        number_option("--weight-decay", _OF_RECIPE, positive=False),
-    ),
-    section(
-        _RECIPE,
+        number_option("--weight-decay", f"L2 penalty. {_OF_RECIPE}", positive=False),
         click.option(
             "--finetune-from",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="Weights to begin with: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+            help="Initial weights: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
         ),
-        text_option("--freeze-until", "Keep the backbone's part before this block as it is, e.g. layer4."),
-        *BEGINNING,
-        number_option("--clip-norm", "Largest norm of all gradients together. [default: any]"),
-        number_option("--label-smoothing", "Of the hard labels.", default=0.0, positive=False),
-        number_option("--mixup", "Mix pictures, by shares from Beta(A, A).", default=0.0, positive=False),
-        number_option("--cutmix", "Swap windows, by shares from Beta(A, A).", default=0.0, positive=False),
+        text_option("--freeze-until", "Freeze the backbone up to this block, e.g. layer4."),
         number_option(
             "--val-share",
-            "Part of the training samples that is left out to choose the best epoch; 0: none is chosen. "
-            "[default: 0.1 of a folder without a val split; others are chosen on their test split]",
+            "Fraction of the training samples held out to choose the best epoch; 0: none is chosen. "
+            "[default: 0.1 for a folder without a val split; other targets use their test split]",
             positive=False,
         ),
     ),
@@ -217,7 +182,49 @@ _RECIPE = "Recipe"
             "Precision of the student; auto: bf16 where the device has it.",
         ),
         click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
-        click.option("--deterministic", is_flag=True, help="Only kernels that give the same bits each time."),
+    ),
+    section(
+        RARE,
+        choice_option(
+            "--kd-reduction",
+            "mean batchmean",
+            None,
+            "Reduction of --aux-loss kd; mean: over batch and classes, as released. [default: mean; "
+            "batchmean for --method kd, except with several labels per image]",
+        ),
+        choice_option(
+            "--gradient-cosine",
+            "off record weigh",
+            "off",
+            "Record the cosine of each auxiliary gradient with the primary one, or weigh the auxiliary one "
+            "by it on the weights that both reach.",
+        ),
+        count_option("--peers", "Networks of --method dml.", 2, low=2),
+        count_option("--psi", "Sub-classes per class of --method maxl.", 5, low=2),
+        choice_option(
+            "--teacher-bn",
+            "frozen batch-stats",
+            "frozen",
+            "Batch norm of the sources; batch-stats: as in the released code, live only.",
+        ),
+        text_option(
+            "--milestones",
+            "Epochs at which the learning rate drops. [default: the recipe's, scaled with --epochs]",
+            metavar="E,E",
+            callback=_epochs,
+        ),
+        number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
+        *BEGINNING,
+        number_option("--clip-norm", "Largest norm of all gradients together. [default: no limit]"),
+        number_option("--label-smoothing", "Smoothing of the target's labels.", default=0.0, positive=False),
+        number_option("--mixup", "MixUp: mix images by shares from Beta(A, A).", default=0.0, positive=False),
+        number_option(
+            "--cutmix", "CutMix: swap windows by shares from Beta(A, A).", default=0.0, positive=False
+        ),
+        count_option("--eval-every", "Epochs between evaluations.", 1),
+        click.option(
+            "--deterministic", is_flag=True, help="Use only kernels that give the same bits each time."
+        ),
     ),
     PLANNED,
     together("execution", build_execution, section(EXECUTION, *HOW)),
@@ -233,11 +240,11 @@ def train(
 ) -> None:
     """Stage two: train a student, taught by sources.
 
-    It learns its own labels and, in one auxiliary head per source, what the source said of the same pixels.
-    What is not given is the paper's recipe for the target (table 1). A run that was stopped goes on with
-    --resume, to the same numbers; --target imagefolder:PATH, --source program:FILE, --data-dir, --cache-dir
-    and --weights then say where things are that have moved since. Under torchrun, the processes share every
-    batch.
+    It learns its own labels and, in one auxiliary head per source, what that source said about the same
+    pixels. Settings that are not given follow the paper's recipe for the target (table 1). A stopped run
+    continues with --resume, to the same numbers; if things have moved since, --target imagefolder:PATH,
+    --source program:FILE, --data-dir, --cache-dir and --weights say where they are. Under torchrun, the
+    processes share every batch.
     """
     from pipeline import api
     from pipeline.data.datasets.registry import path_family, target_slug
@@ -263,11 +270,11 @@ def train(
 @options(
     click.argument("run", type=click.Path(path_type=Path)),
     CLIPS,
-    click.option("--best", is_flag=True, help="The student of the best epoch, instead of the last one's."),
+    click.option("--best", is_flag=True, help="Score the student of the best epoch instead of the last one."),
     together("execution", build_execution, *HOW),
     text_option(
         "--target",
-        "Where the run's folder lies now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
+        "Where the dataset is now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
     ),
     DATA_DIR,
     CACHE_DIR,
@@ -284,7 +291,7 @@ def evaluate(
 ) -> None:
     """Score a run's student on the test split.
 
-    Its confusion matrix goes into the run's folder. A video's answer is the mean of its clips'. The data are
+    Writes a confusion matrix into the run's folder. A video's answer is the mean over its clips. The data are
     looked for where the run found them, unless --target or --data-dir says otherwise.
     """
     from pipeline import api

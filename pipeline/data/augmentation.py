@@ -10,11 +10,17 @@ from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan
 from pipeline.runtime import coerce
 from sskt.errors import RunError
 from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
-from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
-from sskt.sources.contract import shown
-from sskt.sources.input_map import InputMap, scaled_side
-from sskt.sources.registry import kind_of
-from sskt.sources.source import SourceSpec
+from sskt.sources import (
+    CENTER_FRAME,
+    CLIP,
+    REFERENCE,
+    ClipFrames,
+    InputMap,
+    SourceSpec,
+    kind_of,
+    scaled_side,
+    shown,
+)
 
 DEFAULT_VIEWS = 10
 DEFAULT_CLIP = (16, 1)  # frames and stride: the paper's

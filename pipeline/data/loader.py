@@ -15,9 +15,7 @@ import torch
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Positions, Renderer
-from pipeline.runtime.device import InUse, to_device
-from pipeline.runtime.distributed import World
-from pipeline.runtime.prefetch import prefetch
+from pipeline.runtime import InUse, World, prefetch, to_device
 
 _AHEAD = 3  # batches
 

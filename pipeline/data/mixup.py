@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.runtime.device import to_device
+from pipeline.runtime import to_device
 from sskt.errors import RunError
 from sskt.methods import Mixture
 

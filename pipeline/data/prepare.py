@@ -11,8 +11,7 @@ from pipeline.data.datasets.left_out import UnusableFiles
 from pipeline.data.datasets.registry import SPLITS, family_of
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.video.pack import Packing
-from pipeline.runtime import coerce
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths, coerce
 
 log = logging.getLogger(__name__)
 

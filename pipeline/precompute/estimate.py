@@ -9,19 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import CacheError
-from cache.storage import TEMPORARY, Location, write_durably
+from cache import TEMPORARY, CacheError, Location, write_durably
 from cache.store import default_block_rows
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.stores.job import Job
-from pipeline.stores.match import Destination, destination
-from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
+from pipeline.runtime import Execution, drawn_at_a_time
+from pipeline.stores import Destination, Job, choose_forward, destination, open_frozen, recorded_forward
 from sskt.errors import RunError
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import Source
+from sskt.sources import FrozenSource, InputMap, Source
 from sskt.topk import row_width
 
 _PROBE_PICTURES = 512

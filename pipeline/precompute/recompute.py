@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreIncomplete
-from cache.store import Store
+from cache import Store, StoreIncomplete
 from cache.unit import Unit
 from pipeline.data.render import Renderer, in_batches, open_renderer
-from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.stores.reopen import Origin
-from sskt.sources.frozen import FrozenSource
+from pipeline.runtime import Execution, drawn_at_a_time
+from pipeline.stores import Origin
+from sskt.sources import FrozenSource
 from sskt.topk import decode, encode
 
 COSINE = 0.999  # a row below it is not what the source says of its pixels

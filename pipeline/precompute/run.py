@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from cache.storage import Location
+from cache import Location
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
 from pipeline.data.datasets import parse_target, prepared
 from pipeline.data.datasets.registry import target_slug
@@ -22,24 +22,29 @@ from pipeline.data.prepare import open_dataset
 from pipeline.data.render import open_renderer
 from pipeline.precompute.estimate import estimate_job
 from pipeline.precompute.worker import Worker
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, choose_execution, drawn_at_a_time
-from pipeline.runtime.paths import Paths, require_named
-from pipeline.runtime.progress import Progress
-from pipeline.runtime.remarks import unsaid
-from pipeline.stores.alike import sound_stores
-from pipeline.stores.class_check import say_what_rows_know
-from pipeline.stores.contracts import open_named
-from pipeline.stores.fill import SourceStore, open_source_store
-from pipeline.stores.job import Job
-from pipeline.stores.match import destination
-from pipeline.stores.recorded_weights import with_recorded_weights
+from pipeline.runtime import (
+    Execution,
+    Paths,
+    Progress,
+    World,
+    choose_execution,
+    coerce,
+    drawn_at_a_time,
+    require_named,
+    unsaid,
+)
+from pipeline.stores import (
+    Job,
+    SourceStore,
+    destination,
+    open_named,
+    open_source_store,
+    say_what_rows_know,
+    sound_stores,
+    with_recorded_weights,
+)
 from sskt.errors import RunError, TargetError
-from sskt.sources.clip_frames import ClipFrames
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import source_slug
-from sskt.sources.source import Source
+from sskt.sources import ClipFrames, InputMap, Source, source_slug
 
 log = logging.getLogger(__name__)
 

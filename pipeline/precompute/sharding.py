@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from cache.unit import Unit
-from pipeline.runtime.distributed import World
+from pipeline.runtime import World
 
 _VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
 T = TypeVar("T")

@@ -14,28 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreDamaged
-from cache.layout import TABLES, table_sha256, write_table
-from cache.repair import repair_metadata
-from cache.storage import Location
-from cache.store import Problem, Store
+from cache import TABLES, Location, Problem, Store, StoreDamaged, repair_metadata, table_sha256, write_table
 from cache.unit import Unit
 from pipeline.data.plan import plan_from
 from pipeline.data.render import open_renderer
 from pipeline.precompute.recompute import Agreement, recompute
 from pipeline.precompute.worker import Worker
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, drawn_at_a_time
-from pipeline.runtime.paths import Paths
-from pipeline.runtime.progress import Progress
-from pipeline.stores.fill import SourceStore
-from pipeline.stores.fingerprint import PROBE_SAMPLES, probe_pixels, seen_by
-from pipeline.stores.reopen import Origin, open_dataset_of, open_origin
-from pipeline.stores.sources import open_frozen, recorded_forward
-from sskt.sources.forward import Forward, default_batch_size
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
+from pipeline.runtime import Execution, Paths, Progress, World, coerce, drawn_at_a_time
+from pipeline.stores import (
+    PROBE_SAMPLES,
+    Origin,
+    SourceStore,
+    open_dataset_of,
+    open_frozen,
+    open_origin,
+    probe_pixels,
+    recorded_forward,
+    seen_by,
+)
+from sskt.sources import Forward, FrozenSource, InputMap, default_batch_size
 
 log = logging.getLogger(__name__)
 

@@ -18,19 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import CacheError
+from cache import CacheError
 from cache.unit import Unit
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Renderer, in_batches
 from pipeline.precompute.sharding import in_turn, tasks_of
-from pipeline.runtime.device import to_device
-from pipeline.runtime.distributed import World
-from pipeline.runtime.memory import memory_for_images
-from pipeline.runtime.prefetch import prefetch
-from pipeline.runtime.progress import Progress
-from pipeline.stores.fill import SourceStore
+from pipeline.runtime import Progress, World, memory_for_images, prefetch, to_device
+from pipeline.stores import SourceStore
 from sskt.errors import SourceError
-from sskt.sources.frozen import NonFiniteLogitsError
+from sskt.sources import NonFiniteLogitsError
 from sskt.topk import encode
 
 _DRAWN_AHEAD = 2  # batches

@@ -1,1 +1,48 @@
 """How work is run, never what: device, precision, threads, memory, ranks, paths."""
+
+from pipeline.runtime.cpu_contention import CpuContention
+from pipeline.runtime.device import InUse, to_device
+from pipeline.runtime.distributed import World, join_world
+from pipeline.runtime.execution import (
+    Execution,
+    autocast,
+    channels_last,
+    choose_execution,
+    drawn_at_a_time,
+    student_precision,
+)
+from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.kernels import How, sentence, wrong_layers
+from pipeline.runtime.memory import memory_for_images, reuse_freed_memory
+from pipeline.runtime.paths import Paths, folder_words, require_named
+from pipeline.runtime.prefetch import prefetch
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.remarks import unsaid
+
+__all__ = [
+    "CpuContention",
+    "Execution",
+    "How",
+    "InUse",
+    "Paths",
+    "Progress",
+    "World",
+    "autocast",
+    "boxes",
+    "channels_last",
+    "choose_execution",
+    "drawn_at_a_time",
+    "fitted",
+    "folder_words",
+    "join_world",
+    "lettering",
+    "memory_for_images",
+    "prefetch",
+    "require_named",
+    "reuse_freed_memory",
+    "sentence",
+    "student_precision",
+    "to_device",
+    "unsaid",
+    "wrong_layers",
+]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cache.storage import Location, location
+from cache import Location, location
 from sskt.errors import RunError
 from sskt.recipes import SETTINGS
 from sskt.students import Backbone

@@ -11,7 +11,7 @@ import torch
 from pipeline.runtime import coerce
 from pipeline.runtime.memory import processes_here
 from sskt.errors import RunError
-from sskt.sources.forward import DTYPES, Forward, default_batch_size, default_compute
+from sskt.sources import DTYPES, Forward, default_batch_size, default_compute
 
 _COMPILE_FROM = 10_000  # images that pay for some ten seconds of compiling, also at 74 px
 _DRAWN_AT_A_TIME = 64  # images, or one forward's where those are more

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cache.storage import write_durably
+from cache import write_durably
 from sskt.errors import RunError
 from sskt.kernels import TOLERANCES, Layer, errors, layers_of
 

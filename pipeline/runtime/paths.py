@@ -6,13 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cache.storage import Location, local_path
+from cache import Location, local_path
 from pipeline.runtime import coerce
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.names import quoted
-from sskt.sources.contract import Contract
-from sskt.sources.registry import kind_of, parse_source
+from sskt.sources import Contract, kind_of, parse_source
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # where a command looks that is told nothing
 

@@ -10,13 +10,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry them, at INFO or above
-
 
 @contextmanager
 def unsaid() -> Iterator[None]:
     """Drop all remarks below ERROR while the caller only looks at what would be done."""
-    root = logging.getLogger(ROOTS[0])
+    root = logging.getLogger("pipeline")
     level = root.level
     root.setLevel(logging.ERROR)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sskt.sources.contract import Contract
+from sskt.sources import Contract
 
 __all__ = ["SourceOutputs"]
 

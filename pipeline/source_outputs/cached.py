@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreIncomplete
-from cache.store import Store
+from cache import Store, StoreIncomplete
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.source_outputs.placement import Placement, Table
-from sskt.sources.contract import Contract
+from sskt.sources import Contract
 from sskt.topk import decode
 
 

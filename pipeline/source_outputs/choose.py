@@ -15,40 +15,52 @@ from typing import Any
 import numpy as np
 import torch
 
-from cache.errors import StoreMismatch
-from cache.storage import Location
-from cache.store import Store, find_stores
+from cache import Location, Store, StoreMismatch, find_stores
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.plan import Plan
 from pipeline.data.render import open_renderer
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Paths, folder_words
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime import Execution, Paths, folder_words, unsaid
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.live import LiveOutputs, Teacher
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.write_through import WriteThroughOutputs
-from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
-from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
-from pipeline.stores.fill import open_source_store
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
-from pipeline.stores.job import Job
-from pipeline.stores.match import matching_store
-from pipeline.stores.recorded_weights import with_recorded_weights
-from pipeline.stores.sources import open_frozen
-from pipeline.stores.trial import try_source
+from pipeline.stores import (
+    PROBE_SAMPLES,
+    Job,
+    check_probe,
+    classes_of,
+    contract_in_force,
+    holds,
+    identity,
+    matching_store,
+    open_frozen,
+    open_named,
+    open_source_store,
+    probe_pixels,
+    seen_by,
+    sound_stores,
+    spec_on_store,
+    split_folder,
+    store_folder,
+    stores_elsewhere,
+    try_source,
+    with_recorded_weights,
+)
 from sskt.errors import RunError
 from sskt.names import quoted
-from sskt.sources.batch_stats import BatchStatisticsSource
-from sskt.sources.contract import CONVERTED
-from sskt.sources.declared import OPTION, to_told
-from sskt.sources.forward import default_batch_size
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import kind_of
-from sskt.sources.source import Source
+from sskt.sources import (
+    CONVERTED,
+    OPTION,
+    BatchStatisticsSource,
+    InputMap,
+    Source,
+    default_batch_size,
+    kind_of,
+    to_told,
+)
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sskt.sources.contract import Contract
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import Source
+from sskt.sources import Contract, InputMap, Source
 
 
 class Teacher(Protocol):

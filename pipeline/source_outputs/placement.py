@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.storage import local_path
-from cache.store import MappedView, Store
-from pipeline.runtime.device import to_device
-from pipeline.runtime.memory import memory_for_images
+from cache import MappedView, Store, local_path
+from pipeline.runtime import memory_for_images, to_device
 
 _OF_DEVICE = 4  # labels may take a quarter of what is free on a CUDA device
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.source_outputs import SourceOutputs
-from sskt.sources.contract import Contract
+from sskt.sources import Contract
 
 
 class ReorderedOutputs:

@@ -12,16 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.render import open_renderer
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.choose import DataRequest
 from pipeline.source_outputs.reordered import ReorderedOutputs
-from pipeline.stores.class_check import knowledge_of, some_rows
-from pipeline.stores.contracts import classes_of
-from pipeline.stores.trial import trial_positions
+from pipeline.stores import classes_of, knowledge_of, some_rows, trial_positions
 from sskt.errors import RunError
-from sskt.sources.class_order import columns_of
-from sskt.sources.contract import Contract, shown
+from sskt.sources import Contract, columns_of, shown
 
 log = logging.getLogger(__name__)
 

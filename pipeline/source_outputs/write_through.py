@@ -17,8 +17,8 @@ from cache.store import Unit
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
 from pipeline.source_outputs.placement import Placement, Table
-from pipeline.stores.fill import SourceStore
-from sskt.sources.contract import Contract
+from pipeline.stores import SourceStore
+from sskt.sources import Contract
 from sskt.topk import decode, encode
 
 

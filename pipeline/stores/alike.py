@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.errors import CacheError, Difference, StoreMismatch
-from cache.storage import Location, subfolders
-from cache.store import Store, find_stores
+from cache import CacheError, Difference, Location, Store, StoreMismatch, find_stores, subfolders
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import path_family, target_slug
-from sskt.sources.registry import kind_of, parse_source, source_slug
+from sskt.sources import kind_of, parse_source, source_slug
 
 PER_SAMPLE = (
     "target.n_samples",

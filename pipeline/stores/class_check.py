@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.store import Store
+from cache import Store
 from pipeline.data.datasets.dataset import Dataset
 from sskt.metrics import class_precisions
-from sskt.sources.class_order import columns_of, known_orders
-from sskt.sources.contract import Contract
-from sskt.sources.registry import kind_of
-from sskt.sources.source import SourceSpec
+from sskt.sources import Contract, SourceSpec, columns_of, kind_of, known_orders
 from sskt.topk import decode
 
 log = logging.getLogger(__name__)

@@ -6,12 +6,9 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from cache.store import Store
-from pipeline.runtime.paths import Paths
-from sskt.sources.clip_frames import CLIP
-from sskt.sources.contract import Contract
-from sskt.sources.registry import kind_of, open_source, parse_source
-from sskt.sources.source import Source, SourceSpec
+from cache import Store
+from pipeline.runtime import Paths
+from sskt.sources import CLIP, Contract, Source, SourceSpec, kind_of, open_source, parse_source
 
 log = logging.getLogger(__name__)
 

@@ -13,22 +13,18 @@ import numpy as np
 import torch
 from rich.progress import TaskID
 
-from cache.manifest import Manifest
-from cache.storage import Location
-from cache.store import Store
+from cache import Location, Manifest, Store
 from cache.unit import Unit
 from pipeline.data.datasets.registry import parse_target
 from pipeline.data.render import Renderer, open_renderer
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution
 from pipeline.stores.contracts import contract_record
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
 from pipeline.stores.job import Job
 from pipeline.stores.match import destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
 from pipeline.stores.trial import try_source
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import Source
+from sskt.sources import FrozenSource, InputMap, Source
 
 
 @dataclass(slots=True, eq=False)

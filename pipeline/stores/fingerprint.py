@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.errors import StoreMismatch
-from cache.store import Store
+from cache import Store, StoreMismatch
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import CentreClip, CornerClip, OfClip, Plan
 from pipeline.data.render import Renderer
 from sskt.errors import RunError
-from sskt.sources.contract import CONVERTED
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import LOGITS_OUTPUT, SourceSpec
+from sskt.sources import CONVERTED, LOGITS_OUTPUT, InputMap, SourceSpec
 
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by

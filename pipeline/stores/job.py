@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan
 from pipeline.stores.fingerprint import seen_by
-from sskt.sources.input_map import InputMap
-from sskt.sources.source import Source
+from sskt.sources import InputMap, Source
 
 
 @dataclass(frozen=True, slots=True)

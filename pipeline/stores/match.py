@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cache.errors import ABSENT, Difference, StoreDamaged, StoreMismatch
-from cache.manifest import differences, digest, require_match
-from cache.storage import Location, is_file
-from cache.store import Store, find_stores
+from cache import (
+    ABSENT,
+    Difference,
+    Location,
+    Store,
+    StoreDamaged,
+    StoreMismatch,
+    differences,
+    digest,
+    find_stores,
+    is_file,
+    require_match,
+)
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.stores.alike import (
     PER_SAMPLE,
@@ -23,9 +32,7 @@ from pipeline.stores.alike import (
 )
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.stores.job import Job
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import kind_of, parse_source
-from sskt.sources.source import Source
+from sskt.sources import InputMap, Source, kind_of, parse_source
 from sskt.topk import row_width
 
 log = logging.getLogger(__name__)

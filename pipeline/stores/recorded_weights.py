@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cache.store import Store
-from pipeline.runtime.paths import Paths
+from cache import Store
+from pipeline.runtime import Paths
 from sskt.download import known_digest_of
-from sskt.sources.registry import kind_of, parse_source
+from sskt.sources import kind_of, parse_source
 
 log = logging.getLogger(__name__)
 

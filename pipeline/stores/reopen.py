@@ -8,19 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.errors import StoreMismatch
-from cache.manifest import require_match
-from cache.store import Store
+from cache import Store, StoreMismatch, require_match
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan, plan_from
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from pipeline.stores.alike import as_named
 from pipeline.stores.fingerprint import identity, seen_by, source_identity
-from sskt.sources.contract import LOGITS
-from sskt.sources.input_map import InputMap
-from sskt.sources.registry import reopen_source
-from sskt.sources.source import LOGITS_OUTPUT, Source
+from sskt.sources import LOGITS, LOGITS_OUTPUT, InputMap, Source, reopen_source
 
 log = logging.getLogger(__name__)
 

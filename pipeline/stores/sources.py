@@ -8,17 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from cache.errors import StoreMismatch
+from cache import Location, StoreMismatch
 from cache.layout import default_block_rows
-from cache.storage import Location
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution
 from sskt.errors import SourceError
-from sskt.sources.batch_size import fastest_batch_size
-from sskt.sources.forward import Forward, default_batch_size
-from sskt.sources.frozen import FrozenSource
-from sskt.sources.input_map import InputMap
-from sskt.sources.plain import DisagreementError
-from sskt.sources.source import Source
+from sskt.sources import (
+    DisagreementError,
+    Forward,
+    FrozenSource,
+    InputMap,
+    Source,
+    default_batch_size,
+    fastest_batch_size,
+)
 
 log = logging.getLogger(__name__)
 

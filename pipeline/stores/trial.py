@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Renderer
-from sskt.sources.answers import remarks_on, require_known_kind
-from sskt.sources.frozen import FrozenSource
+from sskt.sources import FrozenSource, remarks_on, require_known_kind
 
 log = logging.getLogger(__name__)
 

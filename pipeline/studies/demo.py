@@ -17,9 +17,7 @@ from typing import Any
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.precompute.run import precompute
-from pipeline.runtime.execution import choose_execution
-from pipeline.runtime.paths import Paths
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime import Paths, choose_execution, unsaid
 from pipeline.studies.demo_sources import drawn_source
 from pipeline.train.run import train
 from pipeline.train.run_folder import read_metrics

@@ -18,11 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import Progress
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
-from sskt.sources.declared import save_source
-from sskt.sources.input_map import InputMap
+from sskt.sources import InputMap, save_source
 from sskt.students.student import build_student
 
 _CANVAS_PX = 64

@@ -14,17 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.storage import write_durably
+from cache import write_durably
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.dataset import ArrayImages, Dataset
 from pipeline.data.plan import plan_from
 from pipeline.data.prepare import open_dataset
 from pipeline.data.render import open_renderer
-from pipeline.runtime import coerce
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.figures import boxes, fitted, lettering
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_student
 from pipeline.train.whereabouts import whereabouts_of

@@ -8,14 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cache.manifest import flatten
+from cache import flatten
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.precompute.run import precompute
-from pipeline.runtime.distributed import World, join_world
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Paths
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime import Execution, Paths, World, join_world, unsaid
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig
 from pipeline.train.resolve import resolve
 from pipeline.train.run import model_name, resume, train

@@ -19,19 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.manifest import digest
-from cache.storage import write_durably
+from cache import digest, write_durably
 from pipeline.data.augmentation import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World, join_world
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.figures import boxes, fitted, lettering
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, World, boxes, coerce, fitted, join_world, lettering
 from pipeline.studies.series import precompute_once, train_or_resume
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import read_config
 from sskt.errors import RunError
-from sskt.sources.registry import kind_of
+from sskt.sources import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.runtime.execution import autocast
+from pipeline.runtime import autocast
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.methods import Losses, Method

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime import boxes, fitted, lettering
 from sskt.errors import RunError
 from sskt.names import shown
 

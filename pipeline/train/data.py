@@ -11,18 +11,16 @@ from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.remarks import same_bytes
 from pipeline.data.plan import Centre, CentreClip, Plan
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Paths, require_named
+from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.choose import DataRequest, open_source_outputs, stored_teachers
 from pipeline.source_outputs.same_classes import of_same_classes
-from pipeline.stores.contracts import classes_of
+from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits, contents_of, open_splits
 from sskt.errors import RunError
 from sskt.methods import method_named
-from sskt.sources.class_order import columns_of
+from sskt.sources import columns_of
 
 log = logging.getLogger(__name__)
 

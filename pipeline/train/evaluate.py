@@ -22,9 +22,7 @@ from torch.nn import functional as F
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import CentreClip, EveryClip, Plan
 from pipeline.data.render import in_batches, open_renderer
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, autocast
-from pipeline.runtime.memory import memory_for_images
+from pipeline.runtime import Execution, World, autocast, memory_for_images
 from sskt.errors import RunError
 from sskt.losses import multilabel_bce
 from sskt.metrics import (
@@ -36,7 +34,7 @@ from sskt.metrics import (
 )
 from sskt.normalise import normalise
 from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
-from sskt.sources.forward import exact_kernels
+from sskt.sources import exact_kernels
 from sskt.students.student import Student
 
 _BATCH = 250

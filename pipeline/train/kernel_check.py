@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip, Plan
-from pipeline.runtime.distributed import World
-from pipeline.runtime.kernels import How, sentence, wrong_layers
+from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly

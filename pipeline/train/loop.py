@@ -20,10 +20,7 @@ import torch
 
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.runtime.cpu_contention import CpuContention
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.runtime.execution import student_precision
+from pipeline.runtime import student_precision
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
 from sskt.methods import METHODS, Method, Parts, method_named, readers

@@ -11,10 +11,7 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.data import open_data
 from pipeline.train.resolve import resolve

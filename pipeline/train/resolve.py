@@ -12,9 +12,7 @@ import numpy as np
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.registry import parse_target
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, channels_last
+from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig
 from pipeline.train.data import TrainingData

@@ -14,10 +14,7 @@ import torch
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.plan import CentreClip, CornerClip, plan_from
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import join_world
-from pipeline.runtime.execution import Execution, choose_execution
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, choose_execution, coerce, join_world
 from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.train.confusion import write_confusion
 from pipeline.train.data import TrainingData, open_data

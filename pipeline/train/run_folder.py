@@ -24,7 +24,7 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache.storage import TEMPORARY, write_durably
+from cache import TEMPORARY, write_durably
 from cache.storage.local import alone_in
 from sskt.errors import RunError
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.run_folder import Run, read_student

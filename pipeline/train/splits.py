@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import has_val, parse_target, subset
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.recipes import recipe_for

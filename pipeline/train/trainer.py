@@ -21,9 +21,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.loader import Batch, Loader
 from pipeline.data.mixup import Mixing
 from pipeline.data.render import Positions
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution, autocast
-from pipeline.runtime.memory import reuse_freed_memory
+from pipeline.runtime import Execution, World, autocast, reuse_freed_memory
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.compiled import require_right
 from pipeline.train.config import TrainConfig

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cache.storage import local_path, location
+from cache import local_path, location
 from pipeline.data.datasets.registry import DatasetSpec, family_of, parse_target
-from pipeline.runtime import coerce
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Paths, coerce
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_paths
 from sskt.errors import RunError
-from sskt.sources.contract import Contract
-from sskt.sources.registry import kind_of, kinds, parse_source
+from sskt.sources import Contract, kind_of, kinds, parse_source
 
 
 @dataclass(frozen=True, slots=True)

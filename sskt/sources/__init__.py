@@ -1,1 +1,77 @@
 """Frozen source networks: how they are named, opened, checked and run."""
+
+from sskt.sources.answers import remarks_on, require_known_kind
+from sskt.sources.batch_size import fastest_batch_size
+from sskt.sources.batch_stats import BatchStatisticsSource
+from sskt.sources.class_order import columns_of, known_orders
+from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
+from sskt.sources.contract import CONVERTED, LOGITS, Contract, assumed, sentence, shown
+from sskt.sources.declared import OPTION, save_source, to_told
+from sskt.sources.forward import (
+    DTYPES,
+    Forward,
+    default_batch_size,
+    default_compute,
+    exact_kernels,
+    one_thread_each,
+)
+from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
+from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.plain import DisagreementError
+from sskt.sources.registry import (
+    kind_of,
+    kinds,
+    named_sources,
+    open_source,
+    parse_source,
+    published_digest,
+    reopen_source,
+    source_slug,
+    weights_file,
+)
+from sskt.sources.source import LOGITS_OUTPUT, Source, SourceSpec
+
+__all__ = [
+    "CENTER_FRAME",
+    "CLIP",
+    "CONVERTED",
+    "DTYPES",
+    "LOGITS",
+    "LOGITS_OUTPUT",
+    "OPTION",
+    "REFERENCE",
+    "BatchStatisticsSource",
+    "ClipFrames",
+    "Contract",
+    "DisagreementError",
+    "Forward",
+    "FrozenSource",
+    "InputMap",
+    "NonFiniteLogitsError",
+    "Source",
+    "SourceSpec",
+    "assumed",
+    "columns_of",
+    "default_batch_size",
+    "default_compute",
+    "exact_kernels",
+    "fastest_batch_size",
+    "kind_of",
+    "kinds",
+    "known_orders",
+    "named_sources",
+    "one_thread_each",
+    "open_source",
+    "parse_source",
+    "published_digest",
+    "remarks_on",
+    "reopen_source",
+    "require_known_kind",
+    "save_source",
+    "scaled_side",
+    "sentence",
+    "shown",
+    "source_slug",
+    "to_told",
+    "weights_file",
+]

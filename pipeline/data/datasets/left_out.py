@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cache.storage import write_durably
+from cache import write_durably
 from sskt.errors import TargetError
 from sskt.names import shown
 

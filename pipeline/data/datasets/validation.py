@@ -19,7 +19,7 @@ from pipeline.data.datasets.checked_files import (
     write_facts,
 )
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import Progress
 from sskt.names import shown
 
 KINDS = tuple(FORMATS)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import ClipPlan, Plan
 from pipeline.data.render.renderer import Positions, Renderer
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution
 from sskt.errors import RunError
 
 __all__ = ["RENDERERS", "Positions", "Renderer", "in_batches", "open_renderer"]

@@ -25,7 +25,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import PadCropFlip, Plan
 from pipeline.data.render.renderer import Positions
 from pipeline.data.render.torch import fitted
-from sskt.sources.forward import one_thread_each
+from sskt.sources import one_thread_each
 
 # what enters the graph: encoded files, of which a CPU decodes the window alone; files whose whole pictures
 # are handed out as well; pictures in memory

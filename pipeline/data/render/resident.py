@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Centre, PadCropFlip, Plan
 from pipeline.data.render.renderer import Positions
-from pipeline.runtime.device import to_device
+from pipeline.runtime import to_device
 
 
 class ResidentRenderer:

@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cache.storage import write_durably
-from pipeline.runtime.distributed import join_world
-from pipeline.runtime.execution import Execution
-from pipeline.runtime.paths import Paths
+from cache import write_durably
+from pipeline.runtime import Execution, Paths, join_world
 from pipeline.train.evaluate import ALL_CLIPS
 from pipeline.train.run import evaluate
 

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.augmentation import DEFAULT_VIEWS
-from pipeline.runtime import coerce
-from pipeline.runtime.execution import Execution, student_precision
-from pipeline.runtime.paths import Paths
+from pipeline.runtime import Execution, Paths, coerce, student_precision
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published, published_rows
 from pipeline.studies.reproduce.rows import Attempt, Shrink, began_with, published_sources
 from sskt.errors import RunError
-from sskt.sources.contract import sentence
-from sskt.sources.registry import published_digest, weights_file
+from sskt.sources import published_digest, sentence, weights_file
 
 
 @dataclass(frozen=True, slots=True)

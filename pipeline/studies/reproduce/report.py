@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cache.storage import write_durably
+from cache import write_durably
 from pipeline.studies.reproduce.gain_plot import Gain, draw_gains
 from pipeline.studies.reproduce.marks import Mark, cited, labels
 from pipeline.studies.reproduce.published import Published

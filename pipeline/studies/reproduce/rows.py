@@ -9,16 +9,14 @@ from typing import Any
 import torch
 
 from pipeline.data.augmentation import Augmentation
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import Execution
+from pipeline.runtime import Execution, World, coerce
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.studies.reproduce.marks import Mark, Setup, departures
 from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
 from pipeline.train.resolve import resolve
 from sskt.errors import RunError
 from sskt.recipes import Recipe, recipe_for
-from sskt.sources.registry import parse_source
+from sskt.sources import parse_source
 
 _UNKNOWN = float("nan")
 # of a pretrained network, what a student keeps as it is: the authors' command has --ft_begin_index 4

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.prepare import open_dataset
-from pipeline.runtime import coerce
-from pipeline.runtime.distributed import join_world
-from pipeline.runtime.remarks import unsaid
+from pipeline.runtime import coerce, join_world, unsaid
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,

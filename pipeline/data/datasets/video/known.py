@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cache.storage import TEMPORARY, write_durably
+from cache import TEMPORARY, write_durably
 from pipeline.data.datasets.video.decode import frame_files
 from pipeline.data.datasets.video.pack import PackInfo, Packing, Stamp, is_sound, read_pack
 from pipeline.data.datasets.video.pack_record import pack_path

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache.storage import write_durably
+from cache import write_durably
 from pipeline.data.datasets.video.decode import decode_frames, frame_files
 from sskt.errors import TargetError
 

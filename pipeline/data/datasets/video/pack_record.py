@@ -10,12 +10,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cache.storage import write_durably
+from cache import write_durably
 from pipeline.data.datasets.left_out import on_one_line
 from pipeline.data.datasets.registry import target_slug
 from pipeline.data.datasets.video.pack import SUFFIX, Packing
 from pipeline.data.datasets.video.spec import VideoSpec
-from pipeline.runtime.paths import folder_words
+from pipeline.runtime import folder_words
 from sskt.errors import TargetError
 from sskt.names import quoted
 

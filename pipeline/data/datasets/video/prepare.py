@@ -26,7 +26,7 @@ from pipeline.data.datasets.video.pack_record import (
 from pipeline.data.datasets.video.sequence import find_sequence
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import describe_ignored
-from pipeline.runtime.progress import Progress
+from pipeline.runtime import Progress
 from sskt.errors import TargetError
 from sskt.names import shown
 
