@@ -170,6 +170,13 @@ _OF_METHOD: dict[str, dict[str, Any]] = {
 }
 
 
+def register(recipe: Recipe) -> None:
+    """Make a recipe known by its target's name. Raises RunError for a target that has one."""
+    if recipe.target in _RECIPES:
+        raise RunError(f"target {recipe.target!r} has a recipe already; choose another name")
+    _RECIPES[recipe.target] = recipe
+
+
 def all_recipes() -> list[Recipe]:
     """Every recipe, the paper's first."""
     return sorted(_RECIPES.values(), key=lambda recipe: not recipe.published)

@@ -248,7 +248,7 @@ def videos(tmp_path, monkeypatch):
         make_video(place / f"{number}.mp4", n=4 + number)
     decoded = []
     monkeypatch.setattr(
-        pack, "frames_of", lambda path, of=pack.frames_of: (decoded.append(path.name), of(path))[1]
+        pack, "decode_frames", lambda path, of=pack.decode_frames: (decoded.append(path.name), of(path))[1]
     )
 
     def prepare(name="clips"):

@@ -1,4 +1,4 @@
-"""Subsets: stratified, nested, the same whatever was asked before; digests that name what they cover."""
+"""Subsets: stratify, nested, the same whatever was asked before; digests that name what they cover."""
 
 import io
 from dataclasses import replace
@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.datasets.dataset import array_dataset
-from pipeline.data.datasets.subset import draws, rank_in_class, stratified
+from pipeline.data.datasets.subset import draws, rank_in_class, stratify
 from sskt.errors import TargetError
 
 
@@ -32,7 +32,7 @@ def _dataset(n=60, n_classes=4, seed=0):
 def test_subsets_are_nested_and_give_equal_shares(labels, sizes):
     labels = np.array(labels, dtype=np.int64)
     keys = draws(np.arange(len(labels), dtype=np.int64))
-    small, large = (set(stratified(labels, keys, n).tolist()) for n in sorted(sizes))
+    small, large = (set(stratify(labels, keys, n).tolist()) for n in sorted(sizes))
     assert small <= large
     assert len(large) == min(max(sizes), len(labels))
     taken = np.bincount(labels[sorted(large)], minlength=6)

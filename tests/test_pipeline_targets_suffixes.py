@@ -324,7 +324,7 @@ def test_an_index_kept_by_an_earlier_version_is_used(tmp_path, decoded):
         put(root / "train" / "ab"[i % 2] / f"{i}.png", Image.fromarray(deep(4000) if i == 3 else noise(i)))
     before = load(root)
     (file,) = (tmp_path / "kept").glob("*.npz")
-    paths, facts = kept.read_kept(file)
+    paths, facts = kept.read_facts(file)
     old = np.dtype(
         [(name, kept.FACTS[name]) for name in ("bytes", "mtime_ns", "size", "content", "transcode", "valid")]
     )

@@ -7,12 +7,12 @@ from PIL import Image
 from videos import decoded, grey, make_video
 
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.video.decode import frames_of
+from pipeline.data.datasets.video.decode import decode_frames
 
 
 def levels(path):
     """The level of every frame's right edge."""
-    return [float(np.asarray(frame)[:, -8:].mean()) for frame in frames_of(path)]
+    return [float(np.asarray(frame)[:, -8:].mean()) for frame in decode_frames(path)]
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "mpeg4"), ("a.mkv", "libx264"), ("a.webm", "libvpx")])
@@ -82,7 +82,7 @@ def test_frames_in_a_folder_come_in_the_order_of_the_numbers_in_their_names(tmp_
 @pytest.mark.parametrize("turn", [90, -90, 180])
 def test_frames_are_turned_as_the_file_says(tmp_path, turn):
     path = make_video(tmp_path / "a.mp4", codec="libx264", n=3, turn=turn)
-    for frame, stored in zip(frames_of(path), decoded(path), strict=True):
+    for frame, stored in zip(decode_frames(path), decoded(path), strict=True):
         np.testing.assert_array_equal(np.asarray(frame), np.rot90(stored, turn // 90))
 
 

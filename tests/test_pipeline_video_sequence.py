@@ -14,8 +14,8 @@ from videos import grey, make_video
 from pipeline import api
 from pipeline.api import Paths, open_dataset
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES, frames_of
-from pipeline.data.datasets.video.sequence import sequence_in
+from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES, decode_frames
+from pipeline.data.datasets.video.sequence import find_sequence
 
 
 def frames(folder, names, size=(64, 48)):
@@ -27,7 +27,7 @@ def frames(folder, names, size=(64, 48)):
 
 
 def taken(folder):
-    return [path.name for path in sequence_in(folder).frames]
+    return [path.name for path in find_sequence(folder).frames]
 
 
 def numbered(pattern, numbers=range(1, 13)):
@@ -54,7 +54,7 @@ def test_of_several_patterns_the_colour_images_are_the_frames(tmp_path, frame, o
     ]
     frames(tmp_path / "v", [name for name in wanted + beside if not name.endswith(".txt")])
     (tmp_path / "v" / "notes.txt").write_text("x")
-    found = sequence_in(tmp_path / "v")
+    found = find_sequence(tmp_path / "v")
     assert [path.name for path in found.frames] == wanted  # 2 before 10
     assert sorted(path.name for path in found.left_out) == sorted(
         set(beside) - {".hidden_1.jpg", "notes.txt"}
@@ -74,7 +74,7 @@ def test_of_several_patterns_the_colour_images_are_the_frames(tmp_path, frame, o
 )
 def test_a_folder_of_which_it_cannot_be_told_is_refused(tmp_path, names, why):
     with pytest.raises(UnreadableError, match=why):
-        list(frames_of(frames(tmp_path / "v", names)))
+        list(decode_frames(frames(tmp_path / "v", names)))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_folder_of_which_it_cannot_be_told_is_refused(tmp_path, names, why):
     [([1, 2, 3, 5, 6, 10], 4), ([0, 5, 10, 15], 0), ([0, 5, 10, 20, 25], 1), ([7], 0), ([3, 4], 0)],
 )
 def test_missing_numbers_are_counted_in_the_steps_of_the_sequence(tmp_path, numbers, missing):
-    assert sequence_in(frames(tmp_path / "v", numbered("img_{}.png", numbers))).n_missing == missing
+    assert find_sequence(frames(tmp_path / "v", numbered("img_{}.png", numbers))).n_missing == missing
 
 
 def test_names_with_times_are_one_sequence(tmp_path):
@@ -93,17 +93,17 @@ def test_names_with_times_are_one_sequence(tmp_path):
 def test_frames_of_another_shape_are_refused_and_of_another_size_resized(tmp_path):
     folder = frames(tmp_path / "v", numbered("img_{}.png", range(4)))
     Image.new("RGB", (128, 96)).save(folder / "img_4.png")
-    assert [frame.size for frame in frames_of(folder)][3:] == [(64, 48), (128, 96)]
+    assert [frame.size for frame in decode_frames(folder)][3:] == [(64, 48), (128, 96)]
     Image.new("RGB", (48, 64)).save(folder / "img_5.png")
     with pytest.raises(UnreadableError, match="frame 5 is 48 x 64, those before are 64 x 48"):
-        list(frames_of(folder))
+        list(decode_frames(folder))
 
 
 def test_12_bit_frames_keep_their_range(tmp_path):
     (tmp_path / "v").mkdir()
     for i in range(3):
         Image.fromarray(np.full((8, 8), 1000 * i + 100, dtype=np.uint16)).save(tmp_path / "v" / f"{i}.png")
-    assert [np.asarray(frame).max() for frame in frames_of(tmp_path / "v")] == [
+    assert [np.asarray(frame).max() for frame in decode_frames(tmp_path / "v")] == [
         100 >> 4,
         1100 >> 4,
         2100 >> 4,
@@ -118,23 +118,23 @@ KINDS |= {".3gp": "mpeg4", ".asf": "mpeg4", ".nut": "mpeg4", ".ivf": "libvpx", "
 def test_videos_of_other_suffixes_are_read_whole(tmp_path, suffix):
     assert suffix in VIDEO_SUFFIXES
     path = make_video(tmp_path / f"a{suffix}", codec=KINDS[suffix], size=(144, 176))
-    levels = [float(np.asarray(frame)[:, -8:].mean()) for frame in frames_of(path)]
+    levels = [float(np.asarray(frame)[:, -8:].mean()) for frame in decode_frames(path)]
     np.testing.assert_allclose(levels, [grey(i) for i in range(20)], atol=4)
 
 
 def test_an_animated_gif_is_a_video_a_cut_or_still_one_is_not(tmp_path):
     drawn = [Image.new("L", (64, 48), grey(i)) for i in range(20)]
     drawn[0].save(tmp_path / "a.gif", save_all=True, append_images=drawn[1:])
-    assert [int(np.asarray(frame).mean()) for frame in frames_of(tmp_path / "a.gif")] == [
+    assert [int(np.asarray(frame).mean()) for frame in decode_frames(tmp_path / "a.gif")] == [
         grey(i) for i in range(20)
     ]
     data = (tmp_path / "a.gif").read_bytes()
     (tmp_path / "a.gif").write_bytes(data[: len(data) // 2])
     with pytest.raises(UnreadableError, match="cut off"):
-        list(frames_of(tmp_path / "a.gif"))
+        list(decode_frames(tmp_path / "a.gif"))
     drawn[0].save(tmp_path / "b.gif")
     with pytest.raises(UnreadableError, match="a picture"):
-        list(frames_of(tmp_path / "b.gif"))
+        list(decode_frames(tmp_path / "b.gif"))
 
 
 def test_videos_gifs_and_folders_of_frames_are_mixed_and_the_rest_is_counted_and_listed(tmp_path):
@@ -171,4 +171,4 @@ def test_a_video_whose_name_is_not_utf8_is_decoded_as_any_other(tmp_path):
     strange.write_bytes(path.read_bytes())
     with av.open(str(path)) as container:
         expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    np.testing.assert_array_equal([np.asarray(frame) for frame in frames_of(strange)], expected)
+    np.testing.assert_array_equal([np.asarray(frame) for frame in decode_frames(strange)], expected)

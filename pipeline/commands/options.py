@@ -136,7 +136,7 @@ def build_target(target: str | None, split: str | None) -> str | None:
 
     if target is None or split is None:
         return target
-    splitting = [name for name, spec in TARGETS.items() if family_of(spec).of_split]
+    splitting = [name for name, spec in TARGETS.items() if family_of(spec).official_splits]
     if target not in splitting:
         raise click.BadParameter(f"is for {' and '.join(splitting)}, not for {target}", param_hint="--split")
     return f"{target}:{split}"

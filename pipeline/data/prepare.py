@@ -26,7 +26,9 @@ def prepare(
     """
     spec, rows = parse_target(coerce.text(target, "target")), []
     datasets: dict[str, Dataset] = {}
-    family_of(spec).prepare(spec, paths.data_dir, paths.index_dir, packing or Packing(), allow_missing)
+    family_of(spec).prepare(
+        spec, paths.data_dir, paths.index_dir, packing=packing or Packing(), allow_missing=allow_missing
+    )
     said = set[str]()
     for split in ("train", "val", "test") if has_val(spec, paths.data_dir) else SPLITS:
         try:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.data.datasets import cifar_stl, digits, image_folder, imagenet, places365, voc
+from pipeline.data.datasets.cifar_stl import CifarStl
 from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.digits import Digits
+from pipeline.data.datasets.image_folder import ImageFolder
+from pipeline.data.datasets.imagenet import ImageNet
+from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,
     TARGETS,
@@ -15,8 +19,9 @@ from pipeline.data.datasets.registry import (
     register,
     target_slug,
 )
-from pipeline.data.datasets.video import folder as video_folder
-from pipeline.data.datasets.video import official as official_videos
+from pipeline.data.datasets.video.folder import VideoFolder
+from pipeline.data.datasets.video.official import OfficialVideos
+from pipeline.data.datasets.voc import Voc
 from sskt.errors import TargetError
 
 __all__ = [
@@ -30,14 +35,14 @@ __all__ = [
 ]
 
 for _family in (  # in the order in which messages and `sskt targets` list them
-    cifar_stl.FAMILY,
-    imagenet.FAMILY,
-    places365.FAMILY,
-    voc.FAMILY,
-    official_videos.FAMILY,
-    digits.FAMILY,
-    image_folder.FAMILY,
-    video_folder.FAMILY,
+    CifarStl(),
+    ImageNet(),
+    Places365(),
+    Voc(),
+    OfficialVideos(),
+    Digits(),
+    ImageFolder(),
+    VideoFolder(),
 ):
     register(_family)
 
@@ -62,7 +67,7 @@ def load_dataset(
     if split not in SPLITS and not (split == "val" and has_val(spec, data_dir)):
         raise TargetError(f"{spec.name}: split is {split!r}, expected {' or '.join(SPLITS)}")
     family = family_of(spec)
-    family.obtain(spec, data_dir, download)
+    family.obtain(spec, data_dir, download=download)
     dataset = family.load(spec, split, data_dir, index_dir)
     return dataset if limit is None else dataset.limit(limit)
 

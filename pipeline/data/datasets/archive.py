@@ -1,6 +1,6 @@
-"""The files of the official binary archives: found, or downloaded, checked and unpacked.
+"""Official binary archives: files found, or downloaded, checked and unpacked.
 
-Only the members that are read are unpacked, each beside its place and then renamed into it, so a half
+Only the members that are read are unpacked, each beside its destination and then renamed, so that a partial
 extraction never looks complete.
 """
 
@@ -57,7 +57,7 @@ class ArchiveSpec(DatasetSpec):
 
 
 def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
-    """Every file that is read, with its length in bytes; None for the class names, which are text."""
+    """Lengths in bytes of all files that are read; None for the class names, which are text."""
     sizes: dict[str, int | None] = {binary.class_names: None}
     for part in (part for split in SPLITS for part in binary.parts(split)):
         sizes[part.pixels] = part.n_images * (binary.label_bytes + 3 * side_px**2)
@@ -67,7 +67,7 @@ def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
 
 
 def missing_files(spec: ArchiveSpec, data_dir: Path) -> list[str]:
-    """Files that are not there yet. Raises TargetError for one of the wrong length, which is left alone."""
+    """Files that are missing. Raises TargetError for one of the wrong length, which is left alone."""
     binary, missing = spec.binary, []
     for name, expected in file_sizes(binary, spec.side_px).items():
         path = data_dir / binary.folder / name
@@ -78,11 +78,11 @@ def missing_files(spec: ArchiveSpec, data_dir: Path) -> list[str]:
     return missing
 
 
-def obtain(spec: ArchiveSpec, data_dir: Path, download: bool = True) -> None:
-    """Make the unpacked files exist under `data_dir`, from the archive there or from its URL if need be.
+def obtain(spec: ArchiveSpec, data_dir: Path, *, download: bool = True) -> None:
+    """Make the unpacked files exist under `data_dir`, from the archive there or else from its URL.
 
-    Raises TargetError for wrong contents or, where nothing may be downloaded, a missing archive;
-    DownloadError if fetching fails or the archive there is not the official one.
+    Raises TargetError for wrong contents or, without `download`, a missing archive; DownloadError if fetching
+    fails or the archive there is not the official one.
     """
     binary, missing = spec.binary, missing_files(spec, data_dir)
     if not missing:
@@ -93,7 +93,7 @@ def obtain(spec: ArchiveSpec, data_dir: Path, download: bool = True) -> None:
         raise TargetError(
             f"{data_dir / binary.folder}: {listed} not found for {spec.name}; {spec.how_to_prepare}"
         )
-    from sskt.download import fetch  # the import of requests is worth its time only here
+    from sskt.download import fetch  # imports requests, which is slow
 
     fetch(binary.url, archive, md5=binary.md5)
     try:
@@ -105,16 +105,8 @@ def obtain(spec: ArchiveSpec, data_dir: Path, download: bool = True) -> None:
         ) from None
 
 
-def is_prepared(spec: ArchiveSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
-    """Whether all files are there, unpacked and of the right length."""
-    try:
-        return not missing_files(spec, data_dir)
-    except TargetError:  # a file of the wrong length, which using this target will name
-        return False
-
-
 def _unpack(spec: ArchiveSpec, archive: Path, names: list[str]) -> None:
-    """Put the named members of an archive into its unpacked folder, beside it."""
+    """Unpack the named members of an archive into the target's folder beside it."""
     binary = spec.binary
     expected = file_sizes(binary, spec.side_px)
     folder = archive.parent / binary.folder
@@ -137,7 +129,7 @@ def _unpack(spec: ArchiveSpec, archive: Path, names: list[str]) -> None:
 
 
 def _extract(archive: Path, wanted: set[str], into: Path) -> set[str]:
-    """Extract the wanted regular files; returns the names that were found."""
+    """Extract the wanted regular files; returns the names of those in the archive."""
     found: set[str] = set()
     try:
         with tarfile.open(archive, "r:gz") as tar:

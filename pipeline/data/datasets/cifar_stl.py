@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.archive import ArchiveSpec, Binary, Part, file_sizes, is_prepared, obtain
+from pipeline.data.datasets.archive import ArchiveSpec, Binary, Part, file_sizes, missing_files, obtain
 from pipeline.data.datasets.dataset import Dataset, array_dataset
 from pipeline.data.datasets.registry import DatasetSpec, Family
 from sskt.errors import TargetError
@@ -68,15 +68,37 @@ _STL10 = Binary(
 )
 
 
-def _load(spec: ArchiveSpec, split: str, data_dir: Path, _index_dir: Path) -> Dataset:
-    """One split, from unpacked files. Raises TargetError for a wrong length, label or class."""
-    binary = spec.binary
-    folder = data_dir / binary.folder
-    classes = _class_names(folder / binary.class_names, spec)
-    parts = [_read_part(spec, part, folder) for part in binary.parts(split)]
-    pixels = np.concatenate([pixels for pixels, _ in parts])
-    labels = np.concatenate([labels for _, labels in parts])
-    return array_dataset(spec.name, split, classes, pixels, labels, np.arange(len(labels), dtype=np.int64))
+class CifarStl(Family[ArchiveSpec]):
+    """The paper's small-image targets."""
+
+    name = "cifar_stl"
+    targets = (
+        _spec("cifar10", 10, 32, _CIFAR10),
+        _spec("cifar100", 100, 32, _CIFAR100),
+        _spec("stl10", 10, 96, _STL10),
+    )
+
+    def load(self, spec: ArchiveSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:  # noqa: ARG002
+        """See `Family.load`. Raises TargetError for a wrong length, label or class."""
+        binary = spec.binary
+        folder = data_dir / binary.folder
+        classes = _class_names(folder / binary.class_names, spec)
+        parts = [_read_part(spec, part, folder) for part in binary.parts(split)]
+        pixels = np.concatenate([pixels for pixels, _ in parts])
+        labels = np.concatenate([labels for _, labels in parts])
+        ids = np.arange(len(labels), dtype=np.int64)
+        return array_dataset(spec.name, split, classes, pixels, labels, ids)
+
+    def is_prepared(self, spec: ArchiveSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
+        """Whether all files are there, unpacked and of the right length."""
+        try:
+            return not missing_files(spec, data_dir)
+        except TargetError:  # a file of the wrong length, which using this target will name
+            return False
+
+    def obtain(self, spec: ArchiveSpec, data_dir: Path, *, download: bool) -> None:
+        """See `pipeline.data.datasets.archive.obtain`."""
+        obtain(spec, data_dir, download=download)
 
 
 def _read_part(spec: ArchiveSpec, part: Part, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -128,16 +150,3 @@ def _class_names(path: Path, spec: DatasetSpec) -> tuple[str, ...]:
             f"{path}: names {len(names)} classes, expected {spec.n_classes}; move it away and run again"
         )
     return names
-
-
-FAMILY = Family(
-    name="cifar_stl",
-    load=_load,
-    is_prepared=is_prepared,
-    obtain=obtain,
-    targets=(
-        _spec("cifar10", 10, 32, _CIFAR10),
-        _spec("cifar100", 100, 32, _CIFAR100),
-        _spec("stl10", 10, 96, _STL10),
-    ),
-)

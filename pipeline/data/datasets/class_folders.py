@@ -1,4 +1,4 @@
-"""Folders that are classes: their names in label order, and a fixed test split where nobody has made one."""
+"""Class folders: their names in label order, and a fixed test split for those without one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HELD_OUT = 5  # one sample in five
 
 
 def class_folders(root: Path) -> list[str]:
-    """Sorted names of the folders directly in `root` without a leading dot; none if it is no folder."""
+    """Sorted names of the folders directly in `root`, hidden ones excepted; none if it is not a folder."""
     try:
         with os.scandir(root) as entries:
             return sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
@@ -32,8 +32,8 @@ def class_folders(root: Path) -> list[str]:
 
 
 def class_names(spec: DatasetSpec, folder: Path, defining: Path) -> tuple[str, ...]:
-    """Class names in label order: the folders of `defining`, the train split where there is one, checked
-    against the official number and the folders of `folder`.
+    """Class names in label order: the folders of `defining`, the train split where there is one. Raises
+    TargetError if their number is not the official one, or `folder` has others.
     """
     classes = class_folders(defining)
     if spec.n_classes is not None and len(classes) != spec.n_classes:

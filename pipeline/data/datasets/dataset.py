@@ -1,7 +1,7 @@
-"""The index of one split of a target: which samples there are, what each one is, and its pixels.
+"""One split of a target: which samples there are, what each one is, and its pixels.
 
-A sample's id is its row in the full split (or in the full listing that splits are drawn from); a subset keeps
-it, and labels and logits are looked up by it.
+A sample's id is its row in the full split (or in the full listing that splits are drawn from). A subset keeps
+the ids, by which labels and logits are looked up.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from sskt.names import shown
 
 
 class Images(Protocol):
-    """Access to the pictures of an index, by row; safe to use from several threads."""
+    """Access to a dataset's images by row; safe to use from several threads."""
 
     def name_of(self, row: int) -> str:
-        """Which picture this is, for messages."""
+        """The name of an image, for messages."""
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """The picture, uint8 (H, W, 3), RGB."""
+        """One image, uint8 (H, W, 3), RGB."""
 
     def encoded(self, row: int) -> bytes:
-        """The picture as a JPEG or PNG file that all decoders read alike."""
+        """One image as a JPEG or PNG file that all decoders read alike."""
 
     def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pictures of one common size, uint8 (n, H, W, 3)."""
+        """Images of one common size, uint8 (n, H, W, 3)."""
 
     def take(self, rows: NDArray[np.int64]) -> Images:
-        """The same access to a subset, in the order of `rows`."""
+        """Access to the subset `rows`, in that order."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrayImages:
-    """Pictures of one size in memory: `pixels` uint8 (N_full, H, W, 3), and the position in it of each row,
-    int64 (N,).
+    """Images of one size in memory: `pixels` uint8 (N_full, H, W, 3), and each row's position in it, int64
+    (N,).
     """
 
     source: str  # e.g. "cifar10 train"
@@ -73,10 +73,11 @@ class ArrayImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileImages:
-    """Image files: `paths` bytes (N,), file-system encoded and relative to `root`; `transcode` bool (N,);
-    `depths` uint8 (N,), the bits of the values of 16-bit files (see `deep`).
+    """Image files below `root`.
 
-    A file with `transcode` set is decoded by Pillow and handed on as a plain PNG (see `decode.Inspected`).
+    paths: bytes (N,), relative to `root`, file-system encoded. transcode: bool (N,), whether Pillow decodes
+    the file for all renderers, which are handed a plain PNG (see `decode.Inspection`). depths: uint8 (N,),
+    the bits of the values of 16-bit files (see `bit_depth`).
     """
 
     root: Path
@@ -130,11 +131,11 @@ class Dataset:
     """N samples of one split.
 
     target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
-    (height, width) of the picture as stored; of videos (N, 3), (frames, height, width). contents: uint8
-    (N, 16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes:
-    sentences that the caller should pass on to the user. multi_hot: int8 (N, C), for images with several
-    labels: 1 for a class that is there, 0 for one that is not, -1 for one that is not counted; `labels` then
-    holds the first that is there.
+    (height, width) of the image as stored; of videos (N, 3), (frames, height, width). contents: uint8 (N,
+    16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes: sentences
+    that the caller should pass on to the user. multi_hot: int8 (N, C), of multi-label targets: 1 for a class
+    that is present, 0 for one that is absent, -1 for one that is not counted; `labels` then holds the first
+    class that is present.
     """
 
     target: str
@@ -159,22 +160,22 @@ class Dataset:
 
     @property
     def classes_sha256(self) -> str:
-        """Hex digest of the class map: the names in label order, and the label of every sample."""
+        """Hex digest of the class names in label order, and of every sample's label."""
         names = "".join(f"{name}\n" for name in self.classes)
         return hashlib.sha256(os.fsencode(names) + b"\n" + self.truth_bytes).hexdigest()
 
     @property
     def truth(self) -> NDArray[np.int64] | NDArray[np.int8]:
-        """What a student learns: labels, int64 (N,), or multi-hot, int8 (N, C)."""
+        """What a student learns: `labels`, int64 (N,), or `multi_hot`, int8 (N, C)."""
         return self.labels if self.multi_hot is None else self.multi_hot
 
     @property
     def truth_bytes(self) -> bytes:
-        """The same, for a fingerprint."""
+        """`truth` as bytes, for a fingerprint."""
         return self.truth.astype("<i8" if self.multi_hot is None else "i1").tobytes()
 
     def name_of(self, row: int) -> str:
-        """Which picture a row is, for messages."""
+        """The name of a row's image, for messages."""
         return self.access.name_of(row)
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
@@ -182,17 +183,17 @@ class Dataset:
         return self.access.pixels_of(row)
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Several rows whose pictures have one size: uint8 (n, H, W, 3), the caller's own copy."""
+        """Several rows whose images have one size: uint8 (n, H, W, 3), the caller's own copy."""
         return self.access.stack(rows)
 
     def encoded(self, row: int) -> bytes:
-        """One row as a JPEG or PNG file; what decoders disagree about comes as an 8-bit RGB PNG of
+        """One row as a JPEG or PNG file. Formats that decoders disagree about come as an 8-bit RGB PNG of
         `pixels_of`.
         """
         return self.access.encoded(row)
 
     def take(self, rows: NDArray[np.int64]) -> Dataset:
-        """The subset `rows`, in that order; ids are kept."""
+        """The subset `rows`, in that order, which keeps its ids."""
         return replace(
             self,
             ids=self.ids[rows],
@@ -204,8 +205,8 @@ class Dataset:
         )
 
     def limit(self, n: int) -> Dataset:
-        """A fixed subset of n samples, equal shares of every class up to rounding; the whole index if it has
-        no more.
+        """A fixed subset of n samples with equal shares of every class up to rounding; the whole dataset if
+        it has no more than n.
 
         The draw depends on ids and labels only, and limit(100) lies within limit(200). Raises TargetError if
         n is below the number of classes.
@@ -217,7 +218,7 @@ class Dataset:
             )
         if n >= len(self):
             return self
-        return self.take(subset.stratified(self.labels, subset.draws(self.ids), n))
+        return self.take(subset.stratify(self.labels, subset.draws(self.ids), n))
 
 
 def array_dataset(

@@ -1,9 +1,9 @@
-"""One picture file: is it sound, and its pixels as 8-bit RGB, by Pillow.
+"""One image file: whether it is sound, and its pixels as 8-bit RGB, by Pillow.
 
-The rules, which hold for every renderer: a file is what its content says, not its suffix; EXIF orientation
-is ignored (as torchvision's ImageFolder does without transforms; TIFF's own is not); alpha is dropped and not
-composited (as there); grey becomes three equal channels; of 16-bit values the high byte of the bits that are
-used is kept (`deep`); of several images in one file the first is taken.
+The rules, which hold for every renderer: the content decides the format, not the suffix; EXIF orientation is
+ignored (as torchvision's ImageFolder does without transforms; TIFF's own is not); alpha is dropped, not
+composited (as there); grey becomes three equal channels; 16-bit values are cut to the high 8 of the bits in
+use (`bit_depth`); of several images in one file the first is read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.datasets.bit_depth import FULL, bits_used, deep_values, is_deep, to_8_bits
 
-# what is read, in the order of the numbers that `kept` has for them; JPEG includes MPO
+# what is read, in the order of the numbers in `checked_files.FACTS`; JPEG includes MPO
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -36,7 +36,7 @@ FORMATS = {
 }
 SUFFIXES = {suffix: kind for kind, suffixes in FORMATS.items() for suffix in suffixes}
 
-_FOREIGN = (  # what else people find by the name of a picture: where it says so, how, and what it is
+_FOREIGN = (  # what else image suffixes are put on: offset of the signature, signature, what it is
     (4, b"ftyphei", "an HEIC image"),
     (4, b"ftypmif1", "an HEIC image"),
     (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
@@ -63,16 +63,16 @@ _BROKEN = (
 
 
 class UnreadableError(Exception):
-    """Why bytes are not a usable picture; its text is a clause for the caller's sentence."""
+    """Why bytes are not a usable image; its text is a clause for the caller's sentence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inspected:
-    """What is known of a sound picture: its size, its content (see `content_of`), and how to decode it.
+class Inspection:
+    """What is known of a sound image: its size, its content (see `content_of`), and how to decode it.
 
-    `transcode`: decoders disagree about this kind of file (CMYK, palette, alpha, 16-bit, ...), so Pillow
-    decodes it for all. kind: one of `FORMATS`. bits: those that a 16-bit file's values use, 0 for others.
-    several: whether there are more images in it (frames of an animation, pages), which are not read.
+    transcode: decoders disagree about this kind of file (CMYK, palette, alpha, 16-bit, ...), so Pillow
+    decodes it for all. kind: one of `FORMATS`. bits: how many a 16-bit file's values use, 0 for other files.
+    several: whether the file has more images (frames of an animation, pages), which are not read.
     """
 
     height: int
@@ -84,7 +84,7 @@ class Inspected:
     several: bool
 
 
-def inspect(encoded: bytes) -> Inspected:
+def inspect(encoded: bytes) -> Inspection:
     """Decode a file's bytes in full. Raises UnreadableError with the reason if that fails."""
     if not encoded:
         raise UnreadableError("zero bytes")
@@ -99,7 +99,7 @@ def inspect(encoded: bytes) -> Inspected:
             bits = bits_used(image, encoded) if is_deep(image, encoded) else 0
             if transcode and not bits:
                 _to_rgb(image)
-            return Inspected(
+            return Inspection(
                 image.height,
                 image.width,
                 content_of(encoded),
@@ -117,12 +117,12 @@ def inspect(encoded: bytes) -> Inspected:
 
 
 def content_of(data: bytes | memoryview) -> bytes:
-    """A sample's content in index and store: the first 16 bytes of the sha256 of file bytes or raw pixels."""
+    """A sample's content in dataset and store: 16 bytes of the sha256 of file bytes or raw pixels."""
     return hashlib.sha256(data).digest()[:16]
 
 
 def to_pixels(encoded: bytes, depth: int = FULL) -> NDArray[np.uint8]:
-    """The picture as uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values are of `depth` bits."""
+    """Decode to uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values have `depth` bits."""
     with _open(encoded) as image:
         image.load()
         if image.mode.startswith("I") or (depth != FULL and is_deep(image, encoded)):
@@ -150,14 +150,14 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _has_several(image: Image.Image) -> bool:
-    """Whether a file holds more images than the one that is read; a camera's previews do not count."""
+    """Whether a file holds more images than the first; a camera's previews do not count."""
     with suppress(*_BROKEN):
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     return False
 
 
 def _what_is_inside(encoded: bytes) -> str:
-    """Why a file is no picture, from its first bytes."""
+    """Why a file is not an image, from its first bytes."""
     start = encoded.removeprefix(b"\xef\xbb\xbf").lstrip()[:64]
     for at, mark, what in _FOREIGN:
         if start[at:].lower().startswith(mark.lower()):
@@ -166,7 +166,7 @@ def _what_is_inside(encoded: bytes) -> str:
 
 
 def _any_decoder_agrees(image: Image.Image, encoded: bytes) -> bool:
-    """Whether libjpeg, nvJPEG, libpng and Pillow all read this file, and give one another's pixels."""
+    """Whether libjpeg, nvJPEG, libpng and Pillow all read this file to the same pixels."""
     if image.format == "JPEG":
         stored_as_rgb = image.mode == "RGB" and image.info.get("adobe_transform") == 0
         return image.mode in ("L", "RGB") and not stored_as_rgb and _clean_jpeg(encoded)
@@ -178,7 +178,7 @@ def _any_decoder_agrees(image: Image.Image, encoded: bytes) -> bool:
 
 
 def _clean_jpeg(encoded: bytes) -> bool:
-    """Whether segment follows segment up to the scan; Pillow skips stray bytes there, at which DALI stops."""
+    """Whether the segments up to the scan are contiguous; Pillow skips stray bytes, DALI stops at them."""
     at = 2
     while at + 4 <= len(encoded):
         marker = encoded[at + 1]
@@ -192,7 +192,7 @@ def _clean_jpeg(encoded: bytes) -> bool:
 
 
 def _clean_png(encoded: bytes) -> bool:
-    """Whether every chunk up to IEND is there with its right CRC; Pillow forgives some, DALI none."""
+    """Whether every chunk up to IEND is complete with the right CRC; Pillow forgives some, DALI none."""
     at = len(_PNG_SIGNATURE)
     while at + 12 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, at)

@@ -28,27 +28,30 @@ _SPEC = DatasetSpec(
 )
 
 
-def _load(spec: DatasetSpec, split: str, _data_dir: Path, _index_dir: Path) -> Dataset:
-    """One split; grey levels 0 to 16 become 0 to 255.
+class Digits(Family[DatasetSpec]):
+    """scikit-learn's digits."""
 
-    Ids are positions in scikit-learn's own order. 30 % of each class, by a fixed draw, are the test split.
-    """
-    from sklearn.datasets import load_digits  # a second of import that other targets need not pay
+    name, targets = "digits", (_SPEC,)
+    is_bundled = True
 
-    data = load_digits()
-    grey = np.rint(data.images * (255 / 16)).astype(np.uint8)
-    pixels = np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=3))
-    labels = data.target.astype(np.int64)
-    ids = np.arange(len(labels), dtype=np.int64)
-    n_test = np.rint(np.bincount(labels) * _TEST_SHARE)
-    in_test = subset.rank_in_class(labels, subset.draws(ids)) < n_test[labels]
-    ids = ids[in_test] if split == "test" else ids[~in_test]
-    classes = tuple(str(name) for name in data.target_names)
-    return array_dataset(spec.name, split, classes, pixels, labels, ids)
+    def load(self, spec: DatasetSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:  # noqa: ARG002
+        """See `Family.load`; grey levels 0 to 16 become 0 to 255.
 
+        Ids are positions in scikit-learn's own order. A fixed draw of 30 % of each class is the test split.
+        """
+        from sklearn.datasets import load_digits  # a second of import that other targets need not pay
 
-def _is_prepared(_spec: DatasetSpec, _split: str, _data_dir: Path, _index_dir: Path) -> bool:
-    return True
+        data = load_digits()
+        grey = np.rint(data.images * (255 / 16)).astype(np.uint8)
+        pixels = np.ascontiguousarray(np.repeat(grey[..., None], 3, axis=3))
+        labels = data.target.astype(np.int64)
+        ids = np.arange(len(labels), dtype=np.int64)
+        n_test = np.rint(np.bincount(labels) * _TEST_SHARE)
+        in_test = subset.rank_in_class(labels, subset.draws(ids)) < n_test[labels]
+        ids = ids[in_test] if split == "test" else ids[~in_test]
+        classes = tuple(str(name) for name in data.target_names)
+        return array_dataset(spec.name, split, classes, pixels, labels, ids)
 
-
-FAMILY = Family(name="digits", load=_load, is_prepared=_is_prepared, targets=(_SPEC,), is_bundled=True)
+    def is_prepared(self, spec: DatasetSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.is_prepared`."""
+        return True

@@ -1,7 +1,7 @@
-"""Which folders of an own target are its splits, told by their names and by what they hold.
+"""Which of a user's folders are splits, by their names and by what they hold.
 
 A folder is a split if its name says so (train, Training, valid, TEST, test_set, ...) and class folders lie in
-it; one of that name that holds the samples themselves is a class. What is left in doubt is refused.
+it; a folder of such a name that holds the samples themselves is a class. What stays ambiguous is refused.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ _WORDS = {
 }
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 _MORE = r"(set|data|dataset|images?|pictures?|photos?|videos?|clips?|split|folder)?"
-_NAMED = 5  # folders that a message names
+_NAMED = 5  # folders named in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a folder is divided: the folder of each split by name, or no split at all (`divided` is False).
+    """How a folder is divided: the folder of each split, or no split at all (`divided` is False).
 
-    Where no test folder is there, the val folder is the test split. `notes` says what was understood.
+    Where there is no test folder, the val folder is the test split. `notes` says how the folders were
+    understood.
     """
 
     root: Path
@@ -39,44 +40,45 @@ class Layout:
     divided: bool = True
 
     def folder(self, split: str, how_to_prepare: str) -> Path:
-        """The folder with the classes of a split. Raises TargetError if there is none."""
+        """The folder that holds the classes of a split. Raises TargetError if names is none."""
         if not self.divided:
             return self.root
         if split not in self.folders:
             wanted = "val or test" if split == TEST else split
-            there = ", ".join(class_folders(self.root)[:_NAMED]) or "none"
+            names = ", ".join(class_folders(self.root)[:_NAMED]) or "none"
             raise TargetError(
-                f"{self.root}: no folder {wanted} with class folders for the {split} split, found {there}; "
+                f"{self.root}: no folder {wanted} with class folders for the {split} split, found {names}; "
                 f"{how_to_prepare}"
             )
         return self.folders[split]
 
 
 def layout_of(root: Path, *, videos: bool) -> Layout:
-    """What the folders in `root` are; in class folders of `videos`, a folder may be a video's frames.
+    """Tell splits from classes among the folders in `root`; in class folders of `videos`, a folder may be the
+    frames of one.
 
-    Raises TargetError, naming them, where that cannot be told.
+    Raises TargetError, naming the folders, if they are ambiguous.
     """
     inside = {name: class_folders(root / name) for name in class_folders(root)}
     named = {name: split for name, below in inside.items() if below and (split := _meaning(name))}
-    named = named or _by_part_of_name(inside)
+    named = named or _splits_by_part_of_name(inside)
     if not named:
         _refuse_splits_in_classes(root, inside)
-        return Layout(root, {}, _of_classes(root, inside, videos=videos), divided=False)
-    found: dict[str, str] = {}
+        return Layout(root, {}, _note_classes(root, inside, videos=videos), divided=False)
+    splits: dict[str, str] = {}
     for name, split in named.items():
-        if split in found:
+        if split in splits:
             raise TargetError(
-                f"{root}: {found[split]}/ and {name}/ both mean the {split} split; merge them, or rename one"
+                f"{root}: {splits[split]}/ and {name}/ both mean the {split} split; merge them, or rename one"
             )
-        found[split] = name
-    found = {split: found[split] for split in _WORDS if split in found}
-    notes = _left_out(root, inside, found)
-    if VAL in found and TEST not in found:
-        found[TEST] = found.pop(VAL)
-    if any(name != split for split, name in found.items()):
-        notes = (f"{root}: {_sentence(found)}", *notes)
-    return Layout(root, {split: root / found[split] for split in _WORDS if split in found}, notes)
+        splits[split] = name
+    splits = {split: splits[split] for split in _WORDS if split in splits}
+    notes = _note_others(root, inside, splits)
+    if VAL in splits and TEST not in splits:
+        splits[TEST] = splits.pop(VAL)
+    if any(name != split for split, name in splits.items()):
+        notes = (f"{root}: {_sentence(splits)}", *notes)
+    return Layout(root, {split: root / splits[split] for split in _WORDS if split in splits}, notes)
 
 
 def has_val(spec: DatasetSpec, data_dir: Path) -> bool:
@@ -86,7 +88,7 @@ def has_val(spec: DatasetSpec, data_dir: Path) -> bool:
 
 
 def _meaning(name: str) -> str | None:
-    """The split that a folder's name means: Training, val, test_set, "Test Images", train1, ..."""
+    """The split that a folder's name means, if any: Training, val, test_set, "Test Images", train1, ..."""
     plain = re.sub(r"[\W_\d]+", "", name.casefold())
     for word, split in _SPLIT_OF.items():
         if re.fullmatch(word + _MORE, plain):
@@ -94,9 +96,9 @@ def _meaning(name: str) -> str | None:
     return None
 
 
-def _by_part_of_name(inside: Mapping[str, list[str]]) -> dict[str, str]:
-    """The splits of names such as seg_train and seg_test: one part of each means a split, and all classes are
-    classes of the training folder.
+def _splits_by_part_of_name(inside: Mapping[str, list[str]]) -> dict[str, str]:
+    """The splits of folders such as seg_train and seg_test: one part of each name means a split, and all
+    their classes are classes of the training folder.
     """
     named = {}
     for name, below in inside.items():
@@ -109,28 +111,28 @@ def _by_part_of_name(inside: Mapping[str, list[str]]) -> dict[str, str]:
     return named if training and alike and len(set(named.values())) > 1 else {}
 
 
-def _left_out(root: Path, inside: Mapping[str, list[str]], found: Mapping[str, str]) -> tuple[str, ...]:
-    """A note of the folders beside the splits. Raises TargetError where they might be classes."""
-    others = [name for name in inside if name not in found.values()]
+def _note_others(root: Path, inside: Mapping[str, list[str]], splits: Mapping[str, str]) -> tuple[str, ...]:
+    """A note on the folders beside the listed. Raises TargetError where they might be classes."""
+    others = [name for name in inside if name not in splits.values()]
     if not others:
         return ()
-    splits, beside = _list(list(found.values())), _list(others)
-    if TRAIN not in found or len(found) < 2:
-        hold = "holds" if len(found) == 1 else "hold"
+    listed, beside = _list(list(splits.values())), _list(others)
+    if TRAIN not in splits or len(splits) < 2:
+        hold = "holds" if len(splits) == 1 else "hold"
         raise TargetError(
-            f"{root}: {splits} {hold} class folders as a split does, and {beside} lie beside; expected "
+            f"{root}: {listed} {hold} class folders as a split does, and {beside} lie beside; expected "
             f"splits alone (train/ and val/ or test/) or classes alone; move or rename what does not belong"
         )
-    if doubled := [name for name in others if name in inside[found[TRAIN]]]:
+    if doubled := [name for name in others if name in inside[splits[TRAIN]]]:
         raise TargetError(
-            f"{root}: {_list(doubled)} beside the splits {splits} has the name of a class in them; move its "
+            f"{root}: {_list(doubled)} beside the splits {listed} has the name of a class in them; move its "
             f"samples into a split, or elsewhere"
         )
-    return (f"{root}: beside the splits {splits}, {len(others)} other folder(s) are left out ({beside})",)
+    return (f"{root}: beside the splits {listed}, {len(others)} other folder(s) are left out ({beside})",)
 
 
 def _refuse_splits_in_classes(root: Path, inside: Mapping[str, list[str]]) -> None:
-    """Raise TargetError where class folders are themselves divided into splits."""
+    """Raise TargetError if class folders are themselves divided into splits."""
     for name, below in inside.items():
         meanings = {split: each for each in below if (split := _meaning(each))}
         if TRAIN in meanings and len(meanings) > 1:
@@ -142,8 +144,8 @@ def _refuse_splits_in_classes(root: Path, inside: Mapping[str, list[str]]) -> No
             )
 
 
-def _of_classes(root: Path, inside: Mapping[str, list[str]], *, videos: bool) -> tuple[str, ...]:
-    """A note if a class has the name of a split, or the classes hold the same folders as splits would."""
+def _note_classes(root: Path, inside: Mapping[str, list[str]], *, videos: bool) -> tuple[str, ...]:
+    """A note if a class has the name of a split, or if all classes hold the same folders, as splits would."""
     if named := [name for name in inside if _meaning(name)]:
         taken = "is taken for a class" if len(named) == 1 else "are taken for classes"
         return (f"{root}: {_list(named)} {taken}, since no class folders are in there",)
@@ -158,9 +160,9 @@ def _of_classes(root: Path, inside: Mapping[str, list[str]], *, videos: bool) ->
     return ()
 
 
-def _sentence(found: Mapping[str, str]) -> str:
+def _sentence(splits: Mapping[str, str]) -> str:
     """Training/ is the train split, Test/ the test split."""
-    words = [f"{found[split]}/ {{}}the {split} split" for split in (TRAIN, VAL, TEST) if split in found]
+    words = [f"{splits[split]}/ {{}}the {split} split" for split in (TRAIN, VAL, TEST) if split in splits]
     return ", ".join([words[0].format("is "), *(word.format("") for word in words[1:])])
 
 

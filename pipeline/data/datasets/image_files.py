@@ -1,5 +1,5 @@
-"""The pictures below one folder, or of one list, each validated: what can be used, in order, and what the
-user should know of the rest.
+"""The images below one folder, or of one list: validated, in order, with what the user should know of the
+rest.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, kept_file
+from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, facts_file
 from pipeline.data.datasets.class_folders import class_folders
 from pipeline.data.datasets.dataset import Dataset, FileImages
 from pipeline.data.datasets.decode import FORMATS, SUFFIXES
-from pipeline.data.datasets.left_out import UnusableFiles, accepted, write_list
+from pipeline.data.datasets.left_out import UnusableFiles, read_accepted, write_list
 from pipeline.data.datasets.registry import DatasetSpec
-from pipeline.data.datasets.validation import KINDS, learn
-from pipeline.data.datasets.walk import Found, images_below, told
+from pipeline.data.datasets.validation import KINDS, check_images
+from pipeline.data.datasets.walk import Found, describe_ignored, images_below
 from sskt.errors import TargetError
 from sskt.names import shown
 
-_NAMED = 5  # bad files that an error names
+_NAMED = 5  # files named in an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +46,12 @@ class ImageSpec(DatasetSpec):
 
 
 @dataclass(slots=True)
-class Listing:
-    """The pictures below a folder in order of their paths, and notes for the user.
+class ImageListing:
+    """The images below a folder, sorted by path, and notes for the user.
 
-    paths: bytes (N,), relative, first component the class folder. facts: `kept.FACTS` (N,), all valid. ids:
-    int64 (N,), places in the folder or list, of which some may be left out. depth: bits of the values of
-    16-bit files.
+    paths: bytes (N,), relative; the first component is the class folder. facts: `checked_files.FACTS` (N,),
+    all valid. ids: int64 (N,), positions in the folder or list, of which some may be left out. depth: bits of
+    the values of 16-bit files.
     """
 
     root: Path
@@ -62,70 +62,72 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
 
-def list_images(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = ()) -> Listing:
-    """Every picture below the class folders of `root`, sound ones only.
+def list_images(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = ()) -> ImageListing:
+    """List and validate every image below the class folders of `root`.
 
-    Hidden files and those of other suffixes are ignored, counted in the notes, and listed beside the kept
-    index. 16-bit values are as deep as those of `root` and of the folders `beside` it, the target's other
-    splits. Raises UnusableFiles that names what cannot be decoded, unless the user goes on without it, and
-    TargetError for a class folder without pictures.
+    Hidden files and those of other suffixes are ignored, counted in the notes, and listed beside the index
+    file. 16-bit values are as deep as those of `root` and of the folders `beside` it, the target's other
+    splits. Raises UnusableFiles, naming what cannot be decoded, unless the user goes on without it, and
+    TargetError for a class folder without images.
     """
-    found, ignored = images_below(root)
-    file = kept_file(index_dir, slug, root)
-    listing, gone = _listed(root, found)
+    files, ignored = images_below(root)
+    file = facts_file(index_dir, slug, root)
+    listing, gone = _new_listing(root, files)
     _refuse_empty_classes(root, listing.paths, f"no picture ({_suffixes()})")
     where = write_list(file, "ignored", ((os.fsdecode(path), kind) for path, kind in ignored))
     if ignored:
         listing.notes.append(
-            told(root, ignored, where, f"pictures in class folders ({_suffixes()} and their like)")
+            describe_ignored(
+                root, ignored, where, f"pictures in class folders ({_suffixes()} and their like)"
+            )
         )
-    _keep_sound(listing, _learn(listing, gone, file), file)
+    _drop_unusable(listing, _check(listing, gone, file), file)
     _refuse_empty_classes(root, listing.paths, "no picture that can be used")
     bits = int(listing.facts["bits"].max(initial=0))
     if bits:
-        others = (_bits_below(folder, kept_file(index_dir, slug, folder)) for folder in beside)
+        others = (_bits_below(folder, facts_file(index_dir, slug, folder)) for folder in beside)
         _set_depth(listing, max(bits, *others, 0))
     return listing
 
 
-def list_named(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> Listing:
-    """The pictures at `paths` below `root`, in this order; see `list_images`.
+def list_paths(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> ImageListing:
+    """List and validate the images at `paths` below `root`, in this order; see `list_images`.
 
-    Raises UnusableFiles that names what is missing or cannot be decoded, unless the user goes on without it,
-    and TargetError for a path that comes twice.
+    Raises UnusableFiles, naming what is missing or cannot be decoded, unless the user goes on without it, and
+    TargetError for a path that occurs twice.
     """
     twice = [path for path, n in Counter(paths).items() if n > 1]
     if twice:
         raise TargetError(
             f"{root}: {shown(os.fsdecode(twice[0]))} is listed twice; restore the official list"
         )
-    found: list[Found] = []
+    files: list[Found] = []
     for path in paths:
         try:
-            found.append((path, (root / os.fsdecode(path)).stat()))
+            files.append((path, (root / os.fsdecode(path)).stat()))
         except OSError:
-            found.append((path, None))
-    listing, gone = _listed(root, found)
-    file = kept_file(index_dir, slug, root)
-    _keep_sound(listing, _learn(listing, gone, file), file)
+            files.append((path, None))
+    listing, gone = _new_listing(root, files)
+    file = facts_file(index_dir, slug, root)
+    _drop_unusable(listing, _check(listing, gone, file), file)
     if not len(listing.paths):
         raise TargetError(f"{root}: none of its {len(paths):,} listed pictures can be used; restore them")
     _set_depth(listing, int(listing.facts["bits"].max()))
     return listing
 
 
-def dataset_of(
-    listing: Listing,
+def to_dataset(
+    listing: ImageListing,
     spec: DatasetSpec,
     split: str,
     classes: tuple[str, ...],
     labels: NDArray[np.int64],
     multi_hot: NDArray[np.int8] | None = None,
 ) -> Dataset:
-    """A listing with its labels, int64 (N,), as an index."""
+    """The dataset of a listing and its labels, int64 (N,)."""
     deep = (listing.facts["bits"] > 0) & (listing.depth != FULL)
     contents = np.ascontiguousarray(listing.facts["content"])
-    for row in np.flatnonzero(deep):  # their pixels are a function of the depth as well
+    for row in np.flatnonzero(deep):  # their pixels depend on the depth as well
         contents[row] = np.frombuffer(_at_depth(contents[row].tobytes(), listing.depth), dtype=np.uint8)
     return Dataset(
         target=spec.name,
@@ -147,12 +149,12 @@ def dataset_of(
     )
 
 
-def _listed(root: Path, found: list[Found]) -> tuple[Listing, dict[int, str]]:
-    """A listing that is not validated yet, and its rows that are no files, with the reason."""
-    paths = np.array([path for path, _ in found], dtype=np.bytes_)
-    listing = Listing(root, paths, np.zeros(len(found), dtype=FACTS), np.arange(len(found)))
+def _new_listing(root: Path, files: list[Found]) -> tuple[ImageListing, dict[int, str]]:
+    """A listing not yet validated, and its rows that are not files, with the reason."""
+    paths = np.array([path for path, _ in files], dtype=np.bytes_)
+    listing = ImageListing(root, paths, np.zeros(len(files), dtype=FACTS), np.arange(len(files)))
     gone = {}
-    for row, (_, stat) in enumerate(found):
+    for row, (_, stat) in enumerate(files):
         if stat is None:
             gone[row] = "a link to nothing, or not a file"
         else:
@@ -160,16 +162,16 @@ def _listed(root: Path, found: list[Found]) -> tuple[Listing, dict[int, str]]:
     return listing, gone
 
 
-def _learn(listing: Listing, gone: dict[int, str], file: Path) -> dict[int, str]:
-    return learn(listing.root, listing.paths, listing.facts, gone, file, listing.notes)
+def _check(listing: ImageListing, gone: dict[int, str], file: Path) -> dict[int, str]:
+    return check_images(listing.root, listing.paths, listing.facts, gone, file, listing.notes)
 
 
-def _keep_sound(listing: Listing, bad: dict[int, str], file: Path) -> None:
+def _drop_unusable(listing: ImageListing, bad: dict[int, str], file: Path) -> None:
     """Drop the rows that cannot be used. Raises UnusableFiles unless the user goes on without them."""
     reasons = {os.fsdecode(bytes(listing.paths[row])): bad[row] for row in sorted(bad)}
     where = write_list(file, "unusable", reasons.items())
     n = f"{len(bad):,} of {len(listing.paths):,} pictures"
-    if reasons and reasons.keys() - accepted(file):
+    if reasons and reasons.keys() - read_accepted(file):
         named = [f"{shown(path)} ({shown(why)})" for path, why in reasons.items()]
         raise UnusableFiles(
             f"{shown(str(listing.root))}: {n} cannot be used: {_first(named)}"
@@ -189,8 +191,8 @@ def _keep_sound(listing: Listing, bad: dict[int, str], file: Path) -> None:
     listing.notes += _remarks(listing)
 
 
-def _remarks(listing: Listing) -> list[str]:
-    """What a user may not know of his files."""
+def _remarks(listing: ImageListing) -> list[str]:
+    """Notes on files that a user may take for something else."""
     facts, notes, root = listing.facts, [], shown(str(listing.root))
     several = np.flatnonzero(facts["several"])
     if len(several):
@@ -201,7 +203,7 @@ def _remarks(listing: Listing) -> list[str]:
         )
     suffixes = (b"." + path.rpartition(b".")[2].lower() for path in listing.paths.tolist())
     pairs = Counter(zip(facts["kind"].tolist(), map(os.fsdecode, suffixes), strict=True))
-    strange = {  # kind 0: kept by an earlier version, which did not tell
+    strange = {  # kind 0: unknown, kept by an earlier version
         (kind, suffix): n
         for (kind, suffix), n in pairs.most_common()
         if kind and SUFFIXES.get(suffix) != KINDS[kind - 1]
@@ -217,8 +219,8 @@ def _remarks(listing: Listing) -> list[str]:
     return notes
 
 
-def _set_depth(listing: Listing, bits: int) -> None:
-    """Of how many bits the values of 16-bit files are taken to be; `bits`: the most that any uses."""
+def _set_depth(listing: ImageListing, bits: int) -> None:
+    """Choose how many bits the values of 16-bit files have; `bits`: the most that any uses."""
     listing.depth = depth_of(bits) if bits else FULL
     n = int((listing.facts["bits"] > 0).sum())
     if n and listing.depth != FULL:
@@ -229,10 +231,10 @@ def _set_depth(listing: Listing, bits: int) -> None:
 
 
 def _bits_below(folder: Path, file: Path) -> int:
-    """The most bits that any 16-bit picture below a folder uses."""
-    found, _ = images_below(folder)
-    listing, gone = _listed(folder, found)
-    _learn(listing, gone, file)
+    """The most bits that any 16-bit image below a folder uses."""
+    files, _ = images_below(folder)
+    listing, gone = _new_listing(folder, files)
+    _check(listing, gone, file)
     return int(listing.facts["bits"].max(initial=0))
 
 

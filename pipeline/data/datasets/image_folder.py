@@ -17,18 +17,51 @@ import numpy as np
 from pipeline.data.datasets.class_folders import class_folders, class_names, hold_out
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.folder_splits import Layout, has_val, layout_of
-from pipeline.data.datasets.image_files import ImageSpec, Listing, dataset_of, list_images
+from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_images, to_dataset
 from pipeline.data.datasets.registry import Family, own_folder, target_slug
 from sskt.errors import TargetError
 
 _FOLDERS = {"train": ("train",), "test": ("val", "test")}  # of an official target
 
 
-def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
-    """One split, every file validated. Classes are the sorted folder names of the train split.
+class ImageFolder(Family[ImageSpec]):
+    """A user's folders of images."""
 
-    Raises TargetError for a missing or empty folder, a class that the train split does not have, and damaged
-    files.
+    name, is_path = "imagefolder", True
+
+    def from_path(self, path: str) -> ImageSpec:
+        """See `Family.from_path`."""
+        root = own_folder("imagefolder", path)
+        return ImageSpec(
+            name=f"imagefolder:{root.name}",
+            family="imagefolder",
+            n_classes=None,
+            how_to_prepare=(
+                f"put the pictures as {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg, "
+                f"or as {root}/CLASS/*.jpg to have a fifth of each class held out"
+            ),
+            root=root,
+            is_own_folder=True,
+        )
+
+    def load(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """See `load_folders`."""
+        return load_folders(spec, split, data_dir, index_dir)
+
+    def is_prepared(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.is_prepared`."""
+        return (data_dir / spec.root).is_dir()
+
+    def has_val(self, spec: ImageSpec, data_dir: Path) -> bool:
+        """See `Family.has_val`."""
+        return has_val(spec, data_dir)
+
+
+def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+    """One split of class folders, every file validated. Classes are the sorted folder names of the train
+    split.
+
+    Raises TargetError for a missing or empty folder, a class that the train split lacks, and damaged files.
     """
     root = data_dir / spec.root
     if not root.is_dir():
@@ -66,31 +99,7 @@ def _layout(spec: ImageSpec, root: Path) -> Layout:
     return Layout(root, {split: folders[0] for split, folders in filled.items() if folders})
 
 
-def _dataset(spec: ImageSpec, split: str, classes: tuple[str, ...], listing: Listing) -> Dataset:
+def _dataset(spec: ImageSpec, split: str, classes: tuple[str, ...], listing: ImageListing) -> Dataset:
     label_of = {os.fsencode(name): label for label, name in enumerate(classes)}
     labels = [label_of[bytes(path).split(b"/", 1)[0]] for path in listing.paths]
-    return dataset_of(listing, spec, split, classes, np.array(labels, dtype=np.int64))
-
-
-def _from_path(path: str) -> ImageSpec:
-    root = own_folder("imagefolder", path)
-    return ImageSpec(
-        name=f"imagefolder:{root.name}",
-        family="imagefolder",
-        n_classes=None,
-        how_to_prepare=(
-            f"put the pictures as {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg, "
-            f"or as {root}/CLASS/*.jpg to have a fifth of each class held out"
-        ),
-        root=root,
-        is_own_folder=True,
-    )
-
-
-def _is_prepared(spec: ImageSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
-    return (data_dir / spec.root).is_dir()
-
-
-FAMILY = Family(
-    name="imagefolder", load=load_folders, is_prepared=_is_prepared, from_path=_from_path, has_val=has_val
-)
+    return to_dataset(listing, spec, split, classes, np.array(labels, dtype=np.int64))

@@ -1,7 +1,7 @@
-"""Files that are not used, as lists for the user, and the decision to go on without them.
+"""Lists of the files that are not used, for the user, and the user's decision to go on without them.
 
-Beside a folder's kept index: `*-ignored.txt`, `*-unusable.txt` and such, one path a line, a tab and why; and
-`*-left-out.json`, the unusable ones that `sskt prepare --allow-missing` has accepted.
+Beside a folder's index: `*-ignored.txt`, `*-unusable.txt` and the like, one path per line, a tab and the
+reason; and `*-left-out.json`, the unusable files that `sskt prepare --allow-missing` has accepted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from sskt.names import shown
 class UnusableFiles(TargetError):  # noqa: N818
     """Some files of a folder cannot be used; the user may go on without them."""
 
-    def __init__(self, message: str, kept: Path, reasons: dict[str, str]) -> None:
+    def __init__(self, message: str, index_file: Path, reasons: dict[str, str]) -> None:
         super().__init__(message)
-        self._kept, self._reasons = kept, reasons
+        self._index_file, self._reasons = index_file, reasons
 
     def leave_out(self) -> None:
-        """Record that the target is used without these files from now on. Raises TargetError if it cannot be
-        recorded.
-        """
-        path = _record(self._kept)
+        """Record that the target goes on without these files. Raises TargetError if that fails."""
+        path = _record_path(self._index_file)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, (json.dumps(self._reasons, indent=2) + "\n").encode("ascii"))
@@ -38,9 +36,9 @@ class UnusableFiles(TargetError):  # noqa: N818
             ) from error
 
 
-def accepted(kept: Path) -> set[str]:
-    """Paths that the user goes on without. Raises TargetError for a damaged record."""
-    path = _record(kept)
+def read_accepted(index_file: Path) -> set[str]:
+    """Read the paths that the user goes on without. Raises TargetError for a damaged record."""
+    path = _record_path(index_file)
     try:
         return set(json.loads(path.read_text(encoding="ascii")))
     except (FileNotFoundError, NotADirectoryError):
@@ -52,13 +50,14 @@ def accepted(kept: Path) -> set[str]:
         ) from None
 
 
-def write_list(kept: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path | None:
-    """Write lines beside the kept index: a path, its name raw but for line breaks, and what to say.
+def write_list(index_file: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path | None:
+    """Write lines beside the index file: a path, on one line but otherwise raw, and what to say of it.
 
-    Returns where. None if that cannot be written, or there is nothing to say: then an older list goes.
+    Returns the list's path; None if it cannot be written, or there is nothing to say, which removes an older
+    list.
     """
-    path = kept.with_name(f"{kept.stem}-{what}.txt")
-    text = "".join("\t".join((on_one_line(name), *map(shown, said))) + "\n" for name, *said in lines)
+    path = index_file.with_name(f"{index_file.stem}-{what}.txt")
+    text = "".join("\t".join((on_one_line(name), *map(shown, reasons))) + "\n" for name, *reasons in lines)
     try:
         if not text:
             path.unlink(missing_ok=True)
@@ -73,9 +72,9 @@ def write_list(kept: Path, what: str, lines: Iterable[tuple[str, ...]]) -> Path 
 
 
 def on_one_line(name: str) -> str:
-    """A name as it is but for line breaks and tabs, which separate lines and fields."""
+    """A name with line breaks and tabs escaped, which separate lines and fields."""
     return name.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def _record(kept: Path) -> Path:
-    return kept.with_name(f"{kept.stem}-left-out.json")
+def _record_path(index_file: Path) -> Path:
+    return index_file.with_name(f"{index_file.stem}-left-out.json")

@@ -7,14 +7,14 @@ the order of the class folders, so that either form gives the same labels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.image_files import ImageSpec, dataset_of, list_named
+from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
 from pipeline.data.datasets.image_folder import has_split, load_folders
 from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
@@ -43,39 +43,32 @@ def official_spec(name: str, n_classes: int, *, class_folder: str, archives: str
     )
 
 
-def official_family(
-    spec: ImageSpec,
-    has_list: Callable[[str, Path], bool],
-    read_list: Callable[[ImageSpec, str, Path], ImageList],
-) -> Family[ImageSpec]:
-    """The family of one target of class folders or lists.
+class ListedImages(Family[ImageSpec]):
+    """The family of one target of class folders or lists."""
 
-    `has_list(split, root)` says whether the lists of a split and the folder of its images are there, and
-    `read_list(spec, split, root)` reads them.
-    """
+    @abstractmethod
+    def has_list(self, split: str, root: Path) -> bool:
+        """Whether the lists of a split, and the folder of its images, lie under `root`."""
 
-    def load(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+    @abstractmethod
+    def read_list(self, spec: ImageSpec, split: str, root: Path) -> ImageList:
+        """Read the lists of a split. Raises TargetError if they cannot be read, or contradict each other."""
+
+    def load(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """See `Family.load`; of images that are listed, ids are places in the list."""
         root = data_dir / spec.root
-        if has_list(split, root) and not has_split(root, split):
-            return _load(spec, split, root, read_list(spec, split, root), index_dir)
-        return load_folders(spec, split, data_dir, index_dir)
+        if has_split(root, split) or not self.has_list(split, root):
+            return load_folders(spec, split, data_dir, index_dir)
+        images = self.read_list(spec, split, root)
+        paths = [os.fsencode(path) for path in images.paths]
+        listing = list_paths(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        labels = np.array(images.labels, dtype=np.int64)[listing.ids]
+        return to_dataset(listing, spec, split, images.classes, labels)
 
-    def is_prepared(spec: ImageSpec, split: str, data_dir: Path, _index_dir: Path) -> bool:
+    def is_prepared(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.is_prepared`."""
         root = data_dir / spec.root
-        return has_split(root, split) or has_list(split, root)
-
-    return Family(name=spec.family, load=load, is_prepared=is_prepared, targets=(spec,))
-
-
-def _load(spec: ImageSpec, split: str, root: Path, images: ImageList, index_dir: Path) -> Dataset:
-    """The images of a list, every file validated; ids are places in the list.
-
-    Raises TargetError for images that are missing or damaged.
-    """
-    paths = [os.fsencode(path) for path in images.paths]
-    listing = list_named(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    labels = np.array(images.labels, dtype=np.int64)[listing.ids]
-    return dataset_of(listing, spec, split, images.classes, labels)
+        return has_split(root, split) or self.has_list(split, root)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -1,8 +1,8 @@
 """The registry of targets: what a dataset's spec says, how a family of targets is read, and names looked up.
 
-A family is one file: it declares its specs and the functions that read them, and is registered by one line in
-`pipeline.data.datasets`. Whoever asks something of a target asks its spec or its family, never its name.
-Recipes of training (epochs, rates) are in `sskt.recipes`.
+A family is one class in one file, registered by one line in `pipeline.data.datasets`. Whoever asks something
+of a target asks its spec or its family, never its name. Recipes of training (epochs, rates) are in
+`sskt.recipes`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -58,39 +58,52 @@ class DatasetSpec:
 S = TypeVar("S", bound=DatasetSpec)
 
 
-def _has_no_val(_spec: DatasetSpec, _data_dir: Path) -> bool:
-    return False
-
-
-def _obtain_nothing(_spec: DatasetSpec, _data_dir: Path, _download: bool) -> None:
-    """Leave it to the user to put the files there."""
-
-
-def _prepare_nothing(
-    _spec: DatasetSpec, _data_dir: Path, _index_dir: Path, _packing: Packing, _allow_missing: bool
-) -> None:
-    """Leave it to `load`, which checks every file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family(Generic[S]):
+class Family(ABC, Generic[S]):
     """How the targets of one family are named, obtained, prepared and loaded.
 
     `data_dir` holds datasets and is read only, except by `obtain`; `index_dir` keeps what was learned about
-    their files. All functions raise TargetError for what is missing or damaged.
+    their files. All methods raise TargetError for what is missing or damaged.
     """
 
-    name: str  # NAME:PATH names a target of a family with `from_path`
-    load: Callable[[S, str, Path, Path], Dataset]  # spec, split, data_dir, index_dir
-    is_prepared: Callable[[S, str, Path, Path], bool]  # the same; a cheap look at whether the split is there
+    name: str
     targets: tuple[S, ...] = ()  # those that have a name of their own
-    from_path: Callable[[str], S] | None = None  # the spec of the user's folder at PATH
-    of_split: Callable[[S, str], S] | None = None  # of a target with several official splits: "ucf101:2"
-    has_val: Callable[[S, Path], bool] = _has_no_val  # spec, data_dir: whether there is a third split, "val"
-    obtain: Callable[[S, Path, bool], None] = _obtain_nothing  # spec, data_dir, whether it may download
-    # spec, data_dir, index_dir, how frames are packed, whether to go on without files that cannot be used
-    prepare: Callable[[S, Path, Path, Packing, bool], None] = _prepare_nothing
-    is_bundled: bool = False  # comes with a Python package, so there are no files to look for
+    is_path = False  # whether NAME:PATH is the user's folder at PATH
+    official_splits: tuple[str, ...] = ()  # "1", ... where TARGET:1 is one of several official divisions
+    is_bundled = False  # comes with a Python package, so there are no files to look for
+
+    @abstractmethod
+    def load(self, spec: S, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """One split, validated: "train", "test", or "val" where `has_val`."""
+
+    @abstractmethod
+    def is_prepared(self, spec: S, split: str, data_dir: Path, index_dir: Path) -> bool:
+        """Whether the files of a split are there, by a cheap look."""
+
+    def from_path(self, path: str) -> S:
+        """The spec of the user's folder at `path`, where `is_path`."""
+        raise NotImplementedError
+
+    def of_split(self, spec: S, split: str) -> S:
+        """The spec of one of the `official_splits` of a target."""
+        raise NotImplementedError
+
+    def has_val(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
+        """Whether there is a third split, "val"."""
+        return False
+
+    def obtain(self, spec: S, data_dir: Path, *, download: bool) -> None:
+        """Put the files into `data_dir` if they are not there; most families leave that to the user.
+
+        Raises DownloadError if fetching fails.
+        """
+
+    def prepare(
+        self, spec: S, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
+    ) -> None:
+        """Do what `load` needs to be done once, and does not do itself.
+
+        packing: how frames of videos are kept. allow_missing: go on without files that cannot be used.
+        """
 
 
 FAMILIES: dict[str, Family[Any]] = {}
@@ -126,7 +139,7 @@ def family_of(spec: DatasetSpec) -> Family[Any]:
 
 def path_families() -> list[Family[Any]]:
     """The families whose targets are named by a path, such as imagefolder:PATH."""
-    return [family for family in FAMILIES.values() if family.from_path is not None]
+    return [family for family in FAMILIES.values() if family.is_path]
 
 
 def path_family(name: str) -> Family[Any] | None:
@@ -144,10 +157,10 @@ def parse_target(name: str) -> DatasetSpec:
 
     head, _, rest = name.partition(":")
     spec: DatasetSpec | None = None
-    if (family := path_family(name)) and family.from_path:
+    if family := path_family(name):
         spec = family.from_path(rest)
-    elif head in TARGETS and (of_split := family_of(TARGETS[head]).of_split):
-        spec = of_split(TARGETS[head], rest)
+    elif head in TARGETS and (family := family_of(TARGETS[head])).official_splits:
+        spec = family.of_split(TARGETS[head], rest)
     if spec is None:
         *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in path_families())]
         raise TargetError(f"target {name!r} is not known, expected one of {', '.join(names)} or {last}")

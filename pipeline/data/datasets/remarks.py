@@ -1,7 +1,7 @@
-"""What a user should know of the samples of a target: classes without any, and files with the same bytes.
+"""Remarks on a target's samples: classes without any, and files with the same bytes.
 
-Files that are in two splits make a score look better than it is; those under two classes teach two answers to
-one question. None is refused: official data sets have some.
+Files that are in two splits make a score look better than it is; files under two classes contradict each
+other. Neither is refused, since official datasets have some.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.checked_files import kept_file
+from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.registry import DatasetSpec, target_slug
 from sskt.names import shown
 
-_NAMED = 5  # classes that a sentence names
+_NAMED = 5  # classes named in a sentence
 
 
 def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Path) -> list[str]:
-    """One sentence for each kind of trouble; every file in question is listed below `index_dir`.
+    """One sentence per problem; every file in question is listed below `index_dir`.
 
-    `indexes`: of files or videos, by split, with the same classes.
+    datasets: of files or videos, by split, with the same classes.
     """
     if not datasets or any(dataset.kind == "array" for dataset in datasets.values()):
         return []
     splits, lengths = list(datasets), [len(dataset) for dataset in datasets.values()]
     contents = np.concatenate([dataset.contents for dataset in datasets.values()])
-    keys = np.ascontiguousarray(contents[:, :8]).view("<u8").ravel()  # half of the digest is more than enough
+    keys = np.ascontiguousarray(contents[:, :8]).view("<u8").ravel()  # half of the digest suffices
     _, firsts, group, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
     if (sizes == 1).all():
         return []
@@ -40,31 +40,31 @@ def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Pa
     inside[split_of, group] = True
     contradicting = np.bincount(group, weights=labels != labels[firsts][group], minlength=len(sizes)) > 0
     if any(dataset.multi_hot is not None for dataset in datasets.values()):
-        contradicting[:] = False  # of several labels an image, the one that is compared says too little
+        contradicting[:] = False  # of an image's several labels, only the first is compared
     where = _list(spec, datasets, index_dir, group, sizes)
     name, listed = shown(spec.name), f" ({where})" if where else ""
-    said = []
+    sentences = []
     for late in range(1, len(splits)):
         for early in range(late):
             n = int((inside[late] & inside[early])[group[split_of == late]].sum())
             if n:
-                said.append(
+                sentences.append(
                     f"{name}: {n:,} of {lengths[late]:,} files of the {splits[late]} split are in the "
                     f"{splits[early]} split as well, byte by byte{listed}; remove them from one"
                 )
     n = int(contradicting[group].sum())
     if n:
-        said.append(
+        sentences.append(
             f"{name}: {n:,} files lie under another class as well, byte by byte{listed}; remove what is wrong"
         )
     n = int((sizes - 1)[(inside.sum(axis=0) == 1) & ~contradicting].sum())
     if n:
-        said.append(f"{name}: {n:,} files are copies of others of their class and split{listed}")
-    return said
+        sentences.append(f"{name}: {n:,} files are copies of others of their class and split{listed}")
+    return sentences
 
 
 def empty_classes(dataset: Dataset) -> list[str]:
-    """A sentence on classes that a split has no sample of, if there are any."""
+    """A sentence on the classes that a split has no sample of, if there are any."""
     counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
     empty = [shown(name) for name, n in zip(dataset.classes, counts, strict=True) if n == 0]
     if not empty or dataset.multi_hot is not None:
@@ -81,7 +81,7 @@ def _list(
     group: NDArray[np.int64],
     sizes: NDArray[np.int64],
 ) -> Path | None:
-    """Write every file that has a twin, twins together: path, split, class and content."""
+    """Write every file that has a twin, next to its twins: path, split, class and content."""
     splits = list(datasets.items())
     begins = np.cumsum([0, *(len(dataset) for _, dataset in splits)])
     twins = np.flatnonzero(sizes[group] > 1)
@@ -92,5 +92,5 @@ def _list(
         row = int(place - begins[at])
         content = dataset.contents[row].tobytes().hex()[:12]
         lines.append((dataset.name_of(row), split, dataset.classes[dataset.labels[row]], content))
-    kept = kept_file(index_dir, target_slug(spec.name), spec.root)
+    kept = facts_file(index_dir, target_slug(spec.name), spec.root)
     return write_list(kept, "same-bytes", lines)

@@ -1,4 +1,4 @@
-"""Which samples are taken when not all are: fixed draws, the same share of every class."""
+"""Fixed draws of some of the samples, with equal shares of every class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.plan.plan import philox4x32
 
-_KEY = (0x5357_4B54, 0x5355_4253)  # fixed for good: it decides the digits' test split and what --limit takes
+_KEY = (
+    0x5357_4B54,
+    0x5355_4253,
+)  # fixed for good: the digits' test split and --limit depend on it
 
 
 def draws(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -20,21 +23,19 @@ def draws(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def rank_in_class(labels: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The place of each sample among those of its label, in order of its key: int64 (N,); ties keep their
-    order.
-    """
+    """The rank of each sample's key within its class: int64 (N,). Ties keep their order."""
     order = np.lexsort((keys, labels))
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    world = np.empty(len(labels), dtype=np.int64)
-    world[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    return world
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return rank
 
 
-def stratified(labels: NDArray[np.int64], keys: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
-    """Positions, ascending, of n samples with equal shares of every class up to rounding; int64 (n,).
+def stratify(labels: NDArray[np.int64], keys: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
+    """Positions, ascending, of n samples with equal shares of every class up to rounding: int64 (n,).
 
-    Classes give one sample each in turn, the smallest key first, until n are taken. So n samples are always
-    among any larger number taken, and a class that runs out leaves its share to the others.
+    Each class in turn gives its sample with the smallest key, until there are n. So n samples are always
+    among any larger number, and a class that runs out leaves its share to the others.
     """
     turn = np.lexsort((labels, rank_in_class(labels, keys)))
     return np.sort(turn[:n])

@@ -1,6 +1,4 @@
-"""Every picture of a listing is decoded once to know that it is sound; what is known from an earlier run, or
-of a file with the same bytes, is not done again.
-"""
+"""Validate images: decode every file once, except those known from an earlier run or by the same bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.checked_files import Facts, Known, RelativePaths, read_kept, recall, write_kept
+from pipeline.data.datasets.checked_files import (
+    Facts,
+    KnownFacts,
+    RelativePaths,
+    read_facts,
+    recall,
+    write_facts,
+)
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
 from pipeline.runtime import Progress
 from sskt.names import shown
@@ -21,35 +26,37 @@ KINDS = tuple(FORMATS)
 _PER_JOB = 64
 
 
-def learn(
+def check_images(
     root: Path, paths: RelativePaths, facts: Facts, bad: dict[int, str], file: Path, notes: list[str]
 ) -> dict[int, str]:
-    """Fill in the facts, from `file` or by decoding, and keep them there. `bad`: unusable rows, and why;
-    returned with those that decoding adds. `notes` receives what the user should know.
+    """Fill in the facts, from `file` or by decoding, and keep them there.
+
+    bad: unusable rows, and why; returned with those that decoding adds. notes: receives what the user should
+    know.
     """
-    kept = read_kept(file)
+    kept = read_facts(file)
     if kept is None and file.exists():
         notes.append(f"{file}: the kept index was damaged or of another version, and was built again")
     elif kept is not None:
         recall(kept, paths, facts)
     unknown = np.array([row for row in np.flatnonzero(~facts["valid"]) if row not in bad], dtype=np.int64)
     try:
-        known = _known_elsewhere(file) if len(unknown) else Known(())
-        return bad | _inspect_all(root, paths, facts, unknown, known)
-    finally:  # also after Ctrl-C: what was decoded need not be decoded again
+        known = _read_known(file) if len(unknown) else KnownFacts(())
+        return bad | _check_all(root, paths, facts, unknown, known)
+    finally:  # also after Ctrl-C, so that no file is decoded twice
         if len(unknown) or kept is None or len(kept[0]) != len(paths):
-            _keep(paths, facts, file, notes)
+            _write(paths, facts, file, notes)
 
 
-def _known_elsewhere(file: Path) -> Known:
-    """What all indexes say that are kept beside this folder's, its own included."""
-    kept = (read_kept(path) for path in sorted(file.parent.glob("*.npz")))
-    return Known(each for each in kept if each is not None)
+def _read_known(file: Path) -> KnownFacts:
+    """The facts of all indexes kept beside this folder's, its own included."""
+    kept = (read_facts(path) for path in sorted(file.parent.glob("*.npz")))
+    return KnownFacts(each for each in kept if each is not None)
 
 
-def _keep(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> None:
+def _write(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> None:
     try:
-        write_kept(file, paths, facts)
+        write_facts(file, paths, facts)
     except OSError as error:
         reason = error.strerror or str(error)
         notes.append(
@@ -58,11 +65,11 @@ def _keep(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> N
         )
 
 
-def _inspect_all(
-    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: Known
+def _check_all(
+    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: KnownFacts
 ) -> dict[int, str]:
-    """Decode the pictures `rows`, but for those whose content is `known`, and fill in their facts; returns
-    the bad ones with the reason.
+    """Decode the images `rows`, except those whose content is `known`, and fill in their facts; returns the
+    bad ones with the reason.
     """
     bad: dict[int, str] = {}
     jobs = [rows[start : start + _PER_JOB] for start in range(0, len(rows), _PER_JOB)]
@@ -70,9 +77,9 @@ def _inspect_all(
         return bad
     pool = ThreadPoolExecutor(min(32, os.cpu_count() or 1))
     with warnings.catch_warnings(), Progress(f"checking {shown(root.name)}", total=len(rows)) as progress:
-        warnings.simplefilter("ignore")  # Pillow's, of odd metadata; `inspect` checks size limits itself
+        warnings.simplefilter("ignore")  # Pillow's, about odd metadata; `inspect` checks size limits itself
         try:
-            lengths = {pool.submit(_inspect_some, root, paths, facts, job, known): len(job) for job in jobs}
+            lengths = {pool.submit(_check_some, root, paths, facts, job, known): len(job) for job in jobs}
             for done in as_completed(lengths):
                 bad.update(done.result())
                 progress.advance(lengths[done])
@@ -81,8 +88,8 @@ def _inspect_all(
     return bad
 
 
-def _inspect_some(
-    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: Known
+def _check_some(
+    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: KnownFacts
 ) -> dict[int, str]:
     bad = {}
     for row in rows:

@@ -1,8 +1,8 @@
-"""PASCAL VOC 2007 and 2012 for multi-label classification, by VOCdevkit's lists and annotations.
+"""PASCAL VOC 2007 and 2012 for multi-label classification, from VOCdevkit's lists and annotations.
 
-A class is present if one of its objects is not marked difficult, and not counted at all, neither as present
-nor as absent, if all of them are (VOC's own rule for classification). Departs from the released code: there
-such a class counts as absent.
+A class is present if one of its objects is not marked difficult. If all are, it counts neither as present nor
+as absent (VOC's own rule for classification). Departs from the released code, where such a class counts as
+absent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.image_files import ImageSpec, dataset_of, list_named
+from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
 from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
 
@@ -70,57 +70,55 @@ def _spec(name: str, year: str, *, train: str, test: str) -> VocSpec:
     )
 
 
-def _load(spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
-    """One split; ids are places in its list. Raises TargetError for what is missing or damaged."""
-    year = data_dir / spec.root / spec.year
-    lists = _lists(spec, data_dir) / f"{spec.train if split == 'train' else spec.test}.txt"
-    try:
-        names = lists.read_text(encoding="ascii").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"{lists}: cannot be read ({error}); {spec.how_to_prepare}") from None
-    if not names:
-        raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
-    multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
-    paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
-    listing = list_named(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
-    multi_hot = multi_hot[listing.ids]
-    labels = multi_hot.argmax(axis=1).astype(np.int64)
-    return dataset_of(listing, spec, split, CLASSES, labels, multi_hot)
+class Voc(Family[VocSpec]):
+    """Two years of PASCAL VOC."""
+
+    name = "voc"
+    targets = (
+        _spec("voc", "VOC2012", train="train", test="val"),
+        _spec("voc2007", "VOC2007", train="trainval", test="test"),
+    )
+
+    def load(self, spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """See `Family.load`; ids are places in its list."""
+        year = data_dir / spec.root / spec.year
+        lists = _lists(spec, data_dir) / f"{spec.train if split == 'train' else spec.test}.txt"
+        try:
+            names = lists.read_text(encoding="ascii").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TargetError(f"{lists}: cannot be read ({error}); {spec.how_to_prepare}") from None
+        if not names:
+            raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
+        multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
+        paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
+        listing = list_paths(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        multi_hot = multi_hot[listing.ids]
+        labels = multi_hot.argmax(axis=1).astype(np.int64)
+        return to_dataset(listing, spec, split, CLASSES, labels, multi_hot)
+
+    def is_prepared(self, spec: VocSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.is_prepared`."""
+        return _lists(spec, data_dir).is_dir()
 
 
 def _multi_hot(path: Path) -> NDArray[np.int8]:
-    """What an image shows of each class: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
+    """The classes of one image: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
     try:
         objects = ET.parse(path).getroot().iter("object")  # noqa: S314
-        found: dict[str, list[bool]] = {}
+        difficult: dict[str, list[bool]] = {}
         for each in objects:
             name = (each.findtext("name") or "").strip()
-            found.setdefault(name, []).append((each.findtext("difficult") or "0").strip() == "1")
+            difficult.setdefault(name, []).append((each.findtext("difficult") or "0").strip() == "1")
     except (OSError, ET.ParseError) as error:
         raise TargetError(f"{path}: cannot be read ({error}); restore the official annotation") from None
-    strange = sorted(set(found) - set(CLASSES))
+    strange = sorted(set(difficult) - set(CLASSES))
     if strange:
         raise TargetError(f"{path}: has an object {strange[0]!r}, which is no class of VOC; restore it")
     multi_hot = np.zeros(len(CLASSES), dtype=np.int8)
-    for name, difficult in found.items():
-        multi_hot[CLASSES.index(name)] = IGNORED if all(difficult) else 1
+    for name, marks in difficult.items():
+        multi_hot[CLASSES.index(name)] = IGNORED if all(marks) else 1
     return multi_hot
-
-
-def _is_prepared(spec: VocSpec, _split: str, data_dir: Path, _index_dir: Path) -> bool:
-    return _lists(spec, data_dir).is_dir()
 
 
 def _lists(spec: VocSpec, data_dir: Path) -> Path:
     return data_dir / spec.root / spec.year / "ImageSets" / "Main"
-
-
-FAMILY = Family(
-    name="voc",
-    load=_load,
-    is_prepared=_is_prepared,
-    targets=(
-        _spec("voc", "VOC2012", train="train", test="val"),
-        _spec("voc2007", "VOC2007", train="trainval", test="test"),
-    ),
-)

@@ -1,4 +1,4 @@
-"""The files below a folder of class folders: pictures by their suffixes, and what is left out, by kind."""
+"""The files below a folder of class folders: images by their suffixes, and what is ignored, by kind."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pipeline.data.datasets.decode import SUFFIXES
 from sskt.errors import TargetError
 from sskt.names import shown
 
-Found = tuple[bytes, os.stat_result | None]  # relative path; None: no file behind it
+Found = tuple[bytes, os.stat_result | None]  # relative path; None: a link to nothing, or not a file
 Ignored = tuple[bytes, str]  # relative path, and its kind
 
-# what systems put into folders: their own notes and thumbnails
+# metadata and thumbnails of operating systems
 _SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-_KINDS = 6  # that a sentence names
+_KINDS = 6  # named in a sentence
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's, or not meant to be seen."""
+    """Whether a file or folder is hidden, or belongs to the system."""
     return name.startswith(".") or name in _SYSTEMS
 
 
 def images_below(root: Path) -> tuple[list[Found], list[Ignored]]:
-    """Pictures in class folders, relative paths in order with their stat, and all other files; links are
-    followed, loops are not. Raises TargetError for a folder that cannot be listed.
+    """List the images in class folders, as sorted relative paths with their stat, and all other files. Links
+    are followed, loops are not. Raises TargetError for a folder that cannot be listed.
     """
-    found: list[Found] = []
+    images: list[Found] = []
     ignored: list[Ignored] = []
     for entry, parents in _files_below(root, ()):
         name, suffix = entry.name, os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (a Path per file is slow)
@@ -41,12 +41,12 @@ def images_below(root: Path) -> tuple[list[Found], list[Ignored]]:
         elif not parents:
             ignored.append((path, "outside class folders"))
         else:
-            found.append((path, _stat_of(entry)))
-    return found, ignored
+            images.append((path, _stat_of(entry)))
+    return images, ignored
 
 
-def told(root: Path, ignored: Sequence[Ignored], where: Path | None, read: str) -> str:
-    """A sentence on what is not read; `where` it is listed, and what is `read`."""
+def describe_ignored(root: Path, ignored: Sequence[Ignored], where: Path | None, read: str) -> str:
+    """A sentence on ignored files; `where` they are listed, and what is `read`."""
     kinds = Counter(kind for _, kind in ignored)
     named = [f"{n:,} {shown(kind)}" for kind, n in kinds.most_common(_KINDS)]
     others = len(ignored) - sum(n for _, n in kinds.most_common(_KINDS))
@@ -70,22 +70,22 @@ def _stat_of(entry: os.DirEntry[str]) -> os.stat_result | None:
 def _files_below(
     folder: Path, parents: tuple[str, ...], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[os.DirEntry[str], tuple[str, ...]]]:
-    """Files below a folder, and hidden folders, with the folders that lead to them, sorted by name at each
-    level.
+    """Yield the files below a folder, and hidden folders, each with the folders that lead to it, sorted by
+    name at each level.
     """
     try:
-        here = folder.stat()
+        stat = folder.stat()
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: os.fsencode(entry.name))
     except OSError as error:
         raise TargetError(
             f"{shown(str(folder))}: cannot be listed ({error.strerror or error}); allow reading it"
         ) from None
-    if (here.st_dev, here.st_ino) in above:
+    if (stat.st_dev, stat.st_ino) in above:
         return
     for entry in entries:
         if is_hidden(entry.name) or not entry.is_dir():
             yield entry, parents
         else:
-            below = above | {(here.st_dev, here.st_ino)}
+            below = above | {(stat.st_dev, stat.st_ino)}
             yield from _files_below(folder / entry.name, (*parents, entry.name), below)

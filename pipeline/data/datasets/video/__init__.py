@@ -1,3 +1,1 @@
-"""Targets that are videos: every frame is decoded once and packed (`prepare`), and read from there
-(`index`).
-"""
+"""Targets of videos: every frame is decoded and packed once (`prepare`), then read from packs (`dataset`)."""

@@ -1,4 +1,4 @@
-"""A folder of videos that was prepared in another place or under another name is prepared here as well."""
+"""Prepare a folder of videos without decoding, if it was prepared in another place or under another name."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ Found = list[tuple[VideoEntry, str, Stamp]]  # a video, its sha256, its length a
 
 
 def adopt(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | None:
-    """The record of a folder each of whose videos was packed elsewhere, one way for all: the packs are linked
-    to, and nothing is decoded. None, and nothing is done, where that is not so.
+    """Link the packs of a folder whose videos were all packed elsewhere, in one way, and return its record.
+
+    None, with nothing done, if any was not.
     """
     if not spec.is_own_folder:
         return None
     packings = set(_packings(spec, index_dir))
     known = KnownVideos(spec, data_dir, index_dir)
-    found = _all_known(spec, data_dir, known) if packings else None
-    if found is None:
+    videos = _all_known(spec, data_dir, known) if packings else None
+    if videos is None:
         return None
     for packing in sorted(packings, key=repr):
         try:
             if all(
                 known.take(sha256, clip.name, pack_path(spec, data_dir, index_dir, clip.name), packing, stamp)
-                for clip, sha256, stamp in found
+                for clip, sha256, stamp in videos
             ):
                 known.settle()
                 known.save()
@@ -38,35 +39,35 @@ def adopt(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | None:
                 write_record(spec, data_dir, index_dir, record)
                 return record
             known.give_up()
-        except OSError:  # a folder that cannot be written, which preparing will name
+        except OSError:  # it cannot be written, which preparing will report
             return None
     return None
 
 
 def _packings(spec: VideoSpec, index_dir: Path) -> Iterator[Packing]:
-    """How the folders of videos were packed that were prepared whole."""
+    """The packings of folders of videos that were prepared without a loss."""
     for file in index_dir.glob(f"{spec.family}-*/prepared-1.json"):
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if not found["missing"] and not found["damaged"]:
-                yield Packing(**found["packing"])
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if not record["missing"] and not record["damaged"]:
+                yield Packing(**record["packing"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
 
 
 def _all_known(spec: VideoSpec, data_dir: Path, known: KnownVideos) -> Found | None:
-    """Every video of a folder, if all are known; lengths are looked at before any is read."""
+    """Every video of a folder, if all are known; lengths are compared before any is read."""
     clips = [clip for split in spec.list_videos(data_dir).clips.values() for clip in split]
-    found = []
+    videos = []
     try:
-        there = [(clip, clip.source, Stamp.of(clip.source)) for clip in clips if clip.source is not None]
-        if len(there) < len(clips) or not {stamp.nbytes for *_, stamp in there} <= known.lengths:
+        stamped = [(clip, clip.source, Stamp.of(clip.source)) for clip in clips if clip.source is not None]
+        if len(stamped) < len(clips) or not {stamp.nbytes for *_, stamp in stamped} <= known.lengths:
             return None
-        for clip, source, stamp in there:
+        for clip, source, stamp in stamped:
             sha256 = bytes_sha256(source)
             if not known.has_pack(sha256):
                 return None
-            found.append((clip, sha256, stamp))
+            videos.append((clip, sha256, stamp))
     except (OSError, UnreadableError):
         return None
-    return found
+    return videos

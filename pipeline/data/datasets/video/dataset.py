@@ -1,4 +1,4 @@
-"""The index of one split of a prepared target of videos, and its frames as pictures."""
+"""One split of a prepared target of videos, and its frames as images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.video.adopt import adopt
 from pipeline.data.datasets.video.known import KnownVideos
-from pipeline.data.datasets.video.pack import OpenPack, Packed, Stamp, read_pack
+from pipeline.data.datasets.video.pack import OpenPack, PackInfo, Stamp, read_pack
 from pipeline.data.datasets.video.pack_record import command_of, pack_path, read_record
 from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
 from sskt.errors import TargetError
@@ -24,13 +24,13 @@ _OPEN_PACKS = 512  # at a time
 
 
 def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
-    """The index of one split; ids are places in its list, also where videos are left out.
+    """Open one split; ids are positions in its list, also where videos are left out.
 
-    Raises TargetError if the target is not prepared, or not the videos that are there now.
+    Raises TargetError if the target is not prepared, or its videos have changed since.
     """
     record = read_record(spec, data_dir, index_dir) or adopt(spec, data_dir, index_dir)
     if record is None:
-        raise TargetError(_how_to_begin(spec, data_dir, index_dir))
+        raise TargetError(_first_commands(spec, data_dir, index_dir))
     command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
     listing = spec.list_videos(data_dir)
     listed = listing.clips[split]
@@ -74,7 +74,7 @@ def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) ->
 
 
 def frames_dataset(dataset: Dataset) -> Dataset:
-    """Every frame of every video of `index` as a picture of its own, one video behind the other."""
+    """Every frame of every video as an image of its own, video after video."""
     counts = dataset.sizes[:, 0].astype(np.int64)
     assert isinstance(dataset.access, Packs)  # noqa: S101 - the access of every index of videos
     n = int(counts.sum())
@@ -90,15 +90,15 @@ def frames_dataset(dataset: Dataset) -> Dataset:
 
 
 def first_frames(dataset: Dataset) -> NDArray[np.int64]:
-    """Where each video's frames begin in `frames_index`: int64 (N,)."""
+    """The row of each video's first frame in `frames_dataset`: int64 (N,)."""
     counts = dataset.sizes[:, 0].astype(np.int64)
     return np.cumsum(counts) - counts
 
 
 class Packs:
-    """Access to packed videos; as a picture, a video is its middle frame. See `Images`."""
+    """Access to packed videos; the image of a video is its middle frame. See `Images`."""
 
-    def __init__(self, paths: list[Path], packs: list[Packed]) -> None:
+    def __init__(self, paths: list[Path], packs: list[PackInfo]) -> None:
         self._paths, self._packs = paths, packs
         self._opened = lru_cache(maxsize=_OPEN_PACKS)(self._open)
 
@@ -132,7 +132,7 @@ class Packs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Frames:
-    """Frames as pictures. See `Images`."""
+    """Access to frames as images. See `Images`."""
 
     packs: Packs
     firsts: NDArray[np.int64]
@@ -165,7 +165,7 @@ class _Frames:
         return video, at - int(self.firsts[video])
 
 
-def _require_unchanged(clip: VideoEntry, packed: Packed, command: str, known: KnownVideos) -> None:
+def _require_unchanged(clip: VideoEntry, packed: PackInfo, command: str, known: KnownVideos) -> None:
     if clip.source is None:
         return
     try:
@@ -174,14 +174,14 @@ def _require_unchanged(clip: VideoEntry, packed: Packed, command: str, known: Kn
         raise TargetError(
             f"{shown(str(clip.source))}: cannot be read ({error.strerror or error}); restore it"
         ) from None
-    except UnreadableError:  # a folder whose frames are others by now
+    except UnreadableError:  # the frames of a folder have changed
         same = False
     if not same:
         raise TargetError(f"{shown(str(clip.source))}: has changed since it was packed; {command} again")
 
 
-def _how_to_begin(spec: VideoSpec, data_dir: Path, index_dir: Path) -> str:
-    """What to do with a target that was never prepared: the commands, one a line."""
+def _first_commands(spec: VideoSpec, data_dir: Path, index_dir: Path) -> str:
+    """The commands that an unprepared target takes, one per line."""
     root = data_dir / spec.root
     first = "" if root.is_dir() else f"\n  first {spec.how_to_prepare}"
     steps = (("prepare",), ("precompute", "--source imagenet --source places365"), ("train",))

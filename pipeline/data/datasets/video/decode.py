@@ -1,9 +1,9 @@
-"""The frames of one video, in the order they are shown: of a file that FFmpeg reads (PyAV), or of a folder of
-pictures.
+"""Decode the frames of one video in display order, from a file that FFmpeg reads (PyAV) or a folder of
+images.
 
-A file is usable if all of it can be decoded: frames that FFmpeg had to make up are not what anybody labelled.
-Frames are turned as the file says (phones film upright that way). Its pixel aspect is ignored, as by the
-scripts that everybody extracts UCF101's and HMDB51's frames with.
+A file is usable if all of it can be decoded: frames that FFmpeg conceals are not what anybody labelled.
+Frames are rotated as the file says (phones film upright that way). Pixel aspect is ignored, as by the scripts
+that UCF101's and HMDB51's frames are usually extracted with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.decode import UnreadableError, inspect, to_pixels
-from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES, sequence_in
+from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES, find_sequence
 from sskt.names import shown
 
 # fmt: off
@@ -29,19 +29,25 @@ VIDEO_SUFFIXES = (
 )
 # fmt: on
 
-_PICTURES = ("apng", "ico", "image2", "webp", "avif")  # FFmpeg's names of pictures that do not end with _pipe
+_PICTURES = (
+    "apng",
+    "ico",
+    "image2",
+    "webp",
+    "avif",
+)  # FFmpeg's image formats that do not end with _pipe
 _GIF, _GIF_END = "gif", b";"
-_SQUEEZE = 0.02  # by how much frames may differ in their ratio of width to height: rounding
+_SQUEEZE = 0.02  # by how much the aspect ratios of frames may differ: rounding
 _LOST_SHARE = 50  # one in so many frames may be missing from what the header promises; HMDB51 lacks the last
-_LOST_FRAMES = 5  # and the file may end so many frames before the time that it promises
+_LOST_FRAMES = 5  # and the file may end this many frames before the time that it promises
 
 
-def frames_of(source: Path) -> Iterator[Image.Image]:
-    """Every frame as an RGB picture. Raises UnreadableError, with the reason, if any cannot be had, or has
-    another shape than those before.
+def decode_frames(source: Path) -> Iterator[Image.Image]:
+    """Yield every frame as an RGB image. Raises UnreadableError, with the reason, if any cannot be decoded or
+    has another shape than the first.
     """
     first: tuple[int, int] | None = None
-    for n, frame in enumerate(_of_folder(source) if source.is_dir() else _of_file(source)):
+    for n, frame in enumerate(_decode_folder(source) if source.is_dir() else _decode_file(source)):
         first = first or frame.size
         if abs(frame.width * first[1] / (frame.height * first[0]) - 1) > _SQUEEZE:
             raise UnreadableError(
@@ -51,17 +57,15 @@ def frames_of(source: Path) -> Iterator[Image.Image]:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The files of a folder whose change is the video's: its frames, or all images if it cannot be told which
-    these are.
-    """
+    """The files whose change changes a folder's video: its frames, or all images if those are ambiguous."""
     try:
-        return list(sequence_in(folder).frames)
+        return list(find_sequence(folder).frames)
     except UnreadableError:
         return sorted(path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES)
 
 
-def _of_folder(folder: Path) -> Iterator[Image.Image]:
-    files = sequence_in(folder).frames
+def _decode_folder(folder: Path) -> Iterator[Image.Image]:
+    files = find_sequence(folder).frames
     depth = _depth(files)
     for path in files:
         try:
@@ -71,18 +75,18 @@ def _of_folder(folder: Path) -> Iterator[Image.Image]:
 
 
 def _depth(files: Sequence[Path]) -> int:
-    """How deep a sequence's 16-bit frames are; a sequence is of one camera, so the first tells if there are
+    """The depth of a sequence's 16-bit frames; a sequence is from one camera, so the first tells if there are
     any.
     """
     try:
         if not inspect(files[0].read_bytes()).bits:
             return FULL
         return depth_of(max(inspect(path.read_bytes()).bits for path in files))
-    except (OSError, UnreadableError):  # which reading the frames will tell
+    except (OSError, UnreadableError):  # which reading the frames will report
         return FULL
 
 
-def _of_file(path: Path) -> Iterator[Image.Image]:
+def _decode_file(path: Path) -> Iterator[Image.Image]:
     try:
         with ExitStack() as opened:
             source: Any = str(path)
@@ -91,18 +95,18 @@ def _of_file(path: Path) -> Iterator[Image.Image]:
             container = opened.enter_context(av.open(source, metadata_errors="ignore"))
             if container.format.name == _GIF:
                 _require_end(path)
-            yield from _decoded(container)
+            yield from _decode_container(container)
     except (av.error.FFmpegError, OSError, ValueError) as error:  # PyAV raises the last for some headers
         raise UnreadableError(_reason(error)) from None
 
 
 def _require_end(gif: Path) -> None:
-    """Raise UnreadableError unless a GIF ends as one: FFmpeg does not say that the rest is gone."""
+    """Raise UnreadableError unless a GIF ends as one: FFmpeg does not report that the rest is missing."""
     if not gif.read_bytes().rstrip(b"\0").endswith(_GIF_END):
         raise UnreadableError("cut off")
 
 
-def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
+def _decode_container(container: av.container.InputContainer) -> Iterator[Image.Image]:
     kind = container.format.name
     if kind.endswith("_pipe") or kind in _PICTURES:
         raise UnreadableError(f"a picture ({kind.removesuffix('_pipe')}), not a video")
@@ -111,7 +115,7 @@ def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise UnreadableError("no decoder for its video")
-    stream.codec_context.thread_count = 1  # videos are decoded side by side
+    stream.codec_context.thread_count = 1  # videos are decoded in parallel
     n, end_s = 0, 0.0
     for packet in container.demux():
         if packet.pts is not None:
@@ -124,7 +128,7 @@ def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
             if frame.is_corrupt:
                 raise UnreadableError(f"frame {n} is damaged")
             n += 1
-            yield _upright(frame)
+            yield _rotate(frame)
     if n == 0:
         raise UnreadableError("no frame in it")
     if n == 1 and kind == _GIF:
@@ -132,8 +136,8 @@ def _decoded(container: av.container.InputContainer) -> Iterator[Image.Image]:
     _require_whole(container, stream, n, end_s)
 
 
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    """A frame as it is shown, turned by the quarters that the file says."""
+def _rotate(frame: av.VideoFrame) -> Image.Image:
+    """A frame as it is displayed, rotated by the quarter turns that the file says."""
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turn = 90 * round(frame.rotation / 90)  # counter-clockwise
     return image.rotate(turn, expand=True) if turn else image
@@ -146,8 +150,8 @@ def _require_whole(
     of any stream ends at `end_s`, before the promised time.
 
     MP4 and MOV promise all frames, and a cut without re-encoding hides some by an edit list: there both must
-    fall short. The time alone tells of Matroska, which counts no frames. AVI has a count, and its time is
-    FFmpeg's guess from what is left.
+    fall short. Matroska counts no frames, so only its time tells. AVI counts frames, and its time is FFmpeg's
+    guess from what is left.
     """
     promised, kinds = stream.frames, container.format.name.split(",")
     promised_s = (container.duration or 0) / av.time_base
@@ -160,6 +164,6 @@ def _require_whole(
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without number and path, which the caller names."""
+    """An error's reason, without number and path, which the caller names."""
     text = (getattr(error, "strerror", None) or str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -13,11 +13,9 @@ import numpy as np
 
 from pipeline.data.datasets.class_folders import class_names, hold_out
 from pipeline.data.datasets.folder_splits import has_val, layout_of
-from pipeline.data.datasets.registry import Family, own_folder
-from pipeline.data.datasets.video.dataset import load_videos
+from pipeline.data.datasets.registry import own_folder
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
-from pipeline.data.datasets.video.pack_record import is_prepared
-from pipeline.data.datasets.video.prepare import prepare_videos
+from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import Ignored, is_hidden
@@ -34,6 +32,31 @@ class FolderSpec(VideoSpec):
     def list_videos(self, data_dir: Path) -> VideoListing:
         """See `VideoSpec.list_videos`."""
         return _list_folders(self, data_dir / self.root)
+
+
+class VideoFolder(Videos[FolderSpec]):
+    """A user's folders of videos."""
+
+    name, is_path = "videofolder", True
+
+    def from_path(self, path: str) -> FolderSpec:
+        """See `Family.from_path`."""
+        root = own_folder("videofolder", path)
+        return FolderSpec(
+            name=f"videofolder:{root.name}",
+            family="videofolder",
+            n_classes=None,
+            how_to_prepare=(
+                f"put the videos as {root}/train/CLASS/*.mp4 and {root}/val/CLASS/*.mp4, or as "
+                f"{root}/CLASS/*.mp4 to have a fifth of each class held out; a folder of frames "
+                f"stands for a video as well"
+            ),
+            root=root,
+        )
+
+    def has_val(self, spec: FolderSpec, data_dir: Path) -> bool:
+        """See `Family.has_val`."""
+        return has_val(spec, data_dir)
 
 
 def _list_folders(spec: VideoSpec, root: Path) -> VideoListing:
@@ -68,7 +91,7 @@ def _list_folders(spec: VideoSpec, root: Path) -> VideoListing:
 
 
 class _Others:
-    """What lies among the videos below `root`."""
+    """Collects the files among the videos below `root` that are neither."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -79,14 +102,14 @@ class _Others:
         self.ignored.append((os.fsencode(path.relative_to(self._root)), kind))
 
     def add_mixed(self, folder: Path, images: list[Path]) -> None:
-        """Pictures in a folder that holds videos as well."""
+        """Add images in a folder that holds videos as well."""
         self._mixed.append(folder)
         for path in images:
             self.add(path, "picture beside videos")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence on folders that hold both, if there are any."""
+        """A sentence on folders that hold both videos and images, if there are any."""
         if not self._mixed:
             return ()
         more = f", as do {len(self._mixed) - 1:,} other folders" if len(self._mixed) > 1 else ""
@@ -97,8 +120,8 @@ class _Others:
 def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Others) -> list[VideoEntry]:
     clips = []
     for label, name in enumerate(classes):
-        found = _videos_in(folder / name, others) if (folder / name).is_dir() else []
-        sources = sorted(source for source in found if source != folder / name)
+        videos = _videos_in(folder / name, others) if (folder / name).is_dir() else []
+        sources = sorted(source for source in videos if source != folder / name)
         if not sources and (folder / name).is_dir():
             raise TargetError(
                 f"{shown(str(folder / name))}: no video in this class folder, expected files "
@@ -109,51 +132,26 @@ def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Ot
 
 
 def _videos_in(folder: Path, others: _Others) -> list[Path]:
-    """Video files and folders of frames below a folder, or the folder itself if it holds frames and no video;
-    `others` receives the rest.
+    """Find video files and folders of frames below a folder, or the folder itself if it holds frames and no
+    video; `others` receives the rest.
     """
-    found: list[Path] = []
+    videos: list[Path] = []
     images: list[Path] = []
-    with os.scandir(folder) as entries:  # which knows folders without another look at each of many frames
+    with os.scandir(folder) as entries:  # tells folders without a stat per frame
         for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
             path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
             if is_hidden(entry.name):
                 others.add(path, "hidden folder" if entry.is_dir() else "hidden")
             elif entry.is_dir():
-                found += _videos_in(path, others)
+                videos += _videos_in(path, others)
             elif suffix in VIDEO_SUFFIXES:
-                found.append(path)
+                videos.append(path)
             elif suffix in FRAME_SUFFIXES:
                 images.append(path)
             else:
                 others.add(path, suffix or "without extension")
-    if len(images) > 1 and len(found) == 1 and found[0].suffix.lower() == ".gif":
-        others.add(found.pop(), "preview of frames")
-    if images and found:
+    if len(images) > 1 and len(videos) == 1 and videos[0].suffix.lower() == ".gif":
+        others.add(videos.pop(), "preview of frames")
+    if images and videos:
         others.add_mixed(folder, images)
-    return found or ([folder] if images else [])
-
-
-def _from_path(path: str) -> FolderSpec:
-    root = own_folder("videofolder", path)
-    return FolderSpec(
-        name=f"videofolder:{root.name}",
-        family="videofolder",
-        n_classes=None,
-        how_to_prepare=(
-            f"put the videos as {root}/train/CLASS/*.mp4 and {root}/val/CLASS/*.mp4, or as "
-            f"{root}/CLASS/*.mp4 to have a fifth of each class held out; a folder of frames "
-            f"stands for a video as well"
-        ),
-        root=root,
-    )
-
-
-FAMILY = Family(
-    name="videofolder",
-    load=load_videos,
-    is_prepared=is_prepared,
-    prepare=prepare_videos,
-    from_path=_from_path,
-    has_val=has_val,
-)
+    return videos or ([folder] if images else [])

@@ -1,5 +1,6 @@
-"""What is kept of the videos that were packed, in `sources.json` beside their packs: the sha256 of the bytes
-that each pack was made from. So one that was touched, moved, copied or renamed is not decoded again.
+"""The sha256 of the bytes that each pack was made from, kept in `sources.json` beside the packs.
+
+So a video that was touched, moved, copied or renamed is not decoded again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from cache import TEMPORARY, write_durably
 from pipeline.data.datasets.video.decode import frame_files
-from pipeline.data.datasets.video.pack import Packed, Packing, Stamp, is_sound, read_pack
+from pipeline.data.datasets.video.pack import PackInfo, Packing, Stamp, is_sound, read_pack
 from pipeline.data.datasets.video.pack_record import pack_path
 from pipeline.data.datasets.video.spec import VideoSpec
 
@@ -22,7 +23,7 @@ _FILE = "sources.json"
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A video when it was last looked at, and its pack."""
+    """A video as it was last seen, and its pack."""
 
     sha256: str
     nbytes: int
@@ -32,7 +33,7 @@ class _Source:
 
 
 class KnownVideos:
-    """The videos of one target, by name, and those of others like it, by their bytes."""
+    """The videos of one target by name, and those of others of its family by their bytes."""
 
     def __init__(self, spec: VideoSpec, data_dir: Path, index_dir: Path) -> None:
         self._folder = pack_path(spec, data_dir, index_dir, "-").parent
@@ -49,9 +50,9 @@ class KnownVideos:
                 self.lengths.add(source.nbytes)
                 self._packs.setdefault(source.sha256, []).append((folder / source.pack, source.content))
 
-    def is_of(self, packed: Packed, name: str, video: Path, stamp: Stamp) -> bool:
-        """Whether a pack was made from the very bytes of a video, which are read where its length and time
-        do not say so. Raises OSError if they cannot be.
+    def is_of(self, packed: PackInfo, name: str, video: Path, stamp: Stamp) -> bool:
+        """Whether a pack was made from a video's bytes, which are read if its length and time do not tell.
+        Raises OSError if they cannot be read.
         """
         known = self._sources.get(name)
         if known is None or known.content != packed.content.hex():
@@ -64,8 +65,8 @@ class KnownVideos:
         return True
 
     def take(self, sha256: str, name: str, path: Path, packing: Packing, stamp: Stamp) -> bool:
-        """Have a sound pack of the same bytes, if there is one, put at `path` by `settle`; whether there is.
-        Raises OSError if it cannot be written.
+        """Link or copy a sound pack of the same bytes, which `settle` moves to `path`; returns whether there
+        is one. Raises OSError if it cannot be written.
         """
         for other, content in self._packs.get(sha256, []):
             packed = read_pack(other)
@@ -86,15 +87,15 @@ class KnownVideos:
         return False
 
     def settle(self) -> None:
-        """Put what was taken in its place, once nobody takes from the packs that lie there. Raises OSError if
-        that cannot be done.
+        """Move what was taken to its path, once nothing more is taken from the packs there. Raises OSError if
+        that fails.
         """
         for waiting, path in self._waiting:
             waiting.replace(path)
         self._waiting.clear()
 
     def give_up(self) -> None:
-        """Leave what was taken where it lies."""
+        """Delete the links and copies that were taken."""
         for waiting, _ in self._waiting:
             waiting.unlink(missing_ok=True)
         self._waiting.clear()
@@ -103,26 +104,26 @@ class KnownVideos:
         """Whether a video of these bytes was packed, under whatever name."""
         return sha256 in self._packs
 
-    def add(self, sha256: str, name: str, path: Path, packed: Packed, stamp: Stamp) -> None:
-        """Keep what a pack was made from."""
+    def add(self, sha256: str, name: str, path: Path, packed: PackInfo, stamp: Stamp) -> None:
+        """Record what a pack was made from."""
         self._keep(name, sha256, stamp, packed.content.hex(), path.relative_to(self._folder).as_posix())
 
-    def knows(self, name: str, packed: Packed) -> bool:
-        """Whether it is kept what a pack was made from."""
+    def knows(self, name: str, packed: PackInfo) -> bool:
+        """Whether it is recorded what a pack was made from."""
         known = self._sources.get(name)
         return known is not None and known.content == packed.content.hex()
 
     def lies(self, name: str, sha256: str) -> bool:
-        """Whether these bytes lie where they lay: then it is their pack that has gone or is damaged."""
+        """Whether a video still has these bytes; if so, it is its pack that is missing or damaged."""
         known = self._sources.get(name)
         return known is not None and known.sha256 == sha256
 
     def save(self) -> None:
-        """Write what is new. Without room for it nothing is lost but time."""
+        """Write what is new. If that fails, only time is lost."""
         if self._changed:
-            found = {name: asdict(source) for name, source in self._sources.items()}
+            records = {name: asdict(source) for name, source in self._sources.items()}
             with suppress(OSError):
-                write_durably(self._folder / _FILE, json.dumps(found).encode())
+                write_durably(self._folder / _FILE, json.dumps(records).encode())
 
     def _keep(self, name: str, sha256: str, stamp: Stamp, content: str, pack: str) -> None:
         self._sources[name] = _Source(sha256, stamp.nbytes, stamp.mtime_ns, content, pack)
@@ -130,8 +131,8 @@ class KnownVideos:
 
 
 def bytes_sha256(video: Path) -> str:
-    """Of a file's bytes; of a folder of frames, of theirs in order, whatever they are called. Raises OSError
-    or UnreadableError.
+    """The sha256 of a file's bytes; of a folder of frames, of theirs in order, whatever their names. Raises
+    OSError or UnreadableError.
     """
     if not video.is_dir():
         with video.open("rb") as file:
@@ -143,9 +144,9 @@ def bytes_sha256(video: Path) -> str:
 
 
 def _read(folder: Path) -> dict[str, _Source]:
-    """Nothing where there is nothing that can be trusted."""
+    """Read the records; none if they cannot be trusted."""
     try:
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        return {name: _Source(**source) for name, source in found.items()}
+        records = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        return {name: _Source(**source) for name, source in records.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

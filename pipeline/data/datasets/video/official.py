@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS, Family
-from pipeline.data.datasets.video.dataset import load_videos
+from pipeline.data.datasets.registry import SPLITS
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
-from pipeline.data.datasets.video.pack_record import is_prepared
-from pipeline.data.datasets.video.prepare import prepare_videos
+from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from sskt.errors import TargetError
 
@@ -82,16 +80,16 @@ def _ucf101(lists: Path, split: int) -> _Named:
 def _hmdb51(lists: Path, split: int) -> _Named:
     """CLASS_test_splitN.txt: every video of a class with 1 (train), 2 (test) or 0 (neither)."""
     pattern = re.compile(rf"(.+)_test_split{split}\.txt")
-    found = {m[1]: path for path in sorted(lists.iterdir()) if (m := pattern.fullmatch(path.name))}
-    if not found:
+    files = {m[1]: path for path in sorted(lists.iterdir()) if (m := pattern.fullmatch(path.name))}
+    if not files:
         raise TargetError(f"{lists}: no file CLASS_test_split{split}.txt; put the official lists there")
     named: dict[str, list[str]] = {part: [] for part in SPLITS}
-    for name, path in found.items():
+    for name, path in files.items():
         for line in _lines(path):
             video, _, use = line.rpartition(" ")
             if use in ("1", "2"):
                 named[SPLITS[int(use) - 1]].append(f"{name}/{video.strip()}")
-    return tuple(found), named
+    return tuple(files), named
 
 
 def _annotation(path: Path) -> _Named:
@@ -144,17 +142,6 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _of_split(spec: OfficialSpec, split: str) -> OfficialSpec:
-    """One of the three official splits; the first has the plain name."""
-    if split not in ("1", "2", "3"):
-        raise TargetError(f"target {spec.name}:{split}: its splits are 1, 2 and 3")
-    number = int(split)
-    name = spec.name if number == 1 else f"{spec.name}:{number}"
-    return replace(
-        spec, name=name, split=number, annotation=spec.annotation.replace("1.json", f"{number}.json")
-    )
-
-
 def _spec(
     name: str,
     n_classes: int,
@@ -180,13 +167,11 @@ def _spec(
     )
 
 
-FAMILY = Family(
-    name="official_videos",
-    load=load_videos,
-    is_prepared=is_prepared,
-    prepare=prepare_videos,
-    of_split=_of_split,
-    targets=(
+class OfficialVideos(Videos[OfficialSpec]):
+    """UCF101 and HMDB51."""
+
+    name, official_splits = "official_videos", ("1", "2", "3")
+    targets = (
         _spec(
             "ucf101",
             101,
@@ -203,5 +188,14 @@ FAMILY = Family(
             read=_hmdb51,
             annotation="hmdb51_1.json",
         ),
-    ),
-)
+    )
+
+    def of_split(self, spec: OfficialSpec, split: str) -> OfficialSpec:
+        """One of the three official splits; the first has the plain name."""
+        if split not in self.official_splits:
+            raise TargetError(f"target {spec.name}:{split}: its splits are 1, 2 and 3")
+        number = int(split)
+        name = spec.name if number == 1 else f"{spec.name}:{number}"
+        return replace(
+            spec, name=name, split=number, annotation=spec.annotation.replace("1.json", f"{number}.json")
+        )

@@ -1,4 +1,4 @@
-"""A packed video: its frames as JPEG files of one size, one behind the other, each at once at hand.
+"""A packed video: equal-sized JPEG frames, concatenated, with an offset table.
 
 Layout, little endian: the frames; n + 1 offsets (u64), where each begins and the last ends; and at the very
 end `_TAIL`. A pack is written whole or not at all.
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache import write_durably
-from pipeline.data.datasets.video.decode import frame_files, frames_of
+from pipeline.data.datasets.video.decode import decode_frames, frame_files
 from sskt.errors import TargetError
 
-SUFFIX = ".frames"  # after the video's own name
+SUFFIX = ".frames"  # follows the video's own name
 
 _MAGIC = b"SSKTvid1"
 # n, height, width, short_px, quality, bytes and mtime_ns of the video, content, magic
@@ -31,8 +31,8 @@ _TAIL = struct.Struct("<IIIIIQq16s8s")
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How frames are kept: resized to a short side of `short_px` where theirs is longer, as JPEG of a quality
-    from 1 to 100.
+    """How frames are packed: resized to a short side of `short_px` if it is longer, as JPEG of a quality from
+    1 to 100.
     """
 
     short_px: int = 128
@@ -52,22 +52,24 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """By what a changed video is told from the one that was packed."""
+    """What tells a changed video from the one that was packed."""
 
     nbytes: int
     mtime_ns: int
 
     @classmethod
     def of(cls, source: Path) -> Stamp:
-        """A file's, or of a folder of frames the sum and the latest. Raises OSError if there is none."""
+        """Stamp a file, or a folder of frames by the sum of lengths and the latest time. Raises OSError if
+        there is none.
+        """
         files = frame_files(source) if source.is_dir() else [source]
         stats = [path.stat() for path in files] or [source.stat()]
         return cls(sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats))
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """What a pack says of itself."""
+class PackInfo:
+    """A pack's own description."""
 
     n_frames: int
     height: int
@@ -77,17 +79,17 @@ class Packed:
     content: bytes  # first 16 bytes of the sha256 of offsets and frames
 
 
-def write_pack(source: Path, path: Path, packing: Packing) -> Packed:
+def write_pack(source: Path, path: Path, packing: Packing) -> PackInfo:
     """Decode a video and pack its frames at `path`.
 
-    Raises `pipeline.data.datasets.decode.UnreadableError` if any frame cannot be had, OSError if the pack
+    Raises `pipeline.data.datasets.decode.UnreadableError` if any frame cannot be decoded, OSError if the pack
     cannot be written; nothing is left behind then.
     """
     stamp = Stamp.of(source)
     frames: list[bytes] = []
     size: tuple[int, int] | None = None
-    for image in frames_of(source):
-        frame, size = packing.frame(image, size)  # all like the first
+    for image in decode_frames(source):
+        frame, size = packing.frame(image, size)  # all of the first one's size
         frames.append(frame)
     assert size is not None  # noqa: S101 - a video without frames is unreadable
     offsets = np.cumsum([0, *map(len, frames)], dtype="<u8").tobytes()
@@ -95,7 +97,7 @@ def write_pack(source: Path, path: Path, packing: Packing) -> Packed:
     for frame in frames:
         digest.update(frame)
     width, height = size
-    packed = Packed(len(frames), height, width, packing, stamp, digest.digest()[:16])
+    packed = PackInfo(len(frames), height, width, packing, stamp, digest.digest()[:16])
     tail = _TAIL.pack(
         len(frames),
         height,
@@ -112,24 +114,24 @@ def write_pack(source: Path, path: Path, packing: Packing) -> Packed:
     return packed
 
 
-def read_pack(path: Path) -> Packed | None:
-    """What the pack at `path` says of itself, None if there is none that is whole."""
+def read_pack(path: Path) -> PackInfo | None:
+    """Read the description of the pack at `path`; None if there is no complete pack."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - _TAIL.size))
-            found = _unpacked(file.read())
-            if found is None or length < _TAIL.size + 8 * (found.n_frames + 1):
+            info = _parse_tail(file.read())
+            if info is None or length < _TAIL.size + 8 * (info.n_frames + 1):
                 return None
             file.seek(length - _TAIL.size - 8)
             end = int.from_bytes(file.read(8), "little")
     except OSError:
         return None
-    return found if end + 8 * (found.n_frames + 1) + _TAIL.size == length else None
+    return info if end + 8 * (info.n_frames + 1) + _TAIL.size == length else None
 
 
-def is_sound(path: Path, packed: Packed) -> bool:
-    """Whether every byte of a pack is as it was written."""
+def is_sound(path: Path, packed: PackInfo) -> bool:
+    """Whether every byte of a pack is as written."""
     data = path.read_bytes()
     frames_end = len(data) - _TAIL.size - 8 * (packed.n_frames + 1)
     digest = hashlib.sha256(data[frames_end : len(data) - _TAIL.size])
@@ -138,16 +140,16 @@ def is_sound(path: Path, packed: Packed) -> bool:
 
 
 class OpenPack:
-    """A pack whose frames are read."""
+    """A pack opened for reading its frames."""
 
-    def __init__(self, path: Path, packed: Packed) -> None:
-        """Raises TargetError if the file is not that pack any more."""
+    def __init__(self, path: Path, packed: PackInfo) -> None:
+        """Raises TargetError if the file is no longer that pack."""
         try:
             with path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise TargetError(f"{path}: cannot be read ({error}); run sskt prepare again") from None
-        if _unpacked(self._data[-_TAIL.size :]) != packed:
+        if _parse_tail(self._data[-_TAIL.size :]) != packed:
             raise TargetError(f"{path}: is another pack than the one that was indexed; start again")
         table = len(self._data) - _TAIL.size - 8 * (packed.n_frames + 1)
         self._offsets: NDArray[np.uint64] = np.frombuffer(
@@ -160,8 +162,8 @@ class OpenPack:
         return self._data[start:end]
 
 
-def _unpacked(tail: bytes) -> Packed | None:
+def _parse_tail(tail: bytes) -> PackInfo | None:
     if len(tail) != _TAIL.size or not tail.endswith(_MAGIC):
         return None
     n, height, width, short_px, quality, nbytes, mtime_ns, content, _ = _TAIL.unpack(tail)
-    return Packed(n, height, width, Packing(short_px, quality), Stamp(nbytes, mtime_ns), content)
+    return PackInfo(n, height, width, Packing(short_px, quality), Stamp(nbytes, mtime_ns), content)

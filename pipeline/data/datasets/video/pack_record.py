@@ -1,5 +1,5 @@
-"""Where a target's packs lie, and what is known of those listed videos that have none: for the program in
-`prepared-N.json`, for the user, line by line, in `left-out-N.txt`.
+"""Where a target's packs lie, and which listed videos have none: in `prepared-N.json` for the program, in
+`left-out-N.txt` for the user, one per line.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.runtime import folder_words
 from sskt.errors import TargetError
 from sskt.names import quoted
 
-_LONGEST_NAME = 230  # bytes, of the 255 that a file system takes: one being written has a longer name
+_LONGEST_NAME = 230  # bytes, of the 255 that a file system allows: temporary names are longer
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One split's preparation, as it ended."""
+    """How the preparation of one official split ended."""
 
     packing: Packing
     missing: tuple[str, ...] = ()  # listed, and nowhere to be found
@@ -47,7 +47,7 @@ class Record:
 
 
 def pack_path(spec: VideoSpec, data_dir: Path, index_dir: Path, name: str) -> Path:
-    """Where the pack of one video lies; the splits of a target share their packs."""
+    """The file of one video's pack; the splits of a target share their packs."""
     path = _folder(spec, data_dir, index_dir) / f"{name}{SUFFIX}"
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         return path.with_name(f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}{SUFFIX}")
@@ -55,11 +55,13 @@ def pack_path(spec: VideoSpec, data_dir: Path, index_dir: Path, name: str) -> Pa
 
 
 def read_record(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | None:
-    """How the preparation of this split ended; None if it has not. Raises TargetError for a damaged file."""
+    """Read how the preparation of this split ended; None if it has not. Raises TargetError for a damaged
+    file.
+    """
     path = _file(spec, data_dir, index_dir, "prepared", "json")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Record(Packing(**found["packing"]), tuple(found["missing"]), dict(found["damaged"]))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Record(Packing(**record["packing"]), tuple(record["missing"]), dict(record["damaged"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -69,22 +71,14 @@ def read_record(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | No
         ) from None
 
 
-def is_prepared(spec: VideoSpec, _split: str, data_dir: Path, index_dir: Path) -> bool:
-    """Whether preparing ended well, which packs train and test videos together."""
-    try:
-        return read_record(spec, data_dir, index_dir) is not None
-    except TargetError:  # a damaged record, which using this target will name
-        return False
-
-
 def write_record(spec: VideoSpec, data_dir: Path, index_dir: Path, record: Record) -> None:
-    """Keep how it ended."""
+    """Record how the preparation of this split ended."""
     text = json.dumps(asdict(record), indent=2) + "\n"
     write_durably(_file(spec, data_dir, index_dir, "prepared", "json"), text.encode())
 
 
 def write_left_out(spec: VideoSpec, data_dir: Path, index_dir: Path, record: Record) -> Path:
-    """Keep every video that cannot be used, with the reason, as text; returns where."""
+    """Write the videos that cannot be used, with the reasons, as text; returns the file."""
     path = _file(spec, data_dir, index_dir, "left-out", "txt")
     reasons = dict.fromkeys(record.missing, "not there") | record.damaged
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,13 +88,15 @@ def write_left_out(spec: VideoSpec, data_dir: Path, index_dir: Path, record: Rec
 
 
 def command_of(verb: str, spec: VideoSpec, data_dir: Path, index_dir: Path, *words: str) -> str:
-    """A command for this target that looks where this one did; `index_dir` lies in the --cache-dir."""
+    """A command for this target with the same folders; `index_dir` lies in the --cache-dir."""
     named = (f"--target {quoted(spec.as_given)}", *words, *folder_words(data_dir, index_dir.parent))
     return f"sskt {verb} {' '.join(named)}"
 
 
 def _folder(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Path:
-    """Videos of one's own share a name with others' too easily: the place of the folder is added."""
+    """The folder of a target's packs. Users' folders share names too easily, so theirs has the place in its
+    name.
+    """
     slug = target_slug(spec.name.partition(":")[0])
     if spec.is_own_folder:
         place = hashlib.sha256(os.fsencode((data_dir / spec.root).resolve())).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Pack every video of a target once: side by side, to be stopped and gone on with at any time."""
+"""Pack every video of a target once, in parallel; a stopped preparation is resumed."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from pipeline.data.datasets.video.pack_record import (
     write_left_out,
     write_record,
 )
-from pipeline.data.datasets.video.sequence import sequence_in
+from pipeline.data.datasets.video.sequence import find_sequence
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
-from pipeline.data.datasets.walk import told
+from pipeline.data.datasets.walk import describe_ignored
 from pipeline.runtime import Progress
 from sskt.errors import TargetError
 from sskt.names import shown
 
 log = logging.getLogger(__name__)
 
-_NAMED = 5  # videos that a message names
+_NAMED = 5  # videos named in a message
 _KEPT, _NEW, _MISSING = "kept", "new", "missing"  # what became of a video
 T = TypeVar("T")
 
 
 def prepare_videos(
-    spec: VideoSpec, data_dir: Path, index_dir: Path, packing: Packing, allow_missing: bool
+    spec: VideoSpec, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
 ) -> None:
-    """Pack what is not packed yet below `index_dir`, and record which listed videos there are not.
+    """Pack what is not packed yet below `index_dir`, and record which listed videos are missing.
 
-    A pack is done again if its video or `packing` has changed, or its bytes. Raises TargetError, after all
+    A pack is made again if its video, its bytes or `packing` have changed. Raises TargetError, after all
     others are packed, that names what is missing or cannot be decoded, unless `allow_missing`; and
     TargetError if packs cannot be written.
     """
@@ -50,15 +50,15 @@ def prepare_videos(
     clips = [clip for split in listing.clips.values() for clip in split]
     remarks = [
         *listing.notes,
-        *_on_others(spec, data_dir, index_dir, listing),
-        *_on_frames(spec, data_dir, index_dir, clips),
+        *_note_ignored(spec, data_dir, index_dir, listing),
+        *_note_frames(spec, data_dir, index_dir, clips),
     ]
     for note in remarks:
         log.warning(note)
-    found = _pack_all(spec, data_dir, index_dir, clips, packing)
-    missing = tuple(clip.name for clip in clips if found[clip.name] == _MISSING)
-    damaged = {name: what for name, what in found.items() if what not in (_MISSING, _KEPT, _NEW)}
-    kept, new = (sum(what == state for what in found.values()) for state in (_KEPT, _NEW))
+    outcomes = _pack_all(spec, data_dir, index_dir, clips, packing)
+    missing = tuple(clip.name for clip in clips if outcomes[clip.name] == _MISSING)
+    damaged = {name: what for name, what in outcomes.items() if what not in (_MISSING, _KEPT, _NEW)}
+    kept, new = (sum(what == state for what in outcomes.values()) for state in (_KEPT, _NEW))
     log.info(
         f"{spec.name}: {kept + new:,} of {len(clips):,} listed videos are packed ({kept:,} from before), "
         f"short side {packing.short_px} px, JPEG quality {packing.quality}"
@@ -84,17 +84,17 @@ def prepare_videos(
 def _pack_all(
     spec: VideoSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry], packing: Packing
 ) -> dict[str, str]:
-    """What became of each: `_KEPT`, `_NEW`, `_MISSING`, or why it cannot be used."""
+    """Pack the videos; returns what became of each: `_KEPT`, `_NEW`, `_MISSING`, or why it cannot be used."""
     paths = {clip.name: pack_path(spec, data_dir, index_dir, clip.name) for clip in clips}
     known = KnownVideos(spec, data_dir, index_dir)
     with Progress(f"packing {spec.name}", total=len(clips)) as progress:
         try:
-            # all are looked for before one is packed, maybe over a pack that has another name by now
-            looked = _each(clips, lambda clip: _find(clip, paths[clip.name], packing, known), paths)
+            # look for all before packing one, which may replace a pack that another video needs
+            searched = _each(clips, lambda clip: _find(clip, paths[clip.name], packing, known), paths)
             known.settle()
-            found = {name: what for name, what in looked.items() if isinstance(what, str)}
-            progress.advance(len(found))
-            left = {name: what for name, what in looked.items() if not isinstance(what, str)}
+            outcomes = {name: what for name, what in searched.items() if isinstance(what, str)}
+            progress.advance(len(outcomes))
+            left = {name: what for name, what in searched.items() if not isinstance(what, str)}
             unpacked = [clip for clip in clips if clip.name in left]
 
             def pack(clip: VideoEntry) -> str:
@@ -102,26 +102,26 @@ def _pack_all(
                 progress.advance(1)
                 return what
 
-            found |= _each(unpacked, pack, paths)
+            outcomes |= _each(unpacked, pack, paths)
         finally:
             known.save()
             for folder in {path.parent for path in paths.values()}:
                 sweep(folder)
-    return {clip.name: found[clip.name] for clip in clips}
+    return {clip.name: outcomes[clip.name] for clip in clips}
 
 
 def _each(clips: list[VideoEntry], work: Callable[[VideoEntry], T], paths: dict[str, Path]) -> dict[str, T]:
-    """What `work` gives for each clip, in threads: FFmpeg, the resize, the JPEG encoder and hashing all run
-    outside the interpreter. Raises TargetError for a pack that cannot be written.
+    """Apply `work` to each clip in threads: FFmpeg, the resize, the JPEG encoder and hashing all release the
+    GIL. Raises TargetError for a pack that cannot be written.
     """
     pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pack")
     jobs = {pool.submit(work, clip): clip.name for clip in clips}
-    found: dict[str, T] = {}
+    results: dict[str, T] = {}
     try:
         for job in as_completed(jobs):
             name = jobs[job]
             try:
-                found[name] = job.result()
+                results[name] = job.result()
             except OSError as error:
                 raise TargetError(
                     f"{paths[name]}: cannot be written ({error.strerror or error}); make room, or choose "
@@ -129,12 +129,12 @@ def _each(clips: list[VideoEntry], work: Callable[[VideoEntry], T], paths: dict[
                 ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-    return found
+    return results
 
 
 @dataclass(frozen=True, slots=True)
 class _Video:
-    """One that has to be packed."""
+    """A video that has to be packed."""
 
     source: Path
     sha256: str
@@ -142,8 +142,8 @@ class _Video:
 
 
 def _find(clip: VideoEntry, path: Path, packing: Packing, known: KnownVideos) -> str | _Video:
-    """What became of a video that need not be packed: a sound pack of the same bytes is there, under this
-    name or another, or cannot be had. If a video has gone since, its pack is kept.
+    """What became of a video that need not be packed, because there is a sound pack of the same bytes, under
+    this name or another, or because it cannot be used. The pack of a video that has gone is kept.
     """
     if clip.source is not None and not (clip.source.is_file() or clip.source.is_dir()):
         return "a link to nothing, or not a file"  # reading a pipe would wait for ever
@@ -163,7 +163,7 @@ def _find(clip: VideoEntry, path: Path, packing: Packing, known: KnownVideos) ->
         return str(error)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
-    if packed is not None:  # by a version that did not keep of what
+    if packed is not None:  # packed by a version that did not record of what
         known.add(sha256, clip.name, path, packed, stamp)
         return _KEPT
     if not known.lies(clip.name, sha256) and known.take(sha256, clip.name, path, packing, stamp):
@@ -177,55 +177,55 @@ def _pack(clip: VideoEntry, path: Path, packing: Packing, known: KnownVideos, vi
         written = write_pack(video.source, path, packing)
     except UnreadableError as error:
         return str(error)
-    if written.stamp == video.stamp:  # and not changed while it was read
+    if written.stamp == video.stamp:  # it did not change while it was read
         known.add(video.sha256, clip.name, path, written, video.stamp)
     return _NEW
 
 
-def _on_others(spec: VideoSpec, data_dir: Path, index_dir: Path, listing: VideoListing) -> list[str]:
-    """On files that are neither videos nor frames."""
+def _note_ignored(spec: VideoSpec, data_dir: Path, index_dir: Path, listing: VideoListing) -> list[str]:
+    """A note on files that are neither videos nor frames."""
     folder = pack_path(spec, data_dir, index_dir, "-").parent
     lines = ((os.fsdecode(path), kind) for path, kind in listing.ignored)
     where = write_list(folder / "videos.npz", "ignored", lines)
     if not listing.ignored:
         return []
     read = f"videos ({', '.join(VIDEO_SUFFIXES[:5])} and their like) and folders of frames"
-    return [told(data_dir / spec.root, listing.ignored, where, read)]
+    return [describe_ignored(data_dir / spec.root, listing.ignored, where, read)]
 
 
-def _on_frames(spec: VideoSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry]) -> list[str]:
-    """On images that lie beside a sequence's frames, and on frames that are missing."""
+def _note_frames(spec: VideoSpec, data_dir: Path, index_dir: Path, clips: list[VideoEntry]) -> list[str]:
+    """Notes on images beside a sequence's frames, and on missing frames."""
     left_out: list[tuple[str, str]] = []
     lacking = n_missing = 0
     for clip in clips:
         if clip.source is not None and clip.source.is_dir():
             try:
-                found = sequence_in(clip.source)
-            except (OSError, UnreadableError):  # which packing it will tell
+                frames = find_sequence(clip.source)
+            except (OSError, UnreadableError):  # which packing it will report
                 continue
-            left_out += [(f"{clip.name}/{path.name}", "not of its frames") for path in found.left_out]
-            lacking, n_missing = lacking + (found.n_missing > 0), n_missing + found.n_missing
+            left_out += [(f"{clip.name}/{path.name}", "not of its frames") for path in frames.left_out]
+            lacking, n_missing = lacking + (frames.n_missing > 0), n_missing + frames.n_missing
     where = write_list(
         pack_path(spec, data_dir, index_dir, "-").parent / "videos.npz", "other-images", left_out
     )
-    said = []
+    notes = []
     if left_out:
         listed = f", all in {where}" if where else ""
         n_folders = len({name.rpartition("/")[0] for name, _ in left_out})
-        said.append(
+        notes.append(
             f"{shown(spec.name)}: {len(left_out):,} images in {n_folders:,} folders are none of the frames, "
             f"by their names, and are left out ({_first([shown(name) for name, _ in left_out])}){listed}"
         )
     if n_missing:
-        said.append(
+        notes.append(
             f"{shown(spec.name)}: {n_missing:,} frames are missing in {lacking:,} folders, by the numbers "
             f"in their names; the others are taken as if they followed one another"
         )
-    return said
+    return notes
 
 
 def _problems(missing: tuple[str, ...], damaged: dict[str, str]) -> list[str]:
-    """One clause for each kind of trouble."""
+    """One clause per problem."""
     problems = []
     if missing:
         problems.append(

@@ -1,7 +1,7 @@
-"""Which images of a folder are the frames of its video, and in which order.
+"""Tell which images of a folder are the frames of its video, and in which order.
 
-Frames have one name pattern, a text with a running number. What else lies beside them (optical flow, depth, a
-cover) is left out and counted; where it cannot be told which pattern is the video's, the folder is unusable.
+Frames share one name pattern, a text with a running number. Other images (optical flow, depth, a cover) are
+left out and counted; if it is ambiguous which pattern is the video's, the folder is unusable.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pipeline.data.datasets.decode import SUFFIXES, UnreadableError
 from pipeline.data.datasets.walk import is_hidden
 from sskt.names import shown
 
-FRAME_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".gif")  # which is a video here
+FRAME_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".gif")  # a GIF is a video here
 
-# words of names that say what an image shows; digits and the rest of a name are no words
+# words in file names that say what an image shows
 # fmt: off
 _COLOUR = {
     "img", "image", "images", "im", "frame", "frames", "frm", "rgb", "color", "colour", "pic",
@@ -34,17 +34,17 @@ _OTHER = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
-    """The frames of one folder in order, the images beside them, and how many numbers are missing between."""
+class FrameSequence:
+    """A folder's frames in order, the images beside them, and how many numbers are missing in between."""
 
     frames: tuple[Path, ...]
     left_out: tuple[Path, ...] = ()
     n_missing: int = 0
 
 
-def sequence_in(folder: Path) -> Sequence:
-    """The frames directly in a folder. Raises UnreadableError if it cannot be told which images they are, and
-    OSError if it cannot be listed.
+def find_sequence(folder: Path) -> FrameSequence:
+    """Find the frames directly in a folder. Raises UnreadableError if it is ambiguous which images they are,
+    and OSError if it cannot be listed.
     """
     files = [p for p in folder.iterdir() if p.suffix.lower() in FRAME_SUFFIXES and not is_hidden(p.name)]
     if not files:
@@ -61,7 +61,7 @@ def sequence_in(folder: Path) -> Sequence:
     left_out = sorted(path for pattern, paths in patterns.items() if pattern != chosen for path in paths)
     last = [numbers[-1] for numbers, _, _ in numbered if numbers]
     frames = tuple(path for _, _, path in numbered)
-    return Sequence(frames, tuple(left_out), _n_missing(last))
+    return FrameSequence(frames, tuple(left_out), _n_missing(last))
 
 
 def _of_the_video(patterns: dict[str, list[Path]]) -> str:

@@ -13,7 +13,7 @@ from pipeline.data.datasets.walk import Ignored
 
 @dataclass(frozen=True, slots=True)
 class VideoEntry:
-    """One video of a list; `source` is None if it is nowhere to be found."""
+    """One video of a list; `source` is None if it cannot be found."""
 
     name: str  # "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi"
     label: int
