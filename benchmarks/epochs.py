@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation, Paths, choose_execution
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
@@ -40,7 +40,7 @@ from pipeline.source_outputs.live import LiveOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.stores.job import Job
 from pipeline.stores.sources import open_frozen
-from pipeline.studies.demo_sources import drawn_source
+from pipeline.studies.demo_sources import demo_source
 from pipeline.train.config import TrainConfig
 from pipeline.train.method import open_method
 from pipeline.train.trainer import Trainer
@@ -75,7 +75,7 @@ class Setting:
         augmentation = Augmentation(side_px=args.size)
         self.plan = augmentation.training_plan(spec)
         names = args.source or [
-            f"program:{drawn_source(task, Path('stores/demo'))}" for task in ("letters", "strokes")
+            f"program:{demo_source(task, Path('stores/demo'))}" for task in ("letters", "strokes")
         ]
         self.sources = {}
         for name in names:
@@ -386,5 +386,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

@@ -18,7 +18,7 @@ from time import perf_counter
 
 from pipeline import api
 from pipeline.api import Augmentation, Paths
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
 
@@ -140,5 +140,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

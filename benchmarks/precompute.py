@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import in_batches, open_renderer
@@ -184,5 +184,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

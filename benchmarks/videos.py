@@ -21,7 +21,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvf
 
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import in_batches, open_renderer
@@ -189,5 +189,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

@@ -19,7 +19,7 @@ import torch
 from cache.store import Store, find_stores
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.train.run_folder import read_checkpoint, read_config, read_metrics, read_summary
@@ -151,5 +151,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()
