@@ -1,13 +1,13 @@
-"""Few labels: a folder of pictures or videos, from scratch and with two sources, several seeds; a table.
+"""Few labels: train on a folder of images or videos, from scratch and with two sources, over several seeds.
 
     python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
     python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
         --clip-frames 8 --methods "scratch,SSKT,SSKT frames:3"
     python benchmarks/few_labels.py voc --weights imagenet=FILE --program FILE --size 112 --source-size 224
 
-The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, if they are not
-yet. What is not given is the recipe's. Runs that are finished already are taken as they are, so an
-interrupted bench goes on.
+The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, unless they are
+already. Settings that are not given are the recipe's. Finished runs are reused, so an interrupted benchmark
+can be continued.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
 
-# transfer module, and what the sources see of a clip
+# transfer module, and --source-frames of clips
 METHODS: dict[str, tuple[bool, str | None] | None] = {
     "scratch": None,
     "SSKT": (False, None),
@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[bool, str | None] | None] = {
     "SSKT mean_frame": (False, "mean_frame"),
     "SSKT frames:3": (False, "frames:3"),
 }
-METRICS_BESIDE = {"test_map": ("test_image_ap",)}  # what the released code reports of VOC
+EXTRA_METRICS = {"test_map": ("test_image_ap",)}  # as the released code reports for VOC
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
                 train(args, method, seed, sources, seen[method], paths, folder)
     runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in range(args.seeds)] for m in methods}
     metric = runs[methods[0]][0]["metric"]
-    for shown in (metric, *METRICS_BESIDE.get(metric, ())):
+    for shown in (metric, *EXTRA_METRICS.get(metric, ())):
         table(shown, runs)
     print(f"{perf_counter() - started:.0f} s in all")
 

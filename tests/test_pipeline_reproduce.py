@@ -501,16 +501,15 @@ def test_footnotes_follow_the_settings():
     setup = row.setup
     other = replace(
         setup,
-        taught=replace(setup.taught, teacher_bn="batch-stats"),
-        settings=setup.settings | {"gamma": 0.1, "epochs": 150},
+        config=replace(setup.config, teacher_bn="batch-stats", gamma=0.1, epochs=150),
     )
     notes = {mark.word: mark.note for mark in departures(other)}
     assert notes.keys() == {"protocol", "epochs", "schedule"}
     assert notes["epochs"] == "150 epochs; the released code takes 200"
     assert notes["schedule"].startswith("the rate is multiplied by 0.1 at each milestone")
-    focal = replace(setup, settings=setup.settings | {"aux_loss": "focal"})
+    focal = replace(setup, config=replace(setup.config, aux_loss="focal"))
     assert any("softened by T = 3" in mark.note for mark in departures(focal))
-    focal = replace(setup, settings=setup.settings | {"aux_loss": "focal", "temperature": 1.0})
+    focal = replace(setup, config=replace(setup.config, aux_loss="focal", temperature=1.0))
     assert not any(mark.word == "loss" for mark in departures(focal))
 
 
