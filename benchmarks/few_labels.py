@@ -43,22 +43,24 @@ def main() -> None:
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).holds_videos:
         api.prepare(args.target, paths=paths)
-    seen = {}
+    by_method = {}
     for method in methods:
         taught = METHODS[method]
-        seen[method] = replace(plain, source_frames=taught[1]) if taught else plain
+        by_method[method] = replace(plain, source_frames=taught[1]) if taught else plain
         if taught:
-            api.precompute([args.target], sources, views=args.views, augmentation=seen[method], paths=paths)
+            api.precompute(
+                [args.target], sources, views=args.views, augmentation=by_method[method], paths=paths
+            )
     print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
     for seed in range(args.seeds):
         for method in methods:
             folder = _folder(args, method, seed)
             if read_summary(folder) is None:
-                train(args, method, seed, sources, seen[method], paths, folder)
+                train(args, method, seed, sources, by_method[method], paths, folder)
     runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in range(args.seeds)] for m in methods}
     metric = runs[methods[0]][0]["metric"]
-    for shown in (metric, *EXTRA_METRICS.get(metric, ())):
-        table(shown, runs)
+    for name in (metric, *EXTRA_METRICS.get(metric, ())):
+        table(name, runs)
     print(f"{perf_counter() - started:.0f} s in all")
 
 

@@ -139,16 +139,16 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
 
 def lost_rows(log: Path) -> tuple[int, Counter[tuple[str, str]]]:
     """The number of units, and the rows that each process began for each store but did not finish."""
-    begun: dict[tuple[str, str], dict[str, int]] = {}
+    rows_of: dict[tuple[str, str], dict[str, int]] = {}
     for line in log.read_text().splitlines():
         pid, store, unit, n = line.split("\t")
-        rows = begun.setdefault((store, unit), {})
+        rows = rows_of.setdefault((store, unit), {})
         rows[pid] = rows.pop(pid, 0) + int(n)
     lost: Counter[tuple[str, str]] = Counter()
-    for (store, _), rows in begun.items():
+    for (store, _), rows in rows_of.items():
         for pid in list(rows)[:-1]:  # the last one finished it
             lost[pid, store] += rows[pid]
-    return len(begun), lost
+    return len(rows_of), lost
 
 
 class Reading:

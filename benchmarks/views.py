@@ -98,7 +98,7 @@ def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[floa
     config, state = read_config(folder), read_checkpoint(folder)
     view, paths = args.epochs, common["paths"]
     dataset = open_dataset(args.target, "train", paths=paths, limit=args.limit)
-    every = np.arange(min(len(dataset), args.probe))
+    probe = np.arange(min(len(dataset), args.probe))
     opened = [Store.open(path) for path in find_stores(paths.cache_dir)]
     by_name = {store.manifest.identity["source"]["name"]: store for store in opened}
     stores = [by_name[_recorded_name(name)] for name in config["sources"]]
@@ -111,14 +111,14 @@ def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[floa
     plan = common["augmentation"].training_plan(parse_target(args.target))
     right = np.zeros(len(stores))
     renderer = open_renderer(dataset, plan, common["execution"], batch_size=250)
-    truths = [store.view(view)[store.positions_of(dataset.ids[every])].argmax(axis=1) for store in stores]
+    truths = [store.view(view)[store.positions_of(dataset.ids[probe])].argmax(axis=1) for store in stores]
     with closing(renderer), torch.inference_mode():
-        batches = in_batches(every, 250)
+        batches = in_batches(probe, 250)
         for positions, pixels in zip(batches, renderer.render(view, batches), strict=True):
             _, auxiliary = student(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
             for i, logits in enumerate(auxiliary.values()):
                 right[i] += (logits.argmax(dim=1).numpy() == truths[i][positions]).sum()
-    return list(right / len(every))
+    return list(right / len(probe))
 
 
 def _recorded_name(name: str) -> str:

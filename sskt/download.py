@@ -36,9 +36,9 @@ def fetch(
     only read, never replaced or removed. Raises DownloadError if the transfer or the disk fails or a digest
     differs; `path` is then as it was before.
     """
-    wanted = {"sha256": sha256 or sha256_prefix, "md5": md5}
+    digests = {"sha256": sha256 or sha256_prefix, "md5": md5}
     if path.exists():
-        if problem := _digest_problem(path, wanted):
+        if problem := _digest_problem(path, digests):
             raise DownloadError(
                 f"{path}: {problem}; it is not the file at {url}: move it away to have it downloaded again"
             )
@@ -55,7 +55,7 @@ def fetch(
     part = Path(name)
     try:
         _transfer(url, part)
-        if problem := _digest_problem(part, wanted):
+        if problem := _digest_problem(part, digests):
             raise DownloadError(f"{url}: {problem}; nothing was kept: {by_hand}")
         part.chmod(0o644)  # mkstemp makes files for the owner only
         part.replace(path)
@@ -126,9 +126,9 @@ def _record(path: Path, record: Path) -> Path:
     return path
 
 
-def _digest_problem(path: Path, wanted: dict[str, str | None]) -> str | None:
+def _digest_problem(path: Path, digests: dict[str, str | None]) -> str | None:
     """Describe the first digest that differs; a wanted digest may be a prefix of the full one."""
-    for algorithm, expected in wanted.items():
+    for algorithm, expected in digests.items():
         if expected is None:
             continue
         try:

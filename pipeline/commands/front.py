@@ -13,12 +13,12 @@ from pipeline.commands.output import show_remarks
 from sskt.names import shown
 
 _STOPPED = {  # the message after Ctrl-C, by command
-    "prepare": "stopped; what is there is kept, and the same command goes on from there",
-    "precompute": "stopped; finished units are kept, and the same command goes on from there",
+    "prepare": "stopped; finished files are kept, and the same command continues from there",
+    "precompute": "stopped; finished units are kept, and the same command continues from there",
     "train": "stopped; the run folder is kept",
-    "reproduce": "stopped; the same command goes on from there",
-    "sweep": "stopped; the same command goes on from there",
-    "demo": "stopped; sources that are trained to their end, and stores, are kept for the next run",
+    "reproduce": "stopped; the same command continues from there",
+    "sweep": "stopped; the same command continues from there",
+    "demo": "stopped; trained sources and stores are kept for the next run",
 }
 
 

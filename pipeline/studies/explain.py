@@ -58,7 +58,7 @@ def explain(
     runs that read clips, or a class that a student does not know.
     """
     folders = coerce.paths(runs, "runs")
-    out, image = coerce.path(out, "out"), None if image is None else coerce.path(image, "picture")
+    out, image = coerce.path(out, "out"), None if image is None else coerce.path(image, "image")
     sample = coerce.whole_or_none(sample, "sample", low=0)
     if not folders:
         raise RunError("there is no run to explain; name at least one")

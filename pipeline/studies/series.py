@@ -23,20 +23,20 @@ from sskt.methods import method_named
 from sskt.students import Backbone
 
 
-def train_or_resume(target: str, out: Path, **asked: Any) -> dict[str, Any]:
-    """The summary of the run in `out`: `train(target, out=out, **asked)` if there is none yet, `resume` it if
-    it was stopped, else read it.
+def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
+    """The summary of the run in `out`: `train(target, out=out, **settings)` if there is none yet, `resume` it
+    if it was stopped, else read it.
 
     A finished run's checkpoint is removed: nobody resumes from it, and a series would fill the disk. Raises
     RunError if the run in `out` has other settings, and whatever `train` and `resume` raise.
     """
-    with join_world(asked["execution"].device) as world:
+    with join_world(settings["execution"].device) as world:
         if not world.broadcast((out / "config.json").is_file()):
-            summary = train(target, out=out, **asked)
+            summary = train(target, out=out, **settings)
         else:
-            _require_asked(target, out, asked)
+            _require_same(target, out, settings)
             finished = read_summary(out)
-            how = {name: asked[name] for name in ("execution", "paths")}
+            how = {name: settings[name] for name in ("execution", "paths")}
             summary = finished or resume(out, **how)
         if world.is_first:
             (out / "last.pt").unlink(missing_ok=True)
@@ -44,16 +44,16 @@ def train_or_resume(target: str, out: Path, **asked: Any) -> dict[str, Any]:
     return summary
 
 
-def precompute_once(target: str, sources: Sequence[str], **asked: Any) -> None:
+def precompute_once(target: str, sources: Sequence[str], **settings: Any) -> None:
     """`precompute`, then wait until every rank has finished its units."""
-    with join_world(asked["execution"].device) as world:
-        precompute([target], sources, **asked)
+    with join_world(settings["execution"].device) as world:
+        precompute([target], sources, **settings)
         world.broadcast(value=True)
 
 
-def matches(target: str, out: Path, **asked: Any) -> bool:
+def matches(target: str, out: Path, **settings: Any) -> bool:
     """Whether the run in `out` has the settings `train_or_resume` would use; its data are not compared."""
-    return _first_difference(out, _expected(target, **asked)) is None
+    return _first_difference(out, _expected(target, **settings)) is None
 
 
 def _expected(
@@ -96,16 +96,16 @@ def _expected(
     return expected
 
 
-def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
+def _require_same(target: str, out: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` differs."""
     with mute_remarks():
         splits = open_splits(
             target,
-            paths=asked["paths"],
-            limit=asked.get("limit"),
-            val_share=asked.get("val_share"),
+            paths=settings["paths"],
+            limit=settings.get("limit"),
+            val_share=settings.get("val_share"),
         )
-    expected = _expected(target, **asked) | {
+    expected = _expected(target, **settings) | {
         "classes": splits.train.classes,
         "contents": splits.contents(),
         "val_share": splits.val_share,
@@ -114,7 +114,7 @@ def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
     if different := _first_difference(out, expected):
         name, actual, wanted = different
         raise RunError(
-            f"{out}: was begun with {name} {actual}, this series asks for {wanted}; choose another --out"
+            f"{out}: was started with {name} {actual}, this series has {wanted}; choose another --out"
         )
 
 

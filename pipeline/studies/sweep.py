@@ -90,20 +90,20 @@ def sweep(
     target, out = coerce.text(target, "target"), coerce.path(out, "out")
     if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
         raise RunError("a sweep needs at least one source, temperature, alpha and seed")
-    shown: dict[str, Any] = {
+    common: dict[str, Any] = {
         "augmentation": augmentation or Augmentation(),
         "paths": paths,
         "execution": execution,
         "limit": limit,
     }
     with join_world(execution.device) as world:
-        every = list(dict.fromkeys(name for names in grid.sources for name in names))
-        precompute_once(target, every, views=views, **shown)
-        asked = {**shown, "model": model, "amp": amp}
+        sources = list(dict.fromkeys(name for names in grid.sources for name in names))
+        precompute_once(target, sources, views=views, **common)
+        settings = {**common, "model": model, "amp": amp}
         rows: list[dict[str, Any]] = []
         for point in _points(grid, views, overrides or {}):
-            asked["paths"] = paths.of(point.sources)
-            values = _values(target, point, grid.seeds, out, world, **asked)
+            settings["paths"] = paths.of(point.sources)
+            values = _values(target, point, grid.seeds, out, world, **settings)
             rows.append(_row(point, out, values))
             if len(rows) == 1:
                 split = _on_compared_split("test", read_config(out / f"{point.name}-seed0"))
@@ -143,7 +143,7 @@ def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_P
 
 
 def _values(
-    target: str, point: _Point, seeds: int, out: Path, world: World, **asked: Any
+    target: str, point: _Point, seeds: int, out: Path, world: World, **settings: Any
 ) -> list[float | None]:
     """The metric for each seed; None if it diverged."""
     values: list[float | None] = []
@@ -151,7 +151,7 @@ def _values(
         name = f"{point.name}-seed{seed}"
         log.info(name)
         try:
-            summary = train_or_resume(target, out / name, seed=seed, **point.settings, **asked)
+            summary = train_or_resume(target, out / name, seed=seed, **point.settings, **settings)
         except DivergedError as error:
             if world.size > 1:  # the other ranks would wait for this one
                 raise

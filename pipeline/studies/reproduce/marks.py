@@ -62,14 +62,14 @@ def cited(row: Published) -> Mark:
 
 def labels(marks: Iterable[Mark]) -> dict[Mark, str]:
     """The label of each mark on a page: its word, numbered if several footnotes share that word."""
-    every = list(dict.fromkeys(marks))
+    distinct = list(dict.fromkeys(marks))
     by_word: dict[str, list[Mark]] = {}
-    for mark in every:
+    for mark in distinct:
         by_word.setdefault(mark.word, []).append(mark)
     return {
-        mark: mark.word if len(alike) == 1 else f"{mark.word}-{number}"
-        for alike in by_word.values()
-        for number, mark in enumerate(alike, start=1)
+        mark: mark.word if len(same_word) == 1 else f"{mark.word}-{number}"
+        for same_word in by_word.values()
+        for number, mark in enumerate(same_word, start=1)
     }
 
 

@@ -65,11 +65,11 @@ def reproduce(
     if dry_run:
         return results(chosen)
     with join_world(campaign.execution.device) as world:
-        shown = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
+        reported = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
             mine = [attempt for attempt in chosen if attempt.row.target == target]
             reduced = _data_marks(target, campaign)
-            for attempt in shown:
+            for attempt in reported:
                 if attempt.row.target == target:
                     attempt.marks.extend(reduced)
             _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign)
@@ -85,9 +85,9 @@ def reproduce(
                     if isinstance(error, DivergedError):
                         attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
                 if world.is_first:
-                    write_report(table, results(shown), campaign.out)
+                    write_report(table, results(reported), campaign.out)
         if world.is_first and not chosen:
-            write_report(table, results(shown), campaign.out)
+            write_report(table, results(reported), campaign.out)
     return results(chosen)
 
 
@@ -103,14 +103,14 @@ def _with_finished(
     """The chosen rows, and the others of their targets that have finished runs, in the table's order."""
     by_row = {attempt.row: attempt for attempt in chosen}
     targets = {attempt.row.target for attempt in chosen}
-    shown = []
+    reported = []
     for attempt in attempts(table, (), shrink=campaign.shrink, stand_ins=stand_ins):
         if attempt.row in by_row:
-            shown.append(by_row[attempt.row])
+            reported.append(by_row[attempt.row])
         elif attempt.row.target in targets and _values(attempt, campaign, attempt.metric):
             attempt.marks.extend(campaign_marks(attempt, campaign))
-            shown.append(attempt)
-    return shown
+            reported.append(attempt)
+    return reported
 
 
 def _precompute(target: str, sources: Sequence[str], campaign: Campaign) -> None:
@@ -180,8 +180,8 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: b
         n_teachers = len(attempt.sources) or int(attempt.teacher is not None)
         values = _values(attempt, campaign, attempt.metric)
         runs = campaign.seeds if official_sizes else len(values)
-        left = _unfinished_teachers(attempt, campaign) - teachers
-        teachers |= left
+        unfinished = _unfinished_teachers(attempt, campaign) - teachers
+        teachers |= unfinished
         results.append(
             Result(
                 attempt.row,
@@ -194,7 +194,7 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: b
                 scratch=_scratch(attempt, campaign),
                 stored=forwards,
                 live=n * attempt.epochs * runs * n_teachers,
-                teachers_left=len(left),
+                teachers_left=len(unfinished),
             )
         )
     return results
