@@ -226,7 +226,7 @@ def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
     shutil.copy(folder / "run0" / "student.safetensors", begun)
     assert matches("digits", out, **asked)
     save_program(tmp_path / "a.pt2", Tiny(1))
-    with pytest.raises(RunError, match=r"begun with source_weights\.program:"):
+    with pytest.raises(RunError, match=r"started with source_weights\.program:"):
         train_or_resume("digits", out, **asked)
 
 
