@@ -1,14 +1,13 @@
-"""The price of an epoch of stage two, in one run: with cached, constant or live logits, or without sources.
+"""The cost of an epoch of stage two, in one run: with cached, constant or live logits, or without sources.
 
     python benchmarks/epochs.py --target cifar10 --limit 4096 --source imagenet --weights imagenet=FILE
 
-Without sources it takes the demo's drawn ones and the digits, so that it runs anywhere. The kinds take turns,
-an epoch each, and what is compared are medians over the rounds of ratios within a round. "constant" is the
-same student with the same heads, fed soft labels that lie in memory: the least that knowledge can cost.
-"one batch" is that without a loader: the same pixels in every step, on the device from before: what is left
-is the step itself. "plain" is what one would write without us: a DataLoader with two workers, torchvision's
-transforms, eager fp32 teachers in the step. It takes its turns in a process of its own, where nothing of ours
-has been set.
+Without sources it uses the demo's sources and digits, so that it runs anywhere. The kinds alternate, one
+epoch each; ratios are taken within a round, and their medians over rounds are reported. "constant" is the
+same student with the same heads, fed soft labels from memory: the least that knowledge transfer can cost.
+"one batch" is that without a loader, with the same pixels on the device in every step: the step alone.
+"plain" is what one would write without this package: a DataLoader with two workers, torchvision's transforms,
+eager fp32 teachers in the step. It runs in a separate process, untouched by our settings.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation, Paths, choose_execution
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
@@ -40,7 +39,7 @@ from pipeline.source_outputs.live import LiveOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.stores.job import Job
 from pipeline.stores.sources import open_frozen
-from pipeline.studies.demo_sources import drawn_source
+from pipeline.studies.demo_sources import demo_source
 from pipeline.train.config import TrainConfig
 from pipeline.train.method import open_method
 from pipeline.train.trainer import Trainer
@@ -50,7 +49,7 @@ from sskt.sources.registry import open_source
 from sskt.students import build_backbone
 from sskt.students.student import build_student
 
-Epoch = Callable[[], tuple[float, float]]  # trains one; its seconds and its share of data waits
+Epoch = Callable[[], tuple[float, float]]  # trains one epoch; returns its seconds and data wait share
 KINDS = ("scratch", "one batch", "constant", "cached", "cached, transfer module", "live", "plain")
 
 
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 class Setting:
-    """Pictures, plan, sources and device of every kind of epoch."""
+    """Dataset, plan, sources and device, shared by every kind of epoch."""
 
     def __init__(self, args: argparse.Namespace, scratch: Path) -> None:
         self.args = args
@@ -75,7 +74,7 @@ class Setting:
         augmentation = Augmentation(side_px=args.size)
         self.plan = augmentation.training_plan(spec)
         names = args.source or [
-            f"program:{drawn_source(task, Path('stores/demo'))}" for task in ("letters", "strokes")
+            f"program:{demo_source(task, Path('stores/demo'))}" for task in ("letters", "strokes")
         ]
         self.sources = {}
         for name in names:
@@ -100,11 +99,11 @@ class Bench(Setting):
         )
 
     def run(self) -> None:
-        """The kinds take turns."""
+        """Measure every kind, alternating."""
         with ExitStack() as stack:
-            epochs = {kind: self.of(kind) for kind in KINDS[:-1] if kind not in self.args.skip}
+            epochs = {kind: self.make_epoch(kind) for kind in KINDS[:-1] if kind not in self.args.skip}
             if "plain" not in self.args.skip:
-                epochs["plain"] = stack.enter_context(plain_apart(self.args, self.scratch))
+                epochs["plain"] = stack.enter_context(plain_in_process(self.args, self.scratch))
             self.take_turns(epochs)
 
     def take_turns(self, epochs: dict[str, Epoch]) -> None:
@@ -136,7 +135,7 @@ class Bench(Setting):
                 pairs = zip(seconds[over], seconds[under], strict=False)
                 print(f"| {over} / {under} | {statistics.median(a / b for a, b in pairs):.3f} |")
 
-    def of(self, kind: str) -> Epoch:
+    def make_epoch(self, kind: str) -> Epoch:
         labels = None
         if kind.startswith("cached"):
             residence = choose_placement(self.stores, len(self.dataset), self.execution.device)
@@ -149,9 +148,7 @@ class Bench(Setting):
             teachers = {}
             for name, (source, input_map) in self.sources.items():
                 forward = self.execution.forward(len(self.dataset))
-                teachers[name] = open_frozen(
-                    source, input_map, forward, self.execution, self.plan.side_px, print
-                )
+                teachers[name] = open_frozen(source, input_map, forward, self.execution, self.plan.side_px)
             labels = LiveOutputs(teachers, views=self.args.views)
         config = self.config(labels, transfer_module="transfer" in kind)
         torch.manual_seed(0)
@@ -214,7 +211,7 @@ class Bench(Setting):
             compiled=self.args.compile,
             channels_last=channels_last(device),
             deterministic=False,
-            world=1,
+            ranks=1,
             plan={},
             eval_plan={},
             augmentation={},
@@ -224,38 +221,38 @@ class Bench(Setting):
 
 
 @contextmanager
-def plain_apart(args: argparse.Namespace, scratch: Path) -> Iterator[Epoch]:
-    """The plain epoch, in a process of its own: a Trainer sets how its process allocates memory."""
-    spawned = multiprocessing.get_context("spawn")
-    here, there = spawned.Pipe()
-    process = spawned.Process(target=_answer_epochs, args=(there, args, scratch))
+def plain_in_process(args: argparse.Namespace, scratch: Path) -> Iterator[Epoch]:
+    """The plain epoch in a separate process, since a Trainer changes how its process allocates memory."""
+    context = multiprocessing.get_context("spawn")
+    parent, child = context.Pipe()
+    process = context.Process(target=_serve_epochs, args=(child, args, scratch))
     process.start()
-    there.close()
+    child.close()
 
     def epoch() -> tuple[float, float]:
-        here.send("epoch")
-        return here.recv()
+        parent.send("epoch")
+        return parent.recv()
 
     try:
         yield epoch
     finally:
-        here.close()
+        parent.close()
         process.join()
 
 
-def _answer_epochs(there, args: argparse.Namespace, scratch: Path) -> None:
+def _serve_epochs(pipe, args: argparse.Namespace, scratch: Path) -> None:
     epoch = plain(Setting(args, scratch))
     while True:
         try:
-            there.recv()
+            pipe.recv()
         except EOFError:
             return
-        there.send(epoch())
+        pipe.send(epoch())
 
 
 def plain(setting: Setting) -> Epoch:
-    """The loop that everyone writes first."""
-    device, side, dataset = setting.execution.device, setting.plan.side_px, setting.index
+    """The obvious training loop, without this package."""
+    device, side, dataset = setting.execution.device, setting.plan.side_px, setting.dataset
     if dataset.kind == "array":
         drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
     else:
@@ -284,9 +281,9 @@ def plain(setting: Setting) -> Epoch:
 
     def epoch() -> tuple[float, float]:
         started = perf_counter()
-        waited, asked = 0.0, started
+        waited, step_done = 0.0, started
         for x, y in loader:
-            waited += perf_counter() - asked
+            waited += perf_counter() - step_done
             x, y = x.to(device), y.to(device)
             with torch.no_grad():
                 soft = {
@@ -301,7 +298,7 @@ def plain(setting: Setting) -> Epoch:
             loss.backward()
             optimiser.step()
             loss.item()
-            asked = perf_counter()
+            step_done = perf_counter()
         took = perf_counter() - started
         return took, waited / took
 
@@ -309,7 +306,7 @@ def plain(setting: Setting) -> Epoch:
 
 
 class OneBatch:
-    """A loader whose batches are all its first one."""
+    """A loader that repeats its first batch."""
 
     def __init__(self, loader: Loader) -> None:
         self.order, self._first = loader.order, next(iter(loader.epoch(0, 0)))
@@ -320,7 +317,7 @@ class OneBatch:
 
 
 class Constant:
-    """The same soft labels for every batch: nothing to look up."""
+    """The same soft labels for every batch, without any lookup."""
 
     kind, sees_mixtures = "cached", False
 
@@ -386,5 +383,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

@@ -1,11 +1,11 @@
-"""Do a store's rows belong to the pixels that a student sees? Random rows against a plain re-computation.
+"""Do a store's rows match the pixels that a student sees? Compare random rows with a plain recomputation.
 
 usage: exactness.py STORE --target NAME --source NAME [--weights PATH] [--data-dir DIR] [--pairs N]
 
-For N random (sample, view) pairs: the stored row against an eager fp32 forward, batch by batch and without
-any of our execution code, on pixels drawn by the renderer that did not make the store; and against our own
-live path on the renderer that did. The same check with every row shifted by one sample must fail. Of videos
-whole clips are drawn, and a source for pictures is shown their centre frames (--source-frames' default).
+For N random (sample, view) pairs, compares the stored row with an eager fp32 forward, batch by batch and
+without any of our execution code, on pixels drawn by a renderer other than the store's; and with our own live
+path on the store's renderer. The same check with every row shifted by one sample must fail. For videos whole
+clips are drawn, and an image source sees their centre frames (the default of --source-frames).
 """
 
 import argparse
@@ -69,39 +69,39 @@ def main() -> None:
 
 
 def draw(dataset, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
-    """Pixels of (sample, view) pairs, one by one: uint8 (N, 3, side, side), or (N, 3, D, side, side)."""
+    """Render (sample, view) pairs: uint8 (N, 3, side, side), or (N, 3, D, side, side)."""
     renderer = open_renderer(
         dataset, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=64
     )
     pixels: dict[int, torch.Tensor] = {}
     with closing(renderer):
         for view in np.unique(views):
-            chosen = np.flatnonzero(views == view)
-            batches = [positions[chosen[i : i + 64]] for i in range(0, len(chosen), 64)]
-            drawn = torch.cat(list(renderer.render(int(view), batches)))
-            pixels |= dict(zip(chosen.tolist(), drawn, strict=True))
+            pairs = np.flatnonzero(views == view)
+            batches = [positions[pairs[i : i + 64]] for i in range(0, len(pairs), 64)]
+            rendered = torch.cat(list(renderer.render(int(view), batches)))
+            pixels |= dict(zip(pairs.tolist(), rendered, strict=True))
     return torch.stack([pixels[row] for row in range(len(positions))])
 
 
 def eager(source, side_px: int, pixels: torch.Tensor) -> torch.Tensor:
-    """The plain way: f_s written out, float32, 32 at a time, no autocast."""
+    """The plain computation: f_s written out, float32, 32 images at a time, no autocast."""
     if pixels.ndim == 5 and not source.spec.reads_clips:
         pixels = pixels[:, :, pixels.shape[2] // 2]
     mean, std = (
         torch.tensor(v).view(3, *[1] * (pixels.ndim - 2)) for v in (source.spec.mean, source.spec.std)
     )
 
-    def shown(batch: torch.Tensor) -> torch.Tensor:
+    def map_input(batch: torch.Tensor) -> torch.Tensor:
         x = (batch.float() / 255 - mean) / std
         if x.shape[-1] == side_px:
             return x
         how = {"mode": "bilinear", "align_corners": False, "antialias": False}
-        if side_px == int(x.shape[-1] * 7 / 3):  # small pictures: positions are mapped by 7/3 itself
+        if side_px == int(x.shape[-1] * 7 / 3):  # small images: positions are mapped by 7/3 itself
             return F.interpolate(x, scale_factor=7 / 3, **how)
         return F.interpolate(x, (side_px, side_px), **how)
 
     with torch.inference_mode():
-        return torch.cat([source.module(shown(batch)) for batch in pixels.split(32)])
+        return torch.cat([source.module(map_input(batch)) for batch in pixels.split(32)])
 
 
 def report(name: str, ours: torch.Tensor, reference: torch.Tensor) -> None:

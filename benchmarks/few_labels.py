@@ -1,13 +1,13 @@
-"""Few labels: a folder of pictures or videos, from scratch and with two sources, several seeds; a table.
+"""Few labels: train on a folder of images or videos, from scratch and with two sources, over several seeds.
 
     python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
     python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
         --clip-frames 8 --methods "scratch,SSKT,SSKT frames:3"
     python benchmarks/few_labels.py voc --weights imagenet=FILE --program FILE --size 112 --source-size 224
 
-The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, if they are not
-yet. What is not given is the recipe's. Runs that are finished already are taken as they are, so an
-interrupted bench goes on.
+The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, unless they are
+already. Settings that are not given are the recipe's. Finished runs are reused, so an interrupted benchmark
+can be continued.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from time import perf_counter
 
 from pipeline import api
 from pipeline.api import Augmentation, Paths
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
 
-# transfer module, and what the sources see of a clip
+# transfer module, and --source-frames of clips
 METHODS: dict[str, tuple[bool, str | None] | None] = {
     "scratch": None,
     "SSKT": (False, None),
@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[bool, str | None] | None] = {
     "SSKT mean_frame": (False, "mean_frame"),
     "SSKT frames:3": (False, "frames:3"),
 }
-METRICS_BESIDE = {"test_map": ("test_image_ap",)}  # what the released code reports of VOC
+EXTRA_METRICS = {"test_map": ("test_image_ap",)}  # as the released code reports for VOC
 
 
 def main() -> None:
@@ -43,22 +43,24 @@ def main() -> None:
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).holds_videos:
         api.prepare(args.target, paths=paths)
-    seen = {}
+    by_method = {}
     for method in methods:
         taught = METHODS[method]
-        seen[method] = replace(plain, source_frames=taught[1]) if taught else plain
+        by_method[method] = replace(plain, source_frames=taught[1]) if taught else plain
         if taught:
-            api.precompute([args.target], sources, views=args.views, augmentation=seen[method], paths=paths)
+            api.precompute(
+                [args.target], sources, views=args.views, augmentation=by_method[method], paths=paths
+            )
     print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
     for seed in range(args.seeds):
         for method in methods:
             folder = _folder(args, method, seed)
             if read_summary(folder) is None:
-                train(args, method, seed, sources, seen[method], paths, folder)
+                train(args, method, seed, sources, by_method[method], paths, folder)
     runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in range(args.seeds)] for m in methods}
     metric = runs[methods[0]][0]["metric"]
-    for shown in (metric, *METRICS_BESIDE.get(metric, ())):
-        table(shown, runs)
+    for name in (metric, *EXTRA_METRICS.get(metric, ())):
+        table(name, runs)
     print(f"{perf_counter() - started:.0f} s in all")
 
 
@@ -140,5 +142,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

@@ -1,13 +1,13 @@
-"""Kill stage one with SIGKILL, again and again, at random moments; then look at its store.
+"""Kill stage one with SIGKILL, again and again, at random moments; then check its store.
 
     python benchmarks/kill_campaign.py --data-dir data --kills 100 --ranks 1 \
         --source imagenet --weights imagenet=resnet50.safetensors --source program:squeezenet.pt2
 
-Every life is a process of its own (two with --ranks 2, killed together or one at a time) that runs the real
-precompute from the beginning. Checked at the end, after one run that is left alone: every unit and table is
-the same bytes as in a store that was never interrupted, nothing unfinished lies about, verify is silent, and
-no more was begun again than one unit of each source for every process that was killed. All the while,
-a reader asks for whole views and must get one that is right, or an error.
+Every life is a separate process (two with --ranks 2, killed together or one at a time) that runs the real
+precompute from the start. Checked at the end, after a last uninterrupted run: every unit and table has the
+same bytes as in a store that was never interrupted, nothing unfinished is left over, verify finds nothing,
+and each killed process cost at most one unit per source. Meanwhile a reader requests whole views, and must
+get either a correct one or an error.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from cache.store import Store, find_stores
 
 
 def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) -> None:
-    """One run of stage one; every batch is noted before its forwards begin."""
+    """One run of stage one, which logs every batch before its forwards begin."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
     from pipeline import api
     from pipeline.data.augmentation import Augmentation
-    from pipeline.precompute.run import worker as work
+    from pipeline.precompute import worker
     from pipeline.runtime.execution import choose_execution
     from pipeline.runtime.paths import Paths
 
-    begin = work.Worker._begin
+    begin = worker.Worker._begin
 
-    def noted(crew, filling, pixels):
+    def begin_and_log(self, filling, pixels):
         if log is not None:
             with log.open("a") as file:
                 file.writelines(
                     f"{os.getpid()}\t{w.store.path.parent.name}\t{filling.unit}\t{len(pixels)}\n"
                     for w in filling.works
                 )
-        return begin(crew, filling, pixels)
+        return begin(self, filling, pixels)
 
-    work.Worker._begin = noted
+    worker.Worker._begin = begin_and_log
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     api.precompute(
         [args.target],
@@ -82,12 +82,13 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
         process.join()
         assert process.exitcode == 0, "the run that is left alone failed"
     alone_s = time.perf_counter() - started
-    rights = {path.parent.name: Store.open(path) for path in find_stores(whole)}
+    expected = {path.parent.name: Store.open(path) for path in find_stores(whole)}
     print(
-        f"{len(rights)} stores of {args.views} units, {alone_s:.0f} s without kills, {args.ranks} process(es)"
+        f"{len(expected)} stores of {args.views} units, {alone_s:.0f} s without kills, "
+        f"{args.ranks} process(es)"
     )
 
-    reading = Reading(hurt, rights)
+    reading = Reading(hurt, expected)
     kills = 0
     while kills < args.kills:
         processes = [start(hurt, rank, log) for rank in range(args.ranks)]
@@ -97,7 +98,7 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
-        for process in processes:  # the ranks that live on take over, for a moment
+        for process in processes:  # surviving ranks take over for a moment
             process.join(timeout=0 if process in victims else rng.uniform(0, args.longest))
             if process.is_alive() and process not in victims:
                 os.kill(process.pid, signal.SIGKILL)
@@ -115,16 +116,16 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
     reading.stop()
 
     n_units, lost = lost_rows(log)
-    for name, right in rights.items():
+    for name, whole_store in expected.items():
         (path,) = [p for p in find_stores(hurt) if p.parent.name == name]
         assert Store.open(path).verify() == []
         for folder_name in ("logits", "units", "ids", "contents", "probe_ids", "probe"):
-            ours, theirs = (sorted((s / folder_name).iterdir()) for s in (path, right.path))
+            ours, theirs = (sorted((s / folder_name).iterdir()) for s in (path, whole_store.path))
             assert [f.name for f in ours] == [f.name for f in theirs], folder_name
             for a, b in zip(ours, theirs, strict=True):
                 assert a.read_bytes() == b.read_bytes(), f"{a} differs"
     assert leftovers(hurt) == []
-    n_rows = next(iter(rights.values())).block_rows
+    n_rows = next(iter(expected.values())).block_rows
     most = max(lost.values(), default=0)
     assert most <= n_rows, f"a killed process lost {most} rows of a source, {n_rows} allowed"
     assert not reading.wrong, reading.wrong
@@ -137,45 +138,45 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
 
 
 def lost_rows(log: Path) -> tuple[int, Counter[tuple[str, str]]]:
-    """How many units there are, and the rows that each process began for each store in vain."""
-    begun: dict[tuple[str, str], dict[str, int]] = {}
+    """The number of units, and the rows that each process began for each store but did not finish."""
+    rows_of: dict[tuple[str, str], dict[str, int]] = {}
     for line in log.read_text().splitlines():
         pid, store, unit, n = line.split("\t")
-        rows = begun.setdefault((store, unit), {})
+        rows = rows_of.setdefault((store, unit), {})
         rows[pid] = rows.pop(pid, 0) + int(n)
     lost: Counter[tuple[str, str]] = Counter()
-    for (store, _), rows in begun.items():
+    for (store, _), rows in rows_of.items():
         for pid in list(rows)[:-1]:  # the last one finished it
             lost[pid, store] += rows[pid]
-    return len(begun), lost
+    return len(rows_of), lost
 
 
 class Reading:
-    """A thread that reads whole views of the store while it is being hurt."""
+    """A thread that reads whole views of the stores while their writers are killed."""
 
-    def __init__(self, folder: Path, rights: dict[str, Store]) -> None:
+    def __init__(self, folder: Path, expected: dict[str, Store]) -> None:
         self.views, self.refused, self.wrong = 0, 0, ""
-        self._folder, self._rights, self._going = folder, rights, True
+        self._folder, self._expected, self._running = folder, expected, True
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         rng = random.Random(0)
-        while self._going:
+        while self._running:
             time.sleep(0.02)
             for path in find_stores(self._folder):
-                view = rng.randrange(next(iter(self._rights.values())).n_views)
+                view = rng.randrange(next(iter(self._expected.values())).n_views)
                 try:
-                    found = Store.open(path).view(view)
+                    rows = Store.open(path).view(view)
                 except StoreIncomplete:
                     self.refused += 1
                     continue
                 self.views += 1
-                if not np.array_equal(found, self._rights[path.parent.name].view(view)):
+                if not np.array_equal(rows, self._expected[path.parent.name].view(view)):
                     self.wrong = f"{path}: view {view} was read and is wrong"
 
     def stop(self) -> None:
-        self._going = False
+        self._running = False
         self._thread.join()
 
 

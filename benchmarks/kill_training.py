@@ -1,8 +1,8 @@
-"""Kill -9 a training at random moments, go on every time, and compare it with one that was left alone.
+"""Kill -9 a training run at random moments, resume it each time, and compare it with an uninterrupted one.
 
     python benchmarks/kill_training.py --kills 20 --source program:squeezenet.pt2
 
-The metrics of every epoch (clocks and memory aside), the last student and the best one must be the same.
+The metrics of every epoch (except times and memory), the last student and the best one must be identical.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-MEASURED = ("_s", "_share", "_mb")  # ends of the names of what clocks and memory tell
+MEASURED = ("_s", "_share", "_mb")  # suffixes of measured times and memory
 
 
 def main() -> None:
@@ -49,8 +49,8 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
     print(f"{args.epochs} epochs, {time.monotonic() - started:.0f} s without kills", flush=True)
     moments, kills, states = random.Random(args.seed), 0, []
     while kills < args.kills:
-        goes_on = (killed / "config.json").exists()
-        run = [*words, "train", "--resume", str(killed)] if goes_on else [*begin, "--out", str(killed)]
+        resumes = (killed / "config.json").exists()
+        run = [*words, "train", "--resume", str(killed)] if resumes else [*begin, "--out", str(killed)]
         process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             process.wait(timeout=moments.uniform(args.shortest, args.longest))
@@ -74,13 +74,13 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
 
 def numbers(run: Path) -> list[dict]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    found = []
+    metrics = []
     for line in lines:
         try:
-            found.append({k: v for k, v in json.loads(line).items() if not k.endswith(MEASURED)})
+            metrics.append({k: v for k, v in json.loads(line).items() if not k.endswith(MEASURED)})
         except json.JSONDecodeError:  # torn by a kill
             break
-    return found
+    return metrics
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,10 +1,9 @@
-"""Loaders alone, in one run: ours, by each renderer, beside a DataLoader with torchvision and two workers.
+"""Loaders alone, in one run: ours with each renderer, against a DataLoader with torchvision and two workers.
 
     python benchmarks/loaders.py --target cifar10 --data-dir data
     python benchmarks/loaders.py --target imagenet --split test --data-dir data --batch-size 64
 
-Batches are drawn in a shuffled order and thrown away. Rounds alternate between the loaders; figures are
-medians.
+Batches are drawn in shuffled order and discarded. Rounds alternate between the loaders; figures are medians.
 """
 
 from __future__ import annotations
@@ -60,12 +59,12 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             rates[name].append(len(dataset) / (perf_counter() - started))
-    print(f"{args.target}, {len(dataset)} pictures drawn at {plan.side_px} px, batch {args.batch_size}\n")
+    print(f"{args.target}, {len(dataset)} images drawn at {plan.side_px} px, batch {args.batch_size}\n")
     print("| loader | images/s, median (least to most) | of the DataLoader |\n|---|---|---|")
     base = statistics.median(next(iter(rates.values())))
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(f"| {name} | {middle:,.0f} ({min(found):,.0f} to {max(found):,.0f}) | {middle / base:.2f} |")
+    for name, values in rates.items():
+        middle = statistics.median(values)
+        print(f"| {name} | {middle:,.0f} ({min(values):,.0f} to {max(values):,.0f}) | {middle / base:.2f} |")
 
 
 def ours(loader: Loader):
@@ -81,7 +80,7 @@ def plain(args: argparse.Namespace, dataset, side: int):
         drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
     else:
         drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
-    loader = torch.utils.data.DataLoader(  # uint8, as ours: to normalise is the student's part
+    loader = torch.utils.data.DataLoader(  # uint8 like ours, since the student normalises
         Images(dataset, v2.Compose([*drawn, v2.ToImage()])),
         batch_size=args.batch_size,
         shuffle=True,

@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py
 
-Each figure is the peak resident set of a process of its own that draws JPEGs of 320 x 240 at 64 px and asks a
-tiny source. A block holds 4,096 pictures, and with more than one view its decoded pictures are kept while up
-to four views are drawn: less memory than that only means that a job is smaller than a block.
+Each figure is the peak resident set of a separate process that draws JPEGs of 320 x 240 at 64 px and runs a
+tiny source. A block holds 4,096 images, and with more than one view its decoded images are kept while up to
+four views are drawn: a job that takes less memory is merely smaller than a block.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def main() -> None:
         folder = Path(scratch)
         _save_source(folder / "tiny.pt2")
         first = None
-        print("| samples | views | pictures drawn | peak RSS, MB | of the first |\n|---|---|---|---|---|")
+        print("| samples | views | images drawn | peak RSS, MB | of the first |\n|---|---|---|---|---|")
         for times_samples, views in ((1, 1), (8, 1), (1, 2), (8, 2), (1, 16), (8, 16)):
             n = times_samples * args.samples
-            images = folder / f"pictures{times_samples}"
+            images = folder / f"images{times_samples}"
             if not images.exists():
                 _make_images(images, n)
             peak = _in_process(folder, images, views)

@@ -1,12 +1,12 @@
-"""Stage one beside its limits, in one run: the bare forwards, a plain loop, one source against two, writing.
+"""Stage one against its limits, in one run: the bare forwards, a plain loop, one source or two, writing.
 
     python benchmarks/precompute.py --target imagenet --weights imagenet=resnet50.safetensors \
         --source imagenet --source program:squeezenet.pt2 --amp bf16
 
-The target's pictures are drawn by its training plan, and every round adds views to the stores. "bare" is the
-source, as stage one runs it, on one batch that is in memory; it is measured before and after each round,
-since a shared machine drifts, and ratios are medians over the rounds. The plain loop is what one would write
-without us: a DataLoader, two workers, Pillow, torchvision's transforms, an eager fp32 forward.
+The target's images are drawn by its training plan, and every round adds views to the stores. "bare" is the
+source, as stage one runs it, on one batch in memory; it is measured before and after each round, since a
+shared machine drifts, and ratios are medians over the rounds. The plain loop is what one would write without
+this package: a DataLoader, two workers, Pillow, torchvision's transforms, an eager fp32 forward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import in_batches, open_renderer
@@ -60,27 +60,27 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         source = open_source(name, weights=paths.weights.get(name), weights_dir=paths.weights_dir)
         sources.append((source, augmentation.input_map(spec, source.spec)))
     side = sources[0][1].side_px
-    print(f"{args.target}, {len(dataset)} pictures, {args.views} views, sources at {side} px, {args.amp}")
+    print(f"{args.target}, {len(dataset)} images, {args.views} views, sources at {side} px, {args.amp}")
 
     forwards = [
         choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
         for source, input_map in sources
     ]
     # whole forwards of every source
-    together = max(render_batch_size(forward.batch_size) for forward in forwards)
-    with closing(open_renderer(dataset, plan, execution, batch_size=together)) as renderer:
-        pixels = next(iter(renderer.render(0, in_batches(np.arange(together), together)))).clone()
+    n_batch = max(render_batch_size(forward.batch_size) for forward in forwards)
+    with closing(open_renderer(dataset, plan, execution, batch_size=n_batch)) as renderer:
+        pixels = next(iter(renderer.render(0, in_batches(np.arange(n_batch), n_batch)))).clone()
 
     def bare() -> list[float]:
-        """Pictures per second of every source on a resident batch."""
+        """Images per second of every source on a resident batch."""
         rates = []
         for (source, input_map), forward in zip(sources, forwards, strict=True):
-            frozen = open_frozen(source, input_map, forward, execution, plan.side_px, print)
+            frozen = open_frozen(source, input_map, forward, execution, plan.side_px)
             frozen.logits(pixels)
             n, started, took = 0, perf_counter(), 0.0
             while took < args.seconds:
-                waiting = [frozen.submit(pixels) for _ in range(4)]
-                for logits in waiting:
+                submitted = [frozen.submit(pixels) for _ in range(4)]
+                for logits in submitted:
                     logits().cpu()
                 n, took = n + 4 * len(pixels), perf_counter() - started
             rates.append(n / took)
@@ -104,13 +104,13 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
         each = [len(dataset) * args.views / rate for rate in rates[-1]]
         for n, seconds in took.items():
             ratios.setdefault(f"stage one / bare, {n} source(s)", []).append(sum(each[:n]) / seconds)
-        if len(sources) > 1:  # one pass for all against the first pass and the other bare forwards
+        if len(sources) > 1:  # one pass for all sources against the first pass plus the other bare forwards
             alone = took[1] + sum(each[1:])
             ratios.setdefault("all sources / (first pass + forwards)", []).append(took[len(sources)] / alone)
         passed.append(len(dataset) * args.views / took[1])
         print(f"round {number}: bare {rates[-1][0]:.1f}, stage one {passed[-1]:.1f} images/s", flush=True)
-    for (source, _), found in zip(sources, zip(*rates, strict=True), strict=True):
-        print(f"{'bare ' + source.spec.name:<40}{_spread(found, '.1f')} images/s")
+    for i, (source, _) in enumerate(sources):
+        print(f"{'bare ' + source.spec.name:<40}{_spread([rate[i] for rate in rates], '.1f')} images/s")
     print(f"{'stage one, 1 source':<40}{_spread(passed, '.1f')} images/s")
     for name, values in ratios.items():
         print(f"{name:<40}{_spread(values, '.4f' if 'writing' in name else '.3f')}")
@@ -121,12 +121,12 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """Median, least and most."""
+    """Median, minimum and maximum, as text."""
     return f"{statistics.median(values):>10{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def plain_loop(args, dataset, source, side: int) -> float:
-    """Pictures per second of the loop that everyone writes first."""
+    """Images per second of the obvious loop, without this package."""
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(side, antialias=True),
@@ -145,7 +145,7 @@ def plain_loop(args, dataset, source, side: int) -> float:
     logits, started = [], None
     with torch.inference_mode():
         for pixels in loader:
-            started = started or perf_counter()  # the workers are up
+            started = started or perf_counter()  # once the workers are running
             logits.append(module(pixels.to(device)).to(torch.float16).cpu())
     return len(rows) / (perf_counter() - started)
 
@@ -174,15 +174,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weights", action="append", default=[])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--views", type=int, default=2, help="of a round")
+    parser.add_argument("--views", type=int, default=2, help="views per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--amp", default="auto")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each bare measurement")
-    parser.add_argument("--plain", type=int, default=320, help="pictures of the plain loop")
+    parser.add_argument("--seconds", type=float, default=6.0, help="duration of each bare measurement")
+    parser.add_argument("--plain", type=int, default=320, help="images in the plain loop")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

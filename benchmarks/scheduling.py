@@ -1,13 +1,13 @@
-"""A cluster that fails, simulated: how units are shared, what is lost, how long it takes.
+"""Simulate a failing cluster: how units are shared, how much is lost, how long the job takes.
 
     python benchmarks/scheduling.py --rate 3000
 
-Workers take units as pipeline/precompute/sharding.py says and stage one does for picture files, some views of
-a block after each other: their own share, then what is unfinished and unclaimed (a file system with locks),
-or their own share only (an object store). Speeds differ by up to 10 %, times between failures are
-exponential; a failure loses the unit in hand and the start-up time. Asserted on the way: no unit is claimed
-twice at once or counted twice, no death costs more than one unit, all units are finished in the end. --rate
-is one worker's images/s, on average: take it from `sskt precompute --estimate` on yours.
+Workers take units as in pipeline/precompute/sharding.py and as stage one does for image files, several views
+of a block in a row: first their own share, then whatever is unfinished and unclaimed (a file system with
+locks), or their own share only (an object store). Speeds differ by up to 10 %, times between failures are
+exponential; a failure loses the current unit and the start-up time. Asserted throughout: no unit is claimed
+twice at once or counted twice, no death costs more than one unit, all units are finished at the end. --rate
+is one worker's mean images/s: take it from `sskt precompute --estimate` on yours.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ HOUR = 3600.0
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a simulated job."""
+    """The result of a simulated job."""
 
     seconds: float  # until the last unit was finished
-    ideal: float  # without failures, start-up or a last unit to wait for
+    ideal: float  # without failures, start-up time or waiting for the last unit
     deaths: int
     lost: int  # units that were being computed when their worker died
 
@@ -43,7 +43,7 @@ class _Worker:
     order: list[Unit] = field(default_factory=list)
     at: int = 0
     doing: Unit | None = None
-    life: int = 0  # events of an earlier life are void
+    life: int = 0  # events of earlier lives are ignored
 
 
 def simulate(
@@ -61,14 +61,14 @@ def simulate(
     restart_s: float | None = 300.0,
     all_die_at: float | None = None,
 ) -> Outcome:
-    """Run one job; `mtbf_s` is a worker's mean time between failures, None for never; with `restart_s` None
-    the dead stay dead, but for the first worker.
+    """Simulate one job; `mtbf_s` is a worker's mean time between failures, None for never; with `restart_s`
+    None, dead workers stay dead, except the first.
     """
     rng = random.Random(seed)
     tasks, n_units = tasks_of(views, n_blocks, decodes=True), views * n_blocks
-    drawn = [rng.uniform(1 - spread, 1 + spread) for _ in range(n_workers)]
-    mean = sum(drawn) / n_workers  # the average worker's speed is `rate`, also where there is one only
-    workers = [_Worker(World(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(drawn)]
+    speeds = [rng.uniform(1 - spread, 1 + spread) for _ in range(n_workers)]
+    mean = sum(speeds) / n_workers  # so that the mean speed is exactly `rate`, even of a single worker
+    workers = [_Worker(World(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(speeds)]
     finished, claimed = set[Unit](), dict[Unit, int]()
     events: list[tuple[float, int, str, int, int]] = []
     outcome = Outcome(0.0, n_units * rows / (rate * n_workers), 0, 0)
@@ -132,7 +132,7 @@ def simulate(
 
 
 def _take_next(worker: _Worker, rank: int, finished: set[Unit], claimed: dict[Unit, int]) -> None:
-    """Claim the next unit in turn that nobody has, if there is one."""
+    """Claim the worker's next unit that is neither finished nor claimed, if there is one."""
     while worker.at < len(worker.order):
         unit = worker.order[worker.at]
         worker.at += 1

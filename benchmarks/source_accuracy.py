@@ -1,5 +1,4 @@
-"""Does a source see through our own preprocessing what it was trained to see? Top-1 on pictures of its own
-task.
+"""Does our preprocessing show a source what it was trained on? Top-1 accuracy on images of its own task.
 
 usage: source_accuracy.py SOURCE TARGET [--weights PATH] [--data-dir DIR] [--renderer dali|torch] [--amp
     fp32|bf16]
@@ -52,7 +51,7 @@ def main() -> None:
         logits = torch.cat([frozen.logits(pixels).cpu() for pixels in renderer.render(0, batches)])
     correct = int((logits.argmax(dim=1).numpy() == dataset.labels).sum())
     print(
-        f"{args.source} on {len(dataset)} pictures of {args.target}, {renderer.name}, {execution.precision}: "
+        f"{args.source} on {len(dataset)} images of {args.target}, {renderer.name}, {execution.precision}: "
         f"top-1 {100 * correct / len(dataset):.1f} %"
     )
 

@@ -1,8 +1,8 @@
-"""Reading and writing a store beside plain files of the same bytes, in one run.
+"""Reading and writing a store against plain files of the same bytes, in one run.
 
     python benchmarks/store_io.py
 
-A whole view against numpy.fromfile (both warm), a unit against one write and one fsync, and bytes a class.
+A whole view against numpy.fromfile (both warm), a unit against one write and one fsync, and bytes per class.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def bench(args: argparse.Namespace, folder: Path) -> None:
         folder / "s.zarr",
         Manifest({"source": {}}, {}),
         ids=np.arange(args.samples),
-        contents=rng.integers(0, 256, (args.samples, 16), np.uint8),  # Zarr leaves zeros out
+        contents=rng.integers(0, 256, (args.samples, 16), np.uint8),  # random, since Zarr omits zeros
         n_classes=args.classes,
         views=args.repeats,
     )
@@ -66,7 +66,7 @@ def bench(args: argparse.Namespace, folder: Path) -> None:
     for views in sorted({1, min(10, args.repeats)}, reverse=True):
         store.trim(views)
         n_bytes = store.nbytes / logits.size / views
-        print(f"{n_bytes:.4f} bytes a class with everything, {views} view(s) of {args.classes} classes")
+        print(f"{n_bytes:.4f} bytes per class with everything, {views} view(s) of {args.classes} classes")
 
 
 def _write(path: Path, rows: np.ndarray) -> None:

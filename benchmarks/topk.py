@@ -1,10 +1,10 @@
-"""What the top k of a row cost and lose, on the logits of a real store with all classes.
+"""The size and error of top-k rows, on the logits of a real store with all classes.
 
     python benchmarks/topk.py stores/cifar10/train/imagenet-resnet50/0123456789ab.zarr
 
-KL is the divergence of what a student would learn from what the source said, in nats, mean over rows, at
-temperature T, the tail spread evenly. "tail off" is the largest error of the probability of all top k
-together, in any row; "renormalised" is that error when the tail is simply left out, as is usual.
+KL is the divergence of the source's distribution from the one that a student would learn, in nats, mean over
+rows, at temperature T, with the tail spread evenly. "tail off" is the largest error in any row of the total
+probability of the top k; "renormalised" is that error if the tail is simply dropped, as is usual.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     n = store.n_classes
     print(f"{store.manifest.identity['source']['name']}, {len(logits)} rows of {n} classes")
     print(
-        "\n| k | bytes a row | "
+        "\n| k | bytes per row | "
         + " | ".join(f"KL, T = {t}" for t in TEMPERATURES)
         + " | tail off | renormalised |"
     )

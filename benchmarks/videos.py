@@ -1,11 +1,11 @@
-"""Videos: the clip loader beside seeking in the files, and what stage one pays for a view.
+"""Videos: the clip loader against seeking in the files, and stage one's cost per view.
 
     python benchmarks/videos.py --data-dir DATA --source imagenet --weights imagenet=FILE
 
 The target (UCF101) must be prepared under --cache-dir. "seeking" is a DataLoader with two workers that opens
-the video with PyAV, seeks to the key frame before a random start, decodes on to the clip, and cuts, resizes
-and mirrors it with torchvision. Stage one is set beside what a view cannot do without: its frames drawn, and
-as many forwards of the same compiled source on a resident batch.
+the video with PyAV, seeks to the key frame before a random start, decodes up to the clip, and crops, resizes
+and mirrors it with torchvision. Stage one is compared with the least that a view can cost: drawing its
+frames, and as many forwards of the same compiled source on a resident batch.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvf
 
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import in_batches, open_renderer
@@ -48,7 +48,7 @@ def main() -> None:
     frames = int(dataset.sizes[:, 0].sum())
     print(
         f"{len(dataset)} videos, {frames:,} frames: packed {packed / 1e6:.1f} MB, {packed / frames:,.0f} "
-        f"bytes a frame, {packed / stored:.2f} x the files ({stored / 1e6:.1f} MB)"
+        f"bytes per frame, {packed / stored:.2f} x the files ({stored / 1e6:.1f} MB)"
     )
     loaders(args, dataset, files, parse_target(args.target))
     if args.source:
@@ -81,19 +81,17 @@ def loaders(args: argparse.Namespace, dataset, files: list[Path], spec) -> None:
                 for batch in loader.epoch(repeat, 4 * round_ + repeat)
             )
             took_ours = perf_counter() - started
-            if round_:  # the first warms both up
+            if round_:  # round 0 warms both up
                 rates["seeking, DataLoader, 2 workers"].append(n / took)
                 rates["ours"].append(ours / took_ours)
     base = statistics.median(rates["seeking, DataLoader, 2 workers"])
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(
-            f"{name:<40}{middle:>8.1f} clips/s ({min(found):.1f} to {max(found):.1f}){middle / base:>8.2f} x"
-        )
+    for name, values in rates.items():
+        middle, spread = statistics.median(values), f"({min(values):.1f} to {max(values):.1f})"
+        print(f"{name:<40}{middle:>8.1f} clips/s {spread}{middle / base:>8.2f} x")
 
 
 class Seeking(torch.utils.data.Dataset):
-    """What everyone writes first."""
+    """The obvious clip dataset, without this package."""
 
     def __init__(self, files: list[Path], lengths: list[int], side_px: int) -> None:
         self._files, self._lengths, self._side = files, lengths, side_px
@@ -132,10 +130,10 @@ def stage_one(args: argparse.Namespace, dataset, paths: Paths, spec) -> None:
     input_map = augmentation.input_map(spec, source.spec)
     n = len(dataset) * args.views
 
-    def drawing(what) -> float:
+    def draw_s(drawn_plan) -> float:
         """Seconds to draw every view."""
         batches = in_batches(np.arange(len(dataset)), 64)
-        with closing(open_renderer(dataset, what, execution, batch_size=64)) as renderer:
+        with closing(open_renderer(dataset, drawn_plan, execution, batch_size=64)) as renderer:
             for _ in renderer.render(0, batches):
                 pass
             started = perf_counter()
@@ -144,29 +142,30 @@ def stage_one(args: argparse.Namespace, dataset, paths: Paths, spec) -> None:
                     pass
             return perf_counter() - started
 
-    def asking() -> float:
-        """Seconds of as many forwards on a resident batch."""
+    def forward_s() -> float:
+        """Seconds that as many forwards take on a resident batch."""
         forward = choose_forward(source, input_map, execution, plan.side_px, len(dataset), args.views)
-        frozen = open_frozen(source, input_map, forward, execution, plan.side_px, print)
+        frozen = open_frozen(source, input_map, forward, execution, plan.side_px)
         pixels = torch.randint(0, 256, frozen.dummy_input(64).shape, dtype=torch.uint8)
         frozen.logits(pixels)
         times = []
         while sum(times) < args.seconds:
             started = perf_counter()
-            for waiting in [frozen.submit(pixels) for _ in range(4)]:
-                waiting()
+            for logits in [frozen.submit(pixels) for _ in range(4)]:
+                logits()
             times.append(perf_counter() - started)
         return n / (4 * len(pixels) / statistics.median(times))
 
-    before = asking()
-    seen, whole = drawing(seen_by(input_map, plan)), drawing(plan)
+    before = forward_s()
+    picked_s, whole_s = draw_s(seen_by(input_map, plan)), draw_s(plan)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(args.target, dataset, [(source, input_map)], plan, args.views)
         (report,) = fill_stores(job, cache_dir=Path(folder), execution=execution, world=World())
-    asked = statistics.mean([before, asking()])
+    forwards_s = statistics.mean([before, forward_s()])
     print(
-        f"{n} rows: stage one {report.wall_s:.1f} s; frames drawn {seen:.1f} s + forwards {asked:.1f} s: "
-        f"ratio {report.wall_s / (seen + asked):.3f}; whole clips would take {whole:.1f} s to draw"
+        f"{n} rows: stage one {report.wall_s:.1f} s; frames drawn {picked_s:.1f} s + forwards "
+        f"{forwards_s:.1f} s: ratio {report.wall_s / (picked_s + forwards_s):.3f}; whole clips would take "
+        f"{whole_s:.1f} s to draw"
     )
 
 
@@ -189,5 +188,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

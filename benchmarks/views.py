@@ -1,11 +1,11 @@
-"""How many views are enough? One student from V = 1, 2, 5, 10 stored views, and from a new one every epoch.
+"""How many views are enough? Train a student on V = 1, 2, 5, 10 stored views, and on a new one every epoch.
 
     python benchmarks/views.py --target cifar10 --limit 5000 --source imagenet --weights imagenet=FILE
 
-"live" is the plan with view = epoch, whose logits are precomputed as well: that gives the numbers of
---labels live (tests/test_pipeline_labels.py) without its price. Agreement is how often a source head names
-the source's own top class, on a view of the training pictures that no student has seen. Finished runs are
-kept in --out and skipped.
+"live" is the plan with view = epoch, with precomputed logits too: the same numbers as --labels live
+(tests/test_pipeline_labels.py) at less cost. Agreement is how often a source head predicts the source's own
+top class, on a view of the training images that no student has seen. Finished runs stay in --out and are
+skipped.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from cache.store import Store, find_stores
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.train.run_folder import read_checkpoint, read_config, read_metrics, read_summary
@@ -35,7 +35,7 @@ def main() -> None:
     execution = choose_execution(amp=args.source_amp)
     common = {
         "augmentation": Augmentation(side_px=args.size, source_side_px=args.source_size),
-        "places": paths,
+        "paths": paths,
         "execution": execution,
         "limit": args.limit,
     }
@@ -83,25 +83,25 @@ def table(args: argparse.Namespace, kinds: dict[str, int | None], common: dict) 
         spread = statistics.stdev(top1) if len(top1) > 1 else 0.0
         names = [name for name in last[0] if name.startswith("aux_loss")]
         losses = ", ".join(f"{statistics.mean(m[name] for m in last):.3f}" for name in names) or "-"
-        agreed = [agreement(folder, args, common) for folder in folders] if names else []
-        shares = ", ".join(f"{100 * np.mean([a[i] for a in agreed]):.1f} %" for i in range(len(names))) or "-"
+        by_run = [agreement(folder, args, common) for folder in folders] if names else []
+        shares = ", ".join(f"{100 * np.mean([run[i] for run in by_run]):.1f} %" for i in range(len(names)))
         print(
             f"| {kind} | {statistics.mean(top1):.2f} ± {spread:.2f} % "
-            f"| {statistics.mean(s['train_top1'] for s in summaries):.1f} % | {losses} | {shares} "
+            f"| {statistics.mean(s['train_top1'] for s in summaries):.1f} % | {losses} | {shares or '-'} "
             f"| {statistics.median(s['epoch_s'] for s in summaries):.2f} |",
             flush=True,
         )
 
 
 def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[float]:
-    """By source: the share of pictures whose source head names the source's top class, on the last view."""
+    """For each source, the share of images whose head predicts the source's top class, on the last view."""
     config, state = read_config(folder), read_checkpoint(folder)
-    view, paths = args.epochs, common["places"]
+    view, paths = args.epochs, common["paths"]
     dataset = open_dataset(args.target, "train", paths=paths, limit=args.limit)
-    every = np.arange(min(len(dataset), args.probe))
-    found = (Store.open(path) for path in find_stores(paths.cache_dir))
-    by_name = {store.manifest.identity["source"]["name"]: store for store in found}
-    stores = [by_name[_recorded(name)] for name in config["sources"]]
+    probe = np.arange(min(len(dataset), args.probe))
+    opened = [Store.open(path) for path in find_stores(paths.cache_dir)]
+    by_name = {store.manifest.identity["source"]["name"]: store for store in opened}
+    stores = [by_name[_recorded_name(name)] for name in config["sources"]]
     classes = {name: store.n_classes for name, store in zip(config["sources"], stores, strict=True)}
     student = Student(
         build_backbone(config["model"]), len(dataset.classes), classes, config["transfer_module"]
@@ -111,18 +111,18 @@ def agreement(folder: Path, args: argparse.Namespace, common: dict) -> list[floa
     plan = common["augmentation"].training_plan(parse_target(args.target))
     right = np.zeros(len(stores))
     renderer = open_renderer(dataset, plan, common["execution"], batch_size=250)
-    truths = [store.view(view)[store.positions_of(dataset.ids[every])].argmax(axis=1) for store in stores]
+    truths = [store.view(view)[store.positions_of(dataset.ids[probe])].argmax(axis=1) for store in stores]
     with closing(renderer), torch.inference_mode():
-        batches = in_batches(every, 250)
+        batches = in_batches(probe, 250)
         for positions, pixels in zip(batches, renderer.render(view, batches), strict=True):
             _, auxiliary = student(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))
             for i, logits in enumerate(auxiliary.values()):
                 right[i] += (logits.argmax(dim=1).numpy() == truths[i][positions]).sum()
-    return list(right / len(every))
+    return list(right / len(probe))
 
 
-def _recorded(name: str) -> str:
-    """A source's name as stores have it: programs by file name alone."""
+def _recorded_name(name: str) -> str:
+    """A source's name as stores record it: programs by file name alone."""
     return f"program:{Path(name.partition(':')[2]).name}" if name.startswith("program:") else name
 
 
@@ -146,10 +146,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--amp", default="auto", help="of the student")
     parser.add_argument("--source-amp", default="auto")
-    parser.add_argument("--probe", type=int, default=2000, help="pictures that agreement is counted on")
+    parser.add_argument("--probe", type=int, default=2000, help="images that agreement is counted on")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
-    with remarks_shown():
+    with show_remarks():
         main()

@@ -1,7 +1,7 @@
-"""Zarr stores of what frozen source networks said: written once, verified, read a whole view at a time.
+"""Zarr stores of frozen source networks' outputs: written once, verified, read a whole view at a time.
 
-Knows nothing of networks or pictures: rows of float16 logits come in by sample id and go out by sample id.
-The layout is public, see docs/store-format.md.
+Knows nothing of networks or images: rows of float16 logits go in and come out by sample id. The layout is
+public, see docs/store-format.md.
 """
 
 from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreIncomplete, StoreMismatch

@@ -1,4 +1,4 @@
-"""Give disk space back: what killed writers left behind, and whole stores."""
+"""Free disk space: remove what killed writers left behind, and whole stores."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from cache.storage import (
 from cache.storage.local import abandoned, sweep
 
 _PARTS = {"logits", "topk", "units", *TABLES}  # the folders of a store
-_METADATA = {"zarr.json", BACKUP}  # and the files, one of which is enough to know it by
+_METADATA = {"zarr.json", BACKUP}  # its files, either of which identifies it
 
 
 def leftovers(root: Location) -> list[Path]:
-    """Files and folders below a local `root` that no reader will ever look at, and whose writers are gone.
+    """Files and folders below a local `root` that no reader will ever use and whose writers are gone.
 
-    Folders that cannot be looked into are passed over; raises FolderClosed if `root` is one.
+    Folders that cannot be listed are skipped; raises FolderClosed if `root` is one.
     """
     top = local_path(root)
     return [path for folder in _folders(top) for path in abandoned(folder)] if top else []
 
 
 def sweep_all(root: Location) -> int:
-    """Remove what `leftovers` finds; returns how many that were."""
+    """Remove what `leftovers` finds; returns their number."""
     top = local_path(root)
     return sum(map(sweep, _folders(top))) if top else 0
 
 
 def require_store(path: Location) -> None:
-    """Raise StoreDamaged unless `path` is a store, sound or not, or nothing but parts of one."""
+    """Raise StoreDamaged unless `path` is a store, sound or not, or only parts of one."""
     names = set(names_in(path))
     if path.suffix != ".zarr" or not (names & _METADATA or (names and names <= _PARTS)):
         raise StoreDamaged(f"{path}: is not a store, nothing was removed; sskt cache ls lists them")
 
 
 def remove_store(path: Location) -> None:
-    """Delete a store, sound or not. From the first moment on it is none in a local folder; in an object store
-    a kill leaves a store that lacks units, which this removes. Raises StoreDamaged if `path` is no store and
-    CacheError if it cannot be deleted.
+    """Delete a store, sound or not. In a local folder it ceases to be a store at once; in an object store a
+    kill leaves one that lacks units, which another call removes. Raises StoreDamaged if `path` is no store
+    and CacheError if it cannot be deleted.
     """
     require_store(path)
     try:
@@ -65,10 +65,10 @@ def remove_store(path: Location) -> None:
 
 
 def clear_remains(path: Location) -> None:
-    """Make room for a new store where a removal that was killed has left parts of an old one.
+    """Make room for a new store where a killed removal has left parts of an old one.
 
-    Raises StoreDamaged if a store lies there that has only lost its zarr.json, and CacheError if something
-    else does, or units of no store in an object store.
+    Raises StoreDamaged if `path` is a store that has only lost its zarr.json, and CacheError if it holds
+    anything else, or stray units in an object store.
     """
     if folder := local_path(path):
         if names_in(folder):
@@ -77,8 +77,8 @@ def clear_remains(path: Location) -> None:
             ).whole_store():  # another process may be making room, and make its store then
                 if _holds_remains(path):
                     delete_folder(path)
-    # No locks keep others away there, so nothing is deleted: another process may be making its store. Its
-    # zarr.json is put before its units, and looked for after them, so those are never taken for remains.
+    # Object stores have no locks, so nothing is deleted: another process may be making its store. Its
+    # zarr.json is written before its units and checked after them, so those are never taken for remains.
     elif _chunks(path / "units") and _holds_remains(path):
         raise CacheError(
             f"{path}: holds units, but neither zarr.json nor {BACKUP}, so nobody can say what they are of; "
@@ -87,8 +87,8 @@ def clear_remains(path: Location) -> None:
 
 
 def _empty(path: Location) -> None:
-    """Delete everything of a store in an object store but its zarr.json, which makes it one: nothing can be
-    renamed there, and a removal that is killed must not leave what looks like finished units of a new store.
+    """Delete all of a store in an object store except its zarr.json, which makes it a store: nothing can be
+    renamed there, and a killed removal must not leave what looks like finished units of a new store.
     """
     for part in ("units", "logits", "topk"):  # entries before rows, as for a single unit
         delete_files(path / part, _chunks(path / part))
@@ -102,7 +102,7 @@ def _chunks(array: Location) -> list[str]:
 
 
 def _holds_remains(path: Location) -> bool:
-    """Whether parts of a store lie in a folder, and nothing else; False if a store does."""
+    """Whether a folder holds parts of a store and nothing else; False if it holds a store."""
     names = names_in(path)
     if not names or is_file(path / "zarr.json"):
         return False
@@ -120,8 +120,8 @@ def _holds_remains(path: Location) -> bool:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Every folder in which something unfinished may lie: all but what is unfinished itself."""
-    names_in(root)  # raises for `root` itself; below it os.walk passes over what it cannot list
+    """Every folder that may hold something unfinished: all except those that are unfinished themselves."""
+    names_in(root)  # raises for `root` itself; below it os.walk skips what it cannot list
     for folder, inside, _ in os.walk(root):
         inside[:] = sorted(name for name in inside if TEMPORARY not in name)
         yield Path(folder)

@@ -1,4 +1,4 @@
-"""What can go wrong with a store: one sentence with the culprit, found, expected and the remedy."""
+"""Errors of stores: one sentence with the culprit, what was found, what was expected, and the remedy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-ABSENT = object()  # stands for the value of a field that one of the two fingerprints does not have
+ABSENT = object()  # the value of a field that one of two fingerprints lacks
 _SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field whose values differ; the value of a field that one side lacks is `ABSENT`."""
+    """One field whose values differ; a side that lacks the field has `ABSENT`."""
 
     field: str  # dotted, e.g. "source.weights_sha256"
     stored: Any
@@ -24,11 +24,11 @@ class Difference:
 
 
 class CacheError(Exception):
-    """Base of every error that this room raises on purpose; the command line prints its text."""
+    """Base class of all errors that this package raises on purpose; the command line prints its text."""
 
 
-class StoreMismatch(CacheError):  # noqa: N818 - they say what the store or folder is
-    """A store answers another question than the one asked; `differences` holds the fields that differ."""
+class StoreMismatch(CacheError):  # noqa: N818 - the names describe the store or folder
+    """A store was made with other settings than requested; `differences` holds the fields that differ."""
 
     def __init__(self, message: str, differences: tuple[Difference, ...] = ()) -> None:
         super().__init__(message)
@@ -36,15 +36,15 @@ class StoreMismatch(CacheError):  # noqa: N818 - they say what the store or fold
 
 
 class StoreIncomplete(CacheError):  # noqa: N818
-    """Units that were asked for are not there yet; precomputing again adds them."""
+    """Requested units are not finished yet; precomputing again adds them."""
 
 
 class FolderClosed(CacheError):  # noqa: N818
-    """A folder that this user may not look into; a search of many folders passes it over."""
+    """A folder that this user may not list; a search of many folders skips it."""
 
 
 class StoreDamaged(CacheError):  # noqa: N818
-    """What lies on disk is not what was written."""
+    """The bytes on disk are not those that were written."""
 
 
 def _shown(value: Any) -> str:

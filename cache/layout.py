@@ -1,6 +1,6 @@
-"""The Zarr v3 group behind a store: its arrays, how a new one comes into place, how one is checked.
+"""The Zarr v3 group behind a store: its arrays, how a new one is put in place, how one is checked.
 
-docs/store-format.md says the same for readers in other languages.
+docs/store-format.md describes the same for readers in other languages.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 MANIFEST = "sskt"  # the group attribute that holds the manifest
 TABLES_SHA256 = "tables_sha256"  # the group attribute that holds one sha256 per table
 N_CLASSES = "n_classes"  # the group attribute with K, which the rows of a top-k store do not show
-ATTRIBUTES_SHA256 = "attributes_sha256"  # and the one with the sha256 of all the others
-_TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # pictures or clips
+ATTRIBUTES_SHA256 = "attributes_sha256"  # the group attribute with the sha256 of all the others
+_TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # images or clips
 TABLES = tuple(_TABLE_AXES)  # the arrays written once, at creation
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-# ids mostly count up: shuffled and compressed they take next to nothing, where 8 bytes a sample would show
+# ids mostly count up: shuffled and compressed they take almost nothing instead of 8 bytes per sample
 _COMPRESSORS = {"ids": [BloscCodec(typesize=8, cname="zstd", clevel=5, shuffle="shuffle")]}
-_FLAT_KEYS = {"name": "default", "configuration": {"separator": "."}}  # one folder an array to make and flush
+# one folder per array to make and flush
+_FLAT_KEYS = {"name": "default", "configuration": {"separator": "."}}
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -49,21 +50,21 @@ _UNREADABLE = (
     AttributeError,
 )  # what Zarr raises for damaged metadata
 _MAX_BLOCK_ROWS = 4096
-BACKUP = "backup.json"  # beside the group's metadata: a copy of all of it as created, with a checksum
+BACKUP = "backup.json"  # beside the group's metadata: a copy of it as created, with a checksum
 RESTORES = "`sskt cache verify {} --repair` restores it"
 
 
 def default_block_rows(n_samples: int) -> int:
     """Samples per unit: at most 4096, chosen so that the last block is nearly full.
 
-    Not a matter of the number of classes: stores filled in one pass share their blocks.
+    It does not depend on the number of classes, since stores filled in one pass share their blocks.
     """
     return math.ceil(n_samples / math.ceil(n_samples / _MAX_BLOCK_ROWS))
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The sizes of a store: V views of N samples, B samples to a block, rows of a form."""
+    """The sizes of a store: V views of N samples, B samples per block, and the row format."""
 
     n_views: int
     n_samples: int
@@ -72,7 +73,7 @@ class Layout:
 
     @property
     def n_blocks(self) -> int:
-        """Blocks to a view; the last may be short."""
+        """Blocks per view; the last may be short."""
         return math.ceil(self.n_samples / self.block_rows)
 
 
@@ -100,10 +101,10 @@ def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:
 def create_group(
     path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]
 ) -> bool:
-    """Build an empty store beside `path` and rename it there; False if something was there first.
+    """Build an empty store beside `path` and rename it into place; False if something was there first.
 
-    In an object store the files are put in place one by one, see `_upload`.
-    Raises CacheError, leaving nothing behind, if the folder cannot be written.
+    In an object store the files are written one by one, see `_upload`. Raises CacheError, leaving nothing
+    behind, if the folder cannot be written.
     """
     try:
         folder = local_path(path)
@@ -124,7 +125,7 @@ def create_group(
 def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     """The manifest, the sizes and the tables' sha256; StoreDamaged if `path` is not a sound store.
 
-    What does not fit is read once more: another process may have changed the number of views meanwhile.
+    On a mismatch it reads once more, since another process may have changed the number of views meanwhile.
     """
     if not is_file(path / "zarr.json"):
         remedy = RESTORES.format(path) if is_file(path / BACKUP) else "precompute makes one"
@@ -153,9 +154,9 @@ def _read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
 
 
 def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
-    """One of the arrays that were written at creation; StoreDamaged unless its bytes are the ones written.
+    """Read an array that was written at creation; StoreDamaged unless its bytes are the ones written.
 
-    The sha256 is needed beside Zarr's checksum, as a chunk whose file is gone reads as zeros.
+    The sha256 is needed besides Zarr's checksum, since a chunk whose file is missing reads as zeros.
     """
     try:
         chunks = [f"{name}/{_only_chunk(n_axes)}" for n_axes in _TABLE_AXES[name]]
@@ -175,7 +176,7 @@ def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
 
 
 def write_table(path: Location, name: str, table: NDArray[Any]) -> None:
-    """Put a table's only chunk back in place, as its metadata says; the table is the one that was there."""
+    """Write a table's only chunk back, as its metadata prescribes; the table must be the original one."""
     files = {
         f"{name}/zarr.json": default_buffer_prototype().buffer.from_bytes(
             read_file(path / name / "zarr.json")
@@ -185,7 +186,7 @@ def write_table(path: Location, name: str, table: NDArray[Any]) -> None:
     chunk = f"{name}/{_only_chunk(table.ndim)}"
     if chunk in files:
         write_durably(path / chunk, files[chunk].to_bytes())
-    else:  # Zarr leaves a chunk of zeros out
+    else:  # Zarr omits a chunk of zeros
         delete_file(path / chunk)
 
 
@@ -196,14 +197,14 @@ def table_sha256(table: NDArray[Any]) -> str:
 
 
 def set_views(path: Location, name: str, n_views: int) -> None:
-    """Set an array's first length; Zarr's own resize is not flushed, and deletes chunks when it shrinks."""
+    """Set an array's first length; Zarr's resize is not flushed, and deletes chunks when it shrinks."""
     metadata = json.loads(read_file(path / name / "zarr.json"))
     metadata["shape"][0] = n_views
     write_durably(path / name / "zarr.json", json.dumps(metadata, indent=2).encode())
 
 
 def backup_of(files: dict[str, str]) -> bytes:
-    """What BACKUP holds: the text of every zarr.json, by its path in the store, and their sha256."""
+    """The content of BACKUP: the text of every zarr.json, by its path in the store, and their sha256."""
     sha256 = hashlib.sha256(json.dumps(files).encode()).hexdigest()
     return json.dumps({"files": files, "sha256": sha256}).encode()
 
@@ -227,8 +228,8 @@ def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, 
 
 
 def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> bool:
-    """Put a new store's files, the group's zarr.json after the arrays', since without it there is no store,
-    and the copy last; False if another process's zarr.json was there first.
+    """Write a new store's files: the group's zarr.json after the arrays', since it makes the store, and the
+    backup last; False if another process's zarr.json was there first.
     """
     group = path / "zarr.json"
     with tempfile.TemporaryDirectory() as folder:
@@ -241,10 +242,10 @@ def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[
             return False
         write_durably(group, (built / "zarr.json").read_bytes())
         copied = json.loads((built / BACKUP).read_bytes())["files"]
-    # Processes that start together may all come here, each with a zarr.json that says another time. The last
-    # of these stays, and the copy must be of that. So each puts its copy after its zarr.json, and again until
-    # what it copied is there afterwards, too. Then the last copy of all is of the zarr.json that was there
-    # after it, and none was put later: that would have been followed by a copy of its own.
+    # Processes that start together may all get here, each with a zarr.json that holds another time. The last
+    # one written stays, and the backup must match it. So each process writes its backup after its zarr.json,
+    # and again until the zarr.json is unchanged after the write. The last backup then matches the final
+    # zarr.json: a later zarr.json would have been followed by a backup of its own.
     text = ""
     while (found := read_file(group).decode()) != text:
         text = found
@@ -263,7 +264,7 @@ def _only_chunk(n_axes: int) -> str:
 
 
 def _in_memory(path: Location, files: list[str], absent: list[str] | None = None) -> MemoryStore:
-    """Some small files of a store, wherever it lies, for Zarr to read; those of `absent` may be missing."""
+    """Load small files of a store, local or remote, for Zarr to read; those in `absent` may be missing."""
     buffer, found = default_buffer_prototype().buffer, {}
     for name in files:
         try:
@@ -317,7 +318,7 @@ def _attribute(path: Location, attributes: dict[str, Any], name: str) -> dict[st
 
 
 def _require_sum(path: Location, attributes: dict[str, Any]) -> None:
-    """StoreDamaged unless the attributes are the ones written; stores from before this sum have none."""
+    """StoreDamaged unless the attributes are the ones written; older stores have no such sum."""
     others = {name: value for name, value in attributes.items() if name != ATTRIBUTES_SHA256}
     stated = str(attributes.get(ATTRIBUTES_SHA256, digest(others)))
     if digest(others) != stated:
@@ -328,7 +329,7 @@ def _require_sum(path: Location, attributes: dict[str, Any]) -> None:
 
 
 def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_classes: object) -> Layout:
-    """The sizes, from the arrays; StoreDamaged unless these fit each other."""
+    """The sizes according to the arrays; StoreDamaged unless these are consistent."""
     name = "topk" if "topk" in arrays else "logits"
     rows, units = arrays[name], arrays["units"]
     if rows.ndim != 3 or units.ndim != 2:

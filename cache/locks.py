@@ -1,9 +1,8 @@
-"""Claims: which process works on which unit of a store, so that no two do the same one.
+"""Claims: which process works on which unit of a store, so that no two compute the same one.
 
-A claim is a byte-range lock on a file beside the store. The kernel lifts it when the process ends, however it
-ends: there is nothing to expire, no clock and no process number. Locks work across the machines of an NFS
-mount. Object stores have none, and neither has Windows; there everything can be claimed, and ranks rely on
-their disjoint shares.
+A claim is a byte-range lock on a file beside the store. The kernel releases it when the process ends, however
+it ends, so there are no timeouts, clocks or process ids. Locks work across the machines of an NFS mount.
+Object stores and Windows have none; there every claim succeeds, and ranks rely on their disjoint shares.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from cache.errors import CacheError
 from cache.storage import Location, local_path
 from cache.storage.local import fcntl
 
-_WHOLE_STORE = 1 << 40  # the byte that stands for the store's sizes
+_WHOLE_STORE = 1 << 40  # the byte whose lock guards the store's sizes
 
 
 class UnitLocks:
-    """The claims of one process on one store; the file is made at the first one."""
+    """The claims of one process on one store; the lock file is created by the first one."""
 
     def __init__(self, store: Location) -> None:
         folder = local_path(store)
@@ -35,21 +34,21 @@ class UnitLocks:
 
     @property
     def exist(self) -> bool:
-        """Whether a claim keeps others away here."""
+        """Whether a claim excludes other processes."""
         return self._path is not None
 
     def take(self, number: int) -> bool:
-        """Claim a unit by its number; False if another process has it. Does not wait."""
+        """Claim a unit by its number without waiting; False if another process has it."""
         return self._path is None or self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, number)
 
     def give_up(self, number: int) -> None:
-        """Let others claim a unit; nothing happens if it was not claimed."""
+        """Release a unit for others to claim; does nothing if it was not claimed."""
         if self._path is not None and self._descriptor is not None:
             self._locked(fcntl.LOCK_UN, number)
 
     @contextmanager
     def whole_store(self) -> Iterator[None]:
-        """Alone with the store's sizes; waits for a process that changes them."""
+        """Exclusive access to the store's sizes; waits for a process that is changing them."""
         if self._path is None:
             yield
             return
@@ -64,7 +63,7 @@ class UnitLocks:
         try:
             fcntl.lockf(self._file(), how, 1, number)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX lets a file system say either
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX allows either
                 return False
             raise CacheError(
                 f"{self._path}: cannot be locked ({error.strerror or error}), and claims are locks; mount "
@@ -74,7 +73,7 @@ class UnitLocks:
 
     def _file(self) -> int:
         if self._descriptor is None:
-            assert self._path is not None  # noqa: S101 - the callers have looked
+            assert self._path is not None  # noqa: S101 - callers have checked
             try:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
@@ -86,5 +85,5 @@ class UnitLocks:
 
 
 def claims_file(store: Path) -> Path:
-    """The file beside a store that its claims are locks on."""
+    """The lock file beside a store."""
     return store.with_name(f"{store.name}.lock")

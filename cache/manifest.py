@@ -1,7 +1,7 @@
-"""The fingerprint of a store: everything its logits are a function of, and the naming of what differs.
+"""The fingerprint of a store: everything its logits are a function of; and how two fingerprints differ.
 
-A fingerprint is a nested dict of JSON values. Dicts nest and field names hold no dot, so every leaf has one
-dotted name ("source.weights_sha256"). Two are equal when their canonical JSON is: 1, 1.0 and true all differ.
+A fingerprint is a nested dict of JSON values. Field names hold no dot, so every leaf has one dotted name
+("source.weights_sha256"). Two are equal if their canonical JSON is: 1, 1.0 and true all differ.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SHOWN_FIELDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a store is of (`identity`, compared before every use) and how it came about (`made_by`).
+    """What a store holds (`identity`, compared before every use) and how it was made (`made_by`).
 
-    The number of views is no part of it: a store grows. Raises ValueError for a field name with a dot and
-    TypeError or ValueError for what JSON cannot hold.
+    The number of views is not part of it, since a store can grow. Raises ValueError for a field name with a
+    dot, and TypeError or ValueError for values that JSON cannot hold.
     """
 
     identity: dict[str, Any]  # source, input map, plan, target: whatever the logits are a function of
@@ -41,17 +41,19 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The first 12 hex digits of the identity's sha256: the store's folder name, before `.zarr`."""
+        """The first 12 hex digits of the identity's sha256: the store's folder name without `.zarr`."""
         return digest(self.identity)[:12]
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest as JSON values, with a checksum of its own under `sha256`."""
+        """The manifest as JSON values, with its own checksum under `sha256`."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         return {**fields, "sha256": digest(fields)}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], store_path: Location) -> Self:
-        """What `to_dict` gave; StoreDamaged if it was edited, is no manifest or of another format."""
+        """The manifest whose `to_dict` gave `stored`; StoreDamaged if it was edited, is none, or has another
+        format version.
+        """
         missing = [name for name in (*_FIELDS, "sha256") if name not in stored]
         if missing:
             raise StoreDamaged(f"{store_path}: its manifest lacks {', '.join(missing)}; precompute it again")
@@ -81,7 +83,7 @@ def flatten(fingerprint: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Difference]:
-    """Every field whose value differs, in the order of `wanted`, then the fields that only `stored` has."""
+    """Every field whose value differs, in the order of `wanted`, then fields that only `stored` has."""
     have, want = dict(flatten(stored)), dict(flatten(wanted))
     pairs = ((field, have.get(field, ABSENT), want.get(field, ABSENT)) for field in {**want, **have})
     return [Difference(*pair) for pair in pairs if not _same(*pair[1:])]

@@ -1,4 +1,4 @@
-"""What `sskt cache prune` would remove, and its removal."""
+"""Plan and carry out `sskt cache prune`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cache.store import Store
 
 
 def plan_pruning(cache_dir: str, stores: Sequence[str], views: int | None) -> list[dict[str, Any]]:
-    """One row of plain data for each thing that would go: what it is, its bytes and path.
+    """One dict per item to remove: what it is, its bytes and path.
 
-    Without `stores`: everything in `cache_dir` that writers left unfinished when they died. A store that is
-    named twice goes once. Raises CacheError if one of the stores is none, or `views` is given without stores.
+    Without `stores`: everything in `cache_dir` that dead writers left unfinished. A store named twice is
+    listed once. Raises CacheError if one of `stores` is none, or `views` is given without stores.
     """
     if not stores:
         if views is not None:
@@ -40,7 +40,7 @@ def plan_pruning(cache_dir: str, stores: Sequence[str], views: int | None) -> li
 
 
 def prune(rows: Sequence[dict[str, Any]], views: int | None) -> None:
-    """Do what `plan_pruning` said."""
+    """Remove the items that `plan_pruning` listed."""
     for row in rows:
         path = location(row["path"])
         if row["what"] == "unfinished":

@@ -1,4 +1,4 @@
-"""The reading half of a store: a whole view, or the rows of it that are wanted, with every byte checked."""
+"""The reading half of a store: a whole view or selected rows of it, with every byte checked."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from cache.manifest import Manifest
     from cache.row_format import Rows
 
-_AT_ONCE = 16  # requests to an object store
+_AT_ONCE = 16  # concurrent requests to an object store
 
 
 T = TypeVar("T")
 
 
 class Problem(NamedTuple):
-    """One finding of `Store.verify`; `unit` is None when it is about the store as a whole."""
+    """One finding of `Store.verify`; `unit` is None if it concerns the store as a whole."""
 
     unit: Unit | None
     what: str
 
 
 class MappedView:
-    """Rows of one view that stay on the disk; the operating system reads those that are asked for."""
+    """Rows of one view, memory-mapped: the operating system reads those that are accessed."""
 
     def __init__(self, blocks: Mapping[int, Rows], form: RowFormat) -> None:
         self._blocks, self._form = blocks, form
         self._block_rows = max((len(rows) for rows in blocks.values()), default=1)
 
     def rows(self, rows: NDArray[np.int64]) -> Rows:
-        """The rows of the view, in the order asked: (n, K) float16 or (n, 2k + 4) uint16, a copy."""
+        """A copy of these rows of the view, in the order given: (n, K) float16 or (n, 2k + 4) uint16."""
         blocks, places = np.divmod(rows, self._block_rows)
         out = np.empty((len(rows), self._form.width), dtype=self._form.dtype)
         for block in np.unique(blocks):
@@ -55,7 +55,7 @@ class MappedView:
 
 
 class StoreReader:
-    """An open store; its sizes are as of then."""
+    """An open store; its sizes are as of opening."""
 
     def __init__(
         self, path: Location, manifest: Manifest, layout: Layout, tables_sha256: dict[str, str]
@@ -68,7 +68,7 @@ class StoreReader:
 
     @classmethod
     def open(cls, path: Location) -> Self:
-        """Open a store to read or to go on writing; StoreDamaged if it is none, was edited or is newer."""
+        """Open a store to read or continue writing; StoreDamaged if it is none, was edited or is newer."""
         return cls(path, *layouts.read_group(path))
 
     @property
@@ -78,17 +78,17 @@ class StoreReader:
 
     @property
     def n_samples(self) -> int:
-        """N: samples of every view."""
+        """N: samples per view."""
         return self._layout.n_samples
 
     @property
     def n_classes(self) -> int:
-        """K: the source's classes."""
+        """K: the number of the source's classes."""
         return self.form.n_classes
 
     @property
     def form(self) -> RowFormat:
-        """What a row holds."""
+        """The format of a row."""
         return self._layout.form
 
     @property
@@ -98,32 +98,32 @@ class StoreReader:
 
     @property
     def block_rows(self) -> int:
-        """B: samples to a unit; the last block of a view may hold fewer."""
+        """B: samples per unit; the last block of a view may hold fewer."""
         return self._layout.block_rows
 
     @property
     def n_blocks(self) -> int:
-        """Units to a view."""
+        """Units per view."""
         return self._layout.n_blocks
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """(N,) int64: the sample id of every row; read and checked at first use, as are the other tables."""
+        """(N,) int64: the sample id of every row; read and checked on first use, like the other tables."""
         return self._table("ids")
 
     @cached_property
     def contents(self) -> NDArray[np.uint8]:
-        """(N, 16) uint8: what identifies each sample's picture."""
+        """(N, 16) uint8: identifies each sample's content."""
         return self._table("contents")
 
     @cached_property
     def probe_ids(self) -> NDArray[np.int64]:
-        """(P,) int64: the samples of the probe; P is 0 for a store made without."""
+        """(P,) int64: the sample ids of the probe; P is 0 for a store without one."""
         return self._table("probe_ids")
 
     @cached_property
     def probe(self) -> NDArray[np.uint8]:
-        """(P, 3, H, W) uint8, of clips (P, 3, F, H, W): view 0 of the probe's samples as rendered when the
+        """(P, 3, H, W) uint8, for clips (P, 3, F, H, W): view 0 of the probe's samples as rendered when the
         store was made.
         """
         return self._table("probe")
@@ -135,7 +135,7 @@ class StoreReader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files of the store, but for those that are being written."""
+        """Bytes of all files of the store, except those being written."""
         return bytes_below(self.path)
 
     @property
@@ -145,7 +145,7 @@ class StoreReader:
 
     @property
     def whole_views(self) -> int:
-        """How many views, from the first on, are finished; a store that is being filled has fewer than V."""
+        """How many leading views are finished; fewer than V while the store is being filled."""
         return min((unit.view for unit in self.pending(self.n_views)), default=self.n_views)
 
     def pending(self, views: int) -> list[Unit]:
@@ -156,12 +156,12 @@ class StoreReader:
         return [unit for unit in self._units(views) if entries.get(unit) is None]
 
     def finished_units(self) -> list[Unit]:
-        """Every unit that counts, in order; StoreDamaged if an entry is damaged."""
+        """Every finished unit, in order; StoreDamaged if an entry is damaged."""
         left = set(self.pending(self.n_views))
         return [unit for unit in self._units(self.n_views) if unit not in left]
 
     def finished(self, unit: Unit) -> bool:
-        """Whether a unit counts; StoreDamaged if its entry is damaged."""
+        """Whether a unit is finished; StoreDamaged if its entry is damaged."""
         return self._entry(unit) is not None
 
     def rows_of(self, block: int) -> slice:
@@ -169,7 +169,7 @@ class StoreReader:
         return slice(block * self.block_rows, min((block + 1) * self.block_rows, self.n_samples))
 
     def positions_of(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """The row of each sample id, in the order asked; StoreMismatch naming the first id that has none."""
+        """The row of each sample id, in the order given; StoreMismatch naming the first id without one."""
         wanted = np.asarray(ids, dtype=np.int64)
         order, in_order = self._sorted_ids
         places = np.minimum(np.searchsorted(in_order, wanted), self.n_samples - 1)
@@ -182,10 +182,10 @@ class StoreReader:
         return order[places]
 
     def view(self, view: int) -> Rows:
-        """One whole view, every byte checked: (N, K) float16, or (N, 2k + 4) uint16 of a top-k store.
+        """One whole view, every byte checked: (N, K) float16, or (N, 2k + 4) uint16 from a top-k store.
 
-        Raises StoreIncomplete if a unit is not finished or there is no such view, StoreDamaged, naming unit
-        and file, if what was finished is not what is there.
+        Raises StoreIncomplete if a unit is unfinished or there is no such view, and StoreDamaged, naming unit
+        and file, if a finished unit is not as it was written.
         """
         entries = self._entries_of(view, range(self.n_blocks))
         out = np.empty((self.n_samples, self.form.width), dtype=self.form.dtype)
@@ -193,9 +193,9 @@ class StoreReader:
         return out
 
     def rows(self, view: int, rows: NDArray[np.int64]) -> Rows:
-        """Some rows of a view, in the order asked: (n, K) float16 or (n, 2k + 4) uint16.
+        """Selected rows of a view, in the order given: (n, K) float16 or (n, 2k + 4) uint16.
 
-        Only the units that hold them are read, one after the other, and checked like a view.
+        Only the units that hold them are read, one after another, and checked as for `view`.
         """
         if len(rows) == self.n_samples and np.array_equal(rows, np.arange(len(rows))):
             return self.view(view)
@@ -211,7 +211,7 @@ class StoreReader:
         return out
 
     def mapped(self, view: int, rows: NDArray[np.int64]) -> MappedView:
-        """Like `rows`, but they stay on the disk: the units that hold them are checked once and mapped.
+        """Like `rows`, but memory-mapped: the units that hold them are checked once, then mapped.
 
         Only for a store in a local folder.
         """
@@ -222,7 +222,7 @@ class StoreReader:
         return MappedView({unit.block: self._files.mapped(unit) for unit in entries}, self.form)
 
     def unit(self, unit: Unit) -> Rows:
-        """The rows of one finished unit, checked like a view. Raises StoreIncomplete or StoreDamaged."""
+        """The rows of one finished unit, checked as for `view`. Raises StoreIncomplete or StoreDamaged."""
         entry = self._entry(unit)
         if entry is None:
             raise StoreIncomplete(f"{self.path}: {unit} is not finished; run the same precompute again")
@@ -231,7 +231,7 @@ class StoreReader:
         return out
 
     def verify(self) -> list[Problem]:
-        """Everything on the disk that is wrong, unfinished units aside; damage is reported, never raised."""
+        """Every fault on disk, ignoring unfinished units; damage is returned, never raised."""
         try:
             fresh = type(self).open(self.path)
         except StoreDamaged as error:
@@ -255,7 +255,7 @@ class StoreReader:
         return (Unit(view, block) for view in range(views) for block in range(self.n_blocks))
 
     def _entries_of(self, view: int, blocks: Iterable[int]) -> dict[Unit, int]:
-        """The entries of some units of a view; StoreIncomplete unless all of them are finished."""
+        """The entries of some units of a view; StoreIncomplete unless all are finished."""
         if not 0 <= view < self.n_views:
             raise StoreIncomplete(
                 f"{self.path}: has no view {view}, its {self.n_views} views count from 0; "
@@ -274,7 +274,7 @@ class StoreReader:
         return min(self.block_rows, self.n_samples - unit.block * self.block_rows)
 
     def _map(self, act: Callable[[Unit], T], units: list[Unit]) -> list[T]:
-        """Act on every unit; several at once where each is a request to a server."""
+        """Apply `act` to every unit; concurrently if each is a request to a server."""
         if local_path(self.path):
             return [act(unit) for unit in units]
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -1,4 +1,4 @@
-"""A store's metadata and the copy that was made with it: what differs, and putting either back."""
+"""Compare a store's metadata with the backup made with it, and restore either from the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROWING = ("logits/zarr.json", "topk/zarr.json", _UNITS)
 
 
 def metadata_faults(path: Location) -> list[str]:
-    """What is wrong with the copy of a store's metadata, or with metadata that differs from it."""
+    """Faults of the backup of a store's metadata, or of metadata that differs from it."""
     restores = RESTORES.format(path)
     try:
         files = _copied(path)
@@ -30,11 +30,11 @@ def metadata_faults(path: Location) -> list[str]:
 
 
 def repair_metadata(path: Location) -> list[str]:
-    """Put the group's and the arrays' zarr.json back from the copy that was made with them, or the copy back
-    from sound metadata; returns which files.
+    """Restore the group's and the arrays' zarr.json from the backup, or the backup from sound metadata;
+    returns the names of the files written.
 
     The number of views is that of the arrays that are left, or what the entries need. Raises StoreDamaged if
-    metadata and copy are both damaged, or `path` is no store.
+    metadata and backup are both damaged, or `path` is no store.
     """
     try:
         files = _copied(path)
@@ -46,7 +46,7 @@ def repair_metadata(path: Location) -> list[str]:
     for name, wanted in files.items():
         sound = _sound(name, there[name], wanted)
         if name in _GROWING:
-            # rows may be ahead of `units`: they grow first, shrink last, and a kill in between is no damage
+            # rows may be ahead of `units`: they grow first and shrink last, so a kill in between is no damage
             ahead = name != _UNITS and _views(there[name]) > views
             sound = sound and (ahead or _views(there[name]) == views)
             wanted["shape"][0] = views
@@ -58,7 +58,7 @@ def repair_metadata(path: Location) -> list[str]:
 
 
 def _copied(path: Location) -> dict[str, dict[str, Any]]:
-    """The metadata of every file, as created; raises one of _UNREADABLE if the copy is damaged."""
+    """The metadata of every file, as created; raises one of _UNREADABLE if the backup is damaged."""
     copy = json.loads(read_file(path / BACKUP))
     texts = copy["files"]
     if hashlib.sha256(json.dumps(texts).encode()).hexdigest() != copy["sha256"]:
@@ -67,7 +67,7 @@ def _copied(path: Location) -> dict[str, dict[str, Any]]:
 
 
 def _copy_again(path: Location, error: Exception) -> list[str]:
-    """Write the copy from the metadata in use; StoreDamaged if that is damaged as well."""
+    """Write the backup anew from the metadata in use; StoreDamaged if that is damaged as well."""
     try:
         layout = read_group(path)[1]
     except StoreDamaged as damage:
@@ -85,8 +85,8 @@ def _copy_again(path: Location, error: Exception) -> list[str]:
 
 
 def _views_left(path: Location, files: dict[str, Any], there: dict[str, dict[str, Any] | None]) -> int:
-    """How many views a store has: what `units` says where it and the rows are sound; else what is left says,
-    but at least what the entries need; as many as it was created with if none of that is left.
+    """The number of views of a store: that of `units` if it and the rows are sound; else that of whichever is
+    left, but at least what the entries need; the number at creation if nothing is left.
     """
     left = {n: _views(there[n]) for n in files if n in _GROWING and _sound(n, there[n], files[n])}
     if len(left) > 1 and left[_UNITS] == min(left.values()):
@@ -98,7 +98,7 @@ def _views_left(path: Location, files: dict[str, Any], there: dict[str, dict[str
 
 
 def _read(file: Location) -> dict[str, Any] | None:
-    """A JSON object; None if it is not there or none."""
+    """Read a JSON object; None if it is missing or not one."""
     try:
         metadata = json.loads(read_file(file))
     except (OSError, ValueError):
@@ -107,13 +107,13 @@ def _read(file: Location) -> dict[str, Any] | None:
 
 
 def _sound(name: str, found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    """Whether metadata is what was created, however many views an array that grows has room for."""
+    """Whether metadata is as created, whatever the number of views of an array that can grow."""
     if found is not None and name in _GROWING and _views(found) > 0:
         wanted = {**wanted, "shape": [_views(found), *wanted["shape"][1:]]}
     return found == wanted
 
 
 def _views(metadata: dict[str, Any] | None) -> int:
-    """How many views an array has room for, as far as its metadata can be understood."""
+    """The number of views an array has room for; 0 if its metadata makes no sense."""
     shape = (metadata or {}).get("shape")
     return shape[0] if isinstance(shape, list) and shape and isinstance(shape[0], int) else 0

@@ -1,4 +1,4 @@
-"""The form of a store's rows: all logits, or the top k of them and what is known of the rest."""
+"""The format of a store's rows: all logits, or the top k and a summary of the rest."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from cache.errors import CacheError
 
-TAIL_NUMBERS = 4  # float16 numbers of a top-k row about the other classes; what they mean is not known here
+TAIL_NUMBERS = 4  # float16 numbers per top-k row about the other classes, opaque to this package
 _MOST_CLASSES = 1 << 16  # an index is a uint16
-_F16_INF = np.uint16(0x7C00)  # bit patterns from here up, the sign aside, are inf and NaN
+_F16_INF = np.uint16(0x7C00)  # bit patterns from this value up, ignoring the sign, are inf and NaN
 
 Rows = NDArray[np.float16] | NDArray[np.uint16]
 
@@ -43,21 +43,21 @@ class RowFormat:
 
     @property
     def width(self) -> int:
-        """Numbers to a row."""
+        """Numbers per row."""
         return self.n_classes if self.top_k is None else 2 * self.top_k + TAIL_NUMBERS
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float16 or uint16: two bytes either way."""
+        """float16 or uint16; two bytes either way."""
         return np.dtype(np.float16 if self.top_k is None else np.uint16)
 
     @property
     def fill(self) -> float:
-        """What a short block is filled up with."""
+        """The value that pads a short block."""
         return float("nan") if self.top_k is None else 0
 
     def n_unsound(self, rows: Rows) -> int:
-        """How many rows hold an inf, a NaN, or the index of a class that does not exist."""
+        """The number of rows with an inf, a NaN, or an index of no class."""
         if self.top_k is None:
             return _n_non_finite(rows.view(np.uint16))
         k, bits = self.top_k, rows.view(np.uint16)
@@ -67,7 +67,7 @@ class RowFormat:
 
 
 def _n_non_finite(bits: NDArray[np.uint16]) -> int:
-    """By bit pattern, which is 15 times faster than numpy's isfinite."""
+    """The number of rows with an inf or NaN, by bit pattern: 15 times faster than numpy's isfinite."""
     magnitudes = bits & np.uint16(0x7FFF)
     if magnitudes.max(initial=0) < _F16_INF:
         return 0

@@ -1,7 +1,7 @@
-"""A store: one source's float16 logits for every view of every sample, in units whole or not there.
+"""A store: one source's float16 logits for every view of every sample, in units that are complete or absent.
 
 Written unit by unit, read a whole view at a time, in a local folder or an object store. Opening and creating
-use Zarr; rows move as plain files (cache/unit.py), so Zarr's event loop plays no part while a pipeline runs.
+use Zarr; rows are read and written as plain files (cache/unit.py), without Zarr's event loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["MappedView", "Problem", "Store", "Unit", "default_block_rows", "find
 
 
 class Store(StoreReader):
-    """An open store, from `create` or `open`; its sizes are as of then, or of this object's last `grow`."""
+    """An open store, from `create` or `open`; its sizes are as of then, or of the object's last `grow`."""
 
     @classmethod
     def create(
@@ -51,14 +51,14 @@ class Store(StoreReader):
         probe_ids: NDArray[np.int64] | None = None,
         probe: NDArray[np.uint8] | None = None,
     ) -> Self:
-        """Make an empty store at `path`, or open the one that is there or that another process makes first.
+        """Make an empty store at `path`, or open an existing one or one that another process makes first.
 
-        ids: (N,) int64, unique. contents: (N, 16) uint8, what identifies each sample's picture.
-        top_k: keep only so many classes of every row (see `cache.row_format.Form`); None keeps all.
+        ids: (N,) int64, unique. contents: (N, 16) uint8, identifies each sample's content.
+        top_k: keep this many classes per row (see `cache.row_format.RowFormat`); None keeps all.
         probe_ids: (P,) int64 and probe: (P, 3, H, W) uint8, or (P, 3, F, H, W), a few samples of view
             0 as rendered.
-        Raises StoreMismatch if the store that is there has another identity or other ids, CacheError if the
-        arguments do not fit each other or the folder cannot be written.
+        Raises StoreMismatch if the existing store has another identity or other ids, CacheError if the
+        arguments are inconsistent or the folder cannot be written.
         """
         tables: dict[str, NDArray[Any]] = {
             "ids": ids,
@@ -90,12 +90,13 @@ class Store(StoreReader):
         return UnitLocks(self.path)
 
     def write_unit(self, unit: Unit, rows: Rows) -> bool:
-        """Finish a unit: its file on the disk, then its entry. rows: all of the block, finite, of our form.
+        """Finish a unit: write its file, then its entry. rows: the whole block, finite, in the store's
+        format.
 
-        A finished unit is never overwritten: where a sound one is there, be it of other bytes, it stays, and
-        the answer is False. (Processors compute the last bits differently, and two may come to do the same
-        unit where no locks keep them apart.) One whose file was lost or damaged since is written anew. Raises
-        CacheError for a full or read-only disk, which leaves all finished units as they were.
+        A finished unit is never overwritten: a sound one stays, even if its bytes differ, and the result is
+        False. (Processors differ in the last bits, and without locks two may compute the same unit.) A unit
+        whose file was lost or damaged is written anew. Raises CacheError for a full or read-only disk, which
+        leaves all finished units intact.
         """
         if not (0 <= unit.view < self.n_views and 0 <= unit.block < self.n_blocks):
             raise CacheError(
@@ -108,7 +109,7 @@ class Store(StoreReader):
         if entry is not None and self._files.holds(unit, entry, rows):
             return False
         try:
-            if entry not in (None, crc):  # no reader may find an entry beside rows that are not its own
+            if entry not in (None, crc):  # no reader may see an entry beside rows of another
                 self._files.delete(unit)
             self._files.write(unit, rows, crc)
         except OSError as error:
@@ -120,47 +121,46 @@ class Store(StoreReader):
 
     @property
     def has_claims(self) -> bool:
-        """Whether claims keep other processes away here: not in an object store, and not on Windows."""
+        """Whether claims exclude other processes: not in an object store, and not on Windows."""
         return self._claims.exist
 
     def claim(self, unit: Unit) -> bool:
-        """Take a unit for this process until `release`, or its end; False if another process has it.
+        """Claim a unit for this process until `release` or its end; False if another process has it.
 
-        Look again whether it is finished once it is claimed. Raises CacheError in a folder that cannot be
+        Check again whether it is finished once it is claimed. Raises CacheError if the folder cannot be
         written.
         """
         return self._claims.take(unit.view * self.n_blocks + unit.block)
 
     def release(self, unit: Unit) -> None:
-        """Let other processes claim a unit again."""
+        """Release a unit for other processes to claim."""
         self._claims.give_up(unit.view * self.n_blocks + unit.block)
 
     def sweep(self) -> int:
-        """Remove the files that dead writers left unfinished in this store; returns how many. What is being
-        written is left alone, and so are half-made stores beside this one: they are held by locks on folders,
-        which a network's file system does not show to other machines (`cache.cleanup` removes them when
-        asked).
+        """Remove files that dead writers left unfinished in this store; returns their number. Leaves alone
+        what is being written, and half-made stores beside this one: those are held by locks on folders, which
+        a network file system does not show to other machines (`sskt cache prune` removes them).
         """
         folder = local_path(self.path)
         return sum(map(sweep, (folder, folder / self.form.array, folder / "units"))) if folder else 0
 
     def grow(self, views: int) -> None:
-        """Make room for `views` views in all, if there are fewer; finished units stay as they are."""
+        """Make room for `views` views in total, if there are fewer; finished units are untouched."""
         if views <= self.n_views:
             return
         with self._claims.whole_store():
             self._layout = layouts.read_group(self.path)[1]  # another process may have grown it meanwhile
-            if views > self.n_views:  # a kill between the two leaves a store that opens and has not grown
+            if views > self.n_views:  # a kill between the two arrays leaves a valid store of the old size
                 self._set_views((self.form.array, "units"), views)
 
     def beyond(self, views: int) -> dict[Unit, int]:
-        """The bytes of every unit, finished or not, whose files `trim` to `views` would delete."""
+        """The bytes of every unit, finished or not, that `trim(views)` would delete."""
         return self._files.beyond(views)
 
     def trim(self, views: int) -> None:
-        """Keep only the first `views` views, and give the space of the others back.
+        """Keep only the first `views` views and free the space of the others.
 
-        Their units go first, which makes room on a full disk: a kill leaves a store that lacks the last ones.
+        Units are deleted first, which makes room on a full disk; a kill leaves a store without its last ones.
         """
         if not 1 <= views <= self.n_views:
             raise CacheError(f"{self.path}: has {self.n_views} views and cannot be cut to {views}")
@@ -176,11 +176,11 @@ class Store(StoreReader):
             self._set_views(("units", self.form.array), views)
 
     def discard(self, unit: Unit) -> None:
-        """Give a unit up, so that it is unfinished again."""
+        """Delete a unit, so that it is unfinished again."""
         self._files.delete(unit)
 
     def _set_views(self, names: tuple[str, str], views: int) -> None:
-        """Change both arrays' number of views, in the order given."""
+        """Set the number of views of both arrays, in the order given."""
         try:
             for name in names:
                 layouts.set_views(self.path, name, views)
@@ -193,10 +193,10 @@ class Store(StoreReader):
 
 
 def find_stores(root: Location) -> list[Location]:
-    """Every store folder below `root`, sorted; unfinished ones and the insides of stores are not visited.
+    """Every store folder below `root`, sorted; does not descend into stores or unfinished folders.
 
-    One that has lost its zarr.json is a store, which cannot be opened. Of several links to a folder one is
-    followed. Folders that cannot be looked into are passed over; raises FolderClosed if `root` is one.
+    A store that has lost its zarr.json is listed but cannot be opened. A folder with several links is visited
+    once. Folders that cannot be listed are skipped; raises FolderClosed if `root` is one.
     """
     return _find_stores(root, set())
 

@@ -1,7 +1,8 @@
-"""A unit: the rows of one block of samples in one view, one chunk file, and the entry that makes it count.
+"""A unit: the rows of one block of samples in one view, as one chunk file, and the entry that marks it
+finished.
 
-Both files are what Zarr's codecs `bytes` (little endian) and `crc32c` make of a chunk, but written and read
-as plain files: one copy less each way, the flush that Zarr leaves out, and every fault has a name.
+Both files are chunks as encoded by Zarr's codecs `bytes` (little endian) and `crc32c`, but written and read
+as plain files: one copy less each way, the flush that Zarr omits, and a precise message for every fault.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
     from cache.row_format import RowFormat, Rows
 
-DONE = 1 << 32  # set in the entry of a finished unit, so that a checksum of 0 differs from "no entry"
+DONE = 1 << 32  # set in a finished unit's entry, so that a checksum of 0 differs from "no entry"
 _CRC_BYTES = 4
 _HASHED_BYTES = 1 << 20  # read and hashed at a time
 _CHUNK = re.compile(r"c\.(\d+)\.(\d+)(?:\.0)?")  # the name of a unit's file, or of its entry
 
 
-class UnitFault(Exception):  # noqa: N818 - half a sentence, which the store completes into an error
-    """What is wrong with one unit's files; `UnitFiles.damage` adds the names and the remedy."""
+class UnitFault(Exception):  # noqa: N818 - half a sentence, completed by the store
+    """A fault of one unit's files; `UnitFiles.damage` adds names and remedy."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,7 +55,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class UnitFiles:
-    """The two files of every unit of the store at `path`, with B rows of a form to a full block."""
+    """The two files of every unit of the store at `path`, with B rows per full block."""
 
     path: Location
     block_rows: int
@@ -69,17 +70,17 @@ class UnitFiles:
         return self.path / "units" / f"c.{unit.view}.{unit.block}"
 
     def crc_of(self, rows: Rows) -> int:
-        """The CRC32C of the payload that `rows` (contiguous) make."""
+        """The CRC32C of the payload made from contiguous `rows`."""
         return int(google_crc32c.extend(google_crc32c.value(_flat(rows)), self._padding(len(rows))))
 
     def write(self, unit: Unit, rows: Rows, crc: int) -> None:
-        """Both files, payload first, each on the disk before the next step."""
+        """Write both files, payload first, each flushed to disk before the next step."""
         write_durably(self.payload(unit), _flat(rows).data, self._padding(len(rows)), _crc_bytes(crc))
         entry = (DONE | crc).to_bytes(8, "little")
         write_durably(self.entry(unit), entry, _crc_bytes(google_crc32c.value(entry)))
 
     def read_entry(self, unit: Unit) -> int | None:
-        """The payload's CRC32C as the entry states it, None without one; UnitFault if it is damaged."""
+        """The payload's CRC32C according to the entry, None without an entry; UnitFault if it is damaged."""
         try:
             stored = read_file(self.entry(unit))
         except FileNotFoundError:
@@ -94,12 +95,12 @@ class UnitFiles:
         return value - DONE
 
     def entries(self) -> set[str]:
-        """The names of the files in `units`: one listing, however many units there are."""
+        """The names of the files in `units`, from one listing."""
         return set(names_in(self.path / "units"))
 
     def beyond(self, views: int) -> dict[Unit, int]:
-        """The bytes of every unit, finished or not, of which a file is there and whose view is not one of the
-        first `views`; the last comes first.
+        """The bytes of every unit, finished or not, that has a file and is not in the first `views` views;
+        the last unit first.
         """
         found: dict[Unit, int] = {}
         for folder in (self.path / "units", self.path / self.form.array):
@@ -129,7 +130,7 @@ class UnitFiles:
             raise UnitFault(f"the file cannot be read ({error.strerror or error})") from error
         if n_read + len(rest) != expected:
             raise UnitFault(f"the file holds {n_read + len(rest)} bytes, expected {expected}")
-        # One hash serves both sums: the file's own, which any Zarr reader checks, and the entry's.
+        # one hash serves both checks: the file's own, which any Zarr reader makes, and the entry's
         crc = int(google_crc32c.extend(crc, rest[:-_CRC_BYTES]))
         if _crc_bytes(crc) != rest[-_CRC_BYTES:]:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, the file's last four state another")
@@ -137,12 +138,12 @@ class UnitFiles:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
 
     def mapped(self, unit: Unit) -> Rows:
-        """The chunk file's B rows as a read-only memory map; they are not checked."""
+        """The chunk file's B rows as a read-only memory map, unchecked."""
         shape = (self.block_rows, self.form.width)
         return cast("Rows", np.memmap(str(self.payload(unit)), self.form.dtype, "r", shape=shape))
 
     def fault(self, unit: Unit, buffer: Rows) -> UnitFault | None:
-        """What is wrong with a unit, if it is finished at all; `buffer` takes its rows."""
+        """The fault of a unit, or None if it is sound or unfinished; `buffer` receives its rows."""
         try:
             entry = self.read_entry(unit)
             if entry is not None:
@@ -154,7 +155,7 @@ class UnitFiles:
         return None
 
     def holds(self, unit: Unit, entry: int, rows: Rows) -> bool:
-        """Whether the chunk file is what `entry` states; `rows` only lends its shape."""
+        """Whether the chunk file matches `entry`; only the shape of `rows` is used."""
         try:
             self.read_payload(unit, entry, np.empty_like(rows))
         except UnitFault:
@@ -169,13 +170,13 @@ class UnitFiles:
         )
 
     def _padding(self, n_rows: int) -> bytes:
-        """What fills a short block up: the array's fill value, as Zarr does it."""
+        """The bytes that pad a short block: the array's fill value, as in Zarr."""
         missing = (self.block_rows - n_rows) * self.form.width
         return np.full(missing, self.form.fill, dtype=self.form.dtype.newbyteorder("<")).tobytes()
 
 
 def require_sound_rows(rows: Rows, n_rows: int, form: RowFormat, where: str) -> None:
-    """Raise CacheError, starting with `where`, unless these are `n_rows` finite rows of a form."""
+    """Raise CacheError, starting with `where`, unless these are `n_rows` finite rows in `form`."""
     if rows.shape != (n_rows, form.width) or rows.dtype != form.dtype:
         raise CacheError(
             f"{where} was given {rows.shape} {rows.dtype}, expected {(n_rows, form.width)} {form.dtype}; "
@@ -189,7 +190,7 @@ def require_sound_rows(rows: Rows, n_rows: int, form: RowFormat, where: str) -> 
 
 
 def _read_and_hash(file: Any, out: NDArray[np.uint8]) -> tuple[int, int]:
-    """Fill `out` from an open file; bytes read and their CRC32C, hashed while in the processor's cache."""
+    """Fill `out` from an open file; returns bytes read and their CRC32C, hashed while in the CPU's cache."""
     n_read, crc = 0, 0
     while n_read < len(out):
         piece = out[n_read : n_read + _HASHED_BYTES]
@@ -202,7 +203,7 @@ def _read_and_hash(file: Any, out: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _flat(rows: Rows) -> NDArray[np.uint8]:
-    """The memory of contiguous rows as bytes, not copied."""
+    """A byte view of contiguous rows, without a copy."""
     return rows.reshape(-1).view(np.uint8)
 
 

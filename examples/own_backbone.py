@@ -1,4 +1,4 @@
-"""Train a backbone of your own on a folder of your own: python examples/own_backbone.py FOLDER [SOURCE]."""
+"""Train your own backbone on your own folder of images: python examples/own_backbone.py FOLDER [SOURCE]."""
 
 import logging
 import sys

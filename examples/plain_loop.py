@@ -1,4 +1,4 @@
-"""Stored logits in a loop of your own: python examples/plain_loop.py TARGET, after sskt precompute."""
+"""Train on stored logits in your own loop: python examples/plain_loop.py TARGET, after sskt precompute."""
 
 import sys
 
@@ -14,7 +14,7 @@ source, n_source = next(iter(data.source_classes.items()))
 network = torchvision.models.resnet18(num_classes=len(data.classes) + n_source).to(data.device)
 optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
 for epoch in range(2):
-    for batch in data.epoch(epoch):  # uint8 pixels, labels, and what the source said of these very pixels
+    for batch in data.epoch(epoch):  # uint8 pixels, labels, and the source's logits for exactly these pixels
         logits = network(batch.pixels.float() / 255)
         own, auxiliary = logits.split([len(data.classes), n_source], dim=1)
         loss = F.cross_entropy(own, batch.labels)

@@ -1,7 +1,7 @@
-"""Weights files of every kind that training tools write, read without running foreign code.
+"""Read weights files of every kind that training tools write, without running foreign code.
 
-What is read is the nest as it was saved; which of its tensors are a network's weights, and under which
-prefix, `sskt.weights` finds by the network.
+This reads the nest as it was saved; `sskt.weights` finds which of its tensors are a network's weights, and
+under which prefix.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _UNREADABLE = (
     AttributeError,
     ImportError,
 )
-# Settings and figures that tools save beside weights. They are never imported: an empty object takes the
-# place of each, and its contents are dropped.
+# Settings and metrics that tools save beside weights. They are never imported: an empty object replaces each,
+# and its contents are dropped.
 _BESIDE_WEIGHTS = re.compile(
     r"argparse\.Namespace|numpy\..+|pathlib\.\w*Path|datetime\.\w+|typing\.\w+|omegaconf\..+|easydict\.EasyDict"
 )
-_FOREIGN = {  # by a file's first bytes: what it is
+_FOREIGN = {  # what a file is, by its first bytes
     b"\x89HDF": "an HDF5 file, as Keras writes them",
     b"\x1f\x8b": "compressed with gzip",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
@@ -50,29 +50,29 @@ _HELP = {
     b"\x1f\x8b": "unpack it first",
     b"version https://git-lfs": "fetch it with `git lfs pull`",
 }
-_DEEPEST = 6  # how far down in a nest weights are looked for
+_MAX_DEPTH = 6  # how deep in a nest weights are searched for
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
     """A mapping of names to tensors somewhere in a checkpoint."""
 
-    place: tuple[str, ...]  # keys that lead to it; none: the file itself
+    place: tuple[str, ...]  # keys that lead to it; empty: the file itself
     tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A weights file: every mapping with tensors in it, outer ones first."""
+    """A weights file: every mapping in it that holds tensors, outermost first."""
 
     path: Path
     mappings: tuple[Tensors, ...]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a file that torch.save or safetensors wrote, on the CPU, in their own precision.
+    """Read the tensors of a file written by torch.save or safetensors, on the CPU, in their own precision.
 
-    Raises SourceError when the file is missing, unreadable, of another kind or without tensors; code in a
+    Raises SourceError if the file is missing, unreadable, of another kind or without tensors; code in a
     pickle is refused, never run.
     """
     if path.is_dir():
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _require_weights(path: Path) -> None:
-    """Raise SourceError for a file that is known to be something else than weights, saying what it is."""
+    """Raise SourceError, saying what the file is, if it is recognised as something other than weights."""
     with path.open("rb") as file:
         head = file.read(64)
     for magic, what in _FOREIGN.items():
@@ -144,22 +144,22 @@ def _require_checkpoint(path: Path) -> None:
 
 
 def _load_pickle(path: Path) -> Any:
-    """torch.load that unpickles tensors and plain containers only; settings beside them are left out."""
+    """torch.load, limited to tensors and plain containers; settings beside them are left out."""
     try:
         beside = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except _UNREADABLE:
-        beside = []  # of a file in torch's old format, or damaged
+        beside = []  # in torch's old format, or damaged
     left_out: list[Any] = [(_LeftOut, name) for name in beside if _BESIDE_WEIGHTS.fullmatch(name)]
     try:
         with (
-            warnings.catch_warnings(action="ignore"),  # about pickle protocols, which a user cannot act on
+            warnings.catch_warnings(action="ignore"),  # about pickle protocols: users cannot act on them
             torch.serialization.safe_globals(left_out),
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        if found := re.search(r"(?:[Uu]nsupported (?:global: )?)?GLOBAL (\S+)", str(error)):
+        if name := re.search(r"(?:[Uu]nsupported (?:global: )?)?GLOBAL (\S+)", str(error)):
             raise SourceError(
-                f"{path}: holds {found[1]} beside tensors, refused because unpickling it could run code; if "
+                f"{path}: holds {name[1]} beside tensors, refused because unpickling it could run code; if "
                 f"you trust the file, save its weights alone: `content = torch.load({path.name!r}, "
                 f"weights_only=False)`, then torch.save of module.state_dict() or of the state dict in it"
             ) from error
@@ -169,7 +169,7 @@ def _load_pickle(path: Path) -> Any:
 
 
 class _LeftOut:
-    """What stands for settings that are not weights: made and filled without looking at anything."""
+    """Placeholder for settings that are not weights: ignores whatever it is constructed or filled with."""
 
     def __init__(self, *_args: Any) -> None:
         pass
@@ -180,7 +180,7 @@ class _LeftOut:
 
 def _mappings(content: Any, place: tuple[str, ...]) -> Iterator[Tensors]:
     """Every mapping of names to tensors in a nest of mappings."""
-    if not isinstance(content, Mapping) or len(place) > _DEEPEST:
+    if not isinstance(content, Mapping) or len(place) > _MAX_DEPTH:
         return
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if tensors:

@@ -1,7 +1,6 @@
-"""Fetch a file over HTTP so that the name it ends up under never holds anything but a complete, checked file.
+"""Download a file over HTTP so that its final name never holds anything but a complete, checked file.
 
-The transfer goes to a temporary file beside the destination, which is renamed only after its digest was
-compared.
+The transfer goes to a temporary file beside the destination, which is renamed only once its digest matches.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from sskt.errors import DownloadError, SourceError
 
 _CHUNK_BYTES = 1 << 20
-_TIMEOUT_S = 30.0  # without any byte arriving; a slow transfer may take as long as it needs
+_TIMEOUT_S = 30.0  # without a single byte; a slow transfer may take as long as it needs
 
 
 def fetch(
@@ -31,15 +30,15 @@ def fetch(
     md5: str | None = None,
     sha256_prefix: str | None = None,
 ) -> Path:
-    """Download `url` to `path` unless a file is there already; either way it has the digests given.
+    """Download `url` to `path` unless that file exists; either way, check the digests given.
 
-    `sha256_prefix` is the start of the sha256 that torchvision writes into its file names. A file already at
-    `path` is only read, never replaced or removed. Raises DownloadError when the transfer or the disk fails
-    or a digest differs; nothing is left at `path` then that was not there before.
+    `sha256_prefix` is the start of the sha256 that torchvision puts in its file names. An existing file is
+    only read, never replaced or removed. Raises DownloadError if the transfer or the disk fails or a digest
+    differs; `path` is then as it was before.
     """
-    wanted = {"sha256": sha256 or sha256_prefix, "md5": md5}
+    digests = {"sha256": sha256 or sha256_prefix, "md5": md5}
     if path.exists():
-        if problem := _digest_problem(path, wanted):
+        if problem := _digest_problem(path, digests):
             raise DownloadError(
                 f"{path}: {problem}; it is not the file at {url}: move it away to have it downloaded again"
             )
@@ -56,7 +55,7 @@ def fetch(
     part = Path(name)
     try:
         _transfer(url, part)
-        if problem := _digest_problem(part, wanted):
+        if problem := _digest_problem(part, digests):
             raise DownloadError(f"{url}: {problem}; nothing was kept: {by_hand}")
         part.chmod(0o644)  # mkstemp makes files for the owner only
         part.replace(path)
@@ -77,10 +76,10 @@ def fetch(
 
 
 def fetch_recorded(url: str, path: Path) -> Path:
-    """`fetch` for a file whose publisher gives no checksum: the first copy's sha256 is written to
-    `<path>.sha256` (in the format of `sha256sum`) and every later use of the file is compared with it.
+    """`fetch` for a file whose publisher gives no checksum: write the first copy's sha256 to `<path>.sha256`
+    (in the format of `sha256sum`), and compare the file with it on every later use.
 
-    Raises SourceError naming both digests when the file is no longer the one recorded; DownloadError as
+    Raises SourceError naming both digests if the file is no longer the one recorded; DownloadError as
     `fetch`.
     """
     record = path.with_name(f"{path.name}.sha256")
@@ -89,16 +88,16 @@ def fetch_recorded(url: str, path: Path) -> Path:
         if record.exists() and not fields:
             raise SourceError(f"{record}: is empty, expected a sha256; remove it to record {path.name} anew")
         if not path.exists():
-            return _recorded(fetch(url, path, sha256=fields[0] if fields else None), record)
-        found = digest_of(path)
+            return _record(fetch(url, path, sha256=fields[0] if fields else None), record)
+        sha256 = digest_of(path)
     except OSError as error:
         raise SourceError(f"{error.filename}: cannot be read ({error.strerror}); make it readable") from error
-    if fields and fields[0] != found:
+    if fields and fields[0] != sha256:
         raise SourceError(
-            f"{path}: sha256 is {found}, {record.name} recorded {fields[0]}; restore the file, "
+            f"{path}: sha256 is {sha256}, {record.name} recorded {fields[0]}; restore the file, "
             f"or remove both to download it again"
         )
-    return path if fields else _recorded(path, record)
+    return path if fields else _record(path, record)
 
 
 def digest_of(path: Path, algorithm: str = "sha256") -> str:
@@ -108,7 +107,7 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
 
 
 def known_digest_of(path: Path) -> str:
-    """`digest_of`, computed once while the file at `path` stays the same: its inode, size and times."""
+    """`digest_of`, cached until the file's inode, size or times change."""
     stat = path.stat()
     return _digest_of_version(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
@@ -118,8 +117,8 @@ def _digest_of_version(path: Path, *_version: int) -> str:
     return digest_of(path)
 
 
-def _recorded(path: Path, record: Path) -> Path:
-    """Writes `record` whole or not at all."""
+def _record(path: Path, record: Path) -> Path:
+    """Write the digest of `path` to `record` atomically; returns `path`."""
     if not record.exists():
         part = record.with_name(f".{record.name}.{os.getpid()}.part")
         part.write_text(f"{digest_of(path)}  {path.name}\n", encoding="utf-8")
@@ -127,23 +126,23 @@ def _recorded(path: Path, record: Path) -> Path:
     return path
 
 
-def _digest_problem(path: Path, wanted: dict[str, str | None]) -> str | None:
-    """The first digest that differs, in words; a wanted digest may be the start of the full one."""
-    for algorithm, expected in wanted.items():
+def _digest_problem(path: Path, digests: dict[str, str | None]) -> str | None:
+    """Describe the first digest that differs; a wanted digest may be a prefix of the full one."""
+    for algorithm, expected in digests.items():
         if expected is None:
             continue
         try:
-            found = digest_of(path, algorithm)
+            digest = digest_of(path, algorithm)
         except OSError as error:
             return f"cannot be read ({error.strerror})"
-        if not found.startswith(expected.lower()):
-            begins = "" if len(expected) == len(found) else "a digest that begins with "
-            return f"{algorithm} is {found}, expected {begins}{expected}"
+        if not digest.startswith(expected.lower()):
+            begins = "" if len(expected) == len(digest) else "a digest that begins with "
+            return f"{algorithm} is {digest}, expected {begins}{expected}"
     return None
 
 
 def _transfer(url: str, part: Path) -> None:
-    """Stream `url` into `part` with a progress bar on stderr that is gone afterwards."""
+    """Stream `url` into `part`, with a transient progress bar on stderr."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         pooch.HTTPDownloader(
@@ -158,7 +157,7 @@ class _Bar:
     """The part of tqdm's interface that pooch calls, drawn by rich."""
 
     def __init__(self, progress: Progress, name: str) -> None:
-        self.total = 0  # set by pooch from Content-Length, 0 where the server does not say
+        self.total = 0  # set by pooch from Content-Length, 0 if the server sends none
         self._progress = progress
         self._task = progress.add_task(name, total=None)
 

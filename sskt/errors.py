@@ -1,20 +1,18 @@
-"""The errors that a user can act on: one sentence with the culprit, what was found, what was expected, the
+"""Errors that a user can act on: one sentence with the culprit, what was found, what was expected, and the
 remedy.
 """
 
 
 class SsktError(Exception):
-    """Base of every error that the method and the pipeline raise on purpose; the command line prints its
-    text.
-    """
+    """Base class of all errors that the method and the pipeline raise on purpose; the CLI prints its text."""
 
 
 class SourceError(SsktError):
-    """A source network or its weights cannot be used as asked."""
+    """A source network or its weights cannot be used as requested."""
 
 
 class DownloadError(SsktError):
-    """A file could not be fetched, or what was fetched is not what was published."""
+    """A file could not be downloaded, or is not the published one."""
 
 
 class TargetError(SsktError):
@@ -22,4 +20,4 @@ class TargetError(SsktError):
 
 
 class RunError(SsktError):
-    """A training or evaluation run cannot be done as asked."""
+    """A training or evaluation run cannot be done as requested."""

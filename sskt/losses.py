@@ -1,8 +1,8 @@
 """Losses against a frozen source's logits (SSKT eq. 2 and 3): L = L_prim + alpha * sum over sources of L_aux
 (eq. 1).
 
-Cross-entropy, KD and BCE in the released code's exact form; see each for what it averages over, and for what
-departs.
+Cross-entropy, KD and BCE have the released code's exact form; each docstring says what it averages over and
+where it departs from that code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def soft_cross_entropy(logits: Tensor, source_logits: Tensor, *, temperature: fl
 
 
 def focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy that what is known already hardly counts in (Lin et al., 2017, gamma 2).
+    """Focal loss: cross-entropy that down-weights easy samples (Lin et al., 2017, gamma 2).
 
     mean_n sum_k -p_nk * (1 - q_nk)^2 * log q_nk,  q = softmax(z)
 
@@ -43,9 +43,9 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def soft_focal(logits: Tensor, source_logits: Tensor, *, temperature: float) -> Tensor:
-    """`focal` of softened logits against a softened source, times T^2 as the other two.
+    """`focal` of softened logits against a softened source, scaled by T^2 like the other two losses.
 
-    Departs from the released code: its focal loss knows no temperature; with T = 1 the two are the same.
+    Departs from the released code, whose focal loss has no temperature; for T = 1 the two agree.
     logits, source_logits: (N, K) float32; source_logits carries no gradient. Returns a scalar, mean over N.
     """
     target = (source_logits / temperature).softmax(dim=1)
@@ -53,11 +53,11 @@ def soft_focal(logits: Tensor, source_logits: Tensor, *, temperature: float) -> 
 
 
 def multilabel_bce(logits: Tensor, multi_hot: Tensor) -> Tensor:
-    """Binary cross-entropy of every class of its own, for images with several labels (SSKT table 1, VOC).
+    """Binary cross-entropy per class, for images with several labels (SSKT table 1, VOC).
 
-    logits: (N, C) float32. multi_hot: (N, C) integer, 1 present, 0 absent, -1 not counted. Returns a scalar,
-    mean over what is counted. Departs from the released code: there nothing is left out, a class whose
-    objects are all difficult counts as absent.
+    logits: (N, C) float32. multi_hot: (N, C) integer, 1 present, 0 absent, -1 ignored. Returns a scalar, mean
+    over the entries that are not ignored. Departs from the released code, which ignores nothing: a class
+    whose objects are all difficult counts as absent.
     """
     counted = multi_hot >= 0
     terms = F.binary_cross_entropy_with_logits(
@@ -69,18 +69,18 @@ def multilabel_bce(logits: Tensor, multi_hot: Tensor) -> Tensor:
 def multilabel_divergence(
     logits: Tensor, source_logits: Tensor, *, temperature: float, reduction: str
 ) -> Tensor:
-    """`kd_divergence` where every class is a question of its own: of two Bernoulli distributions each.
+    """`kd_divergence` for multi-label targets: the divergence of two Bernoulli distributions per class.
 
     T^2 * R_nk [ p_nk log(p_nk / q_nk) + (1 - p_nk) log((1 - p_nk) / (1 - q_nk)) ],
     p = sigmoid(z_s / T), q = sigmoid(z_t / T)
 
-    `reduction` and shapes are those of `kd_divergence`; "mean" is as `multilabel_bce` averages.
+    `reduction` and shapes are those of `kd_divergence`; "mean" averages as `multilabel_bce` does.
     """
     _require_reduction(reduction)
-    said, asked = logits / temperature, source_logits / temperature
-    p = asked.sigmoid()
-    terms = F.binary_cross_entropy_with_logits(said, p, reduction="none")
-    terms = terms - F.binary_cross_entropy_with_logits(asked, p, reduction="none")
+    z_t, z_s = logits / temperature, source_logits / temperature
+    p = z_s.sigmoid()
+    terms = F.binary_cross_entropy_with_logits(z_t, p, reduction="none")
+    terms = terms - F.binary_cross_entropy_with_logits(z_s, p, reduction="none")
     return temperature**2 * (terms.mean() if reduction == "mean" else terms.sum(dim=1).mean())
 
 
@@ -89,14 +89,14 @@ def kd_divergence(logits: Tensor, source_logits: Tensor, *, temperature: float, 
 
     T^2 * R_nk p_nk * (log p_nk - log q_nk),  p = softmax(z_s / T), q = softmax(z_t / T)
 
-    reduction "mean" is R = mean over batch x classes, as the released code has it: 1/K of "batchmean", which
-    sums over classes as the divergence is defined. It has no default because it changes the weight of the
-    loss K-fold. logits, source_logits: (N, K) float32; source_logits carries no gradient. Returns a scalar.
+    reduction "mean" is R = mean over batch x classes, as in the released code: 1/K of "batchmean", which sums
+    over classes as the divergence is defined. There is no default, since it changes the loss's weight
+    K-fold. logits, source_logits: (N, K) float32; source_logits carries no gradient. Returns a scalar.
     """
     _require_reduction(reduction)
     log_p = (source_logits / temperature).log_softmax(dim=1)
     log_q = (logits / temperature).log_softmax(dim=1)
-    # summed here and not by kl_div, whose "mean" torch announces to change
+    # reduced here rather than by kl_div, since torch has announced a change of its "mean"
     terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     return temperature**2 * (terms.mean() if reduction == "mean" else terms.sum(dim=1).mean())
 

@@ -1,4 +1,4 @@
-"""How good logits are: accuracy, and average precision where pictures have several labels."""
+"""Metrics of logits: accuracy, and average precision for images with several labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def topk_correct(logits: Tensor, labels: Tensor, *, k: int) -> int:
-    """In how many rows the true class is among the k largest logits; logits (N, K) float, labels (N,) int64,
+    """Number of rows whose true class is among the k largest logits; logits (N, K) float, labels (N,) int64,
     k <= K.
     """
     best = logits.topk(k, dim=1).indices
@@ -25,16 +25,16 @@ def per_class_accuracy(logits: Tensor, labels: Tensor, *, n_classes: int) -> Ten
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor, *, n_classes: int) -> Tensor:
-    """How often each true class (row) was taken for each class (column): int64 (n_classes, n_classes)."""
+    """How often each true class (row) was predicted as each class (column): int64 (n_classes, n_classes)."""
     pairs = labels * n_classes + logits.argmax(dim=1)
     return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
 
 
 def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Mean of the precisions at which recall rises, the highest scores first; equal scores come together.
+    """Mean of the precisions at which recall rises, from the highest score down; equal scores are one step.
 
-    scores, positive: (N,). NaN without a positive. What the released SSKT code takes of the scores of one
-    picture's classes.
+    scores, positive: (N,). NaN without a positive. The released SSKT code applies it to the class scores of
+    one image.
     """
     _, precision, recall = _curve(scores, positive)
     return float((np.diff(recall, prepend=0.0) * precision).sum())
@@ -43,7 +43,7 @@ def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_])
 def voc_average_precision(
     scores: NDArray[np.floating], positive: NDArray[np.bool_], *, eleven_points: bool
 ) -> float:
-    """Average precision as PASCAL VOC defines it: precision at a recall is the best at that or a higher one.
+    """Average precision as in PASCAL VOC: precision at a recall is the best at that recall or any higher.
 
     `eleven_points`: its mean at recalls 0, 0.1 to 1 (VOC 2007); else the area under it (since 2010). scores,
     positive: (N,). NaN without a positive.
@@ -61,9 +61,9 @@ def voc_average_precision(
 def _curve(
     scores: NDArray[np.floating], positive: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """How many are taken at each distinct score, from the highest on, and precision and recall there."""
+    """At each distinct score, from the highest down: the number of samples so far, precision and recall."""
     order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of those with one score
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of a run of equal scores
     right = np.cumsum(positive[order])[last]
     n_positive = int(positive.sum())
     recall = right / n_positive if n_positive else np.full(len(last), np.nan)
@@ -71,12 +71,12 @@ def _curve(
 
 
 def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8]) -> dict[str, float]:
-    """In percent: test_map, the mean over classes of VOC's area; test_map_11, of its eleven points; and
-    test_image_ap, the mean over pictures of the average precision of a picture's classes.
+    """Multi-label metrics in percent: test_map and test_map_11, the mean over classes of VOC's area and of
+    its eleven-point precision, and test_image_ap, the mean over images of the average precision over classes.
 
-    scores, multi_hot: (N, C); what is not counted (-1) is left out. Classes and pictures without anything
-    present do not count. Departs from the released code: there a picture that shows nothing counts 0 in the
-    mean over pictures, and a class whose objects are all difficult counts as absent.
+    scores, multi_hot: (N, C); entries of -1 are ignored, and so are classes and images without a positive.
+    Departs from the released code, which counts an image without a positive as 0, and a class whose objects
+    are all difficult as absent.
     """
     by_class = class_precisions(scores, multi_hot)
     eleven = [
@@ -84,8 +84,8 @@ def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8])
         for c, counted in enumerate((multi_hot >= 0).T)
     ]
     by_image = [
-        average_precision(row[counted], there[counted] == 1)
-        for row, there, counted in zip(scores, multi_hot, multi_hot >= 0, strict=True)
+        average_precision(row[counted], labels[counted] == 1)
+        for row, labels, counted in zip(scores, multi_hot, multi_hot >= 0, strict=True)
     ]
     return {
         "test_map": 100 * float(np.nanmean(by_class)),
@@ -95,7 +95,7 @@ def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8])
 
 
 def class_precisions(scores: NDArray[np.float32], multi_hot: NDArray[np.int8]) -> list[float]:
-    """VOC's average precision (area) of every class; NaN for one that no picture shows."""
+    """VOC's average precision (area) per class; NaN for a class that no image shows."""
     return [
         voc_average_precision(scores[counted, c], multi_hot[counted, c] == 1, eleven_points=False)
         for c, counted in enumerate((multi_hot >= 0).T)

@@ -1,25 +1,23 @@
 """Names as text that any terminal and any UTF-8 file can hold.
 
-A file's name is bytes on most systems. Python keeps those that are not UTF-8 as lone surrogates, which no
-encoder takes.
+A file name is bytes on most systems. Python represents bytes that are not UTF-8 as lone surrogates, which no
+encoder accepts.
 """
 
 from __future__ import annotations
 
 import shlex
 
-_LAST_BYTE, _FIRST_BYTE = "\udcff", "\udc80"  # how Python's "surrogateescape" keeps the bytes 0x80 to 0xff
+_LAST_BYTE, _FIRST_BYTE = "\udcff", "\udc80"  # "surrogateescape" of the bytes 0x80 and 0xff
 
 
 def shown(text: str, *, keep: str = "") -> str:
-    r"""`text` on one line: characters that cannot be printed, but for those in `keep`, become \xNN or \uNNNN;
-    all others stay as they are.
-    """
+    r"""`text` on one line: unprintable characters, except those in `keep`, become \xNN or \uNNNN."""
     return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)
 
 
 def quoted(text: str) -> str:
-    """`text` as one word of a command line; in Bash's and Zsh's own form where it could not be printed."""
+    """Quote `text` as one word of a command line, in the $'...' form of Bash and Zsh if it is unprintable."""
     if shown(text) == text:
         return shlex.quote(text)
     escaped = text.replace("\\", r"\\").replace("'", r"\'")
@@ -27,7 +25,7 @@ def quoted(text: str) -> str:
 
 
 def _is_strange(character: str) -> bool:
-    """Control characters, separators of lines and lone surrogates."""
+    """Whether it is a control character, a line separator or a lone surrogate."""
     return (
         character < " "
         or "\x7f" <= character <= "\x9f"

@@ -1,9 +1,8 @@
-"""Training settings per target: table 1 of SSKT (Hong, Yoon, Choi, WACV 2022), and our own for targets it
-does not have.
+"""Training settings per target: table 1 of SSKT (Hong, Yoon, Choi, WACV 2022), and our own for other targets.
 
-The table gives milestones but no number of epochs: STL10's 200 are those of the command on the authors'
-page; where training ends after the last milestone elsewhere is ours. It prints no gamma either; 0.2 is the
-released code's for [60,120,160,200], 0.1 the custom for the other two schedules.
+The table gives milestones but no number of epochs: STL10's 200 come from the command on the authors' page;
+the others, which end some time after the last milestone, are ours. It gives no gamma either; 0.2 is the
+released code's for [60,120,160,200], 0.1 is customary for the other two schedules.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from sskt.errors import RunError
 
-SETTINGS = (  # of a recipe, that a run may override
+SETTINGS = (  # fields of a recipe that a run may override
     "epochs",
     "batch_size",
     "lr",
@@ -33,7 +32,7 @@ SETTINGS = (  # of a recipe, that a run may override
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a student is trained on one target; each setting is a default that the command line can change."""
+    """How to train a student on one target; each setting is a default that the command line can change."""
 
     target: str
     models: tuple[str, ...]  # the first is the default
@@ -45,26 +44,26 @@ class Recipe:
     weight_decay: float
     batch_size: int
     schedule: str = "multistep"  # one of sskt.schedules.SCHEDULES
-    patience: int = 10  # of a plateau, in evaluations: the released 3D code's
+    patience: int = 10  # for a plateau, in evaluations: the released 3D code's
     dampening: float = 0.0  # of the momentum
-    finetune_lr: float | None = None  # in place of lr, for a student that begins with pretrained weights
+    finetune_lr: float | None = None  # replaces lr for a student that starts from pretrained weights
     temperature: float = 3.0  # T and alpha: the released 2D code's defaults
     alpha: float = 0.1
     aux_loss: str = "ce"  # "ce" or "kd"; the table has both, CE first
-    primary_loss: str = "ce"  # "bce" for several labels a picture
+    primary_loss: str = "ce"  # "bce" for several labels per image
     published: bool = True  # False: ours, not from the paper
 
     def milestones_in(self, epochs: int) -> tuple[int, ...]:
-        """The milestones at the same parts of a training of another length: each once, so that the rate never
-        drops twice at one epoch, and without those that rounding moves to the beginning or the end.
+        """The milestones scaled to another number of epochs: each once, so that the rate never drops twice in
+        one epoch, and without those that rounding moves to the start or the end.
         """
         scaled = [(milestone, round(milestone * epochs / self.epochs)) for milestone in self.milestones]
-        # one that never comes in the recipe either (STL10's last) stays, as runs have recorded it
-        kept = [at for milestone, at in scaled if 0 < at < epochs or milestone >= self.epochs]
-        return tuple(dict.fromkeys(kept))
+        # a milestone beyond the recipe's own epochs (STL10's last) stays, as runs have recorded it
+        reached = [at for milestone, at in scaled if 0 < at < epochs or milestone >= self.epochs]
+        return tuple(dict.fromkeys(reached))
 
     def patience_in(self, epochs: int) -> int:
-        """The patience that is the same part of a training of another length."""
+        """The patience scaled to another number of epochs."""
         return max(1, round(self.patience * epochs / self.epochs))
 
 
@@ -163,8 +162,8 @@ _RECIPES = {
         ),
     )
 }
-# where a method is not described by the table: Hinton et al.'s distillation, and MAXL's equal weights
-_OF_METHOD: dict[str, dict[str, Any]] = {
+# methods that the table does not describe: Hinton et al.'s distillation, and MAXL with equal weights
+_OVERRIDES: dict[str, dict[str, Any]] = {
     "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
     "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
 }
@@ -183,13 +182,13 @@ def all_recipes() -> list[Recipe]:
 
 
 def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False) -> Recipe:
-    """The recipe of a target by its registry name; every `imagefolder:...` has the same.
+    """The recipe of a target by its registry name; every `imagefolder:...` has the same one.
 
-    `method` is one of sskt.methods.METHODS; `finetuned` is for a student that begins with pretrained weights.
+    `method` is one of sskt.methods.METHODS; `finetuned` is for a student that starts from pretrained weights.
     Raises RunError for an unknown target.
     """
     recipe = _RECIPES.get(target.partition(":")[0])
     if recipe is None:
         raise RunError(f"target {target!r} has no recipe, expected one of {', '.join(_RECIPES)}")
-    recipe = replace(recipe, target=target, **_OF_METHOD.get(method, {}))
+    recipe = replace(recipe, target=target, **_OVERRIDES.get(method, {}))
     return replace(recipe, lr=recipe.finetune_lr) if finetuned and recipe.finetune_lr else recipe

@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name: drops at milestones (SSKT table 1), drops when a loss stands still (its
+"""Learning-rate schedules by name: drops at milestones (SSKT table 1), drops when a loss stops improving (its
 video recipe), and half a cosine.
 """
 
@@ -16,7 +16,7 @@ SCHEDULES = ("multistep", "plateau", "cosine")
 
 
 class Schedule:
-    """The learning rate of an optimiser, moved once an epoch."""
+    """The learning-rate schedule of an optimiser, stepped once per epoch."""
 
     def __init__(
         self,
@@ -28,10 +28,10 @@ class Schedule:
         gamma: float,
         patience: int,
     ) -> None:
-        """`kind`: "multistep", times `gamma` after each of `milestones` epochs; "plateau", times `gamma`
+        """`kind`: "multistep", times `gamma` at each of `milestones`, in epochs; "plateau", times `gamma`
         after more than `patience` evaluations without a lower loss; "cosine", from the full rate to 0 over
-        `epochs`. Departs from the released code: there a plateau watches the primary and the auxiliary losses
-        together, on clips of the validation split; here the primary one, on the evaluation views.
+        `epochs`. Departs from the released code: its plateau watches the sum of the primary and auxiliary
+        losses on clips of the validation split; ours the primary loss on the evaluation views.
         """
         if kind not in SCHEDULES:
             raise RunError(f"schedule is {kind!r}, expected one of {', '.join(SCHEDULES)}")
@@ -46,20 +46,20 @@ class Schedule:
 
     @property
     def lr(self) -> float:
-        """The rate in force."""
+        """The current learning rate."""
         return float(self._optimiser.param_groups[0]["lr"])
 
     def step(self, test_loss: float | None) -> None:
-        """An epoch is over; `test_loss` is None if it was not evaluated, and then a plateau waits."""
+        """End an epoch; `test_loss` is None if it was not evaluated, in which case a plateau does nothing."""
         if not isinstance(self._torch, ReduceLROnPlateau):
             self._torch.step()
         elif test_loss is not None:
             self._torch.step(test_loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` takes: plain data."""
+        """Plain data for `load_state_dict`."""
         return dict(self._torch.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; the optimiser's own state holds the rate."""
+        """Continue from `state`; the rate itself is in the optimiser's state."""
         self._torch.load_state_dict(state)

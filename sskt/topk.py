@@ -1,14 +1,14 @@
-"""Top-k logits: the k largest of a row, and four numbers that say what the rest weigh at any temperature.
+"""Top-k logits: the k largest of a row, and four numbers that give the weight of the rest at any temperature.
 
 With K classes, z_k the k-th largest logit and beta = 1 / T, the tail's sum is
 
     sum over the K - k others of exp(beta z_i)  =  (K - k) exp(beta (z_k + h(beta))),    h(beta) <= 0.
 
 z_k + h(beta) is the logit that every class of the tail would have if they shared their weight evenly: the
-mean of the tail's logits for beta -> 0, and its log-sum-exp, less log(K - k), for beta = 1. h rises slowly
-and smoothly, so its values at four temperatures give it at all others: from T = 1/2 up, the probability of
-the top 64 together is off by less than 0.01 in every real row that was tried (benchmarks/topk.py), where
-renormalising the top k is off by the whole tail.
+mean of the tail's logits for beta -> 0, and its log-sum-exp minus log(K - k) for beta = 1. h rises slowly and
+smoothly, so its values at four temperatures determine it at all others: from T = 1/2 up, the total
+probability of the top 64 is off by less than 0.01 in every real row that was tried (benchmarks/topk.py),
+while renormalising the top k is off by the whole tail.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from sskt.normalise import on_device
 
 TAIL_NUMBERS = 4
 
-_BETAS = (0.0, 0.2, 0.6, 2.0)  # T = infinity, 5, 5/3 and 1/2: there h is exact up to float16's rounding
-_BEND = 0.5  # of h, between small and large beta; this and the betas had the smallest error on real logits
-_MOST_CLASSES = 1 << 16
+_BETAS = (0.0, 0.2, 0.6, 2.0)  # T = infinity, 5, 5/3 and 1/2, where h is exact up to float16 rounding
+_BEND = 0.5  # of h, between small and large beta; this and the betas gave the smallest error on real logits
+_MAX_CLASSES = 1 << 16
 _F16_MAX = 65504.0
 
 
 def row_width(k: int) -> int:
-    """uint16 numbers to a row: k values, k class indices, and four of the tail."""
+    """Number of uint16 per row: k values, k class indices, and four for the tail."""
     return 2 * k + TAIL_NUMBERS
 
 
 def encode(logits: Tensor, k: int) -> Tensor:
-    """float16 logits (N, K) to uint16 rows (N, 2k + 4) on the same device.
+    """Encode float16 logits (N, K) as uint16 rows (N, 2k + 4) on the same device.
 
-    A row holds the bit patterns of the k largest logits, largest first and of equal ones the lower class
-    first, their class indices, and the bit patterns of the float16 numbers h(beta) for T = infinity, 5, 5/3
-    and 1/2. Raises SourceError unless 1 <= k < K <= 65,536.
+    A row holds the bit patterns of the k largest logits, largest first and ties by lower class, their class
+    indices, and the bit patterns of the float16 numbers h(beta) for T = infinity, 5, 5/3 and 1/2. Raises
+    SourceError unless 1 <= k < K <= 65,536.
     """
     n_classes = logits.shape[1]
-    if not 1 <= k < n_classes <= _MOST_CLASSES:
+    if not 1 <= k < n_classes <= _MAX_CLASSES:
         raise SourceError(
             f"the top {k} of {n_classes} classes cannot be kept, expected 1 <= k < classes <= "
-            f"{_MOST_CLASSES}; keep all logits"
+            f"{_MAX_CLASSES}; keep all logits"
         )
     values, classes = logits.sort(dim=1, descending=True, stable=True)
     below = (values[:, k:].float() - values[:, k - 1 : k].float()).double()
@@ -62,11 +62,10 @@ def encode(logits: Tensor, k: int) -> Tensor:
 
 
 def decode(rows: Tensor, n_classes: int, temperature: float) -> Tensor:
-    """uint16 rows (N, 2k + 4) to float16 logits (N, K), to be softened at `temperature` and at no other.
+    """Decode uint16 rows (N, 2k + 4) to float16 logits (N, K), valid only when softened at `temperature`.
 
-    The top k come out as they were stored. All other classes get one logit, z_k + h(1 / T): their weight
-    together is the tail's, and an even spread is the one that assumes least. Below T = 1/2, the h of 1/2 is
-    taken.
+    The top k are as stored. All other classes get the logit z_k + h(1 / T): together they have the tail's
+    weight, and an even spread assumes least. Below T = 1/2, the h of 1/2 is used.
     """
     k = (rows.shape[1] - TAIL_NUMBERS) // 2
     bits = rows.view(torch.int16)
@@ -80,7 +79,9 @@ def decode(rows: Tensor, n_classes: int, temperature: float) -> Tensor:
 
 
 def _weights(beta: float) -> tuple[float, ...]:
-    """Of the four numbers in h(beta): the cubic through them in beta / (0.5 + beta), where h bends less."""
+    """Weights of the four numbers in h(beta): the cubic through them in beta / (0.5 + beta), where h is less
+    curved.
+    """
 
     def bent(b: float) -> float:
         return b / (_BEND + b)

@@ -1,8 +1,8 @@
-"""Weights from files into networks: found in whatever was saved around them, and compared key by key with the
-network before anything is loaded.
+"""Load weights from files into networks: find them in whatever was saved around them, and compare every key
+with the network before loading anything.
 
-Nothing is guessed from names of wrappers: of all tensors in a file, those are taken that fit the network
-exactly, under whatever prefix. What was taken is told.
+Nothing is guessed from the names of wrappers: of all tensors in a file, those that fit the network exactly,
+under whatever prefix, are used. The caller is told which.
 """
 
 from __future__ import annotations
@@ -18,23 +18,16 @@ from torch import Tensor, nn
 from sskt.checkpoints import Checkpoint, Tensors
 from sskt.errors import SourceError
 
-_NAMED = 3  # keys written out in a message before only their number is
-# Names that wrappers put anywhere into keys: DataParallel around a part (CSAILVision's AlexNet),
+_MAX_NAMED = 3  # keys spelled out in a message
+# Names that wrappers insert anywhere in keys: DataParallel around a part (CSAILVision's AlexNet),
 # torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # torchvision's and CSAILVision's DenseNet files predate a renaming in torchvision ("norm.1" is now "norm1").
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-_COUNTER = "num_batches_tracked"  # of batch norms, which evaluation does not use
-_AVERAGES = {
-    "ema",
-    "swa",
-    "avg",
-    "average",
-    "averaged",
-    "shadow",
-    "polyak",
-}  # words in names of averaged weights
-_N_AVERAGED = "n_averaged"  # that torch's AveragedModel keeps beside them
+_COUNTER = "num_batches_tracked"  # of batch norms, unused in evaluation
+# words in the names of averaged weights
+_AVERAGES = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak"}
+_N_AVERAGED = "n_averaged"  # the counter that torch's AveragedModel keeps beside them
 _REMEDY = (
     "name the architecture that the weights belong to, or export their own network and give it as "
     "program:FILE.pt2"
@@ -51,35 +44,35 @@ def load_into(
     leaving: Sequence[str] = (),
     published: Callable[[str], str] = str,
 ) -> tuple[str, ...]:
-    """Copy the weights in `checkpoint` into `module`, strictly: every key of either must be in both, with one
-    shape. Returns what there is to say of what was taken: wrapper, prefix, raw or averaged.
+    """Copy the weights in `checkpoint` into `module`, strictly: both must have the same keys and shapes.
+    Returns remarks on which weights were used: wrapper, prefix, raw or averaged.
 
-    `task` and `n_classes` say what the network is for, `remedy` what helps where nothing fits. Keys that
-    begin with one of `leaving` are left behind; `published` gives a key of the module its name in files.
-    BatchNorm's num_batches_tracked may be missing. Raises SourceError naming what does not fit, or two
-    sets of weights that fit alike; `module` is then unchanged.
+    `task` and `n_classes` describe the network in errors, `remedy` is the advice if nothing fits. Keys that
+    start with one of `leaving` are ignored; `published` maps a key of the module to its name in files.
+    BatchNorm's num_batches_tracked may be missing. Raises SourceError naming what does not fit, or two sets
+    of weights that fit equally well; `module` is then unchanged.
     """
     own = module.state_dict()
     names = {published(key): value for key, value in own.items()}
-    found = [fit for tensors in checkpoint.mappings for fit in _fits(tensors, names, leaving)]
-    exact = _distinct([fit for fit in found if fit.is_exact])
+    fits = [fit for tensors in checkpoint.mappings for fit in _fits(tensors, names, leaving)]
+    exact = _distinct([fit for fit in fits if fit.is_exact])
     if not exact:
-        best = max(found, key=lambda fit: (fit.n_matched, -len(fit.unexpected)))
+        best = max(fits, key=lambda fit: (fit.n_matched, -len(fit.unexpected)))
         raise SourceError(_misfit(best, names, checkpoint, module, task, n_classes, remedy))
-    chosen, averaged = _chosen(exact, checkpoint)
+    chosen, averaged = _choose(exact, checkpoint)
     state = {key: _as_float32(chosen.state[published(key)]) for key in own if published(key) in chosen.state}
     module.load_state_dict(_versioned(state, own), strict=False)  # False only for counters: see is_exact
-    return _said(chosen, averaged, checkpoint)
+    return _remarks(chosen, averaged, checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """One mapping of a checkpoint, under one prefix, beside a network's keys."""
+    """One mapping of a checkpoint, under one prefix, compared with a network's keys."""
 
     place: tuple[str, ...]
-    prefix: str  # of the keys as they were saved, with wrappers
-    state: dict[str, Tensor]  # by the network's keys, and those that it does not have
-    n_matched: int  # of one name and shape
+    prefix: str  # of the keys as saved, including wrappers
+    state: dict[str, Tensor]  # by the network's keys, and any that it does not have
+    n_matched: int  # keys whose name and shape agree
     missing: list[str]
     unexpected: list[str]
     misfits: list[str]
@@ -92,20 +85,19 @@ class _Fit:
 
     @property
     def where(self) -> str:
-        """In words."""
-        return (
-            ", ".join(
-                [f"under {'.'.join(self.place)}"] * bool(self.place)
-                + [f"with the prefix {self.prefix}"] * bool(self.prefix)
-            )
-            or "as the file itself"
-        )
+        """Where the mapping is in the file, in words."""
+        parts = []
+        if self.place:
+            parts.append(f"under {'.'.join(self.place)}")
+        if self.prefix:
+            parts.append(f"with the prefix {self.prefix}")
+        return ", ".join(parts) or "as the file itself"
 
 
 def _fits(tensors: Tensors, names: Mapping[str, Tensor], leaving: Sequence[str]) -> list[_Fit]:
-    """A mapping seen under every prefix with which a few of the network's keys are found in it."""
-    saved = {_cleaned(key, names): key for key in tensors.tensors}
-    if len(saved) < len(tensors.tensors):  # wrapped and bare ones side by side
+    """The fit of a mapping under every prefix that makes some of the network's keys appear in it."""
+    saved = {_unwrap(key, names): key for key in tensors.tensors}
+    if len(saved) < len(tensors.tensors):  # wrapped and bare keys side by side
         saved = {key: key for key in tensors.tensors}
     required = [key for key in names if not key.endswith(_COUNTER)]
     anchors = {*required[:2], *required[-2:], max(required, key=len)}
@@ -144,21 +136,21 @@ def _fit(
 
 
 def _distinct(fits: list[_Fit]) -> list[_Fit]:
-    """Without those whose tensors are another's: some tools keep one state dict under two names."""
-    kept: list[_Fit] = []
+    """Drop fits whose tensors equal another's: some tools save one state dict under two names."""
+    distinct: list[_Fit] = []
     for fit in fits:
         same = (
             fit.state.keys() == other.state.keys()
             and all(_equal(value, other.state[key]) for key, value in fit.state.items())
-            for other in kept
+            for other in distinct
         )
         if not any(same):
-            kept.append(fit)
-    return kept
+            distinct.append(fit)
+    return distinct
 
 
-def _chosen(exact: list[_Fit], checkpoint: Checkpoint) -> tuple[_Fit, list[_Fit]]:
-    """The raw weights where there are any, else the averaged ones, and the averaged ones beside the raw."""
+def _choose(exact: list[_Fit], checkpoint: Checkpoint) -> tuple[_Fit, list[_Fit]]:
+    """The raw weights and the averaged ones beside them; if there are no raw ones, the averaged alone."""
     raw, averaged = [f for f in exact if not f.is_average], [f for f in exact if f.is_average]
     candidates = raw or averaged
     if len(candidates) > 1:
@@ -170,8 +162,8 @@ def _chosen(exact: list[_Fit], checkpoint: Checkpoint) -> tuple[_Fit, list[_Fit]
     return candidates[0], averaged if raw else []
 
 
-def _said(fit: _Fit, averaged: list[_Fit], checkpoint: Checkpoint) -> tuple[str, ...]:
-    """One line on what was taken; none where the file is a bare state dict."""
+def _remarks(fit: _Fit, averaged: list[_Fit], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """One line on which weights were used; empty if the file is a bare state dict."""
     parts = []
     if fit.is_average:
         parts.append("they are averaged weights")
@@ -188,7 +180,7 @@ def _said(fit: _Fit, averaged: list[_Fit], checkpoint: Checkpoint) -> tuple[str,
 
 
 def _saving(fit: _Fit, checkpoint: Checkpoint) -> str:
-    """Python that saves one set of weights alone."""
+    """Python code that saves one set of weights alone."""
     nest = f"torch.load({checkpoint.path.name!r})" + "".join(f"[{key!r}]" for key in fit.place)
     if fit.prefix:
         nest = f"{{k: v for k, v in {nest}.items() if k.startswith({fit.prefix!r})}}"
@@ -204,7 +196,7 @@ def _misfit(
     n_classes: int,
     remedy: str,
 ) -> str:
-    """Why the likeliest weights of a file do not fit, and what helps."""
+    """Why a file's best match does not fit, and the remedy."""
     where = str(checkpoint.path)
     for key in fit.misfits:
         if _is_class_count(names[key], fit.state[key], n_classes):
@@ -222,26 +214,26 @@ def _misfit(
             f"{key} {tuple(fit.state[key].shape)} instead of {tuple(names[key].shape)}" for key in fit.misfits
         ]
         problems.append(f"{len(fit.misfits)} tensors of another shape ({_some(shapes)})")
-    seen = f" (seen {fit.where})" if fit.place or fit.prefix else ""
+    seen_at = f" (seen {fit.where})" if fit.place or fit.prefix else ""
     if re.search(r"-\d{5}-of-\d{5}\.", checkpoint.path.name):
         remedy = "it is one part of several: put all of them into one file"
-    return f"{where}: does not fit {type(module).__name__} for {task}{seen}: {'; '.join(problems)}; {remedy}"
+    return (
+        f"{where}: does not fit {type(module).__name__} for {task}{seen_at}: {'; '.join(problems)}; {remedy}"
+    )
 
 
 def _versioned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """With the layout's version beside it, without which MNASNet loads nothing: that of the module, whose
-    names and shapes these are.
-    """
+    """Attach the module's layout version to `state`, without which MNASNet loads nothing."""
     versioned = OrderedDict(state)
     versioned._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
     return versioned
 
 
-def _cleaned(key: str, names: Mapping[str, Tensor]) -> str:
-    """A key without what wrappers put into it, in today's spelling."""
+def _unwrap(key: str, names: Mapping[str, Tensor]) -> str:
+    """A key without the names that wrappers insert, in torchvision's present spelling."""
     parts = key.split(".")
-    kept = key if key in names else ".".join(part for part in parts if part not in _WRAPPERS)
-    return _OLD_DENSENET.sub(r"\1\2", kept)
+    bare = key if key in names else ".".join(part for part in parts if part not in _WRAPPERS)
+    return _OLD_DENSENET.sub(r"\1\2", bare)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -252,17 +244,15 @@ def _as_float32(value: Tensor) -> Tensor:
     return value.to(torch.float32) if value.is_floating_point() else value
 
 
-def _is_class_count(own: Tensor, found: Tensor, n_classes: int) -> bool:
-    """Whether two shapes differ only in the first axis, and ours is the number of classes: a head for another
-    task.
-    """
+def _is_class_count(own: Tensor, saved: Tensor, n_classes: int) -> bool:
+    """Whether the shapes differ only in the first axis, ours being `n_classes`: another task's head."""
     return (
         own.ndim > 0
-        and own.ndim == found.ndim
+        and own.ndim == saved.ndim
         and own.shape[0] == n_classes
-        and own.shape[1:] == found.shape[1:]
+        and own.shape[1:] == saved.shape[1:]
     )
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")

@@ -230,4 +230,4 @@ def test_ctrl_c_says_what_is_kept(folder, monkeypatch):
     monkeypatch.setattr(pipeline.api, "precompute", interrupted)
     result = run("precompute", "--source", SOURCE, "--target", "digits")
     assert result.exit_code == 130
-    assert "the same command goes on from there" in result.stderr
+    assert "the same command continues from there" in result.stderr

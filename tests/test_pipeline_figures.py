@@ -187,21 +187,21 @@ def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     asked = {"method": "scratch", **QUICK, **common}
     assert train_or_resume("digits", out, **asked) == read_summary(out)
     for other, message in (
-        ({"model": "resnet32"}, "begun with model resnet20, this series asks for resnet32; choose another"),
-        ({"method": "dml", "peers": 3}, "method scratch, this series asks for dml"),
-        ({"augmentation": Augmentation(side_px=24)}, "begun with plan.side_px "),
-        ({"freeze_until": "layer3"}, "freeze_until None, this series asks for layer3"),
-        ({"finetune_from": out / "student.safetensors"}, "begun with finetune_from None"),
-        ({"lr": 0.02}, "begun with lr 0.05, this series asks for 0.02"),
-        ({"seed": 5}, "begun with seed 0, this series asks for 5"),
-        ({"eval_every": 2}, "begun with eval_every 1, this series asks for 2"),
+        ({"model": "resnet32"}, "started with model resnet20, this series has resnet32; choose another"),
+        ({"method": "dml", "peers": 3}, "method scratch, this series has dml"),
+        ({"augmentation": Augmentation(side_px=24)}, "started with plan.side_px "),
+        ({"freeze_until": "layer3"}, "freeze_until None, this series has layer3"),
+        ({"finetune_from": out / "student.safetensors"}, "started with finetune_from None"),
+        ({"lr": 0.02}, "started with lr 0.05, this series has 0.02"),
+        ({"seed": 5}, "started with seed 0, this series has 5"),
+        ({"eval_every": 2}, "started with eval_every 1, this series has 2"),
     ):
         with pytest.raises(RunError, match=message):
             train_or_resume("digits", out, **{**asked, **other})
     config = json.loads((out / "config.json").read_text())
     kept = dict(config["contents"])
     (out / "config.json").write_text(json.dumps(config | {"contents": {**kept, "test": "other pictures"}}))
-    with pytest.raises(RunError, match=r"begun with contents\.test other pictures, this series asks for"):
+    with pytest.raises(RunError, match=r"started with contents\.test other pictures, this series has"):
         train_or_resume("digits", out, **asked)
     (out / "config.json").write_text(json.dumps(config, indent=2))
 
@@ -226,7 +226,7 @@ def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
     shutil.copy(folder / "run0" / "student.safetensors", begun)
     assert matches("digits", out, **asked)
     save_program(tmp_path / "a.pt2", Tiny(1))
-    with pytest.raises(RunError, match=r"begun with source_weights\.program:"):
+    with pytest.raises(RunError, match=r"started with source_weights\.program:"):
         train_or_resume("digits", out, **asked)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.runtime.execution import student_precision
 from pipeline.runtime.kernels import How, wrong_layers
-from sskt.kernels import Layer, _normal, _passed, compute_plainly, errors, layers_of
+from sskt.kernels import Layer, _normal, _run, compute_plainly, errors, layers_of
 from sskt.students.student import build_student
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_a_layer_is_computed_as_autograd_computes_its_module(name):
         sides = module._reversed_padding_repeated_twice
         padded = nn.functional.pad(x, sides, mode="constant" if name == "same" else "reflect")
     assert tuple(padded.shape) == layer.input
-    found = _passed(layer, padded.detach(), module.weight.detach(), module.bias)
+    found = _run(layer, padded.detach(), module.weight.detach(), module.bias)
     torch.testing.assert_close(found["forward"], module(x))
     z = module(x)
     g = _normal(tuple(z.shape), 3, CPU) / (z.numel() / z.shape[1]) ** 0.5  # the outputs' gradient

@@ -1,4 +1,4 @@
-"""The cache group: look at stores, check them, give space back."""
+"""The cache group: list, inspect, check and prune stores."""
 
 from __future__ import annotations
 
@@ -86,17 +86,17 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
     from cache.storage import location
     from pipeline import api
 
-    found = api.verify(location(store), **what)
+    report = api.verify(location(store), **what)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        if found.problems:
-            show(found.problems, as_json, "unit problem")
-        if found.agreement:
-            row = found.agreement.to_dict()
+        if report.problems:
+            show(report.problems, as_json, "unit problem")
+        if report.agreement:
+            row = report.agreement.to_dict()
             show([row], as_json, "rows max_error mean_error min_cosine same_top identical worst")
-        click.echo(found.verdict)
-    if not found.good:
+        click.echo(report.verdict)
+    if not report.good:
         sys.exit(1)
 
 

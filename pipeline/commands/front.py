@@ -1,4 +1,4 @@
-"""How a command ends: our own errors become one line and exit code 1, signals say what they leave behind."""
+"""How a command ends: our own errors become one line and exit code 1, signals a note on what is kept."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 import click
 
 from pipeline.commands.options import RARE
-from pipeline.commands.output import remarks_shown
+from pipeline.commands.output import show_remarks
 from sskt.names import shown
 
-_STOPPED = {  # what Ctrl-C leaves behind
-    "prepare": "stopped; what is there is kept, and the same command goes on from there",
-    "precompute": "stopped; finished units are kept, and the same command goes on from there",
+_STOPPED = {  # the message after Ctrl-C, by command
+    "prepare": "stopped; finished files are kept, and the same command continues from there",
+    "precompute": "stopped; finished units are kept, and the same command continues from there",
     "train": "stopped; the run folder is kept",
-    "reproduce": "stopped; the same command goes on from there",
-    "sweep": "stopped; the same command goes on from there",
-    "demo": "stopped; sources that are trained to their end, and stores, are kept for the next run",
+    "reproduce": "stopped; the same command continues from there",
+    "sweep": "stopped; the same command continues from there",
+    "demo": "stopped; trained sources and stores are kept for the next run",
 }
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: what is being written is finished."""
+    """SIGTERM, which ends a command as Ctrl-C does: pending writes are finished."""
 
 
 def _terminate(_number: int, _frame: object) -> None:
@@ -31,12 +31,10 @@ def _terminate(_number: int, _frame: object) -> None:
 
 
 class Sectioned(click.Command):
-    """A command whose help page shows its options under the titles that `pipeline.commands.options.section`
-    gave them.
-    """
+    """A command whose help groups options under the titles given by `pipeline.commands.options.section`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write every option once, below its title: those without one first, those that few need last."""
+        """Write every option once, below its title: untitled options first, rare ones last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -50,13 +48,13 @@ class Sectioned(click.Command):
 
 
 class FrontDoor(click.Group):
-    """A click group that prints remarks and our own errors, one a line, and Ctrl-C as what it means."""
+    """A click group that prints remarks and our own errors, one per line, and a message after Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; exits with 1 on an error of ours, with 130 on Ctrl-C and with 143 on SIGTERM."""
+        """Run a command; exits with 1 on one of our errors, 130 on Ctrl-C, 143 on SIGTERM."""
         signal.signal(signal.SIGTERM, _terminate)
         try:
-            with remarks_shown():
+            with show_remarks():
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             click.echo(_STOPPED.get(ctx.invoked_subcommand or "", "stopped"), err=True)

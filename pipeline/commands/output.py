@@ -18,22 +18,22 @@ ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry remarks, at INFO
 
 
 def say(sentence: str) -> None:
-    """Pass a remark on to the user, apart from results; torchrun's first rank speaks for all."""
+    """Print a remark on standard error; under torchrun only the first rank does."""
     if _is_first_rank():
         click.echo(shown(sentence, keep="\n\t"), err=True)
 
 
 class _Remarks(logging.Handler):
-    """Remarks as lines of their own, without time or level."""
+    """Prints each remark on its own line, without time or level."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one."""
+        """Print one remark."""
         say(record.getMessage())
 
 
 @contextmanager
-def remarks_shown() -> Iterator[None]:
-    """Within it, what this program logs goes to the user."""
+def show_remarks() -> Iterator[None]:
+    """Show the user what this program logs while the context is open."""
     handler, roots = _Remarks(), [logging.getLogger(name) for name in ROOTS]
     levels = [root.level for root in roots]
     for root in roots:
@@ -48,13 +48,13 @@ def remarks_shown() -> Iterator[None]:
 
 
 def tell(result: str) -> None:
-    """Print a result."""
+    """Print a result on standard output; under torchrun only the first rank does."""
     if _is_first_rank():
         click.echo(shown(result, keep="\n\t"))
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
-    """Rows as JSON, or as a table of those columns that any row has."""
+    """Print rows as JSON, or as a table of the `columns` that any row has."""
     if as_json:
         tell(json.dumps(rows, indent=2))
         return
@@ -65,7 +65,7 @@ def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
     lines = [[name.replace("_", " ") for name in shown]]
     lines += [[_cell(name, row.get(name)) for name in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:  # never cut or folded: a path must be fit to be copied
+    for line in lines:  # never cut or wrapped: users copy paths
         tell("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
@@ -80,7 +80,7 @@ def _cell(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if name in ("bytes", "nbytes"):
         return f"{value / 1e6:,.1f} MB"
-    if name == "hours":  # as a progress bar writes time; what takes no second takes one
+    if name == "hours":  # as a progress bar shows time, rounded up to a second
         minutes, seconds = divmod(math.ceil(3600 * value), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Rows of plain data for the commands that list: stores, sources, targets."""
+"""Table rows, as plain dicts, for the commands that list stores, sources, targets and recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sskt.sources import assumed, kind_of, kinds, named_sources, parse_source, s
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
-    """One row a store; a damaged one has its error under "problem" and nothing else but its path."""
+    """One row per store; a damaged store has only its path and, under "problem", its error."""
     return [_store_row(path) for path in find_stores(cache_dir)]
 
 
@@ -34,7 +34,7 @@ def store_fields(path: Location) -> dict[str, Any]:
 
 
 def source_rows() -> list[dict[str, Any]]:
-    """Every source that has published weights, and the form of the others."""
+    """Every source with published weights, and how to write the others."""
     rows = [
         {"source": s.name, "architecture": s.architecture, "classes": s.n_classes, "weights": s.weights_note}
         for s in named_sources()
@@ -48,8 +48,8 @@ def source_rows() -> list[dict[str, Any]]:
 
 
 def source_fields(name: str) -> dict[str, Any]:
-    """The contract of one source: what it wants to see and returns, what its classes are, and what is assumed
-    because nothing declares it. Raises SourceError for an unknown name or a file that cannot be read.
+    """The contract of one source: its input, output and classes, and whatever is assumed because nothing
+    declares it. Raises SourceError for an unknown name or a file that cannot be read.
     """
     parse_source(name)
     spec, remarks = kind_of(name).describe(name)
@@ -74,7 +74,7 @@ def source_fields(name: str) -> dict[str, Any]:
 
 
 def target_rows(paths: Paths) -> list[dict[str, Any]]:
-    """Every target that can be named, what is shown of it, and whether its files are there."""
+    """Every target: its classes and defaults, and whether its files are prepared."""
     ready = prepared(paths.data_dir, paths.index_dir)
     by_name = [
         _target_row(name, spec, name in ready or family_of(spec).is_bundled) for name, spec in TARGETS.items()
@@ -84,7 +84,7 @@ def target_rows(paths: Paths) -> list[dict[str, Any]]:
 
 
 def recipe_rows() -> list[dict[str, Any]]:
-    """Every recipe, the paper's first; what the paper does not say is ours."""
+    """Every recipe, the paper's first; settings that the paper leaves open are ours."""
     return [
         {
             "target": recipe.target,

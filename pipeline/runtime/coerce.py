@@ -54,8 +54,8 @@ def number(value: Any, name: str) -> float | int:
 
 def numbers(value: Any, name: str) -> tuple[float | int, ...]:
     """A tuple of numbers; a single number is wrapped. Raises RunError for anything else."""
-    each = _several(value, (str, float, int, np.number), name, "numbers such as [1, 3]")
-    return tuple(number(one, f"one of {name}") for one in each)
+    values = _several(value, (str, float, int, np.number), name, "numbers such as [1, 3]")
+    return tuple(number(one, f"one of {name}") for one in values)
 
 
 def text(value: Any, name: str) -> str:
@@ -67,8 +67,8 @@ def text(value: Any, name: str) -> str:
 
 def texts(value: Any, name: str) -> tuple[str, ...]:
     """A tuple of names; a single name is wrapped, None is empty. Raises RunError for anything else."""
-    each = () if value is None else _several(value, (str,), name, "names such as ['cifar10']")
-    return tuple(text(one, f"one of {name}") for one in each)
+    values = () if value is None else _several(value, (str,), name, "names such as ['cifar10']")
+    return tuple(text(one, f"one of {name}") for one in values)
 
 
 def path(value: Any, name: str) -> Path:
@@ -110,8 +110,8 @@ def setting(name: str, value: Any) -> Any:
     if name in ("epochs", "batch_size", "patience", "peers", "psi"):
         return whole(value, name)
     if name == "milestones":
-        each = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
-        return tuple(whole(epoch, "one of milestones") for epoch in each)
+        values = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
+        return tuple(whole(epoch, "one of milestones") for epoch in values)
     if name in ("schedule", "aux_loss", "primary_loss"):
         return text(value, name)
     is_number = name in SETTINGS or name in ("clip_norm", "mixup", "cutmix", "label_smoothing")

@@ -45,7 +45,7 @@ class CpuContention:
         return (
             f"other processes keep {others:.1f} of this machine's {n_cores} cores busy, and this one's "
             f"{threads} threads slow each other down; with OMP_WAIT_POLICY=passive in the environment, also "
-            f"with --resume, it gets on 1.4 to 4 times as fast beside them"
+            f"with --resume, it runs 1.4 to 4 times as fast"
         )
 
 

@@ -97,7 +97,7 @@ def student_precision(amp: str, device: torch.device) -> str:
     on_cuda = device.type == "cuda"
     if amp == "fp16" and not on_cuda:
         raise RunError(
-            "--amp fp16 trains on CUDA alone, a CPU is slower in it than in fp32; use fp32 or bf16"
+            "--amp fp16 trains on CUDA only, since a CPU is slower in it than in fp32; use fp32 or bf16"
         )
     if amp != "auto":
         return amp

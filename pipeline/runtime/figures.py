@@ -28,18 +28,18 @@ def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines:
     def fits(part: str) -> bool:
         return bool(width_of(part, font, ismath=False)[0] <= width_px)
 
-    left = " ".join(shown(text).split())
-    taken: list[str] = []
-    while left and len(taken) < lines:
-        n = _longest(left, fits)
-        if n < len(left) and len(taken) + 1 < lines:
-            n = _break(left, n)
-        elif n < len(left):
-            taken.append(left[: _longest(left, lambda part: fits(part.rstrip() + "…"))].rstrip() + "…")
+    rest = " ".join(shown(text).split())
+    wrapped: list[str] = []
+    while rest and len(wrapped) < lines:
+        n = _longest(rest, fits)
+        if n < len(rest) and len(wrapped) + 1 < lines:
+            n = _break(rest, n)
+        elif n < len(rest):
+            wrapped.append(rest[: _longest(rest, lambda part: fits(part.rstrip() + "…"))].rstrip() + "…")
             break
-        taken.append(left[:n].rstrip())
-        left = left[n:].lstrip()
-    return "\n".join(taken)
+        wrapped.append(rest[:n].rstrip())
+        rest = rest[n:].lstrip()
+    return "\n".join(wrapped)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What is built of both stages: the demo, sweeps, explanations and the papers' tables."""
+"""Studies that use both stages: the demo, sweeps, explanations and the papers' tables."""

@@ -1,9 +1,8 @@
-"""`sskt demo`: both stages on real handwritten digits with few labels, through the code of every other
-target.
+"""`sskt demo`: both stages on real handwritten digits with few labels, by the same code as any other target.
 
-Three ways to train the same student, over several seeds: from scratch, with cached source logits, and with
-the live sources on the same views. Cached and live should agree in accuracy and differ in price; how much the
-sources help is for the figures to say.
+Trains the same student in three ways, over several seeds: from scratch, with cached source logits, and with
+live sources on the same views. Cached and live should agree in accuracy and differ in cost; the figures show
+how much the sources help.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from pipeline.data.augmentation import Augmentation
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Paths, choose_execution, mute_remarks
-from pipeline.studies.demo_sources import drawn_source
+from pipeline.studies.demo_sources import demo_source
 from pipeline.train.run import train
 from pipeline.train.run_folder import read_metrics
 
@@ -31,14 +30,14 @@ METHODS = ("scratch", "SSKT cached", "SSKT live")
 
 
 def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> dict[str, Any]:
-    """Run the demo into the folder `out`; returns its figures, with the printed table under "table"."""
+    """Run the demo in the folder `out`; returns its figures, with the printed table under "table"."""
     started = perf_counter()
-    sources = tuple(f"program:{drawn_source(task, cache_dir / 'demo')}" for task in TASKS)
+    sources = tuple(f"program:{demo_source(task, cache_dir / 'demo')}" for task in TASKS)
     sources_s = perf_counter() - started
     log.info(f"sources: letters and strokes, ready after {sources_s:.0f} s")
     paths = Paths(data_dir=Path("data"), cache_dir=cache_dir)
     execution = choose_execution(device="cpu", amp="fp32", renderer="auto", threads=threads)
-    asked = perf_counter()
+    precompute_started = perf_counter()
     reports = precompute(
         ["digits"],
         sources,
@@ -48,7 +47,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
         execution=execution,
         limit=N_LABELS,
     )
-    precompute_s = perf_counter() - asked
+    precompute_s = perf_counter() - precompute_started
     forwards = sum(report.rows_done for report in reports)
     log.info(f"stage one: {forwards:,} forwards of the sources in {precompute_s:.1f} s")
     taught: dict[str, dict[str, Any]] = {
@@ -85,7 +84,7 @@ def run_demo(*, cache_dir: Path, out: Path, seeds: int, threads: int | None) -> 
 
 
 def _row(method: str, histories: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Mean and spread of the last accuracy, and medians of the seconds."""
+    """Mean and standard deviation of the final accuracy, and median seconds."""
     accuracies = [history[-1]["test_top1"] for history in histories]
     epochs = [metrics for history in histories for metrics in history]
     return {
@@ -145,7 +144,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _plot(runs: dict[str, list[Path]], path: Path) -> Path:
-    """Test accuracy by epoch: the mean of the seeds, and their range as a band."""
+    """Plot test accuracy by epoch: the mean over seeds, and their range as a band."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,6 +1,7 @@
-"""The demo's sources: two small networks that learn drawn tasks, letters and strokes; no weights to download.
+"""The demo's sources: two small networks trained on drawings of letters and strokes, so nothing is
+downloaded.
 
-Drawings are bright on black and pass through 8 x 8 pixels, as scikit-learn's digits do; no digit is drawn.
+Drawings are bright on black and reduced to 8 x 8 pixels, like scikit-learn's digits; no digit is drawn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sskt.sources import InputMap, save_source
 from sskt.students.student import build_student
 
 _CANVAS_PX = 64
-_PICTURE_PX = 8  # what scikit-learn's digits have
+_IMAGE_PX = 8  # the size of scikit-learn's digits
 _SOURCE_PX = 32
 _N_DRAWINGS = 4000
 _EPOCHS = 3
@@ -42,8 +43,8 @@ _FONTS = (
 Draw = Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None]
 
 
-def drawn_source(task: str, folder: Path) -> Path:
-    """The exported program of a task, "letters" or "strokes": trained at the first call, then kept."""
+def demo_source(task: str, folder: Path) -> Path:
+    """The exported program for a task, "letters" or "strokes"; trained on the first call, then reused."""
     path = folder / f"{task}.pt2"
     if not path.is_file():
         try:
@@ -52,7 +53,7 @@ def drawn_source(task: str, folder: Path) -> Path:
             raise RunError(
                 f"{folder}: cannot be made ({error.strerror}); choose another --cache-dir"
             ) from error
-        network = _trained(task)
+        network = _train(task)
         batch = torch.export.Dim("batch", min=1, max=4096)
         example = torch.zeros(2, 3, _SOURCE_PX, _SOURCE_PX)
         program = torch.export.export(network, (example,), dynamic_shapes={"x": {0: batch}})
@@ -61,22 +62,20 @@ def drawn_source(task: str, folder: Path) -> Path:
 
 
 def drawings(task: str, n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """N random drawings, uint8 (n, 3, 8, 8), and their classes, int64 (n,)."""
+    """Draw n random images, uint8 (n, 3, 8, 8), and their classes, int64 (n,)."""
     draw, n_classes = _TASKS[task]
     rng = np.random.default_rng(seed)
     labels = rng.integers(n_classes, size=n)
-    images = np.empty((n, _PICTURE_PX, _PICTURE_PX), dtype=np.uint8)
+    images = np.empty((n, _IMAGE_PX, _IMAGE_PX), dtype=np.uint8)
     for row, label in enumerate(labels):
         canvas = Image.new("L", (_CANVAS_PX, _CANVAS_PX))
         draw(ImageDraw.Draw(canvas), int(label), rng)
-        images[row] = np.asarray(
-            _disturbed(canvas, rng).resize((_PICTURE_PX, _PICTURE_PX), Image.Resampling.BOX)
-        )
+        images[row] = np.asarray(_distort(canvas, rng).resize((_IMAGE_PX, _IMAGE_PX), Image.Resampling.BOX))
     return np.repeat(images[:, None], 3, axis=1), labels
 
 
 class _Predictor(nn.Module):
-    """A trained network as a source: normalised pictures in, logits out."""
+    """A trained network as a source: normalised images in, logits out."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -87,8 +86,8 @@ class _Predictor(nn.Module):
         return logits
 
 
-def _trained(task: str) -> nn.Module:
-    """A ResNet20 trained for a few passes over drawings of one task, in eval mode."""
+def _train(task: str) -> nn.Module:
+    """Train a ResNet20 for a few epochs on drawings of one task; returns it in eval mode."""
     images, labels = drawings(task, _N_DRAWINGS, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -101,7 +100,7 @@ def _trained(task: str) -> nn.Module:
         with Progress(f"draw and learn {task}", total=_EPOCHS * _N_DRAWINGS) as progress:
             for _ in range(_EPOCHS):
                 for rows in torch.randperm(len(x), generator=order).split(_BATCH):  # type: ignore[no-untyped-call]
-                    logits, _ = network(_seen(x[rows]))
+                    logits, _ = network(_source_input(x[rows]))
                     optimiser.zero_grad(set_to_none=True)
                     F.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
@@ -110,13 +109,13 @@ def _trained(task: str) -> nn.Module:
     return _Predictor(network).eval()
 
 
-def _seen(pixels: torch.Tensor) -> torch.Tensor:
-    """Drawings as the source will see digits: float32 (N, 3, 32, 32)."""
+def _source_input(pixels: torch.Tensor) -> torch.Tensor:
+    """Map drawings as digits will be mapped for the source: float32 (N, 3, 32, 32)."""
     return InputMap(side_px=_SOURCE_PX, mean=IMAGENET_MEAN, std=IMAGENET_STD)(pixels)
 
 
-def _disturbed(canvas: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turned, sheared, scaled and shifted a little."""
+def _distort(canvas: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Rotate, shear, scale and shift a drawing slightly."""
     turn, shear = np.deg2rad(rng.uniform(-15, 15)), rng.uniform(-0.2, 0.2)
     scale_x, scale_y = rng.uniform(0.85, 1.25, size=2)
     matrix = np.array([[math.cos(turn), -math.sin(turn) + shear], [math.sin(turn), math.cos(turn)]])
@@ -144,7 +143,7 @@ def _draw_letter(draw: ImageDraw.ImageDraw, label: int, rng: np.random.Generator
 
 
 def _draw_stroke(draw: ImageDraw.ImageDraw, label: int, rng: np.random.Generator) -> None:
-    """Lines, corners, arcs and loops: the parts that signs are made of."""
+    """Draw a line, corner, arc or loop: the parts of written signs."""
     width = int(rng.integers(6, 11))
     start = int(rng.integers(0, 360))
     points = [

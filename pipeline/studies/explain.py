@@ -1,4 +1,4 @@
-"""Several students on one picture: what each says, and where it looks (Grad-CAM; SSKT figure 1)."""
+"""Compare students on one image: what each predicts, and where it looks (Grad-CAM; SSKT figure 1)."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def explain(
     paths: Paths | None = None,
     execution: Execution,
 ) -> list[dict[str, Any]]:
-    """Draw `out`, a PNG: the picture as the first run's evaluation sees it, and each run's map over it.
+    """Draw `out`, a PNG: the image as the first run's evaluation sees it, and each run's map over it.
 
-    The picture is a file, or a sample of the first run's test split by its id (left out: the first one).
-    Maps are of `class_name`, or of what each student says. Returns one row of plain data for each run. Raises
-    RunError for runs that read clips, or a class that a student does not know.
+    The image is a file, or a sample of the first run's test split by its id (default: the first sample).
+    Maps are of `class_name`, or of each student's top class. Returns one dict per run. Raises RunError for
+    runs that read clips, or a class that a student does not know.
     """
     folders = coerce.paths(runs, "runs")
-    out, image = coerce.path(out, "out"), None if image is None else coerce.path(image, "picture")
+    out, image = coerce.path(out, "out"), None if image is None else coerce.path(image, "image")
     sample = coerce.whole_or_none(sample, "sample", low=0)
     if not folders:
         raise RunError("there is no run to explain; name at least one")
@@ -68,11 +68,11 @@ def explain(
     rows: list[dict[str, Any]] = []
     panels = []
     for run, (config, student) in zip(folders, opened, strict=True):
-        pixels = _drawn(dataset, config, run, execution)
+        pixels = _render(dataset, config, run, execution)
         x = normalise(pixels, student.backbone.mean, student.backbone.std)
         with torch.inference_mode():
             logits = student.predict(x)[0]
-        # of several labels a picture, each class is a question of its own
+        # with several labels per image, classes are independent
         shares = logits.sigmoid() if config.primary_loss == "bce" else logits.softmax(dim=0)
         label = int(shares.argmax()) if class_name is None else _label(class_name, config, run)
         heat = grad_cam(student, x, torch.tensor([label], device=x.device))[0]
@@ -114,16 +114,16 @@ def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
 def _sample(run: Path, config: TrainConfig, sample: int | None, paths: Paths | None) -> Dataset:
     where = whereabouts_of(run, config, paths=paths)
     dataset = open_dataset(where.target, "test", paths=where.paths)
-    found = np.flatnonzero(dataset.ids == (dataset.ids[0] if sample is None else sample))
-    if not len(found):
+    positions = np.flatnonzero(dataset.ids == (dataset.ids[0] if sample is None else sample))
+    if not len(positions):
         raise RunError(
             f"{config.target}: its test split has no sample {sample}; ids reach to {dataset.ids.max()}"
         )
-    return dataset.take(found)
+    return dataset.take(positions)
 
 
 def _one_image(path: Path) -> Dataset:
-    """A file as an index of its own."""
+    """An image file as a dataset of one sample."""
     try:
         encoded = path.read_bytes()
         pixels = decode.to_pixels(encoded, depth_of(decode.inspect(encoded).bits or FULL))
@@ -142,8 +142,8 @@ def _one_image(path: Path) -> Dataset:
     )
 
 
-def _drawn(dataset: Dataset, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
-    """The picture as this run's evaluation sees it: uint8 (1, 3, side, side)."""
+def _render(dataset: Dataset, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
+    """The image as this run's evaluation sees it: uint8 (1, 3, side, side)."""
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     renderer = open_renderer(dataset, plan, replace(execution, renderer="torch"), batch_size=1)
     with closing(renderer), closing(renderer.render(0, [np.zeros(1, dtype=np.int64)])) as drawn:
@@ -168,7 +168,7 @@ def _figure(
 
     figure = Figure(figsize=(_PANEL_IN * (len(panels) + 1), _PANEL_IN))
     FigureCanvasAgg(figure)
-    titles = [_fitted(name, figure, lines=4)]
+    titles = [_fit_panel(name, figure, lines=4)]
     titles += [_title(row, figure, empty=not heat.any()) for row, (_, heat) in zip(rows, panels, strict=True)]
     above = 0.1 + _LINE_IN * (1 + max(title.count("\n") for title in titles))
     figure.set_figheight(_PANEL_IN + above)
@@ -185,15 +185,15 @@ def _figure(
 
 
 def _title(row: dict[str, Any], figure: Figure, *, empty: bool) -> str:
-    """Method and run, share and class; `empty`: no part of the picture speaks for the class."""
+    """Method and run, share and class; `empty`: no part of the image supports the class."""
     lines = [
-        _fitted(f"{row['method']}: {Path(row['run']).name}", figure, lines=3),
-        _fitted(f"{100 * row['share']:.0f} % {row['class']}", figure, lines=2),
+        _fit_panel(f"{row['method']}: {Path(row['run']).name}", figure, lines=3),
+        _fit_panel(f"{100 * row['share']:.0f} % {row['class']}", figure, lines=2),
     ]
     return "\n".join([*lines, "no evidence in the picture"] if empty else lines)
 
 
-def _fitted(text: str, figure: Figure, *, lines: int) -> str:
-    """`text` as wide as a panel."""
+def _fit_panel(text: str, figure: Figure, *, lines: int) -> str:
+    """Wrap `text` to a panel's width."""
     width_px = 0.92 * _PANEL_IN * figure.dpi
     return fitted(text, figure, width_px=width_px, size_pt=_TITLE_PT, lines=lines)

@@ -1,4 +1,4 @@
-"""A run by its folder: made, gone on with, or left alone, so that a series of runs can be started again."""
+"""Start, resume or skip a run, depending on what its folder holds, so that a series can be restarted."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from sskt.methods import method_named
 from sskt.students import Backbone
 
 
-def train_or_resume(target: str, out: Path, **asked: Any) -> dict[str, Any]:
-    """The summary of the run in `out`: of `train(target, out=out, **asked)` if there is none yet, of
-    `resume` if it was stopped, else as it is.
+def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
+    """The summary of the run in `out`: `train(target, out=out, **settings)` if there is none yet, `resume` it
+    if it was stopped, else read it.
 
-    The checkpoint of a finished run is removed: a series of runs would fill a disk with what nobody goes on
-    from. Raises RunError if the run in `out` is another than the one asked for, and what those two raise.
+    A finished run's checkpoint is removed: nobody resumes from it, and a series would fill the disk. Raises
+    RunError if the run in `out` has other settings, and whatever `train` and `resume` raise.
     """
-    with join_world(asked["execution"].device) as world:
+    with join_world(settings["execution"].device) as world:
         if not world.broadcast((out / "config.json").is_file()):
-            summary = train(target, out=out, **asked)
+            summary = train(target, out=out, **settings)
         else:
-            _require_asked(target, out, asked)
+            _require_same(target, out, settings)
             finished = read_summary(out)
-            how = {name: asked[name] for name in ("execution", "paths")}
+            how = {name: settings[name] for name in ("execution", "paths")}
             summary = finished or resume(out, **how)
         if world.is_first:
             (out / "last.pt").unlink(missing_ok=True)
-        world.broadcast(value=True)  # nobody reads what the first has not written yet
+        world.broadcast(value=True)  # wait until the first rank has written
     return summary
 
 
-def precompute_once(target: str, sources: Sequence[str], **asked: Any) -> None:
-    """`precompute`, until the units of every rank are there."""
-    with join_world(asked["execution"].device) as world:
-        precompute([target], sources, **asked)
+def precompute_once(target: str, sources: Sequence[str], **settings: Any) -> None:
+    """`precompute`, then wait until every rank has finished its units."""
+    with join_world(settings["execution"].device) as world:
+        precompute([target], sources, **settings)
         world.broadcast(value=True)
 
 
-def matches(target: str, out: Path, **asked: Any) -> bool:
-    """Whether the run in `out` is the one that `train_or_resume` would make; its data are not looked at."""
-    return _first_difference(out, _expected(target, **asked)) is None
+def matches(target: str, out: Path, **settings: Any) -> bool:
+    """Whether the run in `out` has the settings `train_or_resume` would use; its data are not compared."""
+    return _first_difference(out, _expected(target, **settings)) is None
 
 
 def _expected(
@@ -65,10 +65,10 @@ def _expected(
     model: str | Backbone | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """What `train` would write into config.json, as far as that is known without data and networks.
+    """What `train` would write into config.json, as far as known without data and networks.
 
-    What the caller leaves to `train` (sources, labels, views) is not in it, nor are sources' weights that
-    are not on this machine.
+    Leaves out what the caller lets `train` choose (sources, labels, views), and digests of source weights
+    that are not on this machine.
     """
     config = resolve(
         target,
@@ -96,35 +96,35 @@ def _expected(
     return expected
 
 
-def _require_asked(target: str, out: Path, asked: Mapping[str, Any]) -> None:
-    """Raise RunError, naming the first setting in which the run in `out` is another."""
+def _require_same(target: str, out: Path, settings: Mapping[str, Any]) -> None:
+    """Raise RunError, naming the first setting in which the run in `out` differs."""
     with mute_remarks():
         splits = open_splits(
             target,
-            paths=asked["paths"],
-            limit=asked.get("limit"),
-            val_share=asked.get("val_share"),
+            paths=settings["paths"],
+            limit=settings.get("limit"),
+            val_share=settings.get("val_share"),
         )
-    expected = _expected(target, **asked) | {
+    expected = _expected(target, **settings) | {
         "classes": splits.train.classes,
         "contents": splits.contents(),
         "val_share": splits.val_share,
         "chosen_on": splits.chosen_on,
     }
     if different := _first_difference(out, expected):
-        name, there, wanted = different
+        name, actual, wanted = different
         raise RunError(
-            f"{out}: was begun with {name} {there}, this series asks for {wanted}; choose another --out"
+            f"{out}: was started with {name} {actual}, this series has {wanted}; choose another --out"
         )
 
 
 def _first_difference(out: Path, expected: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """The first setting of the run in `out` that is not as expected, and both values."""
-    found = dict(flatten(TrainConfig.from_dict(read_config(out), str(out / "config.json")).to_dict()))
+    """The first setting of the run in `out` that differs from `expected`, and both values."""
+    actual = dict(flatten(TrainConfig.from_dict(read_config(out), str(out / "config.json")).to_dict()))
     wanted = dict(flatten(json.loads(json.dumps(expected))))  # tuples as JSON has them
     for name, value in wanted.items():
-        if found.get(name) != value:
-            return name, _short(found.get(name)), _short(value)
+        if actual.get(name) != value:
+            return name, _short(actual.get(name)), _short(value)
     return None
 
 

@@ -1,5 +1,5 @@
-"""Accuracy over temperature and alpha (SSKT figure 4, supplement figure 2), beside the student from scratch,
-from one store for all runs.
+"""Accuracy over temperature and alpha (SSKT figure 4, supplement figure 2), compared with the student from
+scratch; all runs share one store.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Panel = tuple[tuple[str, ...], bool]  # sources, transfer module
 
-_LINE_IN = 0.16  # height of a title's line
-_LONGEST_NAME = 48  # characters of a target in the title, whose end must not be cut off
+_LINE_IN = 0.16  # height of a line of a title
+_LONGEST_NAME = 48  # characters of a target's name in the title, so that the title's end is not cut off
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What is swept over: every combination, `seeds` times each."""
+    """The settings to sweep: every combination, `seeds` times each."""
 
     sources: tuple[tuple[str, ...], ...]  # sets of sources
     temperatures: tuple[float, ...]
@@ -49,7 +49,7 @@ class Grid:
     seeds: int = 1
 
     def __post_init__(self) -> None:
-        """One value counts as several, one name as a set of one. Raises RunError for what is none."""
+        """A single value counts as a list, a single name as a set. Raises RunError for anything else."""
         sources: Any = self.sources
         modules: Any = self.transfer_modules
         sets = [sources] if isinstance(sources, str) else sources
@@ -62,7 +62,7 @@ class Grid:
         object.__setattr__(self, "seeds", coerce.whole(self.seeds, "seeds"))
 
     def panels(self) -> list[Panel]:
-        """A picture's panels: every set of sources without and with transfer module."""
+        """The figure's panels: every set of sources with every choice of transfer module."""
         return list(product(self.sources, self.transfer_modules))
 
 
@@ -83,30 +83,30 @@ def sweep(
     """Train every student of the grid, and write sweep.csv (after every point) and sweep.png to `out`;
     finished runs are skipped.
 
-    Returns one row of plain data for each point, the student from scratch first. A run that diverges counts
-    as such and the others go on; of several ranks it stops all. Raises RunError for an empty grid, and what
-    the stages raise.
+    Returns one dict per point, the student from scratch first. A run that diverges is counted and the others
+    continue, but with several ranks it stops all. Raises RunError for an empty grid, and whatever the stages
+    raise.
     """
     target, out = coerce.text(target, "target"), coerce.path(out, "out")
     if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
         raise RunError("a sweep needs at least one source, temperature, alpha and seed")
-    shown: dict[str, Any] = {
+    common: dict[str, Any] = {
         "augmentation": augmentation or Augmentation(),
         "paths": paths,
         "execution": execution,
         "limit": limit,
     }
     with join_world(execution.device) as world:
-        every = list(dict.fromkeys(name for names in grid.sources for name in names))
-        precompute_once(target, every, views=views, **shown)
-        asked = {**shown, "model": model, "amp": amp}
+        sources = list(dict.fromkeys(name for names in grid.sources for name in names))
+        precompute_once(target, sources, views=views, **common)
+        settings = {**common, "model": model, "amp": amp}
         rows: list[dict[str, Any]] = []
         for point in _points(grid, views, overrides or {}):
-            asked["paths"] = paths.of(point.sources)
-            values = _values(target, point, grid.seeds, out, world, **asked)
+            settings["paths"] = paths.of(point.sources)
+            values = _values(target, point, grid.seeds, out, world, **settings)
             rows.append(_row(point, out, values))
             if len(rows) == 1:
-                split = _compared("test", read_config(out / f"{point.name}-seed0"))
+                split = _on_compared_split("test", read_config(out / f"{point.name}-seed0"))
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
                 log.info(
                     f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}"
@@ -129,7 +129,7 @@ class _Point:
 
 
 def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_Point]:
-    """The student from scratch, then every combination."""
+    """Yield the student from scratch, then every combination."""
     scratch = {**overrides, "method": "scratch", "views": views, "aux_loss": None}
     yield _Point("scratch", (), None, scratch)
     slugs = _slugs(grid.sources)
@@ -143,22 +143,22 @@ def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_P
 
 
 def _values(
-    target: str, point: _Point, seeds: int, out: Path, world: World, **asked: Any
+    target: str, point: _Point, seeds: int, out: Path, world: World, **settings: Any
 ) -> list[float | None]:
-    """The figure of every seed; None where it diverged."""
+    """The metric for each seed; None if it diverged."""
     values: list[float | None] = []
     for seed in range(seeds):
         name = f"{point.name}-seed{seed}"
         log.info(name)
         try:
-            summary = train_or_resume(target, out / name, seed=seed, **point.settings, **asked)
+            summary = train_or_resume(target, out / name, seed=seed, **point.settings, **settings)
         except DivergedError as error:
-            if world.size > 1:  # the others do not know, and wait
+            if world.size > 1:  # the other ranks would wait for this one
                 raise
             log.info(f"{name}: {error}")
             values.append(None)
         else:
-            values.append(float(summary[_compared(summary["metric"], summary)]))
+            values.append(float(summary[_on_compared_split(summary["metric"], summary)]))
     return values
 
 
@@ -183,7 +183,7 @@ def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, 
 
 
 def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`_draw`, as a PNG."""
+    """Save the figure of `_draw` as a PNG."""
     image = io.BytesIO()
     with lettering(title, *map(_panel_title, grid.panels())) as missing:
         _draw(title, grid, rows).savefig(image, dpi=150, format="png")
@@ -193,8 +193,8 @@ def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any
 
 
 def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A panel for each set of sources and transfer module: alpha upwards, temperature to the right. White is
-    the student from scratch, `rows[0]`; blue is better, red is worse.
+    """One panel per set of sources and transfer module: temperature on x, alpha on y. White is the student
+    from scratch, `rows[0]`; blue is better, red is worse.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -207,7 +207,7 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     scratch, *means = (math.nan if row["mean"] is None else row["mean"] for row in rows)
-    lost = [row["diverged"] for row in rows[1:]]
+    n_diverged = [row["diverged"] for row in rows[1:]]
     reach = max([0.1, *(abs(mean - scratch) for mean in means if math.isfinite(mean))])
     each = len(grid.temperatures) * len(grid.alphas)
     for at, axis in enumerate(axes.flat):
@@ -221,10 +221,8 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_ylabel("alpha")
         for (y, x), value in np.ndenumerate(table):
             colour = "white" if abs(value - scratch) > 0.6 * reach else "black"
-            n_lost = lost[at * each + x * len(grid.alphas) + y]
-            text = (
-                "diverged" if math.isnan(value) else f"{value:.1f}" + (f"\n{n_lost} div." if n_lost else "")
-            )
+            n = n_diverged[at * each + x * len(grid.alphas) + y]
+            text = "diverged" if math.isnan(value) else f"{value:.1f}" + (f"\n{n} div." if n else "")
             axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="percentage points\nover scratch", shrink=0.8)
     _entitle(figure, f"{title}; from scratch {scratch:.1f} %", axes, panels)
@@ -232,10 +230,10 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _entitle(figure: Figure, title: str, axes: NDArray[Any], panels: Sequence[Panel]) -> None:
-    """Write the figure's title and the panels', (rows, columns) as `axes`, in lines that fit, and make room
+    """Write the figure's title and those of its panels, `axes` (rows, columns), wrapped to fit, and make room
     for them.
     """
-    figure.draw_without_rendering()  # places the panels; titles above them only change their heights
+    figure.draw_without_rendering()  # lays out the panels; titles above them only change their heights
     room_px = 0.96 * figure.get_figwidth() * figure.dpi
     title = fitted(title, figure, width_px=room_px, size_pt=10, lines=4)
     figure.suptitle(title, fontsize=10)
@@ -256,9 +254,9 @@ def _panel_title(panel: Panel) -> str:
 
 
 def _title(run: Path, aux_loss: str) -> str:
-    """What was trained, by one of the runs."""
+    """The figure's title, from one run's config."""
     config = read_config(run)
-    split = _compared("test", config)
+    split = _on_compared_split("test", config)
     metric = f"{split} mAP" if config["primary_loss"] == "bce" else f"{split} top-1"
     target, epochs = config["target"], config["epochs"]
     if len(target) > _LONGEST_NAME:
@@ -268,9 +266,9 @@ def _title(run: Path, aux_loss: str) -> str:
     return f"{what}, {metric} in %"
 
 
-def _compared(name: str, found: Mapping[str, Any]) -> str:
-    """A figure's name on the split that students are compared on: val where epochs are chosen there."""
-    return name.replace("test", "val", 1) if found.get("chosen_on") == "val" else name
+def _on_compared_split(name: str, settings: Mapping[str, Any]) -> str:
+    """A metric's name on the split that students are compared on: val if epochs are chosen on it."""
+    return name.replace("test", "val", 1) if settings.get("chosen_on") == "val" else name
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -287,8 +285,8 @@ def _short(name: str) -> str:
 
 
 def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """A part of a folder's name for each panel of sources: short, and with a digest where that is not enough
-    to tell two of them apart.
+    """The part of a folder's name that stands for each set of sources: short, plus a digest if two short
+    names collide.
     """
     short = {sources: "+".join(_short(name).replace(":", "-") for name in sources) for sources in panels}
     taken = Counter(short.values())
@@ -299,7 +297,7 @@ def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
 
 
 def _number(value: float) -> str:
-    """3.0 as 3, and no digit less than it takes to tell two numbers apart."""
+    """The shortest text that keeps two numbers apart, with 3.0 as 3."""
     return repr(float(value)).removesuffix(".0")
 
 

@@ -32,8 +32,8 @@ class ResidentRenderer:
         """See `Renderer.render`."""
         if not batches:
             return
-        every = np.concatenate(batches)
-        rows = self._plan.rows(view, self._dataset.ids[every], self._dataset.sizes[every])
+        everything = np.concatenate(batches)
+        rows = self._plan.rows(view, self._dataset.ids[everything], self._dataset.sizes[everything])
         corners = rows.windows[:, :2].astype(np.int64) + self._border
         end = 0
         for positions in batches:

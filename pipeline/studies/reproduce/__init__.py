@@ -1,1 +1,1 @@
-"""Published rows, run again: what each asks for, the runs, and ours beside theirs."""
+"""Reproduce published rows: what each one needs, the runs, and our figures beside the paper's."""

@@ -1,5 +1,5 @@
-"""The figure of a published row of videos: its student's answers over all clips of the test split, as the
-released test script has it.
+"""The metric of published video rows: the student scored over all clips of the test split, as in the released
+test script.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _FILE = "all-clips.json"  # in the run's folder
 
 
 def score_all_clips(folder: Path, paths: Paths, execution: Execution) -> None:
-    """Keep beside a finished run what its student comes to; nothing is done where that is known already."""
+    """Score a finished run and save the result in its folder, unless that was done already."""
     with join_world(execution.device) as world:
         if world.is_first and not (folder / _FILE).is_file():
             where = replace(paths, weights={})
             figures = evaluate(folder, paths=where, execution=execution, clips=ALL_CLIPS)
-            kept = {name: value for name, value in figures.items() if name.startswith(("test_", "n_"))}
-            write_durably(folder / _FILE, (json.dumps(kept, indent=2) + "\n").encode())
-        world.broadcast(value=True)  # nobody reads what the first has not written yet
+            scores = {name: value for name, value in figures.items() if name.startswith(("test_", "n_"))}
+            write_durably(folder / _FILE, (json.dumps(scores, indent=2) + "\n").encode())
+        world.broadcast(value=True)  # wait until the first rank has written
 
 
-def with_all_clips(summary: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """The summary of the run in `folder` with ALL_CLIPS_METRIC, in percent; None if it is not known yet."""
+def add_all_clips(summary: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """`summary` plus ALL_CLIPS_METRIC of the run in `folder`, in percent; None if it is not known yet."""
     try:
-        kept = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        scores = json.loads((folder / _FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return summary | {ALL_CLIPS_METRIC: kept["test_top1"]}
+    return summary | {ALL_CLIPS_METRIC: scores["test_top1"]}

@@ -1,4 +1,4 @@
-"""What the runs of a table have in common, and what that makes of each row."""
+"""Settings shared by all runs of a table, and the remarks they add to each row."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pipeline.data.augmentation import DEFAULT_VIEWS
 from pipeline.runtime import Execution, Paths, coerce, student_precision
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published, published_rows
-from pipeline.studies.reproduce.rows import Attempt, Shrink, began_with, published_sources
+from pipeline.studies.reproduce.rows import Attempt, Shrink, initial_weights, published_sources
 from sskt.errors import RunError
 from sskt.sources import published_digest, sentence, weights_file
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """Everything that the runs of a table have in common."""
+    """Settings that all runs of a table share."""
 
     out: Path
     paths: Paths
@@ -25,28 +25,28 @@ class Campaign:
     seeds: int = 3
     shrink: Shrink = field(default_factory=Shrink)
     views: int = DEFAULT_VIEWS
-    amp: str = "auto"  # of the students
+    amp: str = "auto"  # for the students
 
     def __post_init__(self) -> None:
-        """Raises RunError for what is no path or no whole number."""
+        """Raises RunError for anything but a path or a whole number."""
         object.__setattr__(self, "out", coerce.path(self.out, "out"))
         for name in ("seeds", "views"):
             object.__setattr__(self, name, coerce.whole(getattr(self, name), name, low=1))
 
     def folder(self, name: str, seed: int) -> Path:
-        """Where one run lies."""
+        """The folder of one run."""
         return self.out / f"{name}-seed{seed}"
 
 
-def beginning(row: Published, paths: Paths) -> Path | None:
-    """The weights that a fine-tuned student begins with: a local file, or the published one."""
-    for name in began_with(row):
+def initial_weights_file(row: Published, paths: Paths) -> Path | None:
+    """The file of weights that a fine-tuned student starts from, local or published, or None."""
+    for name in initial_weights(row):
         return weights_file(name, paths.weights.get(name), paths.weights_dir)
     return None
 
 
 def require_distinct(chosen: Sequence[Attempt]) -> None:
-    """Raise RunError if a stand-in is another source of the same row, too: a run would have it once."""
+    """Raise RunError if a stand-in is already a source of the same row: a run cannot have it twice."""
     for attempt in chosen:
         if len(set(attempt.sources)) < len(attempt.sources):
             raise RunError(
@@ -55,28 +55,30 @@ def require_distinct(chosen: Sequence[Attempt]) -> None:
             )
 
 
-def require_read(paths: Paths, stand_ins: Mapping[str, str]) -> None:
+def require_known(paths: Paths, stand_ins: Mapping[str, str]) -> None:
     """Raise RunError for weights or contracts that no published row would read: a misspelt name."""
     known = [*published_sources(), *stand_ins.values()]
-    known += [name for row in published_rows() for name in began_with(row)]
+    known += [name for row in published_rows() for name in initial_weights(row)]
     for option, named in (("--weights", paths.weights), ("--contract", paths.contracts)):
-        if strange := sorted(set(named) - set(known)):
+        if unknown := sorted(set(named) - set(known)):
             raise RunError(
-                f"{option} names {strange[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
+                f"{option} names {unknown[0]}, the published rows have {', '.join(dict.fromkeys(known))}; "
                 f"correct the name"
             )
 
 
 def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
-    """Of how the campaign runs a row: local weights that are not the published file, views, precision."""
+    """Marks for how the campaign runs a row: local weights that are not the published file, declared
+    contracts, views, precision.
+    """
     weights = campaign.paths.weights
     marks = [
         Mark("weights", f"weights of {name} are {weights[name].name}")
-        for name in (*attempt.sources, *began_with(attempt.row))
+        for name in (*attempt.sources, *initial_weights(attempt.row))
         if name in weights and not published_digest(name, weights[name])
     ]
-    told = {name: campaign.paths.contract_of(name) for name in attempt.sources}
-    marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in told.items() if c]
+    contracts = {name: campaign.paths.contract_of(name) for name in attempt.sources}
+    marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in contracts.items() if c]
     marks.append(
         Mark("views", f"{campaign.views} views in turn; the released code draws a new one in every epoch")
     )

@@ -1,4 +1,4 @@
-"""Gains over scratch, the paper's beside ours, as a dot plot."""
+"""A dot plot of gains over scratch, the paper's beside ours."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Gain:
     name: str
     paper: float
     ours: float
-    deviation: float | None  # of ours over the seeds, scratch's included; None: not known
+    deviation: float | None  # of ours over the seeds, including scratch's; None: unknown
 
 
 def draw_gains(title: str, gains: Sequence[Gain]) -> bytes:
-    """A PNG with a line for each row, the first on top."""
+    """Draw a PNG with one line per row, the first on top."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""In what a published row differs here from the paper and its released code: a word for the table and a
-footnote each, read off the settings of the row's runs.
+"""How our runs of a published row differ from the paper and its released code: for each difference a word for
+the table and a footnote, derived from the settings of the runs.
 
-"The released code" is that of the authors' page. It holds the loader of STL10 and of clips; of what neither
-it nor the paper says, the footnote says that it is ours.
+"The released code" is that of the authors' page. It has loaders for STL10 and clips only; where neither it
+nor the paper specifies something, the footnote says that the choice is ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RELEASED_MILESTONES, _RELEASED_GAMMA = (60, 120, 160, 200), 0.2
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One difference: the word that stands in the row, and the footnote that explains it."""
+    """One difference: the word shown in the row, and the footnote that explains it."""
 
     word: str
     note: str
@@ -32,12 +32,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the runs of a row are, as far as that is known without data and weights."""
+    """The settings of a row's runs, as far as known without data and weights."""
 
     row: Published
     config: TrainConfig
     augmentation: Augmentation
-    metric: str  # the figure that is set beside the paper's
+    metric: str  # the figure compared with the paper's
 
     @property
     def spec(self) -> DatasetSpec:
@@ -51,27 +51,25 @@ class Setup:
 
 
 def departures(setup: Setup) -> list[Mark]:
-    """Every difference that the settings make, by word in a fixed order."""
+    """Every difference caused by the settings, grouped by word in a fixed order."""
     return [Mark(word, note) for word, notes in _NOTES.items() for note in notes(setup)]
 
 
 def cited(row: Published) -> Mark:
-    """Of a row that the table takes from another paper."""
+    """The mark of a row that the table cites from another paper."""
     return Mark("cited", f"a figure of {row.authors}, as the table cites it; never run")
 
 
 def labels(marks: Iterable[Mark]) -> dict[Mark, str]:
-    """What stands in the rows of a page for each of its marks: the word, numbered where the page has several
-    footnotes of that word.
-    """
-    every = list(dict.fromkeys(marks))
+    """The label of each mark on a page: its word, numbered if several footnotes share that word."""
+    distinct = list(dict.fromkeys(marks))
     by_word: dict[str, list[Mark]] = {}
-    for mark in every:
+    for mark in distinct:
         by_word.setdefault(mark.word, []).append(mark)
     return {
-        mark: mark.word if len(alike) == 1 else f"{mark.word}-{number}"
-        for alike in by_word.values()
-        for number, mark in enumerate(alike, start=1)
+        mark: mark.word if len(same_word) == 1 else f"{mark.word}-{number}"
+        for same_word in by_word.values()
+        for number, mark in enumerate(same_word, start=1)
     }
 
 
@@ -231,5 +229,5 @@ _NOTES: Mapping[str, Callable[[Setup], Iterator[str]]] = {
 
 
 def footnotes(marks: Sequence[Mark]) -> list[str]:
-    """`labels` of a page with their notes, a line each."""
+    """The labels of a page with their notes, one line each."""
     return [f"{label}: {mark.note}" for mark, label in labels(marks).items()]

@@ -1,5 +1,5 @@
 """The published result rows of both papers (published.csv), by table: S1 to S8 of the supplement, M2, M7 and
-M8 of the main paper, R of the authors' page, G of graph distillation, whose table also cites other papers.
+M8 of the main paper, R of the authors' page, and G of graph distillation, which also cites other papers.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from sskt.errors import RunError
 
 _FILE = Path(__file__).with_name("published.csv")
 _PSI = re.compile(r"maxl psi=(\d+)")
-_CITED = "cited: "  # before the authors of a row that the table takes from another paper
+_CITED = "cited: "  # prefix of the authors of a row that the table cites from another paper
 GRAPH = "G"  # the second paper's table
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One row: what was run, and what came out, in percent."""
+    """One row: what was run, and its result in percent."""
 
     table: str
     target: str
     model: str
     method: str  # of sskt.methods.METHODS, "finetune" or "cited"; of table G in that paper's words
-    init: str  # "random", or the task of the weights that the student began with
+    init: str  # "random", or the task of the weights that the student started from
     sources: tuple[str, ...]
     transfer_module: bool
-    primary_loss: str  # "" where a method has its own
-    aux_loss: str  # "" likewise
-    psi: int | None  # of maxl
+    primary_loss: str  # "" if the method has its own
+    aux_loss: str  # likewise
+    psi: int | None  # maxl only
     metric_percent: float
     std: float | None
-    authors: str = ""  # and year, of a cited row: another paper's figure, which is shown and never run
+    authors: str = ""  # with year, for a cited row: another paper's figure, shown but never run
 
     @property
     def is_cited(self) -> bool:
-        """Whether the table takes the figure from another paper; there is no model to train then."""
+        """Whether the table cites the figure from another paper, so that there is nothing to train."""
         return self.method == "cited"
 
     @property
     def name(self) -> str:
-        """The row in one word, the same in every table: a folder's name."""
+        """The row's name, the same in every table, and its runs' folder name."""
         if self.is_cited:
             return f"{self.target}-cited-{re.sub(r'[^A-Za-z0-9]+', '-', self.authors).strip('-')}"
         words = [self.target, self.model, self.method]
@@ -95,5 +95,5 @@ def _row(fields: dict[str, str]) -> Published:
 
 
 def _source(name: str) -> str:
-    """imagenet(vgg16) as we write it."""
+    """Convert imagenet(vgg16) to our notation, imagenet:vgg16."""
     return re.sub(r"(\w+)\((\w+)\)", r"\1:\2", name)

@@ -1,4 +1,4 @@
-"""Ours beside the paper's: Markdown for a text, CSV for a program, HTML and a picture for a colleague."""
+"""Report our figures beside the paper's, as Markdown, CSV, HTML and a plot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sskt.errors import RunError
 
 _FIGURES = ("metric", "paper", "ours", "difference", "paper_gain", "our_gain", "seeds")
 _COLUMNS = ("row", "sources", "epochs", *_FIGURES, "differs", "differs_in")
-_SHOWN = ("row", *_FIGURES, "differs")  # in Markdown and HTML: sources are in the row's name and the notes
+_SHOWN = ("row", *_FIGURES, "differs")  # in Markdown and HTML; the row's name and notes tell its sources
 _STYLE = (
     "body{font:15px system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}"
@@ -38,55 +38,55 @@ _LEGEND = (
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """The same network from scratch: what a row's gain is measured against."""
+    """The same network from scratch, which a row's gain is measured against."""
 
     paper: float  # percent
-    values: tuple[float, ...]  # ours, percent, one a finished seed; none: not run in this folder
+    values: tuple[float, ...]  # ours, percent, one per finished seed; empty: not run in this folder
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One published row and what came out here so far."""
+    """One published row and our results so far."""
 
     row: Published
-    metric: str  # ours that the paper's is set beside
-    values: tuple[float, ...]  # percent, one a finished seed
-    marks: tuple[Mark, ...]  # in what it differs from the paper
+    metric: str  # our metric, compared with the paper's
+    values: tuple[float, ...]  # percent, one per finished seed
+    marks: tuple[Mark, ...]  # how it differs from the paper
     epochs: int
-    samples: int  # of the train split, or of the part that is taken
+    samples: int  # training samples used
     sources: tuple[str, ...]
-    scratch: Scratch | None  # None: the row is it, or the paper has none
+    scratch: Scratch | None  # None: this is the scratch row, or the paper has none
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
-    live: int  # teacher forwards of this row's runs without a store
-    teachers_left: int  # runs that make its teachers and that no row before it needs
+    live: int  # teacher forwards that this row's runs would take without a store
+    teachers_left: int  # unfinished runs that train its teachers, not counting those of earlier rows
 
     @classmethod
     def cited(cls, row: Published) -> Self:
-        """A row that the table takes from another paper: nothing to run, and nothing that it costs."""
+        """A row that the table cites from another paper: nothing to run, at no cost."""
         return cls(row, "", (), (cited(row),), 0, 0, (), None, {}, 0, 0)
 
     @property
     def gain(self) -> Gain | None:
-        """Over scratch, the paper's and ours; None until both are known here."""
+        """The paper's and our gain over scratch; None until both runs are finished."""
         if self.scratch is None or not self.scratch.values or not self.values:
             return None
-        theirs = self.row.metric_percent - self.scratch.paper
-        each = statistics.mean(self.values) - statistics.mean(self.scratch.values)
-        return Gain(self.row.name, theirs, each, _deviation_of_difference(self.values, self.scratch.values))
+        paper = self.row.metric_percent - self.scratch.paper
+        ours = statistics.mean(self.values) - statistics.mean(self.scratch.values)
+        return Gain(self.row.name, paper, ours, _deviation_of_difference(self.values, self.scratch.values))
 
     def cells(self, named: Mapping[Mark, str]) -> dict[str, str]:
-        """The row of a table; `named` are the `labels` of its page."""
+        """Table cells by column; `named` are the `labels` of the page."""
         ours = spread(self.values)
         gap = f"{statistics.mean(self.values) - self.row.metric_percent:+.2f}" if self.values else ""
-        theirs = f"{self.row.metric_percent:.2f}"
-        theirs += "" if self.row.std is None else f" ± {self.row.std:.2f}"
+        paper = f"{self.row.metric_percent:.2f}"
+        paper += "" if self.row.std is None else f" ± {self.row.std:.2f}"
         gain = self.gain
         return {
             "row": self.row.name,
             "sources": ", ".join(self.sources),
             "epochs": "" if self.row.is_cited else str(self.epochs),
             "metric": self.metric.removeprefix("test_"),
-            "paper": theirs,
+            "paper": paper,
             "ours": ours,
             "difference": gap,
             "paper_gain": f"{self.row.metric_percent - self.scratch.paper:+.2f}" if self.scratch else "",
@@ -97,7 +97,7 @@ class Result:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`; its words are not numbered, as its notes stand beside them."""
+        """Plain data for `--json`; marks are not numbered, since their notes come with them."""
         return {
             **self.cells({mark: mark.word for mark in self.marks}),
             "marks": [asdict(mark) for mark in self.marks],
@@ -107,11 +107,11 @@ class Result:
         }
 
     def words(self, named: Mapping[Mark, str]) -> str:
-        """Its marks, as `named` on its page."""
+        """The row's marks, as `named` on the page."""
         return ", ".join(named[mark] for mark in self.marks)
 
     def cost(self, seeds: int) -> dict[str, Any]:
-        """What is still to do of `seeds` runs, as a row of a table; samples include those of its teachers."""
+        """What remains of `seeds` runs, as a table row; samples include those of its teachers."""
         left = 0 if self.row.is_cited else seeds - len(self.values)
         return {
             "row": self.row.name,
@@ -125,8 +125,8 @@ class Result:
 
 
 def _deviation_of_difference(values: Sequence[float], scratch: Sequence[float]) -> float | None:
-    """Of mean - mean: the root of the summed squares of both standard deviations; None where a side has one
-    seed, whose spread nobody knows.
+    """Deviation of mean - mean: the root of the summed squares of both standard deviations; None if either
+    side has fewer than two seeds.
     """
     if min(len(values), len(scratch)) < 2:
         return None
@@ -134,12 +134,12 @@ def _deviation_of_difference(values: Sequence[float], scratch: Sequence[float]) 
 
 
 def named_marks(results: Sequence[Result]) -> dict[Mark, str]:
-    """The `labels` of a page with these rows."""
+    """The `labels` of a page that shows these rows."""
     return labels(mark for result in results for mark in result.marks)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+    """Mean ± standard deviation, as text."""
     if not values:
         return "-"
     more = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -147,7 +147,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def price(results: Sequence[Result]) -> str:
-    """What the teachers cost with the stores, and would cost without, in one sentence."""
+    """The teachers' cost with the stores and without, in one sentence."""
     stored: dict[tuple[str, str], int] = {}
     for result in results:
         stored |= result.stored
@@ -162,7 +162,7 @@ def price(results: Sequence[Result]) -> str:
 
 
 def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Path]:
-    """table-<name>.md, .csv, .html, and .png where a gain over scratch is known; returns the paths.
+    """Write table-<name>.md, .csv, .html, and .png if any gain over scratch is known; returns the paths.
 
     Raises RunError if they cannot be written.
     """

@@ -1,4 +1,4 @@
-"""What it takes to run a published row here, and in what that differs from the paper."""
+"""The settings that run a published row, and how they differ from the paper."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sskt.recipes import Recipe, recipe_for
 from sskt.sources import parse_source
 
 _UNKNOWN = float("nan")
-# of a pretrained network, what a student keeps as it is: the authors' command has --ft_begin_index 4
+# the first layer of a pretrained network that a student trains: the authors' command has --ft_begin_index 4
 _FROZEN_UNTIL = {"kinetics": "layer4"}
-# a kd row's teacher, which the paper does not name: ours, from scratch, the next larger network
+# teachers of kd rows, which the paper does not name: ours are the next larger network, from scratch
 TEACHERS = {
     "resnet20": "resnet32",
     "resnet32": "resnet44",
@@ -29,7 +29,7 @@ TEACHERS = {
     "resnet34": "resnet50",
     "resnet50": "resnet50",
 }
-# of the official train split, for what there is to do before the data are there
+# sizes of the official train splits, for dry runs without the data
 TRAINING_SAMPLES = {
     "cifar10": 50_000,
     "cifar100": 50_000,
@@ -40,20 +40,20 @@ TRAINING_SAMPLES = {
     "ucf101": 9_537,
     "hmdb51": 3_570,
 }
-# what the paper reports of a target, where it is not top-1 of the run's own evaluation views: per-image
-# average precision, and top-1 over all clips of a video (docs/method.md, section 2.7)
+# the paper's metric for a target, if not top-1 on the run's own evaluation views: per-image average
+# precision, and top-1 over all clips of a video (docs/method.md, section 2.7)
 _METRICS = {"voc": "test_image_ap", "ucf101": ALL_CLIPS_METRIC, "hmdb51": ALL_CLIPS_METRIC}
 
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """How much smaller than the paper's a run is."""
+    """How much smaller a run is than the paper's."""
 
-    scale: float = 1.0  # of epochs, with which the milestones move
+    scale: float = 1.0  # of the epochs; milestones move along
     limit: int | None = None  # training samples
 
     def __post_init__(self) -> None:
-        """Raises RunError for what is no number."""
+        """Raises RunError for anything but numbers."""
         object.__setattr__(self, "scale", coerce.number(self.scale, "scale"))
         object.__setattr__(self, "limit", coerce.whole_or_none(self.limit, "limit"))
 
@@ -66,7 +66,7 @@ class Shrink:
         return {"epochs": max(1, round(recipe.epochs * self.scale))}
 
     def marks(self) -> list[Mark]:
-        """What a reader must know of a run that is smaller."""
+        """What a reader must know about a smaller run."""
         marks = [Mark("scale", f"scale {self.scale:g} of the paper's epochs")] if self.scale != 1 else []
         limited = self.limit is not None
         return marks + ([Mark("limit", f"{self.limit:,} training samples")] if limited else [])
@@ -77,24 +77,24 @@ class Attempt:
     """One published row with our sources in it."""
 
     row: Published
-    sources: tuple[str, ...]  # ours, in place of the row's
+    sources: tuple[str, ...]  # ours, replacing the row's
     overrides: dict[str, Any]
     marks: list[Mark] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
-        """The summary's figure that the paper reports."""
+        """The name in the summary of the metric that the paper reports."""
         return _METRICS.get(self.row.target, "test_top1")
 
     @property
     def epochs(self) -> int:
-        """Of one run."""
+        """Epochs of one run."""
         epochs: int = self.overrides.get("epochs", recipe_for(self.row.target).epochs)
         return epochs
 
     def eval_every(self, limit: int | None) -> int:
-        """Epochs between two looks at the test split: a plateau needs each, else twenty looks are enough, and
-        one at the end where `limit` samples are trained on: a look may cost more than such an epoch.
+        """Epochs between evaluations on the test split: 1 for a plateau schedule, else about twenty per run;
+        with `limit`, one at the end, since an evaluation may cost more than such an epoch.
         """
         if recipe_for(self.row.target).schedule == "plateau" or "epochs" not in self.overrides:
             return 1
@@ -102,11 +102,11 @@ class Attempt:
 
     @property
     def freeze_until(self) -> str | None:
-        """The student's part before this one stays as its weights have it."""
+        """The student's layers before this one keep their pretrained weights."""
         return _FROZEN_UNTIL.get(self.row.init)
 
     def settings(self, sources: tuple[str, ...], views: int | None = None) -> dict[str, Any]:
-        """The settings of `train` by which its student learns, from `views` of `sources` in turn."""
+        """Settings of `train` for its student, which learns from `views` of `sources` in turn."""
         row = self.row
         return {
             **self.overrides,
@@ -121,7 +121,7 @@ class Attempt:
 
     @property
     def setup(self) -> Setup:
-        """What its runs are, before data and weights are there."""
+        """The settings of its runs, as far as known without data and weights."""
         config = resolve(
             self.row.target,
             execution=Execution(torch.device("cpu")),
@@ -134,7 +134,7 @@ class Attempt:
 
     @property
     def teacher(self) -> Attempt | None:
-        """A kd row's: a network of ours from scratch, the same run as the published row of that network."""
+        """A kd row's teacher: our network from scratch, the same run as that network's published row."""
         if self.row.method != "kd":
             return None
         target, model = self.row.target, TEACHERS[self.row.model]
@@ -147,24 +147,24 @@ class Attempt:
 def attempts(
     table: str, rows: Sequence[str], *, shrink: Shrink, stand_ins: Mapping[str, str]
 ) -> list[Attempt]:
-    """The rows of a table that `rows` choose: numbers from 1 on, ranges, or words that a row's name holds;
-    without those that the table cites from other papers.
+    """The rows of a table that `rows` select by number (from 1), range, or part of a row's name; without rows
+    that the table cites from other papers.
 
-    `stand_ins` name another source in place of a published one. Raises RunError for a stand-in of what no row
-    has, and what `chosen_rows` raises.
+    `stand_ins` map a published source to its replacement. Raises RunError for a stand-in for a source that no
+    row has, and what `chosen_rows` raises.
     """
     known = published_sources()
-    if strange := sorted(set(stand_ins) - set(known)):
+    if unknown := sorted(set(stand_ins) - set(known)):
         raise RunError(
-            f"--stand-in names {strange[0]}, the published rows have {', '.join(known)}; correct the name"
+            f"--stand-in names {unknown[0]}, the published rows have {', '.join(known)}; correct the name"
         )
     return [attempt_of(row, shrink, stand_ins) for row in chosen_rows(table, rows) if not row.is_cited]
 
 
 def chosen_rows(table: str, rows: Sequence[str]) -> list[Published]:
-    """The rows that `attempts` would run, and among them those that the table cites, which are never run.
+    """The selected rows: those that `attempts` would run, and cited rows, which are never run.
 
-    Raises RunError if nothing is chosen, and for the rows of graph distillation, which is another paper's.
+    Raises RunError if nothing is selected, and for rows of graph distillation, which is another paper's.
     """
     listed = published_rows(table)
     chosen = [row for number, row in enumerate(listed, start=1) if _is_chosen(number, row, rows)]
@@ -185,8 +185,8 @@ def published_sources() -> list[str]:
     return list(dict.fromkeys(source for row in published_rows() for source in row.sources))
 
 
-def began_with(row: Published) -> tuple[str, ...]:
-    """The name of the weights that a fine-tuned row's student begins with; none for the others."""
+def initial_weights(row: Published) -> tuple[str, ...]:
+    """The name of the weights that a fine-tuned row's student starts from; empty for other rows."""
     return () if row.init in ("random", "") else (parse_source(f"{row.init}:{row.model}").name,)
 
 
@@ -202,7 +202,7 @@ def _is_chosen(number: int, row: Published, rows: Sequence[str]) -> bool:
 
 
 def attempt_of(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> Attempt:
-    """One row with its marks, as far as they are known without data and weights."""
+    """One row with its marks, as far as known without data and weights."""
     sources = tuple(stand_ins.get(name, name) for name in row.sources)
     overrides = shrink.overrides(recipe_for(row.target))
     if row.primary_loss:

@@ -1,6 +1,4 @@
-"""Run published rows: one precompute per target and source for all of them, finished runs skipped, stopped
-ones continued.
-"""
+"""Run published rows: one precompute per target and source, finished runs skipped, stopped ones resumed."""
 
 from __future__ import annotations
 
@@ -11,13 +9,13 @@ from typing import Any
 
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import coerce, join_world, mute_remarks
-from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, score_all_clips, with_all_clips
+from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, add_all_clips, score_all_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,
-    beginning,
     campaign_marks,
+    initial_weights_file,
     require_distinct,
-    require_read,
+    require_known,
 )
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import published_rows
@@ -45,51 +43,51 @@ def reproduce(
     dry_run: bool = False,
 ) -> list[Result]:
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
-    `campaign.out`: of these rows, and of those that calls with the same settings have run before. `dry_run`
-    does nothing but say what there is to do, with the official sizes of targets. Rows that the table cites
-    from other papers are shown among the others, and never run.
+    `campaign.out`: these rows, and those that earlier calls with the same settings have run. `dry_run` only
+    returns what there is to do, by the targets' official sizes. Rows that the table cites from other papers
+    are shown but never run.
 
-    A run that diverges is marked, one that another process trains is left to it (so several processes, a GPU
-    each, may share a table), and the others go on; of several ranks it stops all. Raises what the stages
-    raise; what is done by then is kept, and the same call goes on from there.
+    A run that diverges is marked, one that another process is training is left to it (so several processes,
+    one GPU each, may share a table), and the others continue; with several ranks either stops all. Raises
+    whatever the stages raise; finished work is kept, and the same call continues from there.
     """
     rows = coerce.texts(rows, "rows")
     chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
-    require_read(campaign.paths, stand_ins or {})
+    require_known(campaign.paths, stand_ins or {})
     require_distinct(chosen)
     for attempt in chosen:
         attempt.marks.extend(campaign_marks(attempt, campaign))
     cited = [Result.cited(row) for row in chosen_rows(table, rows) if row.is_cited]
 
-    def results(of: Sequence[Attempt], **how: bool) -> list[Result]:
-        return _in_order(table, [*_results(of, campaign, **how), *cited])
+    def results(of: Sequence[Attempt]) -> list[Result]:
+        return _in_order(table, [*_results(of, campaign, official_sizes=dry_run), *cited])
 
     if dry_run:
-        return results(chosen, of_official_sizes=True)
+        return results(chosen)
     with join_world(campaign.execution.device) as world:
-        shown = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
+        reported = _with_finished(table, chosen, campaign, stand_ins or {}) if chosen else []
         for target in dict.fromkeys(attempt.row.target for attempt in chosen):
             mine = [attempt for attempt in chosen if attempt.row.target == target]
             reduced = _data_marks(target, campaign)
-            for attempt in shown:
+            for attempt in reported:
                 if attempt.row.target == target:
                     attempt.marks.extend(reduced)
             _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign)
-        for seed in range(campaign.seeds):  # a whole table early, its spread later
+        for seed in range(campaign.seeds):  # every row once before any second seed
             for number, attempt in enumerate(chosen, start=1):
                 log.info(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
                 try:
                     _run(attempt, seed, campaign)
                 except (DivergedError, RunBusyError) as error:
-                    if world.size > 1:  # the others do not know, and wait
+                    if world.size > 1:  # the other ranks would wait for this one
                         raise
                     log.info(f"{attempt.row.name}: {error}")
                     if isinstance(error, DivergedError):
                         attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
                 if world.is_first:
-                    write_report(table, results(shown), campaign.out)
+                    write_report(table, results(reported), campaign.out)
         if world.is_first and not chosen:
-            write_report(table, results(shown), campaign.out)
+            write_report(table, results(reported), campaign.out)
     return results(chosen)
 
 
@@ -105,18 +103,18 @@ def _with_finished(
     """The chosen rows, and the others of their targets that have finished runs, in the table's order."""
     by_row = {attempt.row: attempt for attempt in chosen}
     targets = {attempt.row.target for attempt in chosen}
-    shown = []
+    reported = []
     for attempt in attempts(table, (), shrink=campaign.shrink, stand_ins=stand_ins):
         if attempt.row in by_row:
-            shown.append(by_row[attempt.row])
+            reported.append(by_row[attempt.row])
         elif attempt.row.target in targets and _values(attempt, campaign, attempt.metric):
             attempt.marks.extend(campaign_marks(attempt, campaign))
-            shown.append(attempt)
-    return shown
+            reported.append(attempt)
+    return reported
 
 
 def _precompute(target: str, sources: Sequence[str], campaign: Campaign) -> None:
-    """Every source that any row of this target has, once."""
+    """Precompute the sources of one target's rows."""
     if sources:
         precompute_once(
             target,
@@ -129,7 +127,7 @@ def _precompute(target: str, sources: Sequence[str], campaign: Campaign) -> None
 
 
 def _run(attempt: Attempt, seed: int, campaign: Campaign) -> None:
-    """One run of a row, and its teacher's before it."""
+    """Run a row with one seed, after its teacher if it has one."""
     if attempt.teacher is not None:
         _run(attempt.teacher, seed, campaign)
         _precompute(attempt.row.target, _sources(attempt, seed, campaign), campaign)
@@ -146,7 +144,7 @@ def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]
 
 
 def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]:
-    """What `train_or_resume` is asked for."""
+    """The settings passed to `train_or_resume`."""
     row, sources = attempt.row, _sources(attempt, seed, campaign)
     return {
         **attempt.settings(sources, campaign.views),
@@ -157,15 +155,13 @@ def _settings(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
         "limit": campaign.shrink.limit,
         "eval_every": attempt.eval_every(campaign.shrink.limit),
         "amp": campaign.amp,
-        "finetune_from": beginning(row, campaign.paths),
+        "finetune_from": initial_weights_file(row, campaign.paths),
     }
 
 
-def _results(
-    chosen: Sequence[Attempt], campaign: Campaign, *, of_official_sizes: bool = False
-) -> list[Result]:
-    """What there is so far, and what it cost with the data that are here; or, with the official sets, what
-    all of it would cost.
+def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: bool = False) -> list[Result]:
+    """Results so far and what they cost on the data at hand; with `official_sizes`, what all runs would cost
+    on the official splits.
     """
     samples: dict[str, int] = {}
     teachers: set[Path] = set()
@@ -173,7 +169,7 @@ def _results(
     for attempt in chosen:
         target = attempt.row.target
         if target not in samples:
-            samples[target] = _n_samples(target, campaign, of_official_sizes)
+            samples[target] = _n_samples(target, campaign, official_sizes)
         n = samples[target]
         forwards = {(target, name): n * campaign.views for name in attempt.sources}
         if attempt.teacher is not None:
@@ -181,11 +177,11 @@ def _results(
                 (target, f"{attempt.teacher.row.model} of seed {seed}"): n * campaign.views
                 for seed in range(campaign.seeds)
             }
-        looks = len(attempt.sources) or int(attempt.teacher is not None)  # at a sample, in every epoch
+        n_teachers = len(attempt.sources) or int(attempt.teacher is not None)
         values = _values(attempt, campaign, attempt.metric)
-        runs = campaign.seeds if of_official_sizes else len(values)
-        left = _unfinished_teachers(attempt, campaign) - teachers
-        teachers |= left
+        runs = campaign.seeds if official_sizes else len(values)
+        unfinished = _unfinished_teachers(attempt, campaign) - teachers
+        teachers |= unfinished
         results.append(
             Result(
                 attempt.row,
@@ -197,38 +193,38 @@ def _results(
                 sources=attempt.sources,
                 scratch=_scratch(attempt, campaign),
                 stored=forwards,
-                live=n * attempt.epochs * runs * looks,
-                teachers_left=len(left),
+                live=n * attempt.epochs * runs * n_teachers,
+                teachers_left=len(unfinished),
             )
         )
     return results
 
 
-def _n_samples(target: str, campaign: Campaign, of_official_sizes: bool) -> int:
+def _n_samples(target: str, campaign: Campaign, official_sizes: bool) -> int:
     limit = campaign.shrink.limit
-    if of_official_sizes:
+    if official_sizes:
         return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
     with mute_remarks():
         return len(open_dataset(target, "train", paths=campaign.paths, limit=limit))
 
 
 def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, ...]:
-    """What the finished runs of a row came to; those of other settings do not count."""
+    """The metric of a row's finished runs; runs with other settings do not count."""
     summaries = (_finished(attempt, seed, campaign) for seed in range(campaign.seeds))
     return tuple(float(summary[metric]) for summary in summaries if summary is not None)
 
 
 def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any] | None:
-    """The summary of a run that came to its end with the settings of this campaign."""
+    """The summary of a run that finished with this campaign's settings, else None."""
     folder = campaign.folder(attempt.row.name, seed)
-    summary = read_summary(folder)  # first: settings of a run that is not there may need weights that are not
+    summary = read_summary(folder)  # first, since the settings may need weights that are not here yet
     if summary is None or not matches(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
         return None
-    return with_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
+    return add_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
 
 
 def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:
-    """The folders of the runs that have to be there before a kd row's own."""
+    """The folders of the unfinished runs that a kd row depends on."""
     teacher = attempt.teacher
     if teacher is None:
         return set()
@@ -237,9 +233,7 @@ def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:
 
 
 def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
-    """The row of the same network without sources, which may be another table's, and its runs in the same
-    folder.
-    """
+    """The row of the same network without sources, possibly of another table, and its runs in this folder."""
     row = attempt.row
     for other in published_rows():
         same = (other.target, other.model, other.init) == (row.target, row.model, row.init)
@@ -250,8 +244,8 @@ def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
 
 
 def _data_marks(target: str, campaign: Campaign) -> list[Mark]:
-    """That the data here are not the whole official split; --limit has a mark of its own."""
-    found, official = _n_samples(target, campaign, of_official_sizes=False), TRAINING_SAMPLES[target]
-    if campaign.shrink.limit is not None or found == official:
+    """A mark if the data are not the whole official split; --limit has its own mark."""
+    n, official = _n_samples(target, campaign, official_sizes=False), TRAINING_SAMPLES[target]
+    if campaign.shrink.limit is not None or n == official:
         return []
-    return [Mark("data", f"{found:,} training samples, not the official {official:,}")]
+    return [Mark("data", f"{n:,} training samples, not the official {official:,}")]
