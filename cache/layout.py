@@ -23,7 +23,7 @@ from zarr.storage import LocalStore, MemoryStore
 from cache.errors import CacheError, StoreDamaged
 from cache.manifest import Manifest, digest
 from cache.row_format import TAIL_NUMBERS, RowFormat
-from cache.storage import Location, delete_file, is_file, local_path, read_file, storage_of, write_durably
+from cache.storage import Location, delete_file, is_file, local_path, read_file, write_durably
 from cache.storage.local import new_folder, sync_folder, sync_tree
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def create_group(
         folder = local_path(path)
         if folder is None:
             return _upload(path, manifest, layout, tables)
-        storage_of(path).make_room(path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as temporary:
             _build(temporary, manifest, layout, tables)
             sync_tree(temporary)

@@ -51,7 +51,7 @@ def repair_metadata(path: Location) -> list[str]:
             sound = sound and (ahead or _views(there[name]) == views)
             wanted["shape"][0] = views
         if not sound:
-            storage_of(path).make_room(path / name)
+            storage_of(path).make_folder((path / name).parent)
             write_durably(path / name, json.dumps(wanted, indent=2).encode())
             restored.append(name)
     return restored

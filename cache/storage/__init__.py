@@ -1,7 +1,7 @@
 """Where stores lie: local folders and object stores behind one interface.
 
-Files are whole or absent in either. `storage_of` is the one place that tells the two apart; what only local
-folders can do (locks, renames, sweeping) is in `cache.storage.local`.
+A file is either whole or absent in both. Only `storage_of` tells the two apart. Callers use the functions
+below; what only local folders can do (locks, renames, sweeping) is in `cache.storage.local`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from upath import UPath
 from cache.errors import CacheError
 from cache.storage.local import TEMPORARY, LocalStorage
 from cache.storage.remote import ObjectStorage
-from cache.storage.remote import require_bucket as _require_bucket
 
 __all__ = [
     "TEMPORARY",
@@ -43,10 +42,10 @@ L = TypeVar("L")
 
 
 class Storage(Protocol[L]):
-    """What the cache asks of a kind of storage; `L` is its kind of path. A folder that is absent is empty."""
+    """What the cache needs of a kind of storage; `L` is its path type. An absent folder counts as empty."""
 
     def write(self, path: L, *parts: bytes | memoryview) -> None:
-        """Put the parts at a path, whole or not at all."""
+        """Write a file from its parts, whole or not at all."""
 
     def read(self, path: L) -> bytes:
         """All bytes of a file."""
@@ -78,29 +77,34 @@ class Storage(Protocol[L]):
     def delete_folder(self, folder: L) -> None:
         """Remove a folder and all that is in it."""
 
-    def make_room(self, path: L) -> None:
-        """Make the folder that a file will lie in."""
+    def make_folder(self, folder: L) -> None:
+        """Make a folder for files, unless it exists; its parent must exist."""
+
+    def local_path(self, place: L) -> Path | None:
+        """The place in a local folder; None if it is not in one."""
+
+    def require_bucket(self, place: L) -> None:
+        """Raise CacheError if `place` is in a bucket that does not exist."""
 
 
 _LOCAL, _REMOTE = LocalStorage(), ObjectStorage()
 
 
 def storage_of(place: Location) -> Storage[Any]:
-    """The storage that a place lies in."""
+    """The storage that holds a place."""
     return _LOCAL if isinstance(place, Path) else _REMOTE
 
 
 def local_path(place: Location) -> Path | None:
     """The place in a local folder; None in an object store."""
-    return place if isinstance(place, Path) else None
+    return storage_of(place).local_path(place)
 
 
 def location(text: str | Path) -> Location:
-    """`text` as a place: s3://bucket/stores, gs://..., memory://... in an object store, else a local path.
+    """Parse a place: s3://bucket/stores, gs://..., memory://... in an object store, else a local path.
 
-    An object store's listings are asked for anew each time: fsspec would keep them for the life of the
-    process, and what other processes write would never be seen. Raises CacheError if the package for that
-    kind of URL is not installed.
+    Listings of an object store are not cached: fsspec would keep them for the life of the process and never
+    see what other processes write. Raises CacheError if the package for this kind of URL is not installed.
     """
     if "://" not in str(text):
         return Path(text)
@@ -108,9 +112,9 @@ def location(text: str | Path) -> Location:
         place = UPath(text)
         if place.protocol in ("file", "local"):
             return Path(place.path)
-        # s3fs looks at a file's size before it fetches it in parts; ours are fetched whole
+        # s3fs asks for a file's size first to fetch it in parts; ours are fetched whole
         whole: dict[str, Any] = {"max_concurrency": 1} if place.protocol in ("s3", "s3a") else {}
-        with suppress(TypeError):  # of those few that hand every option on to a client (SFTP): they keep none
+        with suppress(TypeError):  # the few that pass every option to a client (SFTP) cache no listings
             place = UPath(text, use_listings_cache=False, **whole)
             place.fs  # noqa: B018 - loads the package
         return place
@@ -122,15 +126,15 @@ def location(text: str | Path) -> Location:
 
 
 def require_bucket(place: Location) -> None:
-    """Raise CacheError if `place` lies in a bucket that is not there, most likely a misspelt URL: an absent
-    folder is an empty cache, and an absent bucket would look like one. A bucket is looked for once.
+    """Raise CacheError if `place` is in a bucket that does not exist, most likely a misspelt URL.
+
+    An absent folder is an empty cache, and an absent bucket would look like one. Each bucket is checked once.
     """
-    if not isinstance(place, Path):
-        _require_bucket(place)
+    storage_of(place).require_bucket(place)
 
 
 def write_durably(path: Location, *parts: bytes | memoryview) -> None:
-    """Put the parts, one after the other, at `path`; an error leaves what was there before."""
+    """Write a file from its parts, in order; on an error the previous file, if any, stays."""
     storage_of(path).write(path, *parts)
 
 
@@ -140,27 +144,27 @@ def read_file(path: Location) -> bytes:
 
 
 def open_file(path: Location) -> BinaryIO:
-    """A file open for reading, not buffered; one of an object store is fetched whole."""
+    """Open a file for reading, unbuffered; from an object store it is fetched whole."""
     return storage_of(path).open(path)
 
 
 def is_file(path: Location) -> bool:
-    """Whether there is such a file. Raises CacheError if there is not even its bucket."""
+    """Whether there is such a file. Raises CacheError if even its bucket does not exist."""
     return storage_of(path).is_file(path)
 
 
 def names_in(folder: Location) -> list[str]:
-    """The names of the files and folders in a folder, sorted; none if it is not there."""
+    """The names of the files and folders in a folder, sorted; none if it does not exist."""
     return storage_of(folder).names(folder)
 
 
 def subfolders(folder: Location) -> list[Location]:
-    """The folders in a folder, sorted; none if it is not there."""
+    """The folders in a folder, sorted; none if it does not exist."""
     return storage_of(folder).subfolders(folder)
 
 
 def sizes_in(folder: Location) -> dict[str, int]:
-    """The bytes of every finished file in a folder, by name; none if it is not there."""
+    """The bytes of every finished file in a folder, by name; none if it does not exist."""
     return storage_of(folder).sizes(folder)
 
 
@@ -170,12 +174,12 @@ def bytes_below(folder: Location) -> int:
 
 
 def delete_file(path: Location) -> None:
-    """Remove a file; nothing happens if it is not there."""
+    """Remove a file, if it exists."""
     storage_of(path).delete_file(path)
 
 
 def delete_files(folder: Location, names: list[str]) -> None:
-    """Remove some files of a folder, in as few requests as it takes."""
+    """Remove some files of a folder, in as few requests as possible."""
     storage_of(folder).delete_files(folder, names)
 
 

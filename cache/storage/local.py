@@ -1,8 +1,8 @@
 """Local folders: files that are whole or absent, and locks that the kernel lifts when their holder dies.
 
-Files are written beside their place, flushed, renamed, and the folder is flushed: Zarr's own LocalStore
-(3.1.6) also writes beside and renames, but never calls fsync, and after a power loss a name may stand for an
-empty file.
+A file is written under a temporary name beside its place, flushed and renamed, then the folder is flushed.
+Zarr's own LocalStore (3.1.6) also writes and renames, but never calls fsync: after a power loss a name may
+stand for an empty file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 from cache.errors import FolderClosed
 
-# file locks; None on Windows, where nothing is swept and nothing can be claimed
+# file locks; None on Windows, where nothing is swept and nothing is claimed
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
-TEMPORARY = ".tmp-"  # part of every unfinished file's and folder's name; no reader looks at those
+TEMPORARY = ".tmp-"  # in the name of every unfinished file and folder; readers skip those
 
 
 class LocalStorage:
@@ -38,7 +38,7 @@ class LocalStorage:
         return path.read_bytes()
 
     def open(self, path: Path) -> BinaryIO:
-        """A file open for reading, not buffered."""
+        """Open a file for reading, unbuffered."""
         return path.open("rb", buffering=0)
 
     def is_file(self, path: Path) -> bool:
@@ -69,7 +69,7 @@ class LocalStorage:
             return sum(file.stat().st_size for file in files)
 
     def delete_file(self, path: Path) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if it exists."""
         with suppress(FileNotFoundError):
             path.unlink()
 
@@ -81,7 +81,7 @@ class LocalStorage:
     def delete_folder(self, folder: Path) -> None:
         """Remove a folder and all that is in it.
 
-        It is renamed first: its place is free at once, and what a kill leaves of it is swept.
+        It is renamed first: its place is free at once, and what a kill leaves behind is swept.
         """
         descriptor = _hold(folder)
         try:
@@ -92,14 +92,21 @@ class LocalStorage:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def make_room(self, path: Path) -> None:
-        """Make the folder that a file will lie in."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder, unless it exists; its parent must exist."""
+        folder.mkdir(exist_ok=True)
+
+    def local_path(self, place: Path) -> Path:
+        """The place itself."""
+        return place
+
+    def require_bucket(self, place: Path) -> None:
+        """Local folders have no buckets."""
 
 
 @contextmanager
 def looking_into(folder: Path) -> Iterator[None]:
-    """Raise FolderClosed where a local folder's owner does not let this user look into it."""
+    """Raise FolderClosed if this user may not list the folder."""
     try:
         yield
     except PermissionError as error:
@@ -110,7 +117,7 @@ def looking_into(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, held while it is filled, removed if it is still there afterwards."""
+    """A temporary folder beside `path`: locked while filled, removed afterwards unless it was renamed."""
     temporary = temporary_sibling(path)
     temporary.mkdir()
     descriptor = _hold(temporary)
@@ -124,9 +131,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within it no other process is alone in the same folder; the kernel lets go of it when this one dies.
+    """Keep other processes that call this out of a folder; the kernel lifts the lock when this process dies.
 
-    Raises BlockingIOError if another process is there. Where folders cannot be locked (Windows, NFS) nobody
+    Raises BlockingIOError if another process holds it. Where folders cannot be locked (Windows, NFS) nobody
     is kept out.
     """
     if fcntl is None:
@@ -138,7 +145,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
-        except OSError:  # a network's file system
+        except OSError:  # a network file system
             pass
         yield
     finally:
@@ -151,20 +158,20 @@ def temporary_sibling(path: Path) -> Path:
 
 
 def abandoned(folder: Path) -> list[Path]:
-    """Temporary files and folders in `folder` whose writer is gone.
+    """Temporary files and folders in `folder` whose writers are gone.
 
-    A writer holds a lock that the kernel lifts when it dies, so neither clocks nor process numbers matter.
+    A writer holds a lock that the kernel lifts when it dies, so neither clocks nor process ids matter.
     """
     return [path for path in _temporaries(folder) if _if_free(path, lambda _: None)]
 
 
 def sweep(folder: Path) -> int:
-    """Remove what `abandoned` finds; returns how many that were."""
+    """Remove what `abandoned` finds; returns their number."""
     return sum(_if_free(path, _remove) for path in _temporaries(folder))
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk."""
+    """Flush a folder's list of names to disk."""
     if os.name == "nt":  # Windows opens no folders and keeps its names in a journal
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -175,7 +182,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below `folder`, and the folder itself, to the disk."""
+    """Flush every file and folder below `folder`, and the folder itself, to disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             with (Path(parent) / name).open("rb") as file:
@@ -184,8 +191,8 @@ def sync_tree(folder: Path) -> None:
 
 
 def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...]) -> bool:
-    """Whether it worked; False in the rare case that another process swept the new file: before it was held,
-    or from a machine where locks of this one are not seen.
+    """Write `temporary` and rename it to `path`; returns False in the rare case that another process swept it
+    first: before it was locked, or from a machine that does not see this one's locks.
     """
     try:
         with temporary.open("xb") as file:
@@ -198,7 +205,7 @@ def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...])
             try:
                 temporary.replace(path)
             except FileNotFoundError:
-                return False  # if it is the folder that is gone, the next attempt says so
+                return False  # if the folder itself is gone, the next attempt raises
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -210,12 +217,12 @@ def _temporaries(folder: Path) -> list[Path]:
 
 
 def _if_free(path: Path, act: Callable[[Path], None]) -> bool:
-    """Act on a temporary that nobody holds, while holding it; whether that was so."""
+    """Lock a temporary and act on it, if nobody else holds it; returns whether that was so."""
     if fcntl is None:
         return False
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # finished meanwhile
+    except OSError:  # its writer has finished meanwhile
         return False
     try:
         free = _lock(descriptor, wait=False)
@@ -227,7 +234,7 @@ def _if_free(path: Path, act: Callable[[Path], None]) -> bool:
 
 
 def _hold(folder: Path) -> int | None:
-    """An open descriptor that holds a folder; None where there are no locks."""
+    """Lock a folder; returns the open descriptor that holds it, None where there are no locks."""
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
@@ -236,7 +243,7 @@ def _hold(folder: Path) -> int | None:
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Hold what is open until it is closed; without `wait` False if another process does, or might."""
+    """Lock an open file or folder until it is closed; without `wait`, False if another may hold it."""
     if fcntl is None:
         return True
     try:

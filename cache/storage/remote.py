@@ -1,7 +1,7 @@
-"""Object stores, through fsspec: a put is atomic by itself, and a listing is asked for anew each time.
+"""Object stores, through fsspec: a put is atomic by itself, and listings are not cached.
 
-fsspec's own `exists`, `isfile` and `isdir` take any error for "it is not there", and its backends raise what
-their client libraries do. So files are looked at through this class, and `reaching` names every failure.
+fsspec's own `exists`, `isfile` and `isdir` take any error for "does not exist", and its backends raise
+whatever their client libraries do. So the cache asks this class instead, and `reaching` names every failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from upath.implementations.cloud import CloudPath
 
 from cache.errors import CacheError
 
-_buckets: set[str] = set()  # that this process has seen
+_buckets: set[str] = set()  # known to exist
 
 
 class ObjectStorage:
@@ -33,27 +33,27 @@ class ObjectStorage:
             return bytes(path.fs.cat_file(path.path))
 
     def open(self, path: UPath) -> BinaryIO:
-        """A file, fetched whole."""
+        """Open a file for reading, fetched whole."""
         return io.BytesIO(self.read(path))
 
     def is_file(self, path: UPath) -> bool:
-        """Whether there is such a file. Raises CacheError if there is not even its bucket."""
+        """Whether there is such a file. Raises CacheError if even its bucket does not exist."""
         with reaching(path), suppress(FileNotFoundError):
             return bool(path.fs.info(path.path)["type"] == "file")
-        require_bucket(path)
+        self.require_bucket(path)
         return False
 
     def names(self, folder: UPath) -> list[str]:
         """The names of the files and folders in a folder, sorted."""
-        return [info["name"] for info in _listed(folder)]
+        return [info["name"] for info in self._list(folder)]
 
     def subfolders(self, folder: UPath) -> list[UPath]:
         """The folders in a folder, sorted."""
-        return [folder / info["name"] for info in _listed(folder) if info["type"] == "directory"]
+        return [folder / info["name"] for info in self._list(folder) if info["type"] == "directory"]
 
     def sizes(self, folder: UPath) -> dict[str, int]:
         """The bytes of every file in a folder, by name."""
-        return {info["name"]: int(info["size"]) for info in _listed(folder) if info["type"] == "file"}
+        return {info["name"]: int(info["size"]) for info in self._list(folder) if info["type"] == "file"}
 
     def bytes_below(self, folder: UPath) -> int:
         """Bytes of all files below a folder."""
@@ -61,12 +61,12 @@ class ObjectStorage:
             return sum(int(info["size"]) for info in folder.fs.find(folder.path, detail=True).values())
 
     def delete_file(self, path: UPath) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if it exists."""
         with reaching(path), suppress(FileNotFoundError):
             path.fs.rm(path.path)
 
     def delete_files(self, folder: UPath, names: list[str]) -> None:
-        """Remove some files of a folder, in as few requests as it takes."""
+        """Remove some files of a folder, in as few requests as possible."""
         if names:
             with reaching(folder), suppress(FileNotFoundError):
                 folder.fs.rm([f"{folder.path}/{name}" for name in names])
@@ -76,36 +76,45 @@ class ObjectStorage:
         with reaching(folder), suppress(FileNotFoundError):
             folder.fs.rm(folder.path, recursive=True)
 
-    def make_room(self, path: UPath) -> None:
-        """Nothing: there are no folders but in names."""
+    def make_folder(self, folder: UPath) -> None:
+        """Object stores have no folders, only names with slashes."""
 
+    def local_path(self, place: UPath) -> None:
+        """None: the place is not in a local folder."""
 
-def require_bucket(place: UPath) -> None:
-    """Raise CacheError if `place` lies in a bucket that is not there, most likely a misspelt URL: an absent
-    folder is an empty cache, and an absent bucket would look like one. A bucket is looked for once.
-    """
-    if not isinstance(place, CloudPath):
-        return
-    bucket = f"{place.protocol}://{place.drive}"
-    if bucket in _buckets:
-        return
-    with reaching(place):
-        try:
-            place.fs.info(place.drive)
-        except FileNotFoundError:
-            raise CacheError(
-                f"{bucket}: there is no such bucket; make it, or correct the URL ({place})"
-            ) from None
-        except PermissionError:  # it is there, or its owner does not tell: requests to it will
-            pass
-    _buckets.add(bucket)
+    def require_bucket(self, place: UPath) -> None:
+        """See `cache.storage.require_bucket`."""
+        if not isinstance(place, CloudPath):
+            return
+        bucket = f"{place.protocol}://{place.drive}"
+        if bucket in _buckets:
+            return
+        with reaching(place):
+            try:
+                place.fs.info(place.drive)
+            except FileNotFoundError:
+                raise CacheError(
+                    f"{bucket}: there is no such bucket; make it, or correct the URL ({place})"
+                ) from None
+            except PermissionError:  # it exists, or its owner does not tell: requests to it will
+                pass
+        _buckets.add(bucket)
+
+    def _list(self, folder: UPath) -> list[dict[str, Any]]:
+        """Name, type and size of everything in a folder, sorted by name."""
+        with reaching(folder), suppress(FileNotFoundError):
+            found = folder.fs.ls(folder.path, detail=True)
+            named = [{**info, "name": info["name"].rstrip("/").rpartition("/")[2]} for info in found]
+            return sorted(named, key=lambda info: str(info["name"]))
+        self.require_bucket(folder)
+        return []
 
 
 @contextmanager
 def reaching(place: UPath) -> Iterator[None]:
-    """Whatever an object store raises becomes a CacheError, but for FileNotFoundError.
+    """Turn whatever an object store raises into a CacheError, except FileNotFoundError.
 
-    A failure to reach it is thereby never taken for damage, nor for an absent file.
+    A failure to reach it is thus never taken for damage, nor for an absent file.
     """
     try:
         yield
@@ -117,13 +126,3 @@ def reaching(place: UPath) -> Iterator[None]:
             f"{place}: cannot be reached ({type(error).__name__}{said and f': {said}'}); look at the network "
             f"and the rights to the object store and run the same command again, finished units are kept"
         ) from error
-
-
-def _listed(folder: UPath) -> list[dict[str, Any]]:
-    """Name, type and size of everything in a folder of an object store, sorted by name."""
-    with reaching(folder), suppress(FileNotFoundError):
-        found = folder.fs.ls(folder.path, detail=True)
-        named = [{**info, "name": info["name"].rstrip("/").rpartition("/")[2]} for info in found]
-        return sorted(named, key=lambda info: str(info["name"]))
-    require_bucket(folder)
-    return []

@@ -113,8 +113,8 @@ def require_stores(run: Path, config: TrainConfig, paths: Paths) -> None:
             f"{run}: its source {gone[0]} is not there (any more); say where it is now with --source "
             f"{kind_of(gone[0]).name_at('PATH')}"
         )
-    lying = paths.cache_dir
-    if config.labels == "cached" and isinstance(lying, Path) and not lying.is_dir():
+    lying = local_path(paths.cache_dir)
+    if config.labels == "cached" and lying and not lying.is_dir():
         raise RunError(
             f"{run}: its stores lay in {lying}, which is not there; say where they are now with --cache-dir"
         )
@@ -196,8 +196,8 @@ def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
             f"{run}: its data lay in {paths.data_dir}, which is no folder (any more); say where they are "
             f"now with --data-dir"
         )
-    lying = paths.cache_dir
-    if spec.holds_videos and isinstance(lying, Path) and not lying.is_dir():
+    lying = local_path(paths.cache_dir)
+    if spec.holds_videos and lying and not lying.is_dir():
         raise RunError(
             f"{run}: its packed videos lay in {lying}, which is not there; say where they are now with "
             f"--cache-dir"
