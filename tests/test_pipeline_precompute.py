@@ -153,7 +153,7 @@ def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, sou
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
     assert (
-        said.splitlines()[-1] == "stopped; finished units are kept, and the same command goes on from there"
+        said.splitlines()[-1] == "stopped; finished units are kept, and the same command continues from there"
     )
     assert "Traceback" not in said
     store = only_store(tmp_path / "stores")
