@@ -113,7 +113,7 @@ def _drawing_rate(job: Job, execution: Execution) -> float:
     dataset: Dataset = job.dataset
     positions = np.unique(np.linspace(0, len(dataset) - 1, _PROBE_PICTURES).astype(np.int64))
     batches = in_batches(positions, 64)
-    with closing(open_renderer(dataset, job.seen, execution, batch_size=64)) as renderer:
+    with closing(open_renderer(dataset, job.source_plan, execution, batch_size=64)) as renderer:
         for _ in renderer.render(0, batches[:1]):  # builds the graph
             pass
         started = perf_counter()

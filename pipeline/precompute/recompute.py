@@ -69,7 +69,7 @@ def recompute(
         names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
     batch = render_batch_size(frozen.forward.batch_size)
     with (
-        closing(open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)) as renderer,
+        closing(open_renderer(origin.dataset, origin.source_plan, execution, batch_size=batch)) as renderer,
         closing(_drawn(renderer, picks, batch)) as drawn,
     ):
         live = torch.cat([frozen.logits(pixels).cpu() for pixels in _filled(drawn, batch)])

@@ -88,7 +88,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
         log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
     else:
         batch = render_batch_size(max(work.frozen.forward.batch_size for work in works if work.frozen))
-        renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
+        renderer = open_renderer(job.dataset, job.source_plan, execution, batch_size=batch)
         with closing(renderer), Progress() as progress:
             crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
             crew.work(job.views)

@@ -30,7 +30,7 @@ from pipeline.stores import (
     open_origin,
     probe_pixels,
     recorded_forward,
-    seen_by,
+    source_plan,
 )
 from sskt.sources import Forward, FrozenSource, InputMap, default_batch_size
 
@@ -109,7 +109,7 @@ def _mend(
     tables = _damaged_tables(store)
     if tables:
         plan = plan_from(store.manifest.identity["plan"], str(store.path))
-        seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), plan)
+        seen = source_plan(InputMap.from_dict(store.manifest.identity["input"]), plan)
         with closing(open_renderer(dataset, seen, execution, batch_size=1)) as renderer:
             n_probe = min(PROBE_SAMPLES, len(dataset))
             rebuilt: dict[str, NDArray[Any]] = {
@@ -137,7 +137,7 @@ def _redo(
 ) -> None:
     """Compute just these units again."""
     batch = render_batch_size(frozen.forward.batch_size)
-    renderer = open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)
+    renderer = open_renderer(origin.dataset, origin.source_plan, execution, batch_size=batch)
     with closing(renderer), Progress() as progress:
         for unit in units:
             store.discard(unit)

@@ -4,7 +4,7 @@ from pipeline.stores.alike import holds, sound_stores, split_folder, store_folde
 from pipeline.stores.class_check import knowledge_of, say_what_rows_know, some_rows
 from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.stores.fill import SourceStore, open_source_store
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, source_plan
 from pipeline.stores.job import Job
 from pipeline.stores.match import Destination, destination, matching_store
 from pipeline.stores.recorded_weights import with_recorded_weights
@@ -35,9 +35,9 @@ __all__ = [
     "probe_pixels",
     "recorded_forward",
     "say_what_rows_know",
-    "seen_by",
     "some_rows",
     "sound_stores",
+    "source_plan",
     "spec_on_store",
     "split_folder",
     "store_folder",

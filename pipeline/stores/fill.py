@@ -19,7 +19,7 @@ from pipeline.data.datasets.registry import parse_target
 from pipeline.data.render import Renderer, open_renderer
 from pipeline.runtime import Execution
 from pipeline.stores.contracts import contract_record
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, source_plan
 from pipeline.stores.job import Job
 from pipeline.stores.match import destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
@@ -56,7 +56,7 @@ def open_source_store(
 ) -> SourceStore:
     """Open or create the store of one source, with room for every view; wake the source if it is needed."""
     dataset, image_px = job.dataset, job.plan.side_px
-    seen = seen_by(input_map, job.plan)
+    seen = source_plan(input_map, job.plan)
     place = destination(job, source, input_map, cache_dir)
     store = place.store
     if store is not None:

@@ -71,7 +71,7 @@ def identity(
     return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
 
 
-def seen_by(input_map: InputMap, plan: Plan) -> Plan:
+def source_plan(input_map: InputMap, plan: Plan) -> Plan:
     """What has to be drawn of a plan for a source: its pictures as they are, of its clips some frames."""
     if input_map.frames is None:
         return plan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan
-from pipeline.stores.fingerprint import seen_by
+from pipeline.stores.fingerprint import source_plan
 from sskt.sources import InputMap, Source
 
 
@@ -28,9 +28,9 @@ class Job:
     top_k: int | None = None
 
     @property
-    def seen(self) -> Plan:
+    def source_plan(self) -> Plan:
         """What is drawn: as much of `plan` as the sources look at, all of them at the same."""
-        return seen_by(self.sources[0][1], self.plan)
+        return source_plan(self.sources[0][1], self.plan)
 
     @property
     def name(self) -> str:

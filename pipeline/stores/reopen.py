@@ -14,7 +14,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan, plan_from
 from pipeline.runtime import Paths
 from pipeline.stores.alike import as_named
-from pipeline.stores.fingerprint import identity, seen_by, source_identity
+from pipeline.stores.fingerprint import identity, source_identity, source_plan
 from sskt.sources import LOGITS, LOGITS_OUTPUT, InputMap, Source, reopen_source
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,9 @@ class Origin:
     input_map: InputMap
 
     @property
-    def seen(self) -> Plan:
+    def source_plan(self) -> Plan:
         """What the source looks at."""
-        return seen_by(self.input_map, self.plan)
+        return source_plan(self.input_map, self.plan)
 
 
 def open_origin(

@@ -100,7 +100,7 @@ class FrozenSource:
     def logits(self, pixels: Tensor) -> Tensor:
         """Map uint8 (N, 3, H, W) on any device to float16 (N, K) on the source's device, without gradient.
 
-        Clips are (N, 3, F, H, W), of the frames that `input_map.picked` takes. Raises NonFiniteLogitsError, a
+        Clips are (N, 3, F, H, W), of the frames that `input_map.pick` takes. Raises NonFiniteLogitsError, a
         SourceError, with the positions of the images concerned.
         """
         out = self.submit(pixels)()

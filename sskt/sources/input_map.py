@@ -45,8 +45,8 @@ class InputMap:
         frames = own.pop("frames", None)
         return cls(**own, frames=frames and ClipFrames(**frames))
 
-    def picked(self, pixels: Tensor) -> Tensor:
-        """The frames of whole clips, uint8 (N, 3, D, H, W), that the source sees; images are left alone."""
+    def pick(self, pixels: Tensor) -> Tensor:
+        """Pick the frames of clips, uint8 (N, 3, D, H, W), that the source sees; images pass through."""
         return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
 
     def __call__(self, pixels: Tensor) -> Tensor:
