@@ -37,9 +37,9 @@ from pipeline.stores import (
     Job,
     SourceStore,
     destination,
+    log_knowledge,
     open_named,
     open_source_store,
-    say_what_rows_know,
     sound_stores,
     with_recorded_weights,
 )
@@ -102,7 +102,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
             )
     if world.rank == 0:
         for work in works:
-            say_what_rows_know(work.store, work.source.spec, job.dataset)
+            log_knowledge(work.store, work.source.spec, job.dataset)
     return [_report(work, job, perf_counter() - started) for work in works]
 
 

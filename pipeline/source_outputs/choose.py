@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -27,6 +26,7 @@ from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.write_through import WriteThroughOutputs
 from pipeline.stores import (
     PROBE_SAMPLES,
+    Candidate,
     Job,
     check_probe,
     classes_of,
@@ -111,12 +111,14 @@ class DataRequest:
 
     def matching(self, source: str) -> Store | None:
         """The store of `source` that serves this run; see `matching_store`."""
+        cache_dir = self.paths.cache_dir
+        by_name = [Store.open(path) for path in find_stores(store_folder(cache_dir, self.stored, source))]
+        elsewhere = stores_elsewhere(cache_dir, self.stored, source, self.weights_sha256(source))
         return matching_store(
-            self.paths.cache_dir,
             self.stored,
             source,
-            partial(self.fingerprint, source=source),
-            weights_sha256=self.weights_sha256(source),
+            [Candidate(store, self.fingerprint(store, source)) for store in by_name],
+            (Candidate(store, self.fingerprint(store, source)) for store in elsewhere),
         )
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:

@@ -16,7 +16,7 @@ from pipeline.runtime import Paths
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.choose import DataRequest
 from pipeline.source_outputs.reordered import ReorderedOutputs
-from pipeline.stores import classes_of, knowledge_of, some_rows, trial_positions
+from pipeline.stores import classes_of, knowledge_of, spread_positions, trial_positions
 from sskt.errors import RunError
 from sskt.sources import Contract, columns_of, shown
 
@@ -74,7 +74,7 @@ def _sample_logits(
     """
     dataset = request.dataset
     if outputs.kind == "cached":
-        positions = some_rows(dataset, max(outputs.n_classes.values()))
+        positions = spread_positions(dataset, max(outputs.n_classes.values()))
         outputs.load(0, positions)
         return outputs.logits(positions, torch.empty(0)), positions
     positions = trial_positions(dataset, _LIVE_IMAGES)
