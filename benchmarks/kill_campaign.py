@@ -35,22 +35,22 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
     from pipeline import api
     from pipeline.data.augmentation import Augmentation
-    from pipeline.precompute.run import worker as work
+    from pipeline.precompute.worker import Worker
     from pipeline.runtime.execution import choose_execution
     from pipeline.runtime.paths import Paths
 
-    begin = work.Worker._begin
+    start = Worker._start
 
-    def noted(crew, filling, pixels):
+    def noted(worker, partial, pixels):
         if log is not None:
             with log.open("a") as file:
                 file.writelines(
-                    f"{os.getpid()}\t{w.store.path.parent.name}\t{filling.unit}\t{len(pixels)}\n"
-                    for w in filling.works
+                    f"{os.getpid()}\t{w.store.path.parent.name}\t{partial.unit}\t{len(pixels)}\n"
+                    for w in partial.source_stores
                 )
-        return begin(crew, filling, pixels)
+        return start(worker, partial, pixels)
 
-    work.Worker._begin = noted
+    Worker._start = noted
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     api.precompute(
         [args.target],
