@@ -92,14 +92,13 @@ class _Fit:
 
     @property
     def where(self) -> str:
-        """In words."""
-        return (
-            ", ".join(
-                [f"under {'.'.join(self.place)}"] * bool(self.place)
-                + [f"with the prefix {self.prefix}"] * bool(self.prefix)
-            )
-            or "as the file itself"
-        )
+        """Where in the checkpoint it was found, for messages."""
+        parts = []
+        if self.place:
+            parts.append(f"under {'.'.join(self.place)}")
+        if self.prefix:
+            parts.append(f"with the prefix {self.prefix}")
+        return ", ".join(parts) or "as the file itself"
 
 
 def _fits(tensors: Tensors, names: Mapping[str, Tensor], leaving: Sequence[str]) -> list[_Fit]:
