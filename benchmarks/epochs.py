@@ -138,9 +138,9 @@ class Bench(Setting):
     def make_epoch(self, kind: str) -> Epoch:
         labels = None
         if kind.startswith("cached"):
-            residence = choose_placement(self.stores, len(self.dataset), self.execution.device)
+            placement = choose_placement(self.stores, len(self.dataset), self.execution.device)
             labels = CachedOutputs(
-                self.stores, self.dataset, views=self.args.views, residence=residence, temperature=3.0
+                self.stores, self.dataset, views=self.args.views, placement=placement, temperature=3.0
             )
         elif kind in ("constant", "one batch"):
             labels = Constant({name: store.n_classes for name, store in self.stores.items()}, self)

@@ -21,7 +21,7 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
-from pipeline.stores.fingerprint import seen_by
+from pipeline.stores.fingerprint import source_plan
 from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
@@ -61,7 +61,7 @@ def main() -> None:
     plain = eager(source, input_map.side_px, draw(dataset, plan, other, positions, views))
     forward = Forward.from_dict(store.manifest.made_by)
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"), forward=forward)
-    live = frozen.logits(draw(dataset, seen_by(input_map, plan), made_by, positions, views)).float()
+    live = frozen.logits(draw(dataset, source_plan(input_map, plan), made_by, positions, views)).float()
     print(f"{store.path}: {args.pairs} pairs, made by {store.manifest.made_by['renderer']}")
     report(f"stored / eager fp32, {other} pixels", stored.float(), plain)
     report(f"stored / live path, {made_by} pixels", stored.float(), live)

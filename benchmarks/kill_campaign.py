@@ -35,22 +35,22 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
     from pipeline import api
     from pipeline.data.augmentation import Augmentation
-    from pipeline.precompute import worker
+    from pipeline.precompute.worker import Worker
     from pipeline.runtime.execution import choose_execution
     from pipeline.runtime.paths import Paths
 
-    begin = worker.Worker._begin
+    start = Worker._start
 
-    def begin_and_log(self, filling, pixels):
+    def start_and_log(worker, partial, pixels):
         if log is not None:
             with log.open("a") as file:
                 file.writelines(
-                    f"{os.getpid()}\t{w.store.path.parent.name}\t{filling.unit}\t{len(pixels)}\n"
-                    for w in filling.works
+                    f"{os.getpid()}\t{w.store.path.parent.name}\t{partial.unit}\t{len(pixels)}\n"
+                    for w in partial.source_stores
                 )
-        return begin(self, filling, pixels)
+        return start(worker, partial, pixels)
 
-    worker.Worker._begin = begin_and_log
+    Worker._start = start_and_log
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     api.precompute(
         [args.target],

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from cache.layout import default_block_rows
 from cache.unit import Unit
-from pipeline.precompute.sharding import in_turn, tasks_of
+from pipeline.precompute.sharding import split_tasks, task_order
 from pipeline.runtime.distributed import World
 
 JOBS = {"ImageNet-1k": 1_281_167, "Places365": 1_803_460}
@@ -65,7 +65,7 @@ def simulate(
     None, dead workers stay dead, except the first.
     """
     rng = random.Random(seed)
-    tasks, n_units = tasks_of(views, n_blocks, decodes=True), views * n_blocks
+    tasks, n_units = split_tasks(views, n_blocks, decodes=True), views * n_blocks
     speeds = [rng.uniform(1 - spread, 1 + spread) for _ in range(n_workers)]
     mean = sum(speeds) / n_workers  # so that the mean speed is exactly `rate`, even of a single worker
     workers = [_Worker(World(rank, n_workers), rate * speed / mean) for rank, speed in enumerate(speeds)]
@@ -81,7 +81,7 @@ def simulate(
 
     def start(rank: int, now: float) -> None:
         worker = workers[rank]
-        turns = in_turn(tasks, worker.share, steal=locks)
+        turns = task_order(tasks, worker.share, steal=locks)
         worker.order, worker.at = [unit for task in turns for unit in task], 0
         push(now + start_s, "look", rank)
         if mtbf_s is not None:

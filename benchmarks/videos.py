@@ -27,7 +27,7 @@ from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.precompute.run import fill_stores
 from pipeline.runtime.distributed import World
-from pipeline.stores.fingerprint import seen_by
+from pipeline.stores.fingerprint import source_plan
 from pipeline.stores.job import Job
 from pipeline.stores.sources import choose_forward, open_frozen
 from sskt.sources.registry import open_source
@@ -157,7 +157,7 @@ def stage_one(args: argparse.Namespace, dataset, paths: Paths, spec) -> None:
         return n / (4 * len(pixels) / statistics.median(times))
 
     before = forward_s()
-    picked_s, whole_s = draw_s(seen_by(input_map, plan)), draw_s(plan)
+    picked_s, whole_s = draw_s(source_plan(input_map, plan)), draw_s(plan)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(args.target, dataset, [(source, input_map)], plan, args.views)
         (report,) = fill_stores(job, cache_dir=Path(folder), execution=execution, world=World())

@@ -40,15 +40,15 @@ def repair_metadata(path: Location) -> list[str]:
         files = _copied(path)
     except _UNREADABLE as error:
         return _copy_again(path, error)
-    there = {name: _read(path / name) for name in files}
-    views = _views_left(path, files, there)
+    current = {name: _read(path / name) for name in files}
+    views = _n_views(path, files, current)
     restored = []
     for name, wanted in files.items():
-        sound = _sound(name, there[name], wanted)
+        sound = _sound(name, current[name], wanted)
         if name in _GROWING:
-            # rows may be ahead of `units`: they grow first and shrink last, so a kill in between is no damage
-            ahead = name != _UNITS and _views(there[name]) > views
-            sound = sound and (ahead or _views(there[name]) == views)
+            # rows may be ahead of `units`: they grow first, shrink last, and a kill in between is no damage
+            ahead = name != _UNITS and _views(current[name]) > views
+            sound = sound and (ahead or _views(current[name]) == views)
             wanted["shape"][0] = views
         if not sound:
             storage_of(path).make_folder((path / name).parent)
@@ -84,17 +84,21 @@ def _copy_again(path: Location, error: Exception) -> list[str]:
     return [BACKUP]
 
 
-def _views_left(path: Location, files: dict[str, Any], there: dict[str, dict[str, Any] | None]) -> int:
-    """The number of views of a store: that of `units` if it and the rows are sound; else that of whichever is
-    left, but at least what the entries need; the number at creation if nothing is left.
+def _n_views(path: Location, files: dict[str, Any], current: dict[str, dict[str, Any] | None]) -> int:
+    """How many views a store has. If the metadata of `units` and of the rows is sound, `units` decides. Else
+    it is what the sound metadata says, but at least as many as the entries need; if neither is left, as many
+    as the store was created with.
     """
-    left = {n: _views(there[n]) for n in files if n in _GROWING and _sound(n, there[n], files[n])}
-    if len(left) > 1 and left[_UNITS] == min(left.values()):
-        return left[_UNITS]
+    growing = [name for name in files if name in _GROWING]
+    sound = {name: _views(current[name]) for name in growing if _sound(name, current[name], files[name])}
+    if len(sound) > 1 and sound[_UNITS] == min(sound.values()):
+        return sound[_UNITS]
     entries = [name.split(".") for name in names_in(path / "units")]
-    needed = [1 + int(e[1]) for e in entries if len(e) == 3 and e[1].isdecimal()]
-    views: int = max([*needed, *([min(left.values())] if left else [])], default=files[_UNITS]["shape"][0])
-    return views
+    candidates = [1 + int(entry[1]) for entry in entries if len(entry) == 3 and entry[1].isdecimal()]
+    if sound:
+        candidates.append(min(sound.values()))
+    as_created: int = files[_UNITS]["shape"][0]
+    return max(candidates, default=as_created)
 
 
 def _read(file: Location) -> dict[str, Any] | None:

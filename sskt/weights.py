@@ -85,7 +85,7 @@ class _Fit:
 
     @property
     def where(self) -> str:
-        """Where the mapping is in the file, in words."""
+        """Where in the checkpoint it was found, for messages."""
         parts = []
         if self.place:
             parts.append(f"under {'.'.join(self.place)}")

@@ -118,7 +118,7 @@ def test_live_logits_equal_stored_ones_for_any_batch_and_order(made, name):
     frozen = FrozenSource(source, input_map, device=torch.device("cpu"))
     live = LiveOutputs({name: frozen}, views=VIEWS)
     cached = CachedOutputs(
-        {name: made.stores[name]}, made.dataset, views=VIEWS, residence=HERE, temperature=3.0
+        {name: made.stores[name]}, made.dataset, views=VIEWS, placement=HERE, temperature=3.0
     )
     order = np.random.default_rng(3).permutation(N)[:128]
     for epoch, batch_size in enumerate((7, 64, 128)):
@@ -172,7 +172,7 @@ def test_nothing_is_computed_twice_and_more_views_extend_the_store(made):
 def test_a_subset_is_served_by_the_full_store_with_its_own_rows(made):
     subset = made.dataset.limit(64)
     labels = CachedOutputs(
-        {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, residence=HERE, temperature=3.0
+        {PROGRAM: made.stores[PROGRAM]}, subset, views=VIEWS, placement=HERE, temperature=3.0
     )
     labels.load(1, np.arange(64))
     positions = np.array([5, 0, 63])

@@ -113,8 +113,8 @@ def test_rows_are_the_same_wherever_they_lie(tmp_path, kind):
     api.precompute(["digits"], [source], views=2, paths=paths, limit=100)
     store = Store.open(find_stores(paths.cache_dir)[0])
     dataset = open_dataset("digits", "train", paths=paths, limit=100)
-    residence = Placement(kind, torch.device("cuda"))
-    labels = CachedOutputs({"a": store}, dataset, views=2, residence=residence, temperature=3.0)
+    placement = Placement(kind, torch.device("cuda"))
+    labels = CachedOutputs({"a": store}, dataset, views=2, placement=placement, temperature=3.0)
     asked = np.random.default_rng(0).permutation(100)[:30]
     for view in (0, 1):
         labels.load(view, np.arange(100))

@@ -235,7 +235,7 @@ def test_another_source_is_refused_before_anything_is_given_up(made, store, tmp_
 
 def test_a_target_that_has_other_pictures_is_refused(store):
     store.manifest.identity["target"]["contents_sha256"] = "0" * 64
-    with pytest.raises(StoreMismatch, match="digits has other pictures by now"):
+    with pytest.raises(StoreMismatch, match="the images of digits have changed"):
         open_dataset_of(store, Paths(), target=None)
 
 

@@ -36,7 +36,7 @@ from sskt.sources.source import Source
 from sskt.students import WrappedBackbone
 
 N, CPU = 120, torch.device("cpu")
-RESIDENCES = [Placement("device", CPU), Placement("map", CPU)]
+PLACEMENTS = [Placement("device", CPU), Placement("map", CPU)]
 
 
 class Wide(nn.Module):
@@ -87,10 +87,10 @@ def stored(project):
     return whole, blocks, dataset
 
 
-@pytest.mark.parametrize("residence", RESIDENCES, ids=str)
-def test_rows_are_those_of_the_view_wherever_they_lie(stored, residence):
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
+def test_rows_are_those_of_the_view_wherever_they_lie(stored, placement):
     whole, blocks, dataset = stored
-    labels = CachedOutputs({"a": blocks}, dataset, views=3, residence=residence, temperature=3.0)
+    labels = CachedOutputs({"a": blocks}, dataset, views=3, placement=placement, temperature=3.0)
     rng = np.random.default_rng(0)
     share = np.sort(rng.permutation(N)[:70])  # one rank's part of an epoch
     for view, rows in ((0, np.arange(N)), (2, share), (1, share[:1])):
@@ -102,16 +102,16 @@ def test_rows_are_those_of_the_view_wherever_they_lie(stored, residence):
             assert np.array_equal(found.numpy(), whole.view(view)[asked])
 
 
-@pytest.mark.parametrize("residence", RESIDENCES, ids=str)
+@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
 def test_the_next_view_is_read_ahead_and_damage_found_there_is_raised_in_its_turn(
-    stored, residence, tmp_path
+    stored, placement, tmp_path
 ):
     import shutil
 
     whole, blocks, dataset = stored
     copy = tmp_path / "copy.zarr"
     shutil.copytree(blocks.path, copy)
-    labels = CachedOutputs({"a": Store.open(copy)}, dataset, views=3, residence=residence, temperature=3.0)
+    labels = CachedOutputs({"a": Store.open(copy)}, dataset, views=3, placement=placement, temperature=3.0)
     rows = np.arange(N)
     labels.load(0, rows)
     labels.prepare(1, rows)

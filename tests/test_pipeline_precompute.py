@@ -484,7 +484,7 @@ def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source
 
         return fail
 
-    monkeypatch.setattr(frozen, "compiled", no_compiler)
+    monkeypatch.setattr(frozen, "compile_network", no_compiler)
     monkeypatch.setattr("pipeline.runtime.execution._COMPILE_FROM", 1)
     said = Remarks(but_for="declares nothing")
     precompute(tmp_path / "stores", source)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.unit import Unit
-from pipeline.precompute.sharding import in_turn, own, tasks_of
+from pipeline.precompute.sharding import share_of, split_tasks, task_order
 from pipeline.runtime.distributed import World
 from sskt.errors import RunError
 
@@ -26,7 +26,7 @@ RANKS = st.integers(1, 9)
 
 @given(COUNTS, RANKS)
 def test_shares_are_disjoint_complete_even_and_in_order(n, n_ranks):
-    shares = [own(range(n), World(rank, n_ranks)) for rank in range(n_ranks)]
+    shares = [share_of(range(n), World(rank, n_ranks)) for rank in range(n_ranks)]
     assert sorted(task for share in shares for task in share) == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert all(share == sorted(share) for share in shares)
@@ -38,11 +38,11 @@ def test_shares_are_disjoint_complete_even_and_in_order(n, n_ranks):
 def test_a_thief_takes_everything_once_its_own_first_and_others_from_their_end(n, n_ranks):
     for rank in range(n_ranks):
         share = World(rank, n_ranks)
-        order = in_turn(range(n), share, steal=True)
-        mine = own(range(n), share)
-        assert order[: len(mine)] == mine == in_turn(range(n), share, steal=False)
+        order = task_order(range(n), share, steal=True)
+        mine = share_of(range(n), share)
+        assert order[: len(mine)] == mine == task_order(range(n), share, steal=False)
         assert sorted(order) == list(range(n))
-        after = own(range(n), World((rank + 1) % n_ranks, n_ranks)) if n_ranks > 1 else []
+        after = share_of(range(n), World((rank + 1) % n_ranks, n_ranks)) if n_ranks > 1 else []
         assert order[len(mine) : len(mine) + len(after)] == after[::-1]
 
 
@@ -105,7 +105,7 @@ def test_locks_let_the_living_do_a_dead_ranks_share_at_once():
 
 @given(views=st.integers(1, 20), n_blocks=st.integers(1, 9), decodes=st.booleans())
 def test_tasks_hold_every_unit_once_and_early_views_come_first(views, n_blocks, decodes):
-    tasks = tasks_of(views, n_blocks, decodes=decodes)
+    tasks = split_tasks(views, n_blocks, decodes=decodes)
     assert sorted(unit for task in tasks for unit in task) == [
         Unit(view, block) for view in range(views) for block in range(n_blocks)
     ]

@@ -200,7 +200,7 @@ def clips(n, n_frames=6, side=8):
 def test_only_the_frames_that_are_looked_at_are_picked(name, picks):
     assert ClipFrames.parse(name, 6).picks == picks
     pixels = clips(2)
-    picked = InputMap(8, frames=ClipFrames.parse(name, 6)).picked(pixels)
+    picked = InputMap(8, frames=ClipFrames.parse(name, 6)).pick(pixels)
     assert torch.equal(picked, pixels[:, :, list(picks)])
 
 
@@ -245,7 +245,7 @@ def test_a_sources_answer_is_that_of_its_frames_one_by_one(name):
     input_map = InputMap(12, mean, std, frames=ClipFrames.parse(name, 6))
     frozen = FrozenSource(colours(), input_map, device=CPU, forward=Forward("fp32", 4), image_px=8)
     pixels = clips(7)
-    found = frozen.logits(input_map.picked(pixels)).float().numpy()
+    found = frozen.logits(input_map.pick(pixels)).float().numpy()
     for n in range(7):
         frames = [pixels[n, :, d] for d in input_map.frames.picks]
         if name == "mean_frame":

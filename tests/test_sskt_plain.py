@@ -98,7 +98,7 @@ def bad_compiler(network):
 
 def test_a_wrong_compiled_source_runs_uncompiled_and_the_store_says_so(tmp_path, source, monkeypatch):
     plain = precompute(tmp_path / "plain", source, [])
-    monkeypatch.setattr(frozen, "compiled", bad_compiler)
+    monkeypatch.setattr(frozen, "compile_network", bad_compiler)
     monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
     said = Remarks()
     store = precompute(tmp_path / "stores", source, said)
@@ -113,7 +113,7 @@ def test_a_wrong_compiled_source_runs_uncompiled_and_the_store_says_so(tmp_path,
 
 
 def test_a_live_source_is_tested_on_the_students_images(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(frozen, "compiled", bad_compiler)
+    monkeypatch.setattr(frozen, "compile_network", bad_compiler)
     monkeypatch.setattr(execution, "_COMPILE_FROM", 1)
     said = Remarks()
     api.train(
@@ -133,9 +133,9 @@ def test_a_live_source_is_tested_on_the_students_images(tmp_path, source, monkey
 
 def test_a_store_that_was_computed_in_a_way_that_is_wrong_here_is_not_added_to(tmp_path, source, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(frozen, "compiled", lambda network: network)
+        patched.setattr(frozen, "compile_network", lambda network: network)
         store = precompute(tmp_path / "stores", source, [], compiled=True)
-    monkeypatch.setattr(frozen, "compiled", bad_compiler)
+    monkeypatch.setattr(frozen, "compile_network", bad_compiler)
     with pytest.raises(
         StoreMismatch, match="its rows were computed in a way that is wrong here: program:tiny"
     ):

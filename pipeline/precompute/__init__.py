@@ -1,1 +1,1 @@
-"""Stage one: run the frozen sources over every planned view and keep what they say."""
+"""Stage one: run the frozen sources over every planned view and store their logits."""

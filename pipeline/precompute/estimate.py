@@ -1,4 +1,6 @@
-"""What stage one would cost here: bytes and time, from a short probe of drawing, asking and writing."""
+"""Estimate what stage one would cost here, in bytes and time, from a short probe of drawing, forwards and
+writing.
+"""
 
 from __future__ import annotations
 
@@ -19,44 +21,44 @@ from sskt.errors import RunError
 from sskt.sources import FrozenSource, InputMap, Source
 from sskt.topk import row_width
 
-_PROBE_PICTURES = 512
+_PROBE_IMAGES = 512
 _PROBE_S = 3.0
 _WRITES = 3
 
 
 def estimate_job(job: Job, *, cache_dir: Location, execution: Execution) -> list[dict[str, Any]]:
-    """One row of plain data per source, and a last one for the job; no store is made.
+    """Return one row of plain data per source, and a last one for the job; creates no store.
 
-    rows and hours are of what is not finished yet; pays_after is in epochs: from then on, looking logits up
-    has cost less than asking live in every epoch. Raises what opening the sources raises.
+    rows and hours count only what is unfinished. pays_after is in epochs: after that many, reading stored
+    logits has cost less than live sources would have. Raises what opening the sources raises.
     """
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
-    rows, drawn_rows = [], 0
+    rows, n_to_draw = [], 0
     for source, input_map in job.sources:
         place = destination(job, source, input_map, cache_dir)
         left = _rows_left(job, place)
-        drawn_rows = max(drawn_rows, left)
-        rows.append(_one(job, source, input_map, place, left, cache_dir, execution))
-    draw = _drawing_rate(job, execution)
-    # a GPU draws while it asks; CPU cores do the one or the other
-    asking = sum(row["_seconds"] for row in rows)
-    drawing = drawn_rows / draw
-    seconds = max(asking, drawing) if execution.device.type == "cuda" else asking + drawing
-    saved = sum(len(job.dataset) / row["forward_img_s"] for row in rows)
-    writing = sum(row["_write_s"] for row in rows)
+        n_to_draw = max(n_to_draw, left)
+        rows.append(_estimate_source(job, source, input_map, place, left, cache_dir, execution))
+    draw_rate = _drawing_rate(job, execution)
+    # drawing and forwards overlap with a GPU, and compete for the cores of a CPU
+    forward_s = sum(row["_seconds"] for row in rows)
+    draw_s = n_to_draw / draw_rate
+    seconds = max(forward_s, draw_s) if execution.device.type == "cuda" else forward_s + draw_s
+    saved_s = sum(len(job.dataset) / row["forward_img_s"] for row in rows)  # per epoch
+    write_s = sum(row["_write_s"] for row in rows)
     total = {
         "source": "all, one decode",
         "rows": sum(row["rows"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows),
-        "draw_img_s": draw,
-        "hours": (seconds + writing) / 3600,
-        "pays_after": (seconds + writing) / saved,
+        "draw_img_s": draw_rate,
+        "hours": (seconds + write_s) / 3600,
+        "pays_after": (seconds + write_s) / saved_s,
     }
     return [{k: v for k, v in row.items() if not k.startswith("_")} for row in rows] + [total]
 
 
-def _one(
+def _estimate_source(
     job: Job,
     source: Source,
     input_map: InputMap,
@@ -65,7 +67,7 @@ def _one(
     cache_dir: Location,
     execution: Execution,
 ) -> dict[str, Any]:
-    """One source's row of the table."""
+    """The table row of one source; keys that start with "_" are for the total only."""
     image_px = job.plan.side_px
     store = place.store
     if store is None:
@@ -74,16 +76,16 @@ def _one(
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
     frozen = open_frozen(source, input_map, forward, execution, image_px)
     width = 2 * (source.spec.n_classes if place.top_k is None else row_width(place.top_k))
-    rate = _asking_rate(frozen)
-    written = _writing_rate(cache_dir, width * default_block_rows(len(job.dataset)))
-    seconds, write_s = left / rate, left * width / written
+    forward_rate = _forward_rate(frozen)
+    write_rate = _writing_rate(cache_dir, width * default_block_rows(len(job.dataset)))
+    seconds, write_s = left / forward_rate, left * width / write_rate
     return {
         "source": source.spec.name,
         "rows": left,
         "bytes": width * len(job.dataset) * job.views,
         "bytes_per_row": width,
-        "forward_img_s": rate,
-        "write_mb_s": written / 1e6,
+        "forward_img_s": forward_rate,
+        "write_mb_s": write_rate / 1e6,
         "hours": (seconds + write_s) / 3600,
         "_seconds": seconds,
         "_write_s": write_s,
@@ -100,8 +102,8 @@ def _rows_left(job: Job, place: Destination) -> int:
     return sum(int(rows.stop - rows.start) for rows in sizes) + new_views * store.n_samples
 
 
-def _asking_rate(frozen: FrozenSource) -> float:
-    """Pictures per second through a source, for some seconds."""
+def _forward_rate(frozen: FrozenSource) -> float:
+    """Images per second through a source, measured for a few seconds."""
     batch = render_batch_size(frozen.forward.batch_size)
     pixels = frozen.dummy_input(batch)
     frozen.logits(pixels)
@@ -109,11 +111,11 @@ def _asking_rate(frozen: FrozenSource) -> float:
 
 
 def _drawing_rate(job: Job, execution: Execution) -> float:
-    """Pictures per second from the renderer, spread over the whole index."""
+    """Images per second from the renderer, for samples spread over the whole dataset."""
     dataset: Dataset = job.dataset
-    positions = np.unique(np.linspace(0, len(dataset) - 1, _PROBE_PICTURES).astype(np.int64))
+    positions = np.unique(np.linspace(0, len(dataset) - 1, _PROBE_IMAGES).astype(np.int64))
     batches = in_batches(positions, 64)
-    with closing(open_renderer(dataset, job.seen, execution, batch_size=64)) as renderer:
+    with closing(open_renderer(dataset, job.source_plan, execution, batch_size=64)) as renderer:
         for _ in renderer.render(0, batches[:1]):  # builds the graph
             pass
         started = perf_counter()
@@ -123,8 +125,8 @@ def _drawing_rate(job: Job, execution: Execution) -> float:
 
 
 def _writing_rate(cache_dir: Location, nbytes: int) -> float:
-    """Bytes per second, flushed, in files of a unit's size. Raises CacheError if none can be written."""
-    probe = cache_dir / f"write-probe{TEMPORARY}0"  # swept with all that killed runs leave
+    """Bytes per second, flushed, in files of a unit's size. Raises CacheError if writing fails."""
+    probe = cache_dir / f"write-probe{TEMPORARY}0"  # a name that is swept with what killed runs leave behind
     data = np.random.default_rng(0).bytes(nbytes)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)

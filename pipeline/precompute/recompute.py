@@ -1,4 +1,4 @@
-"""Ask the source again about some of a store's rows: are they what it says of these pixels?"""
+"""Recompute some of a store's rows with the source, and compare."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.stores import Origin
 from sskt.sources import FrozenSource
 from sskt.topk import decode, encode
 
-COSINE = 0.999  # a row below it is not what the source says of its pixels
-SAME_TOP = 0.99  # share of rows whose largest logit is at the same class
+COSINE = 0.999  # a row with a lower cosine similarity does not come from this source and these pixels
+SAME_TOP = 0.99  # least share of rows whose largest logit is at the same class
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Stored rows against the source's answers of now; errors are of single logits."""
+    """How stored rows compare with recomputed ones; errors are per logit."""
 
     rows: int
     max_error: float
@@ -33,7 +33,7 @@ class Agreement:
     min_cosine: float
     same_top: float  # share of rows
     identical: float  # share of rows with the same bits
-    worst: str  # the row of the smallest cosine
+    worst: str  # the row with the smallest cosine
 
     @property
     def good(self) -> bool:
@@ -48,10 +48,10 @@ class Agreement:
 def recompute(
     store: Store, origin: Origin, frozen: FrozenSource, execution: Execution, *, n: int, seed: int
 ) -> Agreement:
-    """Compare `n` random (view, row) pairs of the finished units with the source's answers of now.
+    """Compare `n` random (view, row) pairs of the finished units with what the source computes now.
 
-    Top-k rows are compared as the logits of all classes that they stand for at temperature 1. Raises
-    StoreIncomplete if no unit is finished, StoreDamaged if one that is asked for cannot be read.
+    Top-k rows are expanded to the logits of all classes at temperature 1 for the comparison. Raises
+    StoreIncomplete if no unit is finished, StoreDamaged if a unit that is needed cannot be read.
     """
     blocks = [(unit.view, store.rows_of(unit.block)) for unit in store.finished_units()]
     if not blocks:
@@ -59,42 +59,43 @@ def recompute(
     sizes = np.array([rows.stop - rows.start for _, rows in blocks])
     picked = np.sort(np.random.default_rng(seed).choice(sizes.sum(), size=min(n, sizes.sum()), replace=False))
     ends = np.cumsum(sizes)
-    where = np.searchsorted(ends, picked, side="right")
+    block_of = np.searchsorted(ends, picked, side="right")  # the index in `blocks` of each pick
     stored, picks, names = [], [], []
-    for at in np.unique(where):
-        view, rows = blocks[at]
-        inside = picked[where == at] - (ends[at] - sizes[at])
-        stored.append(store.unit(Unit(view, rows.start // store.block_rows))[inside])
-        picks.append((view, rows.start + inside))
-        names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in inside]
-    batch = render_batch_size(frozen.forward.batch_size)
+    for block in np.unique(block_of):
+        view, rows = blocks[block]
+        offsets = picked[block_of == block] - (ends[block] - sizes[block])
+        stored.append(store.unit(Unit(view, rows.start // store.block_rows))[offsets])
+        picks.append((view, rows.start + offsets))
+        names += [f"view {view}, sample {store.ids[rows.start + i]}" for i in offsets]
+    batch_size = render_batch_size(frozen.forward.batch_size)
+    plan = origin.source_plan
     with (
-        closing(open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)) as renderer,
-        closing(_drawn(renderer, picks, batch)) as drawn,
+        closing(open_renderer(origin.dataset, plan, execution, batch_size=batch_size)) as renderer,
+        closing(_draw(renderer, picks, batch_size)) as drawn,
     ):
-        live = torch.cat([frozen.logits(pixels).cpu() for pixels in _filled(drawn, batch)])
+        live = torch.cat([frozen.logits(pixels).cpu() for pixels in _rebatch(drawn, batch_size)])
     return _compare(store, np.concatenate(stored), live, names)
 
 
-def _drawn(
-    renderer: Renderer, picks: list[tuple[int, NDArray[np.int64]]], batch: int
+def _draw(
+    renderer: Renderer, picks: list[tuple[int, NDArray[np.int64]]], batch_size: int
 ) -> Generator[torch.Tensor]:
-    """The pictures at some positions of some views."""
+    """Draw the images at some positions of some views."""
     for view, positions in picks:
-        with closing(renderer.render(view, in_batches(positions, batch))) as drawn:
+        with closing(renderer.render(view, in_batches(positions, batch_size))) as drawn:
             yield from drawn
 
 
-def _filled(drawn: Iterable[torch.Tensor], batch: int) -> Generator[torch.Tensor]:
-    """The same pictures, `batch` at a time: a forward costs as much for one as for all its rows."""
-    held: list[torch.Tensor] = []
+def _rebatch(drawn: Iterable[torch.Tensor], batch_size: int) -> Generator[torch.Tensor]:
+    """Regroup images into full batches: a forward costs as much for one image as for a full batch."""
+    waiting: list[torch.Tensor] = []
     for pixels in drawn:
-        held.append(pixels)
-        if sum(map(len, held)) >= batch:
-            together = torch.cat(held)
-            yield together[:batch]
-            held = [together[batch:]]
-    rest = torch.cat(held)
+        waiting.append(pixels)
+        if sum(map(len, waiting)) >= batch_size:
+            joined = torch.cat(waiting)
+            yield joined[:batch_size]
+            waiting = [joined[batch_size:]]
+    rest = torch.cat(waiting)
     if len(rest):
         yield rest
 
@@ -102,14 +103,14 @@ def _filled(drawn: Iterable[torch.Tensor], batch: int) -> Generator[torch.Tensor
 def _compare(
     store: Store, stored: NDArray[np.float16 | np.uint16], live: torch.Tensor, names: list[str]
 ) -> Agreement:
-    kept = torch.from_numpy(stored)
+    rows = torch.from_numpy(stored)
     if store.top_k is not None:
         live = encode(live, store.top_k)
-        identical = (kept.view(torch.int16) == live.view(torch.int16)).all(dim=1)
-        kept, live = (decode(rows, store.n_classes, 1.0) for rows in (kept, live))
+        identical = (rows.view(torch.int16) == live.view(torch.int16)).all(dim=1)
+        rows, live = decode(rows, store.n_classes, 1.0), decode(live, store.n_classes, 1.0)
     else:
-        identical = (kept == live).all(dim=1)
-    a, b = kept.double(), live.double()
+        identical = (rows == live).all(dim=1)
+    a, b = rows.double(), live.double()
     error, cosine = (a - b).abs(), torch.nn.functional.cosine_similarity(a, b, dim=1)
     return Agreement(
         rows=len(a),

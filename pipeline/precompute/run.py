@@ -1,8 +1,9 @@
-"""Stage one: run the frozen sources over every planned view of a target and keep their logits (SSKT eq. 5,
+"""Stage one: run the frozen sources over every planned view of a target and store their logits (SSKT eq. 5,
 6).
 
-Work is cut into units, (view, block of samples). One pass over the pictures of a unit feeds every source that
-still lacks it, and each source's unit is committed whole, so a stopped run is continued by running it again.
+Work is divided into units, (view, block of samples). One pass over a unit's images feeds every source that
+still lacks it, and each source's unit is committed whole, so running the same command again continues a
+stopped run.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from pipeline.stores import (
     Job,
     SourceStore,
     destination,
+    log_knowledge,
     open_named,
     open_source_store,
-    say_what_rows_know,
     sound_stores,
     with_recorded_weights,
 )
@@ -58,9 +59,9 @@ class StoreReport:
     n_samples: int
     n_classes: int
     views: int
-    rows_done: int = 0  # rows computed by this call; those of earlier calls and other processes do not count
+    rows_done: int = 0  # rows computed by this call, not by earlier calls or other processes
     write_s: float = 0.0
-    wall_s: float = 0.0  # of drawing, asking and writing; stores and sources are open by then
+    wall_s: float = 0.0  # drawing, forwards and writing; opening stores and sources is not included
     nbytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,51 +73,53 @@ class StoreReport:
 def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: World) -> list[StoreReport]:
     """Fill the stores of the job's sources for views 0..views-1; finished units are left alone.
 
-    Other processes may work on the same stores: units are shared by `share` and by claims. Raises
-    StoreMismatch if a store with the same fingerprint was made at another precision or its probe pictures no
+    Other processes may work on the same stores: `world` and claims divide the units among them. Raises
+    StoreMismatch if a store with the same fingerprint was made at another precision or its probe images no
     longer come out the same, SourceError naming the samples if a source gives logits that are not finite,
     CacheError if the store cannot be written. Units finished before an error or Ctrl-C are kept.
     """
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
-    works = [
+    source_stores = [
         open_source_store(job, source, input_map, cache_dir, execution) for source, input_map in job.sources
     ]
     started = perf_counter()
-    todo = sum(len(work.pending) for work in works)
-    if not todo:
-        log.info(f"{job.name}: all {job.views} view(s) of {len(works)} source(s) are already there")
+    if not any(each.pending for each in source_stores):
+        log.info(f"{job.name}: all {job.views} view(s) of {len(source_stores)} source(s) are already there")
     else:
-        batch = render_batch_size(max(work.frozen.forward.batch_size for work in works if work.frozen))
-        renderer = open_renderer(job.dataset, job.seen, execution, batch_size=batch)
+        sources = [each.frozen for each in source_stores if each.frozen]
+        batch_size = render_batch_size(max(frozen.forward.batch_size for frozen in sources))
+        renderer = open_renderer(job.dataset, job.source_plan, execution, batch_size=batch_size)
         with closing(renderer), Progress() as progress:
-            crew = Worker(job.dataset, works, renderer, world, batch_size=batch, progress=progress)
-            crew.work(job.views)
-        for work in works:
-            if work.remark:
-                log.info(work.remark)
-        left = sum(len(work.store.pending(job.views)) for work in works)
+            worker = Worker(
+                job.dataset, source_stores, renderer, world, batch_size=batch_size, progress=progress
+            )
+            worker.work(job.views)
+        for source_store in source_stores:
+            if source_store.remark:
+                log.info(source_store.remark)
+        left = sum(len(each.store.pending(job.views)) for each in source_stores)
         if left:
             log.info(
                 f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
             )
     if world.rank == 0:
-        for work in works:
-            say_what_rows_know(work.store, work.source.spec, job.dataset)
-    return [_report(work, job, perf_counter() - started) for work in works]
+        for source_store in source_stores:
+            log_knowledge(source_store.store, source_store.source.spec, job.dataset)
+    return [_report(each, job, perf_counter() - started) for each in source_stores]
 
 
-def _report(work: SourceStore, job: Job, wall_s: float) -> StoreReport:
+def _report(source_store: SourceStore, job: Job, wall_s: float) -> StoreReport:
     return StoreReport(
-        work.source.spec.name,
-        work.store.path,
+        source_store.source.spec.name,
+        source_store.store.path,
         len(job.dataset),
-        work.store.n_classes,
+        source_store.store.n_classes,
         job.views,
-        rows_done=work.rows_done,
-        write_s=work.write_s,
+        rows_done=source_store.rows_done,
+        write_s=source_store.write_s,
         wall_s=wall_s,
-        nbytes=work.store.nbytes,
+        nbytes=source_store.store.nbytes,
     )
 
 
@@ -131,8 +134,8 @@ def precompute(
     limit: int | None = None,
     top_k: int | None = None,
 ) -> list[StoreReport]:
-    """Stage one for each target, or for every prepared one if none is named; see
-    `pipeline.precompute.run.precompute`. Processes that fill the same stores share the work.
+    """Run stage one for each target, or for every prepared one if none is named; see `fill_stores`.
+    Processes that fill the same stores share the work.
     """
     paths, execution = paths or Paths(), execution or choose_execution()
     world, augmentation = World.from_environment(), augmentation or Augmentation()
@@ -157,7 +160,7 @@ def estimate(
     limit: int | None = None,
     top_k: int | None = None,
 ) -> list[dict[str, Any]]:
-    """What `precompute` would cost; see `pipeline.precompute.estimate.estimate`."""
+    """Estimate what `precompute` would cost; see `pipeline.precompute.estimate.estimate_job`."""
     paths, execution = paths or Paths(), execution or choose_execution()
     jobs = _jobs(targets, sources, views, augmentation or Augmentation(), paths, limit, top_k)
     return [
@@ -176,10 +179,10 @@ def _jobs(
     limit: int | None,
     top_k: int | None,
 ) -> list[Job]:
-    """One job a target, or one for each part of a clip that some sources look at; everything is opened before
-    the first is done, so that a wrong name costs no work.
+    """One job per target, or for clips one per set of frames that sources see. Everything is opened before
+    the first job runs, so that a wrong name is found before any work is done.
 
-    Raises TargetError, saying how to prepare one, if nothing is named and nothing is prepared.
+    Raises TargetError, saying how to prepare one, if no target is named and none is prepared.
     """
     targets, sources = coerce.texts(targets, "targets"), coerce.texts(sources, "sources")
     views, limit = coerce.whole(views, "views", low=1), coerce.whole_or_none(limit, "limit")
@@ -194,12 +197,12 @@ def _jobs(
         log.info(f"targets prepared under {paths.data_dir}: {', '.join(names)}")
     specs = [parse_target(name) for name in names]
     require_named(paths, sources)
-    opened = _opened(sources, _with_recorded_weights(paths, names, sources))
+    opened = _open_sources(sources, _with_recorded_weights(paths, names, sources))
     jobs = []
     for name, spec in zip(names, specs, strict=True):
         dataset = open_dataset(name, "train", paths=paths, limit=limit)
         plan = augmentation.training_plan(spec)
-        together: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
+        by_frames: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
         for source in opened:
             input_map = augmentation.input_map(spec, source.spec)
             size = source.spec.contract.size
@@ -207,31 +210,30 @@ def _jobs(
                 log.warning(
                     f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
                 )
-            together.setdefault(input_map.frames, []).append((source, input_map))
-        jobs += [Job(name, dataset, alike, plan, views, top_k) for alike in together.values()]
+            by_frames.setdefault(input_map.frames, []).append((source, input_map))
+        jobs += [Job(name, dataset, group, plan, views, top_k) for group in by_frames.values()]
     return jobs
 
 
 def _mention_earlier(job: Job, augmentation: Augmentation, paths: Paths) -> None:
-    """Say where a store that sources filled before they saw what the released code shows them would do."""
+    """Warn if a new store is about to be filled where one made with `--source-input earlier` exists."""
     spec = parse_target(job.target)
     for source, input_map in job.sources:
         earlier = replace(augmentation, source_input=EARLIER).input_map(spec, source.spec)
         if earlier == input_map:
             continue
         with mute_remarks():
-            now, before = (destination(job, source, each, paths.cache_dir) for each in (input_map, earlier))
-        if now.exists:
-            continue
-        if before.exists:
+            current = destination(job, source, input_map, paths.cache_dir)
+            earlier_store = destination(job, source, earlier, paths.cache_dir)
+        if earlier_store.exists and not current.exists:
             log.warning(
-                f"{source.spec.name}: {before.path} was made before sources saw what the released code shows "
-                f"them, a new store is filled; --source-input earlier goes on with that one"
+                f"{source.spec.name}: {earlier_store.path} was made before sources saw what the released "
+                f"code shows them, a new store is filled; --source-input earlier goes on with that one"
             )
 
 
 def _with_recorded_weights(paths: Paths, targets: Sequence[str], sources: Sequence[str]) -> Paths:
-    """`places`, with the weights that the targets' stores were made from and that are still there."""
+    """`paths`, completed by the weights that the targets' stores were made from, if they still exist."""
     for source in sources:
         folders = [paths.cache_dir / target_slug(name) / "train" / source_slug(source) for name in targets]
         stores = [store for folder in folders for store in sound_stores(folder)]
@@ -239,8 +241,8 @@ def _with_recorded_weights(paths: Paths, targets: Sequence[str], sources: Sequen
     return paths
 
 
-def _opened(sources: Sequence[str], paths: Paths) -> list[Source]:
-    """Every source once, whatever the number of its names: they would all fill the same store."""
+def _open_sources(sources: Sequence[str], paths: Paths) -> list[Source]:
+    """Open every distinct source once, even if it is named twice: both would fill the same store."""
     opened: dict[tuple[str, str], tuple[str, Source]] = {}
     for name in dict.fromkeys(sources):
         source = open_named(name, paths)

@@ -1,4 +1,4 @@
-"""Who does what: how the ranks of a job share tasks. Pure arithmetic; claims and entries keep it safe."""
+"""How the ranks of a job share its tasks. Pure arithmetic: claims and entries make it safe."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from typing import TypeVar
 from cache.unit import Unit
 from pipeline.runtime import World
 
-_VIEWS_TO_A_DECODE = 4  # more would leave every view unfinished for longer
+_VIEWS_PER_DECODE = 4  # more would leave every view unfinished for longer
 T = TypeVar("T")
 
 
-def tasks_of(views: int, n_blocks: int, *, decodes: bool) -> list[tuple[Unit, ...]]:
-    """What is shared out of a job: a unit each or, where pictures must be decoded (`decodes`), up to four
-    views of a block, drawn one after the other from one decode.
+def split_tasks(views: int, n_blocks: int, *, decodes: bool) -> list[tuple[Unit, ...]]:
+    """Split a job into tasks: single units or, if images must be decoded (`decodes`), up to four views of a
+    block, drawn one after the other from one decode.
     """
-    together = _VIEWS_TO_A_DECODE if decodes else 1
+    n_views = _VIEWS_PER_DECODE if decodes else 1
     return [
-        tuple(Unit(view, block) for view in range(first, min(first + together, views)))
-        for first in range(0, views, together)
+        tuple(Unit(view, block) for view in range(first, min(first + n_views, views)))
+        for first in range(0, views, n_views)
         for block in range(n_blocks)
     ]
 
 
-def own(tasks: Sequence[T], world: World) -> list[T]:
-    """Every n-th task: disjoint and exhaustive over the ranks, and early tasks are done early."""
+def share_of(tasks: Sequence[T], world: World) -> list[T]:
+    """The rank's share, every n-th task: disjoint and exhaustive over the ranks, early tasks first."""
     return list(tasks[world.rank :: world.size])
 
 
-def in_turn(tasks: Sequence[T], world: World, *, steal: bool) -> list[T]:
-    """A rank's own tasks in order, then, to `steal`, the others', each share from its end.
+def task_order(tasks: Sequence[T], world: World, *, steal: bool) -> list[T]:
+    """A rank's own share in order, then, if it may `steal`, the other ranks' shares, each from its end.
 
-    Whoever steals from a living rank meets it as late as possible, and two thieves start at different shares.
+    A rank that steals from a living one meets it as late as possible, and two that steal start at different
+    shares.
     """
-    order = own(tasks, world)
+    order = share_of(tasks, world)
     if steal:
-        for further in range(1, world.size):
-            order += reversed(own(tasks, World((world.rank + further) % world.size, world.size)))
+        for offset in range(1, world.size):
+            order += reversed(share_of(tasks, World((world.rank + offset) % world.size, world.size)))
     return order

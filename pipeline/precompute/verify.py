@@ -1,5 +1,5 @@
-"""Check a store, and mend what can be mended: metadata from its copy, tables from the target, units from the
-source.
+"""Check a store and repair what can be repaired: metadata from its copy, tables from the target, units from
+the source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.stores import (
     open_origin,
     probe_pixels,
     recorded_forward,
-    seen_by,
+    source_plan,
 )
 from sskt.sources import Forward, FrozenSource, InputMap, default_batch_size
 
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What `verify` found."""
+    """The result of `verify`."""
 
     store: str
-    problems: list[dict[str, Any]]  # what is wrong now, after a repair
-    repaired: list[str]  # units computed again, and files put back
+    problems: list[dict[str, Any]]  # what is still wrong, after any repair
+    repaired: list[str]  # recomputed units and restored files
     agreement: Agreement | None
     verdict: str
 
@@ -72,31 +72,31 @@ def verify(
     execution: Execution,
     seed: int = 0,
 ) -> Verified:
-    """Check everything on the disk, mend it if `repair`, and compare `n_rows` random rows with the source.
+    """Check everything on disk, repair it if `repair`, and compare `n_rows` random rows with the source.
 
-    `target` and `weights` say where these are if they have moved. Raises what opening them raises; nothing
-    has been given up then.
+    `target` and `weights` say where these are if they have moved. Raises what opening them raises, in which
+    case nothing has been discarded.
     """
     path, weights = coerce.place(path, "path"), None if weights is None else coerce.path(weights, "weights")
     n_rows, seed = coerce.whole_or_none(n_rows, "n_rows", low=0), coerce.seed(seed)
-    mended = repair_metadata(path) if repair else []
+    repaired = repair_metadata(path) if repair else []
     store = Store.open(path)
     problems = store.verify()
     if problems and repair:
-        mended += _mend(store, problems, paths, execution, target, weights)
+        repaired += _repair(store, problems, paths, execution, target, weights)
         store = Store.open(path)
         problems = store.verify()
     agreement = None
     if n_rows and not problems:
         origin = open_origin(store, paths, target=target, weights=weights)
-        frozen = _teacher(store, origin, execution, exact=False)
+        frozen = _open_source(store, origin, execution, exact=False)
         agreement = recompute(store, origin, frozen, execution, n=n_rows, seed=seed)
     rows = [{"unit": str(p.unit) if p.unit else None, "problem": p.what} for p in problems]
-    verdict = _verdict(store, rows, mended, agreement)
-    return Verified(str(path), rows, mended, agreement, verdict)
+    verdict = _verdict(store, rows, repaired, agreement)
+    return Verified(str(path), rows, repaired, agreement, verdict)
 
 
-def _mend(
+def _repair(
     store: Store,
     problems: list[Problem],
     paths: Paths,
@@ -104,13 +104,13 @@ def _mend(
     target: str | None,
     weights: Path | None,
 ) -> list[str]:
-    """Put tables back and compute units again; what could fail comes before anything is given up."""
+    """Restore tables and recompute units; whatever may fail comes before anything is discarded."""
     dataset = open_dataset_of(store, paths, target=target)
     tables = _damaged_tables(store)
     if tables:
         plan = plan_from(store.manifest.identity["plan"], str(store.path))
-        seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), plan)
-        with closing(open_renderer(dataset, seen, execution, batch_size=1)) as renderer:
+        plan = source_plan(InputMap.from_dict(store.manifest.identity["input"]), plan)
+        with closing(open_renderer(dataset, plan, execution, batch_size=1)) as renderer:
             n_probe = min(PROBE_SAMPLES, len(dataset))
             rebuilt: dict[str, NDArray[Any]] = {
                 "ids": dataset.ids,
@@ -122,32 +122,35 @@ def _mend(
             if table_sha256(rebuilt[name]) == store.tables_sha256[name]:
                 write_table(store.path, name, rebuilt[name])
         store = Store.open(store.path)
-    mended = sorted(set(tables) - set(_damaged_tables(store)))
+    repaired = sorted(set(tables) - set(_damaged_tables(store)))
     units = [problem.unit for problem in problems if problem.unit is not None]
     if units:
         origin = open_origin(store, paths, target=target, weights=weights)
-        frozen = _teacher(store, origin, execution, exact=True)
-        _redo(store, origin, frozen, units, execution)
-        mended += map(str, units)
-    return mended
+        frozen = _open_source(store, origin, execution, exact=True)
+        _recompute_units(store, origin, frozen, units, execution)
+        repaired += map(str, units)
+    return repaired
 
 
-def _redo(
+def _recompute_units(
     store: Store, origin: Origin, frozen: FrozenSource, units: list[Unit], execution: Execution
 ) -> None:
-    """Compute just these units again."""
-    batch = render_batch_size(frozen.forward.batch_size)
-    renderer = open_renderer(origin.dataset, origin.seen, execution, batch_size=batch)
+    batch_size = render_batch_size(frozen.forward.batch_size)
+    renderer = open_renderer(origin.dataset, origin.source_plan, execution, batch_size=batch_size)
     with closing(renderer), Progress() as progress:
         for unit in units:
             store.discard(unit)
-        works = [SourceStore(origin.source, frozen, store, set(units))]
-        crew = Worker(origin.dataset, works, renderer, World(), batch_size=batch, progress=progress)
-        crew.work(store.n_views)
+        source_stores = [SourceStore(origin.source, frozen, store, set(units))]
+        worker = Worker(
+            origin.dataset, source_stores, renderer, World(), batch_size=batch_size, progress=progress
+        )
+        worker.work(store.n_views)
 
 
-def _teacher(store: Store, origin: Origin, execution: Execution, *, exact: bool) -> FrozenSource:
-    """The source as the store's rows were computed; where they are only compared, a CPU has its own way."""
+def _open_source(store: Store, origin: Origin, execution: Execution, *, exact: bool) -> FrozenSource:
+    """Open the source as the store's rows were computed. Unless `exact`, that is when rows are only compared,
+    a CPU uses fp32 for rows of a GPU.
+    """
     made_by = store.manifest.made_by
     if exact:
         forward = recorded_forward(store.path, made_by, execution)
@@ -181,12 +184,12 @@ def _damaged_tables(store: Store) -> list[str]:
 
 
 def _verdict(
-    store: Store, problems: list[dict[str, Any]], mended: list[str], agreement: Agreement | None
+    store: Store, problems: list[dict[str, Any]], repaired: list[str], agreement: Agreement | None
 ) -> str:
-    """One sentence."""
-    done = f"{len(mended)} part(s) repaired; " if mended else ""
+    """Summarise the result in one sentence."""
+    done = f"{len(repaired)} part(s) repaired; " if repaired else ""
     if problems:
-        return f"{store.path}: {done}{len(problems)} problem(s); --repair mends what can be mended"
+        return f"{store.path}: {done}{len(problems)} problem(s); --repair fixes what can be fixed"
     left = len(store.pending(store.n_views))
     more = f", {left} unit(s) are not finished yet" if left else ""
     sound = f"{done}every finished unit is sound ({store.n_views} views of {store.n_samples} samples{more})"

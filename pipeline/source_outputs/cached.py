@@ -1,4 +1,6 @@
-"""Logits read from stores: a view at a time, loaded while the one before is in use, one gather per batch."""
+"""Logits read from stores: one view at a time, loaded while the previous one is in use, one gather per
+batch.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ class _View:
     """The rows of one view that an epoch needs."""
 
     view: int
-    positions: NDArray[np.int64]  # (n,) sorted rows of the index
+    positions: NDArray[np.int64]  # (n,) sorted positions in the dataset
     tables: dict[str, Table]
 
 
@@ -38,75 +40,75 @@ class CachedOutputs:
         dataset: Dataset,
         *,
         views: int,
-        residence: Placement,
+        placement: Placement,
         temperature: float,
         contracts: Mapping[str, Contract] | None = None,
     ) -> None:
-        """`temperature` is the one that the labels are for: it decides what classes beyond the top k get.
+        """`temperature` is the student's: it decides the logits of the classes beyond a store's top k.
 
-        Raises StoreIncomplete if any of the views 0..views-1 is not finished in any store.
+        Raises StoreIncomplete if any store lacks part of the views 0..views-1.
         """
         self._stores, self.views = stores, views
-        self._residence, self._temperature = residence, temperature
+        self._placement, self._temperature = placement, temperature
         self.n_classes = {name: store.n_classes for name, store in stores.items()}
         self.contracts = contracts or {}
         self.weights_sha256 = {
             name: str(store.manifest.identity["source"]["weights_sha256"]) for name, store in stores.items()
         }
         self._rows = {name: store.positions_of(dataset.ids) for name, store in stores.items()}
-        self._now: _View | None = None
+        self._current: _View | None = None
         self._next: Future[_View] | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="labels")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="source-outputs")
         for name, store in stores.items():
             require_views(store, name, views)
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
         """See `SourceOutputs.load`. Reads and verifies every unit that holds one of the rows."""
         if self._next is not None:
-            self._now, self._next = self._next.result(), None
+            self._current, self._next = self._next.result(), None
         if not self._is_loaded(view, positions):
-            self._now = None  # make room first
-            self._now = self._read(view, positions)
+            self._current = None  # free its memory first
+            self._current = self._read(view, positions)
 
     def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `SourceOutputs.prepare`. A thread of its own reads; what it finds damaged, `load` raises."""
+        """See `SourceOutputs.prepare`. Reads in a separate thread; `load` raises if it found damage."""
         if not self._is_loaded(view, positions):
             self._next = self._reader.submit(self._read, view, positions)
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
-        if self._now is None:
+        if self._current is None:
             raise RuntimeError("no view is loaded")
-        at = np.searchsorted(self._now.positions, positions)
+        at = np.searchsorted(self._current.positions, positions)
         return {
             name: all_classes(self._stores[name], table.rows(at), self._temperature)
-            for name, table in self._now.tables.items()
+            for name, table in self._current.tables.items()
         }
 
     def finish(self) -> None:
         """See `SourceOutputs.finish`. Nothing to do."""
 
-    def _is_loaded(self, view: int, wanted: NDArray[np.int64]) -> bool:
-        now = self._now
-        return now is not None and now.view == view and np.array_equal(now.positions, wanted)
+    def _is_loaded(self, view: int, positions: NDArray[np.int64]) -> bool:
+        current = self._current
+        return current is not None and current.view == view and np.array_equal(current.positions, positions)
 
-    def _read(self, view: int, wanted: NDArray[np.int64]) -> _View:
+    def _read(self, view: int, positions: NDArray[np.int64]) -> _View:
         tables = {
-            name: self._residence.of(store, view, self._rows[name][wanted])
+            name: self._placement.place(store, view, self._rows[name][positions])
             for name, store in self._stores.items()
         }
-        return _View(view, wanted, tables)
+        return _View(view, positions, tables)
 
 
 def all_classes(store: Store, rows: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Stored rows, float16 (n, width), as logits of every class (n, K)."""
+    """Expand stored rows, float16 (n, width), to the logits of every class (n, K)."""
     if store.top_k is None:
         return rows
     return decode(rows.view(torch.uint16), store.n_classes, temperature)
 
 
 def require_views(store: Store, name: str, views: int) -> None:
-    """Raise StoreIncomplete unless the first `views` views of a source's store are finished."""
+    """Raise StoreIncomplete unless the first `views` views of the store of source `name` are finished."""
     missing = store.pending(views) if views <= store.n_views else None
     if missing is None or missing:
         left = "only" if missing is None else f"{len(missing)} unfinished units in"

@@ -1,6 +1,4 @@
-"""Decide where a run's source logits come from: stores that serve it, or the live sources, and say so in one
-line.
-"""
+"""Decide where a run's source outputs come from, stores that serve it or the live sources, and log which."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -24,11 +21,12 @@ from pipeline.data.render import open_renderer
 from pipeline.runtime import Execution, Paths, folder_words, mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
-from pipeline.source_outputs.live import LiveOutputs, Teacher
+from pipeline.source_outputs.live import LiveOutputs, LiveSource
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.write_through import WriteThroughOutputs
 from pipeline.stores import (
     PROBE_SAMPLES,
+    Candidate,
     Job,
     check_probe,
     classes_of,
@@ -40,8 +38,8 @@ from pipeline.stores import (
     open_named,
     open_source_store,
     probe_pixels,
-    seen_by,
     sound_stores,
+    source_plan,
     spec_on_store,
     split_folder,
     store_folder,
@@ -71,7 +69,7 @@ TEACHER_BN = ("frozen", "batch-stats")
 
 @dataclass(frozen=True, slots=True)
 class DataRequest:
-    """One run's target and everything that its source logits depend on."""
+    """One run's target and everything that its source outputs depend on."""
 
     target: str  # as the user named it
     spec: DatasetSpec
@@ -80,12 +78,12 @@ class DataRequest:
     plan: Plan
     paths: Paths
     execution: Execution
-    temperature: float  # at which the student learns: what a store of top-k logits is read for
-    n_rows: int  # samples of an epoch that this process trains on
-    n_forwards: int  # pictures that a live source would be asked about in the whole run
-    limit: int | None = None  # of samples, as asked
-    source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256, where a run has begun with them
-    whole: Dataset | None = None  # `index` with what was held out of it to choose by, if anything was
+    temperature: float  # the student's, at which a store of top-k logits is read
+    n_rows: int  # samples per epoch that this process trains on
+    n_forwards: int  # images that a live source would process in the whole run
+    limit: int | None = None  # the --limit on samples
+    source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256 by source, if the run is resumed
+    whole: Dataset | None = None  # `dataset` with the samples held out for validation, if any were
 
     @property
     def stored(self) -> Dataset:
@@ -93,30 +91,34 @@ class DataRequest:
         return self.dataset if self.whole is None else self.whole
 
     def weights_sha256(self, source: str) -> str | None:
-        """Of the weights that a run has begun with, or that are here; None if neither is known."""
+        """sha256 of the weights that the run began with, or of the local file; None if neither is known."""
         return self.source_weights.get(source) or self.paths.weights_sha256(source)
 
     def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
-        """What `store` must say to serve this run; the weights of a source that is not here are taken on its
-        word. A run that goes on has those that it began with, whatever lies in their place by now.
+        """The fingerprint that `store` must have to serve this run; if the source's weights are not on this
+        machine, the store's record of them is trusted. A resumed run keeps the weights that it began with,
+        even if the file has changed since.
         """
-        stored = store.manifest.identity
+        about = dict(store.manifest.identity["source"])
         sha256 = self.weights_sha256(source)
-        here = stored["source"] if sha256 is None else {**stored["source"], "weights_sha256": sha256}
+        if sha256 is not None:
+            about["weights_sha256"] = sha256
         spec = spec_on_store(source, self.paths, store)
-        here = {**here, "returns": spec.returns if spec.returns in CONVERTED else None}
-        here = {name: value for name, value in here.items() if value is not None}
+        about["returns"] = spec.returns if spec.returns in CONVERTED else None
+        about = {name: value for name, value in about.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
-        return identity(here, input_map, self.plan, self.stored, top_k=store.top_k)
+        return identity(about, input_map, self.plan, self.stored, top_k=store.top_k)
 
     def matching(self, source: str) -> Store | None:
         """The store of `source` that serves this run; see `matching_store`."""
+        cache_dir = self.paths.cache_dir
+        by_name = [Store.open(path) for path in find_stores(store_folder(cache_dir, self.stored, source))]
+        elsewhere = stores_elsewhere(cache_dir, self.stored, source, self.weights_sha256(source))
         return matching_store(
-            self.paths.cache_dir,
             self.stored,
             source,
-            partial(self.fingerprint, source=source),
-            weights_sha256=self.weights_sha256(source),
+            [Candidate(store, self.fingerprint(store, source)) for store in by_name],
+            (Candidate(store, self.fingerprint(store, source)) for store in elsewhere),
         )
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
@@ -138,8 +140,8 @@ class DataRequest:
         given = self.paths.weights
         words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
         for name in sources:
-            if (told := self.paths.contract_of(name)) is not None:
-                words.append(f"{OPTION} {quoted(f'{name}={to_told(told)}')}")
+            if (contract := self.paths.contract_of(name)) is not None:
+                words.append(f"{OPTION} {quoted(f'{name}={to_told(contract)}')}")
         words.append(f"--target {quoted(self.target)}")
         words += [f"{option} {value}" for option, value in settings.items() if value is not None]
         words += folder_words(self.paths.data_dir, self.paths.cache_dir)
@@ -149,12 +151,12 @@ class DataRequest:
 def open_source_outputs(
     request: DataRequest, sources: tuple[str, ...], *, labels: str, views: int | None, teacher_bn: str
 ) -> SourceOutputs:
-    """Labels for a run: `labels` is one of LABELS; auto is cached if every source has a store that serves the
-    run, else live.
+    """Open a run's source outputs. `labels` is one of LABELS; auto means cached if every source has a store
+    that serves the run, else live.
 
-    Without `sources`, `stored_sources` are taken, and with none of them the paper's two. Which it is is said
-    in one line. Raises StoreMismatch, StoreIncomplete, RunError or SourceError, never silently changing what
-    was asked for.
+    `sources` defaults to `stored_sources`, or to the paper's two if nothing is stored. The choice is logged
+    in one line. Raises StoreMismatch, StoreIncomplete, RunError or SourceError rather than silently changing
+    what the user chose.
     """
     if teacher_bn != "frozen" and labels != "live":
         raise RunError(
@@ -162,19 +164,19 @@ def open_source_outputs(
             f"add --labels live, or leave it out"
         )
     if labels == "live":
-        return _live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked")
+        return _open_live(request, sources or LIVE_DEFAULT_SOURCES, views, teacher_bn, "as asked")
     if labels == "write-through":
-        return _write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS)
+        return _open_write_through(request, sources or LIVE_DEFAULT_SOURCES, views or DEFAULT_VIEWS)
     named = bool(sources)
     sources = sources or stored_sources(request.paths.cache_dir, request.dataset)
     stores = _matching_stores(request, sources, named)
     if not named and stores:
         sources = tuple(stores)
     if stores and views is None and not named:
-        views = _whole_views(stores)
+        views = _n_whole_views(stores)
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
-        return _cached(request, stores, views)
+        return _open_cached(request, stores, views)
     command = request.precompute_command(absent, views)
     if labels == "cached":
         raise RunError(
@@ -186,39 +188,39 @@ def open_source_outputs(
         f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
         f"about {len(request.dataset):,} pictures; `{command}` would pay for them once"
     )
-    return _live(request, sources, views, teacher_bn, why)
+    return _open_live(request, sources, views, teacher_bn, why)
 
 
 def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
-    """The sources that have a whole view stored for a target split, in alphabetical order, but for students
-    of ours: what they know is a task's own labels, and they teach when they are named.
+    """The sources with a whole view stored for a target split, in alphabetical order, except students of
+    ours: those know a task's own labels, and teach only when named.
     """
-    names = {_source_name(store) for store in _begun_stores(cache_dir, dataset)}
+    names = {_source_name(store) for store in _stores_with_views(cache_dir, dataset)}
     return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
 
 
 def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
-    """The sources that have a whole view stored for a target split and know its classes, in alphabetical
-    order; of a run that is not at hand only their number is known.
+    """The sources with a whole view stored for a target split that know its classes, in alphabetical order.
+    For a run whose folder is missing, only the number of classes is checked.
     """
-    stores = [s for s in _begun_stores(cache_dir, dataset) if s.n_classes == len(dataset.classes)]
-    return tuple(sorted({_source_name(store) for store in stores if _knows(store, dataset.classes)}))
+    stores = [s for s in _stores_with_views(cache_dir, dataset) if s.n_classes == len(dataset.classes)]
+    return tuple(sorted({_source_name(store) for store in stores if _may_know(store, dataset.classes)}))
 
 
-def _begun_stores(cache_dir: Location, dataset: Dataset) -> list[Store]:
-    """Those with a whole view: one that is being extended serves with the views that it has. Where none is of
-    these images, those of the same images under another name.
+def _stores_with_views(cache_dir: Location, dataset: Dataset) -> list[Store]:
+    """The target split's stores with at least one whole view, also while more views are being added. If none
+    holds these images, stores of the same images under another name.
     """
-    here = [Store.open(path) for path in find_stores(split_folder(cache_dir, dataset))]
-    begun = [store for store in here if store.whole_views]
-    if any(holds(store, dataset) for store in begun):
-        return begun
+    by_name = [Store.open(path) for path in find_stores(split_folder(cache_dir, dataset))]
+    usable = [store for store in by_name if store.whole_views]
+    if any(holds(store, dataset) for store in usable):
+        return usable
     elsewhere = stores_elsewhere(cache_dir, dataset, None)
-    return [store for store in elsewhere if store.whole_views and holds(store, dataset)] or begun
+    return [store for store in elsewhere if store.whole_views and holds(store, dataset)] or usable
 
 
-def _whole_views(stores: dict[str, Store]) -> int:
-    """How many views all of them have finished; what is left out is said."""
+def _n_whole_views(stores: dict[str, Store]) -> int:
+    """The number of views that all stores have finished; warns about views that are left out."""
     whole = {name: store.whole_views for name, store in stores.items()}
     for name, store in stores.items():
         if whole[name] < store.n_views:
@@ -233,8 +235,8 @@ def _source_name(store: Store) -> str:
     return str(store.manifest.identity["source"]["name"])
 
 
-def _knows(store: Store, classes: tuple[str, ...]) -> bool:
-    """Whether a store's source has these classes, as far as that is known."""
+def _may_know(store: Store, classes: tuple[str, ...]) -> bool:
+    """Whether a store's source has these classes; True if its classes are unknown."""
     weights = store.manifest.made_by.get("asked", {}).get("weights")
     by_weights = kind_of(_source_name(store)).name_by_weights(weights) if weights else None
     known = classes_of(by_weights) if by_weights else None
@@ -242,37 +244,37 @@ def _knows(store: Store, classes: tuple[str, ...]) -> bool:
 
 
 def _matching_stores(request: DataRequest, sources: tuple[str, ...], named: bool) -> dict[str, Store]:
-    """The store of each source that has one. Where the user has named no sources, those whose stores are of
-    other sizes or plans are left out, and that is said, if others serve.
+    """The store of each source that has one. If the user named no sources, those whose stores have another
+    size or plan are left out, with a warning, as long as others serve.
     """
-    found, others = {}, []
+    stores, others = {}, []
     for name in sources:
         try:
             store = request.matching(name)
-        except StoreMismatch as found_others:
-            store = _without_held_out(request, name)
+        except StoreMismatch as no_match:
+            store = _store_without_held_out(request, name)
             if store is not None:
-                found[name] = store
+                stores[name] = store
                 continue
-            mismatch = _with_remedy(found_others, request, name)
+            mismatch = _add_remedy(no_match, request, name)
             fields = {difference.field.partition(".")[0] for difference in mismatch.differences}
             if named or not fields or not fields <= {"plan", "input"}:
                 raise mismatch from None
             others.append((name, mismatch))
             continue
-        if store is None:  # not even one that differs; one of the same rows under another name may be there
-            store = _without_held_out(request, name)
+        if store is None:  # no store of this name; the same rows may be stored under another
+            store = _store_without_held_out(request, name)
         if store is not None:
-            found[name] = store
-    if others and not found:
+            stores[name] = store
+    if others and not stores:
         raise others[0][1]
     for name, why in others:
         log.warning(f"{name} is left out, its logits are of other pictures: {why}")
-    return found
+    return stores
 
 
-def _with_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> StoreMismatch:
-    """The same, with what would help where the stores differ by the way in which sources see pictures now."""
+def _add_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> StoreMismatch:
+    """Add a remedy to the message if a store made with `--source-input earlier` would serve."""
     earlier = replace(request, augmentation=replace(request.augmentation, source_input=EARLIER))
     try:
         with mute_remarks():
@@ -288,8 +290,8 @@ def _with_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> 
     )
 
 
-def _without_held_out(request: DataRequest, name: str) -> Store | None:
-    """The store that a run filled with just the samples that this one is trained on, if there is one."""
+def _store_without_held_out(request: DataRequest, name: str) -> Store | None:
+    """A store that holds exactly the samples that this run trains on, without the held-out ones, if any."""
     try:
         store = replace(request, whole=None).matching(name)
     except StoreMismatch:
@@ -297,87 +299,84 @@ def _without_held_out(request: DataRequest, name: str) -> Store | None:
     return store if store is not None and store.n_samples == len(request.dataset) else None
 
 
-def _cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
+def _open_cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
     for store in stores.values():
-        seen = seen_by(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
-        with closing(open_renderer(request.stored, seen, request.execution, batch_size=1)) as renderer:
+        plan = source_plan(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
+        with closing(open_renderer(request.stored, plan, request.execution, batch_size=1)) as renderer:
             check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
-    residence = choose_placement(stores, request.n_rows, request.execution.device)
-    labels = CachedOutputs(
+    placement = choose_placement(stores, request.n_rows, request.execution.device)
+    outputs = CachedOutputs(
         stores,
         request.dataset,
         views=views,
-        residence=residence,
+        placement=placement,
         temperature=request.temperature,
         contracts={name: contract_in_force(name, request.paths, store) for name, store in stores.items()},
     )
-    log.info(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {residence}")
-    return labels
+    log.info(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {placement}")
+    return outputs
 
 
-def _live(
+def _open_live(
     request: DataRequest, sources: tuple[str, ...], views: int | None, teacher_bn: str, why: str
 ) -> LiveOutputs:
     execution = request.execution
-    drawn = "a new view every epoch" if views is None else f"{views} view(s)"
-    log.info(f"labels: live, {', '.join(sources)} in {execution.precision}, {drawn}: {why}")
-    teachers: dict[str, Teacher] = {}
+    which_views = "a new view every epoch" if views is None else f"{views} view(s)"
+    log.info(f"labels: live, {', '.join(sources)} in {execution.precision}, {which_views}: {why}")
+    live_sources: dict[str, LiveSource] = {}
     for name in sources:
-        source, input_map = _opened(request, name)
+        source, input_map = _open_source(request, name)
         if teacher_bn == "frozen":
             fastest = source.nearest_batch_size(default_batch_size(execution.device))
             forward = execution.forward(request.n_forwards, fastest=fastest)
-            with closing(
-                open_renderer(request.dataset, seen_by(input_map, request.plan), execution, batch_size=1)
-            ) as renderer:
-                shown = torch.from_numpy(
-                    probe_pixels(renderer, np.arange(min(PROBE_SAMPLES, len(request.dataset))))
-                )
+            plan = source_plan(input_map, request.plan)
+            with closing(open_renderer(request.dataset, plan, execution, batch_size=1)) as renderer:
+                positions = np.arange(min(PROBE_SAMPLES, len(request.dataset)))
+                shown = torch.from_numpy(probe_pixels(renderer, positions))
                 frozen = open_frozen(source, input_map, forward, execution, request.plan.side_px, shown=shown)
                 try_source(frozen, request.dataset, renderer)
-            teachers[name] = frozen
+            live_sources[name] = frozen
         else:
-            teachers[name] = BatchStatisticsSource(
+            live_sources[name] = BatchStatisticsSource(
                 source, input_map, device=execution.device, compute=execution.precision
             )
     contracts = {name: contract_in_force(name, request.paths, None) for name in sources}
-    return LiveOutputs(teachers, views=views, contracts=contracts)
+    return LiveOutputs(live_sources, views=views, contracts=contracts)
 
 
-def _write_through(request: DataRequest, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
-    opened = [_opened(request, name) for name in sources]
+def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
+    opened = [_open_source(request, name) for name in sources]
     job = Job(request.target, request.dataset, opened, request.plan, views)
-    works = {
+    source_stores = {
         name: open_source_store(job, source, input_map, request.paths.cache_dir, request.execution)
         for name, (source, input_map) in zip(sources, opened, strict=True)
     }
-    missing = sorted({unit.view for work in works.values() for unit in work.pending})
+    stores = {name: each.store for name, each in source_stores.items()}
+    missing = sorted({unit.view for each in source_stores.values() for unit in each.pending})
     log.info(
         f"labels: write-through, {', '.join(sources)}: {len(missing)} of {views} view(s) will be asked for "
-        f"once and kept in {', '.join(str(work.store.path) for work in works.values())}"
+        f"once and kept in {', '.join(str(store.path) for store in stores.values())}"
     )
 
-    stores = {name: work.store for name, work in works.items()}
-
-    def cached() -> CachedOutputs:
-        for work in works.values():
-            if work.remark:
-                log.info(work.remark)
-        return _cached(request, stores, views)
+    def open_cached() -> CachedOutputs:
+        for each in source_stores.values():
+            if each.remark:
+                log.info(each.remark)
+        return _open_cached(request, stores, views)
 
     return WriteThroughOutputs(
-        works,
+        source_stores,
         request.dataset,
         views=views,
-        cached=cached,
-        residence=choose_placement(stores, request.n_rows, request.execution.device),
+        open_cached=open_cached,
+        placement=choose_placement(stores, request.n_rows, request.execution.device),
         temperature=request.temperature,
-        contracts={name: contract_in_force(name, request.paths, work.store) for name, work in works.items()},
+        contracts={name: contract_in_force(name, request.paths, store) for name, store in stores.items()},
     )
 
 
-def _opened(request: DataRequest, name: str) -> tuple[Source, InputMap]:
+def _open_source(request: DataRequest, name: str) -> tuple[Source, InputMap]:
     dataset, cache_dir = request.stored, request.paths.cache_dir
     stores = chain(
         sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)

@@ -1,4 +1,4 @@
-"""Logits asked of the sources in every step: the price that a store saves."""
+"""Logits computed by the sources at every step: the cost that a store saves."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from sskt.sources import Contract, InputMap, Source
 
 
-class Teacher(Protocol):
-    """A source that answers: `sskt.sources.frozen.FrozenSource`, or the released code's way of asking it."""
+class LiveSource(Protocol):
+    """A source that can be run: a `FrozenSource`, or a `BatchStatisticsSource`, as in the released code."""
 
     source: Source
     input_map: InputMap
 
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, H, W) to float16 (N, K); of clips, the frames that `input_map` picks."""
+        """uint8 (N, 3, H, W) to float16 (N, K); for clips, the frames that `input_map` picks."""
 
 
 class LiveOutputs:
     """See `pipeline.source_outputs.SourceOutputs`. With `views` the plan repeats as it does for a store;
-    without, every epoch draws a view of its own.
+    without it, every epoch draws a new view.
     """
 
     kind = "live"
@@ -32,14 +32,14 @@ class LiveOutputs:
 
     def __init__(
         self,
-        sources: Mapping[str, Teacher],
+        sources: Mapping[str, LiveSource],
         *,
         views: int | None,
         contracts: Mapping[str, Contract] | None = None,
     ) -> None:
         self._sources, self.views, self.contracts = sources, views, contracts or {}
-        self.n_classes = {name: frozen.source.spec.n_classes for name, frozen in sources.items()}
-        self.weights_sha256 = {name: frozen.source.weights_sha256 for name, frozen in sources.items()}
+        self.n_classes = {name: live.source.spec.n_classes for name, live in sources.items()}
+        self.weights_sha256 = {name: live.source.weights_sha256 for name, live in sources.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
         """See `SourceOutputs.load`. Nothing to do."""
@@ -49,9 +49,7 @@ class LiveOutputs:
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
-        return {
-            name: frozen.logits(frozen.input_map.picked(pixels)) for name, frozen in self._sources.items()
-        }
+        return {name: live.logits(live.input_map.pick(pixels)) for name, live in self._sources.items()}
 
     def finish(self) -> None:
         """See `SourceOutputs.finish`. Nothing to do."""

@@ -1,7 +1,7 @@
-"""Where the rows of a view lie while an epoch uses them: on the device, in page-locked memory or on the disk.
+"""Where a view's rows are held while an epoch uses them: on the device, in page-locked memory or on disk.
 
-The first that has room for two views, as the next is loaded while one is in use. From each of them a batch is
-one gather.
+The first of these with room for two views is chosen, since the next view is loaded while one is in use. In
+each of them a batch is one gather.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ from numpy.typing import NDArray
 from cache import MappedView, Store, local_path
 from pipeline.runtime import memory_for_images, to_device
 
-_OF_DEVICE = 4  # labels may take a quarter of what is free on a CUDA device
+_DEVICE_SHARE = 4  # source outputs may take a quarter of the free memory of a CUDA device
 
 
 class Table(Protocol):
-    """Some rows of a view of one store."""
+    """Some rows of one view of a store."""
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """The rows at these places, float16 (n, width), on the training device."""
+        """The table's rows at indices `at`, float16 (n, width), on the training device."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`kind`: "device", "pinned" (the host's page-locked memory) or "map" (a memory map of checked files)."""
+    """Where rows are held: `kind` is "device", "pinned" (the host's page-locked memory) or "map" (a memory
+    map of verified files).
+    """
 
     kind: str
     device: torch.device
 
-    def of(self, store: Store, view: int, rows: NDArray[np.int64]) -> Table:
-        """The rows `rows` of a view, every byte checked. Raises StoreIncomplete or StoreDamaged."""
+    def place(self, store: Store, view: int, rows: NDArray[np.int64]) -> Table:
+        """Read the store rows `rows` of a view, verifying every byte, and put them here. Raises
+        StoreIncomplete or StoreDamaged.
+        """
         if self.kind == "map":
             return _Mapped(store.mapped(view, rows), rows, self.device)
         table = torch.from_numpy(store.rows(view, rows).view(np.float16))
@@ -49,9 +53,9 @@ class Placement:
 
 
 def choose_placement(stores: Mapping[str, Store], n_rows: int, device: torch.device) -> Placement:
-    """The fastest place with room for two views of `n_rows` samples of every store."""
+    """The fastest placement with room for two views of `n_rows` samples of every store."""
     nbytes = 2 * n_rows * sum(2 * store.form.width for store in stores.values())
-    if device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // _OF_DEVICE:
+    if device.type == "cuda" and nbytes <= torch.cuda.mem_get_info(device)[0] // _DEVICE_SHARE:
         return Placement("device", device)
     local = all(local_path(store.path) for store in stores.values())
     if local and nbytes > memory_for_images():
@@ -74,18 +78,18 @@ class _Pinned:
     device: torch.device
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """See `Table.rows`. Gathered by the host, then copied while the device works."""
-        found = torch.empty((len(at), self.table.shape[1]), dtype=self.table.dtype, pin_memory=True)
-        torch.index_select(self.table, 0, torch.from_numpy(at), out=found)
-        return found.to(self.device, non_blocking=True)
+        """See `Table.rows`. Gathers on the host, then copies while the device works."""
+        batch = torch.empty((len(at), self.table.shape[1]), dtype=self.table.dtype, pin_memory=True)
+        torch.index_select(self.table, 0, torch.from_numpy(at), out=batch)
+        return batch.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mapped:
     view: MappedView
-    wanted: NDArray[np.int64]
+    store_rows: NDArray[np.int64]
     device: torch.device
 
     def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
         """See `Table.rows`."""
-        return to_device(self.view.rows(self.wanted[at]).view(np.float16), self.device)
+        return to_device(self.view.rows(self.store_rows[at]).view(np.float16), self.device)

@@ -1,5 +1,5 @@
-"""Teachers of the target's own classes (method kd): their columns in the target's order, and a look at
-whether they are right.
+"""Prepare teachers of the target's own classes (method kd): put their columns in the target's order, and
+check them against the labels.
 """
 
 from __future__ import annotations
@@ -16,28 +16,27 @@ from pipeline.runtime import Paths
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.choose import DataRequest
 from pipeline.source_outputs.reordered import ReorderedOutputs
-from pipeline.stores import classes_of, knowledge_of, some_rows, trial_positions
+from pipeline.stores import classes_of, knowledge_of, spread_positions, trial_positions
 from sskt.errors import RunError
 from sskt.sources import Contract, columns_of, shown
 
 log = logging.getLogger(__name__)
 
-_LIVE_IMAGES = 64  # that a live teacher is asked about beforehand
+_LIVE_IMAGES = 64  # run through a live teacher to check it
 
 
-def of_same_classes(labels: SourceOutputs, request: DataRequest, *, resumes: bool) -> SourceOutputs:
-    """The labels with every teacher's columns in the order of the target's classes.
+def of_same_classes(outputs: SourceOutputs, request: DataRequest, *, resumes: bool) -> SourceOutputs:
+    """Put every teacher's columns in the order of the target's classes, and log how often each is right.
 
-    How often each is right is said. Raises RunError for a teacher whose declared classes are others, and for
-    one that declares no order and fits the labels far better in another; a run that goes on is told of the
-    latter.
+    Raises RunError for a teacher that declares other classes, and, unless the run `resumes`, for one that
+    declares no order and fits the labels far better in another.
     """
     dataset = request.dataset
     contracts, columns = {}, {}
-    for name, n_classes in labels.n_classes.items():
+    for name, n_classes in outputs.n_classes.items():
         if n_classes != len(dataset.classes):
-            continue  # refused by the method, in words of its own
-        contracts[name] = contract = _with_classes(labels, name, request.paths)
+            continue  # the method rejects it, with its own message
+        contracts[name] = contract = _contract_with_classes(outputs, name, request.paths)
         order = None
         if contract.classes is not None:
             order = columns_of(contract.classes, dataset.classes)
@@ -48,38 +47,39 @@ def of_same_classes(labels: SourceOutputs, request: DataRequest, *, resumes: boo
                     f"of its outputs, or name a teacher of the same task"
                 )
         columns[name] = np.arange(n_classes) if order is None else order
-    answers, rows = _answers(labels, request) if columns else ({}, np.empty(0, np.int64))
+    logits, positions = _sample_logits(outputs, request) if columns else ({}, np.empty(0, np.int64))
     for name, order in columns.items():
-        found = knowledge_of(answers[name].float().cpu(), dataset, rows, order)
-        if found.misplaced and contracts[name].classes is None and not resumes:
+        knowledge = knowledge_of(logits[name].float().cpu(), dataset, positions, order)
+        if knowledge.misplaced and contracts[name].classes is None and not resumes:
             raise RunError(
-                f"--method kd: {found.sentence(name, dataset.target)}, or classes=target if they are the "
+                f"--method kd: {knowledge.sentence(name, dataset.target)}, or classes=target if they are the "
                 f"target's all the same"
             )
-        log.info(found.sentence(name, dataset.target))
-    moved = {name: order for name, order in columns.items() if (order != np.arange(len(order))).any()}
-    return ReorderedOutputs(labels, moved) if moved else labels
+        log.info(knowledge.sentence(name, dataset.target))
+    reordered = {name: order for name, order in columns.items() if (order != np.arange(len(order))).any()}
+    return ReorderedOutputs(outputs, reordered) if reordered else outputs
 
 
-def _with_classes(labels: SourceOutputs, name: str, paths: Paths) -> Contract:
-    """A teacher's contract, with the classes that a run of ours has."""
-    contract, known = labels.contracts.get(name, Contract()), classes_of(paths.lying(name))
+def _contract_with_classes(outputs: SourceOutputs, name: str, paths: Paths) -> Contract:
+    """A teacher's contract, completed by the class names if it is a run of ours."""
+    contract, known = outputs.contracts.get(name, Contract()), classes_of(paths.lying(name))
     return contract if known is None else contract.over(Contract(classes=known))
 
 
-def _answers(
-    labels: SourceOutputs, request: DataRequest
+def _sample_logits(
+    outputs: SourceOutputs, request: DataRequest
 ) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
-    """Each source's logits (n, K) for some index rows in view 0, and which rows: of stores many, of live
-    networks few.
+    """Each source's logits (n, K) for some samples in view 0, and their positions in the dataset: many from a
+    store, few from live sources.
     """
     dataset = request.dataset
-    if labels.kind == "cached":
-        rows = some_rows(dataset, max(labels.n_classes.values()))
-        labels.load(0, rows)
-        return labels.logits(rows, torch.empty(0)), rows
-    rows = trial_positions(dataset, _LIVE_IMAGES)
+    if outputs.kind == "cached":
+        positions = spread_positions(dataset, max(outputs.n_classes.values()))
+        outputs.load(0, positions)
+        return outputs.logits(positions, torch.empty(0)), positions
+    positions = trial_positions(dataset, _LIVE_IMAGES)
     with closing(open_renderer(dataset, request.plan, request.execution, batch_size=1)) as renderer:
-        pixels = torch.cat(list(renderer.render(0, [rows[i : i + 1] for i in range(len(rows))])))
-    labels.load(0, rows)
-    return labels.logits(rows, pixels), rows
+        batches = [positions[i : i + 1] for i in range(len(positions))]
+        pixels = torch.cat(list(renderer.render(0, batches)))
+    outputs.load(0, positions)
+    return outputs.logits(positions, pixels), positions

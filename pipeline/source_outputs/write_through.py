@@ -1,7 +1,7 @@
-"""Train with the live sources and fill their stores on the way; what is stored of a view is read.
+"""Train with the live sources and fill their stores on the way; a view that is already stored is read.
 
-A unit is written when its rows have all been asked for, at the end of the epoch; rows that a killed run asked
-for are lost with it, and its view is live once more when its turn comes again.
+A unit is written at the end of the epoch if all its rows have been computed. A killed run loses the rows of
+its current epoch; that view is computed live again when its turn comes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.store import Unit
+from cache import Store
+from cache.unit import Unit
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
 from pipeline.source_outputs.placement import Placement, Table
@@ -23,16 +24,16 @@ from sskt.topk import decode, encode
 
 
 @dataclass(slots=True)
-class _UnitInProgress:
-    """The rows of one view that have been asked for: whole store rows, and which of them are there."""
+class _ViewInProgress:
+    """The view that is being computed: store rows by source, and which of them are filled."""
 
     view: int
     rows: dict[str, torch.Tensor]  # float16 or uint16 (N, width) on the host
-    there: NDArray[np.bool_]  # (N,)
+    filled: NDArray[np.bool_]  # (N,)
 
 
 class WriteThroughOutputs:
-    """See `pipeline.source_outputs.SourceOutputs`. The sources see the views as planned; of mixtures, logits
+    """See `pipeline.source_outputs.SourceOutputs`. The sources see the views as planned; for mixtures, logits
     are mixed.
     """
 
@@ -41,44 +42,43 @@ class WriteThroughOutputs:
 
     def __init__(
         self,
-        works: Mapping[str, SourceStore],
+        source_stores: Mapping[str, SourceStore],
         dataset: Dataset,
         *,
         views: int,
-        cached: Callable[[], CachedOutputs],
-        residence: Placement,
+        open_cached: Callable[[], CachedOutputs],
+        placement: Placement,
         temperature: float,
         contracts: Mapping[str, Contract] | None = None,
     ) -> None:
-        """`cached` opens the labels of the finished stores, to read from once all views are there."""
-        self._works, self._dataset, self.views = works, dataset, views
-        self._open_cached, self._residence, self._temperature = cached, residence, temperature
+        """`open_cached` opens the finished stores, to read from once all views are stored."""
+        self._source_stores, self._dataset, self.views = source_stores, dataset, views
+        self._open_cached, self._placement, self._temperature = open_cached, placement, temperature
         self._cached: CachedOutputs | None = None
-        self._filling: _UnitInProgress | None = None
-        self._stored: dict[str, Table] = {}  # of sources that have this view already
+        self._in_progress: _ViewInProgress | None = None
+        self._stored: dict[str, Table] = {}  # by source, where the current view is already stored
         self.contracts = contracts or {}
-        self.n_classes = {name: work.store.n_classes for name, work in works.items()}
-        self.weights_sha256 = {name: work.source.weights_sha256 for name, work in works.items()}
+        self.n_classes = {name: each.store.n_classes for name, each in source_stores.items()}
+        self.weights_sha256 = {name: each.source.weights_sha256 for name, each in source_stores.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
         """See `SourceOutputs.load`."""
-        if self._cached is None and not any(work.store.pending(self.views) for work in self._works.values()):
+        if self._cached is None and self._all_stored():
             self._cached = self._open_cached()
         if self._cached is not None:
             self._cached.load(view, positions)
             return
         n = len(self._dataset)
-        lacking = {name: work for name, work in self._works.items() if _lacks(work, view)}
-        self._stored = {
-            name: self._residence.of(work.store, view, np.arange(n))
-            for name, work in self._works.items()
-            if name not in lacking
-        }
-        rows = {
-            name: torch.empty((n, work.store.form.width), dtype=_DTYPES[work.store.top_k is None])
-            for name, work in lacking.items()
-        }
-        self._filling = _UnitInProgress(view, rows, np.zeros(n, dtype=np.bool_))
+        rows: dict[str, torch.Tensor] = {}
+        self._stored = {}
+        for name, source_store in self._source_stores.items():
+            store = source_store.store
+            if _lacks(source_store, view):
+                dtype = torch.float16 if store.top_k is None else torch.uint16
+                rows[name] = torch.empty((n, store.form.width), dtype=dtype)
+            else:
+                self._stored[name] = self._placement.place(store, view, np.arange(n))
+        self._in_progress = _ViewInProgress(view, rows, np.zeros(n, dtype=np.bool_))
 
     def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
         """See `SourceOutputs.prepare`."""
@@ -89,53 +89,53 @@ class WriteThroughOutputs:
         """See `SourceOutputs.logits`."""
         if self._cached is not None:
             return self._cached.logits(positions, pixels)
-        filling = self._filling
-        if filling is None:
+        view = self._in_progress
+        if view is None:
             raise RuntimeError("no view is loaded")
-        answers = {}
-        for name, work in self._works.items():
+        logits = {}
+        for name, source_store in self._source_stores.items():
+            store, frozen = source_store.store, source_store.frozen
             if name in self._stored:
-                answers[name] = all_classes(work.store, self._stored[name].rows(positions), self._temperature)
-            elif work.frozen is not None:
-                answers[name] = self._kept(
-                    filling.rows[name],
-                    work,
-                    positions,
-                    work.frozen.logits(work.frozen.input_map.picked(pixels)),
-                )
-        filling.there[positions] = True
-        return answers
+                logits[name] = all_classes(store, self._stored[name].rows(positions), self._temperature)
+            elif frozen is not None:
+                live = frozen.logits(frozen.input_map.pick(pixels))
+                logits[name] = self._fill_rows(view.rows[name], store, positions, live)
+        view.filled[positions] = True
+        return logits
 
     def finish(self) -> None:
-        """See `SourceOutputs.finish`. Writes every unit of the view whose rows have all been asked for."""
-        filling, self._filling = self._filling, None
-        if filling is None:
+        """See `SourceOutputs.finish`. Writes every unit of the view whose rows have all been computed."""
+        view, self._in_progress = self._in_progress, None
+        if view is None:
             return
-        for name, rows in filling.rows.items():
-            work = self._works[name]
-            pending = set(work.store.pending(self.views))
-            for block in range(work.store.n_blocks):
-                unit, at = Unit(filling.view, block), work.store.rows_of(block)
-                whole = unit in pending and filling.there[at].all()
-                if whole and not work.store.write_unit(unit, rows[at].numpy()):
-                    work.rows_twice += at.stop - at.start
+        for name, rows in view.rows.items():
+            source_store = self._source_stores[name]
+            store = source_store.store
+            pending = set(store.pending(self.views))
+            for block in range(store.n_blocks):
+                unit, at = Unit(view.view, block), store.rows_of(block)
+                complete = unit in pending and view.filled[at].all()
+                if complete and not store.write_unit(unit, rows[at].numpy()):
+                    source_store.rows_twice += at.stop - at.start
 
-    def _kept(
-        self, table: torch.Tensor, work: SourceStore, positions: NDArray[np.int64], logits: torch.Tensor
+    def _all_stored(self) -> bool:
+        return not any(each.store.pending(self.views) for each in self._source_stores.values())
+
+    def _fill_rows(
+        self, table: torch.Tensor, store: Store, positions: NDArray[np.int64], logits: torch.Tensor
     ) -> torch.Tensor:
-        """Put rows where their unit will be written from; returns the logits that a reader will get."""
-        top_k, at = work.store.top_k, torch.from_numpy(positions)
+        """Put a batch's rows into the table that units are written from; returns the logits that a reader of
+        the store will get.
+        """
+        top_k, at = store.top_k, torch.from_numpy(positions)
         if top_k is None:
             table[at] = logits.cpu()
             return logits
         rows = encode(logits, top_k)
         table.view(torch.int16)[at] = rows.view(torch.int16).cpu()
-        return decode(rows, work.store.n_classes, self._temperature)
+        return decode(rows, store.n_classes, self._temperature)
 
 
-def _lacks(work: SourceStore, view: int) -> bool:
-    """Whether a unit of a view is unfinished; then the source is awake."""
-    return any(unit.view == view for unit in work.store.pending(view + 1))
-
-
-_DTYPES = {True: torch.float16, False: torch.uint16}  # by whether a row holds all logits
+def _lacks(source_store: SourceStore, view: int) -> bool:
+    """Whether any unit of a view is unfinished; if so, the source is loaded."""
+    return any(unit.view == view for unit in source_store.store.pending(view + 1))

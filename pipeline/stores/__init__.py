@@ -1,12 +1,12 @@
-"""Which store belongs to what: the joint of the two stages."""
+"""Which store belongs to which job or run: the joint between the two stages."""
 
 from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
-from pipeline.stores.class_check import knowledge_of, say_what_rows_know, some_rows
+from pipeline.stores.class_check import knowledge_of, log_knowledge, spread_positions
 from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.stores.fill import SourceStore, open_source_store
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, seen_by
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, source_plan
 from pipeline.stores.job import Job
-from pipeline.stores.match import Destination, destination, matching_store
+from pipeline.stores.match import Candidate, Destination, destination, matching_store
 from pipeline.stores.recorded_weights import with_recorded_weights
 from pipeline.stores.reopen import Origin, open_dataset_of, open_origin
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
@@ -14,6 +14,7 @@ from pipeline.stores.trial import trial_positions, try_source
 
 __all__ = [
     "PROBE_SAMPLES",
+    "Candidate",
     "Destination",
     "Job",
     "Origin",
@@ -26,6 +27,7 @@ __all__ = [
     "holds",
     "identity",
     "knowledge_of",
+    "log_knowledge",
     "matching_store",
     "open_dataset_of",
     "open_frozen",
@@ -34,12 +36,11 @@ __all__ = [
     "open_source_store",
     "probe_pixels",
     "recorded_forward",
-    "say_what_rows_know",
-    "seen_by",
-    "some_rows",
     "sound_stores",
+    "source_plan",
     "spec_on_store",
     "split_folder",
+    "spread_positions",
     "store_folder",
     "stores_elsewhere",
     "trial_positions",

@@ -1,7 +1,7 @@
-"""Stores of the same images and the same networks under other names.
+"""Find stores of the same images and the same networks under other names.
 
-A row depends on the images, their ids, the plan, the input map and the network's weights; names of folders,
-classes and files are kept for messages, and labels for nothing that a row says.
+A row depends on the images, their ids, the plan, the input map and the network's weights. Names of folders,
+classes and files are recorded for messages only, and no row depends on the labels.
 """
 
 from __future__ import annotations
@@ -13,85 +13,86 @@ from typing import Any
 
 import numpy as np
 
-from cache import CacheError, Difference, Location, Store, StoreMismatch, find_stores, subfolders
+from cache import CacheError, Difference, Location, Store, StoreMismatch, differences, find_stores, subfolders
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import path_family, target_slug
 from sskt.sources import kind_of, parse_source, source_slug
 
-PER_SAMPLE = (
-    "target.n_samples",
-    "target.contents_sha256",
-    "target.labels_sha256",
-)  # a subset is checked row by row
+# fields that also differ for a subset of a store's samples, which is checked row by row
+_PER_SAMPLE = ("target.n_samples", "target.contents_sha256", "target.labels_sha256")
 _ONLY_NAMES = ("target.name", "target.class_names_sha256", "target.labels_sha256", "source.name")
 
 
 def store_folder(cache_dir: Location, dataset: Dataset, source_name: str) -> Location:
-    """Where the stores of one source's logits for one target split lie."""
+    """The folder of one source's stores for one target split."""
     return split_folder(cache_dir, dataset) / source_slug(source_name)
 
 
 def split_folder(cache_dir: Location, dataset: Dataset) -> Location:
-    """Where the stores of one target split lie."""
+    """The folder of one target split's stores."""
     return cache_dir / target_slug(dataset.target) / dataset.split
 
 
 def stores_elsewhere(
     cache_dir: Location, dataset: Dataset, source_name: str | None, weights_sha256: str | None = None
 ) -> Iterator[Store]:
-    """Stores that may be of the same images under another name, and not where this name's stores lie: of
-    `source_name`, or of a file with these weights under another name; of any source where that is None.
+    """Stores outside this name's own folder that may hold the same images: those of `source_name`, or of a
+    file with these weights under another name; if `source_name` is None, those of any source.
 
-    One that cannot be opened is of another name than was asked for, and is passed over.
+    Stores that cannot be opened are skipped, since the user did not name them.
     """
     folders = [split_folder(cache_dir, dataset)] if source_name is not None else []
-    own = target_slug(dataset.target)
+    target_folder = target_slug(dataset.target)
     family = path_family(dataset.target)
     if family is not None:
-        alike = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{family.name}-")]
-        folders += [folder / dataset.split for folder in alike if folder.name != own]
-    looked_at = None if source_name is None else store_folder(cache_dir, dataset, source_name)
+        relatives = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{family.name}-")]
+        folders += [folder / dataset.split for folder in relatives if folder.name != target_folder]
+    own_folder = None if source_name is None else store_folder(cache_dir, dataset, source_name)
     for folder in folders:
         for store in sound_stores(folder):
-            is_here = store.path.parent == looked_at
-            if not is_here and (source_name is None or _is_source(store, source_name, weights_sha256)):
+            is_elsewhere = store.path.parent != own_folder
+            if is_elsewhere and (source_name is None or _is_source(store, source_name, weights_sha256)):
                 yield store
 
 
 def sound_stores(folder: Location) -> Iterator[Store]:
-    """The stores below a folder, but for those that cannot be opened."""
+    """The stores below a folder, skipping those that cannot be opened."""
     for path in find_stores(folder):
         with suppress(CacheError):
             yield Store.open(path)
 
 
-def unmet_by_rows(unmet: list[Difference], store: Store, dataset: Dataset) -> list[Difference]:
-    """Of the fields in which a store does not serve a run, those that its rows depend on: a subset of its
-    samples is served, too.
+def unmet_fields(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
+    """The fields in which `store` differs from the fingerprint `wanted`; empty if it serves, also when
+    `dataset` is a subset of its samples.
     """
-    unmet = [difference for difference in unmet if difference.field not in _ONLY_NAMES]
-    is_subset = len(dataset) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
-    return [] if is_subset and first_strange_row(store, dataset) is None else unmet
+    return _unless_subset(differences(store.manifest.identity, wanted), store, dataset)
 
 
-def first_strange_row(store: Store, dataset: Dataset) -> int | None:
-    """The first index row that the store has no row for, or another picture under its id."""
+def unmet_row_fields(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
+    """Like `unmet_fields`, but only the fields that rows depend on: names and labels may differ."""
+    unmet = differences(store.manifest.identity, wanted)
+    return _unless_subset([d for d in unmet if d.field not in _ONLY_NAMES], store, dataset)
+
+
+def first_unmatched_position(store: Store, dataset: Dataset) -> int | None:
+    """The first position in the dataset whose id the store lacks, or has with another image; else None."""
     try:
         rows = store.positions_of(dataset.ids)
     except StoreMismatch:
         return int(np.flatnonzero(~np.isin(dataset.ids, store.ids))[0])
-    strange = np.flatnonzero((store.contents[rows] != dataset.contents).any(axis=1))
-    return int(strange[0]) if len(strange) else None
+    unmatched = np.flatnonzero((store.contents[rows] != dataset.contents).any(axis=1))
+    return int(unmatched[0]) if len(unmatched) else None
 
 
 def holds(store: Store, dataset: Dataset) -> bool:
-    """Whether a store has a row for each of these very images."""
+    """Whether a store has a row for each image of the dataset, with the same contents."""
     same = store.manifest.identity["target"]["contents_sha256"] == dataset.content_sha256
-    return same or (len(dataset) < store.n_samples and first_strange_row(store, dataset) is None)
+    return same or (len(dataset) < store.n_samples and first_unmatched_position(store, dataset) is None)
 
 
-def as_named(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
-    """A fingerprint with the names that a store recorded."""
+def with_recorded_names(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint with its names, and the labels' sha256, replaced by those that a store recorded."""
     renamed = deepcopy(identity)
     for field in _ONLY_NAMES:
         part, _, name = field.partition(".")
@@ -100,7 +101,7 @@ def as_named(identity: dict[str, Any], recorded: dict[str, Any]) -> dict[str, An
 
 
 def sentence(store: Store, wanted: dict[str, Any]) -> str:
-    """What is said of a store that serves under another name."""
+    """The message about a store that serves under another name."""
     stored = store.manifest.identity
     images = "the same images"
     if stored["target"]["name"] != wanted["target"]["name"]:
@@ -114,10 +115,16 @@ def sentence(store: Store, wanted: dict[str, Any]) -> str:
     return f"the rows are those of {store.path}: {images}{network}"
 
 
+def _unless_subset(unmet: list[Difference], store: Store, dataset: Dataset) -> list[Difference]:
+    """`unmet`, or nothing if the dataset is a subset of the store's samples and differs in nothing else."""
+    is_subset = len(dataset) < store.n_samples and all(d.field in _PER_SAMPLE for d in unmet)
+    return [] if is_subset and first_unmatched_position(store, dataset) is None else unmet
+
+
 def _is_source(store: Store, name: str, weights_sha256: str | None) -> bool:
     stored, spec = store.manifest.identity["source"], parse_source(name)
     if stored["name"] == spec.name:
         return True
-    kind = kind_of(name)  # files are renamed, and with them the sources that are named by their path
+    kind = kind_of(name)  # renaming a file also renames a source that is named by its path
     may_be_renamed = kind.is_path and stored["name"].startswith(f"{kind.prefix}:")
     return may_be_renamed and stored["weights_sha256"] == weights_sha256

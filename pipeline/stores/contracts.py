@@ -1,4 +1,4 @@
-"""A source opened by name, with what the user and its file say of it, and that said in one line."""
+"""Open sources by name, under the contract that the user and the source's file declare."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def open_named(name: str, paths: Paths) -> Source:
-    """Open the source with the weights and the contract that `paths` has for it; log what it declares and
-    what is assumed. Raises what `open_source` raises.
+    """Open a source with the weights and the contract that `paths` has for it; log what is declared and what
+    is assumed. Raises what `open_source` raises.
     """
     source = open_source(
         paths.lying(name),
@@ -23,7 +23,7 @@ def open_named(name: str, paths: Paths) -> Source:
         weights_dir=paths.weights_dir,
         told=paths.contract_of(name),
     )
-    # a program that lies elsewhere by now keeps its name
+    # a program whose file has moved keeps its name
     source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
     for note in source.notes:
         log.warning(note)
@@ -35,7 +35,7 @@ def open_named(name: str, paths: Paths) -> Source:
 
 
 def contract_record(source: Source) -> dict[str, Any]:
-    """What a store records beside its fingerprint: the contract that was declared, and the user's part."""
+    """What a store records beside its fingerprint: the declared contract, and the user's part of it."""
     if source.declared is None:
         return {}
     parts = {"contract": source.declared.contract.to_dict(), "told": source.declared.told.to_dict()}
@@ -43,21 +43,21 @@ def contract_record(source: Source) -> dict[str, Any]:
 
 
 def contract_in_force(name: str, paths: Paths, store: Store | None) -> Contract:
-    """What is declared of source `name` for a run on `store`: by the user now or when the store was made,
-    by the program's file where it is at hand, and else as the store recorded it.
+    """The contract of source `name` for a run on `store`: what the user declares now or declared when the
+    store was made, then what the program's file declares if it is present, then what the store recorded.
 
-    Published weights declare nothing here but what a user says of them. Raises SourceError for a
-    declaration that cannot be read.
+    Published weights have only what the user declares. Raises SourceError for a declaration that cannot be
+    read.
     """
-    asked = store.manifest.made_by.get("asked", {}) if store is not None else {}
-    told = (paths.contract_of(name) or Contract()).over(Contract.from_dict(asked.get("told", {})))
-    recorded = Contract.from_dict(asked.get("contract", {}))
+    options = store.manifest.made_by.get("asked", {}) if store is not None else {}
+    told = (paths.contract_of(name) or Contract()).over(Contract.from_dict(options.get("told", {})))
+    recorded = Contract.from_dict(options.get("contract", {}))
     return kind_of(name).declared(paths.lying(name), told).over(recorded)
 
 
 def spec_on_store(name: str, paths: Paths, store: Store) -> SourceSpec:
-    """The source as a run on `store` wants it: under the contract in force, and for what is the network's own
-    as the store has it, since its weights' sha256 says that it is the same network.
+    """The source's spec for a run on `store`, under the contract in force. If the network's own properties
+    cannot be read from a file, the store's record is used: its weights' sha256 identifies the network.
     """
     spec = replace(parse_source(paths.lying(name)), name=parse_source(name).name)
     stored = store.manifest.identity
@@ -69,8 +69,6 @@ def spec_on_store(name: str, paths: Paths, store: Store) -> SourceSpec:
 
 
 def classes_of(source: str) -> tuple[str, ...] | None:
-    """The classes, by name, that a source of the user's own is known to know; None unless it is a run whose
-    folder is there.
-    """
+    """The class names of a source of the user's own; None unless it is a run whose folder exists."""
     classes = parse_source(source).contract.classes if kind_of(source).is_path else None
     return classes if isinstance(classes, tuple) else None

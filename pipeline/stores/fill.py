@@ -1,4 +1,4 @@
-"""A store to be filled, and the source that fills it."""
+"""Open a store to fill, and the source that fills it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.data.datasets.registry import parse_target
 from pipeline.data.render import Renderer, open_renderer
 from pipeline.runtime import Execution
 from pipeline.stores.contracts import contract_record
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, seen_by
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, source_plan
 from pipeline.stores.job import Job
 from pipeline.stores.match import destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
@@ -29,20 +29,20 @@ from sskt.sources import FrozenSource, InputMap, Source
 
 @dataclass(slots=True, eq=False)
 class SourceStore:
-    """One source on its way through stage one; `frozen` is None if its store lacks nothing."""
+    """A source and the store that it fills; `frozen` is None if the store is complete."""
 
     source: Source
     frozen: FrozenSource | None
     store: Store
     pending: set[Unit]
-    rows_done: int = 0  # computed here
-    rows_twice: int = 0  # of these, that another process had written meanwhile: its are kept
+    rows_done: int = 0  # computed by this process
+    rows_twice: int = 0  # those of them that another process wrote first: its rows are kept
     write_s: float = 0.0
     bar: TaskID | None = None
 
     @property
     def remark(self) -> str | None:
-        """What there is to say of rows that were computed twice."""
+        """A message about rows that were computed twice; None if there are none."""
         if not self.rows_twice:
             return None
         return (
@@ -54,9 +54,9 @@ class SourceStore:
 def open_source_store(
     job: Job, source: Source, input_map: InputMap, cache_dir: Location, execution: Execution
 ) -> SourceStore:
-    """Open or create the store of one source, with room for every view; wake the source if it is needed."""
+    """Open or create one source's store, with room for every view; load the source if anything is missing."""
     dataset, image_px = job.dataset, job.plan.side_px
-    seen = seen_by(input_map, job.plan)
+    plan = source_plan(input_map, job.plan)
     place = destination(job, source, input_map, cache_dir)
     store = place.store
     if store is not None:
@@ -64,10 +64,10 @@ def open_source_store(
         if job.views <= store.n_views and not store.pending(job.views):
             return SourceStore(source, None, store, set())
     frozen = None
-    with closing(open_renderer(dataset, seen, execution, batch_size=1)) as renderer:
+    with closing(open_renderer(dataset, plan, execution, batch_size=1)) as renderer:
         if store is None:
-            # before there is a store: a source that does not run leaves none behind, and what is recorded is
-            # how it runs
+            # run the source before creating the store: a source that fails leaves no store behind, and the
+            # store records how the source really runs
             forward = choose_forward(source, input_map, execution, image_px, len(dataset), job.views)
             probe = np.arange(min(PROBE_SAMPLES, len(dataset)))
             pixels = probe_pixels(renderer, probe)
@@ -85,7 +85,7 @@ def open_source_store(
                 top_k=place.top_k,
                 probe_ids=dataset.ids[probe],
                 probe=pixels,
-            )  # or another process's, if that was faster
+            )  # opens another process's store if that was faster
             forward = recorded_forward(store.path, store.manifest.made_by, execution)
         check_probe(store, dataset, renderer)
     store.grow(job.views)
@@ -97,14 +97,14 @@ def open_source_store(
 
 
 def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer) -> dict[str, Any]:
-    """What a store was made with: for the record, but for how its rows are computed (`recorded_forward`) and
-    where to look for what it was made from (`open_origin`).
+    """What a store was made with. Only for the record, except how its rows are computed (`recorded_forward`)
+    and where the data and weights that it was made from lie (`open_origin`).
     """
     packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "asked": {
-            "target": parse_target(job.target).as_given,  # as any folder reads it
+            "target": parse_target(job.target).as_given,  # readable from any working directory
             "weights": str(source.weights_path.absolute()),
             **contract_record(source),
         },

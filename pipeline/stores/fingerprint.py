@@ -1,9 +1,9 @@
-"""What a store of logits depends on, how a matching store is found, and the check that it still fits
-(docs/method.md, promise 5).
+"""A store's fingerprint, everything that its logits depend on, and the probe check that a renderer still
+draws the same pixels (docs/method.md, promise 5).
 
 A store serves a run when the source, the input map f_s, the plan and the target agree field by field. A run
-on a subset of a store's samples is served too: then each of its pictures must be the very one that the
-store's row was made from.
+on a subset of a store's samples is served too; then each of its images must be the one that the store's row
+was made from.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sskt.errors import RunError
 from sskt.sources import CONVERTED, LOGITS_OUTPUT, InputMap, SourceSpec
 
 PROBE_SAMPLES = 4
-PROBE_TOLERANCE = 1.0  # grey levels of mean absolute difference: what two renderers may differ by
+PROBE_TOLERANCE = 1.0  # grey levels: the mean absolute difference allowed between two renderers
 
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
-    """The frozen network: eval mode is part of it, since batch statistics would make a row depend on its
-    neighbours. What it returns is, where that is turned into logits; and which output a store holds, where
-    that is another than the logits.
+    """The frozen network. Eval mode is part of it, since batch statistics would make a row depend on its
+    neighbours. So is what it returns, if that is converted to logits, and the stored output, if it is not
+    the logits.
     """
     output = {"output": spec.output} if spec.output != LOGITS_OUTPUT else {}
     converted = {"returns": spec.returns} if spec.returns in CONVERTED else {}
@@ -71,20 +71,20 @@ def identity(
     return fields if top_k is None else {**fields, "logits": {"form": "top-k", "k": top_k}}
 
 
-def seen_by(input_map: InputMap, plan: Plan) -> Plan:
-    """What has to be drawn of a plan for a source: its pictures as they are, of its clips some frames."""
+def source_plan(input_map: InputMap, plan: Plan) -> Plan:
+    """The plan as rendered for a source: images as planned; for clips, only the frames that it sees."""
     if input_map.frames is None:
         return plan
     if not isinstance(plan, CornerClip | CentreClip):
-        raise RunError(f"{type(plan).__name__} is a plan for pictures, {input_map.frames.kind} is of clips")
+        raise RunError(f"{type(plan).__name__} is a plan for images, {input_map.frames.kind} is for clips")
     return PickedFrames(plan, input_map.frames.picks)
 
 
 def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:
-    """Draw the store's probe pictures again and compare them with the pixels that its sources saw.
+    """Draw the store's probe images again and compare them with the pixels that its source saw.
 
-    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any picture: then this
-    machine's renderer does not show the student what the sources were asked about.
+    Raises StoreMismatch if the mean absolute difference exceeds one grey level in any image: then this
+    machine's renderer does not show the student what the source saw.
     """
     positions = np.flatnonzero(np.isin(dataset.ids, store.probe_ids))
     if not len(positions):
@@ -107,9 +107,7 @@ def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:
 
 
 def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """View 0 of a few samples as rendered: uint8 (P, 3, side, side), of clips (P, 3, F, side, side)."""
-    pixels = [
-        batch.cpu() for batch in renderer.render(0, [positions[i : i + 1] for i in range(len(positions))])
-    ]
-    drawn: NDArray[np.uint8] = torch.cat(pixels).numpy()
-    return drawn
+    """Render view 0 of a few samples: uint8 (P, 3, side, side), for clips (P, 3, F, side, side)."""
+    batches = [positions[i : i + 1] for i in range(len(positions))]
+    pixels: NDArray[np.uint8] = torch.cat([batch.cpu() for batch in renderer.render(0, batches)]).numpy()
+    return pixels

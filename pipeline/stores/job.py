@@ -1,6 +1,4 @@
-"""A job of stage one: whose pictures, which sources, how many views, and the store that each source's logits
-belong in.
-"""
+"""A job of stage one: which dataset, sources and plan, and how many views."""
 
 from __future__ import annotations
 
@@ -8,29 +6,29 @@ from dataclasses import dataclass
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan
-from pipeline.stores.fingerprint import seen_by
+from pipeline.stores.fingerprint import source_plan
 from sskt.sources import InputMap, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What stage one is to do for one target.
+    """What stage one has to do for one target.
 
-    `target` is the name that it was asked for by, which a store records beside its fingerprint. `top_k` is
-    the number of classes to keep of every row, 0 for all; None takes all below DENSE_BUDGET.
+    `target` is the name that the user gave, which a store records beside its fingerprint. `top_k` is the
+    number of classes to keep per row, 0 for all; None keeps all up to DENSE_BUDGET.
     """
 
     target: str
     dataset: Dataset
-    sources: list[tuple[Source, InputMap]]  # at least one; all look at the same frames of clips
+    sources: list[tuple[Source, InputMap]]  # at least one; all see the same frames of clips
     plan: Plan
     views: int
     top_k: int | None = None
 
     @property
-    def seen(self) -> Plan:
-        """What is drawn: as much of `plan` as the sources look at, all of them at the same."""
-        return seen_by(self.sources[0][1], self.plan)
+    def source_plan(self) -> Plan:
+        """The plan as rendered for the sources, which all see the same frames."""
+        return source_plan(self.sources[0][1], self.plan)
 
     @property
     def name(self) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cache import (
     ABSENT,
-    Difference,
     Location,
     Store,
     StoreDamaged,
@@ -22,13 +21,13 @@ from cache import (
 )
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.stores.alike import (
-    PER_SAMPLE,
-    first_strange_row,
+    first_unmatched_position,
     sentence,
     sound_stores,
     store_folder,
     stores_elsewhere,
-    unmet_by_rows,
+    unmet_fields,
+    unmet_row_fields,
 )
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.stores.job import Job
@@ -37,7 +36,7 @@ from sskt.topk import row_width
 
 log = logging.getLogger(__name__)
 
-DENSE_BUDGET = 100_000_000_000  # bytes of one store beyond which only the top classes are kept
+DENSE_BUDGET = 100_000_000_000  # bytes per store; above it only the top classes are stored
 DEFAULT_TOP_K = 64
 
 
@@ -52,13 +51,21 @@ class Destination:
 
     @property
     def store(self) -> Store | None:
-        """The store, if it is there."""
+        """The store, if it exists."""
         return Store.open(self.path) if self.exists else None
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A store that may serve a run, and the fingerprint that it must have to do so."""
+
+    store: Store
+    wanted: dict[str, Any]
+
+
 def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location) -> Destination:
-    """The store for a source: what `job.top_k` asks for; if it asks for nothing, the one that is there. A
-    store of the same rows under another name is as good, and that is said.
+    """The store that a source's logits belong in: the form that `job.top_k` sets, or if it is None, an
+    existing store. A store of the same rows under another name will do, and is logged.
     """
     spec = source.spec
     about = source_identity(spec, source.weights_sha256, spec.n_classes)
@@ -77,8 +84,9 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         nbytes = 2 * spec.n_classes * len(job.dataset) * job.views
         if dense.exists:
             return dense
-        if there := [place for k in _top_ks_in(folder) if (place := of_form(k)).exists]:
-            largest = max(there, key=lambda place: place.top_k or 0)
+        existing = [place for k in _top_ks_in(folder) if (place := of_form(k)).exists]
+        if existing:
+            largest = max(existing, key=lambda place: place.top_k or 0)
             log.info(
                 f"{spec.name}: {largest.path} is there and holds the top {largest.top_k}; --top-k 0 keeps all"
             )
@@ -101,15 +109,14 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
 
 
 def _alike(place: Destination, job: Job, source: Source, cache_dir: Location) -> Destination | None:
-    """A store of the very rows that belong in `place`, under another name; None if there is none."""
+    """A store of the same rows as belong in `place`, under another name; None if there is none."""
     dataset, name = job.dataset, source.spec.name
-    here = sound_stores(store_folder(cache_dir, dataset, name))
-    others = stores_elsewhere(cache_dir, dataset, name, source.weights_sha256)
+    by_name = sound_stores(store_folder(cache_dir, dataset, name))
+    elsewhere = stores_elsewhere(cache_dir, dataset, name, source.weights_sha256)
     alike = [
         store
-        for store in (*here, *others)
-        if store.n_samples == len(dataset)
-        and not unmet_by_rows(differences(store.manifest.identity, place.fields), store, dataset)
+        for store in (*by_name, *elsewhere)
+        if store.n_samples == len(dataset) and not unmet_row_fields(store, place.fields, dataset)
     ]
     if not alike:
         return None
@@ -119,7 +126,7 @@ def _alike(place: Destination, job: Job, source: Source, cache_dir: Location) ->
 
 
 def _top_ks_in(folder: Location) -> Iterator[int]:
-    """How many classes the top-k stores of a folder hold; a damaged one is passed over, and that is said."""
+    """How many classes each top-k store of a folder holds; skips damaged stores with a warning."""
     for path in find_stores(folder):
         try:
             top_k = Store.open(path).top_k
@@ -131,62 +138,45 @@ def _top_ks_in(folder: Location) -> Iterator[int]:
 
 
 def matching_store(
-    cache_dir: Location,
-    dataset: Dataset,
-    source_name: str,
-    wanted: Callable[[Store], dict[str, Any]],
-    *,
-    weights_sha256: str | None,
+    dataset: Dataset, source_name: str, by_name: Sequence[Candidate], elsewhere: Iterable[Candidate]
 ) -> Store | None:
-    """The store of `source_name` that serves `index`; None if there is no store at all.
+    """The store of `source_name` that serves a run on `dataset`; None if nothing serves and `by_name` is
+    empty.
 
-    `wanted(store)` is this run's fingerprint; it is given the store for what the run itself cannot know (the
-    weights of a source that is not on this machine; `weights_sha256` is theirs, if it is known). Stores of
-    the same rows under another name come after those of this name, and that is said. Of stores that serve
-    with different numbers of logits it is the one with most. Raises StoreMismatch if stores exist and none
-    fits, for the one that differs least, or if some fit that were made from different weights.
+    `by_name` are the stores of this source and target. `elsewhere` are stores that may hold the same rows
+    under other names; they are tried only if none of `by_name` serves, and such a choice is logged. Of stores
+    that hold different numbers of logits, the one with the most is chosen. Raises StoreMismatch if stores of
+    this name exist and nothing serves, about the one that differs least, or if stores made from different
+    weights or under different contracts serve.
     """
-    stores = [Store.open(path) for path in find_stores(store_folder(cache_dir, dataset, source_name))]
-    serving = [store for store in stores if not _unmet(store, wanted(store), dataset)]
+    serving = [each for each in by_name if not unmet_fields(each.store, each.wanted, dataset)]
     if not serving:
-        others = stores_elsewhere(cache_dir, dataset, source_name, weights_sha256)
-        candidates = [*stores, *others]
-        serving = [store for store in candidates if not _unmet_by_rows(store, wanted(store), dataset)]
+        candidates = [*by_name, *elsewhere]
+        serving = [each for each in candidates if not unmet_row_fields(each.store, each.wanted, dataset)]
     if not serving:
-        if stores:
-            nearest = min(stores, key=lambda store: len(_unmet(store, wanted(store), dataset)))
-            _refuse(nearest, wanted(nearest), dataset)
+        if by_name:
+            nearest = min(by_name, key=lambda each: len(unmet_fields(each.store, each.wanted, dataset)))
+            _refuse(nearest.store, nearest.wanted, dataset)
         return None
-    if len({store.manifest.identity["source"]["weights_sha256"] for store in serving}) > 1:
-        raise _ambiguous(source_name, serving)
-    if len({digest(_made_of(store)) for store in serving}) > 1:
-        raise _of_other_contracts(source_name, serving)
-    chosen = max(serving, key=lambda store: (store.top_k or store.n_classes, store.whole_views))
-    named = named_by(wanted(chosen), source_name)
-    if _by_name(chosen, named):
-        log.info(sentence(chosen, named))
-    return chosen
+    stores = [each.store for each in serving]
+    if len({store.manifest.identity["source"]["weights_sha256"] for store in stores}) > 1:
+        raise _ambiguous_weights(source_name, stores)
+    if len({digest(_source_and_input(store)) for store in stores}) > 1:
+        raise _ambiguous_contracts(source_name, stores)
+    chosen = max(serving, key=lambda each: (each.store.top_k or each.store.n_classes, each.store.whole_views))
+    wanted = _with_source_name(chosen.wanted, source_name)
+    if _differs_by_name(chosen.store, wanted):
+        log.info(sentence(chosen.store, wanted))
+    return chosen.store
 
 
-def _unmet(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
-    """The fields in which a store does not serve a run; none if it does."""
-    unmet = differences(store.manifest.identity, wanted)
-    is_subset = len(dataset) < store.n_samples and all(d.field in PER_SAMPLE for d in unmet)
-    return [] if is_subset and first_strange_row(store, dataset) is None else unmet
-
-
-def _unmet_by_rows(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
-    """Those of them that its rows depend on."""
-    return unmet_by_rows(differences(store.manifest.identity, wanted), store, dataset)
-
-
-def named_by(wanted: dict[str, Any], source_name: str) -> dict[str, Any]:
-    """A run's fingerprint with its own name of the source, and not the one that a store has."""
+def _with_source_name(wanted: dict[str, Any], source_name: str) -> dict[str, Any]:
+    """A run's fingerprint with the run's own name for the source instead of the store's."""
     return {**wanted, "source": {**wanted["source"], "name": parse_source(source_name).name}}
 
 
-def _by_name(store: Store, wanted: dict[str, Any]) -> bool:
-    """Whether names, and not a subset's labels, tell a store's fingerprint from a run's."""
+def _differs_by_name(store: Store, wanted: dict[str, Any]) -> bool:
+    """Whether a store's fingerprint differs from a run's in names, and not just in a subset's labels."""
     fields = {difference.field for difference in differences(store.manifest.identity, wanted)}
     whole = "target.n_samples" not in fields
     return bool(fields & {"target.name", "target.class_names_sha256", "source.name"}) or (
@@ -194,15 +184,15 @@ def _by_name(store: Store, wanted: dict[str, Any]) -> bool:
     )
 
 
-def _made_of(store: Store) -> dict[str, Any]:
-    """A source, whatever its name, and what it is shown."""
+def _source_and_input(store: Store) -> dict[str, Any]:
+    """The source, regardless of its name, and its input map."""
     parts = store.manifest.identity
     return {"source": {**parts["source"], "name": None}, "input": parts["input"]}
 
 
-def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
-    """Networks of one name: which of them teaches is for the user to say."""
-    said = "--source with its path" if kind_of(source_name).is_path else f"--weights {source_name}=FILE"
+def _ambiguous_weights(source_name: str, stores: list[Store]) -> StoreMismatch:
+    """Different networks under one name: the user must say which one to use."""
+    option = "--source with its path" if kind_of(source_name).is_path else f"--weights {source_name}=FILE"
     made = [store.manifest.made_by for store in stores]
     made_from = ", ".join(
         f"{store.path} from {by.get('asked', {}).get('weights')} of {by.get('created')}"
@@ -210,12 +200,12 @@ def _ambiguous(source_name: str, stores: list[Store]) -> StoreMismatch:
     )
     return StoreMismatch(
         f"{source_name}: {len(stores)} stores serve this run, of networks with other weights ({made_from}); "
-        f"say which with {said}, or remove the others with sskt cache prune"
+        f"say which with {option}, or remove the others with sskt cache prune"
     )
 
 
-def _of_other_contracts(source_name: str, stores: list[Store]) -> StoreMismatch:
-    """One network that was shown other inputs, or whose outputs were read otherwise."""
+def _ambiguous_contracts(source_name: str, stores: list[Store]) -> StoreMismatch:
+    """One network that was given different inputs, or whose outputs were interpreted differently."""
     first, second = (store.manifest.identity for store in stores[:2])
     pair = [{k: identity[k] for k in ("source", "input")} for identity in (first, second)]
     fields = ", ".join(
@@ -232,14 +222,14 @@ def _of_other_contracts(source_name: str, stores: list[Store]) -> StoreMismatch:
 
 
 def _refuse(store: Store, wanted: dict[str, Any], dataset: Dataset) -> None:
-    """Raise StoreMismatch, naming the picture as well when contents are what differs."""
+    """Raise StoreMismatch, naming the first differing image if contents differ."""
     try:
         require_match(store.path, store.manifest.identity, wanted)
     except StoreMismatch as mismatch:
-        row = first_strange_row(store, dataset)
-        if row is None:
+        position = first_unmatched_position(store, dataset)
+        if position is None:
             raise
-        sample = f"{dataset.ids[row]} ({dataset.name_of(row)})"
+        sample = f"{dataset.ids[position]} ({dataset.name_of(position)})"
         raise StoreMismatch(
             f"{mismatch}; the first sample without a row of its own is {sample}", mismatch.differences
         ) from None

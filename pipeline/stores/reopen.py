@@ -1,4 +1,4 @@
-"""Where a store's rows came from: pictures, plan, input map and source, opened again from its record."""
+"""Reopen what a store's rows were made from, images, plan, input map and source, from the store's record."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.plan import Plan, plan_from
 from pipeline.runtime import Paths
-from pipeline.stores.alike import as_named
-from pipeline.stores.fingerprint import identity, seen_by, source_identity
+from pipeline.stores.alike import with_recorded_names
+from pipeline.stores.fingerprint import identity, source_identity, source_plan
 from sskt.sources import LOGITS, LOGITS_OUTPUT, InputMap, Source, reopen_source
 
 log = logging.getLogger(__name__)
@@ -30,24 +30,24 @@ class Origin:
     input_map: InputMap
 
     @property
-    def seen(self) -> Plan:
-        """What the source looks at."""
-        return seen_by(self.input_map, self.plan)
+    def source_plan(self) -> Plan:
+        """The plan as rendered for the source."""
+        return source_plan(self.input_map, self.plan)
 
 
 def open_origin(
     store: Store, paths: Paths, *, target: str | None = None, weights: Path | None = None
 ) -> Origin:
-    """Open what a store was made from; `target` and `weights` say where it is if it has moved since.
+    """Open what a store was made from; `target` and `weights` say where to find it if it has moved.
 
-    Raises StoreMismatch, naming the field, unless it is exactly what the store's fingerprint says, and what
+    Raises StoreMismatch, naming the field, if anything differs from the store's fingerprint, and whatever
     opening a target or a source raises.
     """
-    recorded, asked = store.manifest.identity, store.manifest.made_by.get("asked", {})
+    recorded, options = store.manifest.identity, store.manifest.made_by.get("asked", {})
     dataset = open_dataset_of(store, paths, target=target)
     name = recorded["source"]["name"]
-    source = reopen_source(name, weights or asked.get("weights"), weights_dir=paths.weights_dir)
-    # whatever is declared by now: the rows were made under the contract that the store records
+    source = reopen_source(name, weights or options.get("weights"), weights_dir=paths.weights_dir)
+    # the rows were made under the contract that the store records, whatever is declared now
     returns = recorded["source"].get("returns", LOGITS)
     output = recorded["source"].get("output", LOGITS_OUTPUT)
     spec = replace(source.spec, contract=replace(source.spec.contract, returns=returns), output=output)
@@ -59,17 +59,17 @@ def open_origin(
         InputMap.from_dict(recorded["input"]),
     )
     about = source_identity(source.spec, source.weights_sha256, source.spec.n_classes)
-    found = identity(about, origin.input_map, origin.plan, origin.dataset, top_k=store.top_k)
-    # a name says where it lies now, and the sha256 whether it is the same
-    require_match(store.path, recorded, as_named(found, recorded))
+    reopened = identity(about, origin.input_map, origin.plan, origin.dataset, top_k=store.top_k)
+    # names may have changed with a path; contents are compared by sha256
+    require_match(store.path, recorded, with_recorded_names(reopened, recorded))
     return origin
 
 
 def open_dataset_of(store: Store, paths: Paths, *, target: str | None) -> Dataset:
-    """The store's samples, in the order of its rows; if it has fewer, the subset that --limit takes, or what
-    was left of it when some were held out to choose the best epoch by.
+    """The store's samples, in the order of its rows. If it has fewer than the target, that is the subset that
+    --limit takes, or what remained after some were held out to choose the best epoch.
 
-    Raises StoreMismatch if the target has other samples by now.
+    Raises StoreMismatch if the target's samples have changed.
     """
     about = store.manifest.identity["target"]
     name = target or store.manifest.made_by.get("asked", {}).get("target") or about["name"]
@@ -80,12 +80,12 @@ def open_dataset_of(store: Store, paths: Paths, *, target: str | None) -> Datase
         log.warning(note)
     if about["n_samples"] < len(dataset):
         whole, dataset = dataset, dataset.limit(about["n_samples"])
-        if dataset.content_sha256 != about["contents_sha256"]:  # not what --limit takes: some were held out
+        if dataset.content_sha256 != about["contents_sha256"]:  # not --limit's subset: some were held out
             dataset = whole.take(np.flatnonzero(np.isin(whole.ids, store.ids)))
     if dataset.content_sha256 != about["contents_sha256"]:
         raise StoreMismatch(
-            f"{store.path}: {name} has other pictures by now, their sha256 is {dataset.content_sha256[:12]}, "
-            f"expected {about['contents_sha256'][:12]}; restore them, say where they are with --target, or "
-            f"precompute again"
+            f"{store.path}: the images of {name} have changed: their sha256 is "
+            f"{dataset.content_sha256[:12]}, expected {about['contents_sha256'][:12]}; restore them, say "
+            f"where they are with --target, or precompute again"
         )
     return dataset

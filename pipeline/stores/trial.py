@@ -1,5 +1,5 @@
-"""A few real images of the target, drawn as the source will see them, and what it answers to them: before a
-store is made, and before a live source teaches.
+"""Try a source on a few real images of the target, rendered as it will see them, before a store is created
+or a live source teaches.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ TRIAL_IMAGES = 32
 
 
 def trial_positions(dataset: Dataset, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
-    """Index rows of at most `n` samples, spread over the classes; sorted."""
+    """Sorted positions of at most `n` samples, spread over the classes."""
     by_class = np.argsort(dataset.labels, kind="stable")
-    paths = np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(np.int64)
-    return np.sort(by_class[paths])
+    spread = np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(np.int64)
+    return np.sort(by_class[spread])
 
 
 def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> None:
-    """Ask a source about real images, in view 0, and judge what it returns; oddities are said.
+    """Run a source on real images in view 0 and check its outputs; log anything odd.
 
-    `renderer` draws what the source sees, one sample at a time. Raises SourceError for answers that are not
-    what its contract declares, or that nothing can be learnt from.
+    `renderer` draws what the source sees, one sample at a time. Raises SourceError for outputs that
+    contradict its contract, or that nothing can be learnt from.
     """
     name, declared = frozen.source.spec.name, frozen.source.spec.contract.returns
     batches = [np.array([position]) for position in trial_positions(dataset)]

@@ -1,4 +1,4 @@
-"""Frozen source networks: how they are named, opened, checked and run."""
+"""Frozen source networks: naming, opening, checking and running them."""
 
 from sskt.sources.answers import remarks_on, require_known_kind
 from sskt.sources.batch_size import fastest_batch_size

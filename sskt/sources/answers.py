@@ -1,7 +1,7 @@
-"""Judge what a network returns by its outputs for a few real images, never for black ones.
+"""Check what a network returns by its outputs for a few real images, never for black ones.
 
-Some kinds cannot be learnt from as they are and are refused with what helps; others look odd, and that is
-said with the figure, since a sound teacher may be confident or an untrained one wanted.
+Some outputs cannot be learnt from, and are rejected with a remedy. Others only look odd and get a remark with
+the figure, since a sound teacher may be confident, or the user may want an untrained one.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from sskt.sources.contract import (
     as_logits,
 )
 
-_SUM_SLACK = 5e-3  # relative; half precision rounds that much
-_SATURATED_AT = 3.0  # the paper's temperature: where even softened rows are one class
+_SUM_SLACK = 5e-3  # relative; half precision rounds by that much
+_SATURATED_AT = 3.0  # the paper's temperature: a row is saturated if even at this T it is one class
 _SATURATED_NATS = 1e-3
 _UNIFORM_SHARE = 0.99  # of log K
-_MOST = 0.95  # of the rows
-_FEWEST_ROWS = 4
+_SATURATED_SHARE = 0.95  # of the rows
+_MIN_ROWS = 4
 _CHECK = "check its mean and std, and whether its logits are scaled"
 
 
 def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None:
-    """Raise SourceError if rows (n, K), as a network returned them, contradict what is declared of them or
-    cannot be learnt from as logits. Rows that are not finite are left out.
+    """Raise SourceError if rows (n, K), as returned by a network, contradict what is declared about them or
+    cannot be learnt from as logits. Rows that are not finite are ignored.
 
-    `declared` is one of `sskt.sources.contract.RETURNS`, or None where nothing is.
+    `declared` is one of `sskt.sources.contract.RETURNS`, or None if nothing is declared.
     """
     rows = _finite(outputs)
     if declared == EMBEDDING:
@@ -79,30 +79,30 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
 
 
 def remarks_on(outputs: Tensor, declared: str | None, name: str) -> list[str]:
-    """Describe, a sentence each, what is odd about rows (n, K) that `require_known_kind` accepts."""
+    """Describe, in one sentence each, what is odd about rows (n, K) that `require_known_kind` accepts."""
     rows = _finite(outputs)
     n = len(rows)
-    if n < _FEWEST_ROWS:
+    if n < _MIN_ROWS:
         return []
-    seen, found = returned_kind(rows), []
+    seen, remarks = returned_kind(rows), []
     if seen == LOG_PROBABILITIES and declared != LOG_PROBABILITIES:
-        found.append(f"{name} returns log-probabilities, which serve as logits as they are")
+        remarks.append(f"{name} returns log-probabilities, which serve as logits as they are")
     if declared == LOG_PROBABILITIES and seen != LOG_PROBABILITIES:
-        found.append(
+        remarks.append(
             f"{name} is declared to return log-probabilities and returns {seen}: the exponentials of its "
             f"rows do not add up to 1; they are taken as logits"
         )
     if declared == SIGMOIDS and seen == PROBABILITIES:
-        found.append(f"{name} is declared to return sigmoids, and each of its {n} rows tried adds up to 1")
+        remarks.append(f"{name} is declared to return sigmoids, and each of its {n} rows tried adds up to 1")
     if declared == LOGITS and seen == SIGMOIDS:
-        found.append(f"{name} is declared to return logits, and all of {n} rows tried lie in 0..1")
+        remarks.append(f"{name} is declared to return logits, and all of {n} rows tried lie in 0..1")
     logits = as_logits(rows, declared or LOGITS)
-    return found + _remarks_on_logits(logits, name)
+    return remarks + _remarks_on_logits(logits, name)
 
 
 def returned_kind(rows: Tensor) -> str:
-    """Guess which of `sskt.sources.contract.RETURNS` finite rows (n, K), K > 1, are: probabilities may be
-    scaled by any factor that all rows share.
+    """Guess which of `sskt.sources.contract.RETURNS` finite rows (n, K), K > 1, are; probabilities may be
+    scaled by a factor that all rows share.
     """
     total = float(rows.sum(dim=1).mean())
     if _adds_up(rows) and (math.isclose(total, 1, rel_tol=2 * _SUM_SLACK) or _steadier_than_entries(rows)):
@@ -123,10 +123,10 @@ def _adds_up(rows: Tensor) -> bool:
 
 
 def _steadier_than_entries(rows: Tensor) -> bool:
-    """Whether sums vary far less between rows than entries do: not so for logits that hardly vary at all."""
-    moves = float((rows.amax(dim=0) - rows.amin(dim=0)).max())
+    """Whether sums vary far less between rows than entries do, which logits that hardly vary do not show."""
+    entry_range = float((rows.amax(dim=0) - rows.amin(dim=0)).max())
     sums = rows.sum(dim=1)
-    return float(sums.max() - sums.min()) < 0.05 * moves
+    return float(sums.max() - sums.min()) < 0.05 * entry_range
 
 
 def _remarks_on_logits(logits: Tensor, name: str) -> list[str]:
@@ -138,18 +138,18 @@ def _remarks_on_logits(logits: Tensor, name: str) -> list[str]:
     entropy = _entropy(logits)
     if bool((entropy > _UNIFORM_SHARE * math.log(n_classes)).all()):
         share = float(entropy.mean()) / math.log(n_classes)
-        found = (
+        remark = (
             f"{name} hardly tells classes apart: the entropy of its softmax is {share:.1%} of log "
             f"{n_classes} on {n} images tried"
         )
-        return [f"{found}; {_CHECK}"]
+        return [f"{remark}; {_CHECK}"]
     saturated = _entropy(logits / _SATURATED_AT) < _SATURATED_NATS
-    if float(saturated.float().mean()) >= _MOST:
-        found = (
+    if float(saturated.float().mean()) >= _SATURATED_SHARE:
+        remark = (
             f"{name} is saturated: {int(saturated.sum())} of {n} rows tried are one class even at T = "
             f"{_SATURATED_AT:g} (values up to {scale:.3g}), so they teach no more than a label"
         )
-        return [f"{found}; {_CHECK}"]
+        return [f"{remark}; {_CHECK}"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""How many images a forward should have: measured, where memory and speed differ from device to device."""
+"""Measure how many images a forward should have, since memory and speed differ between devices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from sskt.errors import SourceError
 from sskt.sources.frozen import FrozenSource
 
 _FORWARDS = 4
-_GAIN = 1.05  # a doubling that is not this much faster is not worth its memory
+_GAIN = 1.05  # a doubling that gains less speed is not worth its memory
 
 
 def fastest_batch_size(open_with: Callable[[int], FrozenSource], *, first: int, most: int) -> int:
-    """Images in a forward, doubled from `first` to at most `most` while that is faster per image and fits.
+    """Find the fastest number of images per forward: double it from `first` up to `most` while that is faster
+    per image and fits in memory.
 
-    `open_with(batch_size)` gives the source, which is timed on dummy input, after one forward to warm up.
-    What it raises for `first` is passed on; for a larger batch size it means that it is too large.
+    `open_with(batch_size)` opens the source, which is timed on dummy input after one warm-up forward. An
+    error for `first` is raised; for a larger batch size it means that the size is too large.
     """
     best, best_rate = first, 0.0
     batch_size = first
@@ -33,8 +34,8 @@ def fastest_batch_size(open_with: Callable[[int], FrozenSource], *, first: int, 
             break
         best, best_rate = batch_size, rate
         batch_size *= 2
-    # give back what the trials took: DALI cannot use what torch keeps. An error holds its forward's memory
-    # until its handler is left
+    # free what the trials used, since DALI cannot use memory that torch caches. This must come after the
+    # `except` block, because an error holds its forward's memory until its handler ends
     torch.cuda.empty_cache()
     return best
 
@@ -45,5 +46,5 @@ def _rate(frozen: FrozenSource, batch_size: int) -> float:
     frozen.logits(pixels)
     started = perf_counter()
     for _ in range(_FORWARDS):
-        frozen.logits(pixels)  # checks its rows, so that the device is done when it returns
+        frozen.logits(pixels)  # checks its rows, so the device has finished when it returns
     return _FORWARDS * batch_size / (perf_counter() - started)

@@ -1,7 +1,7 @@
 """Sources as the released SSKT code runs them: in train mode, so that batch norm uses the batch's own
 statistics (docs/method.md, section 5.1).
 
-A row's logits then depend on the other rows of its batch, which is why they cannot be stored: only for runs
+A row's logits then depend on the other rows of its batch, so they cannot be stored; this is only for runs
 that are compared with the released code. Our own sources are frozen (`sskt.sources.frozen`).
 """
 
@@ -20,10 +20,12 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class BatchStatisticsSource:
-    """A source with fixed weights that normalises by the batch; it takes over the source's module."""
+    """A source with fixed weights that normalises by batch statistics; it takes ownership of the source's
+    module.
+    """
 
     def __init__(self, source: Source, input_map: InputMap, *, device: torch.device, compute: str) -> None:
-        """Raises SourceError for a network without batch norm, or whose batch norms were folded away."""
+        """Raises SourceError for a network without batch norm, or whose batch norms were folded."""
         if source.is_traced:
             raise SourceError(
                 f"{source.spec.name}: has no batch norm to take batch statistics in, a program's mode is "
@@ -53,7 +55,7 @@ class BatchStatisticsSource:
             frames = self.input_map.frames
             images = pixels if frames is None else frames.images(pixels)
             z = self._module(self.input_map(images.to(self._device)))
-            z = z[0] if isinstance(z, tuple) else z  # GoogLeNet's and Inception's have more heads then
+            z = z[0] if isinstance(z, tuple) else z  # GoogLeNet and Inception have more heads in train mode
             z = as_logits(z, self.source.spec.returns)
         return (z if frames is None else frames.answer(z)).to(torch.float16)
 

@@ -1,4 +1,4 @@
-"""A pretrained network for clips as a source: one of our backbones with the head that its weights bring."""
+"""A pretrained clip network as a source: one of our backbones with the head that comes with its weights."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ClipClassifier(nn.Module):
 
 
 def clip_normalisation(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of pixels in 0..1 that a backbone for clips was trained with."""
+    """Mean and std of pixels in 0..1 that a clip backbone was trained with."""
     backbone = TorchVideo if architecture in TORCH_VIDEO else ResNet3D
     return backbone.mean, backbone.std
 
 
 def published_key(key: str) -> str:
-    """The name in published files of a key of a `ClipClassifier`; heads are called `fc` in both."""
+    """The name that published files use for a key of a `ClipClassifier`; heads are called `fc` in both."""
     return key.removeprefix("backbone.")

@@ -1,6 +1,6 @@
-"""f_s for clips (SSKT eq. 6): which frames of a clip a source sees, and how several answers become one.
+"""f_s for clips (SSKT eq. 6): which frames of a clip a source sees, and how their logits become one row.
 
-The paper takes the centre frame, and names better functions as open work.
+The paper uses the centre frame and leaves better functions as open work.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _LOGITS, _LOG_PROBABILITIES = "logits", "log-probabilities"
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
-    """One such function for clips of `n_frames`; every field is identity."""
+    """f_s for clips of `n_frames`; every field is identity."""
 
     kind: str
     n_frames: int
-    k: int = 1  # answers of which one is made
-    average: str = _LOGITS  # of the k answers; or "log-probabilities"
+    k: int = 1  # rows that are averaged to one
+    average: str = _LOGITS  # what is averaged; or "log-probabilities"
 
     @classmethod
     def parse(cls, name: str, n_frames: int) -> ClipFrames:
-        """Parse what a user names. Raises SourceError for an unknown name, or more frames than a clip has."""
+        """Parse a user's name. Raises SourceError if it is unknown, or takes more frames than a clip has."""
         kind, _, rest = name.partition(":")
         if kind in (CENTER_FRAME, MEAN_FRAME, REFERENCE) and not rest:
             return cls(CENTER_FRAME if kind == REFERENCE else kind, n_frames)
@@ -52,8 +52,8 @@ class ClipFrames:
     def picks(self) -> tuple[int, ...]:
         """The positions in a clip that have to be drawn, in order.
 
-        K frames are the middles of K equal parts of the clip; the centre frame is n_frames // 2, as in the
-        released code.
+        K frames are the middle ones of K equal parts of the clip; the centre frame is n_frames // 2, as in
+        the released code.
         """
         if self.kind == CENTER_FRAME:
             return (self.n_frames // 2,)
@@ -62,10 +62,10 @@ class ClipFrames:
         return tuple(range(self.n_frames))
 
     def images(self, picked: Tensor) -> Tensor:
-        """Make the network's input of the picked frames: uint8 (N, 3, F, H, W) to (N * r, 3, H, W).
+        """Turn picked frames into the network's input: uint8 (N, 3, F, H, W) to (N * r, 3, H, W).
 
-        r is K for K frames and else 1; a mean frame is rounded to whole grey levels. A source that reads
-        clips gets (N, 3, F, H, W) as it is.
+        r is K for K frames, else 1; a mean frame is rounded to whole grey levels. A source that reads clips
+        gets (N, 3, F, H, W) unchanged.
         """
         if self.kind == CLIP:
             return picked
@@ -77,7 +77,7 @@ class ClipFrames:
         """Average to one row per clip: float (N * r, classes) to (N, classes)."""
         if self.kind != FRAMES:
             return logits
-        each = logits.view(-1, self.k, logits.shape[1])
+        rows = logits.view(-1, self.k, logits.shape[1])
         if self.average == _LOG_PROBABILITIES:
-            each = each.log_softmax(dim=2)
-        return each.mean(dim=1)
+            rows = rows.log_softmax(dim=2)
+        return rows.mean(dim=1)

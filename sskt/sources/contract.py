@@ -1,7 +1,7 @@
-"""A teacher's contract (docs/method.md, promise 8): what it wants to see, its classes, what it returns.
+"""A teacher's contract (docs/method.md, promise 8): the input that it expects, its classes, what it returns.
 
-Every field may be left undeclared (None). What is declared is checked here; where it was declared is
-`sskt.sources.declared`, and whether it is true of real rows is `sskt.sources.answers`.
+Every field may be left undeclared (None). Values are checked here; `sskt.sources.declared` finds where they
+were declared, and `sskt.sources.answers` checks them against real outputs.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from sskt.errors import SourceError
 LOGITS, LOG_PROBABILITIES, PROBABILITIES = "logits", "log-probabilities", "probabilities"
 SIGMOIDS, EMBEDDING = "sigmoids", "embedding"
 RETURNS = (LOGITS, LOG_PROBABILITIES, PROBABILITIES, SIGMOIDS, EMBEDDING)
-CONVERTED = (PROBABILITIES, SIGMOIDS)  # what is turned into logits before it is kept
+CONVERTED = (PROBABILITIES, SIGMOIDS)  # converted to logits before they are stored
 CHANNELS = ("rgb", "bgr")
 INTERPOLATIONS = ("bilinear", "bicubic")
 ORDERS = ("target", "numeric", "text", "case-insensitive", "reversed")  # of the target's class names
-_PIXELS = ("mean", "std", "range")  # one statement: whoever declares any of them declares all three
+_PIXELS = ("mean", "std", "range")  # one statement: declaring any of them declares all three
 _UNIT = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What is declared of one teacher; None where nothing is.
+    """What is declared about one teacher; None means undeclared.
 
     The network's input is (x - mean) / std, where x are pixels scaled to `range`. `mean` and `std` are in the
-    order of `channels` and in units of `range`. Raises SourceError for a value that cannot be meant.
+    order of `channels` and in units of `range`. Raises SourceError for an invalid value.
     """
 
     mean: tuple[float, ...] | None = None  # three numbers
     std: tuple[float, ...] | None = None
     range: tuple[float, float] | None = None  # (0, 1), (0, 255), (-1, 1)
     channels: str | None = None  # one of CHANNELS
-    interpolation: str | None = None  # one of INTERPOLATIONS, where images are resized for it
+    interpolation: str | None = None  # one of INTERPOLATIONS, used if images are resized for it
     size: int | None = None  # side in pixels
     crop: str | None = None  # for the record: a source sees the crop that the student sees
     classes: tuple[str, ...] | str | None = None  # names in the order of its outputs, or one of ORDERS
@@ -62,20 +62,20 @@ class Contract:
         _require_pixels(self.mean, self.std, self.range)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+    def from_dict(cls, declared: Mapping[str, Any]) -> Self:
         """A contract from plain data: numbers or lists of three, words, and a list of names as classes.
 
-        Raises SourceError for an unknown field or a value of another kind.
+        Raises SourceError for an unknown field or a value of another type.
         """
         known = [field.name for field in fields(cls)]
-        for name in found:
+        for name in declared:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f", did you mean {near[0]}" if near else ""
                 raise SourceError(
                     f"{name!r} is no field of a contract{meant}; expected some of {', '.join(known)}"
                 )
-        return cls(**{name: _read(name, value) for name, value in found.items() if value is not None})
+        return cls(**{name: _read(name, value) for name, value in declared.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """The declared fields as plain data that `from_dict` reads."""
@@ -87,14 +87,14 @@ class Contract:
         }
 
     def over(self, other: Contract) -> Contract:
-        """Complete this contract by what only `other` declares; mean, std and range go together."""
-        own = {name: value for name, value in _values(self).items() if value is not None}
+        """Complete this contract with what only `other` declares; mean, std and range go together."""
+        declared = {name: value for name, value in _values(self).items() if value is not None}
         rest = {
             name: value
             for name, value in _values(other).items()
             if not (name in _PIXELS and self.declares_pixels)
         }
-        return Contract(**{**rest, **own})
+        return Contract(**{**rest, **declared})
 
     @property
     def declares_pixels(self) -> bool:
@@ -103,46 +103,45 @@ class Contract:
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std for pixels in 0..1, whatever range they are declared in; None if nothing is."""
+        """Mean and std for pixels in 0..1, whatever range they are declared in; None if undeclared."""
         if not self.declares_pixels:
             return None
         low, high = self.range or _UNIT
         mean, std = self.mean or (0.0,) * 3, self.std or (1.0,) * 3
-        if (low, high) == _UNIT:  # to the last bit as declared
+        if (low, high) == _UNIT:  # exactly as declared, to the last bit
             return mean, std
         return tuple((m - low) / (high - low) for m in mean), tuple(s / (high - low) for s in std)
 
     def differs_from(self, other: Contract) -> list[tuple[str, str, str]]:
-        """What both declare differently: (what, our value, the other's), as text."""
-        ours, theirs = _values(self), _values(other)
-        found = [
-            (name, shown(value), shown(theirs[name]))
-            for name, value in ours.items()
-            if name not in _PIXELS and None not in (value, theirs[name]) and value != theirs[name]
+        """What both declare differently, as text: (what, this contract's value, the other's)."""
+        values, other_values = _values(self), _values(other)
+        differing = [
+            (name, shown(value), shown(other_values[name]))
+            for name, value in values.items()
+            if name not in _PIXELS and None not in (value, other_values[name]) and value != other_values[name]
         ]
-        here, there = self.normalisation, other.normalisation
-        if here is not None and there is not None and here != there:
-            counts, overridden = (" and ".join(map(shown, pair)) for pair in (here, there))
-            found.insert(0, ("mean and std", counts, overridden))
-        return found
+        pair, other_pair = self.normalisation, other.normalisation
+        if pair is not None and other_pair is not None and pair != other_pair:
+            texts = " and ".join(map(shown, pair)), " and ".join(map(shown, other_pair))
+            differing.insert(0, ("mean and std", *texts))
+        return differing
 
 
 def as_logits(outputs: Tensor, returns: str) -> Tensor:
-    """Outputs (N, K) of a network as float32 logits (N, K), exactly where float32 can hold them.
+    """Convert a network's outputs (N, K) to float32 logits (N, K), exactly where float32 can hold them.
 
     Probabilities p, times any factor: log p - log sum p. Independent probabilities (sigmoids):
-    log p - log(1 - p). What an output's own dtype rounds to 0 or 1 is taken as the nearest number inside.
-    Rows that are no probabilities at all come out as NaN. Logits and log-probabilities stay as they are: a
-    softmax at any temperature is the same for both.
+    log p - log(1 - p). Values that the outputs' dtype rounds to 0 or 1 are moved to the nearest number
+    inside. Rows that are not probabilities become NaN. Logits and log-probabilities are unchanged: a softmax
+    at any temperature is the same for both.
     """
     z = outputs.float()
     if returns not in CONVERTED:
         return z
-    single, own = torch.finfo(torch.float32), torch.finfo(outputs.dtype)
-    eps = max(own.eps, single.eps)
-    least = max(
-        own.tiny * own.eps, single.tiny
-    )  # half precision has smaller numbers than its smallest normal
+    single, given = torch.finfo(torch.float32), torch.finfo(outputs.dtype)
+    eps = max(given.eps, single.eps)
+    # half precision also has subnormal numbers, which are normal ones in float32
+    least = max(given.tiny * given.eps, single.tiny)
     slack = 4 * eps
     if returns == PROBABILITIES:
         total = z.sum(dim=1, keepdim=True)
@@ -157,7 +156,7 @@ def as_logits(outputs: Tensor, returns: str) -> Tensor:
 
 
 def sentence(contract: Contract) -> str:
-    """Summarise what is declared: "mean 0.5, std 0.5, returns probabilities"."""
+    """Summarise what is declared, e.g. "mean 0.5, std 0.5, returns probabilities"."""
     return ", ".join(
         f"{name} {shown(value)}" for name, value in _values(contract).items() if value is not None
     )
@@ -192,7 +191,7 @@ def _values(contract: Contract) -> dict[str, Any]:
 
 
 def _read(name: str, value: Any) -> Any:
-    """One field from plain data or from a command line's text."""
+    """Read one field from plain data or from the text of a command line."""
     if name in ("mean", "std"):
         numbers = _numbers(name, value)
         return numbers * 3 if len(numbers) == 1 else numbers
@@ -211,7 +210,7 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """A number, a list of them, or 0.485/0.456/0.406 as text."""
+    """Read a number, a list of numbers, or text such as 0.485/0.456/0.406."""
     parts = value.split("/") if isinstance(value, str) else value
     parts = list(parts) if isinstance(parts, Sequence) else [parts]
     try:
@@ -240,7 +239,7 @@ def _require_names(classes: tuple[str, ...]) -> None:
 def _require_pixels(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, levels: tuple[float, ...] | None
 ) -> None:
-    """Raise SourceError for numbers that no normalisation has."""
+    """Raise SourceError for numbers that cannot be a normalisation."""
     low, high = (levels if levels is not None and len(levels) == 2 else (math.nan,) * 2) if levels else _UNIT
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise SourceError(f"range is {shown(levels)}, expected the lowest and the highest value, e.g. 0/255")

@@ -1,7 +1,7 @@
-"""Where a program's contract is declared: by the user, inside its .pt2, or in a JSON file beside it.
+"""Collect a program's contract: declared by the user, inside its .pt2, or in a JSON file beside it.
 
-What the user says comes before the file itself, and that before the JSON file. Reading runs no code: inside
-is one JSON text of the archive, and the program is not loaded for it.
+The user's declaration takes precedence over the program's, and that over the JSON file. Reading runs no code:
+the program's declaration is one JSON text in the archive, and the program is not loaded for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sskt.sources.preprocessor import is_foreign, read_foreign
 INSIDE = "sskt_contract.json"  # among the extra files of the archive
 OPTION = "--contract"
 _EXTRA = "extra/"
-_ADDED = ("returns", "classes", "crop")  # of ours, read in a file of another tool that lacks them
+_ADDED = ("returns", "classes", "crop")  # our fields that are also read in another tool's file
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,89 +35,91 @@ class Declared:
 
     contract: Contract
     told: Contract = NOTHING  # the user's part of it
-    said: tuple[str, ...] = ()  # who declares what: "the file itself: mean 0.5, std 0.5"
-    remarks: tuple[str, ...] = ()  # contradictions, and what cannot be honoured: sentences
-    assumes_rest: bool = False  # whether what is not declared is a guess, as of a program, and said to be one
+    statements: tuple[str, ...] = ()  # who declares what: "mean 0.5, std 0.5 (the file itself)"
+    remarks: tuple[str, ...] = ()  # sentences about contradictions, and what cannot be honoured
+    assumes_rest: bool = False  # whether undeclared fields are guesses, as for a program, and reported
 
     def sentence(self, name: str) -> str:
-        """One line: what is declared of source `name`, and what is assumed."""
+        """State in one line what is declared about source `name`, and what is assumed."""
         rest = assumed(self.contract) if self.assumes_rest else ""
-        if not self.said:
+        if not self.statements:
             return (
                 f"{name} declares nothing; assumed: {rest}. Where that is wrong, declare it: {OPTION} "
                 f"{name}=mean=0.5,std=0.5,returns=logits and the like, or save the program with save_source"
             )
-        return f"{name} declares {'; '.join(self.said)}" + (f"; assumed: {rest}" if rest else "")
+        return f"{name} declares {'; '.join(self.statements)}" + (f"; assumed: {rest}" if rest else "")
 
 
 def declared_of(path: Path, told: Contract | None = None) -> Declared:
-    """Collect what is declared of the program at `path`; `told` is what the user says.
+    """Collect what is declared about the program at `path`; `told` is the user's declaration.
 
-    Raises SourceError for a declaration that cannot be read or meant.
+    Raises SourceError for a declaration that is unreadable or invalid.
     """
-    beside = path.with_suffix(".json")
-    found = [(OPTION, told or NOTHING), ("the file itself", read_inside(path))]
+    json_file = path.with_suffix(".json")
+    declarations = [(OPTION, told or NOTHING), ("the file itself", read_inside(path))]
     remarks: list[str] = []
-    if beside.is_file():
-        contract, remarks = read_beside(beside)
-        found.append((beside.name, contract))
-    total, said = NOTHING, []
-    for who, contract in found:
-        for what, counts, other in total.differs_from(contract):
-            remarks.append(f"{path.name}: {who} says {what} {other}, which {what} {counts} overrides")
+    if json_file.is_file():
+        contract, remarks = read_beside(json_file)
+        declarations.append((json_file.name, contract))
+    total, statements = NOTHING, []
+    for who, contract in declarations:
+        for what, used, overridden in total.differs_from(contract):
+            remarks.append(f"{path.name}: {who} says {what} {overridden}, which {what} {used} overrides")
         if contract != NOTHING:
-            said.append(f"{sentence(contract)} ({who})")
+            statements.append(f"{sentence(contract)} ({who})")
         total = total.over(contract)
     if total.crop is not None:
         remarks.append(
             f"{path.name}: its own crop ({total.crop}) is not made; it sees the crop that the student sees"
         )
-    return Declared(total, told or NOTHING, tuple(said), tuple(remarks), assumes_rest=True)
+    return Declared(total, told or NOTHING, tuple(statements), tuple(remarks), assumes_rest=True)
 
 
 def read_inside(path: Path) -> Contract:
-    """The contract in a program's archive; an empty one if there is none, or no archive."""
+    """The contract in a program's archive; an empty one if it has none, or is not an archive."""
     try:
         with PT2ArchiveReader(str(path)) as archive:
             if f"{_EXTRA}{INSIDE}" not in archive.get_file_names():
                 return Contract()
             text = archive.read_string(f"{_EXTRA}{INSIDE}")
     except (RuntimeError, OSError, ValueError):
-        return Contract()  # what is wrong with the file is said where it is opened
-    return _parsed(text, f"{path}: its contract ({INSIDE})")
+        return Contract()  # opening the file will report what is wrong with it
+    return _parse_json(text, f"{path}: its contract ({INSIDE})")
 
 
 def read_beside(path: Path) -> tuple[Contract, list[str]]:
-    """The contract in a JSON file, in our own fields or in timm's or Hugging Face's, and remarks about it."""
+    """Read the contract in a JSON file, in our own fields or in timm's or Hugging Face's; returns it with
+    remarks about it. Raises SourceError for a file that is unreadable or invalid.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
+        content = json.loads(text)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{path}: lies beside the program and cannot be read as JSON ({error}); correct or move it"
         ) from error
     known = {field.name for field in fields(Contract)}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return Contract(), [f"{path.name}: is no JSON object, so it says nothing of its program"]
-    if is_foreign(found):
+    if is_foreign(content):
         try:
-            contract, remarks = read_foreign(found)
-            own = {name: found[name] for name in _ADDED if name in found}
-            contract = Contract.from_dict(own).over(contract)
+            contract, remarks = read_foreign(content)
+            added = {name: content[name] for name in _ADDED if name in content}
+            contract = Contract.from_dict(added).over(contract)
         except (SourceError, TypeError, ValueError) as error:
             raise SourceError(f"{path}: {error}; correct or move it") from error
         return contract, [f"{path.name}: {text}" for text in remarks]
-    misspelt = [name for name in found if difflib.get_close_matches(name, known, n=1)]
-    if not known & found.keys() and not misspelt:
+    misspelt = [name for name in content if difflib.get_close_matches(name, known, n=1)]
+    if not known & content.keys() and not misspelt:
         return Contract(), [f"{path.name}: has no field of a contract, so it says nothing of its program"]
-    return _parsed(text, str(path)), []
+    return _parse_json(text, str(path)), []
 
 
 def parse_told(text: str) -> Contract:
     """Parse what a user writes after NAME=: KEY=VALUE,KEY=VALUE, e.g. mean=0.5,std=0.5,returns=probabilities.
 
-    `classes` is one of the known orders, or a text file with a name a line. Raises SourceError for anything
-    else.
+    `classes` is one of the known orders, or a text file with one name per line. Raises SourceError for
+    anything else.
     """
     pairs: dict[str, Any] = {}
     for part in text.split(","):
@@ -127,9 +129,9 @@ def parse_told(text: str) -> Contract:
                 f"{OPTION}: {part!r} is not KEY=VALUE, e.g. mean=0.485/0.456/0.406,returns=probabilities"
             )
         pairs[key.strip()] = value.strip()
-    named = Path(pairs.get("classes", "")).expanduser()
-    if "classes" in pairs and named.is_file():
-        pairs["classes"] = _lines(named)
+    class_file = Path(pairs.get("classes", "")).expanduser()
+    if "classes" in pairs and class_file.is_file():
+        pairs["classes"] = _read_lines(class_file)
     try:
         return Contract.from_dict(pairs)
     except SourceError as error:
@@ -138,7 +140,7 @@ def parse_told(text: str) -> Contract:
 
 
 def to_told(contract: Contract) -> str:
-    """Write a contract as the text that `parse_told` reads, without a list of names."""
+    """Write a contract as text that `parse_told` reads, leaving out a list of class names."""
     pairs = [
         f"{name}={'/'.join(map(repr, value)) if isinstance(value, list) else value}"
         for name, value in contract.to_dict().items()
@@ -161,15 +163,15 @@ def save_source(
     classes: Sequence[str] | str | None = None,
     crop: str | None = None,
 ) -> None:
-    """Save a teacher as `path` (.pt2), with what it wants and says inside; see `Contract` for the fields.
+    """Save a teacher as `path` (.pt2) with its contract inside; see `Contract` for the fields.
 
-    A module is exported for any number of images of `size` x `size` px; it must be in eval mode and take
-    float32 (N, 3, size, size) to (N, K). A program that was exported already is saved as it is. `classes`
-    are names in the order of the outputs, or one of `sskt.sources.contract.ORDERS`. Raises SourceError for a
-    contract that cannot be meant, or a module in train mode.
+    A module is exported for any number of images of `size` x `size` px; it must be in eval mode and map
+    float32 (N, 3, size, size) to (N, K). A program that is already exported is saved unchanged. `classes` are
+    names in the order of the outputs, or one of `sskt.sources.contract.ORDERS`. Raises SourceError for an
+    invalid contract, or a module in train mode.
     """
     path = Path(path)
-    given = {
+    fields_given = {
         "mean": mean if isinstance(mean, int | float) else list(mean),
         "std": std if isinstance(std, int | float) else list(std),
         "range": list(value_range),
@@ -180,10 +182,10 @@ def save_source(
         "classes": classes,
         "returns": returns,
     }
-    contract = Contract.from_dict(given)
+    contract = Contract.from_dict(fields_given)
     if path.suffix != ".pt2":
         raise SourceError(f"{path}: a program's name ends in .pt2, which is how torch.export knows it")
-    program = network if isinstance(network, ExportedProgram) else _exported(network, size)
+    program = network if isinstance(network, ExportedProgram) else _export(network, size)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}.pt2")
     try:
         torch.export.save(program, partial, extra_files={INSIDE: json.dumps(contract.to_dict())})
@@ -192,7 +194,7 @@ def save_source(
         partial.unlink(missing_ok=True)
 
 
-def _exported(network: nn.Module, size: int | None) -> ExportedProgram:
+def _export(network: nn.Module, size: int | None) -> ExportedProgram:
     if any(module.training for module in network.modules()):
         raise SourceError("the network is in train mode; call network.eval() before save_source")
     if size is None:
@@ -203,17 +205,17 @@ def _exported(network: nn.Module, size: int | None) -> ExportedProgram:
     return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
 
 
-def _parsed(text: str, where: str) -> Contract:
+def _parse_json(text: str, where: str) -> Contract:
     try:
-        found = json.loads(text)
-        if not isinstance(found, dict):
+        content = json.loads(text)
+        if not isinstance(content, dict):
             raise SourceError("is no JSON object")
-        return Contract.from_dict(found)
+        return Contract.from_dict(content)
     except (SourceError, ValueError) as error:
         raise SourceError(f"{where}: {error}; correct it, or save the program again") from error
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""program:FILE.pt2, any network that was saved with torch.export, with its own weights."""
+"""program:FILE.pt2, any network saved with torch.export, with its own weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sskt.sources.source import Source, SourceSpec
 
 
 class ProgramKind(Kind):
-    """Programs of the user's; what they declare of themselves is in the file or beside it."""
+    """The user's programs; their contracts are in the file or beside it."""
 
     prefix, forms, weights_note = "program", ("program:FILE.pt2",), "your torch.export program"
     is_path = is_foreign = True
@@ -54,7 +54,7 @@ class ProgramKind(Kind):
         return rest_path(name)
 
     def slug(self, name: str) -> str:
-        """The file's name, less its suffix."""
+        """The file name without its suffix."""
         return rest_path(name).stem
 
     def declared(self, name: str, told: Contract) -> Contract:
@@ -67,4 +67,4 @@ class ProgramKind(Kind):
         path = rest_path(name)
         program, declared = read_program(path), declared_of(path)
         spec = replace(self.parse(name).under(declared.contract), n_classes=program.n_classes)
-        return spec, [*declared.said, *declared.remarks]
+        return spec, [*declared.statements, *declared.remarks]

@@ -1,8 +1,8 @@
-"""Open a .pt2 archive without running what it carries, and without the Python classes of its outputs.
+"""Open a .pt2 archive without running code that it carries, and without the Python classes of its outputs.
 
-The structure of a program's outputs is recorded by the names of classes (a Hugging Face ModelOutput, a
-dataclass), and torch opens the file only where these are registered. They are not needed for the graph:
-classes that are not here get stand-ins while the file is read.
+The structure of a program's outputs is recorded by class names (a Hugging Face ModelOutput, a dataclass), and
+torch opens the file only if these are registered. The graph does not need them, so missing classes get
+stand-ins while the file is read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from sskt.errors import SourceError
 
-# File names by which torch's loader decides to unpickle an object, and the folder of compiled code that it
-# would run.
+# File names for which torch's loader would unpickle an object, and the folder of compiled code that it would
+# run.
 _RUNS_CODE = ("data/constants/custom_obj_", "data/constants/opaque_obj_", "data/aotinductor/")
 _MODELS = "models/"
 _NAMED_TUPLE = "collections.namedtuple"
@@ -43,16 +43,16 @@ _LOADING = threading.Lock()
 
 
 def open_archive(path: Path) -> ExportedProgram:
-    """The one program in a .pt2 file.
+    """Load the one program in a .pt2 file.
 
-    Raises SourceError when it is damaged, carries code, or needs what this torch does not have.
+    Raises SourceError if it is damaged, carries code, or needs something that this torch lacks.
     """
     try:
         with PT2ArchiveReader(str(path)) as archive:
             names = archive.get_file_names()
-            carried = next((name for name in names if name.lower().startswith(_RUNS_CODE)), None)
+            code = next((name for name in names if name.lower().startswith(_RUNS_CODE)), None)
             records = [json.loads(archive.read_bytes(name)) for name in names if name.startswith(_MODELS)]
-        if carried is None and "archive_format" in names:
+        if code is None and "archive_format" in names:
             with _tensors_only(), _stand_ins(records):
                 programs = load_pt2(str(path)).exported_programs
     except pickle.UnpicklingError as error:
@@ -62,9 +62,9 @@ def open_archive(path: Path) -> ExportedProgram:
         ) from error
     except _UNREADABLE as error:
         raise SourceError(f"{path}: {_failure(error)}") from error
-    if carried is not None:
+    if code is not None:
         raise SourceError(
-            f"{path}: carries {carried}, refused because loading it runs code; export the plain network"
+            f"{path}: carries {code}, refused because loading it runs code; export the plain network"
         )
     if "archive_format" not in names:
         raise SourceError(
@@ -78,7 +78,7 @@ def open_archive(path: Path) -> ExportedProgram:
 
 
 def _failure(error: Exception) -> str:
-    """Explain why torch cannot read an archive, and what helps."""
+    """Explain why torch cannot read an archive, and what to do."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
     if "schema version" in str(error) or "archive version" in str(error):
         return f"was saved by another version of torch ({reason}); export it again with the torch used here"
@@ -89,8 +89,8 @@ def _failure(error: Exception) -> str:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """torch.load inside is weights_only, which torch's loader does not offer as an argument; its log is
-    quiet.
+    """Make torch.load use weights_only, which torch's loader does not offer as an argument, and silence its
+    log.
     """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     log = logging.getLogger("torch.export")
@@ -109,17 +109,17 @@ def _tensors_only() -> Iterator[None]:
 
 @contextmanager
 def _stand_ins(records: Iterable[Any]) -> Iterator[None]:
-    """Classes of the recorded structures that are not registered here, as empty ones of the same names."""
-    made: list[type] = []
+    """Register empty classes for recorded structures whose classes are missing, under the same names."""
+    stand_ins: list[type] = []
     try:
         for name in sorted({name for record in records for name in _recorded_types(record)}):
             if name not in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
                 stand_in = type(name, (), {})
                 pytree.register_pytree_node(stand_in, _never, _never, serialized_type_name=name)
-                made.append(stand_in)
+                stand_ins.append(stand_in)
         yield
     finally:
-        for stand_in in made:
+        for stand_in in stand_ins:
             pytree._deregister_pytree_node(stand_in)
         pytree.treespec_loads.cache_clear()  # it may hold structures of stand-ins
 
@@ -130,7 +130,7 @@ def _never(*_: Any) -> Any:
 
 
 def _recorded_types(record: Any) -> Iterator[str]:
-    """Names of the classes in a program's record of how it is called."""
+    """Names of the classes in a program's recorded call signatures."""
     for entry in record["graph_module"]["module_call_graph"]:
         for which in ("in_spec", "out_spec"):
             if entry["signature"]:

@@ -1,9 +1,9 @@
 """Open networks saved with torch.export (.pt2): any architecture, without its Python class.
 
-A program is a program: its shape guards and size expressions are text that torch evaluates when it opens the
-file, so open only programs from people whose scripts you would run. What needs no trust is not asked for any:
-pickled objects and compiled libraries, which an archive may also carry, are refused, and tensors are loaded
-with weights_only.
+A program is code: its shape guards and size expressions are text that torch evaluates when it opens the file,
+so open only programs from people whose scripts you would run. No more trust than that is needed: pickled
+objects and compiled libraries, which an archive may also carry, are refused, and tensors are loaded with
+weights_only.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Program:
 
     module: nn.Module
     n_classes: int
-    side_range_px: tuple[int, int] | None  # of images it reads, None where any
+    side_range_px: tuple[int, int] | None  # image sides that it accepts; None: any
     reads_clips: bool
-    batch_range: tuple[int, int | None]  # images that it takes at once; None: no upper end
-    notes: tuple[str, ...]  # what was taken of it, where there was a choice
+    batch_range: tuple[int, int | None]  # batch sizes that it accepts; None: no upper limit
+    notes: tuple[str, ...]  # which input or output was used, if there was a choice
 
 
 def read_program(path: Path) -> Program:
     """Open a torch.export program that was exported in eval mode.
 
-    Raises SourceError when it is missing, unreadable, carries code, is random or in train mode, or does not
-    map one batch of RGB images or clips to logits, alone or beside other outputs.
+    Raises SourceError if it is missing, unreadable, carries code, is random or in train mode, or does not map
+    one batch of RGB images or clips to logits, alone or beside other outputs.
     """
     if path.is_dir():
         raise SourceError(f"{path}: is a folder; give the .pt2 file itself")
@@ -77,8 +77,8 @@ def read_program(path: Path) -> Program:
 
 
 def program_to_device(program: nn.Module, device: torch.device) -> nn.Module:
-    """Move a program's module, with its constants and the devices that are written into its graph, where
-    `.float()` or `torch.arange` leave that of the machine which exported it.
+    """Move a program's module, its constants, and the devices written into its graph, which `.float()` or
+    `torch.arange` left there when it was exported on another machine.
     """
     for graph_module in program.modules():
         if not isinstance(graph_module, torch.fx.GraphModule):
@@ -95,7 +95,7 @@ def program_to_device(program: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
-    """Smallest and largest side that both image axes accept."""
+    """The smallest and largest side that both image axes accept; None if there is no largest."""
     low, high = 0, None
     for size in shape[-2:]:
         lower, upper = _bounds(exported, size)
@@ -105,9 +105,7 @@ def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int,
 
 
 def _bounds(exported: ExportedProgram, size: Any) -> tuple[int, int | None]:
-    """The range of one dimension: both ends equal if the program is tied to one size, None for no upper
-    end.
-    """
+    """The range of one dimension: equal ends if the program is tied to one size, None for no upper limit."""
     if isinstance(size, int):
         return size, size
     limits = exported.range_constraints.get(size.node.expr)

@@ -1,7 +1,7 @@
 """How a frozen network is run: precision, batch size, compiled or not, and the CPU threads it runs in.
 
-None of it is identity, since logits agree within float16's rounding, but a row's last bits depend on it: a
-store records it, and whoever adds to a store or checks it computes in the same way.
+None of it is identity, since logits agree within float16's rounding, but a row's last bits depend on it. So a
+store records it, and adding to a store or checking it computes in the same way.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Forward:
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Self:
-        """Read what a store records; fields missing from older stores have the value that applied then."""
+        """Read what a store recorded; fields that older stores lack get the value that applied then."""
         names = {"compute": "compute", "rows": "batch_size", "compiled": "compiled"}
-        return cls(**{own: recorded[name] for name, own in names.items() if name in recorded})
+        return cls(**{field: recorded[name] for name, field in names.items() if name in recorded})
 
 
 def default_compute(device: torch.device) -> str:
@@ -74,26 +74,26 @@ def exact_kernels(device: torch.device) -> AbstractContextManager[None]:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Images in a forward where nothing was measured."""
+    """Images per forward if nothing was measured."""
     return _CUDA_BATCH_SIZE if device.type == "cuda" else _CPU_BATCH_SIZE
 
 
-def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Compile `function` for the one shape that it will be called with, its networks' weights frozen.
+def compile_network(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Compile `function` for the one shape that it will be called with, with its networks' weights frozen.
 
-    The compiler keeps what it made by code object and gives up after eight shapes or networks, so every
-    function gets a code object of its own.
+    The compiler caches by code object and gives up after eight shapes or networks, so every function gets its
+    own code object.
     """
-    own = FunctionType(
+    copy = FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, closure=function.__closure__
     )
-    return torch.compile(own, dynamic=False, fullgraph=True, options={"freezing": True})
+    return torch.compile(copy, dynamic=False, fullgraph=True, options={"freezing": True})
 
 
 @contextmanager
 def compiler_errors(name: str) -> Iterator[None]:
-    """Silence the compiler during a first call, and turn what fails into one SourceError."""
-    log = logging.getLogger("torch.utils.cpp_extension")  # remarks that there is no CUDA on a machine without
+    """Silence the compiler during a first call, and turn any failure into one SourceError."""
+    log = logging.getLogger("torch.utils.cpp_extension")  # reports missing CUDA on machines without a GPU
     before = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -111,19 +111,19 @@ def compiler_errors(name: str) -> Iterator[None]:
 
 @cache
 def one_thread_each(n_workers: int, purpose: str) -> ThreadPoolExecutor:
-    """Worker threads, shared by all callers of one purpose, in which torch computes single-threaded.
+    """Worker threads, shared by all callers with the same purpose, in which torch computes single-threaded.
 
-    The caller's own number of threads stays.
+    The caller's own number of threads is unchanged.
     """
     before = torch.get_num_threads()
-    started = Barrier(n_workers)
+    all_started = Barrier(n_workers)
 
-    def begin(_: int) -> None:
-        torch.get_num_threads()  # a thread's first use of torch resets its number, so let that come before
+    def start(_: int) -> None:
+        torch.get_num_threads()  # a thread's first use of torch resets its number, so trigger that first
         torch.set_num_threads(1)
-        started.wait()
+        all_started.wait()
 
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix=purpose)
-    list(pool.map(begin, range(n_workers)))
-    torch.set_num_threads(before)  # the number is also the default of every thread born later
+    list(pool.map(start, range(n_workers)))
+    torch.set_num_threads(before)  # the number is also the default for threads that start later
     return pool

@@ -5,12 +5,13 @@ every forward has exactly the same batch size, and on a CPU exactly one thread: 
 side instead, which costs no speed. An image then gives the same bits whatever batch it came in, its position,
 its neighbours and the number of threads.
 
-Departs from the released code: sources are in eval mode (there: train mode, batch statistics).
+Departs from the released code: sources are in eval mode (released: train mode, batch statistics).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from sskt.sources.forward import (
     COMPUTE,
     DTYPES,
     Forward,
-    compiled,
+    compile_network,
     compiler_errors,
     default_batch_size,
     default_compute,
@@ -33,13 +34,13 @@ from sskt.sources.forward import (
     one_thread_each,
 )
 from sskt.sources.input_map import InputMap
-from sskt.sources.plain import MOST_SHOWN, plain_answers, require_agreement
+from sskt.sources.plain import MAX_SHOWN, plain_answers, require_agreement
 from sskt.sources.purity import require_same_bits
 from sskt.sources.source import Source
 
 
 class NonFiniteLogitsError(SourceError):
-    """Some logits are NaN, infinite or larger than any sound network's; `rows` are their positions in the
+    """Some logits are NaN, infinite or larger than any sound network's; `rows` are their row numbers in the
     call.
     """
 
@@ -48,14 +49,29 @@ class NonFiniteLogitsError(SourceError):
         self.rows = rows
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _PendingLogits:
+    """Logits that a device may still be computing; calling this waits for them."""
+
+    logits: Tensor
+    pixels: Tensor  # held because the device may still read them, and their memory could be reused
+    computed: Any  # torch.cuda.Event, None on other devices
+
+    def __call__(self) -> Tensor:
+        """Wait, then return the logits."""
+        if self.computed is not None:
+            self.computed.synchronize()
+        return self.logits
+
+
 class FrozenSource:
-    """One source network on one device, asked for logits; it takes over the source's module.
+    """One source network on one device, which computes logits; it takes ownership of the source's module.
 
     The last group of a call is padded to `forward.batch_size` with copies of its first image. `threads` is
-    how many forwards a CPU runs at once (default: torch's number). `image_px` is the side of the images that
-    will come (default: `input_map.side_px`); code is compiled for that size. On `shown`, a few real images as
-    `logits` takes them, the logits are compared with plain fp32. Raises SourceError if the network lacks
-    the output that its spec names, cannot read images of `input_map.side_px`, or cannot be compiled;
+    the number of forwards that a CPU runs at once (default: torch's number). `image_px` is the side of the
+    images to come (default: `input_map.side_px`); code is compiled for that size. On `shown`, a few real
+    images as `logits` takes them, the logits are compared with plain fp32. Raises SourceError if the network
+    lacks the output that its spec names, cannot read images of `input_map.side_px`, or cannot be compiled;
     DisagreementError if the logits differ.
     """
 
@@ -100,74 +116,64 @@ class FrozenSource:
     def logits(self, pixels: Tensor) -> Tensor:
         """Map uint8 (N, 3, H, W) on any device to float16 (N, K) on the source's device, without gradient.
 
-        Clips are (N, 3, F, H, W), of the frames that `input_map.picked` takes. Raises NonFiniteLogitsError, a
-        SourceError, with the positions of the images concerned.
+        Clips are (N, 3, F, H, W), with the frames that `input_map.pick` takes. Raises NonFiniteLogitsError, a
+        SourceError, with the row numbers of the images concerned.
         """
-        out = self.submit(pixels)()
-        self.require_finite(out)
-        return out
+        logits = self.submit(pixels)()
+        self.require_finite(logits)
+        return logits
 
     def submit(self, pixels: Tensor) -> Callable[[], Tensor]:
-        """Start on `pixels`; the function returned waits for their logits, (N, K) float16, not checked to be
-        finite.
+        """Start on `pixels`; the function returned waits for their logits, (N, K) float16, which are not
+        checked to be finite.
 
-        On a CPU the workers go on while the caller prepares the next batch; on CUDA the kernels are queued.
+        On a CPU the workers run while the caller prepares the next batch; on CUDA the kernels are queued.
         """
         if not len(pixels):
-            nothing = torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
-            return lambda: nothing
+            empty = torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
+            return lambda: empty
         groups = self._groups(pixels)
         if self._pool is None:
-            done = self._answers([self._group(group) for group in groups])
-            return self._when_computed(done, pixels)
-        started = [self._pool.submit(self._group, group) for group in groups]
-        # outside inference mode, so that the result may enter the graph of the student's loss
-        return lambda: self._answers([future.result() for future in started])
+            logits = self._join([self._group(group) for group in groups])
+            computed = None
+            if self.device.type == "cuda":
+                computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                computed.record()
+            return _PendingLogits(logits, pixels, computed)
+        futures = [self._pool.submit(self._group, group) for group in groups]
+        # joined by the caller, outside inference mode, so that the result may enter the student's graph
+        return lambda: self._join([future.result() for future in futures])
 
     def outputs(self, pixels: Tensor) -> Tensor:
-        """What the network itself returns for `pixels`, as for `logits`: float32 (N, K) on the CPU, before it
-        is turned into logits. With several frames per clip there is a row for each.
+        """The network's own outputs for `pixels`, before conversion to logits: float32 (N, K) on the CPU.
+        With several frames per clip there is one row per frame.
         """
         groups = self._groups(pixels)
         run = map if self._pool is None else self._pool.map
-        return torch.cat([rows.float().cpu() for rows in run(self._returned, groups)])
+        return torch.cat([rows.float().cpu() for rows in run(self._group_outputs, groups)])
 
     def dummy_input(self, n: int) -> Tensor:
-        """`n` black images, or the frames of `n` clips, uint8, of the size that real ones will have."""
+        """`n` black images, or the frames of `n` clips, uint8, in the size of real ones."""
         frames = self.input_map.frames
         n_frames = () if frames is None else (len(frames.picks),)
         side = self._image_px
         return torch.zeros(n, 3, *n_frames, side, side, dtype=torch.uint8, device=self.device)
 
     def _groups(self, pixels: Tensor) -> list[Tensor]:
-        """The images of a call, a forward's at a time."""
+        """Split the images of a call into groups of at most a forward's batch size."""
         frames, n = self.input_map.frames, self.forward.batch_size
         images = pixels if frames is None else frames.images(pixels)
         return [images[start : start + n] for start in range(0, len(images), n)]
 
-    def _answers(self, groups: list[Tensor]) -> Tensor:
-        """All logits of a call, float16."""
+    def _join(self, groups: list[Tensor]) -> Tensor:
+        """Join the groups' logits into one float16 row per image or clip."""
         frames = self.input_map.frames
         rows = torch.cat(groups)
         return (rows if frames is None else frames.answer(rows)).to(torch.float16)
 
-    def _when_computed(self, done: Tensor, pixels: Tensor) -> Callable[[], Tensor]:
-        """Keep the pixels alive until the device has read them: their memory may be reused after."""
-        event: Any = torch.cuda.Event  # not typed by torch
-        computed = event() if self.device.type == "cuda" else None
-        if computed is not None:
-            computed.record()
-
-        def wait(_held: Tensor = pixels) -> Tensor:
-            if computed is not None:
-                computed.synchronize()
-            return done
-
-        return wait
-
     def require_finite(self, logits: Tensor) -> None:
-        """Raise NonFiniteLogitsError, with the positions, if any row of (N, K) logits is not finite or beyond
-        what the source, if sound, could give.
+        """Raise NonFiniteLogitsError, with the row numbers, if any row of (N, K) logits is not finite or
+        larger than a sound source could give.
         """
         largest = self.source.largest_logit
         bad = insane_rows(logits, largest)
@@ -181,11 +187,11 @@ class FrozenSource:
             )
 
     def _group(self, pixels: Tensor) -> Tensor:
-        """Float32 logits of at most a forward's images."""
-        return as_logits(self._returned(pixels), self.source.spec.returns)
+        """Float32 logits for at most a forward's images."""
+        return as_logits(self._group_outputs(pixels), self.source.spec.returns)
 
-    def _returned(self, pixels: Tensor) -> Tensor:
-        """What the network returns for at most a forward's images, computed as a whole forward."""
+    def _group_outputs(self, pixels: Tensor) -> Tensor:
+        """The network's outputs for at most a forward's images, computed as a full batch."""
         n, batch_size = len(pixels), self.forward.batch_size
         pixels = pixels.to(self.device)
         if n < batch_size:
@@ -203,7 +209,7 @@ class FrozenSource:
             return network(pixels)
 
     def _eager(self) -> Callable[[Tensor], Tensor]:
-        """The network behind its input map, in the memory layout that it runs fastest in."""
+        """The input map followed by the network, in its fastest memory layout."""
         # a program's kernels were traced for its own layout; elsewhere channels last is up to 1.6 x faster
         if self.source.is_traced:
             layout, module = torch.contiguous_format, program_to_device(self.source.module, self.device)
@@ -219,7 +225,7 @@ class FrozenSource:
         return network
 
     def _require_readable(self) -> Callable[[Tensor], Tensor]:
-        """Try the network out, so that it fails here, in words, and not in the first batch."""
+        """Try the network, so that it fails here, with a clear message, and not in the first batch."""
         name, side, forward = self.source.spec.name, self.input_map.side_px, self.forward
         if self.source.side_range_px is not None:
             low, high = self.source.side_range_px
@@ -250,15 +256,15 @@ class FrozenSource:
             ) from error
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
-            found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            actual = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise SourceError(
-                f"{name} returns {found}, expected logits of shape {wanted}; export the logits alone"
+                f"{name} returns {actual}, expected logits of shape {wanted}; export the logits alone"
             )
         if self.source.is_traced:
             few = self.source.nearest_batch_size(2)
             require_same_bits(partial(self._try, network), self._images(few), name)
         if forward.compiled:
-            network = compiled(network)
+            network = compile_network(network)
             with compiler_errors(name):
                 z = self._try(network, self._images(forward.batch_size))
         if plain is not None:
@@ -266,28 +272,27 @@ class FrozenSource:
         return network
 
     def _try(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Run a forward where the others will run: code is compiled for a number of threads."""
+        """Run one forward in the same threads as later ones: code is compiled for a number of threads."""
         if self._pool is None:
             return self._in_modes(network, images)
         return self._pool.submit(self._in_modes, network, images).result()
 
     def _images(self, n: int) -> Tensor:
-        """`n` images to try it on: those shown, over and over, or black ones."""
-        shown, frames = (
-            self.dummy_input(n) if self._shown is None else self._shown.to(self.device),
-            self.input_map.frames,
-        )
+        """`n` images to try the network on: those in `shown`, repeated, or black ones."""
+        frames = self.input_map.frames
+        shown = self.dummy_input(n) if self._shown is None else self._shown.to(self.device)
         images = shown if frames is None else frames.images(shown)
-        return images.repeat(-(-n // len(images)), *(1 for _ in images.shape[1:]))[:n]
+        n_repeats = -(-n // len(images))
+        return images.repeat(n_repeats, *[1] * (images.ndim - 1))[:n]
 
     def _plain_answers(self) -> Tensor | None:
-        """See `sskt.sources.plain`. None where nothing is shown, or that is how the source runs anyway."""
+        """See `sskt.sources.plain`. None if no images were given, or the source runs plainly anyway."""
         source, batch_size = self.source, self.forward.batch_size
         is_plain = source.is_traced and self.forward == Forward("fp32", batch_size)
         if self._shown is None or is_plain:
             return None
-        if source.is_traced:  # it may be tied to a batch size, and its memory is laid out by its kernels
+        if source.is_traced:  # it may be tied to one batch size, and its kernels fix the memory layout
             module, n = program_to_device(source.module, self.device), batch_size
         else:
-            module, n = source.module.to(self.device), min(MOST_SHOWN, batch_size)
+            module, n = source.module.to(self.device), min(MAX_SHOWN, batch_size)
         return plain_answers(module, self.input_map(self._images(n)), keeps_layout=source.is_traced)

@@ -13,13 +13,13 @@ from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.sources.clip_frames import ClipFrames
 
-# what was the rule before these were fields: a fingerprint has them only where they are not that
-_RULES = {"frames": None, "scale": None, "channels": "rgb"}
+# the rule before these fields existed: a fingerprint holds a field only if it differs from that
+_EARLIER_RULES = {"frames": None, "scale": None, "channels": "rgb"}
 
 
 @dataclass(frozen=True, slots=True)
 class InputMap:
-    """f_s (SSKT eq. 6): what a source sees of the target's own augmented image or clip. All of it is
+    """f_s (SSKT eq. 6): how a source sees the target's own augmented image or clip; every field is
     identity.
     """
 
@@ -29,36 +29,36 @@ class InputMap:
     interpolation: str = "bilinear"
     align_corners: bool = False
     antialias: bool = False
-    frames: ClipFrames | None = None  # of clips
-    scale: str | None = None  # what positions are mapped by, such as "7/3"; None: side_px / their side
+    frames: ClipFrames | None = None  # for clips
+    scale: str | None = None  # the factor that maps positions, such as "7/3"; None: side_px / image side
     channels: str = "rgb"  # or "bgr"; mean and std are in this order
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a fingerprint; later fields appear only if they differ from the earlier rule."""
-        own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in own.items() if key not in _RULES or value != _RULES[key]}
+        fields = {k: list(value) if isinstance(value, tuple) else value for k, value in asdict(self).items()}
+        return {k: v for k, v in fields.items() if k not in _EARLIER_RULES or v != _EARLIER_RULES[k]}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """Read what `to_dict` wrote."""
-        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        frames = own.pop("frames", None)
-        return cls(**own, frames=frames and ClipFrames(**frames))
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        frames = arguments.pop("frames", None)
+        return cls(**arguments, frames=frames and ClipFrames(**frames))
 
-    def picked(self, pixels: Tensor) -> Tensor:
-        """The frames of whole clips, uint8 (N, 3, D, H, W), that the source sees; images are left alone."""
+    def pick(self, pixels: Tensor) -> Tensor:
+        """Pick the frames of clips, uint8 (N, 3, D, H, W), that the source sees; images pass through."""
         return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 RGB (N, 3, H, W) to float32 (N, 3, side_px, side_px) in the order of `channels`, normalised,
-        then resized where the size differs; clips (N, 3, D, H, W) frame by frame.
+        then resized if the size differs; clips (N, 3, D, H, W) frame by frame.
         """
         x = normalise(pixels.flip(1) if self.channels == "bgr" else pixels, self.mean, self.std)
         size = (self.side_px, self.side_px)
         if tuple(x.shape[-2:]) == size:
             return x
         images = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
-        sized = F.interpolate(
+        resized = F.interpolate(
             images,
             size=size if self.scale is None else None,
             scale_factor=None if self.scale is None else float(Fraction(self.scale)),
@@ -66,12 +66,12 @@ class InputMap:
             align_corners=self.align_corners,
             antialias=self.antialias,
         )
-        if tuple(sized.shape[-2:]) != size:
+        if tuple(resized.shape[-2:]) != size:
             raise SourceError(
-                f"pictures of {x.shape[-1]} px times {self.scale} are {sized.shape[-1]} px wide, sources "
+                f"pictures of {x.shape[-1]} px times {self.scale} are {resized.shape[-1]} px wide, sources "
                 f"were to see {self.side_px}; say --source-size {self.side_px}"
             )
-        return sized.view(len(x), -1, *sized.shape[1:]).transpose(1, 2) if x.ndim == 5 else sized
+        return resized.view(len(x), -1, *resized.shape[1:]).transpose(1, 2) if x.ndim == 5 else resized
 
 
 def scaled_side(side_px: int, scale: Fraction) -> int:

@@ -1,6 +1,7 @@
-"""What a kind of source is: everything that depends on how a source is named, in one class of one file.
+"""What a kind of source is: everything that depends on how a source is named, in one class.
 
-`sskt.sources.registry` holds the kinds there are; whoever has a source's name asks it, and tests no strings.
+`sskt.sources.registry` holds the existing kinds; code that has a source's name asks the registry instead of
+comparing strings.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from sskt.sources.source import Source, SourceSpec
 
 
 class Kind(ABC):
-    """The sources whose names are `prefix` alone or PREFIX:REST."""
+    """All sources whose names are `prefix` alone or PREFIX:REST."""
 
     prefix: str
-    forms: tuple[str, ...]  # of its names, for messages: ("imagenet", "imagenet:ARCHITECTURE")
-    weights_note = "your own"  # where weights come from, for a listing of a kind that has none published
+    forms: tuple[str, ...]  # of names, for messages: ("imagenet", "imagenet:ARCHITECTURE")
+    weights_note = "your own"  # where weights come from, for a listing, if none are published
     is_path = False  # whether REST is a path, so that a source that moves gets another name
-    must_be_named = False  # whether its stores serve only the runs that name them
-    sees_target_size = False  # whether it sees images as large as the student does, not upsampled
-    is_foreign = False  # whether nothing is known of its normalisation but what is declared
+    must_be_named = False  # whether its stores serve only runs that name the source
+    sees_target_size = False  # whether it sees images in the student's size, without upsampling
+    is_foreign = False  # whether its normalisation is known only if it is declared
 
     @abstractmethod
     def parse(self, name: str) -> SourceSpec:
-        """What `name` says of a source, without its weights. Raises SourceError for a name that is none."""
+        """What `name` tells about a source, without its weights. Raises SourceError for an invalid name."""
 
     @abstractmethod
     def open(self, name: str, weights: Path, told: Contract) -> Source:
-        """The source with its weights, read from the file `weights`, under what the user says of it.
+        """The source with the weights in the file `weights`, under the contract that the user declares.
 
         Raises SourceError; see `sskt.sources.registry.open_source`.
         """
@@ -49,11 +50,11 @@ class Kind(ABC):
         return []
 
     def slug(self, name: str) -> str:
-        """What follows `prefix` in the name of the source's folder of stores."""
+        """What follows `prefix` in the name of the folder that holds the source's stores."""
         return self.parse(name).architecture
 
     def path(self, name: str) -> Path | None:
-        """Where the source lies, if names of this kind say so."""
+        """The path of the source, if names of this kind contain it."""
         return rest_path(name) if self.is_path else None
 
     def name_at(self, path: Path | str) -> str:
@@ -61,20 +62,22 @@ class Kind(ABC):
         return f"{self.prefix}:{path}"
 
     def name_by_weights(self, weights: Path | str) -> str | None:
-        """The name of the source whose weights are the file `weights`, if names of this kind say so."""
+        """The name of the source whose weights are the file `weights`, if this kind is named by path."""
         return self.name_at(weights) if self.is_path else None
 
     def declared(self, name: str, told: Contract) -> Contract:  # noqa: ARG002
-        """`told`, completed by what the source's own file declares if it is there."""
+        """`told`, completed by what the source's own file declares, if it exists."""
         return told
 
     def describe(self, name: str) -> tuple[SourceSpec, list[str]]:
-        """What can be told of a source without a download, and who says so. Raises SourceError."""
+        """What is known about a source without a download, and statements of who declares it. Raises
+        SourceError.
+        """
         return self.parse(name), []
 
 
 def rest_path(name: str) -> Path:
-    """PATH of a name PREFIX:PATH."""
+    """The PATH of a name PREFIX:PATH."""
     return Path(name.partition(":")[2]).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""kinetics:ARCHITECTURE, networks that read clips, trained on Kinetics-400."""
+"""kinetics:ARCHITECTURE, networks for clips, trained on Kinetics-400."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from sskt.weights import load_into
 
 
 class Kinetics(Published):
-    """Classifiers of Kinetics-400's 400 actions: torchvision's have published weights, 3D ResNets files."""
+    """Classifiers of Kinetics-400's 400 actions: torchvision's networks have published weights, 3D ResNets
+    need a file.
+    """
 
     prefix, forms = "kinetics", ("kinetics:ARCHITECTURE",)
     n_classes, default_architecture = 400, "resnet3d18"
@@ -29,11 +31,11 @@ class Kinetics(Published):
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`."""
         spec = super().parse(name)
-        of_3d_resnet = spec.architecture not in TORCH_VIDEO
-        return replace(spec, earlier_mean=KINETICS_MEAN) if of_3d_resnet else spec
+        is_3d_resnet = spec.architecture not in TORCH_VIDEO
+        return replace(spec, earlier_mean=KINETICS_MEAN) if is_3d_resnet else spec
 
     def architectures(self) -> list[str]:
-        """Our backbones for clips."""
+        """Our clip backbones."""
         return list(CLIP_BACKBONES)
 
     def entry(self, architecture: str) -> Any:
@@ -56,7 +58,7 @@ class Kinetics(Published):
         return ClipClassifier(architecture, self.n_classes)
 
     def load(self, network: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """See `Published.load`; published files call the backbone's keys otherwise."""
+        """See `Published.load`; published files name the backbone's keys differently."""
         return load_into(
             network, checkpoint, task=self.prefix, n_classes=self.n_classes, published=published_key
         )

@@ -19,7 +19,7 @@ class Places365(Published):
     publisher = "CSAILVision"
 
     def architectures(self) -> list[str]:
-        """Every classifier of torchvision: weights of the others may be a file of the user's."""
+        """Every torchvision classifier; those without published weights can be given a file."""
         return image_architectures()
 
     def url(self, architecture: str) -> str | None:

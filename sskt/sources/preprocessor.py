@@ -1,5 +1,5 @@
-"""The preprocessing files of timm (pretrained_cfg) and Hugging Face (preprocessor_config.json, config.json)
-as contracts, as far as their fields say something that a contract has; nothing else of them is read.
+"""Read the preprocessing files of timm (pretrained_cfg) and Hugging Face (preprocessor_config.json,
+config.json) as contracts; fields that a contract lacks are ignored.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ _MARKS = (
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's
 
 
-def is_foreign(found: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is one of these files, by the names of its fields."""
-    return any(mark in found for mark in _MARKS)
+def is_foreign(content: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is one of these files, judged by the names of its fields."""
+    return any(mark in content for mark in _MARKS)
 
 
-def read_foreign(found: Mapping[str, Any]) -> tuple[Contract, list[str]]:
-    """The contract that such a file means, and what of it cannot be honoured, as short remarks.
+def read_foreign(content: Mapping[str, Any]) -> tuple[Contract, list[str]]:
+    """The contract that such a file describes, and short remarks on what cannot be honoured.
 
-    Raises SourceError for values that no contract has.
+    Raises SourceError for values that a contract cannot have.
     """
-    config = found.get("pretrained_cfg")
-    flat: Mapping[str, Any] = {**found, **config} if isinstance(config, dict) else found
+    config = content.get("pretrained_cfg")
+    flat: Mapping[str, Any] = {**content, **config} if isinstance(config, dict) else content
     fields, remarks = _pixels(flat)
     interpolation = flat.get("interpolation", _RESAMPLE.get(flat.get("resample", -1)))
     if interpolation in INTERPOLATIONS:
@@ -48,8 +48,8 @@ def _pixels(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Mean, std, range and channels, and remarks about them."""
     fields: dict[str, Any] = {}
     mean, std = flat.get("image_mean", flat.get("mean")), flat.get("image_std", flat.get("std"))
-    of_transformers = ("do_rescale", "do_normalize", "rescale_factor", "image_mean", "image_std")
-    if any(name in flat for name in of_transformers):
+    transformers_fields = ("do_rescale", "do_normalize", "rescale_factor", "image_mean", "image_std")
+    if any(name in flat for name in transformers_fields):
         normalises = flat.get("do_normalize", mean is not None)
         if normalises and None in (mean, std):
             return fields, ["normalises and does not say with which mean and std"]
@@ -68,16 +68,15 @@ def _pixels(flat: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _size(flat: Mapping[str, Any]) -> int | None:
-    """The side of what the network sees: of the crop where there is one. None where it is no square."""
-    for found in (flat.get("crop_size") if flat.get("do_center_crop", True) else None, flat.get("size")):
-        if isinstance(found, int):
-            return found
-        if isinstance(found, dict):
-            sides = (
-                {found.get("height"), found.get("width")}
-                if "height" in found
-                else {found.get("shortest_edge")}
-            )
+    """The side of the network's input, that of the crop if there is one; None if it is not square."""
+    for size in (flat.get("crop_size") if flat.get("do_center_crop", True) else None, flat.get("size")):
+        if isinstance(size, int):
+            return size
+        if isinstance(size, dict):
+            if "height" in size:
+                sides = {size.get("height"), size.get("width")}
+            else:
+                sides = {size.get("shortest_edge")}
             if len(sides) == 1 and isinstance(side := sides.pop(), int):
                 return side
     shape = flat.get("input_size")
@@ -87,7 +86,7 @@ def _size(flat: Mapping[str, Any]) -> int | None:
 
 
 def _crop(flat: Mapping[str, Any]) -> str | None:
-    """How it crops, in words: for the record."""
+    """A description of how it crops, for the record."""
     if "crop_pct" in flat:
         return f"{flat.get('crop_mode', 'center')} crop of {float(flat['crop_pct']):.1%}"
     if flat.get("do_center_crop"):
@@ -96,12 +95,12 @@ def _crop(flat: Mapping[str, Any]) -> str | None:
 
 
 def _classes(flat: Mapping[str, Any]) -> list[str] | None:
-    """Names in the order of the outputs."""
+    """Class names in the order of the outputs; None if there are none, or only placeholders."""
     if isinstance(names := flat.get("label_names"), list):
         return [str(name) for name in names]
-    found = flat.get("id2label")
-    if not isinstance(found, dict) or not all(str(key).isdecimal() for key in found):
+    by_id = flat.get("id2label")
+    if not isinstance(by_id, dict) or not all(str(key).isdecimal() for key in by_id):
         return None
-    names = [str(found[key]) for key in sorted(found, key=int)]
-    placeholders = names == [f"LABEL_{i}" for i in range(len(names))]
-    return None if placeholders or len(set(names)) < len(names) else names
+    names = [str(by_id[key]) for key in sorted(by_id, key=int)]
+    are_placeholders = names == [f"LABEL_{i}" for i in range(len(names))]
+    return None if are_placeholders or len(set(names)) < len(names) else names

@@ -1,7 +1,7 @@
-"""Whether a program is a function of its image: it draws no random numbers and takes no batch statistics.
+"""Check that a program is a function of its image: it draws no random numbers and uses no batch statistics.
 
-Known operators are judged by their arguments, before anything runs: attention and dropout carry torch's tag
-for randomness whether they drop anything or not. Everything else is judged by what it does.
+Known operators are judged by their arguments, before anything runs, since attention and dropout carry torch's
+tag for randomness whether they drop anything or not. Everything else is judged by what it does.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.fx import GraphModule, Node
 
 from sskt.errors import SourceError
 
-_RATES = ("dropout_p", "p", "dropout")  # what operators call the share that they drop
+_RATES = ("dropout_p", "p", "dropout")  # names of the dropout rate among operators' arguments
 _MODES = ("train", "training")
 
 
-def require_pure(exported: ExportedProgram, answer: str, where: str) -> None:
-    """Raise SourceError naming the first operator that makes the output `answer` random, or a row of it
+def require_pure(exported: ExportedProgram, output: str, where: str) -> None:
+    """Raise SourceError naming the first operator that makes the output `output` random, or makes a row of it
     depend on the other rows of its batch.
 
     `where` names the program in messages.
     """
-    for node in _operators(exported, answer):
+    for node in _operators(exported, output):
         if _draws(node):
             raise SourceError(
                 f"{where}: {_name(node)} is in train mode or random, a source must be a function of its "
@@ -44,7 +44,7 @@ def require_pure(exported: ExportedProgram, answer: str, where: str) -> None:
 
 
 def require_same_bits(run: Callable[[Tensor], Tensor], like: Tensor, name: str) -> None:
-    """Raise SourceError unless `run` gives an image of noise the same bits again, beside other images.
+    """Raise SourceError unless `run` gives an image of noise the same bits again among other images.
 
     like: uint8 (N, ...), two rows or as many as the program takes; `name` is the source's in messages.
     """
@@ -53,9 +53,9 @@ def require_same_bits(run: Callable[[Tensor], Tensor], like: Tensor, name: str) 
     others = pixels.clone()
     others[1:] = 255 - pixels[1:]
     first, second = run(pixels), run(others)
-    if _same(first[0], second[0]):
+    if _equal(first[0], second[0]):
         return
-    if not _same(first[0], run(pixels)[0]):
+    if not _equal(first[0], run(pixels)[0]):
         raise SourceError(
             f"{name} gives other logits when it is asked again about the same picture; call module.eval() "
             f"before torch.export.export, and take what is random out of forward"
@@ -66,38 +66,38 @@ def require_same_bits(run: Callable[[Tensor], Tensor], like: Tensor, name: str) 
     )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
-def _operators(exported: ExportedProgram, answer: str) -> Iterator[Node]:
-    """The calls of torch operators that `answer` depends on, those of nested graphs (autocast, no_grad, cond)
-    included.
+def _operators(exported: ExportedProgram, output: str) -> Iterator[Node]:
+    """The calls of torch operators that `output` depends on, including those in nested graphs (autocast,
+    no_grad, cond).
     """
-    needed = {node for node in exported.graph.nodes if node.name == answer}
+    needed = {node for node in exported.graph.nodes if node.name == output}
     for node in reversed(exported.graph.nodes):
         target = node.target
-        changes = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
-        if changes or node in needed:  # what is written in place may be read under another name
+        is_mutable = isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+        if is_mutable or node in needed:  # a tensor written in place may be read under another name
             needed.add(node)
             needed.update(node.all_input_nodes)
     for graph_module in exported.graph_module.modules():
         if isinstance(graph_module, GraphModule):
-            of_program = graph_module is exported.graph_module
+            is_nested = graph_module is not exported.graph_module
             for node in graph_module.graph.nodes:
-                if isinstance(node.target, torch._ops.OpOverload) and (not of_program or node in needed):
+                if isinstance(node.target, torch._ops.OpOverload) and (is_nested or node in needed):
                     yield node
 
 
 def _arguments(node: Node) -> dict[str, Any]:
-    """Every argument by its name, defaults included."""
+    """Every argument by name, including defaults."""
     schema = node.target._schema  # type: ignore[union-attr]
     given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
     return {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | given | node.kwargs
 
 
 def _draws(node: Node) -> bool:
-    """Whether random numbers change what this operator gives."""
+    """Whether random numbers change this operator's result."""
     if torch.Tag.nondeterministic_seeded not in node.target.tags:  # type: ignore[union-attr]
         return False
     arguments = _arguments(node)
@@ -106,15 +106,15 @@ def _draws(node: Node) -> bool:
 
 
 def _mixes_rows(node: Node) -> bool:
-    """Whether this is a batch norm that takes the statistics of several rows. Instance norm is written as one
-    over a single row, (1, N * C, H, W), and is none.
+    """Whether this is a batch norm that uses statistics of several rows. Instance norm, which is written as a
+    batch norm over a single row, (1, N * C, H, W), is not.
     """
     if "batch_norm" not in _name(node):
         return False
     arguments = _arguments(node)
     trains = any(arguments.get(mode) is True for mode in _MODES) or "with_update" in _name(node)
-    given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
-    return trains and isinstance(given, Tensor) and not _is_one(given.shape[0])
+    x = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], Node) else None
+    return trains and isinstance(x, Tensor) and not _is_one(x.shape[0])
 
 
 def _is_one(size: Any) -> bool:

@@ -1,8 +1,7 @@
-"""The kinds of sources there are, and what a user can do with a source's name.
+"""The kinds of sources, and what can be done with a source's name.
 
-A kind is one file here and one line in `_KINDS`; code of others registers its own with `register`. The
-paper's two sources are ResNet50 on ImageNet (torchvision IMAGENET1K_V1) and ResNet50 on Places365
-(CSAILVision).
+A kind is one file here and one line in `_KINDS`; other code adds its own with `register`. The paper's two
+sources are ResNet50 on ImageNet (torchvision IMAGENET1K_V1) and ResNet50 on Places365 (CSAILVision).
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def kinds() -> list[Kind]:
 
 
 def kind_of(name: str) -> Kind:
-    """The kind that a source's name begins with. Raises SourceError for an unknown one."""
+    """The kind of the source called `name`. Raises SourceError for an unknown one."""
     kind = _KINDS.get(name.partition(":")[0])
     if kind is None:
         raise _unknown(name)
@@ -58,7 +57,7 @@ def kind_of(name: str) -> Kind:
 
 
 def parse_source(name: str) -> SourceSpec:
-    """The source that `name` means; nothing but a run's config is read. Raises SourceError for an unknown
+    """The source called `name`; no file is read except a run's config. Raises SourceError for an unknown
     name.
     """
     kind = kind_of(name)
@@ -75,8 +74,8 @@ def named_sources() -> list[SourceSpec]:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """The names of sources that `text` joins by "+": a plus may also be part of a file's name, so it counts
-    where the name of a source follows.
+    """Split source names joined by "+". A plus may also be part of a file name, so it separates only if a
+    source's name follows.
     """
     first, *rest = text.split("+")
     names = [first]
@@ -91,7 +90,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def source_slug(name: str) -> str:
-    """A short name safe for file systems: "imagenet-resnet50", "program-places365_squeezenet"."""
+    """A short name that is safe for file systems: "imagenet-resnet50", "program-places365_squeezenet"."""
     spec, kind = parse_source(name), kind_of(name)
     return re.sub(r"[^A-Za-z0-9._-]", "_", f"{spec.task}-{kind.slug(name)}")
 
@@ -99,11 +98,11 @@ def source_slug(name: str) -> str:
 def open_source(
     name: str, *, weights: Path | None = None, weights_dir: Path, told: Contract | None = None
 ) -> Source:
-    """The named source with weights from `weights`, or else from `weights_dir`, downloaded and verified when
-    not there. `told` is what the user says of it, before anything that its file declares.
+    """Open a source with weights from `weights`, or else from `weights_dir`, downloaded and verified if they
+    are missing. `told` is the contract that the user declares; it overrides what the source's file declares.
 
-    Raises SourceError when the weights do not fit or cannot be read, or the contract does not fit them,
-    DownloadError when they cannot be fetched.
+    Raises SourceError if the weights do not fit or cannot be read, or the contract does not fit them,
+    DownloadError if they cannot be fetched.
     """
     spec, kind = parse_source(name), kind_of(name)
     if weights is not None and kind.is_path:
@@ -118,7 +117,7 @@ def open_source(
 
 
 def reopen_source(name: str, weights: str | Path | None, *, weights_dir: Path) -> Source:
-    """The source that is recorded as `name` and was made from the file `weights`; raises what `open_source`
+    """Open the source that was recorded as `name` with the weights file `weights`; raises what `open_source`
     raises.
     """
     if not weights:
@@ -130,14 +129,14 @@ def reopen_source(name: str, weights: str | Path | None, *, weights_dir: Path) -
 
 
 def weights_file(name: str, weights: Path | None, weights_dir: Path) -> Path:
-    """Where the weights of a named source lie: at `weights`, or else where its kind has them, downloaded to
-    `weights_dir` and verified. Raises SourceError if none are published, DownloadError if they cannot be had.
+    """The path of a named source's weights: `weights`, or else what its kind provides, downloaded to
+    `weights_dir` and verified. Raises SourceError if none are published, DownloadError if the download fails.
     """
     return weights if weights is not None else kind_of(name).fetch_weights(name, weights_dir)
 
 
 def published_digest(name: str, weights: Path) -> bool:
-    """Whether a file is the published weights of a source, as far as their checksum is known."""
+    """Whether a file holds a source's published weights; False if their checksum is unknown."""
     prefix = parse_source(name).sha256_prefix
     return prefix is not None and weights_digest(weights).startswith(prefix)
 
@@ -151,7 +150,7 @@ def _unknown(name: str) -> SourceError:
 
 
 def _require_fitting(spec: SourceSpec) -> None:
-    """Raise SourceError for a contract that says another number of classes, or nothing that can teach."""
+    """Raise SourceError for a contract with another number of classes, or an output that cannot teach."""
     classes = spec.contract.classes
     if isinstance(classes, tuple) and len(classes) != spec.n_classes:
         raise SourceError(

@@ -1,6 +1,6 @@
 """run:FOLDER, a student of ours: the folder that `sskt train` wrote.
 
-It sees a target's own images as it did while it trained, without the upsampling that other sources get.
+It sees a target's own images as it did in training, without the upsampling that other sources get.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RunKind(Kind):
         """See `Kind.open`."""
         spec = self.parse(name).under(told)
         module = Predictor(weights.parent).eval().requires_grad_(False)
-        # batch norms that have averaged a few batches only make logits of any size that float16 holds
+        # batch norms that have averaged only a few batches give logits of any size that float16 holds
         largest = LARGEST_LOGIT if has_settled(module) else torch.finfo(torch.float16).max
         return Source(spec, module, weights_digest(weights), weights, largest_logit=largest)
 
@@ -70,21 +70,21 @@ class RunKind(Kind):
         return self.name_at(Path(weights).parent)
 
     def slug(self, name: str) -> str:
-        """The folder's own name."""
+        """The folder's name."""
         return rest_path(name).name
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run's config says of its student."""
+    """What a run's config records about its student."""
 
     model: str
     classes: tuple[str, ...]
-    clip_mean: str  # what a 3D ResNet takes off
+    clip_mean: str  # the mean that a 3D ResNet subtracts, one of CLIP_MEANS
 
     @property
     def n_classes(self) -> int:
-        """Of its logits."""
+        """Number of classes of its logits."""
         return len(self.classes)
 
     @property
@@ -102,12 +102,13 @@ class Trained:
 
 
 def read_trained(folder: Path) -> Trained:
-    """Raises SourceError if `folder` is no run, or its student a network that was not ours."""
-    config = folder / _CONFIG
+    """Read a run's config. Raises SourceError if `folder` is not a run, or its student is not one of our
+    networks.
+    """
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-        classes = tuple(map(str, found["classes"]))
-        trained = Trained(str(found["model"]), classes, found.get("clip_mean", "kinetics"))
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        classes = tuple(map(str, config["classes"]))
+        trained = Trained(str(config["model"]), classes, config.get("clip_mean", "kinetics"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"
@@ -118,10 +119,10 @@ def read_trained(folder: Path) -> Trained:
 
 
 class Predictor(nn.Module):
-    """A run's student: normalised images or clips to logits of its own classes."""
+    """A run's student, from normalised images or clips to logits of its own classes."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises SourceError if the run did not come to its end, or its weights are damaged."""
+        """Raises SourceError if the run did not finish, or its weights are damaged."""
         super().__init__()
         trained = read_trained(folder)
         if not (folder / _WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""A source network: what is known of it before its weights are at hand, and the network with them."""
+"""A source network: what is known before its weights are loaded, and the network with its weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ LOGITS_OUTPUT = "logits"  # the output that every source has
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
-    """What is known of a source before its weights are at hand."""
+    """What is known about a source before its weights are loaded."""
 
-    name: str  # as recorded with stores and shown: "imagenet", "places365:resnet18", "program:net.pt2"
+    name: str  # as displayed and recorded in stores: "imagenet", "places365:resnet18", "program:net.pt2"
     task: str  # its kind's prefix: "imagenet", "places365", "kinetics", "program", "run"
-    architecture: str  # torchvision's name, of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
-    n_classes: int  # 0 for a program until `open_source` has read it, which also tells reads_clips
+    architecture: str  # torchvision's name, one of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
+    n_classes: int  # 0 for a program until `open_source` has read it; reads_clips is set then too
     mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
     url: str | None = None  # of published weights
-    sha256_prefix: str | None = None  # of the published file, as far as known
+    sha256_prefix: str | None = None  # of the published file, if known
     weights_note: str = ""  # who publishes the weights, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
-    contract: Contract = NOTHING  # of published weights what is known, of a program what is declared
-    earlier_mean: tuple[float, ...] | None = None  # what stores that were made before have as its mean
-    output: str = LOGITS_OUTPUT  # one of the source's outputs: the one that it is asked for and a store holds
+    contract: Contract = NOTHING  # what is known about published weights, or declared about a program
+    earlier_mean: tuple[float, ...] | None = None  # the mean in older stores, if it differs
+    output: str = LOGITS_OUTPUT  # which of the source's outputs is computed and stored
 
     def under(self, contract: Contract) -> SourceSpec:
-        """The source with what a contract says of it; what that leaves open stays as it is."""
+        """The source under a contract; what the contract leaves open is unchanged."""
         total = contract.over(self.contract)
         if contract.normalisation is None:
             return replace(self, contract=total)
@@ -43,7 +43,7 @@ class SourceSpec:
 
     @property
     def returns(self) -> str:
-        """One of `sskt.sources.contract.RETURNS`; logits where nothing is declared."""
+        """One of `sskt.sources.contract.RETURNS`; logits if nothing is declared."""
         return self.contract.returns or LOGITS
 
 
@@ -57,21 +57,21 @@ class Source:
     module: nn.Module
     weights_sha256: str  # of the file's bytes
     weights_path: Path
-    side_range_px: tuple[int, int] | None = None  # of images it reads, None where any
-    declared: Declared | None = None  # who says what it wants and returns; None where nothing is said
-    batch_range: tuple[int, int | None] = (1, None)  # images that it takes at once; None: no upper end
-    notes: tuple[str, ...] = ()  # what was taken from its file, for whoever opens it to say
-    is_traced: bool = False  # a graph with its mode, memory layout and guards fixed when it was exported
-    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # what the module can be asked for, by name
-    largest_logit: float = LARGEST_LOGIT  # beyond which it is not sound
+    side_range_px: tuple[int, int] | None = None  # image sides that it accepts; None: any
+    declared: Declared | None = None  # its contract and who declares it; None if nobody does
+    batch_range: tuple[int, int | None] = (1, None)  # batch sizes that it accepts; None: no upper limit
+    notes: tuple[str, ...] = ()  # what was used of its file, for the caller to log
+    is_traced: bool = False  # a graph whose mode, memory layout and guards were fixed at export
+    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # names of the outputs that the module can compute
+    largest_logit: float = LARGEST_LOGIT  # a larger one means that the network is not sound
 
     def nearest_batch_size(self, batch_size: int) -> int:
-        """The batch size nearest to `batch_size` that it takes."""
+        """The accepted batch size that is nearest to `batch_size`."""
         low, high = self.batch_range
         return max(low, batch_size if high is None else min(batch_size, high))
 
     def require_batch_size(self, batch_size: int) -> None:
-        """Raise SourceError for a batch size that it does not take."""
+        """Raise SourceError for a batch size that it does not accept."""
         if batch_size != (nearest := self.nearest_batch_size(batch_size)):
             low, high = self.batch_range
             takes = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"

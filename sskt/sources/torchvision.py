@@ -1,4 +1,4 @@
-"""imagenet: and imagenet:ARCHITECTURE, of torchvision; and what kinds with published weights share."""
+"""imagenet: and imagenet:ARCHITECTURE, from torchvision; and what all kinds with published weights share."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.source import Source, SourceSpec
 from sskt.weights import load_into
 
-# torchvision's files for these two belong to a network that undoes our normalisation on its way in.
+# torchvision's weights for these two expect a network that first undoes our normalisation
 _OWN_NORMALISATION = ("googlenet", "inception_v3")
 
 
 class Published(Kind):
-    """Known architectures with a head for the classes of one task, and weights that anybody can download.
+    """Known architectures with a head for the classes of one task, and weights that anyone can download.
 
     `prefix` alone means `default_architecture`, the paper's.
     """
@@ -38,22 +38,22 @@ class Published(Kind):
 
     @abstractmethod
     def architectures(self) -> list[str]:
-        """Every architecture that can be named, with published weights or not."""
+        """Every architecture that can be named, with or without published weights."""
 
     @abstractmethod
     def url(self, architecture: str) -> str | None:
-        """Where the weights are published; None where they are not."""
+        """The URL of the published weights; None if there are none."""
 
     @abstractmethod
     def network(self, architecture: str) -> nn.Module:
-        """The untrained network, as published weights expect it."""
+        """The untrained network, in the form that published weights expect."""
 
     def entry(self, architecture: str) -> Any:  # noqa: ARG002
-        """Torchvision's own record of the weights; None where it has none."""
+        """Torchvision's own record of the weights; None if it has none."""
         return None
 
     def normalisation(self, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and std of pixels in 0..1: ImageNet's unless the network was trained with others."""
+        """Mean and std of pixels in 0..1: ImageNet's, unless the network was trained with others."""
         entry = self.entry(architecture)
         if entry is None:
             return IMAGENET_MEAN, IMAGENET_STD
@@ -76,8 +76,8 @@ class Published(Kind):
                 f"given as program:FILE.pt2"
             )
         url = self.url(architecture)
-        found = re.search(r"-([0-9a-f]{8,})\.pth$", url) if url else None
-        sha256_prefix = found[1] if found else None
+        match = re.search(r"-([0-9a-f]{8,})\.pth$", url) if url else None
+        sha256_prefix = match[1] if match else None
         mean, std = self.normalisation(architecture)
         return SourceSpec(
             name=self.prefix if architecture == self.default_architecture else self.name_at(architecture),
@@ -96,7 +96,7 @@ class Published(Kind):
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""
         spec = self.parse(name).under(told)
-        checkpoint = read_checkpoint(weights)  # first: a wrong path should not take a second to be told
+        checkpoint = read_checkpoint(weights)  # first, so that a wrong path is reported at once
         network = self.network(spec.architecture)
         notes = self.load(network, checkpoint)
         network.eval().requires_grad_(False)
@@ -107,7 +107,7 @@ class Published(Kind):
         return weights_dir / (self.parse(name).url or name).rpartition("/")[2]
 
     def fetch_weights(self, name: str, weights_dir: Path) -> Path:
-        """See `Kind.fetch_weights`; the same bytes at every use."""
+        """See `Kind.fetch_weights`; verified, so that every use gets the same bytes."""
         spec, path = self.parse(name), self.weights_path(name, weights_dir)
         if spec.url is None:
             raise SourceError(
@@ -129,15 +129,15 @@ class Published(Kind):
         return f"{self.publisher}, sha256 begins {sha256_prefix}"
 
     def _contract(self, architecture: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Contract:
-        """What is known of the weights. Size and interpolation are for the record, under `crop`: a source
+        """What is known about the weights. Size and interpolation are recorded under `crop` only: a source
         sees the student's pixels through f_s.
         """
-        known, entry = Contract(mean, std, (0.0, 1.0), "rgb", returns=LOGITS), self.entry(architecture)
+        contract, entry = Contract(mean, std, (0.0, 1.0), "rgb", returns=LOGITS), self.entry(architecture)
         if entry is None:
-            return known
-        made = entry.transforms()
-        crop = f"resize {_sides(made.resize_size)}, crop {_sides(made.crop_size)}, {made.interpolation.value}"
-        return replace(known, crop=crop, classes=tuple(entry.meta["categories"]))
+            return contract
+        t = entry.transforms()
+        crop = f"resize {_sides(t.resize_size)}, crop {_sides(t.crop_size)}, {t.interpolation.value}"
+        return replace(contract, crop=crop, classes=tuple(entry.meta["categories"]))
 
 
 class ImageNet(Published):
@@ -148,7 +148,7 @@ class ImageNet(Published):
     publisher = "torchvision IMAGENET1K_V1"
 
     def architectures(self) -> list[str]:
-        """Every classifier of torchvision."""
+        """Every torchvision classifier."""
         return image_architectures()
 
     def entry(self, architecture: str) -> Any:
@@ -166,20 +166,20 @@ class ImageNet(Published):
 
 
 def image_architectures() -> list[str]:
-    """Torchvision's classifiers of images."""
+    """Torchvision's image classifiers."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
 def image_network(architecture: str, n_classes: int, *, transform_input: bool) -> nn.Module:
-    """A torchvision classifier; `transform_input`: GoogLeNet and Inception undo ImageNet's normalisation, as
-    torchvision's own weights of them expect.
+    """A torchvision classifier. With `transform_input`, GoogLeNet and Inception undo ImageNet's
+    normalisation, as torchvision's own weights for them expect.
     """
-    own: dict[str, bool] = {}
+    options: dict[str, bool] = {}
     if architecture in _OWN_NORMALISATION:
-        own = {"transform_input": transform_input, "aux_logits": True, "init_weights": False}
+        options = {"transform_input": transform_input, "aux_logits": True, "init_weights": False}
     network: nn.Module = torchvision.models.get_model(
-        architecture, weights=None, num_classes=n_classes, **own
+        architecture, weights=None, num_classes=n_classes, **options
     )
     return network
 

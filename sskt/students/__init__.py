@@ -1,4 +1,4 @@
-"""Target networks by name, without heads: each yields every block's output and the pooled last feature."""
+"""Student networks by name, without heads: each returns every block's output and the pooled last feature."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "vgg16": VGG16,
     **CLIP_BACKBONES,
 }
-DROPOUTS = {"mobilenet_v2": 0.2}  # of the pooled features, before the primary head: torchvision's
+DROPOUTS = {"mobilenet_v2": 0.2}  # torchvision's rate on the pooled features, before the primary head
 
 
 def build_backbone(name: str, *, clip_mean: str = RELEASED_MEAN) -> Backbone:
-    """A backbone with fresh weights from torch's global generator. `clip_mean`, one of
-    `sskt.normalise.CLIP_MEANS`, is what a 3D ResNet takes off; other networks have a mean of their own.
+    """Build a backbone with fresh weights from torch's global generator. `clip_mean`, one of
+    `sskt.normalise.CLIP_MEANS`, is the mean that a 3D ResNet subtracts; other networks have their own.
     Raises RunError for an unknown name.
     """
     if name not in BACKBONES:

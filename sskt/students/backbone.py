@@ -1,4 +1,4 @@
-"""What every backbone is and yields."""
+"""What every backbone is, and what it returns."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Features(NamedTuple):
-    """One forward of a backbone; networks for clips have an axis D after the channels."""
+    """The result of a backbone's forward; networks for clips have an axis D after the channels."""
 
     blocks: list[Tensor]  # the output of each resolution stage: float (N, block_channels[b], H_b, W_b)
     pooled: Tensor  # global average of the last block: float (N, n_features)
 
 
 class Backbone(nn.Module):
-    """A network without head, from normalised float (N, 3, H, W), or (N, 3, D, H, W), to Features."""
+    """A network without a head, from normalised float (N, 3, H, W), or (N, 3, D, H, W), to Features."""
 
     block_channels: tuple[int, ...]
     n_features: int
     transfer_width: int  # output width of the transfer module's bottlenecks
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of the pixels that it wants, in [0, 1]
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of the pixels that it expects, in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD

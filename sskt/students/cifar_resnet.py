@@ -1,4 +1,4 @@
-"""ResNets for small pictures (He et al., 2016, section 4.2): widths 16-32-64, option-A shortcuts, Kaiming
+"""ResNets for small images (He et al., 2016, section 4.2): widths 16-32-64, option-A shortcuts, Kaiming
 initialisation.
 """
 
@@ -43,8 +43,8 @@ class CifarResNet(Backbone):
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions and an option-A shortcut: where the shape changes, every second pixel and zeros
-    for new channels.
+    """Two 3x3 convolutions and an option-A shortcut: if the shape changes, every second pixel and zeros for
+    new channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

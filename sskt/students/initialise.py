@@ -1,8 +1,9 @@
-"""What the heads of a student begin with: torch's defaults, or what the released code gives them.
+"""Initialise a student's heads: with torch's defaults, or as the released code does.
 
-There the primary head of the CIFAR-style ResNets is Kaiming normal (standard deviation 0.177 for 64 features,
-torch's 0.072), and so are the transfer module's convolutions of the ImageNet-style ResNets, by fan out
-(0.0211 for 3x3 of width 500, torch's 0.0086). The 3D ResNets' begin with torch's defaults there too.
+The released code initialises the primary head of CIFAR-style ResNets with Kaiming normal (standard deviation
+0.177 for 64 features; torch's is 0.072), and likewise, by fan out, the transfer module's convolutions of
+ImageNet-style ResNets (0.0211 for 3x3 of width 500; torch's is 0.0086). For 3D ResNets it uses torch's
+defaults.
 """
 
 from __future__ import annotations
@@ -17,31 +18,33 @@ from sskt.students.resnet import ResNet
 INITS = ("released", "torch")
 
 
-def choose_init(model: str, asked: str | None) -> str:
-    """`asked`, or what a student of this name begins with if nothing is asked for: the released code's
-    initialisation for its own networks, the ResNets.
+def choose_init(model: str, init: str | None) -> str:
+    """`init`, or if it is None the default for this model: the released code's initialisation for its own
+    networks, the ResNets, else torch's.
 
-    Raises RunError for an initialisation that is unknown, or the released one of another network.
+    Raises RunError if `init` is unknown, or is the released one and the model is not a ResNet.
     """
     has_released = model in BACKBONES and model.startswith("resnet")
-    if asked is None:
+    if init is None:
         return "released" if has_released else "torch"
-    if asked not in INITS:
-        raise RunError(f"--init is {asked!r}, expected one of {', '.join(INITS)}")
-    if asked == "released" and not has_released:
-        able = [name for name in BACKBONES if name.startswith("resnet")]
-        raise RunError(f"--init released is of {', '.join(able)}; for {model} leave it out")
-    return asked
+    if init not in INITS:
+        raise RunError(f"--init is {init!r}, expected one of {', '.join(INITS)}")
+    if init == "released" and not has_released:
+        resnets = [name for name in BACKBONES if name.startswith("resnet")]
+        raise RunError(f"--init released is of {', '.join(resnets)}; for {model} leave it out")
+    return init
 
 
 def initialise_head(head: nn.Linear, backbone: Backbone) -> None:
-    """Give a primary head the released weights; its bias stays torch's."""
+    """Initialise a primary head's weights as the released code does; its bias keeps torch's default."""
     if isinstance(backbone, CifarResNet):
         nn.init.kaiming_normal_(head.weight, mode="fan_in", nonlinearity="relu")
 
 
 def initialise_auxiliary(auxiliary: nn.Module, backbone: Backbone) -> None:
-    """Give the convolutions of a transfer module, if it is one, the released weights."""
+    """Initialise the convolutions of auxiliary heads, if they are transfer modules, as the released code
+    does.
+    """
     if isinstance(backbone, ResNet):
         for module in auxiliary.modules():
             if isinstance(module, nn.Conv2d):

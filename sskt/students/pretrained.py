@@ -1,8 +1,8 @@
-"""Start a student from a pretrained network (SSKT supplement, tables of fine-tuning): its weights without its
-head. `Student.freeze_until` keeps its first blocks as they are.
+"""Start a student from a pretrained network's weights, without its head (SSKT supplement, tables of
+fine-tuning). `Student.freeze_until` freezes its first blocks.
 
-Files are those of `sskt.weights`: torchvision's, 3D-ResNets-PyTorch's Kinetics checkpoints, or a student of
-ours.
+The file may be any that `sskt.weights` reads: torchvision's, a Kinetics checkpoint of 3D-ResNets-PyTorch, or
+a student of ours.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from sskt.checkpoints import read_checkpoint
 from sskt.students import Backbone
 from sskt.weights import load_into
 
-_HEADS = ("fc.", "classifier.", "head.", "heads.", "last_linear.")  # what is left behind
+_HEADS = ("fc.", "classifier.", "head.", "heads.", "last_linear.")  # not copied
 
 
 def load_pretrained(backbone: Backbone, path: Path, model: str) -> tuple[str, ...]:
-    """Copy the weights in `path`, but for a head's, into `backbone`; `model` names it in messages. Returns
-    what there is to say of what was taken.
+    """Copy the weights in `path`, except a head's, into `backbone`; `model` names it in messages. Returns
+    remarks about what was copied.
 
-    Raises SourceError if the file is missing or damaged, or is of another architecture.
+    Raises SourceError if the file is missing or damaged, or belongs to another architecture.
     """
     return load_into(
         backbone,

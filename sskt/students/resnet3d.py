@@ -1,8 +1,9 @@
 """3D ResNets for clips (Hara et al., 2018), the paper's networks for video; parameters have the names of
-3D-ResNets-PyTorch, whose Kinetics checkpoints fit.
+3D-ResNets-PyTorch, so its Kinetics checkpoints fit.
 
 Departs from the released code: its option-A shortcut carries no gradient (it copies `.data`), ours does. The
-mean taken off is ActivityNet's, the released default and that of the Kinetics checkpoints, or Kinetics'.
+mean to subtract is ActivityNet's, the default of the released code and of the Kinetics checkpoints, or
+Kinetics'.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ Shortcut = Literal["A", "B"]
 
 
 class ResNet3D(Backbone):
-    """3D ResNet of `depth` 10, 18, 34 (two 3x3x3 convolutions a unit) or 50 (bottleneck units).
+    """3D ResNet of `depth` 10, 18, 34 (two 3x3x3 convolutions per unit) or 50 (bottleneck units).
 
-    `shortcut`, where a unit changes the shape: "A", every second position and zeros for new channels, which
-    the published Kinetics networks of depth 18 and 34 have; "B", a 1x1x1 convolution, as in that of depth 50.
+    `shortcut` is used in units that change the shape: "A", every second position and zeros for new channels,
+    as in the published Kinetics networks of depth 18 and 34; "B", a 1x1x1 convolution, as in that of depth
+    50.
     """
 
     reads_clips = True
@@ -53,13 +55,13 @@ class ResNet3D(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def take_off(self, clip_mean: str) -> None:
-        """Expect pixels less another mean: one of `CLIP_MEANS`."""
+        """Expect pixels from which another mean is subtracted, one of `CLIP_MEANS`."""
         self.mean = CLIP_MEANS[clip_mean]
 
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, D, H, W) to Features of four blocks, at H/4 and D/2 to H/32 and D/16."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        # torch's CUDA kernel has a deterministic form only where the indices are asked for
+        # torch's CUDA kernel is deterministic only with return_indices
         x, _ = F.max_pool3d(x, kernel_size=3, stride=2, padding=1, return_indices=True)
         blocks = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -22,14 +22,15 @@ _AUXILIARY = "auxiliary."
 
 class Student(nn.Module):
     """Backbone, primary head and auxiliary heads; inputs are normalised float (N, 3, H, W), or
-    (N, 3, D, H, W) where the backbone reads clips.
+    (N, 3, D, H, W) if the backbone reads clips.
 
-    `source_classes` maps a source's name to its number of classes. With the transfer module each source has
-    one of its own, otherwise a Linear on the pooled last feature that the primary head reads too. Backbone
-    and primary head are created first: for one random seed they start alike with any sources or none.
+    `source_classes` maps a source's name to its number of classes. With `transfer_module` each source has its
+    own transfer module, otherwise a Linear on the pooled last feature, which the primary head reads too.
+    Backbone and primary head are created first: for one random seed they start alike with any sources or
+    none.
 
-    `init` is one of `sskt.students.initialise.INITS`. `dropout` is the share of the pooled features that the
-    primary head does without while it trains.
+    `init` is one of `sskt.students.initialise.INITS`. `dropout` is the rate on the pooled features before the
+    primary head in training.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Student(nn.Module):
         self.source_names = tuple(source_classes)
         self._frozen: list[nn.Module] = []
         self.transfer_module = transfer_module
-        # a list, since names of sources hold dots and colons, which names of modules must not
+        # a list, since source names hold dots and colons, which module names must not
         self.auxiliary = nn.ModuleList(
             TransferModule(
                 backbone.block_channels, backbone.transfer_width, n, reads_clips=backbone.reads_clips
@@ -66,30 +67,32 @@ class Student(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Primary logits (N, n_classes) and each source's auxiliary logits (N, K)."""
         features = self.backbone(x)
-        seen = features.blocks if self.transfer_module else features.pooled
-        auxiliary = {name: head(seen) for name, head in zip(self.source_names, self.auxiliary, strict=True)}
+        heads = zip(self.source_names, self.auxiliary, strict=True)
+        head_input = features.blocks if self.transfer_module else features.pooled
+        auxiliary = {name: head(head_input) for name, head in heads}
         return self._primary(features.pooled), auxiliary
 
     def predict(self, x: Tensor) -> Tensor:
-        """Primary logits (N, n_classes) alone."""
+        """Only the primary logits (N, n_classes)."""
         return self._primary(self.backbone(x).pooled)
 
     def _primary(self, pooled: Tensor) -> Tensor:
-        seen = F.dropout(pooled, self.dropout) if self.training and self.dropout else pooled
-        logits: Tensor = self.head(seen)
+        if self.training and self.dropout:
+            pooled = F.dropout(pooled, self.dropout)
+        logits: Tensor = self.head(pooled)
         return logits
 
     def exported_state(self) -> dict[str, Tensor]:
-        """The state dict without auxiliary heads: what a student built with no source loads strictly."""
+        """The state dict without auxiliary heads, which a student built without sources loads strictly."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith(_AUXILIARY)}
 
     def freeze_until(self, block: str) -> None:
-        """Keep every part of the backbone before `block` as it is: no gradient, batch norms in eval mode.
+        """Freeze every part of the backbone before `block`: no gradient, batch norms in eval mode.
 
-        `block` is a name among the backbone's children ("layer4" stands for ft_begin_index 4), or "head" for
-        the whole backbone. Departs from the released code: there ft_begin_index gives the auxiliary heads a
-        rate of 0, so that none of them moves, and batch norms of frozen layers stay in train mode; ours
-        trains the heads and freezes those norms. Raises RunError for another name.
+        `block` is the name of a child of the backbone ("layer4" corresponds to ft_begin_index 4), or "head"
+        for the whole backbone. Departs from the released code, whose ft_begin_index also sets the auxiliary
+        heads' learning rate to 0 and leaves the batch norms of frozen layers in train mode; ours trains the
+        heads and freezes those norms. Raises RunError for another name.
         """
         children = dict(self.backbone.named_children())
         if block != "head" and block not in children:
@@ -111,10 +114,12 @@ class Student(nn.Module):
 def build_student(
     model: str, n_classes: int, source_classes: Mapping[str, int], transfer_module: bool
 ) -> Student:
-    """A student with fresh weights from torch's global generator. Raises RunError for an unknown model."""
+    """Build a student with fresh weights from torch's global generator. Raises RunError for an unknown
+    model.
+    """
     return Student(build_backbone(model), n_classes, source_classes, transfer_module)
 
 
 def memory_layout(student: Student) -> torch.memory_format:
-    """The layout with channels last of this student's inputs and weights."""
+    """The channels-last layout for this student's inputs and weights."""
     return torch.channels_last_3d if student.backbone.reads_clips else torch.channels_last

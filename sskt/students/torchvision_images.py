@@ -1,7 +1,8 @@
 """torchvision's MobileNetV2, DenseNet121 and VGG16 (with batch norm), tapped after each resolution stage.
 
-Parameters keep torchvision's names, so that its ImageNet weights begin a student. VGG16 is its convolutions
-with a global average, as is usual for small pictures: torchvision's two hidden layers of 4,096 are left out.
+Parameters keep torchvision's names, so a student can start from its ImageNet weights. VGG16 is its
+convolutions with a global average, as is usual for small images, without torchvision's two hidden layers of
+4,096.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ _TRANSFER_WIDTH = 1000  # the paper's for ImageNet-style networks
 
 
 class _Staged(Backbone):
-    """`features` of a torchvision network, of which the children named in `taps` end a stage."""
+    """`features` of a torchvision network; each child named in `taps` ends a stage."""
 
     features: nn.Sequential
 
     def __init__(self, name: str, taps: dict[str, int]) -> None:
-        """`taps`: child's name to its output channels."""
+        """`taps` maps a child's name to its number of output channels."""
         super().__init__()
         self.features = torchvision.models.get_model(name, weights=None).features
         self._taps = tuple(taps)
@@ -47,14 +48,14 @@ class MobileNetV2(_Staged):
 
 
 class VGG16(_Staged):
-    """Five stages (Simonyan and Zisserman, 2015), each ended by its pooling, at H/2 to H/32."""
+    """Five stages (Simonyan and Zisserman, 2015), each ending with its pooling, at H/2 to H/32."""
 
     def __init__(self) -> None:
         super().__init__("vgg16_bn", {"6": 64, "13": 128, "23": 256, "33": 512, "43": 512})
 
 
 class DenseNet121(_Staged):
-    """Four dense blocks (Huang et al., 2017), at H/4 to H/32; the last through its norm and ReLU."""
+    """Four dense blocks (Huang et al., 2017), at H/4 to H/32; the last is followed by its norm and ReLU."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
-"""The transfer module of SSKT (section 3, supplement): an auxiliary head that sees every block, not only the
+"""The transfer module of SSKT (section 3, supplement): an auxiliary head that reads every block, not only the
 last.
 
-Blocks are the resolution stages of the backbone (layer1 .. layerN), as figure 3 of the paper draws them.
+Blocks are the resolution stages of the backbone (layer1 .. layerN), as in figure 3 of the paper.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class TransferModule(nn.Module):
-    """Bottleneck per block, global average pool, mean over the blocks, Linear.
+    """One bottleneck per block, global average pool, mean over the blocks, Linear.
 
     blocks: one float (N, block_channels[b], H_b, W_b) each, or (N, block_channels[b], D_b, H_b, W_b) with
     `reads_clips`, whose convolutions are 3D; returns (N, n_classes). Training-time only.

@@ -1,4 +1,4 @@
-"""A backbone made of any module, for students of one's own."""
+"""Make a backbone of any module, for custom students."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from sskt.errors import RunError
 from sskt.students.backbone import Backbone, Features
 
+_AXES = {2: "N, C", 4: "N, C, H, W", 5: "N, C, D, H, W"}
+
 
 class WrappedBackbone(Backbone):
     """A module whose output is the last feature, (N, C) or (N, C, H, W), tapped at named submodules.
 
-    `blocks` are names as in `module.named_modules()`, in order from the input on, each with a (N, C, H, W)
-    output; only transfer modules look at them. `transfer_width` is the output width of their bottlenecks: the
-    paper takes 64 for CIFAR-style networks and 1000 for ImageNet-style and 3D ones. A module that reads clips
-    of `n_frames` has one more axis after C. The module is asked once about pictures of `side_px`, to learn
+    `blocks` are names as in `module.named_modules()`, ordered from the input on, each with a (N, C, H, W)
+    output; only transfer modules read them. `transfer_width` is the output width of their bottlenecks: the
+    paper uses 64 for CIFAR-style networks and 1000 for ImageNet-style and 3D ones. With `n_frames` the module
+    reads clips, and there is one more axis after C. The module runs once on images of `side_px` to find out
     its widths. Raises RunError for a name or a shape that does not fit.
     """
 
@@ -35,48 +37,51 @@ class WrappedBackbone(Backbone):
         self.module = module
         self.reads_clips = n_frames is not None
         self.transfer_width = transfer_width
-        self._taken: dict[str, Tensor] = {}
-        named = dict(module.named_modules())
+        self._tapped: dict[str, Tensor] = {}
+        submodules = dict(module.named_modules())
         for name in blocks:
-            if name not in named:
-                near = ", ".join([n for n in named if n and "." not in n][:8])
+            if name not in submodules:
+                near = ", ".join([n for n in submodules if n and "." not in n][:8])
                 raise RunError(
                     f"{type(module).__name__} has no submodule {name!r}, expected one of {near}, ..."
                 )
-            named[name].register_forward_hook(self._taker(name))
+            submodules[name].register_forward_hook(self._tap(name))
         self._names = tuple(blocks)
-        self.block_channels, self.n_features = self._learn_widths(
+        self.block_channels, self.n_features = self._find_widths(
             (side_px, side_px) if n_frames is None else (n_frames, side_px, side_px)
         )
 
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, [D,] H, W) to the outputs of the tapped submodules and the pooled output."""
-        self._taken.clear()
+        self._tapped.clear()
         last = self.module(x)
-        blocks = [self._taken.pop(name) for name in self._names]
+        blocks = [self._tapped.pop(name) for name in self._names]
         n_axes = 5 if self.reads_clips else 4
         return Features(blocks, last.flatten(start_dim=2).mean(dim=2) if last.ndim == n_axes else last)
 
-    def _taker(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._taken[name] = output
+    def _tap(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """A forward hook that stores a submodule's output under `name`."""
 
-        return take
+        def store(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._tapped[name] = output
 
-    def _learn_widths(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        return store
+
+    def _find_widths(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+        """The channels of every block and of the pooled output, for inputs of `size`, (H, W) or (D, H, W)."""
         training = self.module.training
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         with torch.no_grad():
-            seen = self.eval()(torch.zeros(2, 3, *size, device=device))
+            features = self.eval()(torch.zeros(2, 3, *size, device=device))
         self.train(training)
-        shapes = {name: tuple(block.shape) for name, block in zip(self._names, seen.blocks, strict=True)}
-        shapes["the module itself"] = tuple(seen.pooled.shape)
+        shapes = {name: tuple(block.shape) for name, block in zip(self._names, features.blocks, strict=True)}
+        shapes["the module itself"] = tuple(features.pooled.shape)
         for name, shape in shapes.items():
             n_axes = 2 if name == "the module itself" else 2 + len(size)
             if len(shape) != n_axes:
                 raise RunError(
                     f"{type(self.module).__name__}: {name} gives {shape} for 2 pictures, expected "
-                    f"{n_axes} axes, (N, C{', D, H, W'[-3 * (n_axes - 2) :] if n_axes > 2 else ''})"
+                    f"{n_axes} axes, ({_AXES[n_axes]})"
                 )
         *widths, n_features = (shape[1] for shape in shapes.values())
         return tuple(widths), n_features
