@@ -27,6 +27,7 @@ from sskt.sources.registry import (
     published_digest,
     reopen_source,
     source_slug,
+    split_names,
     weights_file,
 )
 from sskt.sources.source import LOGITS_OUTPUT, Source, SourceSpec
@@ -72,6 +73,7 @@ __all__ = [
     "sentence",
     "shown",
     "source_slug",
+    "split_names",
     "to_told",
     "weights_file",
 ]

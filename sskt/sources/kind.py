@@ -24,6 +24,7 @@ class Kind(ABC):
     is_path = False  # whether REST is a path, so that a source that moves gets another name
     must_be_named = False  # whether its stores serve only runs that name the source
     sees_target_size = False  # whether it sees images in the student's size, without upsampling
+    is_fitted = False  # whether it is fitted to the target's labels, so that its classes are the target's
     is_foreign = False  # whether its normalisation is known only if it is declared
 
     @abstractmethod

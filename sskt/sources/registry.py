@@ -17,6 +17,7 @@ from sskt.sources.exported import ProgramKind
 from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.kinetics import Kinetics
 from sskt.sources.places365 import Places365
+from sskt.sources.probe import ProbeKind
 from sskt.sources.run import RunKind
 from sskt.sources.source import Source, SourceSpec
 from sskt.sources.torchvision import ImageNet
@@ -29,6 +30,7 @@ _KINDS: dict[str, Kind] = {
         Kinetics(),
         ProgramKind(),
         RunKind(),
+        ProbeKind(),
     )
 }
 
@@ -75,14 +77,14 @@ def named_sources() -> list[SourceSpec]:
 
 def split_names(text: str) -> tuple[str, ...]:
     """Split source names joined by "+". A plus may also be part of a file name, so it separates only if a
-    source's name follows.
+    source's name follows, and never within a probe's name.
     """
     first, *rest = text.split("+")
     names = [first]
     for part in rest:
-        prefix, colon, _ = part.partition(":")
-        kind = _KINDS.get(prefix)
-        if kind is not None and (colon or prefix in kind.forms):
+        kind = _KINDS.get(part.partition(":")[0])
+        of_probe = names[-1].startswith(f"{ProbeKind.prefix}:")
+        if kind is not None and (":" in part or part in kind.forms) and not of_probe:
             names.append(part)
         else:
             names[-1] += f"+{part}"

@@ -1,0 +1,34 @@
+"""probe and probe:SOURCE+SOURCE: not a network, but a linear probe fitted on the stored logits of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sskt.errors import SourceError
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.sources.contract import Contract
+from sskt.sources.kind import Kind
+from sskt.sources.source import Source, SourceSpec
+
+
+class ProbeKind(Kind):
+    """A teacher of the target's own classes, fitted when a run begins (`sskt.probe`)."""
+
+    prefix, forms = "probe", ("probe", "probe:SOURCE+SOURCE")
+    weights_note = "fitted on the stored logits of the sources"
+    must_be_named = is_fitted = True
+
+    def parse(self, name: str) -> SourceSpec:
+        """See `Kind.parse`."""
+        return SourceSpec(name, "probe", "linear", n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    def open(self, name: str, weights: Path, told: Contract) -> Source:  # noqa: ARG002
+        """Raises SourceError: there is nothing to open."""
+        raise SourceError(
+            f"{name} is no network: it is fitted on the stored logits of other sources when `sskt train "
+            f"--source {name}` begins; precompute those"
+        )
+
+    def weights_path(self, name: str, weights_dir: Path) -> Path:
+        """A file that does not exist."""
+        return weights_dir / f"{name}.none"
