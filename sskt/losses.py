@@ -13,6 +13,7 @@ from torch import Tensor
 PRIMARY_LOSSES = ("ce", "focal", "bce")
 AUXILIARY_LOSSES = ("ce", "kd", "focal")
 KD_REDUCTIONS = ("mean", "batchmean")
+UNLABELLED = -1  # the label of a sample that has none
 
 
 def soft_cross_entropy(logits: Tensor, source_logits: Tensor, *, temperature: float) -> Tensor:
@@ -32,13 +33,15 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
 
     mean_n sum_k -p_nk * (1 - q_nk)^2 * log q_nk,  q = softmax(z)
 
-    logits: (N, K) float32. target: p, float (N, K) rows that sum to 1, or int64 (N,) labels. Returns a
-    scalar, mean over N.
+    logits: (N, K) float32. target: p, float (N, K) rows that sum to 1, or int64 (N,) labels, of which
+    UNLABELLED ones do not count. Returns a scalar, mean over N.
     """
     log_q = logits.log_softmax(dim=1)
     terms = (1 - log_q.exp()) ** 2 * log_q
     if target.ndim == 1:
-        return -terms.gather(1, target[:, None]).mean()
+        labelled = target != UNLABELLED
+        of_label = terms.gather(1, target.clamp(min=0)[:, None])[:, 0]
+        return -(of_label * labelled).sum() / labelled.sum()
     return -(target * terms).sum(dim=1).mean()
 
 

@@ -18,6 +18,7 @@ from sskt.losses import (
     AUXILIARY_LOSSES,
     KD_REDUCTIONS,
     PRIMARY_LOSSES,
+    UNLABELLED,
     focal,
     kd_divergence,
     multilabel_bce,
@@ -46,7 +47,9 @@ class LabelConfig(MethodConfig):
         require_range("label_smoothing", self.label_smoothing, 0, 1)
 
     def primary(self, logits: Tensor, labels: Tensor, mixed: Mixture | None = None) -> Tensor:
-        """L_prim of primary logits (N, C) and labels int64 (N,), or multi-hot (N, C)."""
+        """L_prim of primary logits (N, C) and labels int64 (N,), or multi-hot (N, C): the mean over what has
+        a label, of which a batch needs one.
+        """
         return of_both(self._primary, logits.float(), labels, mixed)
 
     def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -54,7 +57,9 @@ class LabelConfig(MethodConfig):
             return multilabel_bce(logits, labels)
         if self.primary_loss == "focal":
             return focal(logits, labels)
-        return F.cross_entropy(logits, labels, reduction="mean", label_smoothing=self.label_smoothing)
+        return F.cross_entropy(
+            logits, labels, reduction="mean", label_smoothing=self.label_smoothing, ignore_index=UNLABELLED
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class Kd(Method):
 
     Config = KdConfig
     needs = ("logits",)
-    shares_classes = True
+    shares_classes = reads_unlabelled = True
 
     @classmethod
     def build(cls, config: KdConfig, parts: Parts) -> Kd:

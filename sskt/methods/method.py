@@ -43,6 +43,7 @@ class Parts:
     init: str = "torch"  # of the heads: one of sskt.students.initialise.INITS
     dropout: float = 0.0  # before the primary head
     freeze_until: str | None = None  # the part of a student's backbone that stays as it is ends before this
+    probe: str | None = None  # the source that was fitted to the target's labels, if one was
 
     def student(
         self, backbone: Backbone, heads: Mapping[str, int], *, transfer_module: bool = False
@@ -65,6 +66,7 @@ class Method(nn.Module):
     several_labels: ClassVar[bool] = True  # what it can do with: several labels per image,
     several_processes: ClassVar[bool] = True
     mixes: ClassVar[bool] = True  # MixUp and CutMix
+    reads_unlabelled: ClassVar[bool] = False  # samples without a label of their own
     fp16: ClassVar[bool] = True
 
     @classmethod

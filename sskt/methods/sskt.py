@@ -1,5 +1,8 @@
 """SSKT: L = L_prim + alpha * sum over sources of L_aux (SSKT eq. 1, 5, 7).
 
+With a probe, which knows the target's own classes, L_prim becomes (1 - w) * L_prim + w * KD(z, z_probe), of
+labelled samples; of others, which have no L_prim, KD alone. The paper has no probe.
+
 The gradients of the losses on the weights that they share can be compared on the way, and auxiliary gradients
 gated by it there (Du et al., 2018, "Adapting auxiliary losses using gradient similarity"), which the paper
 names as open work.
@@ -7,17 +10,20 @@ names as open work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sskt.errors import RunError
-from sskt.methods.config import SourceConfig, require_choice
+from sskt.losses import kd_divergence, multilabel_divergence
+from sskt.methods.config import SourceConfig, require_choice, require_range
 from sskt.methods.gradients import cosine, gated, gradients_of, with_gradients
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.mixture import Mixture, of_both
 from sskt.students.student import Student
 
 GRADIENT_COSINE = ("off", "record", "weigh")
@@ -33,11 +39,25 @@ class SsktConfig(SourceConfig):
     transfer_module: bool = False
     gradient_cosine: str = "off"  # one of GRADIENT_COSINE
     gates: str = "shared"
+    probe_weight: float = 0.9  # w: the probe's share of the primary loss
+    probe_temperature: float = 1.0  # its logits are calibrated at 1
 
     def __post_init__(self) -> None:
         """Raises RunError for a value that no training can have."""
         SourceConfig.__post_init__(self)
         require_choice("gradient_cosine", self.gradient_cosine, GRADIENT_COSINE)
+        require_range("probe_weight", self.probe_weight, 0, 1)
+        require_range("probe_temperature", self.probe_temperature, math.ulp(0), math.inf)
+
+    def taught(self, logits: Tensor, probe_logits: Tensor, mixed: Mixture | None = None) -> Tensor:
+        """How far primary logits (N, C) are from the probe's: KD, "batchmean"; with several labels per image,
+        the divergence of each class's two answers.
+        """
+        if self.primary_loss == "bce":
+            loss = partial(multilabel_divergence, temperature=self.probe_temperature, reduction="mean")
+        else:
+            loss = partial(kd_divergence, temperature=self.probe_temperature, reduction="batchmean")
+        return of_both(loss, logits.float(), probe_logits.float(), mixed)
 
 
 class Sskt(Method):
@@ -50,21 +70,28 @@ class Sskt(Method):
 
     Config = SsktConfig
     needs = ("logits",)
+    reads_unlabelled = True
 
     @classmethod
     def build(cls, config: SsktConfig, parts: Parts) -> Sskt:
         """See `Method.build`."""
-        student = parts.student(parts.backbone, parts.source_classes, transfer_module=config.transfer_module)
-        return cls(student, config, channels_last=parts.channels_last)
+        heads = {name: n for name, n in parts.source_classes.items() if name != parts.probe}
+        student = parts.student(parts.backbone, heads, transfer_module=config.transfer_module)
+        return cls(student, config, channels_last=parts.channels_last, probe=parts.probe)
 
     @classmethod
     def inner_gradients(cls, config: SsktConfig) -> str | None:
         """See `Method.inner_gradients`."""
         return None if config.gradient_cosine == "off" else f"--gradient-cosine {config.gradient_cosine}"
 
-    def __init__(self, student: Student, config: SsktConfig, *, channels_last: bool) -> None:
-        """Raises RunError for comparing gradients of a backbone that is frozen as a whole."""
+    def __init__(
+        self, student: Student, config: SsktConfig, *, channels_last: bool, probe: str | None = None
+    ) -> None:
+        """`probe` names the source that teaches the primary head. Raises RunError for comparing gradients of
+        a backbone that is frozen as a whole, or beside a probe.
+        """
         super().__init__(student, config, channels_last=channels_last)
+        self.probe = probe
         gradient_cosine = config.gradient_cosine
         moving = any(weight.requires_grad for weight in student.backbone.parameters())
         if gradient_cosine != "off" and not moving:
@@ -72,6 +99,13 @@ class Sskt(Method):
                 f"--gradient-cosine {gradient_cosine} compares gradients on the backbone's weights, and all "
                 f"of them are frozen; leave it out, or freeze less than --freeze-until head"
             )
+        if gradient_cosine != "off" and probe is not None:
+            raise RunError(
+                f"--gradient-cosine {gradient_cosine} compares the sources' gradients with that of the "
+                f"labels, and {probe} has a part in that one; leave one of them out"
+            )
+        if probe is not None:
+            self.auxiliary_names = (*student.source_names, probe)
         if gradient_cosine != "off":
             self.recorded_names = tuple(f"gradient_cosine/{name}" for name in student.source_names)
 
@@ -92,6 +126,10 @@ class Sskt(Method):
         ]
         # without heads nothing is added: torch.compile takes `primary + 0` for its detached twin
         total = primary + self.config.alpha * torch.stack(auxiliary).sum() if auxiliary else primary
+        if self.probe is not None:
+            taught = self.config.taught(primary_logits, source_logits[self.probe], mixed_sources)
+            total = total + self.config.probe_weight * (taught - primary)
+            auxiliary.append(taught)
         cosines: list[Tensor] = []
         if self.config.gradient_cosine != "off" and torch.is_grad_enabled():
             total, cosines = self._compared(primary, auxiliary, total)
