@@ -89,6 +89,7 @@ class ChoiceParamType(click.Choice[str]):
 
 
 _SOURCES = "Sources"
+_LABELS = "Few labels"
 _RECIPE = "Recipe"
 
 
@@ -108,7 +109,8 @@ _RECIPE = "Recipe"
         "--source",
         "sources",
         multiple=True,
-        help="A source to learn from. Repeatable. [default: every source with a whole view stored for the "
+        help="A source to learn from; probe, or probe:SOURCE+SOURCE, is a linear probe of the target's "
+        "classes on stored logits. Repeatable. [default: every source with a whole view stored for the "
         "target, except run:FOLDER; for kd those of its classes]",
     ),
     click.option(
@@ -152,6 +154,31 @@ _RECIPE = "Recipe"
         choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
         number_option("--temperature", f"Temperature of the sources' logits. {_OF_RECIPE}"),
         number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
+        number_option(
+            "--probe-weight",
+            "sskt: share of the primary loss that follows the probe instead of the labels.",
+            default=0.9,
+            positive=False,
+        ),
+        number_option("--probe-temperature", "sskt: temperature of the probe's logits.", default=1.0),
+        choice_option(
+            "--probe-views",
+            "mean own",
+            "mean",
+            "What the probe answers about: the mean over all stored views, or the view that is shown.",
+        ),
+    ),
+    section(
+        _LABELS,
+        count_option(
+            "--labels-per-class",
+            "Keep the labels of so many training samples per class, and train on the others without. "
+            "[default: all]",
+        ),
+        number_option(
+            "--labelled-share",
+            "Fraction of labelled samples in a batch. [default: theirs of all samples]",
+        ),
     ),
     section(
         _RECIPE,

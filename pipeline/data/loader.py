@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Positions, Renderer
@@ -31,14 +32,20 @@ class Batch:
     n_step: int  # samples of the step over all ranks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
-    """Which rank sees which sample when: `n` samples, at most `batch_size` per step over all ranks."""
+    """Which rank sees which sample when: `n` samples, at most `batch_size` per step over all ranks.
+
+    Where some samples have no label, every step has its share of those that do, on every rank. With the share
+    that they have of all samples, each is seen once per epoch; with another, they are repeated or left out.
+    """
 
     n: int
     batch_size: int
     seed: int
     world: World
+    labelled: Positions | None = None  # of the samples that have a label; None: all of them
+    labelled_share: float | None = None  # of a step; None: that of all samples
 
     @property
     def n_steps(self) -> int:
@@ -47,19 +54,53 @@ class Sampler:
 
     def steps(self, epoch: int) -> list[Positions]:
         """The positions in the dataset that this rank sees at each step."""
-        whole = shuffled_batches(self.n, self.batch_size, seed=self.seed, epoch=epoch)
-        return [positions[self.world.part(len(positions))] for positions in whole]
+        if self.labelled is None:
+            whole = shuffled_batches(self.n, self.batch_size, seed=self.seed, epoch=epoch)
+            return [positions[self.world.part(len(positions))] for positions in whole]
+        unlabelled = np.setdiff1d(np.arange(self.n), self.labelled)
+        counts = self._labelled_per_step()
+        sizes = [self.size_of(step) for step in range(self.n_steps)]
+        parts = [
+            np.split(_repeated(pool, total, seed=self.seed, epoch=epoch, stream=stream), ends[:-1])
+            for stream, pool, total, ends in (
+                (1, self.labelled, counts.sum(), counts.cumsum()),
+                (2, unlabelled, sum(sizes) - counts.sum(), (sizes - counts).cumsum()),
+            )
+        ]
+        return [
+            np.concatenate([part[self.world.part(len(part))] for part in both])
+            for both in zip(*parts, strict=True)
+        ]
 
     def positions(self, epoch: int) -> Positions:
         """The positions in the dataset that this rank sees in an epoch, sorted."""
-        if self.world.size == 1:
+        if self.world.size == 1 and self.labelled is None:
             return np.arange(self.n)
-        return np.sort(np.concatenate(self.steps(epoch)))
+        return np.unique(np.concatenate(self.steps(epoch)))
 
     def size_of(self, step: int) -> int:
         """Samples in a step over all ranks: `numpy.array_split` gives the extra ones to the first steps."""
         size, extra = divmod(self.n, self.n_steps)
         return size + (step < extra)
+
+    def _labelled_per_step(self) -> NDArray[np.int64]:
+        """Samples with a label in each step, over all ranks: the share, rounded so that it holds in the long
+        run, and at least one a rank.
+        """
+        assert self.labelled is not None  # noqa: S101 - the caller looked
+        share = self.labelled_share or len(self.labelled) / self.n
+        sizes = np.array([self.size_of(step) for step in range(self.n_steps)])
+        counts = np.diff(np.rint(share * sizes.cumsum()), prepend=0).astype(np.int64)
+        return np.clip(counts, self.world.size, sizes)
+
+
+def sampler_for(
+    dataset: Dataset, batch_size: int, seed: int, world: World, labelled_share: float | None
+) -> Sampler:
+    """The sampler of a training split."""
+    labelled = dataset.labelled
+    some = labelled if len(labelled) < len(dataset) else None
+    return Sampler(len(dataset), batch_size, seed, world, some, labelled_share)
 
 
 def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[Positions]:
@@ -70,6 +111,16 @@ def shuffled_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
     return np.array_split(order, -(-n // batch_size))
+
+
+def _repeated(pool: Positions, total: int, *, seed: int, epoch: int, stream: int) -> Positions:
+    """`total` samples of a pool, one shuffle after the other, each of which has every sample once."""
+    key, n = [seed, epoch], max(1, len(pool))
+    shuffles = [
+        np.random.Generator(np.random.Philox(key=key, counter=[0, turn, stream, 1])).permutation(pool)
+        for turn in range(-(-total // n))
+    ]
+    return np.concatenate(shuffles)[:total] if shuffles else pool[:0]
 
 
 class Loader:

@@ -114,8 +114,11 @@ def setting(name: str, value: Any) -> Any:
         return tuple(whole(epoch, "one of milestones") for epoch in values)
     if name in ("schedule", "aux_loss", "primary_loss"):
         return text(value, name)
-    is_number = name in SETTINGS or name in ("clip_norm", "mixup", "cutmix", "label_smoothing")
+    is_number = name in SETTINGS or name in _NUMBERS
     return number(value, name) if is_number else value
+
+
+_NUMBERS = ("clip_norm", "mixup", "cutmix", "label_smoothing", "probe_weight", "probe_temperature")
 
 
 def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Iterable[Any]:

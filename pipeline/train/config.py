@@ -88,6 +88,11 @@ class TrainConfig:
     # of the training samples, which choose the best epoch and are not trained on; None: not settled yet
     val_share: float | None = 0.0
     chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
+    probe_weight: float = 0.9  # the probe's share of the primary loss of method sskt
+    probe_temperature: float = 1.0
+    probe_views: str = "mean"  # what a probe answers about: one of PROBE_VIEWS
+    labels_per_class: int | None = None  # training samples that keep their labels; None: all
+    labelled_share: float | None = None  # of a batch, where some samples have no label; None: their share
 
     @property
     def settings(self) -> MethodConfig:

@@ -14,13 +14,16 @@ from pipeline.data.plan import Centre, CentreClip, Plan
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.choose import DataRequest, open_source_outputs, stored_teachers
+from pipeline.source_outputs.fit_probe import RunProbe
+from pipeline.source_outputs.open_probed import open_with_probe, probe_among
+from pipeline.source_outputs.probed import ProbedOutputs
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits, contents_of, open_splits
 from sskt.errors import RunError
 from sskt.methods import method_named
-from sskt.sources import columns_of
+from sskt.sources import columns_of, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,12 @@ class TrainingData:
     val_share: float = 0.0  # of the training samples that are `val_dataset`
     chosen_on: str | None = "test"  # see `TrainConfig`
 
+    @property
+    def probe(self) -> RunProbe | None:
+        """The probe that teaches, if one does."""
+        outputs = self.source_outputs
+        return outputs.probe if isinstance(outputs, ProbedOutputs) else None
+
     def contents(self) -> dict[str, str]:
         """The sha256 of what each split holds."""
         return contents_of(self.dataset, self.test_dataset, self.val_dataset)
@@ -50,8 +59,10 @@ def open_data(
     execution: Execution,
     world: World,
     require_data: Callable[[Splits], None] | None = None,
+    probe: RunProbe | None = None,
 ) -> TrainingData:
-    """Open everything that a student learns from: what `config` asks for, or what a run has begun with.
+    """Open everything that a student learns from: what `config` asks for, or what a run has begun with, its
+    `probe` included.
 
     `require_data` may refuse the splits before any source is opened. Raises what opening datasets, stores and
     sources raises.
@@ -63,6 +74,7 @@ def open_data(
         limit=config.limit,
         val_share=config.val_share,
         chosen_on=config.chosen_on,
+        labels_per_class=config.labels_per_class,
     )
     if require_data is not None:
         require_data(splits)
@@ -80,7 +92,7 @@ def open_data(
         splits.test,
         augmentation.training_plan(spec),
         augmentation.evaluation_plan(spec),
-        _open_outputs(config, splits, paths, execution, world) if method.needs else None,
+        _open_outputs(config, splits, paths, execution, world, probe) if method.needs else None,
         val_dataset=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
@@ -88,14 +100,19 @@ def open_data(
 
 
 def _open_outputs(
-    config: TrainConfig, splits: Splits, paths: Paths, execution: Execution, world: World
+    config: TrainConfig,
+    splits: Splits,
+    paths: Paths,
+    execution: Execution,
+    world: World,
+    probe: RunProbe | None,
 ) -> SourceOutputs:
     """What the sources say of the training samples."""
     dataset, spec = splits.train, parse_target(config.target)
     augmentation = Augmentation(**config.augmentation)
     shares_classes = method_named(config.method).shares_classes
     sources = _of_same_task(config, paths, dataset) if shares_classes else config.sources
-    if sources:
+    if sources and probe_among(sources) is None:
         require_named(paths, sources)
     n_rows = -(-len(dataset) // world.size)
     request = DataRequest(
@@ -118,6 +135,16 @@ def _open_outputs(
             "--labels write-through fills a store from one process, and no rank sees all samples; "
             "run sskt precompute first, or train in one process"
         )
+    if probe_among(sources) is not None:
+        return open_with_probe(
+            request,
+            sources,
+            labels=config.labels,
+            views=config.views,
+            teacher_bn=config.teacher_bn,
+            probe_views=config.probe_views,
+            fitted=probe,
+        )
     outputs = open_source_outputs(
         request, sources, labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
     )
@@ -133,6 +160,8 @@ def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[
     Raises RunError if there is none, or a run of ours has other classes: their number alone says little.
     """
     for name in config.sources:
+        if kind_of(name).is_fitted:
+            continue
         known = classes_of(paths.lying(name))
         if known is not None and columns_of(known, dataset.classes) is None:
             raise RunError(
@@ -143,7 +172,10 @@ def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[
     if not sources and config.labels in ("auto", "cached"):
         sources = stored_teachers(paths.cache_dir, dataset)
     if not sources:
-        raise RunError(f"--method {config.method} needs a teacher of the same task; add --source run:FOLDER")
+        raise RunError(
+            f"--method {config.method} needs a teacher of the same task; add --source probe or "
+            f"--source run:FOLDER"
+        )
     return sources
 
 

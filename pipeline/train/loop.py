@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.loader import Loader, Sampler
+from pipeline.data.loader import Loader, sampler_for
 from pipeline.data.render import open_renderer
 from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
@@ -111,7 +111,7 @@ class _Course:
     def go(self) -> None:
         """All epochs that are left."""
         config, trainer, dataset = self._config, self._trainer, self._data.dataset
-        order = Sampler(len(dataset), config.batch_size, config.seed, self._world)
+        order = sampler_for(dataset, config.batch_size, config.seed, self._world, config.labelled_share)
         share = -(-config.batch_size // self._world.size)
         renderer = open_renderer(dataset, self._data.plan, self._execution, batch_size=share)
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))

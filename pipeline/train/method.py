@@ -14,6 +14,7 @@ from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
 from sskt.methods import METHODS, Method, Parts, method_named, readers
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
+from sskt.sources import kind_of
 from sskt.students import BACKBONES, Backbone, build_backbone
 
 # what decides how sources are asked, which only methods that have some read
@@ -88,6 +89,7 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
         init=config.init,
         dropout=config.dropout,
         freeze_until=config.freeze_until,
+        probe=next((name for name in source_classes if kind_of(name).is_fitted), None),
     )
     return method.build(settings, parts)
 
@@ -109,6 +111,7 @@ def _require_able(method: type[Method], config: TrainConfig) -> None:
         "several labels a picture": config.primary_loss == "bce" and not method.several_labels,
         "several processes": config.ranks > 1 and not method.several_processes,
         "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
+        "images without labels": config.labels_per_class is not None and not method.reads_unlabelled,
     }
     for what, asked in unable.items():
         if asked:

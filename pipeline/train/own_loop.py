@@ -9,7 +9,7 @@ import torch
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.loader import Loader, Sampler
+from pipeline.data.loader import Loader, sampler_for
 from pipeline.data.render import open_renderer
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.source_outputs import SourceOutputs
@@ -118,6 +118,6 @@ def open_training_data(
     assert data.source_outputs is not None  # noqa: S101 - "sskt" has sources
     part = -(-batch_size // world.size)
     renderer = open_renderer(data.dataset, data.plan, execution, batch_size=part)
-    sampler = Sampler(len(data.dataset), batch_size, seed, world)
+    sampler = sampler_for(data.dataset, batch_size, seed, world, None)
     loader = Loader(data.dataset, renderer, sampler, execution.device)
     return OwnLoopData(data.dataset, data.source_outputs, loader, execution.device)

@@ -29,6 +29,7 @@ from pipeline.train.run_folder import (
     read_checkpoint,
     read_config,
     read_paths,
+    read_probe,
     read_student,
     read_summary,
 )
@@ -104,7 +105,7 @@ def train(
         with kernels(config, execution.device):
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         found = to_record(target, paths, config.sources, began_with)
-        run = Run.begin(out, config.to_dict(), found) if world.is_first else None
+        run = Run.begin(out, config.to_dict(), found, data.probe) if world.is_first else None
         if config.overridden:
             log.info(_departures(config))
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
@@ -152,6 +153,7 @@ def resume(
             execution=execution,
             world=world,
             require_data=lambda splits: _require_data(config, splits, out, where.target),
+            probe=read_probe(out),
         )
         _require_same(config, data, out)
         if config.is_own and backbone is None:

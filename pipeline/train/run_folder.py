@@ -2,8 +2,8 @@
 
 config.json and environment.json; metrics.jsonl, a line an epoch, and TensorBoard events; last.pt, from which
 the run goes on; best.safetensors and student.safetensors, backbone and primary head of the best and of the
-last epoch; summary.json, the mark of a run that came to its end, or diverged.json. Every file but the logs
-appears whole or not at all, and on the disk.
+last epoch; probe.safetensors, the probe that teaches it; summary.json, the mark of a run that came to its
+end, or diverged.json. Every file but the logs appears whole or not at all, and on the disk.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cache import TEMPORARY, write_durably
 from cache.storage.local import alone_in
+from pipeline.source_outputs.fit_probe import RunProbe
 from sskt.errors import RunError
 
 STUDENTS = ("last", "best")
+_PROBE = "probe.safetensors"
 _STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors"}
 
 
@@ -52,7 +54,13 @@ class Run:
                 ) from None
 
     @classmethod
-    def begin(cls, path: Path, config: Mapping[str, Any], paths: Mapping[str, Any]) -> Self:
+    def begin(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        paths: Mapping[str, Any],
+        probe: RunProbe | None = None,
+    ) -> Self:
         """Make the directory. Raises RunError if it already holds a run or cannot be written, RunBusyError if
         another process has just begun one there.
         """
@@ -63,12 +71,14 @@ class Run:
             with _writing(path):
                 names = [found.name for found in path.iterdir()]
             # a run that was killed while it began has left no more than this
-            if any(name != "environment.json" and TEMPORARY not in name for name in names):
+            if any(name not in ("environment.json", _PROBE) and TEMPORARY not in name for name in names):
                 raise RunError(
                     f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
                     f"or continue the run in it with --resume {path}"
                 )
             _write_json(path / "environment.json", _environment() | {"places": dict(paths)})
+            if probe is not None:
+                _write(path / _PROBE, probe.to_bytes())
             _write_json(path / "config.json", config)
             run._open_logs(())
         except BaseException:
@@ -174,6 +184,19 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
             f"another folder"
         ) from error
     return state
+
+
+def read_probe(path: Path) -> RunProbe | None:
+    """The probe that teaches a run; None for a run without. RunError if it is damaged."""
+    file = path / _PROBE
+    if not file.is_file():
+        return None
+    try:
+        return RunProbe.from_bytes(file.read_bytes())
+    except Exception as error:
+        raise RunError(
+            f"{file}: cannot be read ({error}); restore it, or train again into another folder"
+        ) from error
 
 
 def has_student(path: Path) -> bool:

@@ -7,7 +7,7 @@ target is chosen on the test split, as its tables are, unless a share is given.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,37 @@ def open_splits(
     limit: int | None = None,
     val_share: float | None = None,
     chosen_on: str | None = None,
+    labels_per_class: int | None = None,
 ) -> Splits:
     """The splits of a run. `limit` is of the training samples, `val_share` a part of those (left out: what
-    the target's kind has by default; 0: nothing chooses).
+    the target's kind has by default; 0: nothing chooses). With `labels_per_class`, only so many training
+    samples of each class keep their labels.
 
     `chosen_on` "test" is that of a run that was begun so. Raises RunError for a share that cannot be.
     """
+    splits = _open_splits(target, paths, limit, val_share, chosen_on)
+    if labels_per_class is None:
+        return splits
+    return replace(splits, train=keep_labels(splits.train, labels_per_class))
+
+
+def keep_labels(dataset: Dataset, n_per_class: int) -> Dataset:
+    """The same samples with the labels of `n_per_class` of each class (all, of a class that has no more); the
+    draw is fixed, and that of fewer lies within that of more. With several labels per image, images are
+    drawn by the first that they show.
+    """
+    ranks = subset.rank_in_class(dataset.labels, subset.draws(dataset.ids))
+    hidden = dataset.hide_labels(ranks >= n_per_class)
+    log.info(
+        f"labels: {len(hidden.labelled):,} of {len(dataset):,} training samples keep theirs "
+        f"({n_per_class} per class), the others are trained on without"
+    )
+    return hidden
+
+
+def _open_splits(
+    target: str, paths: Paths, limit: int | None, val_share: float | None, chosen_on: str | None
+) -> Splits:
     if val_share is not None and not 0 <= val_share < 1:
         raise RunError(f"--val-share is {val_share}, expected at least 0 and less than 1")
     spec, said = parse_target(target), set[str]()

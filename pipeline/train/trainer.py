@@ -43,6 +43,7 @@ class Sums:
     """What an epoch adds up over its samples on this rank, and the seconds that the user waited."""
 
     n: int = 0
+    labelled: int = 0  # of these, samples that have a label
     correct: int = 0
     total: float = 0.0
     primary: float = 0.0
@@ -67,6 +68,7 @@ class Trainer:
     ) -> None:
         """`method` is moved to the device."""
         self._config, self._dataset, self._world = config, dataset, world
+        self._is_labelled = dataset.is_labelled
         self._source_outputs = source_outputs
         self._device = execution.device
         if self._device.type == "cpu":
@@ -177,7 +179,7 @@ class Trainer:
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         mine = state["ranks"][self._world.rank]
-        self.sums = Sums(**mine["sums"])
+        self.sums = Sums(**{"labelled": mine["sums"]["n"], **mine["sums"]})  # all were, before it was counted
         torch.set_rng_state(mine["rng"].cpu())
         if mine["cuda_rng"] is not None:
             torch.cuda.set_rng_state(mine["cuda_rng"].cpu(), self._device)
@@ -252,6 +254,7 @@ class Trainer:
                 self._stop(f"the loss is {total}", f"step {step + 1} (samples {some}, ...)", step + 1, ids)
             n = len(positions)
             self.sums.n += n
+            self.sums.labelled += int(self._is_labelled[positions].sum())
             self.sums.correct += correct
             self.sums.total += total * n
             self.sums.primary += primary * n
@@ -270,10 +273,10 @@ class Trainer:
         """One line of metrics.jsonl: the epoch over all ranks; its seconds are those of this rank."""
         names, recorded = self.method.auxiliary_names, self.method.recorded_names
         sums = self.sums
-        parts = [sums.n, sums.correct, sums.total, sums.primary]
+        parts = [sums.n, sums.labelled, sums.correct, sums.total, sums.primary]
         parts += [sums.auxiliary[name] for name in names] + [sums.recorded[name] for name in recorded]
         summed = self._world.all_reduce(torch.tensor(parts, dtype=torch.float64, device=self._device))
-        n, correct, total, primary, *others = summed.tolist()
+        n, labelled, correct, total, primary, *others = summed.tolist()
         means = {f"aux_loss/{name}": v / n for name, v in zip(names, others[: len(names)], strict=True)}
         means |= {name: value / n for name, value in zip(recorded, others[len(names) :], strict=True)}
         return {
@@ -283,7 +286,7 @@ class Trainer:
             "train_loss": total / n,
             "primary_loss": primary / n,
             **means,
-            "train_top1": 100 * correct / n,
+            "train_top1": 100 * correct / labelled,
             "epoch_s": sums.wall_s,
             "label_s": sums.label_s,
             "data_wait_s": sums.data_s,

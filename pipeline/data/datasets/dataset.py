@@ -130,7 +130,8 @@ class FileImages:
 class Dataset:
     """N samples of one split.
 
-    target: recorded name. classes: class names in label order. ids, labels: int64 (N,). sizes: int32 (N, 2),
+    target: recorded name. classes: class names in label order. ids, labels: int64 (N,); a label of -1 is not
+    known. sizes: int32 (N, 2),
     (height, width) of the image as stored; of videos (N, 3), (frames, height, width). contents: uint8 (N,
     16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes: sentences
     that the caller should pass on to the user. multi_hot: int8 (N, C), of multi-label targets: 1 for a class
@@ -152,6 +153,24 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def is_labelled(self) -> NDArray[np.bool_]:
+        """Whether each sample has a label: bool (N,). Those without have -1, or nothing but -1."""
+        known = self.labels >= 0 if self.multi_hot is None else (self.multi_hot >= 0).any(axis=1)
+        return np.asarray(known)
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        """The rows of the samples that have a label, ascending."""
+        return np.flatnonzero(self.is_labelled)
+
+    def hide_labels(self, mask: NDArray[np.bool_]) -> Dataset:
+        """The same samples, without the labels of those in `mask`, bool (N,)."""
+        multi_hot = self.multi_hot
+        if multi_hot is not None:
+            multi_hot = np.where(mask[:, None], np.int8(-1), multi_hot)
+        return replace(self, labels=np.where(mask, -1, self.labels), multi_hot=multi_hot)
 
     @property
     def content_sha256(self) -> str:

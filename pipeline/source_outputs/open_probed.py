@@ -1,0 +1,126 @@
+"""Open a run's source outputs where a probe is among its sources."""
+
+from __future__ import annotations
+
+from cache import Store
+from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.cached import CachedOutputs, require_views
+from pipeline.source_outputs.choose import (
+    LIVE_DEFAULT_SOURCES,
+    DataRequest,
+    open_source_outputs,
+    stored_sources,
+)
+from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
+from pipeline.source_outputs.placement import choose_placement
+from pipeline.source_outputs.probed import ProbedOutputs, mean_table
+from sskt.errors import RunError
+from sskt.sources import kind_of, split_names
+
+
+def probe_among(sources: tuple[str, ...]) -> str | None:
+    """The probe among a run's sources. Raises RunError for more than one."""
+    probes = [name for name in sources if kind_of(name).is_fitted]
+    if len(probes) > 1:
+        raise RunError(f"{' and '.join(probes)}: a run has one probe; join its sources, probe:A+B")
+    return probes[0] if probes else None
+
+
+def open_with_probe(
+    request: DataRequest,
+    sources: tuple[str, ...],
+    *,
+    labels: str,
+    views: int | None,
+    teacher_bn: str,
+    probe_views: str,
+    fitted: RunProbe | None,
+) -> ProbedOutputs:
+    """The outputs of `sources`, a probe among them; `fitted` is the one that a run has begun with.
+
+    Raises RunError for a probe whose stores are missing, or are others than those that `fitted` was fitted
+    on, and for too few labels; and what `open_source_outputs` raises.
+    """
+    if probe_views not in PROBE_VIEWS:
+        raise RunError(f"--probe-views is {probe_views!r}, expected one of {', '.join(PROBE_VIEWS)}")
+    of_stores = labels in ("auto", "cached")
+    if probe_views == "mean" and not of_stores:
+        raise RunError(
+            f"--probe-views mean averages stored views, and --labels {labels} asks about each view as it "
+            f"comes; add --probe-views own"
+        )
+    asked = probe_among(sources)
+    assert asked is not None  # noqa: S101 - the caller looked
+    stores = _stores_of(request, asked)
+    n_views = views or (fitted.inputs.views if fitted else min(s.whole_views for s in stores.values()))
+    for source, store in stores.items():
+        require_views(store, source, n_views)
+    probe = _fit(request, f"probe:{'+'.join(stores)}", stores, n_views, probe_views, fitted)
+    shown = tuple(source for source in sources if source != asked)
+    of_batch = shown if probe_views == "mean" else tuple(dict.fromkeys((*shown, *stores)))
+    if of_batch:
+        outputs: SourceOutputs = open_source_outputs(
+            request, of_batch, labels=labels, views=n_views if of_stores else views, teacher_bn=teacher_bn
+        )
+    else:
+        outputs = CachedOutputs(
+            {},
+            request.dataset,
+            views=n_views,
+            placement=choose_placement({}, 0, request.execution.device),
+            temperature=request.temperature,
+        )
+    table = None
+    if probe_views == "mean":
+        table = mean_table(probe, stores, request.dataset, views=n_views, temperature=request.temperature)
+    return ProbedOutputs(
+        outputs, probe, request.dataset, shown=shown, table=table, device=request.execution.device
+    )
+
+
+def _stores_of(request: DataRequest, name: str) -> dict[str, Store]:
+    """The store of each source of a probe; of "probe" alone, every source that has one."""
+    _, _, rest = name.partition(":")
+    sources = split_names(rest) if rest else stored_sources(request.paths.cache_dir, request.dataset)
+    stores = {source: store for source in sources if (store := request.matching(source)) is not None}
+    absent = tuple(source for source in sources if source not in stores)
+    if absent or not sources:
+        lacking = " and ".join(absent) or "any source"
+        command = request.precompute_command(absent or LIVE_DEFAULT_SOURCES, None)
+        raise RunError(
+            f"{name}: there is no store of {lacking} for {request.target} under {request.paths.cache_dir}, "
+            f"and a probe is fitted on stored logits; run `{command}`"
+        )
+    return stores
+
+
+def _fit(
+    request: DataRequest,
+    name: str,
+    stores: dict[str, Store],
+    views: int,
+    answers: str,
+    fitted: RunProbe | None,
+) -> RunProbe:
+    """The probe that a run has begun with, or a new one."""
+    if fitted is None:
+        return fit_probe(
+            name, stores, request.dataset, views=views, answers=answers, temperature=request.temperature
+        )
+    now = inputs_of(stores, request.dataset, views, answers)
+    if now.sha256 != fitted.inputs.sha256:
+        before, after = fitted.inputs.to_dict(), now.to_dict()
+        field = next(key for key in before if before[key] != after[key])
+        raise RunError(
+            f"{fitted.name} was fitted on other {_WHAT[field]} than are there now; continue the run with the "
+            f"stores and labels that it began with, or begin anew in another folder"
+        )
+    return fitted
+
+
+_WHAT = {
+    "sources": "stores",
+    "views": "numbers of views",
+    "answers": "--probe-views",
+    "labels_sha256": "labels",
+}

@@ -1,0 +1,105 @@
+"""Source outputs with a probe's among them: logits of the target's own classes, computed from what the stores
+say when a batch is asked for; no forward, and no store of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache import Store
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.fit_probe import RunProbe
+from pipeline.source_outputs.probe_rows import mean_rows
+from sskt.probe import probe_features
+from sskt.sources import Contract
+
+_ROWS_AT_ONCE = 20_000
+
+T = TypeVar("T")
+
+
+class ProbedOutputs:
+    """See `pipeline.source_outputs.SourceOutputs`: those of `shown` sources, and the probe's."""
+
+    def __init__(
+        self,
+        outputs: SourceOutputs,
+        probe: RunProbe,
+        dataset: Dataset,
+        *,
+        shown: tuple[str, ...],
+        table: torch.Tensor | None,
+        device: torch.device,
+    ) -> None:
+        """`table`: float16 (N, C), each sample's answer for its mean over views (see `mean_table`); None: the
+        probe answers about the view that is shown, from the logits of `outputs`, which then has every source
+        of the probe.
+        """
+        self._outputs, self.probe, self._shown = outputs, probe, shown
+        self._table = None if table is None else table.to(device)
+        self._folds = torch.from_numpy(probe.folds_of(dataset.ids)).to(device)
+        self.kind, self.sees_mixtures = outputs.kind, outputs.sees_mixtures
+
+    @property
+    def n_classes(self) -> Mapping[str, int]:
+        """See `SourceOutputs.n_classes`."""
+        return {**self._of_shown(self._outputs.n_classes), self.probe.name: self.probe.n_classes}
+
+    @property
+    def weights_sha256(self) -> Mapping[str, str]:
+        """See `SourceOutputs.weights_sha256`; the probe's is that of what it was fitted on."""
+        return {**self._of_shown(self._outputs.weights_sha256), self.probe.name: self.probe.inputs.sha256}
+
+    @property
+    def contracts(self) -> Mapping[str, Contract]:
+        """See `SourceOutputs.contracts`."""
+        return self._of_shown(self._outputs.contracts)
+
+    @property
+    def views(self) -> int | None:
+        """See `SourceOutputs.views`."""
+        return self._outputs.views
+
+    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+        """See `SourceOutputs.load`."""
+        self._outputs.load(view, positions)
+
+    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+        """See `SourceOutputs.prepare`."""
+        self._outputs.prepare(view, positions)
+
+    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `SourceOutputs.logits`."""
+        logits = self._outputs.logits(positions, pixels)
+        at = torch.from_numpy(positions).to(self._folds.device)
+        if self._table is not None:
+            answers = self._table[at]
+        else:
+            features = probe_features(logits[name] for name in self.probe.inputs.sources)
+            answers = self.probe.logits(features, self._folds[at])
+        return {**self._of_shown(logits), self.probe.name: answers}
+
+    def finish(self) -> None:
+        """See `SourceOutputs.finish`."""
+        self._outputs.finish()
+
+    def _of_shown(self, values: Mapping[str, T]) -> dict[str, T]:
+        return {name: values[name] for name in self._shown if name in values}
+
+
+def mean_table(
+    probe: RunProbe, stores: Mapping[str, Store], dataset: Dataset, *, views: int, temperature: float
+) -> torch.Tensor:
+    """The probe's logits, float16 (N, C), for the mean over `views` stored views of every sample."""
+    folds = torch.from_numpy(probe.folds_of(dataset.ids))
+    parts = [
+        probe.logits(mean_rows(stores, dataset, rows, views=views, temperature=temperature), folds[rows])
+        for rows in np.split(np.arange(len(dataset)), range(_ROWS_AT_ONCE, len(dataset), _ROWS_AT_ONCE))
+    ]
+    return torch.cat(parts)
