@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner
 from listening import Remarks
 from programs import Tiny, save_program
+from stopping import stop_after
 
 from cli import main
 from pipeline import api
 from pipeline.api import Paths, choose_execution
 from pipeline.train import loop as training
 from pipeline.train.run_folder import RunBusyError, read_student
-from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
 from sskt.students import WrappedBackbone
 
@@ -49,19 +49,6 @@ def numbers(run: Path) -> list[dict]:
 
 def student(run: Path) -> bytes:
     return (run / "student.safetensors").read_bytes() + (run / "best.safetensors").read_bytes()
-
-
-def stop_after(monkeypatch, n_steps: int) -> None:
-    """Ctrl-C in the middle of a step."""
-    step, taken = Trainer._take_step, []
-
-    def interrupted(self, batch):
-        taken.append(1)
-        if len(taken) > n_steps:
-            raise KeyboardInterrupt
-        step(self, batch)
-
-    monkeypatch.setattr(Trainer, "_take_step", interrupted)
 
 
 VARIANTS = {

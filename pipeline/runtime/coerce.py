@@ -52,6 +52,11 @@ def number(value: Any, name: str) -> float | int:
     return value
 
 
+def number_or_none(value: Any, name: str) -> float | int | None:
+    """A Python number, or None. Raises RunError for anything else."""
+    return None if value is None else number(value, name)
+
+
 def numbers(value: Any, name: str) -> tuple[float | int, ...]:
     """A tuple of numbers; a single number is wrapped. Raises RunError for anything else."""
     values = _several(value, (str, float, int, np.number), name, "numbers such as [1, 3]")

@@ -103,14 +103,14 @@ class RunProbe:
             "choices": torch.tensor([fitted.strengths, fitted.temperatures], dtype=torch.float64),
             "ece": torch.tensor([fitted.ece_before, fitted.ece_after], dtype=torch.float64),
         }
-        about = {"name": self.name, "inputs": json.dumps(self.inputs.to_dict())}
-        return save(tensors, metadata=about)
+        about = json.dumps({"name": self.name, "inputs": self.inputs.to_dict()})
+        return save(tensors, metadata={"probe": about})  # one entry: several would come in any order
 
     @classmethod
     def from_bytes(cls, content: bytes) -> RunProbe:
         """Read what `to_bytes` wrote."""
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about, tensors = header["__metadata__"], load(content)
+        about, tensors = json.loads(header["__metadata__"]["probe"]), load(content)
         strengths, temperatures = tensors["choices"].tolist()
         before, after = tensors["ece"].tolist()
         fitted = CrossFittedProbe(
@@ -121,7 +121,7 @@ class RunProbe:
             before,
             after,
         )
-        inputs = ProbeInputs(**json.loads(about["inputs"]))
+        inputs = ProbeInputs(**about["inputs"])
         return cls(about["name"], inputs, fitted, tensors["ids"].numpy(), tensors["folds"].numpy())
 
 

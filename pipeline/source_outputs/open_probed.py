@@ -15,7 +15,7 @@ from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, 
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from sskt.errors import RunError
-from sskt.sources import kind_of, split_names
+from sskt.sources import asked_of, kind_of
 
 
 def probe_among(sources: tuple[str, ...]) -> str | None:
@@ -52,6 +52,11 @@ def open_with_probe(
     asked = probe_among(sources)
     assert asked is not None  # noqa: S101 - the caller looked
     stores = _stores_of(request, asked)
+    if not of_stores and not asked_of(asked):
+        raise RunError(
+            f"--labels {labels} asks networks, and {asked} names none; add --source "
+            f"probe:{'+'.join(stores)}, with the paths of programs and runs"
+        )
     n_views = views or (fitted.inputs.views if fitted else min(s.whole_views for s in stores.values()))
     for source, store in stores.items():
         require_views(store, source, n_views)
@@ -80,8 +85,7 @@ def open_with_probe(
 
 def _stores_of(request: DataRequest, name: str) -> dict[str, Store]:
     """The store of each source of a probe; of "probe" alone, every source that has one."""
-    _, _, rest = name.partition(":")
-    sources = split_names(rest) if rest else stored_sources(request.paths.cache_dir, request.dataset)
+    sources = asked_of(name) or stored_sources(request.paths.cache_dir, request.dataset)
     stores = {source: store for source in sources if (store := request.matching(source)) is not None}
     absent = tuple(source for source in sources if source not in stores)
     if absent or not sources:

@@ -20,9 +20,12 @@ TRIAL_IMAGES = 32
 
 
 def trial_positions(dataset: Dataset, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
-    """Sorted positions of at most `n` samples, spread over the classes."""
-    by_class = np.argsort(dataset.labels, kind="stable")
-    spread = np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(np.int64)
+    """Sorted positions of at most `n` samples, spread over the classes: labelled ones, if there are any."""
+    labelled = dataset.labelled
+    by_class = labelled[np.argsort(dataset.labels[labelled], kind="stable")]
+    if not len(labelled):
+        by_class = np.arange(len(dataset))
+    spread = np.linspace(0, len(by_class) - 1, min(n, len(by_class))).round().astype(np.int64)
     return np.sort(by_class[spread])
 
 

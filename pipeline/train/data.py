@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
@@ -23,7 +24,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits, contents_of, open_splits
 from sskt.errors import RunError
 from sskt.methods import method_named
-from sskt.sources import columns_of, kind_of
+from sskt.sources import asked_of, columns_of, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,8 @@ def _open_outputs(
     augmentation = Augmentation(**config.augmentation)
     shares_classes = method_named(config.method).shares_classes
     sources = _of_same_task(config, paths, dataset) if shares_classes else config.sources
-    if sources and probe_among(sources) is None:
-        require_named(paths, sources)
+    if all(map(asked_of, sources)) and sources:
+        require_named(paths, tuple(chain.from_iterable(map(asked_of, sources))))
     n_rows = -(-len(dataset) // world.size)
     request = DataRequest(
         config.target,

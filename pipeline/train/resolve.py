@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.augmentation import Augmentation
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.source_outputs import SourceOutputs
@@ -44,6 +45,7 @@ _RANGES = {
     "eval_every": (1, math.inf),
     "mixup": (0, math.inf),
     "cutmix": (0, math.inf),
+    "labelled_share": (_ABOVE_0, 1),
 }
 
 
@@ -108,7 +110,7 @@ def resolve(
         dropout=DROPOUTS.get(model, 0.0),
         val_share=val_share,
         labels_per_class=coerce.whole_or_none(labels_per_class, "labels_per_class"),
-        labelled_share=labelled_share,
+        labelled_share=coerce.number_or_none(labelled_share, "labelled_share"),
         probe_views=probe_views,
         **_shown(augmentation, target),
         **_UNSETTLED,
@@ -195,6 +197,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
     )
     _require_sound(config)
     _require_trainable(config, len(data.dataset))
+    _require_labels(config, data.dataset)
     _require_fitting_loss(config, data)
     return config
 
@@ -252,6 +255,17 @@ def _require_sound(config: TrainConfig) -> None:
             "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "
             "look at; raise --val-share, or choose multistep or cosine"
         )
+
+
+def _require_labels(config: TrainConfig, dataset: Dataset) -> None:
+    n, n_labelled = len(dataset), len(dataset.labelled)
+    if config.labelled_share is not None and n_labelled == n:
+        raise RunError(
+            f"--labelled-share {config.labelled_share:g} mixes labelled and unlabelled samples, and all "
+            f"{n:,} training samples of {config.target} have a label; leave it out"
+        )
+    if not n_labelled:
+        raise RunError(f"{config.target}: none of {n:,} training samples has a label; label some")
 
 
 def _option(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from pipeline.runtime import Paths, coerce
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_paths
 from sskt.errors import RunError
-from sskt.sources import Contract, kind_of, kinds, parse_source
+from sskt.sources import Contract, asked_of, kind_of, kinds, parse_source
+
+_LIVE = ("live", "write-through")  # labels for which networks are asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ def to_record(
 ) -> dict[str, Any]:
     """The places of a run that begins, as plain data that means the same from any folder."""
     cache_dir = paths.cache_dir
-    lying = {name: path for name in sources if (path := _lies(name, paths)) is not None}
+    networks = chain.from_iterable(map(asked_of, sources))
+    lying = {name: path for name in networks if (path := _lies(name, paths)) is not None}
     return {
         "target": parse_target(target).as_given,
         "data_dir": str(paths.data_dir.absolute()),
@@ -106,7 +110,7 @@ def require_stores(run: Path, config: TrainConfig, paths: Paths) -> None:
     """Raise RunError, with the option that says where they are, if a run's stores or the sources that it asks
     are not where they were.
     """
-    asked = config.sources if config.labels in ("live", "write-through") else ()
+    asked = chain.from_iterable(map(asked_of, config.sources)) if config.labels in _LIVE else ()
     gone = [name for name in asked if kind_of(name).is_path and _lies(name, paths) is None]
     if gone:
         raise RunError(

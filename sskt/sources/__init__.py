@@ -19,6 +19,7 @@ from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
 from sskt.sources.input_map import InputMap, scaled_side
 from sskt.sources.plain import DisagreementError
 from sskt.sources.registry import (
+    asked_of,
     kind_of,
     kinds,
     named_sources,
@@ -51,6 +52,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "Source",
     "SourceSpec",
+    "asked_of",
     "assumed",
     "columns_of",
     "default_batch_size",

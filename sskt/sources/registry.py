@@ -75,6 +75,14 @@ def named_sources() -> list[SourceSpec]:
     return sorted(specs, key=lambda spec: ":" in spec.name)
 
 
+def asked_of(name: str) -> tuple[str, ...]:
+    """The sources whose logits a source reads: of a probe those that it names, of a network itself."""
+    prefix, _, rest = name.partition(":")
+    if prefix != ProbeKind.prefix:
+        return (name,)
+    return split_names(rest) if rest else ()
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """Split source names joined by "+". A plus may also be part of a file name, so it separates only if a
     source's name follows, and never within a probe's name.
