@@ -21,6 +21,7 @@ from pipeline.train import loop as training
 from pipeline.train.run_folder import read_config, read_metrics
 from pipeline.train.splits import keep_labels
 from sskt.errors import RunError
+from sskt.methods.config import LabelConfig
 from sskt.sources import split_names
 from sskt.students import WrappedBackbone
 
@@ -187,7 +188,11 @@ def test_a_run_whose_probe_had_other_stores_is_refused(project, tmp_path, monkey
             {"labelled_share": 0.5},
             "all 200 training samples of digits have a label; leave it out",
         ),
-        (("probe",), {"labels_per_class": 0}, "labels_per_class is 0 .*expected a whole number of at least 1"),
+        (
+            ("probe",),
+            {"labels_per_class": 0},
+            "labels_per_class is 0 .*expected a whole number of at least 1",
+        ),
         (("probe",), {"labels_per_class": 3, "labelled_share": 1.5}, "--labelled-share is 1.5"),
         ((), {"labels_per_class": 3, "method": "dml"}, "dml .*images without labels"),
     ],
@@ -256,3 +261,22 @@ def test_every_step_has_its_share_of_labelled_samples_on_every_rank(share, world
     assert not all(
         np.array_equal(a, b) for a, b in zip(samplers[0].steps(0), samplers[0].steps(1), strict=True)
     )
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal", "bce"])
+def test_ranks_with_uneven_labels_add_up_to_one_process(loss):
+    config = LabelConfig(primary_loss=loss)
+    logits = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, -1, 2, -1, -1, -1, -1, 1, -1, -1, -1, -1])
+    truth = labels
+    if loss == "bce":
+        truth = torch.nn.functional.one_hot(labels.clamp(min=0), 4)
+        truth[labels < 0] = -1
+    whole = config.primary(logits, truth, None, 4 / 13)
+    parts = [slice(0, 7), slice(7, 13)]
+    added = sum(
+        config.primary(logits[part], truth[part], None, 4 / 13) * World(0, 2).weight(len(logits[part]), 13)
+        for part in parts
+    )
+    assert added / 2 == pytest.approx(float(whole), rel=1e-6)
+    assert whole == pytest.approx(float(config.primary(logits[labels >= 0], truth[labels >= 0])), rel=1e-6)

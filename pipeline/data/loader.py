@@ -52,6 +52,11 @@ class Sampler:
         """Steps per epoch."""
         return -(-self.n // self.batch_size)
 
+    @property
+    def labelled_fraction(self) -> float:
+        """Of the samples of an epoch, those that have a label."""
+        return 1.0 if self.labelled is None else float(self._labelled_per_step().sum() / self.n)
+
     def steps(self, epoch: int) -> list[Positions]:
         """The positions in the dataset that this rank sees at each step."""
         if self.labelled is None:

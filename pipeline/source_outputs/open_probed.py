@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cache import Store
+from pipeline.runtime import World
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views
 from pipeline.source_outputs.choose import (
@@ -35,20 +36,16 @@ def open_with_probe(
     teacher_bn: str,
     probe_views: str,
     fitted: RunProbe | None,
+    world: World,
 ) -> ProbedOutputs:
-    """The outputs of `sources`, a probe among them; `fitted` is the one that a run has begun with.
+    """The outputs of `sources`, a probe among them; `fitted` is the one that a run has started with. Ranks
+    share the first one's probe: another processor's may differ in the last bits.
 
     Raises RunError for a probe whose stores are missing, or are others than those that `fitted` was fitted
     on, and for too few labels; and what `open_source_outputs` raises.
     """
-    if probe_views not in PROBE_VIEWS:
-        raise RunError(f"--probe-views is {probe_views!r}, expected one of {', '.join(PROBE_VIEWS)}")
     of_stores = labels in ("auto", "cached")
-    if probe_views == "mean" and not of_stores:
-        raise RunError(
-            f"--probe-views mean averages stored views, and --labels {labels} asks about each view as it "
-            f"comes; add --probe-views own"
-        )
+    _require_askable(labels, probe_views, of_stores=of_stores)
     asked = probe_among(sources)
     assert asked is not None  # noqa: S101 - the caller looked
     stores = _stores_of(request, asked)
@@ -61,25 +58,42 @@ def open_with_probe(
     for source, store in stores.items():
         require_views(store, source, n_views)
     probe = _fit(request, f"probe:{'+'.join(stores)}", stores, n_views, probe_views, fitted)
+    if world.size > 1:
+        probe = RunProbe.from_bytes(world.broadcast(probe.to_bytes()))
     shown = tuple(source for source in sources if source != asked)
     of_batch = shown if probe_views == "mean" else tuple(dict.fromkeys((*shown, *stores)))
+    outputs: SourceOutputs = _no_outputs(request, n_views)
     if of_batch:
-        outputs: SourceOutputs = open_source_outputs(
+        outputs = open_source_outputs(
             request, of_batch, labels=labels, views=n_views if of_stores else views, teacher_bn=teacher_bn
-        )
-    else:
-        outputs = CachedOutputs(
-            {},
-            request.dataset,
-            views=n_views,
-            placement=choose_placement({}, 0, request.execution.device),
-            temperature=request.temperature,
         )
     table = None
     if probe_views == "mean":
         table = mean_table(probe, stores, request.dataset, views=n_views, temperature=request.temperature)
     return ProbedOutputs(
         outputs, probe, request.dataset, shown=shown, table=table, device=request.execution.device
+    )
+
+
+def _require_askable(labels: str, probe_views: str, *, of_stores: bool) -> None:
+    if probe_views not in PROBE_VIEWS:
+        raise RunError(f"--probe-views is {probe_views!r}, expected one of {', '.join(PROBE_VIEWS)}")
+    if probe_views == "mean" and not of_stores:
+        raise RunError(
+            f"--probe-views mean averages stored views, and --labels {labels} asks about each view as it "
+            f"comes; add --probe-views own"
+        )
+
+
+def _no_outputs(request: DataRequest, views: int) -> CachedOutputs:
+    """Of a batch, nothing but what the probe says of its samples."""
+    device = request.execution.device
+    return CachedOutputs(
+        {},
+        request.dataset,
+        views=views,
+        placement=choose_placement({}, 0, device),
+        temperature=request.temperature,
     )
 
 

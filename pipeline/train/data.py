@@ -145,6 +145,7 @@ def _open_outputs(
             teacher_bn=config.teacher_bn,
             probe_views=config.probe_views,
             fitted=probe,
+            world=world,
         )
     outputs = open_source_outputs(
         request, sources, labels=config.labels, views=config.views, teacher_bn=config.teacher_bn

@@ -112,6 +112,7 @@ class _Course:
         """All epochs that are left."""
         config, trainer, dataset = self._config, self._trainer, self._data.dataset
         order = sampler_for(dataset, config.batch_size, config.seed, self._world, config.labelled_share)
+        trainer.method.labelled_share = order.labelled_fraction
         share = -(-config.batch_size // self._world.size)
         renderer = open_renderer(dataset, self._data.plan, self._execution, batch_size=share)
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))

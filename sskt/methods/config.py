@@ -46,11 +46,22 @@ class LabelConfig(MethodConfig):
         require_choice("primary_loss", self.primary_loss, PRIMARY_LOSSES)
         require_range("label_smoothing", self.label_smoothing, 0, 1)
 
-    def primary(self, logits: Tensor, labels: Tensor, mixed: Mixture | None = None) -> Tensor:
-        """L_prim of primary logits (N, C) and labels int64 (N,), or multi-hot (N, C): the mean over what has
-        a label, of which a batch needs one.
+    def primary(
+        self, logits: Tensor, labels: Tensor, mixed: Mixture | None = None, labelled_share: float = 1.0
+    ) -> Tensor:
+        """L_prim of primary logits (N, C) and labels int64 (N,), or multi-hot (N, C).
+
+        Where only a share of the samples has a label, it is their summed loss divided by labelled_share * N:
+        the mean over labelled samples in the long run, and a sum over samples, which ranks can part. A batch
+        needs one that has a label.
         """
-        return of_both(self._primary, logits.float(), labels, mixed)
+        loss = of_both(self._primary, logits.float(), labels, mixed)
+        if labelled_share == 1:
+            return loss
+        known = labels != UNLABELLED
+        if labels.ndim == 2:
+            known = known.any(dim=1)
+        return loss * (known.sum() / (labelled_share * len(labels)))
 
     def _primary(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.primary_loss == "bce":

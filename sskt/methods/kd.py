@@ -66,10 +66,10 @@ class Kd(Method):
             if n != n_classes:
                 raise RunError(
                     f"--method kd: {name} knows {n} classes and the target has {n_classes}; "
-                    f"name a teacher of the same task, such as run:FOLDER, a run of ours"
+                    f"name a teacher of the same task, such as probe, or run:FOLDER, a run of ours"
                 )
         if not teachers:
-            raise RunError("--method kd needs a teacher of the same task; add --source run:FOLDER")
+            raise RunError("--method kd needs a teacher of the same task; add --source probe or --source run:FOLDER")
         if config.primary_loss == "bce" and config.aux_loss != "kd":
             raise RunError(
                 f"--method kd: --aux-loss {config.aux_loss} is of one label a picture, this target has "
@@ -87,7 +87,7 @@ class Kd(Method):
     ) -> Losses:
         """See `Method.forward`."""
         logits, _ = self.student(self._seen(pixels))
-        primary = self.config.primary(logits, labels, mixed)
+        primary = self.config.primary(logits, labels, mixed, self.labelled_share)
         distances = [
             self.config.distance(logits, source_logits[name], mixed_sources) for name in self.auxiliary_names
         ]

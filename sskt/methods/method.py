@@ -93,6 +93,7 @@ class Method(nn.Module):
         self.auxiliary_names: tuple[str, ...] = student.source_names
         self.recorded_names: tuple[str, ...] = ()
         self.rate = 0.0  # the learning rate in force, for methods that look ahead
+        self.labelled_share = 1.0  # of the samples of a step; see `LabelConfig.primary`
         # the gradient scaler's, for methods that take gradients within their step
         self.scaled: Callable[[Tensor], Tensor] = _as_it_is
         self._layout = memory_layout(student) if channels_last else torch.contiguous_format

@@ -1,7 +1,7 @@
 """SSKT: L = L_prim + alpha * sum over sources of L_aux (SSKT eq. 1, 5, 7).
 
-With a probe, which knows the target's own classes, L_prim becomes (1 - w) * L_prim + w * KD(z, z_probe), of
-labelled samples; of others, which have no L_prim, KD alone. The paper has no probe.
+With a probe, which knows the target's own classes, L_prim becomes (1 - w) * L_prim + w * KD(z, z_probe).
+L_prim is that of samples with a label, KD and L_aux those of all samples. The paper has no probe.
 
 The gradients of the losses on the weights that they share can be compared on the way, and auxiliary gradients
 gated by it there (Du et al., 2018, "Adapting auxiliary losses using gradient similarity"), which the paper
@@ -119,7 +119,7 @@ class Sskt(Method):
     ) -> Losses:
         """See `Method.forward`. Where auxiliary gradients are gated, `total` is still the value of eq. 1."""
         primary_logits, auxiliary_logits = self.student(self._seen(pixels))
-        primary = self.config.primary(primary_logits, labels, mixed)
+        primary = self.config.primary(primary_logits, labels, mixed, self.labelled_share)
         auxiliary = [
             self.config.auxiliary(logits, source_logits[name], mixed_sources)
             for name, logits in auxiliary_logits.items()
