@@ -2,8 +2,13 @@
 
     python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
     python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
-        --clip-frames 8 --methods "scratch,SSKT,SSKT frames:3"
+        --clip-frames 8 --methods "scratch; SSKT; SSKT frames:3"
     python benchmarks/few_labels.py voc --weights imagenet=FILE --program FILE --size 112 --source-size 224
+    python benchmarks/few_labels.py cifar10 --weights imagenet=FILE --program FILE --views 3
+        --labels-per-class 100 --steps 1955 --methods "scratch; SSKT; probe"
+
+With --labels-per-class, scratch trains on the images that keep their label, the others on all images; --steps
+gives every method as many steps. Scratch then sees a new view in every epoch, the best that it can have.
 
 The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, unless they are
 already. Settings that are not given are the recipe's. Finished runs are reused, so an interrupted benchmark
@@ -11,10 +16,12 @@ can be continued.
 """
 
 import argparse
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from pipeline import api
 from pipeline.api import Augmentation, Paths
@@ -22,13 +29,19 @@ from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
 
-# transfer module, and --source-frames of clips
-METHODS: dict[str, tuple[bool, str | None] | None] = {
+# what a run is given beside the sources, of which "probe" names another choice; None: no source
+METHODS: dict[str, dict[str, Any] | None] = {
     "scratch": None,
-    "SSKT": (False, None),
-    "SSKT transfer module": (True, None),
-    "SSKT mean_frame": (False, "mean_frame"),
-    "SSKT frames:3": (False, "frames:3"),
+    "SSKT": {},
+    "SSKT transfer module": {"transfer_module": True},
+    "SSKT mean_frame": {"source_frames": "mean_frame"},
+    "SSKT frames:3": {"source_frames": "frames:3"},
+    "probe": {"probe": "alone"},
+    "probe, own views": {"probe": "alone", "probe_views": "own"},
+    "probe T=2": {"probe": "alone", "probe_temperature": 2.0},
+    "probe w=0.5": {"probe": "alone", "probe_weight": 0.5},
+    "probe w=1": {"probe": "alone", "probe_weight": 1.0},
+    "probe and SSKT": {"probe": "beside"},
 }
 EXTRA_METRICS = {"test_map": ("test_image_ap",)}  # as the released code reports for VOC
 
@@ -36,28 +49,30 @@ EXTRA_METRICS = {"test_map": ("test_image_ap",)}  # as the released code reports
 def main() -> None:
     args = _arguments()
     started = perf_counter()
-    methods = args.methods.split(",")
+    methods = [name.strip() for name in args.methods.split(";")]
     name, _, path = args.weights.partition("=")
     paths = Paths(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
     sources = (name, f"program:{args.program}")
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).holds_videos:
         api.prepare(args.target, paths=paths)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
     by_method = {}
     for method in methods:
         taught = METHODS[method]
-        by_method[method] = replace(plain, source_frames=taught[1]) if taught else plain
-        if taught:
+        frames = (taught or {}).get("source_frames")
+        by_method[method] = replace(plain, source_frames=frames) if frames else plain
+        if taught is not None:
             api.precompute(
                 [args.target], sources, views=args.views, augmentation=by_method[method], paths=paths
             )
     print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
-    for seed in range(args.seeds):
+    for seed in seeds:
         for method in methods:
             folder = _folder(args, method, seed)
             if read_summary(folder) is None:
                 train(args, method, seed, sources, by_method[method], paths, folder)
-    runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in range(args.seeds)] for m in methods}
+    runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in seeds] for m in methods}
     metric = runs[methods[0]][0]["metric"]
     for name in (metric, *EXTRA_METRICS.get(metric, ())):
         table(name, runs)
@@ -78,12 +93,22 @@ def table(metric, runs) -> None:
 
 def train(args, method, seed, sources, augmentation, paths, folder) -> None:
     taught = METHODS[method]
-    supervision = (
-        {"method": "scratch", "views": args.views}
-        if taught is None
-        else {"sources": sources, "labels": "cached", "views": args.views, "transfer_module": taught[0]}
-    )
+    n_classes, n_samples = _counts(args, paths)
+    limit = None
+    if taught is None:
+        limit = None if args.labels_per_class is None else args.labels_per_class * n_classes
+        supervision = {"method": "scratch", "views": None if limit else args.views, "limit": limit}
+    else:
+        probe = taught.get("probe")
+        names = {"alone": ("probe",), "beside": ("probe", *sources)}.get(probe, sources)
+        settings = {name: value for name, value in taught.items() if name not in ("probe", "source_frames")}
+        supervision = {"sources": names, "labels": "cached", "views": args.views, **settings}
+        if args.labels_per_class is not None:
+            supervision["labels_per_class"] = args.labels_per_class
+            supervision["labelled_share"] = args.labelled_share
     epochs = args.epochs
+    if args.steps is not None:
+        epochs = max(1, round(args.steps / -(-(limit or n_samples) // (args.batch_size or 128))))
     api.train(
         args.target,
         **supervision,
@@ -101,12 +126,18 @@ def train(args, method, seed, sources, augmentation, paths, folder) -> None:
         temperature=args.temperature,
         aux_loss=args.aux_loss,
         batch_size=args.batch_size,
-        eval_every=5,
+        eval_every=max(1, epochs // 5) if args.steps is not None else 5,
     )
 
 
+def _counts(args, paths) -> tuple[int, int]:
+    """Classes and training samples of the target."""
+    dataset = api.open_dataset(args.target, "train", paths=paths)
+    return len(dataset.classes), len(dataset)
+
+
 def _folder(args, method: str, seed: int) -> Path:
-    return args.out / f"{method.replace(' ', '-').replace(':', '')}-{seed}"
+    return args.out / f"{re.sub('[^a-zA-Z0-9.=]+', '-', method)}-{seed}"
 
 
 def _spread(values: list[float]) -> str:
@@ -123,7 +154,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--program", required=True)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--model")
+    parser.add_argument("--labels-per-class", type=int)
+    parser.add_argument("--labelled-share", type=float)
+    parser.add_argument("--steps", type=int, help="instead of --epochs")
     parser.add_argument("--size", type=int)
     parser.add_argument("--source-size", type=int)
     parser.add_argument("--clip-frames", type=int)
@@ -134,7 +169,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--aux-loss")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--amp", default="auto")
-    parser.add_argument("--methods", default="scratch,SSKT")
+    parser.add_argument("--methods", default="scratch; SSKT", help="separated by semicolons")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
     parser.add_argument("--out", type=Path, default=Path("runs/few-labels"))

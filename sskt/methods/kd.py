@@ -69,7 +69,9 @@ class Kd(Method):
                     f"name a teacher of the same task, such as probe, or run:FOLDER, a run of ours"
                 )
         if not teachers:
-            raise RunError("--method kd needs a teacher of the same task; add --source probe or --source run:FOLDER")
+            raise RunError(
+                "--method kd needs a teacher of the same task; add --source probe or --source run:FOLDER"
+            )
         if config.primary_loss == "bce" and config.aux_loss != "kd":
             raise RunError(
                 f"--method kd: --aux-loss {config.aux_loss} is of one label a picture, this target has "
