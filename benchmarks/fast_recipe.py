@@ -92,7 +92,7 @@ def main() -> None:
                 seed=seed,
                 limit=args.limit,
                 epochs=epochs,
-                eval_every=max(1, (epochs or 400) // 20),
+                eval_every=max(1, (epochs or 400) // 10),
                 amp=args.amp,
                 paths=paths,
                 execution=execution,

@@ -82,10 +82,10 @@ def resolve(
 ) -> TrainConfig:
     """A run's config as far as it is known before its data and sources are opened.
 
-    `settings` are those of the recipe (`sskt.recipes.SETTINGS`), of the method (the fields of its Config),
-    and clip_norm, mixup and cutmix; None and what is left out is the usual. Milestones and a plateau's
-    patience move with the epochs. Raises RunError for a setting that is unknown, that the method does not
-    read, or that no training can have.
+    `recipe` is one of `sskt.recipes.RECIPES`; `settings` are its own (`sskt.recipes.SETTINGS`), those of the
+    method (the fields of its Config), and clip_norm, mixup and cutmix; None and what is left out is the
+    usual. Milestones and a plateau's patience move with the epochs. Raises RunError for a setting that is
+    unknown, that the method does not read, or that no training can have.
     """
     method_named(method)  # refuses one that is unknown
     usual = recipe_for(target, method, finetuned=finetune_from is not None, name=recipe)
