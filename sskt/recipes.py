@@ -1,4 +1,5 @@
-"""Training settings per target: table 1 of SSKT (Hong, Yoon, Choi, WACV 2022), and our own for other targets.
+"""Training settings per target: table 1 of SSKT (Hong, Yoon, Choi, WACV 2022), our own for other targets, and
+fast ones, which are ours as well.
 
 The table gives milestones but no number of epochs: STL10's 200 come from the command on the authors' page;
 the others, which end some time after the last milestone, are ours. It gives no gamma either; 0.2 is the
@@ -12,6 +13,7 @@ from typing import Any
 
 from sskt.errors import RunError
 
+RECIPES = ("paper", "fast")
 SETTINGS = (  # fields of a recipe that a run may override
     "epochs",
     "batch_size",
@@ -20,9 +22,15 @@ SETTINGS = (  # fields of a recipe that a run may override
     "milestones",
     "gamma",
     "patience",
+    "warm_up",
+    "cool_down",
     "momentum",
     "dampening",
+    "nesterov",
     "weight_decay",
+    "decay_norms",
+    "ema",
+    "label_smoothing",
     "temperature",
     "alpha",
     "aux_loss",
@@ -46,12 +54,19 @@ class Recipe:
     schedule: str = "multistep"  # one of sskt.schedules.SCHEDULES
     patience: int = 10  # for a plateau, in evaluations: the released 3D code's
     dampening: float = 0.0  # of the momentum
+    nesterov: bool = False
+    warm_up: float = 0.2  # for a trapezoid: fractions of all steps
+    cool_down: float = 0.8
+    decay_norms: bool = True  # whether norms and biases have weight decay too
+    ema: float = 0.0  # decay per step of the average of weights that is scored and kept; 0: there is none
+    label_smoothing: float = 0.0
     finetune_lr: float | None = None  # replaces lr for a student that starts from pretrained weights
     temperature: float = 3.0  # T and alpha: the released 2D code's defaults
     alpha: float = 0.1
     aux_loss: str = "ce"  # "ce" or "kd"; the table has both, CE first
     primary_loss: str = "ce"  # "bce" for several labels per image
     published: bool = True  # False: ours, not from the paper
+    name: str = "paper"  # one of RECIPES
 
     def milestones_in(self, epochs: int) -> tuple[int, ...]:
         """The milestones scaled to another number of epochs: each once, so that the rate never drops twice in
@@ -124,44 +139,76 @@ _UCF101 = replace(
     temperature=1.0,  # T and alpha: the released 3D code's defaults
     alpha=1.0,
 )
-_RECIPES = {
-    recipe.target: recipe
-    for recipe in (
-        _CIFAR10,
+_PAPER = (
+    _CIFAR10,
+    _CIFAR100,
+    replace(
         _CIFAR100,
-        replace(
-            _CIFAR100,
-            target="stl10",
-            epochs=200,  # --epochs 200 in the authors' command; the last milestone then never comes
-            models=("resnet20", "resnet32", "resnet44", "mobilenet_v2", "densenet121"),
-        ),
-        _IMAGENET,
-        replace(_IMAGENET, target="places365"),
-        _VOC,
-        replace(_VOC, target="voc2007"),
-        _IMAGEFOLDER,
+        target="stl10",
+        epochs=200,  # --epochs 200 in the authors' command; the last milestone then never comes
+        models=("resnet20", "resnet32", "resnet44", "mobilenet_v2", "densenet121"),
+    ),
+    _IMAGENET,
+    replace(_IMAGENET, target="places365"),
+    _VOC,
+    replace(_VOC, target="voc2007"),
+    _IMAGEFOLDER,
+    _UCF101,
+    replace(_UCF101, target="hmdb51"),
+    replace(
         _UCF101,
-        replace(_UCF101, target="hmdb51"),
-        replace(
-            _UCF101,
-            target="videofolder",
-            models=("resnet3d18", "resnet3d10", "r3d_18"),
-            epochs=60,
-            lr=0.02,
-            schedule="cosine",
-            dampening=0.0,
-            batch_size=16,
-            published=False,
-        ),
-        replace(
-            _IMAGEFOLDER,
-            target="digits",
-            models=("resnet20", "resnet32", "resnet44"),
-            epochs=40,
-            milestones=(20, 30),
-        ),
+        target="videofolder",
+        models=("resnet3d18", "resnet3d10", "r3d_18"),
+        epochs=60,
+        lr=0.02,
+        schedule="cosine",
+        dampening=0.0,
+        batch_size=16,
+        published=False,
+    ),
+    replace(
+        _IMAGEFOLDER,
+        target="digits",
+        models=("resnet20", "resnet32", "resnet44"),
+        epochs=40,
+        milestones=(20, 30),
+    ),
+)
+
+
+def _fast(paper: Recipe, epochs: int, batch_size: int) -> Recipe:
+    """A recipe of fewer epochs: one cycle of the rate, whose mean is that of a constant rate scaled with the
+    batch.
+    """
+    return replace(
+        paper,
+        name="fast",
+        published=False,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=2 * paper.lr * batch_size / paper.batch_size,
+        schedule="trapezoid",
+        milestones=paper.milestones_in(epochs),  # for whoever asks for another schedule
+        nesterov=True,
+        decay_norms=False,
+        ema=0.99,
     )
+
+
+# a tenth of the paper's epochs; a quarter, and no larger batch, where there are few images
+_FAST_LENGTHS = {  # epochs, batch size
+    "cifar10": (40, 256),
+    "cifar100": (24, 256),
+    "stl10": (50, 128),
+    "imagenet": (12, 256),
+    "places365": (12, 256),
+    "voc": (30, 128),
+    "voc2007": (30, 128),
+    "imagefolder": (15, 32),
+    "digits": (10, 32),
 }
+_FAST = tuple(_fast(paper, *_FAST_LENGTHS[paper.target]) for paper in _PAPER if paper.target in _FAST_LENGTHS)
+_RECIPES = {(recipe.target, recipe.name): recipe for recipe in _PAPER + _FAST}
 # methods that the table does not describe: Hinton et al.'s distillation, and MAXL with equal weights
 _OVERRIDES: dict[str, dict[str, Any]] = {
     "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
@@ -170,10 +217,12 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def register(recipe: Recipe) -> None:
-    """Make a recipe known by its target's name. Raises RunError for a target that has one."""
-    if recipe.target in _RECIPES:
+    """Make a recipe known by its target's and its own name. Raises RunError for a target that has one of that
+    name.
+    """
+    if (recipe.target, recipe.name) in _RECIPES:
         raise RunError(f"target {recipe.target!r} has a recipe already; choose another name")
-    _RECIPES[recipe.target] = recipe
+    _RECIPES[recipe.target, recipe.name] = recipe
 
 
 def all_recipes() -> list[Recipe]:
@@ -181,14 +230,24 @@ def all_recipes() -> list[Recipe]:
     return sorted(_RECIPES.values(), key=lambda recipe: not recipe.published)
 
 
-def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False) -> Recipe:
+def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, name: str = "paper") -> Recipe:
     """The recipe of a target by its registry name; every `imagefolder:...` has the same one.
 
-    `method` is one of sskt.methods.METHODS; `finetuned` is for a student that starts from pretrained weights.
-    Raises RunError for an unknown target.
+    `method` is one of sskt.methods.METHODS; `finetuned` is for a student that starts from pretrained weights;
+    `name` is one of RECIPES. Raises RunError for an unknown target or name, and where there is no such recipe
+    of the target or the method.
     """
-    recipe = _RECIPES.get(target.partition(":")[0])
-    if recipe is None:
-        raise RunError(f"target {target!r} has no recipe, expected one of {', '.join(_RECIPES)}")
-    recipe = replace(recipe, target=target, **_OVERRIDES.get(method, {}))
+    if name not in RECIPES:
+        raise RunError(f"--recipe is {name!r}, expected one of {', '.join(RECIPES)}")
+    family = target.partition(":")[0]
+    if (family, "paper") not in _RECIPES:
+        known = [of for of, called in _RECIPES if called == "paper"]
+        raise RunError(f"target {target!r} has no recipe, expected one of {', '.join(known)}")
+    if (family, name) not in _RECIPES:
+        having = ", ".join(of for of, called in _RECIPES if called == name)
+        raise RunError(f"--recipe {name}: there is none for {target}, only for {having}; use --recipe paper")
+    overrides = _OVERRIDES.get(method, {})
+    if name != "paper" and "schedule" in overrides:
+        raise RunError(f"--recipe {name}: --method {method} has its own schedule; use --recipe paper")
+    recipe = replace(_RECIPES[family, name], target=target, **overrides)
     return replace(recipe, lr=recipe.finetune_lr) if finetuned and recipe.finetune_lr else recipe

@@ -59,6 +59,16 @@ if sys.argv[4] == "more":  # and a second run in the same processes
         execution=choose_execution(device="cpu", threads=1))
 rank = os.environ.get("RANK", "0")
 out.with_suffix(f".{rank}.json").write_text(json.dumps(seen))
+if sys.argv[4] in ("plain", "bn"):  # the rate of each step, and an average of the weights
+    trainers, epoch = [], Trainer.train_epoch
+    def kept(self, *more):
+        trainers.append(self)
+        return epoch(self, *more)
+    Trainer.train_epoch = kept
+    api.train("digits", out=out.with_name(out.name + "-fast"), model=WrappedBackbone(network, side_px=32),
+        method="scratch", recipe="fast", epochs=3, batch_size=13, lr=0.05, views=2, limit=90, amp="fp32",
+        paths=Paths(folder / "data", folder / "stores"), execution=choose_execution(device="cpu", threads=1))
+    torch.save(trainers[-1].scored.state_dict(), out.with_suffix(f".{rank}.pt"))
 """
 
 
@@ -104,15 +114,18 @@ def test_two_ranks_see_every_sample_once_an_epoch(both):
         assert first + second == whole
 
 
-def test_two_ranks_take_the_steps_of_one_process(both):
-    """No batch norm, uneven parts (13 samples a step): the weights after 21 steps are the same."""
+@pytest.mark.parametrize("kind", ["", "-fast"])
+def test_two_ranks_take_the_steps_of_one_process(both, kind):
+    """No batch norm, uneven parts (13 samples a step): the weights after 21 steps are the same, and so is
+    their average.
+    """
     from safetensors.torch import load_file
 
-    one, two = (load_file(both / str(n) / "student.safetensors") for n in (1, 2))
+    one, two = (load_file(both / f"{n}{kind}" / "student.safetensors") for n in (1, 2))
     assert set(one) == set(two)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(metrics(both / "1"), metrics(both / "2"), strict=True):
+    for ours, theirs in zip(metrics(both / f"1{kind}"), metrics(both / f"2{kind}"), strict=True):
         for name in ("train_loss", "primary_loss", "train_top1", "test_top1", "test_loss"):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-5), name
 
@@ -124,6 +137,10 @@ def test_one_rank_writes_and_the_run_goes_on_with_two(project, both, tmp_path):
     state = torch.load(tmp_path / "bn" / "last.pt", weights_only=True)
     assert len(state["ranks"]) == 2
     assert state["ranks"][0]["sums"]["n"] == 0, "after a whole epoch nothing is half counted"
+    averages = [torch.load(tmp_path / f"bn.{rank}.pt", weights_only=True) for rank in range(2)]
+    assert averages[0].keys() == averages[1].keys()
+    assert any(name.endswith("running_var") for name in averages[0])
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
 
 
 def test_ranks_train_a_backbone_with_idle_weights_and_then_another_run(project, tmp_path):

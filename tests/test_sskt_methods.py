@@ -114,7 +114,7 @@ def rates(kind: str, losses: list[float | None], **settings) -> list[float]:
         found.append(schedule.lr)
         F.mse_loss(weight, weight.detach() + 1).backward()
         optimiser.step()
-        schedule.step(loss)
+        schedule.end_epoch(loss)
     return found
 
 
@@ -127,7 +127,9 @@ def test_schedules():
     assert plateau[:16] == pytest.approx([1.0] * 16)
     assert plateau[16:] == pytest.approx([0.1] * 2)
     assert rates("plateau", [1.0] + [None] * 20) == pytest.approx([1.0] * 21), "no evaluation, no patience"
-    with pytest.raises(RunError, match="schedule is 'linear', expected one of multistep, plateau, cosine"):
+    with pytest.raises(
+        RunError, match="schedule is 'linear', expected one of multistep, plateau, cosine, trap"
+    ):
         rates("linear", [None])
 
 

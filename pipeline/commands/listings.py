@@ -45,8 +45,8 @@ def targets(paths: Paths, as_json: bool) -> None:
 @click.command()
 @options(JSON)
 def recipes(as_json: bool) -> None:
-    """List the training recipes: the paper's table 1, and ours."""
+    """List the training recipes: the paper's table 1, ours, and fast ones."""
     from pipeline.commands.rows import recipe_rows
 
-    columns = "target models epochs lr finetune_lr schedule milestones gamma patience weight_decay"
-    show(recipe_rows(), as_json, f"{columns} loss aux_loss temperature alpha paper")
+    columns = "target recipe models epochs batch_size lr finetune_lr schedule milestones gamma patience"
+    show(recipe_rows(), as_json, f"{columns} weight_decay ema loss aux_loss temperature alpha paper")

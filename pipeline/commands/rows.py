@@ -8,7 +8,7 @@ from cache import CacheError, Location, Store, find_stores, flatten
 from pipeline.data.datasets import prepared
 from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
 from pipeline.runtime import Paths
-from sskt.recipes import all_recipes, recipe_for
+from sskt.recipes import Recipe, all_recipes, recipe_for
 from sskt.sources import assumed, kind_of, kinds, named_sources, parse_source, scaled_side, shown
 
 
@@ -88,17 +88,24 @@ def recipe_rows() -> list[dict[str, Any]]:
     return [
         {
             "target": recipe.target,
+            "recipe": recipe.name,
             "models": ", ".join(recipe.models),
             "epochs": recipe.epochs,
             "lr": recipe.lr,
             "finetune_lr": recipe.finetune_lr,
             "schedule": recipe.schedule,
-            "milestones": ", ".join(map(str, recipe.milestones)) or None,
-            "gamma": recipe.gamma,
-            "patience": recipe.patience if recipe.schedule == "plateau" else None,
+            "milestones": _only(recipe, "multistep", ", ".join(map(str, recipe.milestones))),
+            "gamma": None if recipe.schedule == "trapezoid" else recipe.gamma,
+            "patience": _only(recipe, "plateau", recipe.patience),
+            "warm_up": _only(recipe, "trapezoid", recipe.warm_up),
+            "cool_down": _only(recipe, "trapezoid", recipe.cool_down),
             "momentum": recipe.momentum,
             "dampening": recipe.dampening,
+            "nesterov": recipe.nesterov,
             "weight_decay": recipe.weight_decay,
+            "decay_norms": recipe.decay_norms,
+            "ema": recipe.ema or None,
+            "label_smoothing": recipe.label_smoothing or None,
             "batch_size": recipe.batch_size,
             "loss": recipe.primary_loss,
             "aux_loss": recipe.aux_loss,
@@ -108,6 +115,11 @@ def recipe_rows() -> list[dict[str, Any]]:
         }
         for recipe in all_recipes()
     ]
+
+
+def _only(recipe: Recipe, schedule: str, value: Any) -> Any:
+    """A setting that one schedule alone reads; None for a recipe with another."""
+    return value if recipe.schedule == schedule else None
 
 
 def _target_row(name: str, spec: DatasetSpec, is_prepared: bool | None) -> dict[str, Any]:

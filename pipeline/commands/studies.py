@@ -209,6 +209,7 @@ def reproduce(
     choice_option("--aux-loss", "ce kd focal", None, "Loss of the source heads. [default: the recipe's]"),
     count_option("--seeds", "Runs per point.", 1),
     count_option("--views", "Augmented views per sample.", 10),
+    choice_option("--recipe", "paper fast", "paper", "Settings to start from. See sskt recipes."),
     count_option("--epochs", "Epochs per run. [default: the recipe's]"),
     text_option("--model", "Student. [default: the recipe's]"),
     LIMIT,
@@ -235,6 +236,7 @@ def sweep(
     transfer_module: str,
     aux_loss: str | None,
     seeds: int,
+    recipe: str,
     epochs: int | None,
     student_amp: str,
     out: Path | None,
@@ -254,7 +256,7 @@ def sweep(
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
     grid = Grid(tuple(split_names(names) for names in sources), temperatures, alphas, modules, seeds)
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
-    overrides = {"epochs": epochs, "aux_loss": aux_loss}
+    overrides = {"recipe": recipe, "epochs": epochs, "aux_loss": aux_loss}
     rows = api.sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)
     show(
         rows,

@@ -25,6 +25,7 @@ from pipeline.commands.options import (
     RARE,
     SPLIT,
     WEIGHTS,
+    Decorator,
     build_execution,
     build_paths,
     build_target,
@@ -86,6 +87,11 @@ class ChoiceParamType(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
         """As it is: whoever looks for it knows all names."""
         return str(value)
+
+
+def _flag_option(name: str, text: str) -> Decorator:
+    """A switch that the recipe sets if the user does not: --name or --no-name."""
+    return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
 
 
 _SOURCES = "Sources"
@@ -182,9 +188,18 @@ _RECIPE = "Recipe"
     ),
     section(
         _RECIPE,
+        choice_option(
+            "--recipe",
+            "paper fast",
+            "paper",
+            "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes.",
+        ),
         choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {_OF_RECIPE}"),
         choice_option(
-            "--schedule", "multistep plateau cosine", None, f"Learning rate schedule. {_OF_RECIPE}"
+            "--schedule",
+            "multistep plateau cosine trapezoid",
+            None,
+            f"Learning rate schedule; trapezoid: per step, linear warm-up and cool-down. {_OF_RECIPE}",
         ),
         number_option("--weight-decay", f"L2 penalty. {_OF_RECIPE}", positive=False),
         click.option(
@@ -241,9 +256,27 @@ _RECIPE = "Recipe"
             callback=_epochs,
         ),
         number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
+        number_option(
+            "--warm-up",
+            "trapezoid: fraction of the steps in which the rate rises from 0. [default: 0.2]",
+            positive=False,
+        ),
+        number_option(
+            "--cool-down",
+            "trapezoid: fraction of the steps in which it falls to 0. [default: 0.8]",
+            positive=False,
+        ),
+        _flag_option("--nesterov", f"Nesterov's momentum. {_OF_RECIPE}"),
+        _flag_option("--decay-norms", f"Apply weight decay to norms and biases too. {_OF_RECIPE}"),
+        number_option(
+            "--ema",
+            "Score and save an exponential moving average of the weights, with this decay per step; 0: the "
+            f"weights themselves. {_OF_RECIPE}",
+            positive=False,
+        ),
         *BEGINNING,
         number_option("--clip-norm", "Largest norm of all gradients together. [default: no limit]"),
-        number_option("--label-smoothing", "Smoothing of the target's labels.", default=0.0, positive=False),
+        number_option("--label-smoothing", f"Smoothing of the target's labels. {_OF_RECIPE}", positive=False),
         number_option("--mixup", "MixUp: mix images by shares from Beta(A, A).", default=0.0, positive=False),
         number_option(
             "--cutmix", "CutMix: swap windows by shares from Beta(A, A).", default=0.0, positive=False

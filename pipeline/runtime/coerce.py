@@ -43,6 +43,13 @@ def whole_or_none(value: Any, name: str, *, low: int = 1) -> int | None:
     return None if value is None else whole(value, name, low=low)
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or False. Raises RunError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise RunError(f"{name} is {_shown(value)}, expected True or False")
+    return bool(value)
+
+
 def number(value: Any, name: str) -> float | int:
     """A Python number, of any range. Raises RunError for anything else."""
     if isinstance(value, np.generic):
@@ -119,11 +126,13 @@ def setting(name: str, value: Any) -> Any:
         return tuple(whole(epoch, "one of milestones") for epoch in values)
     if name in ("schedule", "aux_loss", "primary_loss"):
         return text(value, name)
+    if name in ("nesterov", "decay_norms"):
+        return flag(value, name)
     is_number = name in SETTINGS or name in _NUMBERS
     return number(value, name) if is_number else value
 
 
-_NUMBERS = ("clip_norm", "mixup", "cutmix", "label_smoothing", "probe_weight", "probe_temperature")
+_NUMBERS = ("clip_norm", "mixup", "cutmix", "probe_weight", "probe_temperature")
 
 
 def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Iterable[Any]:

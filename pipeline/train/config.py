@@ -93,6 +93,12 @@ class TrainConfig:
     probe_views: str = "mean"  # what a probe answers about: one of PROBE_VIEWS
     labels_per_class: int | None = None  # training samples that keep their labels; None: all
     labelled_share: float | None = None  # of a batch, where some samples have no label; None: their share
+    recipe: str = "paper"  # one of sskt.recipes.RECIPES: where the settings come from that were not given
+    warm_up: float = 0.2  # of a trapezoid: the fraction of all steps in which the rate rises
+    cool_down: float = 0.8  # in which it falls
+    nesterov: bool = False
+    decay_norms: bool = True  # whether norms and biases have weight decay too
+    ema: float = 0.0  # decay per step of the average of weights that is scored and kept; 0: none
 
     @property
     def settings(self) -> MethodConfig:
@@ -120,8 +126,10 @@ class TrainConfig:
         """What is not as the recipe of this target and method has it: setting -> (of this run, of the
         recipe).
         """
-        recipe = recipe_for(self.target, self.method, finetuned=self.finetune_from is not None)
-        pairs = {name: (getattr(self, name), getattr(recipe, name)) for name in SETTINGS}
+        finetuned = self.finetune_from is not None
+        recipe = recipe_for(self.target, self.method, finetuned=finetuned, name=self.recipe)
+        read = [name for name in SETTINGS if name != "milestones" or self.schedule != "trapezoid"]
+        pairs = {name: (getattr(self, name), getattr(recipe, name)) for name in read}
         return {name: (ours, recipes) for name, (ours, recipes) in pairs.items() if ours != recipes}
 
     def to_dict(self) -> dict[str, Any]:

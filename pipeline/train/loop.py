@@ -73,7 +73,7 @@ def run_epochs(
             raise DivergedError(f"{error}; {saved}", error.found) from None
         summary = _summary(config, course.history)
         if run is not None:
-            run.save_student(trainer.student.exported_state())
+            run.save_student(trainer.scored.exported_state())
             run.finish(summary)
     log.info(_sentence(summary))
     return summary
@@ -158,9 +158,9 @@ class _Course:
         trainer = self._trainer
         trainer.require_sane()
         try:
-            found = self._scorer.look(trainer.student, figures, self.history)
+            found = self._scorer.look(trainer.scored, figures, self.history)
             if last:
-                found |= self._scorer.test(trainer.student, figures | found, self.history)
+                found |= self._scorer.test(trainer.scored, figures | found, self.history)
                 if self._scorer.largest > LARGEST_LOGIT:
                     log.warning(
                         f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "

@@ -22,9 +22,11 @@ from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.methods import GATES, METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
+from sskt.optimiser import require_nesterov
 from sskt.recipes import SETTINGS, Recipe, recipe_for
-from sskt.schedules import SCHEDULES
+from sskt.schedules import SCHEDULES, require_trapezoid
 from sskt.students import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
+from sskt.students.average import require_decay
 from sskt.students.initialise import choose_init
 
 _CHOICES = {
@@ -40,6 +42,8 @@ _RANGES = {
     "gamma": (_ABOVE_0, math.inf),
     "momentum": (0, 1),
     "dampening": (0, 1),
+    "warm_up": (0, 1),
+    "cool_down": (0, 1),
     "weight_decay": (0, math.inf),
     "clip_norm": (_ABOVE_0, math.inf),
     "eval_every": (1, math.inf),
@@ -60,6 +64,7 @@ def resolve(
     limit: int | None = None,
     eval_every: int = 1,
     method: str = "sskt",
+    recipe: str = "paper",
     sources: str | Sequence[str] = (),
     labels: str = "auto",
     views: int | None = None,
@@ -79,18 +84,19 @@ def resolve(
 ) -> TrainConfig:
     """A run's config as far as it is known before its data and sources are opened.
 
-    `settings` are those of the recipe (`sskt.recipes.SETTINGS`), of the method (the fields of its Config),
-    and clip_norm, mixup and cutmix; None and what is left out is the usual. Milestones and a plateau's
-    patience move with the epochs. Raises RunError for a setting that is unknown, that the method does not
-    read, or that no training can have.
+    `recipe` is one of `sskt.recipes.RECIPES`; `settings` are its own (`sskt.recipes.SETTINGS`), those of the
+    method (the fields of its Config), and clip_norm, mixup and cutmix; None and what is left out is the
+    usual. Milestones and a plateau's patience move with the epochs. Raises RunError for a setting that is
+    unknown, that the method does not read, or that no training can have.
     """
     method_named(method)  # refuses one that is unknown
-    recipe = recipe_for(target, method, finetuned=finetune_from is not None)
-    _require_read(method, recipe, settings, labels, teacher_bn)
+    usual = recipe_for(target, method, finetuned=finetune_from is not None, name=recipe)
+    _require_read(method, usual, settings, labels, teacher_bn)
     return TrainConfig(
         target=target,
         model=model,
         method=method,
+        recipe=recipe,
         sources=coerce.texts(sources, "sources"),
         labels=labels,
         teacher_bn=teacher_bn,
@@ -114,7 +120,7 @@ def resolve(
         probe_views=probe_views,
         **_shown(augmentation, target),
         **_UNSETTLED,
-        **{name: _plain(value) for name, value in _chosen(method, recipe, settings).items()},
+        **{name: _plain(value) for name, value in _chosen(method, usual, settings).items()},
     )
 
 
@@ -141,6 +147,13 @@ def _chosen(method: str, recipe: Recipe, settings: Mapping[str, Any]) -> dict[st
         if given.get("schedule", recipe.schedule) == "plateau":
             given.setdefault("patience", recipe.patience_in(given["epochs"]))
     values = _usual(recipe) | given
+    if values["primary_loss"] != "ce" and "label_smoothing" not in given:
+        values["label_smoothing"] = 0.0  # which is of ce alone
+    for name in ("warm_up", "cool_down"):
+        if values["schedule"] != "trapezoid" and name in given:
+            raise RunError(
+                f"{_option(name)} is of --schedule trapezoid, this run has {values['schedule']}; leave it out"
+            )
     if values["kd_reduction"] is None:
         values["kd_reduction"] = method_named(method).reduction(values["primary_loss"])
     elif values["aux_loss"] != "kd":
@@ -250,6 +263,10 @@ def _require_sound(config: TrainConfig) -> None:
             least = "more than 0" if low == _ABOVE_0 else f"at least {low:g}"
             raise RunError(f"{_option(name)} is {value}, expected {least}{most}")
     _ = config.settings  # which checks itself
+    require_trapezoid(config.warm_up, config.cool_down)
+    require_decay(config.ema)
+    if config.nesterov:
+        require_nesterov(config.momentum, config.dampening)
     if config.schedule == "plateau" and config.chosen_on is None:
         raise RunError(
             "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "

@@ -43,6 +43,7 @@ from pipeline.train.whereabouts import (
 from sskt.errors import RunError
 from sskt.recipes import recipe_for
 from sskt.students import Backbone, build_backbone
+from sskt.students.average import AveragedStudent
 from sskt.students.pretrained import load_pretrained
 from sskt.students.resnet3d import ResNet3D
 from sskt.students.student import Student, memory_layout
@@ -102,6 +103,8 @@ def train(
             for note in load_pretrained(backbone, began_with, config.model):
                 log.warning(note)
         method = open_method(config, backbone, _source_classes(data))
+        if config.ema:
+            AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
         with kernels(config, execution.device):
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         found = to_record(target, paths, config.sources, began_with)
@@ -329,6 +332,9 @@ def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> 
 
 
 def _departures(config: TrainConfig) -> str:
-    recipe = "the paper's recipe" if recipe_for(config.target).published else "the recipe"
+    published = recipe_for(config.target, name=config.recipe).published
+    recipe = "the paper's recipe" if published else "the recipe"
+    if config.recipe != "paper":
+        recipe = f"the recipe {config.recipe}"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
     return f"{recipe} of {config.target} but for: {', '.join(ours)}"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.loader import Batch, Loader
+from pipeline.data.loader import Batch, Loader, sampler_for
 from pipeline.data.mixup import Mixing
 from pipeline.data.render import Positions
 from pipeline.runtime import Execution, World, autocast, reuse_freed_memory
@@ -28,9 +28,11 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.divergence import diverged
 from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
+from sskt.optimiser import build_sgd
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
-from sskt.students.student import memory_layout
+from sskt.students.average import AveragedStudent
+from sskt.students.student import Student, memory_layout
 
 # None on Windows
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
@@ -82,15 +84,18 @@ class Trainer:
         parallel = world.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
-        self._optimiser = torch.optim.SGD(
+        self._optimiser = build_sgd(
             method.parameter_groups(),
             lr=config.lr,
             momentum=config.momentum,
             dampening=config.dampening,
             weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+            decay_norms=config.decay_norms,
             # fused, torch's SGD keeps a momentum that it never filled if the scaler skips its first step
             fused=config.amp != "fp16",
         )
+        order = sampler_for(dataset, config.batch_size, config.seed, world, config.labelled_share)
         self._schedule = Schedule(
             self._optimiser,
             config.schedule,
@@ -98,12 +103,23 @@ class Trainer:
             milestones=config.milestones,
             gamma=config.gamma,
             patience=config.patience,
+            steps=config.epochs * order.n_steps,
+            warm_up=config.warm_up,
+            cool_down=config.cool_down,
         )
+        self._average = AveragedStudent(self.student, config.ema) if config.ema else None
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
         method.scaled = self._scaler.scale
         self._mixing = Mixing(config.mixup, config.cutmix)
         self._unchecked: list[tuple[int, Positions, Losses]] = []  # step and samples of each
         self.epoch, self.step, self.sums = 0, 0, Sums()
+
+    @property
+    def scored(self) -> Student:
+        """What is evaluated and exported: the student, or the average of its weights where the run keeps
+        one.
+        """
+        return self._average.module if self._average else self.student
 
     def train_epoch(
         self, loader: Loader, advance: Callable[[int], None], between_steps: Callable[[], None]
@@ -116,7 +132,6 @@ class Trainer:
         view = self._view_of(self.epoch)
         self._load_labels(loader, view)
         self.method.train()
-        self.method.rate = self._schedule.lr
         asked = perf_counter()
         for batch in loader.epoch(self.epoch, view, first_step=self.step):
             self.sums.data_s += perf_counter() - asked
@@ -128,6 +143,8 @@ class Trainer:
             asked = perf_counter()
         self._check()
         self._world.sync_buffers(self.method)
+        if self._average:
+            self._world.sync_buffers(self.scored)
         if self._source_outputs:
             self._source_outputs.finish()
         self.sums.wall_s = before + perf_counter() - started
@@ -147,7 +164,7 @@ class Trainer:
 
     def end_epoch(self, test_loss: float | None) -> None:
         """Move the schedule, and begin the next epoch."""
-        self._schedule.step(test_loss)
+        self._schedule.end_epoch(test_loss)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
 
     def state(self) -> dict[str, Any]:
@@ -168,6 +185,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
+            **({"average": self._average.state_dict()} if self._average else {}),
             "ranks": self._world.all_gather(mine),
         }
 
@@ -178,6 +196,8 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
+        if self._average:
+            self._average.load_state_dict(state["average"])
         mine = state["ranks"][self._world.rank]
         self.sums = Sums(**{"labelled": mine["sums"]["n"], **mine["sums"]})  # all were, before it was counted
         torch.set_rng_state(mine["rng"].cpu())
@@ -217,6 +237,7 @@ class Trainer:
         if self._untried is not None:
             require_right(self._losses, self._untried, self.method, inputs, self._config, self._device)
             self._untried = None
+        self.method.rate = self._schedule.lr
         with autocast(self._device, self._config.amp):
             losses = self._losses(*inputs)
         # the ranks' gradients are averaged, as if their parts of the batch were equally large
@@ -228,6 +249,9 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.method.parameters(), self._config.clip_norm)
         self._scaler.step(self._optimiser)
         self._scaler.update()
+        self._schedule.end_step()
+        if self._average:
+            self._average.update_parameters(self.student)
         self._unchecked.append((batch.step, batch.positions, losses._replace(total=losses.total.detach())))
         if self._device.type == "cpu" or len(self._unchecked) == _CHECK_EVERY:
             self._check()
