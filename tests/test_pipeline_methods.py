@@ -78,7 +78,7 @@ def test_teachers_of_another_task_are_refused(project, tmp_path):
     )
     for sources, message in (
         ((f"run:{tmp_path / 'other'}",), r"knows 10 classes \(no 0, no 1, no 2, \.\.\.\) and digits has 10 "),
-        ((), "--method kd needs a teacher of the same task; add --source run:FOLDER"),
+        ((), "--method kd needs a teacher of the same task; add --source probe or --source run:FOLDER"),
     ):
         taught = {"method": "kd", "sources": sources, "labels": "live"}
         with pytest.raises(RunError, match=message):
