@@ -319,7 +319,7 @@ def test_the_recommendation_weighs_differences_against_their_spread(compared):
     nothing = figures_of(("places365",), [30, 34, 37])
     assert advice(samples, nothing) == (
         "no stored source tells these classes apart: places365 reaches 33.7 ± 3.5 % top-1, and knowing "
-        "nothing 33.3 %; precompute another source, or label more samples"
+        "no image 33.3 %; precompute another source, or label more samples"
     )
 
 

@@ -66,8 +66,8 @@ def probe(target: str, as_json: bool, paths: Paths, **what: Any) -> None:
     """Show which stored source is worth it, before training.
 
     Fits a linear probe on the stored logits of each source, and of all together, and tests it on labels that
-    it has not seen. No image is read, and no network is asked. Adds nearest neighbours, LEEP, H-score, what
-    more views and more labels bring, and a recommendation.
+    it has not seen. No network runs. Adds nearest neighbours, LEEP, H-score, what more views and more labels
+    bring, and a recommendation.
     """
     from pipeline import api
 
@@ -89,9 +89,9 @@ def probe(target: str, as_json: bool, paths: Paths, **what: Any) -> None:
     for pair in report["agreement"]:
         tell(f"{pair['agreement']:.1f} % of the samples get the same class from {' and '.join(pair['of'])}")
     tell(report["recommendation"])
-    tell(report["train"])
-    if "picture" in report:
-        tell(report["picture"])
+    for last in ("train", "picture"):
+        if report.get(last):
+            tell(report[last])
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +105,4 @@ def _by_labels(row: dict[str, Any]) -> dict[str, Any]:
     """A line of the second table: the accuracy by number of labels per class."""
     *few, everything = row["curve"]
     cells = {f"{point['labels_per_class']:,}": point["accuracy"] for point in few}
-    return {
-        "labels_per_class": row["name"],
-        **cells,
-        f"{everything['labels_per_class']:,.0f}": everything["accuracy"],
-    }
+    return {"labels_per_class": row["name"], **cells, "all": everything["accuracy"]}

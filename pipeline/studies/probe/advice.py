@@ -21,13 +21,19 @@ def choose(found: Sequence[Figures]) -> Figures:
     return together if gain > spread else best
 
 
+def know_anything(found: Sequence[Figures], samples: Samples) -> bool:
+    """Whether the best set of sources is further from chance than its spread. `found`: best first."""
+    best = found[0].all_views
+    return best.score - samples.chance > best.spread
+
+
 def recommend(found: Sequence[Figures], samples: Samples, names: Mapping[Figures, str]) -> str:
     """The sentence. `found`: best first. `names`: what to call each."""
-    top = found[0].all_views
-    if top.score - samples.chance <= top.spread:
+    if not know_anything(found, samples):
         return (
-            f"no stored source tells these classes apart: {names[found[0]]} reaches {_score(top, samples)}, "
-            f"and knowing nothing {samples.chance:.1f} %; precompute another source, or label more samples"
+            f"no stored source tells these classes apart: {names[found[0]]} reaches "
+            f"{_score(found[0].all_views, samples)}, and knowing no image {samples.chance:.1f} %; precompute "
+            f"another source, or label more samples"
         )
     chosen = choose(found)
     sentence = f"keep {names[chosen]}: {_score(chosen.all_views, samples)}"

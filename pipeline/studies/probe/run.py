@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import Paths, coerce
-from pipeline.studies.probe.advice import choose, recommend
+from pipeline.studies.probe.advice import choose, know_anything, recommend
 from pipeline.studies.probe.figures import (
     Figures,
     distinct_names,
@@ -52,7 +52,7 @@ def probe(
     Without `sources`, every source with a whole view stored is looked at, except students of ours. The sizes
     of `augmentation` choose among stores of several sizes; without, each size is listed. `picture`: a PNG of
     the score by number of labels per class. Returns the figures, best set of sources first under "rows", how
-    often pairs agree, and a recommendation; docs/method.md, section 8, says what each figure means. Raises
+    often pairs agree, and a recommendation; docs/method.md, section 2.9, says what each figure means. Raises
     RunError if there is no store or there are too few labels.
     """
     paths, target = paths or Paths(), coerce.text(target, "target")
@@ -73,11 +73,12 @@ def probe(
         limit=limit,
     )
     found, report = compare(groups, samples, temperature=recipe_for(target).temperature)
+    command = train_command(
+        target, choose(found), paths=paths, limit=limit, labels_per_class=labels_per_class
+    )
     report |= {
         "target": target,
-        "train": train_command(
-            target, choose(found), paths=paths, limit=limit, labels_per_class=labels_per_class
-        ),
+        "train": command if know_anything(found, samples) else None,
         "seconds": perf_counter() - started,
     }
     if picture is not None:
