@@ -407,7 +407,7 @@ def test_json_has_all_figures_and_one_size_may_be_chosen(digits):
         (
             ("--source", "imagenet"),
             "stores",
-            r"of imagenet under .* of 16/24 px, program:wide.pt2 of 16/32 px\); run `sskt precompute --source",
+            r"imagenet under .* of 16/24 px, program:wide.pt2 of 16/32 px\); run `sskt precompute --source",
         ),
         (("--size", "64"), "stores", "no store .* any source with --size 64 .*--size 64 "),
         (("--source", "probe"), "stores", "--source probe is a probe itself; name the sources"),
