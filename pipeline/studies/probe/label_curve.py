@@ -27,6 +27,7 @@ def label_curve(rows: Rows, samples: Samples, everything: HeldOut) -> list[Point
     mean = rows.fitted.mean(dim=(0, 1))
     scale = rows.fitted.std(dim=(0, 1), correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
+    asked = (rows.mean - mean) / scale
     ranks = [draw_ranks(samples, fold) for fold in range(samples.n_folds)]
     points = []
     for n_labels in _numbers(labels_of_all(samples)):
@@ -36,8 +37,7 @@ def label_curve(rows: Rows, samples: Samples, everything: HeldOut) -> list[Point
         tests = [np.flatnonzero(samples.folds == fold) for fold in range(n_draws)]
         for fold, test in enumerate(tests):
             fitted = (rows.fitted[:, drawn[fold]] - mean) / scale
-            asked = (rows.mean[test] - mean) / scale
-            logits[test] = _answers(fitted, samples.truth[drawn[fold]], asked, samples.n_classes)
+            logits[test] = _answers(fitted, samples.truth[drawn[fold]], asked[test], samples.n_classes)
         scores = [samples.score(logits[test], test) for test in tests]
         tested = np.concatenate(tests)
         spread = float(np.std(scores, ddof=1)) if n_draws > 1 else None
