@@ -11,6 +11,7 @@ from pipeline.commands.cache import cache
 from pipeline.commands.front import FrontDoor
 from pipeline.commands.listings import recipes, sources, targets
 from pipeline.commands.precompute import precompute, prepare
+from pipeline.commands.probe import probe
 from pipeline.commands.studies import demo, explain, reproduce, sweep
 from pipeline.commands.train import evaluate, train
 
@@ -30,7 +31,8 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, sources, targets, train, evaluate, cache, recipes, reproduce, sweep, explain
+    demo, prepare, precompute, probe, sources, targets, train, evaluate, cache, recipes, reproduce, sweep,
+    explain,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -6,6 +6,7 @@ from pipeline.precompute.run import estimate, precompute
 from pipeline.precompute.verify import verify
 from pipeline.runtime import Paths, choose_execution
 from pipeline.studies.explain import explain
+from pipeline.studies.probe.run import probe
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
@@ -33,6 +34,7 @@ __all__ = [
     "paths_of",
     "precompute",
     "prepare",
+    "probe",
     "reproduce",
     "resume",
     "save_source",

@@ -123,29 +123,48 @@ class DataRequest:
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""
-        chosen = self.augmentation
-        settings = {
-            "--views": views,
-            "--limit": self.limit,
-            "--seed": chosen.seed or None,
-            "--plan": chosen.kind,
-            "--size": chosen.side_px,
-            "--source-size": chosen.source_side_px,
-            "--clip-frames": chosen.n_frames,
-            "--stride": chosen.stride,
-            "--source-frames": chosen.source_frames,
-            "--source-input": None if chosen.source_input == RELEASED else chosen.source_input,
-        }
-        words = [f"--source {quoted(name)}" for name in sources]
-        given = self.paths.weights
-        words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
-        for name in sources:
-            if (contract := self.paths.contract_of(name)) is not None:
-                words.append(f"{OPTION} {quoted(f'{name}={to_told(contract)}')}")
-        words.append(f"--target {quoted(self.target)}")
-        words += [f"{option} {value}" for option, value in settings.items() if value is not None]
-        words += folder_words(self.paths.data_dir, self.paths.cache_dir)
-        return f"sskt precompute {' '.join(words)}"
+        return precompute_command(
+            self.target,
+            sources,
+            paths=self.paths,
+            augmentation=self.augmentation,
+            limit=self.limit,
+            views=views,
+        )
+
+
+def precompute_command(
+    target: str,
+    sources: tuple[str, ...],
+    *,
+    paths: Paths,
+    augmentation: Augmentation,
+    limit: int | None,
+    views: int | None = None,
+) -> str:
+    """The command that makes the stores of `sources` for a target's training split."""
+    settings = {
+        "--views": views,
+        "--limit": limit,
+        "--seed": augmentation.seed or None,
+        "--plan": augmentation.kind,
+        "--size": augmentation.side_px,
+        "--source-size": augmentation.source_side_px,
+        "--clip-frames": augmentation.n_frames,
+        "--stride": augmentation.stride,
+        "--source-frames": augmentation.source_frames,
+        "--source-input": None if augmentation.source_input == RELEASED else augmentation.source_input,
+    }
+    words = [f"--source {quoted(name)}" for name in sources]
+    given = paths.weights
+    words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
+    for name in sources:
+        if (contract := paths.contract_of(name)) is not None:
+            words.append(f"{OPTION} {quoted(f'{name}={to_told(contract)}')}")
+    words.append(f"--target {quoted(target)}")
+    words += [f"{option} {value}" for option, value in settings.items() if value is not None]
+    words += folder_words(paths.data_dir, paths.cache_dir)
+    return f"sskt precompute {' '.join(words)}"
 
 
 def open_source_outputs(
@@ -195,7 +214,7 @@ def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     """The sources with a whole view stored for a target split, in alphabetical order, except students of
     ours: those know a task's own labels, and teach only when named.
     """
-    names = {_source_name(store) for store in _stores_with_views(cache_dir, dataset)}
+    names = {_source_name(store) for store in stores_with_views(cache_dir, dataset)}
     return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
 
 
@@ -203,11 +222,11 @@ def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     """The sources with a whole view stored for a target split that know its classes, in alphabetical order.
     For a run whose folder is missing, only the number of classes is checked.
     """
-    stores = [s for s in _stores_with_views(cache_dir, dataset) if s.n_classes == len(dataset.classes)]
+    stores = [s for s in stores_with_views(cache_dir, dataset) if s.n_classes == len(dataset.classes)]
     return tuple(sorted({_source_name(store) for store in stores if _may_know(store, dataset.classes)}))
 
 
-def _stores_with_views(cache_dir: Location, dataset: Dataset) -> list[Store]:
+def stores_with_views(cache_dir: Location, dataset: Dataset) -> list[Store]:
     """The target split's stores with at least one whole view, also while more views are being added. If none
     holds these images, stores of the same images under another name.
     """
