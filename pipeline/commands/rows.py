@@ -8,8 +8,18 @@ from cache import CacheError, Location, Store, find_stores, flatten
 from pipeline.data.datasets import prepared
 from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
 from pipeline.runtime import Paths
+from pipeline.stores import stored_output
 from sskt.recipes import all_recipes, recipe_for
-from sskt.sources import assumed, kind_of, kinds, named_sources, parse_source, scaled_side, shown
+from sskt.sources import (
+    LOGITS_OUTPUT,
+    assumed,
+    kind_of,
+    kinds,
+    named_sources,
+    parse_source,
+    scaled_side,
+    shown,
+)
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
@@ -129,11 +139,14 @@ def _store_row(path: Location) -> dict[str, Any]:
         n_done = n_units - len(store.pending(store.n_views))
     except CacheError as error:
         return {"path": str(path), "problem": str(error)}
+    holds_logits = stored_output(store) == LOGITS_OUTPUT
     return {
         "target": f"{store.manifest.identity['target']['name']}/{store.manifest.identity['target']['split']}",
         "source": store.manifest.identity["source"]["name"],
+        "output": stored_output(store),
         "samples": store.n_samples,
-        "classes": store.n_classes,
+        "classes": store.n_classes if holds_logits else None,
+        "numbers": store.form.width,
         "student_px": store.manifest.identity["plan"]["side_px"],
         "source_px": store.manifest.identity["input"]["side_px"],
         "top_k": store.top_k,

@@ -1,4 +1,5 @@
-"""Run a frozen source: the input map f_s (SSKT eq. 6), then logits as a pure function of one image.
+"""Run a frozen source: the input map f_s (SSKT eq. 6), then logits as a pure function of one image; or the
+embedding that is asked of it, which takes the same way.
 
 A row's last bits depend on the batch size and the number of CPU threads, since kernels are chosen by both. So
 every forward has exactly the same batch size, and on a CPU exactly one thread: several forwards run side by
@@ -34,6 +35,7 @@ from sskt.sources.forward import (
     one_thread_each,
 )
 from sskt.sources.input_map import InputMap
+from sskt.sources.outputs import LOGITS_OUTPUT
 from sskt.sources.plain import MAX_SHOWN, plain_answers, require_agreement
 from sskt.sources.purity import require_same_bits
 from sskt.sources.source import Source
@@ -179,8 +181,9 @@ class FrozenSource:
         bad = insane_rows(logits, largest)
         if bad:
             fast = self.forward.compute != "fp32"
+            numbers = "logits" if self.source.spec.output == LOGITS_OUTPUT else "features"
             raise NonFiniteLogitsError(
-                f"{self.source.spec.name} gave NaN, infinite or over {largest:g} logits for "
+                f"{self.source.spec.name} gave NaN, infinite or over {largest:g} {numbers} for "
                 f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
                 f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
@@ -257,8 +260,9 @@ class FrozenSource:
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
             actual = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            output = self.source.spec.output
             raise SourceError(
-                f"{name} returns {actual}, expected logits of shape {wanted}; export the logits alone"
+                f"{name} returns {actual}, expected its {output} of shape {wanted}; export the {output} alone"
             )
         if self.source.is_traced:
             few = self.source.nearest_batch_size(2)
