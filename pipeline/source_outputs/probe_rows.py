@@ -1,4 +1,4 @@
-"""The rows that a probe is fitted on and answers about: stored logits, as features, of several views."""
+"""The rows that a probe is fitted on and answers about: stored logits or embeddings, as features, of several views."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Method(nn.Module):
     """
 
     Config: ClassVar[type[MethodConfig]]
-    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it learns from, such as "logits"
+    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it can learn from, such as "logits"
     shares_classes: ClassVar[bool] = False  # whether its sources know the target's own classes
     several_labels: ClassVar[bool] = True  # what it can do with: several labels per image,
     several_processes: ClassVar[bool] = True

@@ -69,7 +69,7 @@ class Sskt(Method):
     """
 
     Config = SsktConfig
-    needs = ("logits",)
+    needs = ("logits", "pooled", "embedding")
     reads_unlabelled = True
 
     @classmethod
