@@ -109,10 +109,10 @@ _RECIPE = "Recipe"
         "--source",
         "sources",
         multiple=True,
-        help="A source to learn from: its logits or, as NAME@pooled or NAME@embedding, an embedding; probe, or "
-        "probe:SOURCE+SOURCE, is a linear probe of the target's classes on stored rows. Repeatable. [default: "
-        "every source with a whole view of logits stored for the target, except run:FOLDER; for kd those of "
-        "its classes]",
+        help="A source to learn from: its logits or, as NAME@pooled or NAME@embedding, an embedding; probe, "
+        "or probe:SOURCE+SOURCE, is a linear probe of the target's classes on stored rows. Repeatable. "
+        "[default: every source with a whole view of logits stored for the target, except run:FOLDER; for kd "
+        "those of its classes]",
     ),
     click.option(
         "--method",

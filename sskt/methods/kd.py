@@ -32,7 +32,7 @@ class KdConfig(SourceConfig):
         SourceConfig.__post_init__(self)
         if self.aux_loss not in LOGITS_LOSSES:
             raise RunError(
-                f"--aux-loss {self.aux_loss} compares rows by a head of their own, which --method kd lacks; use "
+                f"--aux-loss {self.aux_loss} is of source heads, which --method kd has none of; use "
                 f"{' or '.join(LOGITS_LOSSES)}, or --method sskt"
             )
         if self.alpha > 1:
