@@ -1,4 +1,4 @@
-"""Embeddings through both stages: stored beside logits, read by heads and probes, the same cached and live."""
+"""Embeddings through both stages: stored beside logits, learnt by heads and probes, cached as live."""
 
 from contextlib import closing
 
@@ -157,8 +157,8 @@ def test_the_first_step_learns_the_layer_normalised_rows_of_both_outputs(project
 
     batches = loader.Loader.epoch
 
-    def recording(self, *epoch):
-        for batch in batches(self, *epoch):
+    def recording(self, *epoch, **more):
+        for batch in batches(self, *epoch, **more):
             order.append(batch.positions)
             yield batch
 
@@ -194,7 +194,10 @@ def test_a_probe_reads_the_embedding_where_one_is_stored_and_its_name_says_so(pr
     ("settings", "said"),
     [
         ({"aux_loss": "ce"}, "--aux-loss ce compares classes, and .*@embedding is an embedding; use"),
-        ({"method": "kd"}, r"--method kd learns from logits, and .*@embedding is an embedding; name .*probe:"),
+        (
+            {"method": "kd"},
+            r"--method kd learns from logits, and .*@embedding is an embedding; name .*probe:",
+        ),
         ({"aux_loss": "cosine", "temperature": 2.0}, "--temperature 2.0 softens classes"),
     ],
 )

@@ -158,6 +158,12 @@ _RECIPE = "Recipe"
             None,
             f"Loss of the source heads; for embeddings cosine or smooth-l1. {_OF_RECIPE}",
         ),
+        choice_option(
+            "--aux-head",
+            "linear mlp",
+            "linear",
+            "Source heads without the transfer module: linear, or with a hidden layer.",
+        ),
         number_option("--temperature", f"Temperature of the sources' logits. {_OF_RECIPE}"),
         number_option(
             "--alpha",

@@ -46,10 +46,23 @@ class Parts:
     probe: str | None = None  # the source that was fitted to the target's labels, if one was
 
     def student(
-        self, backbone: Backbone, heads: Mapping[str, int], *, transfer_module: bool = False
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, int],
+        *,
+        transfer_module: bool = False,
+        aux_head: str = "linear",
     ) -> Student:
-        """A student of the target's classes, with an auxiliary head of so many classes for each name."""
-        made = Student(backbone, self.n_classes, heads, transfer_module, init=self.init, dropout=self.dropout)
+        """A student of the target's classes, with an auxiliary head of so many numbers for each name."""
+        made = Student(
+            backbone,
+            self.n_classes,
+            heads,
+            transfer_module,
+            init=self.init,
+            dropout=self.dropout,
+            aux_head=aux_head,
+        )
         if self.freeze_until is not None:
             made.freeze_until(self.freeze_until)
         return made
