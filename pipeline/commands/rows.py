@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cache import CacheError, Location, Store, find_stores, flatten
@@ -61,9 +62,12 @@ def source_fields(name: str) -> dict[str, Any]:
     """The contract of one source: its input, output and classes, and whatever is assumed because nothing
     declares it. Raises SourceError for an unknown name or a file that cannot be read.
     """
-    parse_source(name)
+    asked = parse_source(name)
     spec, remarks = kind_of(name).describe(name)
+    spec = replace(spec, name=asked.name, output=asked.output)
     contract = spec.contract
+    if spec.output != LOGITS_OUTPUT:
+        contract = replace(contract, returns=spec.returns, classes=None)
     named = contract.classes is not None
     return {
         "source": spec.name,
@@ -76,6 +80,7 @@ def source_fields(name: str) -> dict[str, Any]:
         "size": contract.size or "as the target asks",
         "trained_on": contract.crop,
         "returns": spec.returns,
+        "output": spec.output,
         "n_classes": spec.n_classes,
         "classes": shown(contract.classes) if named else None,
         "assumed": assumed(contract) or None,

@@ -9,7 +9,7 @@ from torch import nn
 
 from sskt.errors import SourceError
 from sskt.sources.contract import EMBEDDING
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, at_output
+from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, POOLED, at_output
 from sskt.sources.source import Source
 
 _LARGEST = torch.finfo(torch.float16).max  # of a feature: what a stored row can hold
@@ -31,9 +31,10 @@ def open_output(source: Source, output: str) -> Source:
 def _require_no_embedding(source: Source) -> None:
     name = source.spec.name
     if source.spec.contract.returns == EMBEDDING:
+        features = at_output(name, EMBEDDED if source.is_traced else POOLED)
         raise SourceError(
-            f"{name} is declared to return an embedding, and logits are asked of it; name it "
-            f"{at_output(name, EMBEDDED)}, or export the network with its classifier"
+            f"{name} is declared to return an embedding, and logits are asked of it; name it {features}, or "
+            f"export the network with its classifier"
         )
 
 
