@@ -35,7 +35,6 @@ from sskt.sources.forward import (
     one_thread_each,
 )
 from sskt.sources.input_map import InputMap
-from sskt.sources.outputs import LOGITS_OUTPUT
 from sskt.sources.plain import MAX_SHOWN, plain_answers, require_agreement
 from sskt.sources.purity import require_same_bits
 from sskt.sources.source import Source
@@ -181,9 +180,9 @@ class FrozenSource:
         bad = insane_rows(logits, largest)
         if bad:
             fast = self.forward.compute != "fp32"
-            numbers = "logits" if self.source.spec.output == LOGITS_OUTPUT else "features"
+            spec = self.source.spec
             raise NonFiniteLogitsError(
-                f"{self.source.spec.name} gave NaN, infinite or over {largest:g} {numbers} for "
+                f"{spec.name} gave NaN, infinite or over {largest:g} {spec.output_noun} for "
                 f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
                 f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
@@ -260,9 +259,9 @@ class FrozenSource:
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
             actual = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            output = self.source.spec.output
+            what = self.source.spec.output_noun
             raise SourceError(
-                f"{name} returns {actual}, expected its {output} of shape {wanted}; export the {output} alone"
+                f"{name} returns {actual}, expected {what} of shape {wanted}; export the {what} alone"
             )
         if self.source.is_traced:
             few = self.source.nearest_batch_size(2)

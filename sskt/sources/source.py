@@ -45,6 +45,11 @@ class SourceSpec:
         return replace(self, mean=mean, std=std, earlier_mean=None, contract=total)
 
     @property
+    def output_noun(self) -> str:
+        """What the numbers of its output are called in a message."""
+        return "logits" if self.output == LOGITS_OUTPUT else "features"
+
+    @property
     def returns(self) -> str:
         """One of `sskt.sources.contract.RETURNS`, of the output that is computed; logits if nothing is
         declared.
