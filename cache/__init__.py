@@ -1,6 +1,6 @@
 """Zarr stores of frozen source networks' outputs: written once, verified, read a whole view at a time.
 
-Knows nothing of networks or images: rows of float16 logits go in and come out by sample id. The layout is
+Knows nothing of networks or images: rows of float16 numbers go in and come out by sample id. The layout is
 public, see docs/store-format.md.
 """
 
@@ -8,11 +8,14 @@ from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreInco
 from cache.layout import TABLES, table_sha256, write_table
 from cache.manifest import Manifest, differences, digest, flatten, require_match
 from cache.repair import repair_metadata
+from cache.row_format import LOGITS, REPRESENTATIONS
 from cache.storage import TEMPORARY, Location, is_file, local_path, location, subfolders, write_durably
 from cache.store import MappedView, Problem, Store, find_stores
 
 __all__ = [
     "ABSENT",
+    "LOGITS",
+    "REPRESENTATIONS",
     "TABLES",
     "TEMPORARY",
     "CacheError",

@@ -9,6 +9,7 @@ from pathlib import Path
 from cache.errors import CacheError, StoreDamaged
 from cache.layout import BACKUP, TABLES
 from cache.locks import UnitLocks, claims_file
+from cache.row_format import ROW_ARRAYS
 from cache.storage import (
     TEMPORARY,
     Location,
@@ -22,7 +23,7 @@ from cache.storage import (
 )
 from cache.storage.local import abandoned, sweep
 
-_PARTS = {"logits", "topk", "units", *TABLES}  # the folders of a store
+_PARTS = {*ROW_ARRAYS, "units", *TABLES}  # the folders of a store
 _METADATA = {"zarr.json", BACKUP}  # its files, either of which identifies it
 
 
@@ -90,7 +91,7 @@ def _empty(path: Location) -> None:
     """Delete all of a store in an object store except its zarr.json, which makes it a store: nothing can be
     renamed there, and a killed removal must not leave what looks like finished units of a new store.
     """
-    for part in ("units", "logits", "topk"):  # entries before rows, as for a single unit
+    for part in ("units", *ROW_ARRAYS):  # entries before rows, as for a single unit
         delete_files(path / part, _chunks(path / part))
     for folder in subfolders(path):
         delete_folder(folder)

@@ -22,7 +22,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
 from cache.manifest import Manifest, digest
-from cache.row_format import TAIL_NUMBERS, RowFormat
+from cache.row_format import LOGITS, ROW_ARRAYS, TAIL_NUMBERS, RowFormat
 from cache.storage import Location, delete_file, is_file, local_path, read_file, write_durably
 from cache.storage.local import new_folder, sync_folder, sync_tree
 
@@ -138,11 +138,11 @@ def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
 
 def _read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     try:
-        names = [name for name in ("logits", "topk") if is_file(path / name / "zarr.json")]
+        names = [name for name in ROW_ARRAYS if is_file(path / name / "zarr.json")]
         metadata = [f"{name}/zarr.json" for name in (*names, "units", *TABLES)]
         group = zarr.open_group(_in_memory(path, ["zarr.json", *metadata]), mode="r", zarr_format=3)
         attributes = group.attrs.asdict()
-        arrays = {name: _array(group, name) for name in (names[0] if names else "logits", "units", *TABLES)}
+        arrays = {name: _array(group, name) for name in (names[0] if names else LOGITS, "units", *TABLES)}
     except _UNREADABLE as error:
         raise StoreDamaged(
             f"{path}: is not a readable store ({_first_line(error)}); {RESTORES.format(path)}"
@@ -330,7 +330,7 @@ def _require_sum(path: Location, attributes: dict[str, Any]) -> None:
 
 def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_classes: object) -> Layout:
     """The sizes according to the arrays; StoreDamaged unless these are consistent."""
-    name = "topk" if "topk" in arrays else "logits"
+    name = next(name for name in ROW_ARRAYS if name in arrays)
     rows, units = arrays[name], arrays["units"]
     if rows.ndim != 3 or units.ndim != 2:
         raise StoreDamaged(
@@ -338,10 +338,13 @@ def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_class
             f"{RESTORES.format(path)}"
         )
     width = rows.shape[2]
-    n_classes = width if n_classes is None and name == "logits" else n_classes  # stores from before top-k
+    n_classes = width if n_classes is None and name == LOGITS else n_classes  # stores from before top-k
     if not isinstance(n_classes, int):
         raise StoreDamaged(f"{path}: its attribute {N_CLASSES} is {n_classes!r}; {RESTORES.format(path)}")
-    form = RowFormat(n_classes, None if name == "logits" else (width - TAIL_NUMBERS) // 2)
+    if name == "topk":
+        form = RowFormat(n_classes, (width - TAIL_NUMBERS) // 2)
+    else:
+        form = RowFormat(n_classes, kind=name)
     layout = Layout(units.shape[0], rows.shape[1], form, rows.chunks[1])
     # `logits` may be ahead of `units` by some views: it grows first, and a kill in between must not matter.
     views = max(layout.n_views, rows.shape[0])

@@ -83,7 +83,7 @@ class StoreReader:
 
     @property
     def n_classes(self) -> int:
-        """K: the number of the source's classes."""
+        """K: the number of the source's classes, or of the numbers of a representation."""
         return self.form.n_classes
 
     @property

@@ -8,11 +8,12 @@ from typing import Any
 
 from cache.errors import StoreDamaged
 from cache.layout import BACKUP, RESTORES, TABLES, backup_of, read_group
+from cache.row_format import ROW_ARRAYS
 from cache.storage import Location, is_file, names_in, read_file, storage_of, write_durably
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _UNITS = "units/zarr.json"
-_GROWING = ("logits/zarr.json", "topk/zarr.json", _UNITS)
+_GROWING = (*(f"{name}/zarr.json" for name in ROW_ARRAYS), _UNITS)
 
 
 def metadata_faults(path: Location) -> list[str]:

@@ -1,4 +1,4 @@
-"""The format of a store's rows: all logits, or the top k and a summary of the rest."""
+"""The format of a store's rows: all logits, the top k and a summary of the rest, or a representation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from cache.errors import CacheError
 
+LOGITS, REPRESENTATIONS = "logits", "representations"
+ROW_ARRAYS = (LOGITS, "topk", REPRESENTATIONS)  # every name that a store's array of rows may have
 TAIL_NUMBERS = 4  # float16 numbers per top-k row about the other classes, opaque to this package
 _MOST_CLASSES = 1 << 16  # an index is a uint16
 _F16_INF = np.uint16(0x7C00)  # bit patterns from this value up, ignoring the sign, are inf and NaN
@@ -21,15 +23,22 @@ Rows = NDArray[np.float16] | NDArray[np.uint16]
 class RowFormat:
     """Rows of K float16 logits (`top_k` None), or of 2k + 4 uint16: the bit patterns of the k largest logits,
     largest first, their k class indices, and the bit patterns of four float16 numbers about the tail.
+
+    Of kind REPRESENTATIONS: rows of K float16 numbers that are no classes, such as an embedding.
     """
 
-    n_classes: int
+    n_classes: int  # K
     top_k: int | None = None
+    kind: str = LOGITS  # or REPRESENTATIONS
 
     def __post_init__(self) -> None:
         k, n = self.top_k, self.n_classes
         if n < 1:
             raise CacheError(f"a store has n_classes={n}, expected at least 1")
+        if k is not None and self.kind != LOGITS:
+            raise CacheError(
+                f"a store of {self.kind} cannot keep the top {k}: they have no classes; keep all numbers"
+            )
         if k is not None and not 1 <= k < n <= _MOST_CLASSES:
             raise CacheError(
                 f"a store of the top {k} of {n} classes cannot be made, expected 1 <= k < classes <= "
@@ -39,7 +48,7 @@ class RowFormat:
     @property
     def array(self) -> str:
         """The name of the store's array of rows."""
-        return "logits" if self.top_k is None else "topk"
+        return self.kind if self.top_k is None else "topk"
 
     @property
     def width(self) -> int:

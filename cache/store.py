@@ -1,4 +1,5 @@
-"""A store: one source's float16 logits for every view of every sample, in units that are complete or absent.
+"""A store: one output of one source, float16 logits or a representation, for every view of every sample, in
+units that are complete or absent.
 
 Written unit by unit, read a whole view at a time, in a local folder or an object store. Opening and creating
 use Zarr; rows are read and written as plain files (cache/unit.py), without Zarr's event loop.
@@ -19,7 +20,7 @@ from cache.layout import BACKUP, Layout, default_block_rows
 from cache.locks import UnitLocks
 from cache.manifest import require_match
 from cache.reader import MappedView, Problem, StoreReader
-from cache.row_format import RowFormat
+from cache.row_format import LOGITS, RowFormat
 from cache.storage import TEMPORARY, Location, is_file, local_path, subfolders
 from cache.storage.local import sweep
 from cache.unit import Unit, require_sound_rows
@@ -47,6 +48,7 @@ class Store(StoreReader):
         n_classes: int,
         views: int,
         top_k: int | None = None,
+        kind: str = LOGITS,
         block_rows: int | None = None,
         probe_ids: NDArray[np.int64] | None = None,
         probe: NDArray[np.uint8] | None = None,
@@ -55,6 +57,7 @@ class Store(StoreReader):
 
         ids: (N,) int64, unique. contents: (N, 16) uint8, identifies each sample's content.
         top_k: keep this many classes per row (see `cache.row_format.RowFormat`); None keeps all.
+        kind: LOGITS, or REPRESENTATIONS for rows of `n_classes` numbers that are no classes.
         probe_ids: (P,) int64 and probe: (P, 3, H, W) uint8, or (P, 3, F, H, W), a few samples of view
             0 as rendered.
         Raises StoreMismatch if the existing store has another identity or other ids, CacheError if the
@@ -67,7 +70,7 @@ class Store(StoreReader):
             "probe": np.empty((0, 3, 1, 1), np.uint8) if probe is None else probe,
         }
         layouts.require_fitting(path, tables)
-        form = RowFormat(n_classes, top_k)
+        form = RowFormat(n_classes, top_k, kind)
         layout = Layout(views, len(ids), form, block_rows or default_block_rows(len(ids)))
         if views < 1 or layout.block_rows < 1:
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")

@@ -1,5 +1,5 @@
-"""Losses against a frozen source's logits (SSKT eq. 2 and 3): L = L_prim + alpha * sum over sources of L_aux
-(eq. 1).
+"""Losses against what a frozen source says, logits (SSKT eq. 2 and 3) or an embedding:
+L = L_prim + alpha * sum over sources of L_aux (eq. 1).
 
 Cross-entropy, KD and BCE have the released code's exact form; each docstring says what it averages over and
 where it departs from that code.
@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PRIMARY_LOSSES = ("ce", "focal", "bce")
-AUXILIARY_LOSSES = ("ce", "kd", "focal")
+LOGITS_LOSSES = ("ce", "kd", "focal")  # which read a source's numbers as classes
+VECTOR_LOSSES = ("cosine", "smooth-l1")  # which read them as a vector: embeddings, and logits too
+AUXILIARY_LOSSES = (*LOGITS_LOSSES, *VECTOR_LOSSES)
 KD_REDUCTIONS = ("mean", "batchmean")
 UNLABELLED = -1  # the label of a sample that has none
+_SMALLEST = 1e-6  # standard deviation of a row that is all but constant
 
 
 def soft_cross_entropy(logits: Tensor, source_logits: Tensor, *, temperature: float) -> Tensor:
@@ -102,6 +105,37 @@ def kd_divergence(logits: Tensor, source_logits: Tensor, *, temperature: float, 
     # reduced here rather than by kl_div, since torch has announced a change of its "mean"
     terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     return temperature**2 * (terms.mean() if reduction == "mean" else terms.sum(dim=1).mean())
+
+
+def cosine_distance(predicted: Tensor, vectors: Tensor) -> Tensor:
+    """1 - cosine similarity with a source's layer-normalised row ("cosine").
+
+    mean_n [ 1 - <z_n, v'_n> / (|z_n| |v'_n|) ],  v' = `layer_normalised`(v)
+
+    predicted: z, (N, K) float32, what the source's head says. vectors: v, (N, K) float32, without gradient.
+    Returns a scalar in [0, 2], mean over N.
+    """
+    return (1 - F.cosine_similarity(predicted, layer_normalised(vectors), dim=1, eps=_SMALLEST)).mean()
+
+
+def smooth_l1(predicted: Tensor, vectors: Tensor) -> Tensor:
+    """Smooth L1 distance from a source's layer-normalised row ("smooth-l1"; Huber's loss of threshold 1).
+
+    mean_nk h(z_nk - v'_nk),  h(d) = d^2 / 2 if |d| < 1 else |d| - 1/2,  v' = `layer_normalised`(v)
+
+    Only the source's rows are normalised: the head learns v' itself. Shapes as for `cosine_distance`. Returns
+    a scalar, mean over N and K.
+    """
+    return F.smooth_l1_loss(predicted, layer_normalised(vectors), reduction="mean", beta=1.0)
+
+
+def layer_normalised(rows: Tensor) -> Tensor:
+    """Rows (..., K) with mean 0 and standard deviation 1 each; a constant one is all 0.
+
+    v' = (v - mean_k v) / max(std_k v, 1e-6), std over K without correction.
+    """
+    centred = rows - rows.mean(dim=-1, keepdim=True)
+    return centred / centred.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=_SMALLEST)
 
 
 def _require_reduction(reduction: str) -> None:

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import tensorstore  # noqa: F401 - the second example's only need
 import torch
+import zarr
 from cache_samples import filled_store, new_store
 
+from cache.errors import CacheError
+from cache.row_format import REPRESENTATIONS
+from cache.store import Store
 from cache.unit import Unit
 from sskt.topk import encode
 
@@ -63,3 +67,14 @@ def test_the_documented_example_reads_the_top_of_a_row(tmp_path, capsys, run):
     shown = re.findall(r"(\d+): (?:np.float64\()?([\d.e-]+)", capsys.readouterr().out)
     assert [int(c) for c, _ in shown] == np.argsort(-z[42].astype(float), kind="stable")[:5].tolist()
     np.testing.assert_allclose([float(x) for _, x in shown], np.sort(p)[::-1][:5], rtol=5e-3)
+
+
+def test_a_store_of_representations_is_read_by_zarr_under_its_own_name(tmp_path):
+    store, rows = filled_store(tmp_path, kind=REPRESENTATIONS)
+    group = zarr.open_group(store.path, mode="r")
+    assert "logits" not in group
+    assert np.array_equal(group["representations"][:], rows)
+    again = Store.open(store.path)
+    assert (again.form.kind, again.form.array, again.top_k) == (REPRESENTATIONS, REPRESENTATIONS, None)
+    with pytest.raises(CacheError, match="representations cannot keep the top 2"):
+        new_store(tmp_path / "other", kind=REPRESENTATIONS, top_k=2)

@@ -37,7 +37,6 @@ def test_kinds_are_told_apart(k, scale):
         (logits(), "sigmoids", "declared to return sigmoids, but all 32 rows"),
         (logits(k=1), None, "one number per image, whose softmax is always 1"),
         (logits(k=1).sigmoid(), "sigmoids", "one number per image"),
-        (logits(), "embedding", "an embedding"),
     ],
 )
 def test_what_teaches_nothing_or_contradicts_its_contract_is_refused(rows, declared, said):

@@ -7,8 +7,10 @@ import torch
 from sskt.losses import (
     AUXILIARY_LOSSES,
     KD_REDUCTIONS,
+    cosine_distance,
     kd_divergence,
     multilabel_divergence,
+    smooth_l1,
     soft_cross_entropy,
     soft_focal,
 )
@@ -41,7 +43,23 @@ def focal_numpy(z_t, z_s, t):
     return t**2 * np.mean(np.sum(-p * (1 - np.exp(log_q)) ** 2 * log_q, axis=1))
 
 
+def normalised_numpy(v):
+    return np.array([(row - row.mean()) / row.std() for row in v])
+
+
+def cosine_numpy(z, v, _t):
+    wanted = normalised_numpy(v)
+    return np.mean([1 - a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for a, b in zip(z, wanted, strict=True)])
+
+
+def smooth_l1_numpy(z, v, _t):
+    d = np.abs(z - normalised_numpy(v))
+    return np.where(d < 1, d**2 / 2, d - 0.5).mean()
+
+
 LOSSES = {
+    "cosine": (lambda a, b, temperature: cosine_distance(a, b), cosine_numpy),
+    "smooth-l1": (lambda a, b, temperature: smooth_l1(a, b), smooth_l1_numpy),
     "focal": (soft_focal, focal_numpy),
     "ce": (soft_cross_entropy, soft_ce_numpy),
     "kd": (
@@ -101,6 +119,16 @@ def test_kd_of_a_source_with_itself_is_zero_and_ce_is_its_entropy():
     assert float(soft_cross_entropy(z, z, temperature=1.0)) == pytest.approx(
         float(-(p * p.log()).sum(1).mean())
     )
+
+
+@pytest.mark.parametrize("loss", [cosine_distance, smooth_l1])
+def test_vector_losses_see_neither_a_rows_mean_nor_its_scale_and_survive_a_constant_row(loss):
+    z, v = (torch.tensor(each, dtype=torch.float64) for each in pair())
+    assert float(loss(z, 5 * v + 3)) == pytest.approx(float(loss(z, v)), rel=1e-9)
+    v[0] = 0.25
+    z = z.clone().requires_grad_()
+    loss(z, v).backward()
+    assert torch.isfinite(z.grad).all()
 
 
 def test_losses_stay_finite_where_a_probability_underflows():

@@ -39,7 +39,8 @@ def cache_ls(cache_dir: str, as_json: bool) -> None:
     show(
         store_rows(location(cache_dir)),
         as_json,
-        "target source samples classes student_px source_px top_k views units bytes path problem",
+        "target source output samples classes numbers student_px source_px top_k views units bytes path "
+        "problem",
     )
 
 

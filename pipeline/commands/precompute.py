@@ -94,7 +94,15 @@ def prepare(
         "sources",
         multiple=True,
         required=True,
-        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH, program:FILE.pt2 or run:FOLDER. Repeatable.",
+        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH, program:FILE.pt2 or run:FOLDER; with an "
+        "output of its own: imagenet@pooled. Repeatable.",
+    ),
+    choice_option(
+        "--output",
+        "logits pooled embedding",
+        "logits",
+        "What to store of sources whose names do not say: logits; pooled, the input of a network's last "
+        "linear layer; embedding, the vector that a program returns.",
     ),
     together(
         "targets",
@@ -158,7 +166,7 @@ def prepare(
     together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
-    """Stage one: store the logits of frozen sources for a target.
+    """Stage one: store the logits, or embeddings, of frozen sources for a target.
 
     Each source is run once on every planned view of every training image. Stop at any time: the same command
     continues from there, and more --views or another --source extend the stores. Start it

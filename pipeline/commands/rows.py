@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cache import CacheError, Location, Store, find_stores, flatten
 from pipeline.data.datasets import prepared
 from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
 from pipeline.runtime import Paths
+from pipeline.stores import stored_output
 from sskt.recipes import Recipe, all_recipes, recipe_for
-from sskt.sources import assumed, kind_of, kinds, named_sources, parse_source, scaled_side, shown
+from sskt.sources import (
+    LOGITS_OUTPUT,
+    assumed,
+    kind_of,
+    kinds,
+    named_sources,
+    parse_source,
+    scaled_side,
+    shown,
+)
 
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
@@ -51,9 +62,12 @@ def source_fields(name: str) -> dict[str, Any]:
     """The contract of one source: its input, output and classes, and whatever is assumed because nothing
     declares it. Raises SourceError for an unknown name or a file that cannot be read.
     """
-    parse_source(name)
+    asked = parse_source(name)
     spec, remarks = kind_of(name).describe(name)
+    spec = replace(spec, name=asked.name, output=asked.output)
     contract = spec.contract
+    if spec.output != LOGITS_OUTPUT:
+        contract = replace(contract, returns=spec.returns, classes=None)
     named = contract.classes is not None
     return {
         "source": spec.name,
@@ -66,6 +80,7 @@ def source_fields(name: str) -> dict[str, Any]:
         "size": contract.size or "as the target asks",
         "trained_on": contract.crop,
         "returns": spec.returns,
+        "output": spec.output,
         "n_classes": spec.n_classes,
         "classes": shown(contract.classes) if named else None,
         "assumed": assumed(contract) or None,
@@ -141,11 +156,14 @@ def _store_row(path: Location) -> dict[str, Any]:
         n_done = n_units - len(store.pending(store.n_views))
     except CacheError as error:
         return {"path": str(path), "problem": str(error)}
+    holds_logits = stored_output(store) == LOGITS_OUTPUT
     return {
         "target": f"{store.manifest.identity['target']['name']}/{store.manifest.identity['target']['split']}",
         "source": store.manifest.identity["source"]["name"],
+        "output": stored_output(store),
         "samples": store.n_samples,
-        "classes": store.n_classes,
+        "classes": store.n_classes if holds_logits else None,
+        "numbers": store.form.width,
         "student_px": store.manifest.identity["plan"]["side_px"],
         "source_px": store.manifest.identity["input"]["side_px"],
         "top_k": store.top_k,

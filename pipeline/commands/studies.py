@@ -206,7 +206,12 @@ def reproduce(
     choice_option(
         "--transfer-module", "no yes both", "no", "Without, with, or one column of panels for each."
     ),
-    choice_option("--aux-loss", "ce kd focal", None, "Loss of the source heads. [default: the recipe's]"),
+    choice_option(
+        "--aux-loss",
+        "ce kd focal cosine smooth-l1",
+        None,
+        "Loss of the source heads. [default: the recipe's]",
+    ),
     count_option("--seeds", "Runs per point.", 1),
     count_option("--views", "Augmented views per sample.", 10),
     choice_option("--recipe", "paper fast", "paper", "Settings to start from. See sskt recipes."),

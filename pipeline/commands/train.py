@@ -115,9 +115,10 @@ _RECIPE = "Recipe"
         "--source",
         "sources",
         multiple=True,
-        help="A source to learn from; probe, or probe:SOURCE+SOURCE, is a linear probe of the target's "
-        "classes on stored logits. Repeatable. [default: every source with a whole view stored for the "
-        "target, except run:FOLDER; for kd those of its classes]",
+        help="A source to learn from: its logits or, as NAME@pooled or NAME@embedding, an embedding; probe, "
+        "or probe:SOURCE+SOURCE, is a linear probe of the target's classes on stored rows. Repeatable. "
+        "[default: every source with a whole view of logits stored for the target, except run:FOLDER; for kd "
+        "those of its classes]",
     ),
     click.option(
         "--method",
@@ -157,9 +158,24 @@ _RECIPE = "Recipe"
             show_default=True,
             help="Let source heads see every block, or only the last feature.",
         ),
-        choice_option("--aux-loss", "ce kd focal", None, f"Loss of the source heads. {_OF_RECIPE}"),
+        choice_option(
+            "--aux-loss",
+            "ce kd focal cosine smooth-l1",
+            None,
+            f"Loss of the source heads; for embeddings cosine or smooth-l1. {_OF_RECIPE}",
+        ),
+        choice_option(
+            "--aux-head",
+            "linear mlp",
+            "linear",
+            "Source heads without the transfer module: linear, or with a hidden layer.",
+        ),
         number_option("--temperature", f"Temperature of the sources' logits. {_OF_RECIPE}"),
-        number_option("--alpha", f"Weight of the auxiliary losses. {_OF_RECIPE}", positive=False),
+        number_option(
+            "--alpha",
+            "Weight of the auxiliary losses. [default: the recipe's; 1 for cosine and smooth-l1]",
+            positive=False,
+        ),
         number_option(
             "--probe-weight",
             "sskt: share of the primary loss that follows the probe instead of the labels.",

@@ -13,6 +13,7 @@ from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
 from sskt.sources import (
     CENTER_FRAME,
     CLIP,
+    LOGITS_OUTPUT,
     REFERENCE,
     ClipFrames,
     InputMap,
@@ -112,6 +113,11 @@ class Augmentation:
             return replace(clip_map, side_px=side, mean=mean)
         name = self.source_frames or CENTER_FRAME
         frames = ClipFrames.parse(name, n_frames)
+        if source.output != LOGITS_OUTPUT and frames.averages_probabilities:
+            raise RunError(
+                f"--source-frames {name} averages log-probabilities, and {source.name} has none; take "
+                f"frames:{frames.k}"
+            )
         if name == REFERENCE:
             if kind_of(source.task).is_foreign and source.contract.declares_pixels:
                 raise RunError(

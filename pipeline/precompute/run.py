@@ -1,5 +1,5 @@
 """Stage one: run the frozen sources over every planned view of a target and store their logits (SSKT eq. 5,
-6).
+6), or embeddings.
 
 Work is divided into units, (view, block of samples). One pass over a unit's images feeds every source that
 still lacks it, and each source's unit is committed whole, so running the same command again continues a
@@ -45,7 +45,15 @@ from pipeline.stores import (
     with_recorded_weights,
 )
 from sskt.errors import RunError, TargetError
-from sskt.sources import ClipFrames, InputMap, Source, source_slug
+from sskt.sources import (
+    LOGITS_OUTPUT,
+    OUTPUTS,
+    ClipFrames,
+    InputMap,
+    Source,
+    source_slug,
+    with_usual_output,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +65,7 @@ class StoreReport:
     source: str
     path: Location
     n_samples: int
-    n_classes: int
+    n_classes: int  # numbers of a row, where an embedding is stored
     views: int
     rows_done: int = 0  # rows computed by this call, not by earlier calls or other processes
     write_s: float = 0.0
@@ -133,13 +141,17 @@ def precompute(
     execution: Execution | None = None,
     limit: int | None = None,
     top_k: int | None = None,
+    output: str = LOGITS_OUTPUT,
 ) -> list[StoreReport]:
     """Run stage one for each target, or for every prepared one if none is named; see `fill_stores`.
     Processes that fill the same stores share the work.
+
+    `output`, one of `sskt.sources.OUTPUTS`, is that of sources whose names do not say which, as
+    "imagenet@pooled" does.
     """
     paths, execution = paths or Paths(), execution or choose_execution()
     world, augmentation = World.from_environment(), augmentation or Augmentation()
-    jobs = _jobs(targets, sources, views, augmentation, paths, limit, top_k)
+    jobs = _jobs(targets, _with_output(sources, output), views, augmentation, paths, limit, top_k)
     for job in jobs:
         _mention_earlier(job, augmentation, paths)
     return [
@@ -159,10 +171,12 @@ def estimate(
     execution: Execution | None = None,
     limit: int | None = None,
     top_k: int | None = None,
+    output: str = LOGITS_OUTPUT,
 ) -> list[dict[str, Any]]:
     """Estimate what `precompute` would cost; see `pipeline.precompute.estimate.estimate_job`."""
     paths, execution = paths or Paths(), execution or choose_execution()
-    jobs = _jobs(targets, sources, views, augmentation or Augmentation(), paths, limit, top_k)
+    named = _with_output(sources, output)
+    jobs = _jobs(targets, named, views, augmentation or Augmentation(), paths, limit, top_k)
     return [
         {"target": job.name, **row}
         for job in jobs
@@ -170,9 +184,16 @@ def estimate(
     ]
 
 
+def _with_output(sources: str | Sequence[str], output: str) -> tuple[str, ...]:
+    """Sources by names that say their output. Raises RunError for an unknown one."""
+    if output not in OUTPUTS:
+        raise RunError(f"--output is {output!r}, expected one of {', '.join(OUTPUTS)}")
+    return tuple(with_usual_output(name, output) for name in coerce.texts(sources, "sources"))
+
+
 def _jobs(
     targets: str | Sequence[str],
-    sources: str | Sequence[str],
+    sources: tuple[str, ...],
     views: int,
     augmentation: Augmentation,
     paths: Paths,
@@ -184,7 +205,7 @@ def _jobs(
 
     Raises TargetError, saying how to prepare one, if no target is named and none is prepared.
     """
-    targets, sources = coerce.texts(targets, "targets"), coerce.texts(sources, "sources")
+    targets = coerce.texts(targets, "targets")
     views, limit = coerce.whole(views, "views", low=1), coerce.whole_or_none(limit, "limit")
     top_k = coerce.whole_or_none(top_k, "top_k", low=0)
     names = list(targets) or prepared(paths.data_dir, paths.index_dir)

@@ -11,7 +11,7 @@ from pipeline.runtime import coerce
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError
 from sskt.names import quoted
-from sskt.sources import Contract, kind_of, parse_source
+from sskt.sources import Contract, at_output, kind_of, network_of, output_of, parse_source
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # the commands' defaults
 
@@ -56,7 +56,7 @@ class Paths:
         Raises SourceError for an unknown source, or local weights that cannot be read.
         """
         parse_source(source)
-        path = self.weights.get(source)
+        path = self.weights_of(source)
         if path is None:
             path = kind_of(source).weights_path(self.lying(source), self.weights_dir)
             if not path.is_file():
@@ -68,24 +68,28 @@ class Paths:
                 f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"
             ) from error
 
+    def weights_of(self, source: str) -> Path | None:
+        """The local file that the user gives for a source's network, whatever output is asked of it."""
+        return self.weights.get(source, self.weights.get(network_of(source)))
+
     def lying(self, source: str) -> str:
         """The name that opens `source` on this machine: for a program or run, with its present path."""
         path = self.moved.get(source)
-        return source if path is None else kind_of(source).name_at(path)
+        return source if path is None else at_output(kind_of(source).name_at(path), output_of(source))
 
     def contract_of(self, source: str) -> Contract | None:
         """The contract that the user gives for a source; programs and runs may be named without their
         folder.
         """
-        own = parse_source(source).name
-        matching = [contract for name, contract in self.contracts.items() if parse_source(name).name == own]
+        own = _network(source)
+        matching = [contract for name, contract in self.contracts.items() if _network(name) == own]
         return self.contracts.get(source, matching[0] if matching else None)
 
     def of(self, sources: Collection[str]) -> Paths:
         """Keep only these sources' weights and contracts: a run would reject others as typos."""
         return replace(
             self,
-            weights={name: path for name, path in self.weights.items() if name in sources},
+            weights={name: path for name, path in self.weights.items() if name in _with_networks(sources)},
             contracts={name: own for name in sources if (own := self.contract_of(name)) is not None},
             moved={name: path for name, path in self.moved.items() if name in sources},
         )
@@ -103,11 +107,21 @@ class Paths:
 
 def require_named(paths: Paths, sources: Sequence[str]) -> None:
     """Raise RunError for local weights or a contract of a source that this run does not have: a typo."""
-    unused = [("--weights", name) for name in sorted(set(paths.weights) - set(sources))]
-    known = {parse_source(name).name for name in sources}
-    unused += [("--contract", name) for name in paths.contracts if parse_source(name).name not in known]
+    unused = [("--weights", name) for name in sorted(set(paths.weights) - _with_networks(sources))]
+    known = {_network(name) for name in sources}
+    unused += [("--contract", name) for name in paths.contracts if _network(name) not in known]
     for option, name in unused[:1]:
         raise RunError(
             f"{option} names {name}, this run's sources are {', '.join(sources)}; "
             f"give it under the name of one of them, or leave it out"
         )
+
+
+def _with_networks(sources: Collection[str]) -> set[str]:
+    """Sources, and the networks whose outputs they are."""
+    return {*sources, *map(network_of, sources)}
+
+
+def _network(source: str) -> str:
+    """The network's name as it is recorded, without a folder."""
+    return network_of(parse_source(source).name)

@@ -1,8 +1,9 @@
 """Where a batch's source outputs come from: a store, the live sources, or both in turn. The trainer cannot
 tell which (docs/method.md, promise 6).
 
-Each returns a dict from source name to one output of that source (`SourceSpec.output`; today always the
-logits): a float16 tensor (N, K_m) on the training device, for exactly the pixels that the student sees.
+Each returns a dict from source name to the output of that source which the name asks for
+(`sskt.sources.outputs`): logits, or an embedding, which is called logits here too. It is a float16 tensor
+(N, K_m) on the training device, for exactly the pixels that the student sees.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class SourceOutputs(Protocol):
 
     @property
     def n_classes(self) -> Mapping[str, int]:
-        """Classes per source."""
+        """K_m: classes per source, or numbers of its embedding."""
 
     @property
     def weights_sha256(self) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -43,6 +43,7 @@ from pipeline.stores import (
     spec_on_store,
     split_folder,
     store_folder,
+    stored_output,
     stores_elsewhere,
     try_source,
     with_recorded_weights,
@@ -51,12 +52,15 @@ from sskt.errors import RunError
 from sskt.names import quoted
 from sskt.sources import (
     CONVERTED,
+    LOGITS_OUTPUT,
     OPTION,
     BatchStatisticsSource,
     InputMap,
     Source,
     default_batch_size,
     kind_of,
+    network_of,
+    output_of,
     to_told,
 )
 
@@ -84,6 +88,7 @@ class DataRequest:
     limit: int | None = None  # the --limit on samples
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256 by source, if the run is resumed
     whole: Dataset | None = None  # `dataset` with the samples held out for validation, if any were
+    needs_every_number: bool = False  # of a row: rows that hold only the largest are refused
 
     @property
     def stored(self) -> Dataset:
@@ -112,7 +117,9 @@ class DataRequest:
     def matching(self, source: str) -> Store | None:
         """The store of `source` that serves this run; see `matching_store`."""
         cache_dir = self.paths.cache_dir
-        by_name = [Store.open(path) for path in find_stores(store_folder(cache_dir, self.stored, source))]
+        output = output_of(source)
+        in_folder = [Store.open(path) for path in find_stores(store_folder(cache_dir, self.stored, source))]
+        by_name = [store for store in in_folder if stored_output(store) == output]
         elsewhere = stores_elsewhere(cache_dir, self.stored, source, self.weights_sha256(source))
         return matching_store(
             self.stored,
@@ -156,11 +163,11 @@ def precompute_command(
         "--source-input": None if augmentation.source_input == RELEASED else augmentation.source_input,
     }
     words = [f"--source {quoted(name)}" for name in sources]
-    given = paths.weights
-    words += [f"--weights {quoted(f'{name}={given[name]}')}" for name in sources if name in given]
-    for name in sources:
-        if (contract := paths.contract_of(name)) is not None:
-            words.append(f"{OPTION} {quoted(f'{name}={to_told(contract)}')}")
+    for network in dict.fromkeys(map(network_of, sources)):
+        if (given := paths.weights_of(network)) is not None:
+            words.append(f"--weights {quoted(f'{network}={given}')}")
+        if (contract := paths.contract_of(network)) is not None:
+            words.append(f"{OPTION} {quoted(f'{network}={to_told(contract)}')}")
     words.append(f"--target {quoted(target)}")
     words += [f"{option} {value}" for option, value in settings.items() if value is not None]
     words += folder_words(paths.data_dir, paths.cache_dir)
@@ -211,19 +218,29 @@ def open_source_outputs(
 
 
 def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
-    """The sources with a whole view stored for a target split, in alphabetical order, except students of
-    ours: those know a task's own labels, and teach only when named.
+    """The sources with a whole view of logits stored for a target split, in alphabetical order, except
+    students of ours: those know a task's own labels, and teach only when named.
     """
-    names = {_source_name(store) for store in stores_with_views(cache_dir, dataset)}
-    return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
+    return teaching_unnamed(store for store in stores_with_views(cache_dir, dataset) if _holds_logits(store))
 
 
 def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     """The sources with a whole view stored for a target split that know its classes, in alphabetical order.
     For a run whose folder is missing, only the number of classes is checked.
     """
-    stores = [s for s in stores_with_views(cache_dir, dataset) if s.n_classes == len(dataset.classes)]
-    return tuple(sorted({_source_name(store) for store in stores if _may_know(store, dataset.classes)}))
+    stores = [store for store in stores_with_views(cache_dir, dataset) if _holds_logits(store)]
+    able = [store for store in stores if store.n_classes == len(dataset.classes)]
+    return tuple(sorted({source_name(store) for store in able if _may_know(store, dataset.classes)}))
+
+
+def teaching_unnamed(stores: Iterable[Store]) -> tuple[str, ...]:
+    """The sources of stores that teach where none is named, in alphabetical order."""
+    names = {source_name(store) for store in stores}
+    return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
+
+
+def _holds_logits(store: Store) -> bool:
+    return stored_output(store) == LOGITS_OUTPUT
 
 
 def stores_with_views(cache_dir: Location, dataset: Dataset) -> list[Store]:
@@ -250,14 +267,15 @@ def _n_whole_views(stores: dict[str, Store]) -> int:
     return min(whole.values())
 
 
-def _source_name(store: Store) -> str:
+def source_name(store: Store) -> str:
+    """The name that a store records of its source, with the output that it holds."""
     return str(store.manifest.identity["source"]["name"])
 
 
 def _may_know(store: Store, classes: tuple[str, ...]) -> bool:
     """Whether a store's source has these classes; True if its classes are unknown."""
     weights = store.manifest.made_by.get("asked", {}).get("weights")
-    by_weights = kind_of(_source_name(store)).name_by_weights(weights) if weights else None
+    by_weights = kind_of(source_name(store)).name_by_weights(weights) if weights else None
     known = classes_of(by_weights) if by_weights else None
     return known is None or known == classes
 
@@ -319,6 +337,7 @@ def _store_without_held_out(request: DataRequest, name: str) -> Store | None:
 
 
 def _open_cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
+    _require_every_number(request, stores)
     for store in stores.values():
         plan = source_plan(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
         with closing(open_renderer(request.stored, plan, request.execution, batch_size=1)) as renderer:
@@ -335,6 +354,16 @@ def _open_cached(request: DataRequest, stores: dict[str, Store], views: int | No
     )
     log.info(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {placement}")
     return outputs
+
+
+def _require_every_number(request: DataRequest, stores: Mapping[str, Store]) -> None:
+    """Raise RunError for rows of the top k where the loss compares every number of a row."""
+    for name, store in stores.items():
+        if request.needs_every_number and store.top_k is not None:
+            raise RunError(
+                f"{store.path}: holds the top {store.top_k} of {store.n_classes} logits of {name}, and this "
+                f"run's --aux-loss compares all of them; choose ce, kd or focal, or precompute with --top-k 0"
+            )
 
 
 def _open_live(
@@ -372,6 +401,7 @@ def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: i
         for name, (source, input_map) in zip(sources, opened, strict=True)
     }
     stores = {name: each.store for name, each in source_stores.items()}
+    _require_every_number(request, stores)
     missing = sorted({unit.view for each in source_stores.values() for unit in each.pending})
     log.info(
         f"labels: write-through, {', '.join(sources)}: {len(missing)} of {views} view(s) will be asked for "

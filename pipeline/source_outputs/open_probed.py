@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cache import Store
+import logging
+
+from cache import Store, StoreMismatch
 from pipeline.runtime import World
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views
@@ -10,13 +12,16 @@ from pipeline.source_outputs.choose import (
     LIVE_DEFAULT_SOURCES,
     DataRequest,
     open_source_outputs,
-    stored_sources,
+    stores_with_views,
+    teaching_unnamed,
 )
 from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from sskt.errors import RunError
-from sskt.sources import asked_of, kind_of
+from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, network_of, output_of
+
+log = logging.getLogger(__name__)
 
 
 def probe_among(sources: tuple[str, ...]) -> str | None:
@@ -98,8 +103,10 @@ def _no_outputs(request: DataRequest, views: int) -> CachedOutputs:
 
 
 def _stores_of(request: DataRequest, name: str) -> dict[str, Store]:
-    """The store of each source of a probe; of "probe" alone, every source that has one."""
-    sources = asked_of(name) or stored_sources(request.paths.cache_dir, request.dataset)
+    """The store of each source of a probe; of "probe" alone, see `_stored_for_probe`."""
+    sources = asked_of(name)
+    if not sources and (chosen := _stored_for_probe(request)):
+        return chosen
     stores = {source: store for source in sources if (store := request.matching(source)) is not None}
     absent = tuple(source for source in sources if source not in stores)
     if absent or not sources:
@@ -107,9 +114,40 @@ def _stores_of(request: DataRequest, name: str) -> dict[str, Store]:
         command = request.precompute_command(absent or LIVE_DEFAULT_SOURCES, None)
         raise RunError(
             f"{name}: there is no store of {lacking} for {request.target} under {request.paths.cache_dir}, "
-            f"and a probe is fitted on stored logits; run `{command}`"
+            f"and a probe is fitted on stored rows; run `{command}`"
         )
     return stores
+
+
+def _stored_for_probe(request: DataRequest) -> dict[str, Store]:
+    """One output of every source that has a store for this run: its embedding, if at least as many whole
+    views of it are stored as of its logits.
+
+    Pooled features are what a network's logits are a linear map of: a probe on both would have more columns
+    to weigh and nothing new to read. Raises StoreMismatch for a source whose stores are all of other images,
+    sizes or plans.
+    """
+    names = teaching_unnamed(stores_with_views(request.paths.cache_dir, request.dataset))
+    chosen: dict[str, Store] = {}
+    for network in dict.fromkeys(map(network_of, names)):
+        serving: dict[str, Store] = {}
+        mismatch = None
+        for name in (each for each in names if network_of(each) == network):
+            try:
+                store = request.matching(name)
+            except StoreMismatch as error:
+                mismatch = error
+                continue
+            if store is not None:
+                serving[name] = store
+        if mismatch is not None and not serving:
+            raise mismatch
+        if serving:
+            best = max(
+                serving, key=lambda name: (serving[name].whole_views, output_of(name) != LOGITS_OUTPUT)
+            )
+            chosen[best] = serving[best]
+    return dict(sorted(chosen.items()))
 
 
 def _fit(

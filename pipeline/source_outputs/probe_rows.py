@@ -1,4 +1,6 @@
-"""The rows that a probe is fitted on and answers about: stored logits, as features, of several views."""
+"""The rows that a probe is fitted on and answers about: stored logits or embeddings of several views, as
+features.
+"""
 
 from __future__ import annotations
 

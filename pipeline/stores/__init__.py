@@ -1,6 +1,13 @@
 """Which store belongs to which job or run: the joint between the two stages."""
 
-from pipeline.stores.alike import holds, sound_stores, split_folder, store_folder, stores_elsewhere
+from pipeline.stores.alike import (
+    holds,
+    sound_stores,
+    split_folder,
+    store_folder,
+    stored_output,
+    stores_elsewhere,
+)
 from pipeline.stores.class_check import knowledge_of, log_knowledge, spread_positions
 from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
 from pipeline.stores.fill import SourceStore, open_source_store
@@ -42,6 +49,7 @@ __all__ = [
     "split_folder",
     "spread_positions",
     "store_folder",
+    "stored_output",
     "stores_elsewhere",
     "trial_positions",
     "try_source",

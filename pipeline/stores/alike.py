@@ -16,7 +16,7 @@ import numpy as np
 from cache import CacheError, Difference, Location, Store, StoreMismatch, differences, find_stores, subfolders
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import path_family, target_slug
-from sskt.sources import kind_of, parse_source, source_slug
+from sskt.sources import LOGITS_OUTPUT, kind_of, parse_source, source_slug
 
 # fields that also differ for a subset of a store's samples, which is checked row by row
 _PER_SAMPLE = ("target.n_samples", "target.contents_sha256", "target.labels_sha256")
@@ -60,6 +60,11 @@ def sound_stores(folder: Location) -> Iterator[Store]:
     for path in find_stores(folder):
         with suppress(CacheError):
             yield Store.open(path)
+
+
+def stored_output(store: Store) -> str:
+    """Which of its source's outputs a store holds, one of `sskt.sources.OUTPUTS`."""
+    return str(store.manifest.identity["source"].get("output", LOGITS_OUTPUT))
 
 
 def unmet_fields(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:
@@ -123,6 +128,8 @@ def _unless_subset(unmet: list[Difference], store: Store, dataset: Dataset) -> l
 
 def _is_source(store: Store, name: str, weights_sha256: str | None) -> bool:
     stored, spec = store.manifest.identity["source"], parse_source(name)
+    if stored_output(store) != spec.output:
+        return False
     if stored["name"] == spec.name:
         return True
     kind = kind_of(name)  # renaming a file also renames a source that is named by its path

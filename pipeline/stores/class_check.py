@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cache import Store
 from pipeline.data.datasets.dataset import Dataset
 from sskt.metrics import class_precisions
-from sskt.sources import Contract, SourceSpec, columns_of, kind_of, known_orders
+from sskt.sources import LOGITS_OUTPUT, Contract, SourceSpec, columns_of, kind_of, known_orders
 from sskt.topk import decode
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,11 @@ def knowledge_of(
 
 
 def log_knowledge(store: Store, spec: SourceSpec, dataset: Dataset) -> None:
-    """After stage one: log how often the stored rows of view 0 are right, if the source has the target's
+    """After stage one: log how often the stored rows of view 0 are right, if they are logits of the target's
     classes.
     """
+    if spec.output != LOGITS_OUTPUT:
+        return
     columns = known_columns(spec.contract, spec.name, spec.n_classes, dataset)
     if columns is None or store.whole_views < 1 or not len(dataset.labelled):
         return

@@ -19,7 +19,7 @@ def open_named(name: str, paths: Paths) -> Source:
     """
     source = open_source(
         paths.lying(name),
-        weights=paths.weights.get(name),
+        weights=paths.weights_of(name),
         weights_dir=paths.weights_dir,
         told=paths.contract_of(name),
     )

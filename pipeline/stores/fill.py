@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.progress import TaskID
 
-from cache import Location, Manifest, Store
+from cache import LOGITS, REPRESENTATIONS, Location, Manifest, Store
 from cache.unit import Unit
 from pipeline.data.datasets.registry import parse_target
 from pipeline.data.render import Renderer, open_renderer
@@ -24,7 +24,7 @@ from pipeline.stores.job import Job
 from pipeline.stores.match import destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
 from pipeline.stores.trial import try_source
-from sskt.sources import FrozenSource, InputMap, Source
+from sskt.sources import LOGITS_OUTPUT, FrozenSource, InputMap, Source
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +83,7 @@ def open_source_store(
                 n_classes=source.spec.n_classes,
                 views=job.views,
                 top_k=place.top_k,
+                kind=LOGITS if source.spec.output == LOGITS_OUTPUT else REPRESENTATIONS,
                 probe_ids=dataset.ids[probe],
                 probe=pixels,
             )  # opens another process's store if that was faster

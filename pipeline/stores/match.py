@@ -31,7 +31,8 @@ from pipeline.stores.alike import (
 )
 from pipeline.stores.fingerprint import identity, source_identity
 from pipeline.stores.job import Job
-from sskt.sources import InputMap, Source, kind_of, parse_source
+from sskt.errors import RunError
+from sskt.sources import LOGITS_OUTPUT, InputMap, Source, kind_of, network_of, parse_source
 from sskt.topk import row_width
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ class Candidate:
 
 
 def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Location) -> Destination:
-    """The store that a source's logits belong in: the form that `job.top_k` sets, or if it is None, an
+    """The store that a source's rows belong in: the form that `job.top_k` sets, or if it is None, an
     existing store. A store of the same rows under another name will do, and is logged.
+
+    Raises RunError for the top k of an embedding.
     """
     spec = source.spec
     about = source_identity(spec, source.weights_sha256, spec.n_classes)
@@ -80,6 +83,13 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         return place if place.exists else _alike(place, job, source, cache_dir) or place
 
     dense, wanted = of_form(None), job.top_k
+    if spec.output != LOGITS_OUTPUT:
+        if wanted:
+            raise RunError(
+                f"--top-k {wanted} keeps the largest logits, and {spec.name} has none; leave it out, or "
+                f"store the logits by a command of their own"
+            )
+        return or_alike(dense)
     if wanted is None:
         nbytes = 2 * spec.n_classes * len(job.dataset) * job.views
         if dense.exists:
@@ -192,7 +202,8 @@ def _source_and_input(store: Store) -> dict[str, Any]:
 
 def _ambiguous_weights(source_name: str, stores: list[Store]) -> StoreMismatch:
     """Different networks under one name: the user must say which one to use."""
-    option = "--source with its path" if kind_of(source_name).is_path else f"--weights {source_name}=FILE"
+    by_weights = f"--weights {network_of(source_name)}=FILE"
+    option = "--source with its path" if kind_of(source_name).is_path else by_weights
     made = [store.manifest.made_by for store in stores]
     made_from = ", ".join(
         f"{store.path} from {by.get('asked', {}).get('weights')} of {by.get('created')}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from cache import Store
 from pipeline.runtime import Paths
 from sskt.download import known_digest_of
-from sskt.sources import kind_of, parse_source
+from sskt.sources import kind_of, network_of, parse_source
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +20,14 @@ def with_recorded_weights(source: str, paths: Paths, stores: Iterable[Store]) ->
     downloaded. The file must still have the recorded sha256, and all stores whose file does must agree on it.
     The file is logged.
     """
-    spec = parse_source(source)
-    if kind_of(source).is_path or source in paths.weights or paths.weights_sha256(source):
+    network = network_of(parse_source(source).name)
+    if kind_of(source).is_path or paths.weights_of(source) or paths.weights_sha256(source):
         return paths
     files: dict[str, tuple[Path, Store]] = {}  # by sha256
     for store in stores:
         recorded = store.manifest.identity["source"]
         path = Path(store.manifest.made_by.get("asked", {}).get("weights") or "")
-        if recorded["name"] == spec.name and path.is_file():
+        if network_of(recorded["name"]) == network and path.is_file():
             sha256 = str(recorded["weights_sha256"])
             if _has_digest(path, sha256):
                 files[sha256] = (path, store)
@@ -35,7 +35,7 @@ def with_recorded_weights(source: str, paths: Paths, stores: Iterable[Store]) ->
         return paths
     ((path, store),) = files.values()
     log.info(f"{source}: its weights are {path}, from which {store.path} was made")
-    return replace(paths, weights={**paths.weights, source: path})
+    return replace(paths, weights={**paths.weights, network_of(source): path})
 
 
 def _has_digest(path: Path, sha256: str) -> bool:

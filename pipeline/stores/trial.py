@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.render import Renderer
-from sskt.sources import FrozenSource, remarks_on, require_known_kind
+from sskt.sources import (
+    LOGITS_OUTPUT,
+    FrozenSource,
+    remarks_on,
+    remarks_on_embedding,
+    require_embedding,
+    require_known_kind,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +42,15 @@ def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> No
     `renderer` draws what the source sees, one sample at a time. Raises SourceError for outputs that
     contradict its contract, or that nothing can be learnt from.
     """
-    name, declared = frozen.source.spec.name, frozen.source.spec.contract.returns
+    spec = frozen.source.spec
+    name, declared = spec.name, spec.contract.returns
     batches = [np.array([position]) for position in trial_positions(dataset)]
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
-    require_known_kind(outputs, declared, name)
-    for remark in remarks_on(outputs, declared, name):
+    if spec.output == LOGITS_OUTPUT:
+        require_known_kind(outputs, declared, name)
+        remarks = remarks_on(outputs, declared, name)
+    else:
+        require_embedding(outputs, name)
+        remarks = remarks_on_embedding(outputs, name)
+    for remark in remarks:
         log.warning(remark)

@@ -26,7 +26,7 @@ from pipeline.studies.series import precompute_once, train_or_resume
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import read_config
 from sskt.errors import RunError
-from sskt.sources import kind_of
+from sskt.sources import at_output, kind_of, output_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -280,8 +280,9 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _short(name: str) -> str:
-    """program:/a/b/net.pt2 as net."""
-    return path.stem if (path := kind_of(name).path(name)) is not None else name
+    """program:/a/b/net.pt2 as net, and its embedding as net@embedding."""
+    path = kind_of(name).path(name)
+    return name if path is None else at_output(path.stem, output_of(name))
 
 
 def _slugs(panels: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:

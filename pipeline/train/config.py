@@ -88,6 +88,7 @@ class TrainConfig:
     # of the training samples, which choose the best epoch and are not trained on; None: not settled yet
     val_share: float | None = 0.0
     chosen_on: str | None = "test"  # the split that chooses it: "val", "test", or None for no best epoch
+    aux_head: str = "linear"  # of the sources: one of sskt.students.student.AUXILIARY_HEADS
     probe_weight: float = 0.9  # the probe's share of the primary loss of method sskt
     probe_temperature: float = 1.0
     probe_views: str = "mean"  # what a probe answers about: one of PROBE_VIEWS

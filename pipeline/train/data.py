@@ -23,6 +23,7 @@ from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits, contents_of, open_splits
 from sskt.errors import RunError
+from sskt.losses import VECTOR_LOSSES
 from sskt.methods import method_named
 from sskt.sources import asked_of, columns_of, kind_of
 
@@ -130,6 +131,7 @@ def _open_outputs(
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,
+        needs_every_number=config.aux_loss in VECTOR_LOSSES,
     )
     if config.labels == "write-through" and world.size > 1:
         raise RunError(

@@ -12,9 +12,10 @@ import torch
 from pipeline.runtime import student_precision
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
+from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
 from sskt.methods import METHODS, Method, Parts, method_named, readers
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
-from sskt.sources import kind_of
+from sskt.sources import LOGITS_OUTPUT, kind_of, network_of, output_of
 from sskt.students import BACKBONES, Backbone, build_backbone
 
 # what decides how sources are asked, which only methods that have some read
@@ -37,6 +38,23 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
             raise RunError(
                 f"--{name.replace('_', '-')}{said}: --method {method} does not read it, "
                 f"{' and '.join(able)} would; leave it out, or choose another method"
+            )
+
+
+def require_learnable(config: TrainConfig) -> None:
+    """Raise RunError for an output of a source that the run's method or loss cannot learn from."""
+    learns = method_named(config.method).needs
+    for name in config.sources:
+        output = output_of(name)
+        if learns and output not in learns:
+            raise RunError(
+                f"--method {config.method} learns from {' and '.join(learns)}, and {name} is an embedding; "
+                f"name {network_of(name)} or probe:{name}, or choose another method"
+            )
+        if learns and output != LOGITS_OUTPUT and config.aux_loss in LOGITS_LOSSES:
+            raise RunError(
+                f"--aux-loss {config.aux_loss} compares classes, and {name} is an embedding; use --aux-loss "
+                f"{' or '.join(VECTOR_LOSSES)}"
             )
 
 

@@ -25,7 +25,7 @@ class TrainingBatch:
     ids: torch.Tensor  # int64 (n,), on the host
     pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB; of videos (n, 3, D, side, side)
     labels: torch.Tensor  # int64 (n,)
-    logits: dict[str, torch.Tensor]  # each source's, float16 (n, K), for these very pixels
+    logits: dict[str, torch.Tensor]  # or embeddings, each source's, float16 (n, K), for these very pixels
 
 
 class OwnLoopData:

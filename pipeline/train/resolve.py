@@ -20,6 +20,7 @@ from pipeline.train.data import TrainingData
 from pipeline.train.method import choose_clip_mean, choose_precision, require_read
 from sskt.download import known_digest_of
 from sskt.errors import RunError
+from sskt.losses import VECTOR_LOSSES
 from sskt.methods import GATES, METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
 from sskt.optimiser import require_nesterov
@@ -146,6 +147,13 @@ def _chosen(method: str, recipe: Recipe, settings: Mapping[str, Any]) -> dict[st
         given.setdefault("milestones", recipe.milestones_in(given["epochs"]))
         if given.get("schedule", recipe.schedule) == "plateau":
             given.setdefault("patience", recipe.patience_in(given["epochs"]))
+    if given.get("aux_loss", recipe.aux_loss) in VECTOR_LOSSES:
+        given.setdefault("alpha", 1.0)  # they are of order 1, and T^2 times a cross-entropy of order 50
+        if given.get("temperature", recipe.temperature) != recipe.temperature:
+            raise RunError(
+                f"--temperature {given['temperature']} softens classes, and --aux-loss "
+                f"{given['aux_loss']} compares vectors; leave it out"
+            )
     values = _usual(recipe) | given
     if values["primary_loss"] != "ce" and "label_smoothing" not in given:
         values["label_smoothing"] = 0.0  # which is of ce alone

@@ -21,7 +21,7 @@ from pipeline.train.data import TrainingData, open_data
 from pipeline.train.evaluate import Evaluator, of_clips
 from pipeline.train.kernel_check import prepare_to_score, require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
-from pipeline.train.method import open_method
+from pipeline.train.method import open_method, require_learnable
 from pipeline.train.resolve import declared_of, require_reads, resolve, settle, smallest_step, weights_name
 from pipeline.train.run_folder import (
     Run,
@@ -94,6 +94,7 @@ def train(
             finetune_from=began_with,
             **settings,
         )
+        require_learnable(planned)
         data = open_data(planned, paths=paths, execution=execution, world=world)
         config = settle(planned, data)
         backbone = _backbone(model or name, config.seed, config.clip_mean)

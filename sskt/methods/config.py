@@ -19,10 +19,12 @@ from sskt.losses import (
     KD_REDUCTIONS,
     PRIMARY_LOSSES,
     UNLABELLED,
+    cosine_distance,
     focal,
     kd_divergence,
     multilabel_bce,
     multilabel_divergence,
+    smooth_l1,
     soft_cross_entropy,
     soft_focal,
 )
@@ -75,7 +77,7 @@ class LabelConfig(MethodConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceConfig(LabelConfig):
-    """Of methods that learn from sources' logits as well."""
+    """Of methods that learn from sources' logits, or embeddings, as well."""
 
     temperature: float = 3.0
     alpha: float = 0.1  # weight of L_aux
@@ -91,7 +93,7 @@ class SourceConfig(LabelConfig):
         require_range("alpha", self.alpha, 0, math.inf)
 
     def auxiliary(self, logits: Tensor, source_logits: Tensor, mixed: Mixture | None = None) -> Tensor:
-        """L_aux of one source: logits and source_logits (N, K)."""
+        """L_aux of one source: logits and source_logits (N, K), of an embedding its numbers."""
         return of_both(self._auxiliary, logits.float(), source_logits.float(), mixed)
 
     def distance(self, logits: Tensor, source_logits: Tensor, mixed: Mixture | None = None) -> Tensor:
@@ -104,6 +106,10 @@ class SourceConfig(LabelConfig):
     def _auxiliary(self, logits: Tensor, source_logits: Tensor) -> Tensor:
         if self.aux_loss == "ce":
             return soft_cross_entropy(logits, source_logits, temperature=self.temperature)
+        if self.aux_loss == "cosine":
+            return cosine_distance(logits, source_logits)
+        if self.aux_loss == "smooth-l1":
+            return smooth_l1(logits, source_logits)
         if self.aux_loss == "focal":
             return soft_focal(logits, source_logits, temperature=self.temperature)
         return kd_divergence(logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction)

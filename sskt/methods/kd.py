@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sskt.errors import RunError
+from sskt.losses import LOGITS_LOSSES
 from sskt.methods.config import SourceConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
 from sskt.methods.mixture import Mixture
@@ -29,6 +30,11 @@ class KdConfig(SourceConfig):
     def __post_init__(self) -> None:
         """Raises RunError for a value that no training can have."""
         SourceConfig.__post_init__(self)
+        if self.aux_loss not in LOGITS_LOSSES:
+            raise RunError(
+                f"--aux-loss {self.aux_loss} is of source heads, which --method kd has none of; use "
+                f"{' or '.join(LOGITS_LOSSES)}, or --method sskt"
+            )
         if self.alpha > 1:
             raise RunError(
                 f"--alpha is {self.alpha:g}, expected at most 1 with --method kd, where it is the teacher's "

@@ -46,10 +46,23 @@ class Parts:
     probe: str | None = None  # the source that was fitted to the target's labels, if one was
 
     def student(
-        self, backbone: Backbone, heads: Mapping[str, int], *, transfer_module: bool = False
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, int],
+        *,
+        transfer_module: bool = False,
+        aux_head: str = "linear",
     ) -> Student:
-        """A student of the target's classes, with an auxiliary head of so many classes for each name."""
-        made = Student(backbone, self.n_classes, heads, transfer_module, init=self.init, dropout=self.dropout)
+        """A student of the target's classes, with an auxiliary head of so many numbers for each name."""
+        made = Student(
+            backbone,
+            self.n_classes,
+            heads,
+            transfer_module,
+            init=self.init,
+            dropout=self.dropout,
+            aux_head=aux_head,
+        )
         if self.freeze_until is not None:
             made.freeze_until(self.freeze_until)
         return made
@@ -61,7 +74,7 @@ class Method(nn.Module):
     """
 
     Config: ClassVar[type[MethodConfig]]
-    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it learns from, such as "logits"
+    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it can learn from, such as "logits"
     shares_classes: ClassVar[bool] = False  # whether its sources know the target's own classes
     several_labels: ClassVar[bool] = True  # what it can do with: several labels per image,
     several_processes: ClassVar[bool] = True

@@ -24,7 +24,7 @@ from sskt.methods.config import SourceConfig, require_choice, require_range
 from sskt.methods.gradients import cosine, gated, gradients_of, with_gradients
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
 from sskt.methods.mixture import Mixture, of_both
-from sskt.students.student import Student
+from sskt.students.student import AUXILIARY_HEADS, Student
 
 GRADIENT_COSINE = ("off", "record", "weigh")
 GATES = ("shared", "losses")
@@ -37,6 +37,7 @@ class SsktConfig(SourceConfig):
     """
 
     transfer_module: bool = False
+    aux_head: str = "linear"  # one of AUXILIARY_HEADS
     gradient_cosine: str = "off"  # one of GRADIENT_COSINE
     gates: str = "shared"
     probe_weight: float = 0.9  # w: the probe's share of the primary loss
@@ -46,6 +47,12 @@ class SsktConfig(SourceConfig):
         """Raises RunError for a value that no training can have."""
         SourceConfig.__post_init__(self)
         require_choice("gradient_cosine", self.gradient_cosine, GRADIENT_COSINE)
+        require_choice("aux_head", self.aux_head, AUXILIARY_HEADS)
+        if self.transfer_module and self.aux_head != "linear":
+            raise RunError(
+                f"--aux-head {self.aux_head} replaces a linear head on the last feature, and with "
+                f"--transfer-module source heads read every block; leave one of them out"
+            )
         require_range("probe_weight", self.probe_weight, 0, 1)
         require_range("probe_temperature", self.probe_temperature, math.ulp(0), math.inf)
 
@@ -69,14 +76,16 @@ class Sskt(Method):
     """
 
     Config = SsktConfig
-    needs = ("logits",)
+    needs = ("logits", "pooled", "embedding")
     reads_unlabelled = True
 
     @classmethod
     def build(cls, config: SsktConfig, parts: Parts) -> Sskt:
         """See `Method.build`."""
         heads = {name: n for name, n in parts.source_classes.items() if name != parts.probe}
-        student = parts.student(parts.backbone, heads, transfer_module=config.transfer_module)
+        student = parts.student(
+            parts.backbone, heads, transfer_module=config.transfer_module, aux_head=config.aux_head
+        )
         return cls(student, config, channels_last=parts.channels_last, probe=parts.probe)
 
     @classmethod

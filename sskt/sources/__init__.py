@@ -7,6 +7,7 @@ from sskt.sources.class_order import columns_of, known_orders
 from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.sources.contract import CONVERTED, LOGITS, Contract, assumed, sentence, shown
 from sskt.sources.declared import OPTION, save_source, to_told
+from sskt.sources.embeddings import remarks_on_embedding, require_embedding
 from sskt.sources.forward import (
     DTYPES,
     Forward,
@@ -17,6 +18,14 @@ from sskt.sources.forward import (
 )
 from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
 from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.outputs import (
+    LOGITS_OUTPUT,
+    OUTPUTS,
+    at_output,
+    network_of,
+    output_of,
+    with_usual_output,
+)
 from sskt.sources.plain import DisagreementError
 from sskt.sources.registry import (
     asked_of,
@@ -31,7 +40,7 @@ from sskt.sources.registry import (
     split_names,
     weights_file,
 )
-from sskt.sources.source import LOGITS_OUTPUT, Source, SourceSpec
+from sskt.sources.source import Source, SourceSpec
 
 __all__ = [
     "CENTER_FRAME",
@@ -41,6 +50,7 @@ __all__ = [
     "LOGITS",
     "LOGITS_OUTPUT",
     "OPTION",
+    "OUTPUTS",
     "REFERENCE",
     "BatchStatisticsSource",
     "ClipFrames",
@@ -54,6 +64,7 @@ __all__ = [
     "SourceSpec",
     "asked_of",
     "assumed",
+    "at_output",
     "columns_of",
     "default_batch_size",
     "default_compute",
@@ -63,12 +74,16 @@ __all__ = [
     "kinds",
     "known_orders",
     "named_sources",
+    "network_of",
     "one_thread_each",
     "open_source",
+    "output_of",
     "parse_source",
     "published_digest",
     "remarks_on",
+    "remarks_on_embedding",
     "reopen_source",
+    "require_embedding",
     "require_known_kind",
     "save_source",
     "scaled_side",
@@ -78,4 +93,5 @@ __all__ = [
     "split_names",
     "to_told",
     "weights_file",
+    "with_usual_output",
 ]

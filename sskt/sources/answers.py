@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sskt.errors import SourceError
 from sskt.sources.contract import (
-    EMBEDDING,
     LOG_PROBABILITIES,
     LOGITS,
     PROBABILITIES,
@@ -37,11 +36,6 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
     `declared` is one of `sskt.sources.contract.RETURNS`, or None if nothing is declared.
     """
     rows = _finite(outputs)
-    if declared == EMBEDDING:
-        raise SourceError(
-            f"{name} is declared to return an embedding, which no loss can compare with classes, and "
-            f"features are not stored yet; export the network with its classifier"
-        )
     if not len(rows):
         return
     n, n_classes = rows.shape

@@ -61,6 +61,11 @@ class ClipFrames:
             return tuple((2 * i + 1) * self.n_frames // (2 * self.k) for i in range(self.k))
         return tuple(range(self.n_frames))
 
+    @property
+    def averages_probabilities(self) -> bool:
+        """Whether rows are averaged as log-probabilities, which only logits have."""
+        return self.average == _LOG_PROBABILITIES
+
     def images(self, picked: Tensor) -> Tensor:
         """Turn picked frames into the network's input: uint8 (N, 3, F, H, W) to (N * r, 3, H, W).
 
@@ -78,6 +83,6 @@ class ClipFrames:
         if self.kind != FRAMES:
             return logits
         rows = logits.view(-1, self.k, logits.shape[1])
-        if self.average == _LOG_PROBABILITIES:
+        if self.averages_probabilities:
             rows = rows.log_softmax(dim=2)
         return rows.mean(dim=1)

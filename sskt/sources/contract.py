@@ -171,7 +171,7 @@ def assumed(contract: Contract) -> str:
         missing.append("RGB")
     if contract.returns is None:
         missing.append("logits")
-    if contract.classes is None:
+    if contract.classes is None and contract.returns != EMBEDDING:
         missing.append("classes unknown")
     return ", ".join(missing)
 

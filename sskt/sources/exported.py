@@ -10,6 +10,7 @@ from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of
 from sskt.sources.exported_program import read_program
 from sskt.sources.kind import Kind, rest_path, weights_digest
+from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT
 from sskt.sources.source import Source, SourceSpec
 
 
@@ -18,6 +19,7 @@ class ProgramKind(Kind):
 
     prefix, forms, weights_note = "program", ("program:FILE.pt2",), "your torch.export program"
     is_path = is_foreign = True
+    outputs = (LOGITS_OUTPUT, EMBEDDED)
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads no file, so the number of classes is 0."""

@@ -1,4 +1,5 @@
-"""Run a frozen source: the input map f_s (SSKT eq. 6), then logits as a pure function of one image.
+"""Run a frozen source: the input map f_s (SSKT eq. 6), then logits as a pure function of one image; or the
+embedding that is asked of it, which takes the same way.
 
 A row's last bits depend on the batch size and the number of CPU threads, since kernels are chosen by both. So
 every forward has exactly the same batch size, and on a CPU exactly one thread: several forwards run side by
@@ -179,8 +180,9 @@ class FrozenSource:
         bad = insane_rows(logits, largest)
         if bad:
             fast = self.forward.compute != "fp32"
+            spec = self.source.spec
             raise NonFiniteLogitsError(
-                f"{self.source.spec.name} gave NaN, infinite or over {largest:g} logits for "
+                f"{spec.name} gave NaN, infinite or over {largest:g} {spec.output_noun} for "
                 f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
                 f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
@@ -257,8 +259,9 @@ class FrozenSource:
         wanted = (n, self.source.spec.n_classes)
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
             actual = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            what = self.source.spec.output_noun
             raise SourceError(
-                f"{name} returns {actual}, expected logits of shape {wanted}; export the logits alone"
+                f"{name} returns {actual}, expected {what} of shape {wanted}; export the {what} alone"
             )
         if self.source.is_traced:
             few = self.source.nearest_batch_size(2)

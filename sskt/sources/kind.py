@@ -12,11 +12,14 @@ from pathlib import Path
 from sskt.download import digest_of
 from sskt.errors import SourceError
 from sskt.sources.contract import Contract
+from sskt.sources.outputs import LOGITS_OUTPUT, network_of
 from sskt.sources.source import Source, SourceSpec
 
 
 class Kind(ABC):
-    """All sources whose names are `prefix` alone or PREFIX:REST."""
+    """All sources whose names are `prefix` alone or PREFIX:REST, with or without an output
+    (`sskt.sources.outputs`); `parse` and `open` get names without one.
+    """
 
     prefix: str
     forms: tuple[str, ...]  # of names, for messages: ("imagenet", "imagenet:ARCHITECTURE")
@@ -25,6 +28,7 @@ class Kind(ABC):
     must_be_named = False  # whether its stores serve only runs that name the source
     sees_target_size = False  # whether it sees images in the student's size, without upsampling
     is_fitted = False  # whether it is fitted to the target's labels, so that its classes are the target's
+    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # that can be asked of its networks
     is_foreign = False  # whether its normalisation is known only if it is declared
 
     @abstractmethod
@@ -78,8 +82,8 @@ class Kind(ABC):
 
 
 def rest_path(name: str) -> Path:
-    """The PATH of a name PREFIX:PATH."""
-    return Path(name.partition(":")[2]).expanduser()
+    """The PATH of a name PREFIX:PATH or PREFIX:PATH@OUTPUT."""
+    return Path(network_of(name).partition(":")[2]).expanduser()
 
 
 def weights_digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""probe and probe:SOURCE+SOURCE: not a network, but a linear probe fitted on the stored logits of others."""
+"""probe and probe:SOURCE+SOURCE: not a network, but a linear probe fitted on the stored rows of others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ProbeKind(Kind):
     """A teacher of the target's own classes, fitted when a run begins (`sskt.probe`)."""
 
     prefix, forms = "probe", ("probe", "probe:SOURCE+SOURCE")
-    weights_note = "fitted on the stored logits of the sources"
+    weights_note = "fitted on the stored rows of the sources"
     must_be_named = is_fitted = True
 
     def parse(self, name: str) -> SourceSpec:
@@ -25,7 +25,7 @@ class ProbeKind(Kind):
     def open(self, name: str, weights: Path, told: Contract) -> Source:  # noqa: ARG002
         """Raises SourceError: there is nothing to open."""
         raise SourceError(
-            f"{name} is no network: it is fitted on the stored logits of other sources when `sskt train "
+            f"{name} is no network: it is fitted on the stored rows of other sources when `sskt train "
             f"--source {name}` begins; precompute those"
         )
 

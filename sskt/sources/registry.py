@@ -11,11 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from sskt.errors import SourceError
-from sskt.sources.contract import EMBEDDING, NOTHING, Contract, sentence
+from sskt.sources.contract import NOTHING, Contract, sentence
 from sskt.sources.declared import OPTION, Declared
 from sskt.sources.exported import ProgramKind
 from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.kinetics import Kinetics
+from sskt.sources.open_output import open_output
+from sskt.sources.outputs import (
+    EMBEDDED,
+    POOLED,
+    at_output,
+    network_of,
+    output_of,
+    split_output,
+)
 from sskt.sources.places365 import Places365
 from sskt.sources.probe import ProbeKind
 from sskt.sources.run import RunKind
@@ -52,7 +61,7 @@ def kinds() -> list[Kind]:
 
 def kind_of(name: str) -> Kind:
     """The kind of the source called `name`. Raises SourceError for an unknown one."""
-    kind = _KINDS.get(name.partition(":")[0])
+    kind = _KINDS.get(network_of(name).partition(":")[0])
     if kind is None:
         raise _unknown(name)
     return kind
@@ -60,13 +69,16 @@ def kind_of(name: str) -> Kind:
 
 def parse_source(name: str) -> SourceSpec:
     """The source called `name`; no file is read except a run's config. Raises SourceError for an unknown
-    name.
+    name, or an output that sources of its kind do not have.
     """
-    kind = kind_of(name)
-    lacks_rest = not name.partition(":")[2] if kind.is_path else name.endswith(":")
+    kind, (network, output) = kind_of(name), split_output(name)
+    lacks_rest = not network.partition(":")[2] if kind.is_path else network.endswith(":")
     if lacks_rest:
         raise _unknown(name)
-    return kind.parse(name)
+    if output not in kind.outputs:
+        raise _lacks_output(network, output, kind)
+    spec = kind.parse(network)
+    return replace(spec, name=at_output(spec.name, output), output=output)
 
 
 def named_sources() -> list[SourceSpec]:
@@ -90,9 +102,10 @@ def split_names(text: str) -> tuple[str, ...]:
     first, *rest = text.split("+")
     names = [first]
     for part in rest:
-        kind = _KINDS.get(part.partition(":")[0])
+        network = network_of(part)
+        kind = _KINDS.get(network.partition(":")[0])
         of_probe = names[-1].startswith(f"{ProbeKind.prefix}:")
-        if kind is not None and (":" in part or part in kind.forms) and not of_probe:
+        if kind is not None and (":" in network or network in kind.forms) and not of_probe:
             names.append(part)
         else:
             names[-1] += f"+{part}"
@@ -114,16 +127,16 @@ def open_source(
     Raises SourceError if the weights do not fit or cannot be read, or the contract does not fit them,
     DownloadError if they cannot be fetched.
     """
-    spec, kind = parse_source(name), kind_of(name)
+    spec, kind, (network, output) = parse_source(name), kind_of(name), split_output(name)
     if weights is not None and kind.is_path:
         raise SourceError(
             f"{spec.name} carries its own weights, {weights} was given beside it; leave that out"
         )
-    source = kind.open(name, weights or kind.fetch_weights(name, weights_dir), told or NOTHING)
+    source = kind.open(network, weights or kind.fetch_weights(network, weights_dir), told or NOTHING)
     _require_fitting(source.spec)
     if told is not None and source.declared is None:
-        return replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
-    return source
+        source = replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
+    return open_output(source, output)
 
 
 def reopen_source(name: str, weights: str | Path | None, *, weights_dir: Path) -> Source:
@@ -134,7 +147,7 @@ def reopen_source(name: str, weights: str | Path | None, *, weights_dir: Path) -
         return open_source(name, weights_dir=weights_dir)
     by_weights = kind_of(name).name_by_weights(weights)
     if by_weights is not None:
-        return open_source(by_weights, weights_dir=weights_dir)
+        return open_source(at_output(by_weights, output_of(name)), weights_dir=weights_dir)
     return open_source(name, weights=Path(weights), weights_dir=weights_dir)
 
 
@@ -151,24 +164,32 @@ def published_digest(name: str, weights: Path) -> bool:
     return prefix is not None and weights_digest(weights).startswith(prefix)
 
 
+def _lacks_output(network: str, output: str, kind: Kind) -> SourceError:
+    asked = f"{network} is asked for its output {output}"
+    if output == POOLED and EMBEDDED in kind.outputs:
+        return SourceError(
+            f"{asked}, and a program's layers cannot be told apart; export the network without its "
+            f"classifier, and name that {at_output('program:FILE.pt2', EMBEDDED)}"
+        )
+    if output == EMBEDDED and POOLED in kind.outputs:
+        return SourceError(f"{asked}, which programs have; its features are {at_output(network, POOLED)}")
+    return SourceError(f"{asked}, expected {' or '.join(kind.outputs)}")
+
+
 def _unknown(name: str) -> SourceError:
     forms = sorted((form for kind in kinds() for form in kind.forms), key=lambda form: ":" in form)
+    with_output = " (an output may follow: @pooled, @embedding)" if "@" in name else ""
     return SourceError(
-        f"source {name!r} is unknown, expected {', '.join(forms[:-1])} or {forms[-1]}; "
+        f"source {name!r} is unknown, expected {', '.join(forms[:-1])} or {forms[-1]}{with_output}; "
         f"sskt sources lists them"
     )
 
 
 def _require_fitting(spec: SourceSpec) -> None:
-    """Raise SourceError for a contract with another number of classes, or an output that cannot teach."""
+    """Raise SourceError for a contract with another number of classes than the network returns."""
     classes = spec.contract.classes
     if isinstance(classes, tuple) and len(classes) != spec.n_classes:
         raise SourceError(
             f"{spec.name}: its contract names {len(classes)} classes ({classes[0]}, ...) and it returns "
             f"{spec.n_classes} numbers; correct the names, or leave them out"
-        )
-    if spec.returns == EMBEDDING:
-        raise SourceError(
-            f"{spec.name} is declared to return an embedding, which no loss can compare with classes, and "
-            f"features are not stored yet; export the network with its classifier"
         )

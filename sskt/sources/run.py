@@ -19,6 +19,7 @@ from sskt.sanity import LARGEST_LOGIT, has_settled
 from sskt.sources.clip_classifier import clip_normalisation
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, rest_path, weights_digest
+from sskt.sources.outputs import LOGITS_OUTPUT, POOLED
 from sskt.sources.source import Source, SourceSpec
 from sskt.students import BACKBONES, CLIP_BACKBONES
 from sskt.students.student import build_student
@@ -33,6 +34,7 @@ class RunKind(Kind):
 
     prefix, forms, weights_note = "run", ("run:FOLDER",), "a student of yours"
     is_path = must_be_named = sees_target_size = True
+    outputs = (LOGITS_OUTPUT, POOLED)
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads the run's config."""

@@ -9,20 +9,23 @@ from torch import nn
 
 from sskt.errors import SourceError
 from sskt.sanity import LARGEST_LOGIT
-from sskt.sources.contract import LOGITS, NOTHING, Contract
+from sskt.sources.contract import EMBEDDING, LOGITS, NOTHING, Contract
 from sskt.sources.declared import Declared
-
-LOGITS_OUTPUT = "logits"  # the output that every source has
+from sskt.sources.outputs import LOGITS_OUTPUT
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSpec:
     """What is known about a source before its weights are loaded."""
 
-    name: str  # as displayed and recorded in stores: "imagenet", "places365:resnet18", "program:net.pt2"
+    # as displayed and recorded in stores: "imagenet", "places365:resnet18", "program:net.pt2", and with an
+    # output that is not the logits "imagenet@pooled"
+    name: str
     task: str  # its kind's prefix: "imagenet", "places365", "kinetics", "program", "run"
     architecture: str  # torchvision's name, one of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
-    n_classes: int  # 0 for a program until `open_source` has read it; reads_clips is set then too
+    # numbers of a row of its output, which are classes unless that is an embedding. `open_source` sets it for
+    # embeddings and programs (0 until then), and reads_clips for programs
+    n_classes: int
     mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
     url: str | None = None  # of published weights
@@ -42,9 +45,16 @@ class SourceSpec:
         return replace(self, mean=mean, std=std, earlier_mean=None, contract=total)
 
     @property
+    def output_noun(self) -> str:
+        """What the numbers of its output are called in a message."""
+        return "logits" if self.output == LOGITS_OUTPUT else "features"
+
+    @property
     def returns(self) -> str:
-        """One of `sskt.sources.contract.RETURNS`; logits if nothing is declared."""
-        return self.contract.returns or LOGITS
+        """One of `sskt.sources.contract.RETURNS`, of the output that is computed; logits if nothing is
+        declared.
+        """
+        return self.contract.returns or LOGITS if self.output == LOGITS_OUTPUT else EMBEDDING
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, weights_digest
+from sskt.sources.outputs import LOGITS_OUTPUT, POOLED, network_of
 from sskt.sources.source import Source, SourceSpec
 from sskt.weights import load_into
 
@@ -33,6 +34,7 @@ class Published(Kind):
 
     n_classes: int
     default_architecture: str
+    outputs = (LOGITS_OUTPUT, POOLED)
     publisher: str  # of the weights, for a listing
     reads_clips = False
 
@@ -66,7 +68,7 @@ class Published(Kind):
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`."""
-        architecture = name.partition(":")[2] or self.default_architecture
+        architecture = network_of(name).partition(":")[2] or self.default_architecture
         known = self.architectures()
         if architecture not in known:
             near = difflib.get_close_matches(architecture, known, n=3) or known[:2]

@@ -17,6 +17,7 @@ from sskt.students import Backbone, build_backbone
 from sskt.students.initialise import initialise_auxiliary, initialise_head
 from sskt.students.transfer import TransferModule
 
+AUXILIARY_HEADS = ("linear", "mlp")
 _AUXILIARY = "auxiliary."
 
 
@@ -29,8 +30,9 @@ class Student(nn.Module):
     Backbone and primary head are created first: for one random seed they start alike with any sources or
     none.
 
-    `init` is one of `sskt.students.initialise.INITS`. `dropout` is the rate on the pooled features before the
-    primary head in training.
+    `aux_head` is one of AUXILIARY_HEADS: "mlp" puts a hidden layer as wide as the pooled feature, with ReLU,
+    before that Linear. `init` is one of `sskt.students.initialise.INITS`. `dropout` is the rate on the pooled
+    features before the primary head in training.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Student(nn.Module):
         *,
         init: str = "torch",
         dropout: float = 0.0,
+        aux_head: str = "linear",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -58,7 +61,7 @@ class Student(nn.Module):
                 backbone.block_channels, backbone.transfer_width, n, reads_clips=backbone.reads_clips
             )
             if transfer_module
-            else nn.Linear(backbone.n_features, n)
+            else _vector_head(backbone.n_features, n, aux_head)
             for n in source_classes.values()
         )
         if init == "released":
@@ -109,6 +112,12 @@ class Student(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+def _vector_head(n_features: int, n: int, kind: str) -> nn.Module:
+    """From the pooled feature (N, n_features) to a source's (N, n)."""
+    linear = nn.Linear(n_features, n)
+    return linear if kind == "linear" else nn.Sequential(nn.Linear(n_features, n_features), nn.ReLU(), linear)
 
 
 def build_student(
