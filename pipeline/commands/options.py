@@ -201,6 +201,14 @@ CACHE_DIR = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 LIMIT = count_option("--limit", "Use a fixed stratified subset of N training samples.")
+UNLABELLED = click.option(
+    "--unlabelled",
+    multiple=True,
+    metavar="TARGET|FOLDER",
+    help="Images without labels beside the target's own: the training split of another target, or all images "
+    "below a folder; the target's own name: STL10's 100,000. Repeatable. [default: unlabelled/ in an "
+    "imagefolder or videofolder; none: not even that]",
+)
 WEIGHTS = click.option(
     "--weights",
     multiple=True,

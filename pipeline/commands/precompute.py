@@ -18,6 +18,7 @@ from pipeline.commands.options import (
     PLACES,
     SHOWN,
     SPLIT,
+    UNLABELLED,
     VIEWS,
     WEIGHTS,
     build_augmentation,
@@ -107,6 +108,7 @@ def prepare(
         ),
         SPLIT,
     ),
+    UNLABELLED,
     count_option("--views", "Augmented views per sample.", 10),
     LIMIT,
     count_option(

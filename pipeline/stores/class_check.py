@@ -121,9 +121,10 @@ def log_knowledge(store: Store, spec: SourceSpec, dataset: Dataset) -> None:
 
 
 def spread_positions(dataset: Dataset, n_classes: int) -> NDArray[np.int64]:
-    """Sorted, evenly spread positions in the dataset, as many as can be read quickly."""
-    n = min(len(dataset), MAX_ROWS, max(1, _MAX_NUMBERS // n_classes))
-    return np.unique(np.linspace(0, len(dataset) - 1, n).round().astype(np.int64))
+    """Sorted, evenly spread positions of labelled samples, as many as can be read quickly."""
+    labelled = dataset.labelled
+    n = min(len(labelled), MAX_ROWS, max(1, _MAX_NUMBERS // n_classes))
+    return labelled[np.unique(np.linspace(0, len(labelled) - 1, n).round().astype(np.int64))]
 
 
 def _multi_label_knowledge(

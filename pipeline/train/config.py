@@ -22,7 +22,7 @@ OWN_MEAN = "own"  # of such a backbone: whatever it says
 # what is not settled before a run's data and sources are opened
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
-    "chosen_on", "plain_layers",
+    "chosen_on", "plain_layers", "unlabelled", "labelled_list",
 )  # fmt: skip
 
 
@@ -93,6 +93,8 @@ class TrainConfig:
     probe_views: str = "mean"  # what a probe answers about: one of PROBE_VIEWS
     labels_per_class: int | None = None  # training samples that keep their labels; None: all
     labelled_share: float | None = None  # of a batch, where some samples have no label; None: their share
+    labelled_list: str | None = None  # name and sha256 of the file that says which samples keep their labels
+    unlabelled: tuple[str, ...] = ()  # pools of samples without labels, as `pipeline.data.pools` names them
 
     @property
     def settings(self) -> MethodConfig:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.loader import Loader, sampler_for
+from pipeline.data.loader import Loader, Sampler, sampler_for
 from pipeline.data.render import open_renderer
 from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
@@ -71,7 +71,7 @@ def run_epochs(
                 name = run.save_divergence(error.found)
                 saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
             raise DivergedError(f"{error}; {saved}", error.found) from None
-        summary = _summary(config, course.history)
+        summary = _summary(config, course.history) | course.per_step
         if run is not None:
             run.save_student(trainer.student.exported_state())
             run.finish(summary)
@@ -99,6 +99,7 @@ class _Course:
         alone_on_cpu = execution.device.type == "cpu" and world.size == 1
         self._neighbours = CpuContention() if alone_on_cpu else None  # None: not looked for (any more)
         self.saved = "nothing was saved yet"  # for messages
+        self.per_step: dict[str, float] = {}  # samples with and without labels, where some have none
         self.history: list[dict[str, Any]] = []
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -114,6 +115,13 @@ class _Course:
         order = sampler_for(dataset, config.batch_size, config.seed, self._world, config.labelled_share)
         share = -(-config.batch_size // self._world.size)
         renderer = open_renderer(dataset, self._data.plan, self._execution, batch_size=share)
+        if order.labelled is not None:
+            labelled = order.labelled_per_step().mean()
+            self.per_step = {
+                "labelled_per_step": float(labelled),
+                "unlabelled_per_step": order.n / order.n_steps - float(labelled),
+            }
+            log.info(_of_labels(order, self.per_step))
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))
         loader = Loader(dataset, renderer, order, self._execution.device)
         self._compare_with_before(renderer.name)
@@ -212,6 +220,18 @@ class _Course:
         seen = [m[watched] for m in self.history if watched in m]
         now = f"epoch {self._trainer.epoch + 1}"
         return f"{now}, {self._config.chosen_on} {seen[-1]:.1f} %" if seen else now
+
+
+def _of_labels(order: Sampler, per_step: dict[str, float]) -> str:
+    """What a step sees where some samples have no label."""
+    n_labelled = 0 if order.labelled is None else len(order.labelled)
+    labelled, unlabelled = per_step.values()
+    n_seen = round(labelled * order.n_steps)
+    return (
+        f"a step has {labelled:.1f} labelled and {unlabelled:.1f} unlabelled samples on average; an epoch of "
+        f"{order.n_steps:,} steps shows {n_labelled:,} labelled ones {n_seen / n_labelled:.2f} times, and "
+        f"{order.n - n_labelled:,} unlabelled ones {(order.n - n_seen) / (order.n - n_labelled):.2f} times"
+    )
 
 
 @contextmanager

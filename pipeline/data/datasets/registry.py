@@ -21,6 +21,7 @@ from pipeline.data.datasets.video.pack import Packing
 from sskt.errors import TargetError
 
 SPLITS = ("train", "test")
+UNLABELLED = "unlabelled"  # a split of samples without labels, where a target has one
 
 _LONGEST_SLUG = 160  # bytes: it is part of the names of files and folders, which take 255
 
@@ -69,6 +70,7 @@ class Family(ABC, Generic[S]):
     targets: tuple[S, ...] = ()  # those that have a name of their own
     is_path = False  # whether NAME:PATH is the user's folder at PATH
     official_splits: tuple[str, ...] = ()  # "1", ... where TARGET:1 is one of several official divisions
+    has_labels = True  # False: only good as a pool of samples without labels
     is_bundled = False  # comes with a Python package, so there are no files to look for
 
     @abstractmethod
@@ -89,6 +91,10 @@ class Family(ABC, Generic[S]):
 
     def has_val(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
         """Whether there is a third split, "val"."""
+        return False
+
+    def has_unlabelled(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
+        """Whether there is a split of samples without labels, `UNLABELLED`."""
         return False
 
     def obtain(self, spec: S, data_dir: Path, *, download: bool) -> None:
