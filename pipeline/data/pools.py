@@ -49,8 +49,8 @@ class Pool:
         twin = int(np.flatnonzero(_keys(test) == _keys(self.dataset)[row])[0])
         raise RunError(
             f"--unlabelled {shown(self.name)}: {len(shared):,} of {len(self.dataset):,} samples are in the "
-            f"{test.split} split of {shown(test.target)} as well, with the same contents, which would leak into "
-            f"its score: {self.dataset.name_of(row)} is {test.name_of(twin)}; remove them from one"
+            f"{test.split} split of {shown(test.target)} as well, with the same contents, which would leak "
+            f"into its score: {self.dataset.name_of(row)} is {test.name_of(twin)}; remove them from one"
         )
 
     def can_be_compared(self, dataset: Dataset) -> bool:
@@ -69,7 +69,7 @@ def pool_names(target: str, asked: Sequence[str], *, paths: Paths) -> tuple[str,
     if NONE in asked:
         if len(asked) > 1:
             raise RunError(
-                f"--unlabelled {NONE} leaves out every pool, and others are named; name one or none"
+                f"--unlabelled {NONE} leaves out every pool, and others are named as well; leave one out"
             )
         return ()
     names: dict[str, str] = {parse_target(name).as_given: name for name in own}
@@ -78,8 +78,8 @@ def pool_names(target: str, asked: Sequence[str], *, paths: Paths) -> tuple[str,
         if given == spec.as_given:
             if not has_unlabelled(spec, paths.data_dir):
                 raise RunError(
-                    f"--unlabelled {shown(name)} is the target, which has no samples without labels of its own; "
-                    f"leave it out"
+                    f"--unlabelled {shown(name)} is the target, which has no samples without labels of its "
+                    f"own; leave it out"
                 )
             names.setdefault(given, target)
             continue
@@ -103,8 +103,8 @@ def open_pools(
         if about.holds_videos != spec.holds_videos:
             holds, wanted = ("videos", "images") if about.holds_videos else ("images", "videos")
             raise RunError(
-                f"--unlabelled {shown(name)} holds {holds}, and {shown(target)} holds {wanted}; name a pool of "
-                f"{wanted}"
+                f"--unlabelled {shown(name)} holds {holds}, and {shown(target)} holds {wanted}; name a pool "
+                f"of {wanted}"
             )
         own = about.as_given == spec.as_given or not family_of(about).has_labels
         dataset = open_dataset(name, UNLABELLED if own else "train", paths=paths, said=said)

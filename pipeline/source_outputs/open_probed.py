@@ -83,7 +83,7 @@ def open_with_probe(
 def _table(
     request: DataRequest, probe: RunProbe, stores: dict[str, Store], joined: Dataset, views: int
 ) -> torch.Tensor:
-    """The probe's logits, float16 (N, C), for the mean view of each sample of the target, then of the pools."""
+    """The probe's logits, float16 (N, C), for the mean view of the target's samples, then of the pools'."""
     parts = [(request.dataset, stores)]
     parts += [(pool.dataset, pool_stores(request, pool, stores, views)) for pool in request.pools]
     ends = np.cumsum([len(dataset) for dataset, _ in parts])[:-1]

@@ -11,7 +11,12 @@ from pipeline.data.pools import Pool
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
-from pipeline.source_outputs.choose import DataRequest, open_cached, open_source_outputs
+from pipeline.source_outputs.choose import (
+    LIVE_DEFAULT_SOURCES,
+    DataRequest,
+    open_cached,
+    open_source_outputs,
+)
 from pipeline.source_outputs.joined import JoinedOutputs
 from sskt.errors import RunError
 from sskt.names import shown
@@ -31,7 +36,8 @@ def open_outputs(
     if request.pools and labels == "write-through":
         raise RunError(
             f"--labels write-through fills the stores of the target alone, and this run has samples without "
-            f"labels of {shown(request.pools[0].name)}; run `{request.precompute_command(sources, views)}` first"
+            f"labels of {shown(request.pools[0].name)}; run "
+            f"`{request.precompute_command(sources or LIVE_DEFAULT_SOURCES, views)}` first"
         )
     outputs = open_source_outputs(request, sources, labels=labels, views=views, teacher_bn=teacher_bn)
     if not request.pools or not isinstance(outputs, CachedOutputs):
@@ -72,7 +78,7 @@ def pool_stores(
             raise StoreMismatch(
                 f"--unlabelled {name}: {mine.path}: {first.field} is {first.stored}, the target's store "
                 f"{store.path} has {first.wanted}; run `{command}`",
-                unlike,
+                tuple(unlike),
             )
         if mine.whole_views < views:
             raise StoreIncomplete(

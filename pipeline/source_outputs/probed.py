@@ -102,8 +102,8 @@ def mean_table(
     views: int,
     temperature: float,
 ) -> torch.Tensor:
-    """The probe's logits, float16 (N, C), for the mean over `views` stored views of every sample; `folds` (N,)
-    as `RunProbe.folds_of` gives them.
+    """The probe's logits, float16 (N, C), for the mean over `views` stored views of every sample; `folds`
+    (N,) as `RunProbe.folds_of` gives them.
     """
     fold_of = torch.from_numpy(folds)
     parts = [

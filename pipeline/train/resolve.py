@@ -87,8 +87,8 @@ def resolve(
     method_named(method)  # refuses one that is unknown
     if labels_per_class is not None and labelled_list is not None:
         raise RunError(
-            f"--labels-per-class {labels_per_class} and --labelled {labelled_list} both say which samples keep "
-            f"their labels; leave one out"
+            f"--labels-per-class {labels_per_class} and --labelled {labelled_list} both say which samples "
+            f"keep their labels; leave one out"
         )
     recipe = recipe_for(target, method, finetuned=finetune_from is not None)
     _require_read(method, recipe, settings, labels, teacher_bn)

@@ -65,8 +65,8 @@ def to_record(
 
 
 def pools_to_record(unlabelled: Sequence[str], labelled_list: str | None) -> dict[str, Any]:
-    """The places of a run's pools, and of the file that says which samples keep their labels, as `to_record`
-    gives the others; nothing of a run without.
+    """The places of a run's pools, and of the file that says which samples keep their labels, as
+    `to_record` gives the others; nothing of a run without.
     """
     found: dict[str, Any] = {}
     if unlabelled:
@@ -94,15 +94,15 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
         spec = parse_target(name)
         if spec.is_own_folder and not spec.root.is_dir():
             raise RunError(
-                f"{run}: its samples without labels of {began} lay in {spec.root}, which is no folder (any "
-                f"more); say where they are now with --unlabelled"
+                f"{run}: its samples without labels of {began} lay in {spec.root}, which is no folder "
+                f"(any more); say where they are now with --unlabelled"
             )
         names.append(name)
     return tuple(names)
 
 
 def labelled_list_of(run: Path, config: TrainConfig) -> Path:
-    """The file that says which samples keep their labels. Raises RunError if it is gone, or another by now."""
+    """The file that says which samples keep their labels. Raises RunError if it is gone or has changed."""
     path = Path(read_paths(run)["labelled_list"])
     if not path.is_file() or f"{path.name} sha256 {known_digest_of(path)[:16]}" != config.labelled_list:
         raise RunError(
