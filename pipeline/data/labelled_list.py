@@ -34,7 +34,7 @@ def listed_in(file: Path, dataset: Dataset, root: Path) -> NDArray[np.int64]:
         number, line = strange[0]
         raise RunError(
             f"--labelled {shown(str(file))}: {len(strange):,} of {len(lines):,} lines name no training sample "
-            f"of {shown(dataset.target)}, the first is line {number}, {shown(line)}; expected names like "
+            f"of {shown(dataset.target)}, the first is line {number}, {shown(line)}; expected such as "
             f"{shown(next(iter(known)))}"
         )
     if not rows:

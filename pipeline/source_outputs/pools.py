@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cache import Store, StoreIncomplete, StoreMismatch, differences
-from pipeline.data.pools import Pool
+from pipeline.data.pools import NONE, Pool
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
@@ -69,9 +69,10 @@ def pool_stores(
                 f"--unlabelled {name}: {mismatch}; run `{command}`", mismatch.differences
             ) from None
         if mine is None:
+            or_none = f", or leave them out with --unlabelled {NONE}" if pool.name == request.target else ""
             raise RunError(
-                f"--unlabelled {name}: there is no store of {source} under {request.paths.cache_dir}; run "
-                f"`{command}`"
+                f"--unlabelled {name}: there is no store of {source} for its {len(pool.dataset):,} samples "
+                f"without labels under {request.paths.cache_dir}; run `{command}`{or_none}"
             )
         if unlike := differences(_made_by(mine), _made_by(store)):
             first = unlike[0]

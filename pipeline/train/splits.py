@@ -105,8 +105,8 @@ def _open_pools(target: str, names: Sequence[str], splits: Splits, paths: Paths)
     for pool in pools:
         if not pool.can_be_compared(splits.test):
             log.info(
-                f"{shown(pool.name)} and {shown(target)}: one is known by digests of files and one of pixels, "
-                f"so samples that are in both are not found"
+                f"{shown(pool.name)} and {shown(target)}: one is known by digests of files, one by those of "
+                f"pixels, so samples that are in both are not found"
             )
         pool.require_apart(splits.test)
         for name, part in splits.named.items():

@@ -83,8 +83,8 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
     if told and len(told) != len(config.unlabelled):
         raise RunError(
             f"{run}: has {len(config.unlabelled)} pool(s) of samples without labels "
-            f"({', '.join(config.unlabelled) or 'none'}), and --unlabelled names {len(told)}; name each of them, "
-            f"in this order, or none"
+            f"({', '.join(config.unlabelled) or 'none'}), and --unlabelled names {len(told)}; name "
+            f"each of them, in this order, or none"
         )
     recorded = read_paths(run)["unlabelled"] if config.unlabelled else []
     names = []
@@ -106,8 +106,8 @@ def labelled_list_of(run: Path, config: TrainConfig) -> Path:
     path = Path(read_paths(run)["labelled_list"])
     if not path.is_file() or f"{path.name} sha256 {known_digest_of(path)[:16]}" != config.labelled_list:
         raise RunError(
-            f"{run}: began with the labels that {config.labelled_list} names, which is not at {path} any more; "
-            f"restore it"
+            f"{run}: began with the labels that {config.labelled_list} names, which is not at {path} any "
+            f"more; restore it"
         )
     return path
 
