@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.dataset import Dataset, FileImages
+from pipeline.data.datasets.video.dataset import Packs
 from sskt.errors import RunError
 from sskt.names import shown
 
@@ -16,9 +17,9 @@ from sskt.names import shown
 def listed_in(file: Path, dataset: Dataset, root: Path) -> NDArray[np.int64]:
     """The rows that the lines of `file` name, ascending: int64 (n,).
 
-    Image files are named by their path, relative to the target's folder `root` or to the split's, or
-    absolute; other samples by their id, the row in the training split. Empty lines are passed over. Raises
-    RunError, with the count and the first one, for lines that name no sample of `dataset`.
+    Files are named by their path, relative to the target's folder `root`, of images also to the split's, or
+    absolute; samples of binary archives by their id, the row in the training split. Empty lines are passed
+    over. Raises RunError, with the count and the first one, for lines that name no sample of `dataset`.
     """
     try:
         content = file.read_bytes()
@@ -32,10 +33,10 @@ def listed_in(file: Path, dataset: Dataset, root: Path) -> NDArray[np.int64]:
     rows = [known.get(line, known.get(_within(dataset, line, root), -1)) for _, line in lines]
     if strange := [named for named, row in zip(lines, rows, strict=True) if row < 0]:
         number, line = strange[0]
+        target, usual = shown(dataset.target), shown(next(iter(known)))
         raise RunError(
-            f"--labelled {shown(str(file))}: {len(strange):,} of {len(lines):,} lines name no training sample "
-            f"of {shown(dataset.target)}, the first is line {number}, {shown(line)}; expected such as "
-            f"{shown(next(iter(known)))}"
+            f"--labelled {shown(str(file))}: {len(strange):,} of {len(lines):,} lines name no training "
+            f"sample of {target}, the first is line {number}, {shown(line)}; name them like {usual}"
         )
     if not rows:
         raise RunError(f"--labelled {shown(str(file))}: is empty; name a sample on each line")
@@ -46,11 +47,14 @@ def _names(dataset: Dataset) -> dict[str, int]:
     """The row of each sample, by its name in a list."""
     if isinstance(dataset.access, FileImages):
         return {os.fsdecode(path): row for row, path in enumerate(dataset.access.paths.tolist())}
+    if isinstance(dataset.access, Packs):
+        return {name: row for row, name in enumerate(dataset.access.names)}
     return {str(number): row for row, number in enumerate(dataset.ids.tolist())}
 
 
 def _within(dataset: Dataset, line: str, root: Path) -> str:
     """A path from the target's folder, or an absolute one, as a path from the folder of the split."""
-    if not isinstance(dataset.access, FileImages):
+    if dataset.kind == "array":
         return line
-    return os.path.relpath(Path(root, line), dataset.access.root)
+    below = dataset.access.root if isinstance(dataset.access, FileImages) else root
+    return os.path.relpath(Path(root, line), below)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import Dataset, has_unlabelled, parse_target
-from pipeline.data.datasets.registry import TARGETS, UNLABELLED, family_of, path_family
+from pipeline.data.datasets.registry import TARGETS, UNLABELLED, UNLABELLED_VIDEOS, family_of, path_family
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import Paths
 from sskt.errors import RunError
@@ -73,7 +73,7 @@ def pool_names(target: str, asked: Sequence[str], *, paths: Paths) -> tuple[str,
             )
         return ()
     names: dict[str, str] = {parse_target(name).as_given: name for name in own}
-    for name in map(as_target, asked):
+    for name in (as_target(name, videos=spec.holds_videos) for name in asked):
         given = parse_target(name).as_given
         if given == spec.as_given:
             if not has_unlabelled(spec, paths.data_dir):
@@ -117,13 +117,13 @@ def open_pools(
     return pools
 
 
-def as_target(name: str) -> str:
-    """A pool's name as a target: a folder of images becomes unlabelled:PATH."""
+def as_target(name: str, *, videos: bool) -> str:
+    """A pool's name as a target: a folder becomes unlabelled:PATH, or of `videos` unlabelled-videos:PATH."""
     if name in TARGETS or path_family(name) is not None or name.partition(":")[0] in TARGETS:
         return name
     if not Path(name).expanduser().is_dir():
         raise RunError(f"--unlabelled {shown(name)} is neither a target nor a folder; check it")
-    return f"{UNLABELLED}:{name}"
+    return f"{UNLABELLED_VIDEOS if videos else UNLABELLED}:{name}"
 
 
 def _keys(dataset: Dataset) -> NDArray[np.uint64]:

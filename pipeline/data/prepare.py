@@ -33,7 +33,10 @@ def prepare(
     splits: tuple[str, ...] = ("train", "val", "test") if has_val(spec, paths.data_dir) else SPLITS
     if not family_of(spec).has_labels:
         splits = ()
-    if has_unlabelled(spec, paths.data_dir):
+    if not splits or (
+        has_unlabelled(spec, paths.data_dir)
+        and family_of(spec).is_prepared(spec, UNLABELLED, paths.data_dir, paths.index_dir)
+    ):
         splits = (*splits, UNLABELLED)
     for split in splits:
         try:

@@ -90,7 +90,7 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
     names = []
     for began, was, now in zip(config.unlabelled, recorded, told or recorded, strict=True):
         own = parse_target(was).as_given == parse_target(_recorded_target(run) or config.target).as_given
-        name = target if own and not told else as_target(now)
+        name = target if own and not told else as_target(now, videos=parse_target(target).holds_videos)
         spec = parse_target(name)
         if spec.is_own_folder and not spec.root.is_dir():
             raise RunError(

@@ -21,7 +21,7 @@ from pipeline.data.datasets.registry import (
     target_slug,
 )
 from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
-from pipeline.data.datasets.video.folder import VideoFolder
+from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
 from pipeline.data.datasets.video.official import OfficialVideos
 from pipeline.data.datasets.voc import Voc
 from sskt.errors import TargetError
@@ -47,6 +47,7 @@ for _family in (  # in the order in which messages and `sskt targets` list them
     ImageFolder(),
     VideoFolder(),
     UnlabelledFolder(),
+    UnlabelledVideos(),
 ):
     register(_family)
 

@@ -19,9 +19,11 @@ from typing import Any, Generic, Literal, TypeVar
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.video.pack import Packing
 from sskt.errors import TargetError
+from sskt.names import shown
 
 SPLITS = ("train", "test")
-UNLABELLED = "unlabelled"  # a split of samples without labels, where a target has one
+UNLABELLED = "unlabelled"  # a split of samples without labels, and the family of folders of such images
+UNLABELLED_VIDEOS = "unlabelled-videos"  # the family of folders of videos without labels
 
 _LONGEST_SLUG = 160  # bytes: it is part of the names of files and folders, which take 255
 
@@ -183,6 +185,12 @@ def target_slug(name: str) -> str:
     if len(slug.encode()) > _LONGEST_SLUG:
         return f"{slug[: _LONGEST_SLUG // 8]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
     return slug
+
+
+def no_target(spec: DatasetSpec) -> str:
+    """The message about samples without labels that are named as a target."""
+    name = shown(spec.as_given)
+    return f"{name} has no labels, so it is no target; give it with --unlabelled beside a --target"
 
 
 def own_folder(family: str, path: str) -> Path:

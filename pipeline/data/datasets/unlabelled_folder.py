@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.data.datasets.image_folder import load_unlabelled
-from pipeline.data.datasets.registry import UNLABELLED, Family, own_folder
+from pipeline.data.datasets.registry import UNLABELLED, Family, no_target, own_folder
 from sskt.errors import TargetError
 from sskt.names import shown
 
@@ -33,10 +33,7 @@ class UnlabelledFolder(Family[ImageSpec]):
         """See `Family.load`."""
         root = data_dir / spec.root
         if split != UNLABELLED:
-            raise TargetError(
-                f"{shown(spec.as_given)} has no labels, so it is no target; give it with --unlabelled beside "
-                f"a --target"
-            )
+            raise TargetError(no_target(spec))
         if not root.is_dir():
             raise TargetError(f"{shown(str(root))}: no such folder; {spec.how_to_prepare}")
         return load_unlabelled(spec, root, index_dir)
