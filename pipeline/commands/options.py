@@ -204,7 +204,6 @@ LIMIT = count_option("--limit", "Use a fixed stratified subset of N training sam
 UNLABELLED = click.option(
     "--unlabelled",
     multiple=True,
-    metavar="TARGET|FOLDER",
     help="Images without labels beside the target's own: the training split of another target, or all images "
     "below a folder; the target's own name: STL10's 100,000. Repeatable. [default: unlabelled/ in an "
     "imagefolder or videofolder; none: not even that]",

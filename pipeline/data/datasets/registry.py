@@ -170,7 +170,8 @@ def parse_target(name: str) -> DatasetSpec:
     elif head in TARGETS and (family := family_of(TARGETS[head])).official_splits:
         spec = family.of_split(TARGETS[head], rest)
     if spec is None:
-        *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in path_families())]
+        with_labels = [family for family in path_families() if family.has_labels]
+        *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in with_labels)]
         raise TargetError(f"target {name!r} is not known, expected one of {', '.join(names)} or {last}")
     return spec
 
