@@ -244,6 +244,13 @@ def test_a_run_says_and_records_what_it_sees(made, tmp_path):
     assert "test_top1" in api.evaluate(tmp_path / "run", execution=EXECUTION, backbone=backbone())
 
 
+def test_a_share_is_for_runs_with_samples_without_labels(made, tmp_path):
+    with pytest.raises(RunError, match=r"--labelled-share 0\.5 is for samples some of which have no label"):
+        train(made, tmp_path / "all", unlabelled="none", labelled_share=0.5)
+    with pytest.raises(RunError, match=r"--labelled-share is 1\.5, expected more than 0 and at most 1"):
+        train(made, tmp_path / "beyond", labelled_share=1.5)
+
+
 def test_methods_of_labels_alone_leave_the_folders_pool_out(made, tmp_path):
     said = Remarks()
     train(made, tmp_path / "scratch", method="scratch", sources=(), unlabelled=(), epochs=1)
@@ -252,6 +259,7 @@ def test_methods_of_labels_alone_leave_the_folders_pool_out(made, tmp_path):
     with pytest.raises(RunError, match="--method scratch cannot do with images without labels"):
         train(made, tmp_path / "asked", method="scratch", sources=())
     assert len(opened(made, unlabelled="none").dataset) == N_TRAIN
+    assert len(opened(made, unlabelled=["none", str(made[0] / "more")]).dataset) == N_TRAIN + N_OTHER
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(project, monkeypatch):
@@ -284,12 +292,20 @@ def test_a_run_begun_before_pools_goes_on_without_them(project, monkeypatch):
         stop_at(stopping, 2)
         with pytest.raises(KeyboardInterrupt):
             train(project, "old", unlabelled=())
+    with monkeypatch.context() as stopping:
+        stop_at(stopping, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(project, "with-more")
+    state = torch.load(folder / "old" / "last.pt", weights_only=True)
     config = read_config(folder / "old")
     for name in ("unlabelled", "labelled_list"):
-        del config[name]
+        del config[name], state["config"][name]
     (folder / "old" / "config.json").write_text(json.dumps(config))
+    torch.save(state, folder / "old" / "last.pt")
     (folder / "later").rename(folder / "pets" / "unlabelled")
     assert "labelled_per_step" not in resume(folder / "old")
+    resume(folder / "with-more")  # of the one pool that it began with
+    assert len(read_config(folder / "with-more")["unlabelled"]) == 1
 
 
 def test_test_images_in_a_pool_are_refused_and_training_images_counted(project):
@@ -357,7 +373,6 @@ def test_pools_that_cannot_be_are_refused(project):
     folder = project[0]
     for asked, why in (
         ("nowhere", "is neither a target nor a folder"),
-        (["none", str(folder / "more")], "leaves out every pool"),
         ([str(folder / "more"), f"unlabelled:{folder / 'more'}"], "is named twice"),
         ("ucf101", "holds videos, and .* holds images"),
     ):

@@ -204,8 +204,8 @@ LIMIT = count_option("--limit", "Use a fixed stratified subset of N training sam
 UNLABELLED = click.option(
     "--unlabelled",
     multiple=True,
-    help="Images without labels beside the target's own: the training split of another target, or all images "
-    "below a folder; the target's own name: STL10's 100,000. Repeatable. [default: unlabelled/ in an "
+    help="More training images, whose labels are not read: the training split of another target, or all "
+    "images below a folder; stl10 for STL10's own 100,000. Repeatable. [default: unlabelled/ of an "
     "imagefolder or videofolder; none: not even that]",
 )
 WEIGHTS = click.option(

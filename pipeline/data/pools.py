@@ -60,18 +60,14 @@ class Pool:
 
 def pool_names(target: str, asked: Sequence[str], *, paths: Paths) -> tuple[str, ...]:
     """The pools of a target, as targets are named: what a user's folder has of its own, then what is `asked`
-    for, names of targets and folders; "none" alone leaves out the folder's own.
+    for, names of targets and folders; "none" among them leaves out the folder's own.
 
     Raises RunError for a pool that is named twice, or cannot be one.
     """
     spec = parse_target(target)
-    own = (target,) if spec.is_own_folder and has_unlabelled(spec, paths.data_dir) else ()
-    if NONE in asked:
-        if len(asked) > 1:
-            raise RunError(
-                f"--unlabelled {NONE} leaves out every pool, and others are named as well; leave one out"
-            )
-        return ()
+    takes_own = NONE not in asked and spec.is_own_folder and has_unlabelled(spec, paths.data_dir)
+    own = (target,) if takes_own else ()
+    asked = [name for name in asked if name != NONE]
     names: dict[str, str] = {parse_target(name).as_given: name for name in own}
     for name in (as_target(name, videos=spec.holds_videos) for name in asked):
         given = parse_target(name).as_given

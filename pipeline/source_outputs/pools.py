@@ -37,7 +37,8 @@ def open_outputs(
         raise RunError(
             f"--labels write-through fills the stores of the target alone, and this run has samples without "
             f"labels of {shown(request.pools[0].name)}; run "
-            f"`{request.precompute_command(sources or LIVE_DEFAULT_SOURCES, views)}` first"
+            f"`{request.precompute_command(sources or LIVE_DEFAULT_SOURCES, views)}` and train with --labels "
+            f"cached, or add --unlabelled {NONE}"
         )
     outputs = open_source_outputs(request, sources, labels=labels, views=views, teacher_bn=teacher_bn)
     if not request.pools or not isinstance(outputs, CachedOutputs):

@@ -44,6 +44,7 @@ _RANGES = {
     "eval_every": (1, math.inf),
     "mixup": (0, math.inf),
     "cutmix": (0, math.inf),
+    "labelled_share": (_ABOVE_0, 1),
 }
 
 
@@ -207,6 +208,11 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
     _require_sound(config)
     _require_trainable(config, len(data.dataset))
     _require_fitting_loss(config, data)
+    if config.labelled_share is not None and data.dataset.is_labelled.all():
+        raise RunError(
+            f"--labelled-share {config.labelled_share:g} is for samples some of which have no label, and all "
+            f"{len(data.dataset):,} have one; leave it out, or add samples with --unlabelled"
+        )
     return config
 
 

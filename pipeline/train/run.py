@@ -204,7 +204,7 @@ def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[
     names = unlabelled_of(out, config, target, coerce.texts(unlabelled, "unlabelled"))
     labelled_list = config.labelled_list and str(labelled_list_of(out, config))
     return replace(
-        config, target=target, val_share=val_share, unlabelled=names or (NONE,), labelled_list=labelled_list
+        config, target=target, val_share=val_share, unlabelled=(NONE, *names), labelled_list=labelled_list
     )
 
 

@@ -86,11 +86,13 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
             f"({', '.join(config.unlabelled) or 'none'}), and --unlabelled names {len(told)}; name "
             f"each of them, in this order, or none"
         )
+    if told:
+        return tuple(as_target(name, videos=parse_target(target).holds_videos) for name in told)
     recorded = read_paths(run)["unlabelled"] if config.unlabelled else []
     names = []
-    for began, was, now in zip(config.unlabelled, recorded, told or recorded, strict=True):
+    for began, was in zip(config.unlabelled, recorded, strict=True):
         own = parse_target(was).as_given == parse_target(_recorded_target(run) or config.target).as_given
-        name = target if own and not told else as_target(now, videos=parse_target(target).holds_videos)
+        name = target if own else was
         spec = parse_target(name)
         if spec.is_own_folder and not spec.root.is_dir():
             raise RunError(
