@@ -116,12 +116,12 @@ class _Course:
         share = -(-config.batch_size // self._world.size)
         renderer = open_renderer(dataset, self._data.plan, self._execution, batch_size=share)
         if order.labelled is not None:
-            labelled = order.labelled_per_step().mean()
-            self.per_step = {
-                "labelled_per_step": float(labelled),
-                "unlabelled_per_step": order.n / order.n_steps - float(labelled),
-            }
-            log.info(_of_labels(order, self.per_step))
+            self.per_step = _per_step(order)
+            labelled, unlabelled = self.per_step.values()
+            log.info(
+                f"a step has {labelled:.1f} labelled and {unlabelled:.1f} unlabelled samples on average, of "
+                f"{len(order.labelled):,} and {order.n - len(order.labelled):,}"
+            )
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))
         loader = Loader(dataset, renderer, order, self._execution.device)
         self._compare_with_before(renderer.name)
@@ -222,16 +222,10 @@ class _Course:
         return f"{now}, {self._config.chosen_on} {seen[-1]:.1f} %" if seen else now
 
 
-def _of_labels(order: Sampler, per_step: dict[str, float]) -> str:
-    """What a step sees where some samples have no label."""
-    n_labelled = 0 if order.labelled is None else len(order.labelled)
-    labelled, unlabelled = per_step.values()
-    n_seen = round(labelled * order.n_steps)
-    return (
-        f"a step has {labelled:.1f} labelled and {unlabelled:.1f} unlabelled samples on average; an epoch of "
-        f"{order.n_steps:,} steps shows {n_labelled:,} labelled ones {n_seen / n_labelled:.2f} times, and "
-        f"{order.n - n_labelled:,} unlabelled ones {(order.n - n_seen) / (order.n - n_labelled):.2f} times"
-    )
+def _per_step(order: Sampler) -> dict[str, float]:
+    """Samples of a step with and without labels, on average."""
+    labelled = float(order.labelled_per_step().mean())
+    return {"labelled_per_step": labelled, "unlabelled_per_step": order.n / order.n_steps - labelled}
 
 
 @contextmanager
