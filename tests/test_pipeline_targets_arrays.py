@@ -116,6 +116,30 @@ def test_stl10_is_column_major_and_counts_classes_from_one(tmp_path):
         )
 
 
+def test_stl10_has_images_without_labels(tmp_path):
+    """Its archive's unlabeled_X.bin, laid out as train_X.bin; nobody who does not ask for it needs it."""
+    spec = _small("stl10", tmp_path)
+    assert prepared(tmp_path, tmp_path) == []  # the true one has more pictures
+    n, file = 7, tmp_path / "stl10_binary" / "unlabeled_X.bin"
+    assert spec.binary.unlabelled == (Part(file.name, 100_000),)
+    spec = replace(spec, binary=replace(spec.binary, unlabelled=(Part(file.name, n),)))
+    _load(spec, "train", tmp_path)
+    records = np.random.default_rng(6).integers(0, 256, (n, 3, 96, 96)).astype(np.uint8)
+    file.write_bytes(records.tobytes())
+    pool = _load(spec, "unlabelled", tmp_path)
+    assert (pool.split, pool.classes, pool.labels.tolist()) == ("unlabelled", (), [-1] * n)
+    for row in range(n):
+        expected = records[row].transpose(2, 1, 0)  # column by column
+        np.testing.assert_array_equal(pool.pixels_of(row), expected)
+        digest = hashlib.sha256(np.ascontiguousarray(expected).tobytes()).digest()[:16]
+        assert pool.contents[row].tobytes() == digest
+    file.write_bytes(records.tobytes()[:-1])
+    with pytest.raises(TargetError, match=r"unlabeled_X\.bin: has 193,535 bytes, expected 193,536"):
+        _load(spec, "unlabelled", tmp_path)
+    with pytest.raises(TargetError, match="split is 'unlabelled', expected train or test"):
+        _load(_small("cifar100", tmp_path), "unlabelled", tmp_path)
+
+
 def test_cifar100_takes_the_fine_label(tmp_path):
     spec = _small("cifar100", tmp_path)
     data = (tmp_path / "cifar-100-binary" / "test.bin").read_bytes()

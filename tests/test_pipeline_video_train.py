@@ -1,6 +1,7 @@
 """Both stages on videos: what is stored is what the source says of the student's own clips."""
 
 import json
+import shutil
 from contextlib import closing
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from cache.errors import StoreMismatch
 from cache.store import Store, find_stores
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
+from pipeline.data.labelled_list import listed_in
 from pipeline.data.plan import CentreClip, CornerClip, EveryClip
 from pipeline.data.render import open_renderer
 from pipeline.runtime.execution import Execution
@@ -124,6 +126,41 @@ def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_pa
     for cached, live in zip(*runs.values(), strict=True):
         assert cached["train_loss"] == live["train_loss"]
         assert cached["val_loss"] == live["val_loss"]
+
+
+def test_videos_without_labels_are_trained_on_as_images_are(made, tmp_path):
+    """Those in the folder's own unlabelled/, which is asked for, and those of another folder."""
+    target, _, source = made
+    root = tmp_path / "videos"
+    shutil.copytree(target.partition(":")[2], root)
+    paths, more = Paths(tmp_path / "data", tmp_path / "stores"), tmp_path / "more"
+    for i in range(3):
+        make_video(root / "unlabelled" / ("deep" if i else "") / f"{i}.avi", n=9 + i, mirrored=i == 1)
+    make_video(more / "x" / "y.avi", n=14)
+    for name in (f"videofolder:{root}", f"unlabelled-videos:{more}"):
+        rows = api.prepare(name, paths=paths)
+    assert [(row["split"], row["samples"]) for row in rows] == [("unlabelled", 1)]
+    how = {"augmentation": SMALL, "paths": paths, "unlabelled": [f"videofolder:{root}", str(more)]}
+    reports = api.precompute(f"videofolder:{root}", source, views=1, **how)
+    assert [report.n_samples for report in reports] == [12, 3, 1]
+    how |= {"sources": source, "views": 1, "batch_size": 6, "execution": choose_execution(device="cpu")}
+    cached, live = (
+        api.open_training_data(f"videofolder:{root}", labels=kind, **how) for kind in ("cached", "live")
+    )
+    n_unlabelled = 0
+    for ours, theirs in zip(cached.epoch(0), live.epoch(0), strict=True):
+        n_unlabelled += int((ours.labels < 0).sum())
+        assert torch.equal(ours.labels, theirs.labels)
+        for name, logits in theirs.logits.items():
+            assert torch.equal(ours.logits[name], logits)
+    assert n_unlabelled == 4
+    (tmp_path / "names.txt").write_text(f"train/left/0.avi\n{root}/train/right/3.avi\n")
+    train_of = open_dataset(f"videofolder:{root}", "train", paths=paths)
+    assert listed_in(tmp_path / "names.txt", train_of, root).tolist() == [0, 9]
+    shutil.copy(root / "val" / "left" / "1.avi", more / "leak.avi")
+    api.prepare(f"unlabelled-videos:{more}", paths=paths)
+    with pytest.raises(RunError, match=r"1 of 2 samples are in the test split of videofolder:videos"):
+        api.open_training_data(f"videofolder:{root}", labels="live", **how)
 
 
 def test_a_store_for_other_frames_of_a_clip_is_refused(made, tmp_path):

@@ -201,6 +201,13 @@ CACHE_DIR = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 LIMIT = count_option("--limit", "Use a fixed stratified subset of N training samples.")
+UNLABELLED = click.option(
+    "--unlabelled",
+    multiple=True,
+    help="More training images, whose labels are not read: the training split of another target, or all "
+    "images below a folder; stl10 for STL10's own 100,000. Repeatable. [default: unlabelled/ of an "
+    "imagefolder or videofolder; none: not even that]",
+)
 WEIGHTS = click.option(
     "--weights",
     multiple=True,

@@ -18,6 +18,7 @@ from pipeline.commands.options import (
     PLACES,
     SHOWN,
     SPLIT,
+    UNLABELLED,
     VIEWS,
     WEIGHTS,
     build_augmentation,
@@ -115,6 +116,7 @@ def prepare(
         ),
         SPLIT,
     ),
+    UNLABELLED,
     count_option("--views", "Augmented views per sample.", 10),
     LIMIT,
     count_option(

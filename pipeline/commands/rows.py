@@ -94,7 +94,7 @@ def target_rows(paths: Paths) -> list[dict[str, Any]]:
     by_name = [
         _target_row(name, spec, name in ready or family_of(spec).is_bundled) for name, spec in TARGETS.items()
     ]
-    by_path = [f"{family.name}:PATH" for family in path_families()]
+    by_path = [f"{family.name}:PATH" for family in path_families() if family.has_labels]
     return by_name + [_target_row(name, parse_target(name), None) for name in by_path]
 
 

@@ -24,6 +24,7 @@ from pipeline.commands.options import (
     PLANNED,
     RARE,
     SPLIT,
+    UNLABELLED,
     WEIGHTS,
     Decorator,
     build_execution,
@@ -192,6 +193,14 @@ _RECIPE = "Recipe"
     ),
     section(
         _LABELS,
+        UNLABELLED,
+        click.option(
+            "--labelled",
+            "labelled_list",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Text file of the training samples that keep their labels, one a line: paths below the "
+            "target's folder, or ids. The others are trained on without. [default: all]",
+        ),
         count_option(
             "--labels-per-class",
             "Keep the labels of so many training samples per class, and train on the others without. "
@@ -319,8 +328,8 @@ def train(
     It learns its own labels and, in one auxiliary head per source, what that source said about the same
     pixels. Settings that are not given follow the paper's recipe for the target (table 1). A stopped run
     continues with --resume, to the same numbers; if things have moved since, --target imagefolder:PATH,
-    --source program:FILE, --data-dir, --cache-dir and --weights say where they are. Under torchrun, the
-    processes share every batch.
+    --source program:FILE, --unlabelled, --data-dir, --cache-dir and --weights say where they are. Under
+    torchrun, the processes share every batch.
     """
     from pipeline import api
     from pipeline.data.datasets.registry import path_family, target_slug
@@ -328,10 +337,15 @@ def train(
 
     if resume is not None:
         told = "target sources" if target is None or path_family(target) else "sources"
-        _require_alone(f"resume {told} device renderer threads data_dir cache_dir weights as_json")
+        _require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
         lying = what["sources"]
         summary = api.resume(
-            resume, execution=execution, paths=_paths_of(resume), target=target, sources=lying
+            resume,
+            execution=execution,
+            paths=_paths_of(resume),
+            target=target,
+            sources=lying,
+            unlabelled=what["unlabelled"],
         )
     elif target is not None:
         out = out or new_run_folder(f"{target_slug(target)}-{what['method']}")

@@ -55,7 +55,7 @@ class Sampler:
     @property
     def labelled_fraction(self) -> float:
         """Of the samples of an epoch, those that have a label."""
-        return 1.0 if self.labelled is None else float(self._labelled_per_step().sum() / self.n)
+        return 1.0 if self.labelled is None else float(self.labelled_per_step().sum() / self.n)
 
     def steps(self, epoch: int) -> list[Positions]:
         """The positions in the dataset that this rank sees at each step."""
@@ -63,7 +63,7 @@ class Sampler:
             whole = shuffled_batches(self.n, self.batch_size, seed=self.seed, epoch=epoch)
             return [positions[self.world.part(len(positions))] for positions in whole]
         unlabelled = np.setdiff1d(np.arange(self.n), self.labelled)
-        counts = self._labelled_per_step()
+        counts = self.labelled_per_step()
         sizes = [self.size_of(step) for step in range(self.n_steps)]
         parts = [
             np.split(_repeated(pool, total, seed=self.seed, epoch=epoch, stream=stream), ends[:-1])
@@ -88,7 +88,7 @@ class Sampler:
         size, extra = divmod(self.n, self.n_steps)
         return size + (step < extra)
 
-    def _labelled_per_step(self) -> NDArray[np.int64]:
+    def labelled_per_step(self) -> NDArray[np.int64]:
         """Samples with a label in each step, over all ranks: the share, rounded so that it holds in the long
         run, and at least one a rank.
         """

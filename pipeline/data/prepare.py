@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.data.datasets import has_val, load_dataset, parse_target
+from pipeline.data.datasets import has_unlabelled, has_val, load_dataset, parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.left_out import UnusableFiles
-from pipeline.data.datasets.registry import SPLITS, family_of
+from pipeline.data.datasets.registry import SPLITS, UNLABELLED, family_of
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.video.pack import Packing
 from pipeline.runtime import Paths, coerce
@@ -30,7 +30,15 @@ def prepare(
         spec, paths.data_dir, paths.index_dir, packing=packing or Packing(), allow_missing=allow_missing
     )
     said = set[str]()
-    for split in ("train", "val", "test") if has_val(spec, paths.data_dir) else SPLITS:
+    splits: tuple[str, ...] = ("train", "val", "test") if has_val(spec, paths.data_dir) else SPLITS
+    if not family_of(spec).has_labels:
+        splits = ()
+    if not splits or (
+        has_unlabelled(spec, paths.data_dir)
+        and family_of(spec).is_prepared(spec, UNLABELLED, paths.data_dir, paths.index_dir)
+    ):
+        splits = (*splits, UNLABELLED)
+    for split in splits:
         try:
             dataset = open_dataset(target, split, paths=paths, said=said)
         except UnusableFiles as unusable:
@@ -48,6 +56,7 @@ def prepare(
                 "contents": dataset.content_sha256,
             }
         )
+    datasets.pop(UNLABELLED, None)  # compared with the others by `pipeline.data.pools`
     for sentence in same_bytes(spec, datasets, paths.index_dir):
         log.warning(sentence)
     return rows

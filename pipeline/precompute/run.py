@@ -19,6 +19,7 @@ from cache import Location
 from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
 from pipeline.data.datasets import parse_target, prepared
 from pipeline.data.datasets.registry import target_slug
+from pipeline.data.pools import open_pools, pool_names
 from pipeline.data.prepare import open_dataset
 from pipeline.data.render import open_renderer
 from pipeline.precompute.estimate import estimate_job
@@ -45,6 +46,7 @@ from pipeline.stores import (
     with_recorded_weights,
 )
 from sskt.errors import RunError, TargetError
+from sskt.names import shown
 from sskt.sources import (
     LOGITS_OUTPUT,
     OUTPUTS,
@@ -142,16 +144,20 @@ def precompute(
     limit: int | None = None,
     top_k: int | None = None,
     output: str = LOGITS_OUTPUT,
+    unlabelled: str | Sequence[str] = (),
 ) -> list[StoreReport]:
     """Run stage one for each target, or for every prepared one if none is named; see `fill_stores`.
     Processes that fill the same stores share the work.
 
     `output`, one of `sskt.sources.OUTPUTS`, is that of sources whose names do not say which, as
-    "imagenet@pooled" does.
+    "imagenet@pooled" does. The samples without labels in a user's own folder, and the pools that `unlabelled`
+    names (see `pipeline.data.pools`), get stores of their own, under the target's plan; `limit` is not
+    theirs.
     """
     paths, execution = paths or Paths(), execution or choose_execution()
     world, augmentation = World.from_environment(), augmentation or Augmentation()
-    jobs = _jobs(targets, _with_output(sources, output), views, augmentation, paths, limit, top_k)
+    named = _with_output(sources, output)
+    jobs = _jobs(targets, named, views, augmentation, paths, limit, top_k, unlabelled)
     for job in jobs:
         _mention_earlier(job, augmentation, paths)
     return [
@@ -172,11 +178,12 @@ def estimate(
     limit: int | None = None,
     top_k: int | None = None,
     output: str = LOGITS_OUTPUT,
+    unlabelled: str | Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Estimate what `precompute` would cost; see `pipeline.precompute.estimate.estimate_job`."""
     paths, execution = paths or Paths(), execution or choose_execution()
     named = _with_output(sources, output)
-    jobs = _jobs(targets, named, views, augmentation or Augmentation(), paths, limit, top_k)
+    jobs = _jobs(targets, named, views, augmentation or Augmentation(), paths, limit, top_k, unlabelled)
     return [
         {"target": job.name, **row}
         for job in jobs
@@ -199,15 +206,17 @@ def _jobs(
     paths: Paths,
     limit: int | None,
     top_k: int | None,
+    unlabelled: str | Sequence[str],
 ) -> list[Job]:
-    """One job per target, or for clips one per set of frames that sources see. Everything is opened before
-    the first job runs, so that a wrong name is found before any work is done.
+    """One job per target and pool, or for clips one per set of frames that sources see. Everything is opened
+    before the first job runs, so that a wrong name is found before any work is done.
 
     Raises TargetError, saying how to prepare one, if no target is named and none is prepared.
     """
     targets = coerce.texts(targets, "targets")
     views, limit = coerce.whole(views, "views", low=1), coerce.whole_or_none(limit, "limit")
     top_k = coerce.whole_or_none(top_k, "top_k", low=0)
+    asked = coerce.texts(unlabelled, "unlabelled")
     names = list(targets) or prepared(paths.data_dir, paths.index_dir)
     if not names:
         raise TargetError(
@@ -221,7 +230,10 @@ def _jobs(
     opened = _open_sources(sources, _with_recorded_weights(paths, names, sources))
     jobs = []
     for name, spec in zip(names, specs, strict=True):
-        dataset = open_dataset(name, "train", paths=paths, limit=limit)
+        datasets = {name: [open_dataset(name, "train", paths=paths, limit=limit)]}
+        for pool in open_pools(name, pool_names(name, asked, paths=paths), paths=paths):
+            log.info(f"{shown(pool.name)}: {len(pool.dataset):,} samples without labels get stores as well")
+            datasets.setdefault(pool.name, []).append(pool.dataset)
         plan = augmentation.training_plan(spec)
         by_frames: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
         for source in opened:
@@ -232,7 +244,12 @@ def _jobs(
                     f"{source.spec.name} declares images of {size} px and is shown {input_map.side_px} px"
                 )
             by_frames.setdefault(input_map.frames, []).append((source, input_map))
-        jobs += [Job(name, dataset, group, plan, views, top_k) for group in by_frames.values()]
+        jobs += [
+            Job(its_name, dataset, group, plan, views, top_k)
+            for its_name, its in datasets.items()
+            for dataset in its
+            for group in by_frames.values()
+        ]
     return jobs
 
 

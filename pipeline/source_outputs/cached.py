@@ -48,7 +48,7 @@ class CachedOutputs:
 
         Raises StoreIncomplete if any store lacks part of the views 0..views-1.
         """
-        self._stores, self.views = stores, views
+        self.stores, self.views = stores, views
         self._placement, self._temperature = placement, temperature
         self.n_classes = {name: store.n_classes for name, store in stores.items()}
         self.contracts = contracts or {}
@@ -81,7 +81,7 @@ class CachedOutputs:
             raise RuntimeError("no view is loaded")
         at = np.searchsorted(self._current.positions, positions)
         return {
-            name: all_classes(self._stores[name], table.rows(at), self._temperature)
+            name: all_classes(self.stores[name], table.rows(at), self._temperature)
             for name, table in self._current.tables.items()
         }
 
@@ -95,7 +95,7 @@ class CachedOutputs:
     def _read(self, view: int, positions: NDArray[np.int64]) -> _View:
         tables = {
             name: self._placement.place(store, view, self._rows[name][positions])
-            for name, store in self._stores.items()
+            for name, store in self.stores.items()
         }
         return _View(view, positions, tables)
 

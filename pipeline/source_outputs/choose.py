@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,6 +17,7 @@ from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augment
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.plan import Plan
+from pipeline.data.pools import Pool
 from pipeline.data.render import open_renderer
 from pipeline.runtime import Execution, Paths, folder_words, mute_remarks
 from pipeline.source_outputs import SourceOutputs
@@ -89,11 +90,17 @@ class DataRequest:
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256 by source, if the run is resumed
     whole: Dataset | None = None  # `dataset` with the samples held out for validation, if any were
     needs_every_number: bool = False  # of a row: rows that hold only the largest are refused
+    pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `dataset`
 
     @property
     def stored(self) -> Dataset:
         """The samples that a store should hold."""
         return self.dataset if self.whole is None else self.whole
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of an epoch, those of the pools included."""
+        return len(self.dataset) + sum(len(pool.dataset) for pool in self.pools)
 
     def weights_sha256(self, source: str) -> str | None:
         """sha256 of the weights that the run began with, or of the local file; None if neither is known."""
@@ -130,6 +137,7 @@ class DataRequest:
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""
+        own = (self.target,) if self.spec.is_own_folder else ()  # filled anyway
         return precompute_command(
             self.target,
             sources,
@@ -137,6 +145,7 @@ class DataRequest:
             augmentation=self.augmentation,
             limit=self.limit,
             views=views,
+            unlabelled=[pool.name for pool in self.pools if pool.name not in own],
         )
 
 
@@ -148,8 +157,9 @@ def precompute_command(
     augmentation: Augmentation,
     limit: int | None,
     views: int | None = None,
+    unlabelled: Sequence[str] = (),
 ) -> str:
-    """The command that makes the stores of `sources` for a target's training split."""
+    """The command that makes the stores of `sources` for a target's training split, and for pools."""
     settings = {
         "--views": views,
         "--limit": limit,
@@ -170,6 +180,7 @@ def precompute_command(
             words.append(f"{OPTION} {quoted(f'{network}={to_told(contract)}')}")
     words.append(f"--target {quoted(target)}")
     words += [f"{option} {value}" for option, value in settings.items() if value is not None]
+    words += [f"--unlabelled {quoted(name)}" for name in unlabelled]
     words += folder_words(paths.data_dir, paths.cache_dir)
     return f"sskt precompute {' '.join(words)}"
 
@@ -202,7 +213,7 @@ def open_source_outputs(
         views = _n_whole_views(stores)
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
-        return _open_cached(request, stores, views)
+        return open_cached(request, stores, views)
     command = request.precompute_command(absent, views)
     if labels == "cached":
         raise RunError(
@@ -212,7 +223,7 @@ def open_source_outputs(
     sources = sources or LIVE_DEFAULT_SOURCES
     why = (
         f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
-        f"about {len(request.dataset):,} pictures; `{command}` would pay for them once"
+        f"about {request.n_samples:,} pictures; `{command}` would pay for them once"
     )
     return _open_live(request, sources, views, teacher_bn, why)
 
@@ -336,7 +347,8 @@ def _store_without_held_out(request: DataRequest, name: str) -> Store | None:
     return store if store is not None and store.n_samples == len(request.dataset) else None
 
 
-def _open_cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
+def open_cached(request: DataRequest, stores: dict[str, Store], views: int | None) -> CachedOutputs:
+    """Read from `stores`, after a look at the pixels that their sources saw."""
     _require_every_number(request, stores)
     for store in stores.values():
         plan = source_plan(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
@@ -408,17 +420,17 @@ def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: i
         f"once and kept in {', '.join(str(store.path) for store in stores.values())}"
     )
 
-    def open_cached() -> CachedOutputs:
+    def open_filled() -> CachedOutputs:
         for each in source_stores.values():
             if each.remark:
                 log.info(each.remark)
-        return _open_cached(request, stores, views)
+        return open_cached(request, stores, views)
 
     return WriteThroughOutputs(
         source_stores,
         request.dataset,
         views=views,
-        open_cached=open_cached,
+        open_cached=open_filled,
         placement=choose_placement(stores, request.n_rows, request.execution.device),
         temperature=request.temperature,
         contracts={name: contract_in_force(name, request.paths, store) for name, store in stores.items()},

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+import torch
+
 from cache import Store, StoreMismatch
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.joined import join
 from pipeline.runtime import World
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views
 from pipeline.source_outputs.choose import (
     LIVE_DEFAULT_SOURCES,
     DataRequest,
-    open_source_outputs,
     stores_with_views,
     teaching_unnamed,
 )
 from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
 from pipeline.source_outputs.placement import choose_placement
+from pipeline.source_outputs.pools import open_outputs, pool_stores
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from sskt.errors import RunError
 from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, network_of, output_of
@@ -69,15 +74,27 @@ def open_with_probe(
     of_batch = shown if probe_views == "mean" else tuple(dict.fromkeys((*shown, *stores)))
     outputs: SourceOutputs = _no_outputs(request, n_views)
     if of_batch:
-        outputs = open_source_outputs(
+        outputs = open_outputs(
             request, of_batch, labels=labels, views=n_views if of_stores else views, teacher_bn=teacher_bn
         )
-    table = None
-    if probe_views == "mean":
-        table = mean_table(probe, stores, request.dataset, views=n_views, temperature=request.temperature)
-    return ProbedOutputs(
-        outputs, probe, request.dataset, shown=shown, table=table, device=request.execution.device
-    )
+    dataset = join([request.dataset, *(pool.dataset for pool in request.pools)])
+    table = _table(request, probe, stores, dataset, n_views) if probe_views == "mean" else None
+    return ProbedOutputs(outputs, probe, dataset, shown=shown, table=table, device=request.execution.device)
+
+
+def _table(
+    request: DataRequest, probe: RunProbe, stores: dict[str, Store], joined: Dataset, views: int
+) -> torch.Tensor:
+    """The probe's logits, float16 (N, C), for the mean view of the target's samples, then of the pools'."""
+    parts = [(request.dataset, stores)]
+    parts += [(pool.dataset, pool_stores(request, pool, stores, views)) for pool in request.pools]
+    ends = np.cumsum([len(dataset) for dataset, _ in parts])[:-1]
+    folds = np.split(probe.folds_of(joined.ids), ends)
+    tables = [
+        mean_table(probe, its, dataset, of, views=views, temperature=request.temperature)
+        for (dataset, its), of in zip(parts, folds, strict=True)
+    ]
+    return torch.cat(tables)
 
 
 def _require_askable(labels: str, probe_views: str, *, of_stores: bool) -> None:

@@ -94,12 +94,20 @@ class ProbedOutputs:
 
 
 def mean_table(
-    probe: RunProbe, stores: Mapping[str, Store], dataset: Dataset, *, views: int, temperature: float
+    probe: RunProbe,
+    stores: Mapping[str, Store],
+    dataset: Dataset,
+    folds: NDArray[np.int64],
+    *,
+    views: int,
+    temperature: float,
 ) -> torch.Tensor:
-    """The probe's logits, float16 (N, C), for the mean over `views` stored views of every sample."""
-    folds = torch.from_numpy(probe.folds_of(dataset.ids))
+    """The probe's logits, float16 (N, C), for the mean over `views` stored views of every sample; `folds`
+    (N,) as `RunProbe.folds_of` gives them.
+    """
+    fold_of = torch.from_numpy(folds)
     parts = [
-        probe.logits(mean_rows(stores, dataset, rows, views=views, temperature=temperature), folds[rows])
+        probe.logits(mean_rows(stores, dataset, rows, views=views, temperature=temperature), fold_of[rows])
         for rows in np.split(np.arange(len(dataset)), range(_ROWS_AT_ONCE, len(dataset), _ROWS_AT_ONCE))
     ]
     return torch.cat(parts)

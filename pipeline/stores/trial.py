@@ -27,12 +27,10 @@ TRIAL_IMAGES = 32
 
 
 def trial_positions(dataset: Dataset, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
-    """Sorted positions of at most `n` samples, spread over the classes: labelled ones, if there are any."""
-    labelled = dataset.labelled
-    by_class = labelled[np.argsort(dataset.labels[labelled], kind="stable")]
-    if not len(labelled):
-        by_class = np.arange(len(dataset))
-    spread = np.linspace(0, len(by_class) - 1, min(n, len(by_class))).round().astype(np.int64)
+    """Sorted positions of at most `n` samples, spread over the classes; labelled ones, if there are any."""
+    known = dataset.labelled if dataset.is_labelled.any() else np.arange(len(dataset))
+    by_class = known[np.argsort(dataset.labels[known], kind="stable")]
+    spread = np.linspace(0, len(known) - 1, min(n, len(known))).round().astype(np.int64)
     return np.sort(by_class[spread])
 
 

@@ -14,7 +14,8 @@ from pipeline.data.datasets import parse_target
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig
-from pipeline.train.resolve import resolve
+from pipeline.train.data import pools_of
+from pipeline.train.resolve import resolve, weights_name
 from pipeline.train.run import model_name, resume, train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
@@ -87,6 +88,9 @@ def _expected(
         expected["labels"] = config.labels
     if config.views is not None:
         expected["views"] = config.views
+    with mute_remarks():
+        expected["unlabelled"] = pools_of(config, paths)
+    expected["labelled_list"] = config.labelled_list and weights_name(Path(config.labelled_list))
     contracts = {name: paths.contract_of(name) for name in config.sources}
     if declared := {name: contract.to_dict() for name, contract in contracts.items() if contract is not None}:
         expected["contracts"] = declared

@@ -22,7 +22,7 @@ OWN_MEAN = "own"  # of such a backbone: whatever it says
 # what is not settled before a run's data and sources are opened
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
-    "chosen_on", "plain_layers",
+    "chosen_on", "plain_layers", "unlabelled", "labelled_list",
 )  # fmt: skip
 
 
@@ -100,6 +100,8 @@ class TrainConfig:
     nesterov: bool = False
     decay_norms: bool = True  # whether norms and biases have weight decay too
     ema: float = 0.0  # decay per step of the average of weights that is scored and kept; 0: none
+    labelled_list: str | None = None  # name and sha256 of the file that says which samples keep their labels
+    unlabelled: tuple[str, ...] = ()  # pools of samples without labels, as `pipeline.data.pools` names them
 
     @property
     def settings(self) -> MethodConfig:

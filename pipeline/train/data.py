@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.joined import join
 from pipeline.data.datasets.remarks import same_bytes
 from pipeline.data.plan import Centre, CentreClip, Plan
+from pipeline.data.pools import Pool, pool_names
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
-from pipeline.source_outputs.choose import DataRequest, open_source_outputs, stored_teachers
+from pipeline.source_outputs.choose import DataRequest, stored_teachers
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.open_probed import open_with_probe, probe_among
+from pipeline.source_outputs.pools import open_outputs
 from pipeline.source_outputs.probed import ProbedOutputs
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
-from pipeline.train.splits import Splits, contents_of, open_splits
+from pipeline.train.splits import Splits, open_splits
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import method_named
+from sskt.names import shown
 from sskt.sources import asked_of, columns_of, kind_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +39,7 @@ log = logging.getLogger(__name__)
 class TrainingData:
     """What a student is trained and tested on."""
 
-    dataset: Dataset
+    dataset: Dataset  # the target's training samples, then those of the pools, without labels
     test_dataset: Dataset
     plan: Plan
     eval_plan: Centre | CentreClip
@@ -42,16 +47,14 @@ class TrainingData:
     val_dataset: Dataset | None = None  # None: the test split chooses the best epoch, or nothing does
     val_share: float = 0.0  # of the training samples that are `val_dataset`
     chosen_on: str | None = "test"  # see `TrainConfig`
+    contents: Mapping[str, str] = field(default_factory=dict)  # the sha256 of what each split and pool holds
+    pools: tuple[Pool, ...] = ()
 
     @property
     def probe(self) -> RunProbe | None:
         """The probe that teaches, if one does."""
         outputs = self.source_outputs
         return outputs.probe if isinstance(outputs, ProbedOutputs) else None
-
-    def contents(self) -> dict[str, str]:
-        """The sha256 of what each split holds."""
-        return contents_of(self.dataset, self.test_dataset, self.val_dataset)
 
 
 def open_data(
@@ -77,12 +80,12 @@ def open_data(
         val_share=config.val_share,
         chosen_on=config.chosen_on,
         labels_per_class=config.labels_per_class,
+        labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
+        unlabelled=pools_of(config, paths),
     )
     if require_data is not None:
         require_data(splits)
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    existing = {name: part for name, part in parts.items() if part is not None}
-    for sentence in same_bytes(spec, existing, paths.index_dir):
+    for sentence in same_bytes(spec, splits.named, paths.index_dir):
         log.warning(sentence)
     augmentation = Augmentation(**config.augmentation)
     if config.sources and not method.needs:
@@ -90,7 +93,7 @@ def open_data(
     if not method.needs and paths.contracts:
         raise RunError(f"--method {config.method} has no sources; leave --contract out, or use sskt or kd")
     return TrainingData(
-        splits.train,
+        join([splits.train, *(pool.dataset for pool in splits.pools)]),
         splits.test,
         augmentation.training_plan(spec),
         augmentation.evaluation_plan(spec),
@@ -98,7 +101,21 @@ def open_data(
         val_dataset=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
+        contents=splits.contents(),
+        pools=splits.pools,
     )
+
+
+def pools_of(config: TrainConfig, paths: Paths) -> tuple[str, ...]:
+    """The pools that a run asks for; a folder's own one is for methods that can do with it."""
+    names = pool_names(config.target, config.unlabelled, paths=paths)
+    if not config.unlabelled and names and not method_named(config.method).reads_unlabelled:
+        log.info(
+            f"--method {config.method} learns from labels alone, so the images without labels of "
+            f"{shown(names[0])} are not used"
+        )
+        return ()
+    return names
 
 
 def _open_outputs(
@@ -117,6 +134,7 @@ def _open_outputs(
     if all(map(asked_of, sources)) and sources:
         require_named(paths, tuple(chain.from_iterable(map(asked_of, sources))))
     n_rows = -(-len(dataset) // world.size)
+    n_seen = len(dataset) + sum(len(pool.dataset) for pool in splits.pools)
     request = DataRequest(
         config.target,
         spec,
@@ -127,11 +145,12 @@ def _open_outputs(
         execution,
         temperature=config.temperature,
         n_rows=n_rows,
-        n_forwards=n_rows * config.epochs,
+        n_forwards=-(-n_seen // world.size) * config.epochs,
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,
         needs_every_number=config.aux_loss in VECTOR_LOSSES,
+        pools=splits.pools,
     )
     if config.labels == "write-through" and world.size > 1:
         raise RunError(
@@ -149,7 +168,7 @@ def _open_outputs(
             fitted=probe,
             world=world,
         )
-    outputs = open_source_outputs(
+    outputs = open_outputs(
         request, sources, labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
     )
     require_named(replace(paths, weights={}), tuple(outputs.n_classes))

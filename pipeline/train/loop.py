@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.loader import Loader, sampler_for
+from pipeline.data.loader import Loader, Sampler, sampler_for
 from pipeline.data.render import open_renderer
 from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
@@ -71,7 +71,7 @@ def run_epochs(
                 name = run.save_divergence(error.found)
                 saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
             raise DivergedError(f"{error}; {saved}", error.found) from None
-        summary = _summary(config, course.history)
+        summary = _summary(config, course.history) | course.per_step
         if run is not None:
             run.save_student(trainer.scored.exported_state())
             run.finish(summary)
@@ -99,6 +99,7 @@ class _Course:
         alone_on_cpu = execution.device.type == "cpu" and world.size == 1
         self._neighbours = CpuContention() if alone_on_cpu else None  # None: not looked for (any more)
         self.saved = "nothing was saved yet"  # for messages
+        self.per_step: dict[str, float] = {}  # samples with and without labels, where some have none
         self.history: list[dict[str, Any]] = []
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -115,6 +116,13 @@ class _Course:
         trainer.method.labelled_share = order.labelled_fraction
         share = -(-config.batch_size // self._world.size)
         renderer = open_renderer(dataset, self._data.plan, self._execution, batch_size=share)
+        if order.labelled is not None:
+            self.per_step = _per_step(order)
+            labelled, unlabelled = self.per_step.values()
+            log.info(
+                f"a step has {labelled:.1f} labelled and {unlabelled:.1f} unlabelled samples on average, of "
+                f"{len(order.labelled):,} and {order.n - len(order.labelled):,}"
+            )
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))
         loader = Loader(dataset, renderer, order, self._execution.device)
         self._compare_with_before(renderer.name)
@@ -213,6 +221,12 @@ class _Course:
         seen = [m[watched] for m in self.history if watched in m]
         now = f"epoch {self._trainer.epoch + 1}"
         return f"{now}, {self._config.chosen_on} {seen[-1]:.1f} %" if seen else now
+
+
+def _per_step(order: Sampler) -> dict[str, float]:
+    """Samples of a step with and without labels, on average."""
+    labelled = float(order.labelled_per_step().mean())
+    return {"labelled_per_step": labelled, "unlabelled_per_step": order.n / order.n_steps - labelled}
 
 
 @contextmanager

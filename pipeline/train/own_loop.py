@@ -10,6 +10,7 @@ import torch
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.loader import Loader, sampler_for
+from pipeline.data.pools import NONE
 from pipeline.data.render import open_renderer
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.source_outputs import SourceOutputs
@@ -24,7 +25,7 @@ class TrainingBatch:
 
     ids: torch.Tensor  # int64 (n,), on the host
     pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB; of videos (n, 3, D, side, side)
-    labels: torch.Tensor  # int64 (n,)
+    labels: torch.Tensor  # int64 (n,), -1 for samples without a label
     logits: dict[str, torch.Tensor]  # or embeddings, each source's, float16 (n, K), for these very pixels
 
 
@@ -85,11 +86,15 @@ def open_training_data(
     paths: Paths | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
+    unlabelled: str | Sequence[str] = NONE,
+    labelled_share: float | None = None,
 ) -> OwnLoopData:
     """Open a target with its sources' stores, checked as `sskt train` checks them.
 
     Without `sources`, every source with a whole view stored. `temperature` is what the logits will be
-    softened with, which only matters for top-k stores (left out: the recipe's).
+    softened with, which only matters for top-k stores (left out: the recipe's). `unlabelled` names pools of
+    samples without labels, as `--unlabelled` of `sskt train` does, and () takes those in a user's own folder;
+    `labelled_share` is the part of a batch that has labels (left out: theirs of all samples).
     """
     paths, execution = paths or Paths(), execution or choose_execution()
     target, limit, seed = (
@@ -111,6 +116,7 @@ def open_training_data(
         views=views,
         amp="fp32",
         temperature=temperature,
+        unlabelled=unlabelled,
     )
     # one epoch is asked of live sources; no training samples are held out to choose an epoch by
     config = replace(config, epochs=1, chosen_on="test")
@@ -118,6 +124,6 @@ def open_training_data(
     assert data.source_outputs is not None  # noqa: S101 - "sskt" has sources
     part = -(-batch_size // world.size)
     renderer = open_renderer(data.dataset, data.plan, execution, batch_size=part)
-    sampler = sampler_for(data.dataset, batch_size, seed, world, None)
+    sampler = sampler_for(data.dataset, batch_size, seed, world, labelled_share)
     loader = Loader(data.dataset, renderer, sampler, execution.device)
     return OwnLoopData(data.dataset, data.source_outputs, loader, execution.device)

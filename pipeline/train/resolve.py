@@ -73,6 +73,8 @@ def resolve(
     val_share: float | None = None,
     labels_per_class: int | None = None,
     labelled_share: float | None = None,
+    labelled_list: Path | str | None = None,
+    unlabelled: str | Sequence[str] = (),
     probe_views: str = "mean",
     finetune_from: Path | None = None,
     freeze_until: str | None = None,
@@ -91,6 +93,11 @@ def resolve(
     unknown, that the method does not read, or that no training can have.
     """
     method_named(method)  # refuses one that is unknown
+    if labels_per_class is not None and labelled_list is not None:
+        raise RunError(
+            f"--labels-per-class {labels_per_class} and --labelled {labelled_list} both say which samples "
+            f"keep their labels; leave one out"
+        )
     usual = recipe_for(target, method, finetuned=finetune_from is not None, name=recipe)
     _require_read(method, usual, settings, labels, teacher_bn)
     return TrainConfig(
@@ -118,6 +125,8 @@ def resolve(
         val_share=val_share,
         labels_per_class=coerce.whole_or_none(labels_per_class, "labels_per_class"),
         labelled_share=coerce.number_or_none(labelled_share, "labelled_share"),
+        labelled_list=None if labelled_list is None else str(coerce.path(labelled_list, "labelled_list")),
+        unlabelled=coerce.texts(unlabelled, "unlabelled"),
         probe_views=probe_views,
         **_shown(augmentation, target),
         **_UNSETTLED,
@@ -210,11 +219,13 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         sources=tuple(outputs.n_classes) if outputs else (),
         labels=outputs.kind if outputs else "none",
         views=outputs.views if outputs else config.views,
-        contents=data.contents(),
+        contents=dict(data.contents),
         source_weights=dict(outputs.weights_sha256) if outputs else {},
         contracts=declared_of(outputs) if outputs else {},
         val_share=data.val_share,
         chosen_on=data.chosen_on,
+        unlabelled=tuple(pool.name for pool in data.pools),
+        labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
     )
     _require_sound(config)
     _require_trainable(config, len(data.dataset))
@@ -250,11 +261,11 @@ def require_reads(backbone: Backbone, config: TrainConfig) -> None:
 
 
 def weights_name(path: Path) -> str:
-    """Weights as a config names them: by file name and sha256. Raises RunError if they cannot be read."""
+    """A file as a config names it: by its name and sha256. Raises RunError if it cannot be read."""
     try:
         return f"{path.name} sha256 {known_digest_of(path)[:16]}"
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror or error}); check --finetune-from") from None
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}); check its path") from None
 
 
 def _require_sound(config: TrainConfig) -> None:
@@ -287,7 +298,8 @@ def _require_labels(config: TrainConfig, dataset: Dataset) -> None:
     if config.labelled_share is not None and n_labelled == n:
         raise RunError(
             f"--labelled-share {config.labelled_share:g} mixes labelled and unlabelled samples, and all "
-            f"{n:,} training samples of {config.target} have a label; leave it out"
+            f"{n:,} training samples of {config.target} have a label; leave it out, or add some without by "
+            f"--unlabelled"
         )
     if not n_labelled:
         raise RunError(f"{config.target}: none of {n:,} training samples has a label; label some")

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.plan import CentreClip, CornerClip, plan_from
+from pipeline.data.pools import NONE
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import Execution, Paths, choose_execution, coerce, join_world
 from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
@@ -33,11 +34,14 @@ from pipeline.train.run_folder import (
     read_student,
     read_summary,
 )
-from pipeline.train.splits import Splits, scoring_split
+from pipeline.train.splits import Splits, pool_key, scoring_split
 from pipeline.train.whereabouts import (
+    labelled_list_of,
+    pools_to_record,
     require_contents,
     require_stores,
     to_record,
+    unlabelled_of,
     whereabouts_of,
 )
 from sskt.errors import RunError
@@ -109,6 +113,7 @@ def train(
         with kernels(config, execution.device):
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         found = to_record(target, paths, config.sources, began_with)
+        found |= pools_to_record(config.unlabelled, planned.labelled_list)
         run = Run.begin(out, config.to_dict(), found, data.probe) if world.is_first else None
         if config.overridden:
             log.info(_departures(config))
@@ -122,12 +127,14 @@ def resume(
     paths: Paths | None = None,
     target: str | None = None,
     sources: Sequence[str] = (),
+    unlabelled: Sequence[str] = (),
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in `out`, to the numbers that it would have had without a stop; returns its summary.
 
     Data, stores and weights are looked for where they were (`paths_of`), or in `places`; `target`, such as
-    imagefolder:PATH, and `sources`, such as program:FILE, say where those lie that have moved. A `backbone`
+    imagefolder:PATH, and `sources`, such as program:FILE, say where those lie that have moved; so does
+    `unlabelled`, which names all pools of samples without labels, in the order of the run. A `backbone`
     is needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
     last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
     trains it.
@@ -152,7 +159,7 @@ def resume(
                 f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
             )
         data = open_data(
-            _as_begun(config, where.target),
+            _as_begun(config, where.target, out, unlabelled),
             paths=paths,
             execution=execution,
             world=world,
@@ -194,11 +201,15 @@ def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] 
     return state
 
 
-def _as_begun(config: TrainConfig, target: str) -> TrainConfig:
-    """What a run asked for when it began, where its target lies now."""
+def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[str]) -> TrainConfig:
+    """What a run asked for when it began, where its target and pools lie now."""
     # None: a val split or the test split chose
     val_share = config.val_share or (None if config.chosen_on else 0.0)
-    return replace(config, target=target, val_share=val_share)
+    names = unlabelled_of(out, config, target, coerce.texts(unlabelled, "unlabelled"))
+    labelled_list = config.labelled_list and str(labelled_list_of(out, config))
+    return replace(
+        config, target=target, val_share=val_share, unlabelled=(NONE, *names), labelled_list=labelled_list
+    )
 
 
 def _source_classes(data: TrainingData) -> Mapping[str, int]:
@@ -321,7 +332,9 @@ def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -
     """Raise RunError unless a run that goes on has the data that it began with."""
     _require_classes(config, splits.train.classes, out)
     remedy = "continue it with the data that it began with"
-    require_contents(out, config.contents, splits.contents(), target, remedy)
+    where = {pool_key(number): pool.name for number, pool in enumerate(splits.pools)}
+    for split, sha256 in splits.contents().items():
+        require_contents(out, config.contents, {split: sha256}, where.get(split, target), remedy)
 
 
 def _require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> None:

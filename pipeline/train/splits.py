@@ -7,17 +7,23 @@ target is chosen on the test split, as its tables are, unless a share is given.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import has_val, parse_target, subset
 from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
+from pipeline.data.labelled_list import listed_in
+from pipeline.data.pools import Pool, open_pools
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import Paths
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
+from sskt.names import shown
 from sskt.recipes import recipe_for
 
 log = logging.getLogger(__name__)
@@ -29,16 +35,33 @@ OWN_VAL_SHARE = 0.1  # of a folder of one's own without a val split
 class Splits:
     """`val` is None where nothing chooses, or the test split does; `chosen_on` as in `TrainConfig`."""
 
-    whole: Dataset  # the training samples, those included that are `val`
+    whole: Dataset  # the training samples, those included that are `val`, with all their labels
     train: Dataset
     test: Dataset
     val: Dataset | None
     val_share: float  # of the training samples that are `val`
     chosen_on: str | None
+    pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `train`
+
+    @property
+    def named(self) -> dict[str, Dataset]:
+        """The splits with all their labels, also those that are hidden while training."""
+        train = self.whole.take(np.flatnonzero(np.isin(self.whole.ids, self.train.ids)))
+        parts = {"train": train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def contents(self) -> dict[str, str]:
-        """The sha256 of what each split holds; see `contents_of`."""
-        return contents_of(self.train, self.test, self.val)
+        """The sha256 of what each split holds, and each pool."""
+        contents = {"train": self.train.content_sha256, "test": self.test.content_sha256}
+        if self.val is not None:
+            contents["val"] = self.val.content_sha256
+        pools = {pool_key(number): pool.dataset for number, pool in enumerate(self.pools)}
+        return contents | {key: dataset.content_sha256 for key, dataset in pools.items()}
+
+
+def pool_key(number: int) -> str:
+    """What a run's record calls its pools: unlabelled-1, unlabelled-2, ..."""
+    return f"{UNLABELLED}-{number + 1}"
 
 
 def open_splits(
@@ -49,17 +72,66 @@ def open_splits(
     val_share: float | None = None,
     chosen_on: str | None = None,
     labels_per_class: int | None = None,
+    labelled_list: Path | None = None,
+    unlabelled: Sequence[str] = (),
 ) -> Splits:
     """The splits of a run. `limit` is of the training samples, `val_share` a part of those (left out: what
     the target's kind has by default; 0: nothing chooses). With `labels_per_class`, only so many training
-    samples of each class keep their labels.
+    samples of each class keep their labels, with `labelled_list` those that the file names (see
+    `listed_in`). `unlabelled` names the pools that are trained on as well, see `pool_names`.
 
-    `chosen_on` "test" is that of a run that was begun so. Raises RunError for a share that cannot be.
+    `chosen_on` "test" is that of a run that was begun so. Raises RunError for a share that cannot be, and for
+    samples without labels in the test split, or of a pool in it.
     """
     splits = _open_splits(target, paths, limit, val_share, chosen_on)
-    if labels_per_class is None:
-        return splits
-    return replace(splits, train=keep_labels(splits.train, labels_per_class))
+    for name, part in splits.named.items():
+        if name != "train" and not part.is_labelled.all():
+            raise RunError(
+                f"{target}: {len(part) - len(part.labelled):,} of {len(part):,} samples of the {name} split "
+                f"have no label, and it scores; move them beside the train split, as unlabelled/"
+            )
+    if labels_per_class is not None:
+        splits = replace(splits, train=keep_labels(splits.train, labels_per_class))
+    if labelled_list is not None:
+        splits = replace(splits, train=keep_listed(splits, labelled_list, parse_target(target), paths))
+    return replace(splits, pools=_open_pools(target, unlabelled, splits, paths))
+
+
+def _open_pools(target: str, names: Sequence[str], splits: Splits, paths: Paths) -> tuple[Pool, ...]:
+    """The pools `names`; says what of them is in other splits, and raises RunError for what is in the test
+    split.
+    """
+    pools = open_pools(target, names, paths=paths)
+    for pool in pools:
+        if not pool.can_be_compared(splits.test):
+            log.info(
+                f"{shown(pool.name)} and {shown(target)}: one is known by digests of files, one by those of "
+                f"pixels, so samples that are in both are not found"
+            )
+        pool.require_apart(splits.test)
+        for name, part in splits.named.items():
+            if name != "test" and (n := int(pool.shared_with(part).sum())):
+                log.warning(
+                    f"{shown(pool.name)}: {n:,} of {len(pool.dataset):,} samples without labels are in the "
+                    f"{name} split as well, with the same contents"
+                )
+    return tuple(pools)
+
+
+def keep_listed(splits: Splits, file: Path, spec: DatasetSpec, paths: Paths) -> Dataset:
+    """The training samples with the labels of those that a file names (see `listed_in`), whose other lines
+    may name samples that choose the best epoch.
+    """
+    listed = listed_in(file, splits.whole, paths.data_dir / spec.root)
+    kept = np.isin(splits.train.ids, splits.whole.ids[listed])
+    hidden = splits.train.hide_labels(~kept)
+    log.info(
+        f"labels: {len(hidden.labelled):,} of {len(hidden):,} training samples keep theirs ({file}), the "
+        f"others are trained on without"
+    )
+    if not len(hidden.labelled):
+        raise RunError(f"{file}: names no sample that is trained on; name some")
+    return hidden
 
 
 def keep_labels(dataset: Dataset, n_per_class: int) -> Dataset:
@@ -151,9 +223,3 @@ def _on_test(target: str) -> str:
         f"the best epoch is chosen on the test split{as_papers}; --val-share 0.1 chooses on training labels "
         f"instead"
     )
-
-
-def contents_of(train: Dataset, test: Dataset, val: Dataset | None) -> dict[str, str]:
-    """The sha256 of what each split holds, as a config has it."""
-    contents = {"train": train.content_sha256, "test": test.content_sha256}
-    return contents if val is None else {**contents, "val": val.content_sha256}

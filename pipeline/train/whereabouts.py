@@ -14,9 +14,11 @@ from typing import Any
 
 from cache import local_path, location
 from pipeline.data.datasets.registry import DatasetSpec, family_of, parse_target
+from pipeline.data.pools import as_target
 from pipeline.runtime import Paths, coerce
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_paths
+from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.sources import Contract, asked_of, kind_of, kinds, parse_source
 
@@ -64,6 +66,56 @@ def to_record(
         "contracts": {name: told.to_dict() for name, told in paths.contracts.items()},
         "finetune_from": finetune_from and str(finetune_from.absolute()),
     }
+
+
+def pools_to_record(unlabelled: Sequence[str], labelled_list: str | None) -> dict[str, Any]:
+    """The places of a run's pools, and of the file that says which samples keep their labels, as
+    `to_record` gives the others; nothing of a run without.
+    """
+    found: dict[str, Any] = {}
+    if unlabelled:
+        found["unlabelled"] = [parse_target(name).as_given for name in unlabelled]
+    if labelled_list is not None:
+        found["labelled_list"] = str(Path(labelled_list).absolute())
+    return found
+
+
+def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[str]) -> tuple[str, ...]:
+    """Where the pools of a run are now: as `told`, else as it recorded. Its target's own are where `target`
+    is. Raises RunError for another number of pools than the run has, or a folder that is not there.
+    """
+    if told and len(told) != len(config.unlabelled):
+        raise RunError(
+            f"{run}: has {len(config.unlabelled)} pool(s) of samples without labels "
+            f"({', '.join(config.unlabelled) or 'none'}), and --unlabelled names {len(told)}; name "
+            f"each of them, in this order, or none"
+        )
+    if told:
+        return tuple(as_target(name, videos=parse_target(target).holds_videos) for name in told)
+    recorded = read_paths(run)["unlabelled"] if config.unlabelled else []
+    names = []
+    for began, was in zip(config.unlabelled, recorded, strict=True):
+        own = parse_target(was).as_given == parse_target(_recorded_target(run) or config.target).as_given
+        name = target if own else was
+        spec = parse_target(name)
+        if spec.is_own_folder and not spec.root.is_dir():
+            raise RunError(
+                f"{run}: its samples without labels of {began} lay in {spec.root}, which is no folder "
+                f"(any more); say where they are now with --unlabelled"
+            )
+        names.append(name)
+    return tuple(names)
+
+
+def labelled_list_of(run: Path, config: TrainConfig) -> Path:
+    """The file that says which samples keep their labels. Raises RunError if it is gone or has changed."""
+    path = Path(read_paths(run)["labelled_list"])
+    if not path.is_file() or f"{path.name} sha256 {known_digest_of(path)[:16]}" != config.labelled_list:
+        raise RunError(
+            f"{run}: began with the labels that {config.labelled_list} names, which is not at {path} any "
+            f"more; restore it"
+        )
+    return path
 
 
 def whereabouts_of(

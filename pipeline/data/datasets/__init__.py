@@ -13,13 +13,15 @@ from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,
     TARGETS,
+    UNLABELLED,
     DatasetSpec,
     family_of,
     parse_target,
     register,
     target_slug,
 )
-from pipeline.data.datasets.video.folder import VideoFolder
+from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
+from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
 from pipeline.data.datasets.video.official import OfficialVideos
 from pipeline.data.datasets.voc import Voc
 from sskt.errors import TargetError
@@ -27,6 +29,7 @@ from sskt.errors import TargetError
 __all__ = [
     "Dataset",
     "DatasetSpec",
+    "has_unlabelled",
     "has_val",
     "load_dataset",
     "parse_target",
@@ -43,6 +46,8 @@ for _family in (  # in the order in which messages and `sskt targets` list them
     Digits(),
     ImageFolder(),
     VideoFolder(),
+    UnlabelledFolder(),
+    UnlabelledVideos(),
 ):
     register(_family)
 
@@ -56,15 +61,16 @@ def load_dataset(
     limit: int | None = None,
     download: bool = True,
 ) -> Dataset:
-    """One split ("train", "test", or "val" where `has_val`), validated, or its fixed stratified subset of
-    `limit` samples.
+    """One split ("train", "test", "val" where `has_val`, or "unlabelled" where `has_unlabelled`), validated,
+    or its fixed stratified subset of `limit` samples.
 
     `data_dir` is only read, except that an official archive is downloaded and unpacked there if it is missing
     and `download` allows it. `index_dir` keeps what was learned about image files, and packed videos; if it
     cannot be written, the dataset's `notes` say so. Raises TargetError for anything missing or damaged,
     DownloadError if fetching fails.
     """
-    if split not in SPLITS and not (split == "val" and has_val(spec, data_dir)):
+    more = {"val": has_val, UNLABELLED: has_unlabelled}
+    if split not in SPLITS and not (split in more and more[split](spec, data_dir)):
         raise TargetError(f"{spec.name}: split is {split!r}, expected {' or '.join(SPLITS)}")
     family = family_of(spec)
     family.obtain(spec, data_dir, download=download)
@@ -75,6 +81,11 @@ def load_dataset(
 def has_val(spec: DatasetSpec, data_dir: Path) -> bool:
     """Whether a target has three splits: a user's folder that holds train, val and test folders."""
     return family_of(spec).has_val(spec, data_dir)
+
+
+def has_unlabelled(spec: DatasetSpec, data_dir: Path) -> bool:
+    """Whether a target has samples without labels of its own, the split "unlabelled"."""
+    return family_of(spec).has_unlabelled(spec, data_dir)
 
 
 def prepared(data_dir: Path, index_dir: Path, split: str = "train") -> list[str]:

@@ -10,10 +10,11 @@ import posixpath
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS, DatasetSpec
+from pipeline.data.datasets.registry import SPLITS, UNLABELLED, DatasetSpec
 from sskt.errors import TargetError
 
 
@@ -41,12 +42,13 @@ class Binary:
     train: tuple[Part, ...]
     test: tuple[Part, ...]
     label_bytes: int
+    unlabelled: tuple[Part, ...] = ()
     first_label: int = 0
     column_major: bool = False  # each plane is stored column by column
 
     def parts(self, split: str) -> tuple[Part, ...]:
         """The files of one split."""
-        return self.train if split == "train" else self.test
+        return {"train": self.train, "test": self.test, UNLABELLED: self.unlabelled}[split]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,20 +58,22 @@ class ArchiveSpec(DatasetSpec):
     binary: Binary
 
 
-def file_sizes(binary: Binary, side_px: int) -> dict[str, int | None]:
+def file_sizes(binary: Binary, side_px: int, splits: Sequence[str] = SPLITS) -> dict[str, int | None]:
     """Lengths in bytes of all files that are read; None for the class names, which are text."""
     sizes: dict[str, int | None] = {binary.class_names: None}
-    for part in (part for split in SPLITS for part in binary.parts(split)):
+    for part in (part for split in splits for part in binary.parts(split)):
         sizes[part.pixels] = part.n_images * (binary.label_bytes + 3 * side_px**2)
         if part.labels:
             sizes[part.labels] = part.n_images
     return sizes
 
 
-def missing_files(spec: ArchiveSpec, data_dir: Path) -> list[str]:
-    """Files that are missing. Raises TargetError for one of the wrong length, which is left alone."""
+def missing_files(spec: ArchiveSpec, data_dir: Path, splits: Sequence[str] = SPLITS) -> list[str]:
+    """Files of these splits that are missing. Raises TargetError for one of the wrong length, which is left
+    alone.
+    """
     binary, missing = spec.binary, []
-    for name, expected in file_sizes(binary, spec.side_px).items():
+    for name, expected in file_sizes(binary, spec.side_px, splits).items():
         path = data_dir / binary.folder / name
         if not path.is_file():
             missing.append(name)
@@ -78,13 +82,16 @@ def missing_files(spec: ArchiveSpec, data_dir: Path) -> list[str]:
     return missing
 
 
-def obtain(spec: ArchiveSpec, data_dir: Path, *, download: bool = True) -> None:
-    """Make the unpacked files exist under `data_dir`, from the archive there or else from its URL.
+def obtain(
+    spec: ArchiveSpec, data_dir: Path, *, download: bool = True, splits: Sequence[str] = SPLITS
+) -> None:
+    """Make the unpacked files of these splits exist under `data_dir`, from the archive there or else from its
+    URL.
 
     Raises TargetError for wrong contents or, without `download`, a missing archive; DownloadError if fetching
     fails or the archive there is not the official one.
     """
-    binary, missing = spec.binary, missing_files(spec, data_dir)
+    binary, missing = spec.binary, missing_files(spec, data_dir, splits)
     if not missing:
         return
     archive = data_dir / posixpath.basename(binary.url)
@@ -108,7 +115,7 @@ def obtain(spec: ArchiveSpec, data_dir: Path, *, download: bool = True) -> None:
 def _unpack(spec: ArchiveSpec, archive: Path, names: list[str]) -> None:
     """Unpack the named members of an archive into the target's folder beside it."""
     binary = spec.binary
-    expected = file_sizes(binary, spec.side_px)
+    expected = file_sizes(binary, spec.side_px, (*SPLITS, UNLABELLED))
     folder = archive.parent / binary.folder
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{binary.folder}.tmp-") as temporary:
         wanted = {posixpath.join(binary.folder, name) for name in names}

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.archive import ArchiveSpec, Binary, Part, file_sizes, missing_files, obtain
+from pipeline.data.datasets.archive import ArchiveSpec, Binary, Part, missing_files, obtain
 from pipeline.data.datasets.dataset import Dataset, array_dataset
-from pipeline.data.datasets.registry import DatasetSpec, Family
+from pipeline.data.datasets.registry import SPLITS, UNLABELLED, DatasetSpec, Family
 from sskt.errors import TargetError
 
 _SOURCE_SCALE = Fraction(7, 3)  # docs/method.md, section 2.4: 32 -> 74 and 96 -> 224
@@ -62,6 +62,7 @@ _STL10 = Binary(
     class_names="class_names.txt",
     train=(Part("train_X.bin", 5_000, "train_y.bin"),),
     test=(Part("test_X.bin", 8_000, "test_y.bin"),),
+    unlabelled=(Part("unlabeled_X.bin", 100_000),),
     label_bytes=0,
     first_label=1,
     column_major=True,
@@ -82,6 +83,12 @@ class CifarStl(Family[ArchiveSpec]):
         """See `Family.load`. Raises TargetError for a wrong length, label or class."""
         binary = spec.binary
         folder = data_dir / binary.folder
+        if split == UNLABELLED:
+            obtain(spec, data_dir, splits=(UNLABELLED,))
+            (part,) = binary.unlabelled
+            pixels, _ = _read_pixels(spec, part, folder)
+            unknown = np.full(len(pixels), -1, dtype=np.int64)
+            return array_dataset(spec.name, split, (), pixels, unknown, np.arange(len(pixels)))
         classes = _class_names(folder / binary.class_names, spec)
         parts = [_read_part(spec, part, folder) for part in binary.parts(split)]
         pixels = np.concatenate([pixels for pixels, _ in parts])
@@ -89,10 +96,14 @@ class CifarStl(Family[ArchiveSpec]):
         ids = np.arange(len(labels), dtype=np.int64)
         return array_dataset(spec.name, split, classes, pixels, labels, ids)
 
+    def has_unlabelled(self, spec: ArchiveSpec, data_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.has_unlabelled`; its files are unpacked, or downloaded, when they are asked for."""
+        return bool(spec.binary.unlabelled)
+
     def is_prepared(self, spec: ArchiveSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
-        """Whether all files are there, unpacked and of the right length."""
+        """Whether all files, of labelled images or of others, are there, unpacked and of the right length."""
         try:
-            return not missing_files(spec, data_dir)
+            return not missing_files(spec, data_dir, (UNLABELLED,) if split == UNLABELLED else SPLITS)
         except TargetError:  # a file of the wrong length, which using this target will name
             return False
 
@@ -101,16 +112,23 @@ class CifarStl(Family[ArchiveSpec]):
         obtain(spec, data_dir, download=download)
 
 
+def _read_pixels(spec: ArchiveSpec, part: Part, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels uint8 (n, side, side, 3) of one file, and its records (n, bytes)."""
+    binary, side = spec.binary, spec.side_px
+    n_bytes = part.n_images * (binary.label_bytes + 3 * side**2)
+    records = _read(folder / part.pixels, n_bytes).reshape(part.n_images, -1)
+    planes = records[:, binary.label_bytes :].reshape(-1, 3, side, side)
+    order = (0, 3, 2, 1) if binary.column_major else (0, 2, 3, 1)
+    return np.ascontiguousarray(planes.transpose(order)), records
+
+
 def _read_part(spec: ArchiveSpec, part: Part, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Pixels uint8 (n, side, side, 3) and labels int64 (n,) of one file."""
-    binary, side = spec.binary, spec.side_px
-    sizes = file_sizes(binary, side)
-    records = _read(folder / part.pixels, sizes[part.pixels]).reshape(part.n_images, -1)
-    planes = records[:, binary.label_bytes :].reshape(-1, 3, side, side)
-    pixels = np.ascontiguousarray(planes.transpose((0, 3, 2, 1) if binary.column_major else (0, 2, 3, 1)))
+    binary = spec.binary
+    pixels, records = _read_pixels(spec, part, folder)
     if part.labels:
         label_file = folder / part.labels
-        stored = _read(label_file, sizes[part.labels])
+        stored = _read(label_file, part.n_images)
     else:
         label_file = folder / part.pixels
         stored = records[:, binary.label_bytes - 1]
@@ -126,18 +144,19 @@ def _read_part(spec: ArchiveSpec, part: Part, folder: Path) -> tuple[NDArray[np.
     return pixels, labels
 
 
-def _read(path: Path, expected_bytes: int | None) -> NDArray[np.uint8]:
+def _read(path: Path, expected_bytes: int) -> NDArray[np.uint8]:
+    """A file's bytes, mapped: STL10's unlabelled images are 2.8 GB, and are copied afterwards anyway."""
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        n_bytes = path.stat().st_size
+        if n_bytes == expected_bytes:
+            return np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as error:
         raise TargetError(
             f"{path}: cannot be read ({error.strerror or error}); restore or allow it"
         ) from None
-    if len(data) != expected_bytes:
-        raise TargetError(
-            f"{path}: has {len(data):,} bytes, expected {expected_bytes:,}; move it away and run again"
-        )
-    return data
+    raise TargetError(
+        f"{path}: has {n_bytes:,} bytes, expected {expected_bytes:,}; move it away and run again"
+    )
 
 
 def _class_names(path: Path, spec: DatasetSpec) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ def class_names(spec: DatasetSpec, folder: Path, defining: Path) -> tuple[str, .
         found = f"one class folder ({classes[0]})" if classes else "no class folder"
         raise TargetError(f"{defining}: {found}, expected at least two; {spec.how_to_prepare}")
     unknown = sorted(set(class_folders(folder)) - set(classes))
+    if "unlabelled" in unknown:
+        raise TargetError(
+            f"{shown(str(folder))}: holds a folder unlabelled, and every image of this split needs a label; "
+            f"move it beside train/, as {shown(str(defining.parent / 'unlabelled'))}"
+        )
     if unknown:
         raise TargetError(
             f"{folder}: class folder {', '.join(map(shown, unknown[:5]))} does not exist in {defining} "

@@ -1,7 +1,8 @@
 """Which of a user's folders are splits, by their names and by what they hold.
 
 A folder is a split if its name says so (train, Training, valid, TEST, test_set, ...) and class folders lie in
-it; a folder of such a name that holds the samples themselves is a class. What stays ambiguous is refused.
+it; a folder of such a name that holds the samples themselves is a class. Beside a train split, `unlabelled`
+holds samples without labels, in class folders or not. What stays ambiguous is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
 from sskt.errors import TargetError
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -23,6 +24,7 @@ _WORDS = {
 }
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
 _MORE = r"(set|data|dataset|images?|pictures?|photos?|videos?|clips?|split|folder)?"
+_UNLABELLED_NAME = re.compile("unlabell?ed" + _MORE)
 _NAMED = 5  # folders named in a message
 
 
@@ -30,8 +32,8 @@ _NAMED = 5  # folders named in a message
 class Layout:
     """How a folder is divided: the folder of each split, or no split at all (`divided` is False).
 
-    Where there is no test folder, the val folder is the test split. `notes` says how the folders were
-    understood.
+    Where there is no test folder, the val folder is the test split; `UNLABELLED` is among them where there is
+    such a folder. `notes` says how the folders were understood.
     """
 
     root: Path
@@ -52,6 +54,11 @@ class Layout:
             )
         return self.folders[split]
 
+    @property
+    def labelled(self) -> Mapping[str, Path]:
+        """The folders whose samples have labels."""
+        return {split: folder for split, folder in self.folders.items() if split != UNLABELLED}
+
 
 def layout_of(root: Path, *, videos: bool) -> Layout:
     """Tell splits from classes among the folders in `root`; in class folders of `videos`, a folder may be the
@@ -60,8 +67,11 @@ def layout_of(root: Path, *, videos: bool) -> Layout:
     Raises TargetError, naming the folders, if they are ambiguous.
     """
     inside = {name: class_folders(root / name) for name in class_folders(root)}
+    unlabelled = [name for name in inside if _UNLABELLED_NAME.fullmatch(_plain(name))]
     named = {name: split for name, below in inside.items() if below and (split := _meaning(name))}
-    named = named or _splits_by_part_of_name(inside)
+    named = named or _splits_by_part_of_name(
+        {name: inside[name] for name in inside if name not in unlabelled}
+    )
     if not named:
         _refuse_splits_in_classes(root, inside)
         return Layout(root, {}, _note_classes(root, inside, videos=videos), divided=False)
@@ -73,27 +83,46 @@ def layout_of(root: Path, *, videos: bool) -> Layout:
             )
         splits[split] = name
     splits = {split: splits[split] for split in _WORDS if split in splits}
-    notes = _note_others(root, inside, splits)
+    if len(unlabelled) > 1:
+        raise TargetError(f"{root}: {_list(unlabelled)} both mean images without labels; merge them")
+    notes = _note_others(root, inside, splits, unlabelled)
     if VAL in splits and TEST not in splits:
         splits[TEST] = splits.pop(VAL)
     if any(name != split for split, name in splits.items()):
         notes = (f"{root}: {_sentence(splits)}", *notes)
-    return Layout(root, {split: root / splits[split] for split in _WORDS if split in splits}, notes)
+    folders = {split: root / splits[split] for split in _WORDS if split in splits}
+    if unlabelled:
+        folders[UNLABELLED] = root / unlabelled[0]
+    return Layout(root, folders, notes)
 
 
 def has_val(spec: DatasetSpec, data_dir: Path) -> bool:
     """Whether a user's folder is divided into three: train, val and test."""
+    return VAL in _folders(spec, data_dir)
+
+
+def has_unlabelled(spec: DatasetSpec, data_dir: Path) -> bool:
+    """Whether a user's folder has samples without labels beside its train split."""
+    return UNLABELLED in _folders(spec, data_dir)
+
+
+def _folders(spec: DatasetSpec, data_dir: Path) -> Mapping[str, Path]:
     root = data_dir / spec.root
-    return root.is_dir() and VAL in layout_of(root, videos=spec.holds_videos).folders
+    return layout_of(root, videos=spec.holds_videos).folders if root.is_dir() else {}
 
 
 def _meaning(name: str) -> str | None:
     """The split that a folder's name means, if any: Training, val, test_set, "Test Images", train1, ..."""
-    plain = re.sub(r"[\W_\d]+", "", name.casefold())
+    plain = _plain(name)
     for word, split in _SPLIT_OF.items():
         if re.fullmatch(word + _MORE, plain):
             return split
     return None
+
+
+def _plain(name: str) -> str:
+    """A name's letters, small: "Test Images 2" -> "testimages"."""
+    return re.sub(r"[\W_\d]+", "", name.casefold())
 
 
 def _splits_by_part_of_name(inside: Mapping[str, list[str]]) -> dict[str, str]:
@@ -111,9 +140,16 @@ def _splits_by_part_of_name(inside: Mapping[str, list[str]]) -> dict[str, str]:
     return named if training and alike and len(set(named.values())) > 1 else {}
 
 
-def _note_others(root: Path, inside: Mapping[str, list[str]], splits: Mapping[str, str]) -> tuple[str, ...]:
+def _note_others(
+    root: Path, inside: Mapping[str, list[str]], splits: Mapping[str, str], unlabelled: list[str]
+) -> tuple[str, ...]:
     """A note on the folders beside the listed. Raises TargetError where they might be classes."""
-    others = [name for name in inside if name not in splits.values()]
+    if doubled := [name for name in unlabelled if TRAIN in splits and name in inside[splits[TRAIN]]]:
+        raise TargetError(
+            f"{root}: {_list(doubled)} lies beside {splits[TRAIN]}/, and a class of that name in it; rename "
+            f"one"
+        )
+    others = [name for name in inside if name not in (*splits.values(), *unlabelled)]
     if not others:
         return ()
     listed, beside = _list(list(splits.values())), _list(others)
@@ -149,6 +185,12 @@ def _note_classes(root: Path, inside: Mapping[str, list[str]], *, videos: bool) 
     if named := [name for name in inside if _meaning(name)]:
         taken = "is taken for a class" if len(named) == 1 else "are taken for classes"
         return (f"{root}: {_list(named)} {taken}, since no class folders are in there",)
+    if named := [name for name in inside if _UNLABELLED_NAME.fullmatch(_plain(name))]:
+        note = (
+            f"{root}: {_list(named)} is taken for a class, since no train/ lies beside it; if its samples "
+            f"have no label, move the classes into {root}/train/"
+        )
+        return (note,)
     sets = {tuple(below) for below in inside.values()}
     if not videos and len(inside) > 1 and len(sets) == 1 and len(next(iter(sets))) > 1:
         below = _list(list(next(iter(sets))))

@@ -62,27 +62,30 @@ class ImageListing:
     notes: list[str] = field(default_factory=list)
 
 
-def list_images(root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = ()) -> ImageListing:
-    """List and validate every image below the class folders of `root`.
+def list_images(
+    root: Path, *, slug: str, index_dir: Path, beside: Sequence[Path] = (), in_classes: bool = True
+) -> ImageListing:
+    """List and validate every image below the class folders of `root`, or, without `in_classes`, anywhere
+    below it.
 
     Hidden files and those of other suffixes are ignored, counted in the notes, and listed beside the index
     file. 16-bit values are as deep as those of `root` and of the folders `beside` it, the target's other
     splits. Raises UnusableFiles, naming what cannot be decoded, unless the user goes on without it, and
     TargetError for a class folder without images.
     """
-    files, ignored = images_below(root)
+    files, ignored = images_below(root, in_classes=in_classes)
     file = facts_file(index_dir, slug, root)
     listing, gone = _new_listing(root, files)
-    _refuse_empty_classes(root, listing.paths, f"no picture ({_suffixes()})")
+    refuse_empty = _refuse_empty_classes if in_classes else _refuse_empty
+    refuse_empty(root, listing.paths, f"no picture ({_suffixes()})")
     where = write_list(file, "ignored", ((os.fsdecode(path), kind) for path, kind in ignored))
     if ignored:
+        pictures = "pictures in class folders" if in_classes else "pictures"
         listing.notes.append(
-            describe_ignored(
-                root, ignored, where, f"pictures in class folders ({_suffixes()} and their like)"
-            )
+            describe_ignored(root, ignored, where, f"{pictures} ({_suffixes()} and their like)")
         )
     _drop_unusable(listing, _check(listing, gone, file), file)
-    _refuse_empty_classes(root, listing.paths, "no picture that can be used")
+    refuse_empty(root, listing.paths, "no picture that can be used")
     bits = int(listing.facts["bits"].max(initial=0))
     if bits:
         others = (_bits_below(folder, facts_file(index_dir, slug, folder)) for folder in beside)
@@ -247,6 +250,11 @@ def _refuse_empty_classes(root: Path, paths: RelativePaths, what: str) -> None:
     empty = [shown(name) for name in class_folders(root) if name not in used]
     if empty:
         raise TargetError(f"{shown(str(root))}: {what} in class folder {_first(empty)}; fill or remove it")
+
+
+def _refuse_empty(root: Path, paths: RelativePaths, what: str) -> None:
+    if not len(paths):
+        raise TargetError(f"{shown(str(root))}: {what} in this folder; fill or remove it")
 
 
 def _suffixes() -> str:

@@ -3,12 +3,13 @@
 ROOT/train/CLASS/ and ROOT/val/CLASS/ (or ROOT/test/CLASS/, where there is no val) are the train and test
 splits. A user's folder may name its splits otherwise and have three (`pipeline.data.datasets.folder_splits`);
 if it has none, ROOT/CLASS/, a fifth of each class is held out as the test split. Folders inside a class
-belong to it.
+belong to it. ROOT/unlabelled/, beside train/, holds images without labels, in any folders.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,9 @@ import numpy as np
 
 from pipeline.data.datasets.class_folders import class_folders, class_names, hold_out
 from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.folder_splits import Layout, has_val, layout_of
+from pipeline.data.datasets.folder_splits import Layout, has_unlabelled, has_val, layout_of
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_images, to_dataset
-from pipeline.data.datasets.registry import Family, own_folder, target_slug
+from pipeline.data.datasets.registry import UNLABELLED, Family, own_folder, target_slug
 from sskt.errors import TargetError
 
 _FOLDERS = {"train": ("train",), "test": ("val", "test")}  # of an official target
@@ -56,6 +57,10 @@ class ImageFolder(Family[ImageSpec]):
         """See `Family.has_val`."""
         return has_val(spec, data_dir)
 
+    def has_unlabelled(self, spec: ImageSpec, data_dir: Path) -> bool:
+        """See `Family.has_unlabelled`."""
+        return has_unlabelled(spec, data_dir)
+
 
 def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
     """One split of class folders, every file validated. Classes are the sorted folder names of the train
@@ -68,8 +73,10 @@ def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -
         raise TargetError(f"{root}: no such folder; {spec.how_to_prepare}")
     layout = _layout(spec, root)
     folder = layout.folder(split, spec.how_to_prepare)
+    beside = [other for other in layout.labelled.values() if other != folder]
+    if split == UNLABELLED:
+        return load_unlabelled(spec, folder, index_dir, beside=beside)
     classes = class_names(spec, folder, layout.folders.get("train", folder))
-    beside = [other for other in layout.folders.values() if other != folder]
     listing = list_images(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
     dataset = _dataset(spec, split, classes, listing)
     dataset = replace(dataset, notes=(*layout.notes, *dataset.notes))
@@ -81,6 +88,16 @@ def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -
     n_test = in_test.sum()
     note = f"{root}: has no train/ and val/, so a fixed fifth of each class is held out ({n_test} pictures)"
     return replace(dataset.take(np.flatnonzero(in_test)), notes=(*layout.notes, note))
+
+
+def load_unlabelled(
+    spec: ImageSpec, folder: Path, index_dir: Path, *, beside: Sequence[Path] = ()
+) -> Dataset:
+    """All images below a folder, without labels and classes; `beside` as in `list_images`."""
+    listing = list_images(
+        folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside, in_classes=False
+    )
+    return to_dataset(listing, spec, UNLABELLED, (), np.full(len(listing.paths), -1, dtype=np.int64))
 
 
 def has_split(root: Path, split: str) -> bool:

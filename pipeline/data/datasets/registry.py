@@ -19,8 +19,11 @@ from typing import Any, Generic, Literal, TypeVar
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.video.pack import Packing
 from sskt.errors import TargetError
+from sskt.names import shown
 
 SPLITS = ("train", "test")
+UNLABELLED = "unlabelled"  # a split of samples without labels, and the family of folders of such images
+UNLABELLED_VIDEOS = "unlabelled-videos"  # the family of folders of videos without labels
 
 _LONGEST_SLUG = 160  # bytes: it is part of the names of files and folders, which take 255
 
@@ -69,6 +72,7 @@ class Family(ABC, Generic[S]):
     targets: tuple[S, ...] = ()  # those that have a name of their own
     is_path = False  # whether NAME:PATH is the user's folder at PATH
     official_splits: tuple[str, ...] = ()  # "1", ... where TARGET:1 is one of several official divisions
+    has_labels = True  # False: only good as a pool of samples without labels
     is_bundled = False  # comes with a Python package, so there are no files to look for
 
     @abstractmethod
@@ -89,6 +93,10 @@ class Family(ABC, Generic[S]):
 
     def has_val(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
         """Whether there is a third split, "val"."""
+        return False
+
+    def has_unlabelled(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
+        """Whether there is a split of samples without labels, `UNLABELLED`."""
         return False
 
     def obtain(self, spec: S, data_dir: Path, *, download: bool) -> None:
@@ -162,7 +170,8 @@ def parse_target(name: str) -> DatasetSpec:
     elif head in TARGETS and (family := family_of(TARGETS[head])).official_splits:
         spec = family.of_split(TARGETS[head], rest)
     if spec is None:
-        *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in path_families())]
+        with_labels = [family for family in path_families() if family.has_labels]
+        *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in with_labels)]
         raise TargetError(f"target {name!r} is not known, expected one of {', '.join(names)} or {last}")
     return spec
 
@@ -177,6 +186,12 @@ def target_slug(name: str) -> str:
     if len(slug.encode()) > _LONGEST_SLUG:
         return f"{slug[: _LONGEST_SLUG // 8]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
     return slug
+
+
+def no_target(spec: DatasetSpec) -> str:
+    """The message about samples without labels that are named as a target."""
+    name = shown(spec.as_given)
+    return f"{name} has no labels, so it is no target; give it with --unlabelled beside a --target"
 
 
 def own_folder(family: str, path: str) -> Path:

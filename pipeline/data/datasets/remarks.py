@@ -65,7 +65,7 @@ def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Pa
 
 def empty_classes(dataset: Dataset) -> list[str]:
     """A sentence on the classes that a split has no sample of, if there are any."""
-    counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
+    counts = np.bincount(dataset.labels[dataset.labelled], minlength=len(dataset.classes))
     empty = [shown(name) for name, n in zip(dataset.classes, counts, strict=True) if n == 0]
     if not empty or dataset.multi_hot is not None:
         return []

@@ -25,9 +25,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEMS
 
 
-def images_below(root: Path) -> tuple[list[Found], list[Ignored]]:
-    """List the images in class folders, as sorted relative paths with their stat, and all other files. Links
-    are followed, loops are not. Raises TargetError for a folder that cannot be listed.
+def images_below(root: Path, *, in_classes: bool = True) -> tuple[list[Found], list[Ignored]]:
+    """List the images in class folders (or anywhere below `root`), as sorted relative paths with their stat,
+    and all other files. Links are followed, loops are not. Raises TargetError for a folder that cannot be
+    listed.
     """
     images: list[Found] = []
     ignored: list[Ignored] = []
@@ -38,7 +39,7 @@ def images_below(root: Path) -> tuple[list[Found], list[Ignored]]:
             ignored.append((path, "hidden folder" if entry.is_dir() else "hidden"))
         elif suffix not in SUFFIXES:
             ignored.append((path, suffix or "without extension"))
-        elif not parents:
+        elif in_classes and not parents:
             ignored.append((path, "outside class folders"))
         else:
             images.append((path, _stat_of(entry)))

@@ -13,6 +13,7 @@ import importlib.util
 from collections.abc import Sequence
 
 from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.joined import JoinedImages
 from pipeline.data.plan import ClipPlan, Plan
 from pipeline.data.render.renderer import Positions, Renderer
 from pipeline.runtime import Execution
@@ -33,6 +34,13 @@ def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_s
     backend, device, threads = execution.renderer, execution.device, execution.threads
     if backend not in RENDERERS:
         raise RunError(f"renderer is {backend!r}, expected one of {', '.join(RENDERERS)}")
+    if isinstance(dataset.access, JoinedImages):
+        from pipeline.data.render.joined import JoinedRenderer
+
+        def open_part(part: Dataset) -> Renderer:
+            return open_renderer(part, plan, execution, batch_size=batch_size)
+
+        return JoinedRenderer(dataset.access, open_part, device)
     if dataset.kind == "video":
         from pipeline.data.render.clips import ClipRenderer
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.decode import UnreadableError
+from pipeline.data.datasets.registry import UNLABELLED
 from pipeline.data.datasets.video.adopt import adopt
 from pipeline.data.datasets.video.known import KnownVideos
 from pipeline.data.datasets.video.pack import OpenPack, PackInfo, Stamp, read_pack
@@ -29,6 +30,9 @@ def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) ->
     Raises TargetError if the target is not prepared, or its videos have changed since.
     """
     record = read_record(spec, data_dir, index_dir) or adopt(spec, data_dir, index_dir)
+    if record is None and split == UNLABELLED:
+        prepare = command_of("prepare", spec, data_dir, index_dir)
+        raise TargetError(f"{spec.name}: its videos without labels are not prepared; run `{prepare}`")
     if record is None:
         raise TargetError(_first_commands(spec, data_dir, index_dir))
     command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
@@ -63,12 +67,12 @@ def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) ->
         target=spec.name,
         split=split,
         kind="video",
-        classes=listing.classes,
+        classes=() if split == UNLABELLED else listing.classes,
         ids=np.array(ids, dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
         sizes=np.array([(p.n_frames, p.height, p.width) for p in packs], dtype=np.int32),
         contents=np.array([list(p.content) for p in packs], dtype=np.uint8),
-        access=Packs(paths, packs),
+        access=Packs(paths, packs, [listed[number].name for number in ids]),
         notes=tuple(notes),
     )
 
@@ -98,8 +102,9 @@ def first_frames(dataset: Dataset) -> NDArray[np.int64]:
 class Packs:
     """Access to packed videos; the image of a video is its middle frame. See `Images`."""
 
-    def __init__(self, paths: list[Path], packs: list[PackInfo]) -> None:
-        self._paths, self._packs = paths, packs
+    def __init__(self, paths: list[Path], packs: list[PackInfo], names: list[str]) -> None:
+        """`names` are those of the target's list, or paths below its folder."""
+        self._paths, self._packs, self.names = paths, packs, names
         self._opened = lru_cache(maxsize=_OPEN_PACKS)(self._open)
 
     def frame(self, row: int, number: int) -> bytes:
@@ -124,7 +129,8 @@ class Packs:
 
     def take(self, rows: NDArray[np.int64]) -> Packs:
         """See `Images.take`."""
-        return Packs([self._paths[r] for r in rows], [self._packs[r] for r in rows])
+        paths, packs, names = self._paths, self._packs, self.names
+        return Packs([paths[r] for r in rows], [packs[r] for r in rows], [names[r] for r in rows])
 
     def _open(self, row: int) -> OpenPack:
         return OpenPack(self._paths[row], self._packs[row])

@@ -1,6 +1,7 @@
 """videofolder:PATH, a user's class folders of videos, or of folders of frames.
 
-ROOT/SPLIT/CLASS/ (see `pipeline.data.datasets.folder_splits`), or ROOT/CLASS/, of which a fifth is held out.
+ROOT/SPLIT/CLASS/ (see `pipeline.data.datasets.folder_splits`), or ROOT/CLASS/, of which a fifth is held out;
+ROOT/unlabelled/ holds videos without labels. unlabelled-videos:PATH is any folder of videos without labels.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.class_folders import class_names, hold_out
-from pipeline.data.datasets.folder_splits import has_val, layout_of
-from pipeline.data.datasets.registry import own_folder
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.folder_splits import has_unlabelled, has_val, layout_of
+from pipeline.data.datasets.registry import UNLABELLED, UNLABELLED_VIDEOS, no_target, own_folder
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES
@@ -58,6 +60,53 @@ class VideoFolder(Videos[FolderSpec]):
         """See `Family.has_val`."""
         return has_val(spec, data_dir)
 
+    def has_unlabelled(self, spec: FolderSpec, data_dir: Path) -> bool:
+        """See `Family.has_unlabelled`."""
+        return has_unlabelled(spec, data_dir)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlabelledSpec(VideoSpec):
+    """Any folder of videos without labels."""
+
+    is_own_folder: bool = True
+
+    def list_videos(self, data_dir: Path) -> VideoListing:
+        """See `VideoSpec.list_videos`."""
+        root = data_dir / self.root
+        if not root.is_dir():
+            raise TargetError(f"{shown(str(root))}: no such folder; {self.how_to_prepare}")
+        others = _Others(root)
+        clips = {UNLABELLED: _clips_without_labels(root, root, others)}
+        return VideoListing((), clips, others.notes, tuple(others.ignored))
+
+
+class UnlabelledVideos(Videos[UnlabelledSpec]):
+    """Folders of videos without labels, of which all videos below are taken. There are no other splits."""
+
+    name, is_path, has_labels = UNLABELLED_VIDEOS, True, False
+
+    def from_path(self, path: str) -> UnlabelledSpec:
+        """See `Family.from_path`."""
+        root = own_folder(self.name, path)
+        return UnlabelledSpec(
+            name=f"{self.name}:{root.name}",
+            family=self.name,
+            n_classes=None,
+            how_to_prepare=f"put videos anywhere below {root}",
+            root=root,
+        )
+
+    def load(self, spec: UnlabelledSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """See `Family.load`."""
+        if split != UNLABELLED:
+            raise TargetError(no_target(spec))
+        return Videos.load(self, spec, split, data_dir, index_dir)
+
+    def has_unlabelled(self, spec: UnlabelledSpec, data_dir: Path) -> bool:  # noqa: ARG002
+        """See `Family.has_unlabelled`."""
+        return True
+
 
 def _list_folders(spec: VideoSpec, root: Path) -> VideoListing:
     """ROOT/SPLIT/CLASS/ (see `pipeline.data.datasets.folder_splits`), or ROOT/CLASS/, of which a fifth is
@@ -71,9 +120,11 @@ def _list_folders(spec: VideoSpec, root: Path) -> VideoListing:
         train = layout.folder("train", spec.how_to_prepare)
         layout.folder("test", spec.how_to_prepare)
         classes, clips, notes = class_names(spec, train, train), {}, list(layout.notes)
-        for split, folder in layout.folders.items():
+        for split, folder in layout.labelled.items():
             class_names(spec, folder, train)  # refuses classes that the train split does not have
             clips[split] = _clips_below(folder, root, classes, others)
+        if UNLABELLED in layout.folders:
+            clips[UNLABELLED] = _clips_without_labels(layout.folders[UNLABELLED], root, others)
         return VideoListing(classes, clips, (*notes, *others.notes), tuple(others.ignored))
     classes = class_names(spec, root, root)
     every = _clips_below(root, root, classes, others)
@@ -128,6 +179,20 @@ def _clips_below(folder: Path, root: Path, classes: tuple[str, ...], others: _Ot
                 f"{', '.join(VIDEO_SUFFIXES[:4])}, ... or folders of frames; fill or remove it"
             )
         clips += [VideoEntry(source.relative_to(root).as_posix(), label, source) for source in sources]
+    return clips
+
+
+def _clips_without_labels(folder: Path, root: Path, others: _Others) -> list[VideoEntry]:
+    clips = [
+        VideoEntry(source.relative_to(root).as_posix(), -1, source)
+        for source in sorted(_videos_in(folder, others))
+        if source != folder  # pictures lie loose in it, and there is no video
+    ]
+    if not clips:
+        raise TargetError(
+            f"{shown(str(folder))}: no video in this folder, expected files {', '.join(VIDEO_SUFFIXES[:4])}, "
+            f"... or folders of frames; fill or remove it"
+        )
     return clips
 
 
