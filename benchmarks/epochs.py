@@ -39,7 +39,7 @@ from pipeline.source_outputs.live import LiveOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.stores.job import Job
 from pipeline.stores.sources import open_frozen
-from pipeline.studies.demo_sources import demo_source
+from pipeline.studies.demo_sources import demo_sources
 from pipeline.train.config import TrainConfig
 from pipeline.train.method import open_method
 from pipeline.train.trainer import Trainer
@@ -73,9 +73,7 @@ class Setting:
         )
         augmentation = Augmentation(side_px=args.size)
         self.plan = augmentation.training_plan(spec)
-        names = args.source or [
-            f"program:{demo_source(task, Path('stores/demo'))}" for task in ("letters", "strokes")
-        ]
+        names = args.source or [demo_sources(task, Path("stores/demo"))[0] for task in ("letters", "strokes")]
         self.sources = {}
         for name in names:
             source = open_source(name, weights=weights.get(name), weights_dir=paths.weights_dir)

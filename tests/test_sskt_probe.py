@@ -20,6 +20,7 @@ from sskt.probe import (
 )
 
 N, D, C = 240, 12, 4
+NAMES = tuple("abcd")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def samples():
     centres = rng.standard_normal((C, D))
     features = centres[labels] + 1.5 * rng.standard_normal((2, N, D))
     keys = rng.permutation(N).astype(np.uint64)
-    return torch.from_numpy(features).float(), labels, folds_of(labels, keys)
+    return torch.from_numpy(features).float(), labels, folds_of(labels, keys, NAMES)
 
 
 def multi_hot_of(features: torch.Tensor) -> np.ndarray:
@@ -118,23 +119,27 @@ def test_a_probe_that_has_seen_the_labels_gives_them_back():
     features = torch.from_numpy(rng.standard_normal((1, 80, 100))).float()
     labels = np.tile(np.arange(C), 20)
     seen = fit_linear(features[0], torch.from_numpy(labels), C, strength=1.0).logits(features[0])
-    _, held_out = cross_fit(features, features, labels, folds_of(labels, np.arange(80, dtype=np.uint64)), C)
+    _, held_out = cross_fit(
+        features, features, labels, folds_of(labels, np.arange(80, dtype=np.uint64), NAMES), C
+    )
     assert (seen.numpy().argmax(axis=1) == labels).mean() == 1
     assert (held_out[0].argmax(axis=1) == labels).mean() < 0.45
 
 
 def test_folds_hold_every_class_evenly():
     labels = np.array([0] * 11 + [1] * 7 + [2] * 5)
-    folds = folds_of(labels, np.random.default_rng(0).permutation(23).astype(np.uint64))
+    folds = folds_of(labels, np.random.default_rng(0).permutation(23).astype(np.uint64), NAMES)
     for label in range(3):
         counts = np.bincount(folds[labels == label], minlength=5)
         assert counts.max() - counts.min() <= 1
-    assert folds_of(np.array([0, 0, 0, 1, 1, 1]), np.arange(6, dtype=np.uint64)).max() == 2
+    assert folds_of(np.array([0, 0, 0, 1, 1, 1]), np.arange(6, dtype=np.uint64), NAMES).max() == 2
 
 
 def test_a_class_with_one_sample_is_refused():
-    with pytest.raises(RunError, match=r"^1 class\(es\) have one labelled sample, .* label at least two"):
-        folds_of(np.array([0, 0, 1]), np.arange(3, dtype=np.uint64))
+    with pytest.raises(
+        RunError, match=r"^1 class\(es\) have one labelled sample \(b\), .* label at least two"
+    ):
+        folds_of(np.array([0, 0, 1]), np.arange(3, dtype=np.uint64), NAMES)
 
 
 def test_the_temperature_makes_confidence_honest():

@@ -154,7 +154,7 @@ def fit_probe(
         raise RunError(
             f"{name}: {dataset.target} has {len(positions)} labelled sample(s); label more of them"
         )
-    folds = folds_of(truth, subset.draws(ids))
+    folds = folds_of(truth, subset.draws(ids), dataset.classes)
     features, asked = rows_to_fit(
         stores, dataset, positions, views=views, answers=answers, temperature=temperature
     )

@@ -23,7 +23,7 @@ from pipeline.runtime import Progress
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources import InputMap, save_source
-from sskt.students.student import build_student
+from sskt.students.student import Student, build_student
 
 _CANVAS_PX = 64
 _IMAGE_PX = 8  # the size of scikit-learn's digits
@@ -43,10 +43,12 @@ _FONTS = (
 Draw = Callable[[ImageDraw.ImageDraw, int, np.random.Generator], None]
 
 
-def demo_source(task: str, folder: Path) -> Path:
-    """The exported program for a task, "letters" or "strokes"; trained on the first call, then reused."""
-    path = folder / f"{task}.pt2"
-    if not path.is_file():
+def demo_sources(task: str, folder: Path) -> tuple[str, str]:
+    """The sources of a task, "letters" or "strokes", by name: a network's logits, and what its last layer
+    reads. It is trained on the first call, then reused.
+    """
+    logits, features = folder / f"{task}.pt2", folder / f"{task}-features.pt2"
+    if not (logits.is_file() and features.is_file()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -54,11 +56,16 @@ def demo_source(task: str, folder: Path) -> Path:
                 f"{folder}: cannot be made ({error.strerror}); choose another --cache-dir"
             ) from error
         network = _train(task)
-        batch = torch.export.Dim("batch", min=1, max=4096)
-        example = torch.zeros(2, 3, _SOURCE_PX, _SOURCE_PX)
-        program = torch.export.export(network, (example,), dynamic_shapes={"x": {0: batch}})
-        save_source(path, program, mean=IMAGENET_MEAN, std=IMAGENET_STD, returns="logits", channels="rgb")
-    return path
+        _save(_Logits(network), logits, returns="logits")
+        _save(_Features(network), features, returns="embedding")
+    return f"program:{logits}", f"program:{features}@embedding"
+
+
+def _save(module: nn.Module, path: Path, *, returns: str) -> None:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    example = torch.zeros(2, 3, _SOURCE_PX, _SOURCE_PX)
+    program = torch.export.export(module.eval(), (example,), dynamic_shapes={"x": {0: batch}})
+    save_source(path, program, mean=IMAGENET_MEAN, std=IMAGENET_STD, returns=returns, channels="rgb")
 
 
 def drawings(task: str, n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -74,19 +81,26 @@ def drawings(task: str, n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[n
     return np.repeat(images[:, None], 3, axis=1), labels
 
 
-class _Predictor(nn.Module):
+class _Logits(nn.Module):
     """A trained network as a source: normalised images in, logits out."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Student) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(x)[0]
-        return logits
+        return self.network.predict(x)
 
 
-def _train(task: str) -> nn.Module:
+class _Features(_Logits):
+    """The same, but for its last layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = self.network.backbone(x).pooled
+        return pooled
+
+
+def _train(task: str) -> Student:
     """Train a ResNet20 for a few epochs on drawings of one task; returns it in eval mode."""
     images, labels = drawings(task, _N_DRAWINGS, seed=0)
     with torch.random.fork_rng(devices=[]):
@@ -106,7 +120,7 @@ def _train(task: str) -> nn.Module:
                     optimiser.step()
                     schedule.step()
                     progress.advance(len(rows))
-    return _Predictor(network).eval()
+    return network.eval()
 
 
 def _source_input(pixels: torch.Tensor) -> torch.Tensor:

@@ -127,7 +127,7 @@ def keep_listed(splits: Splits, file: Path, spec: DatasetSpec, paths: Paths) -> 
     hidden = splits.train.hide_labels(~kept)
     log.info(
         f"labels: {len(hidden.labelled):,} of {len(hidden):,} training samples keep theirs ({file}), the "
-        f"others are trained on without"
+        f"others count as unlabelled"
     )
     if not len(hidden.labelled):
         raise RunError(f"{file}: names no sample that is trained on; name some")
@@ -143,7 +143,7 @@ def keep_labels(dataset: Dataset, n_per_class: int) -> Dataset:
     hidden = dataset.hide_labels(ranks >= n_per_class)
     log.info(
         f"labels: {len(hidden.labelled):,} of {len(dataset):,} training samples keep theirs "
-        f"({n_per_class} per class), the others are trained on without"
+        f"({n_per_class} per class), the others count as unlabelled"
     )
     return hidden
 

@@ -7,6 +7,7 @@ own label back, with a confidence that unlabelled ones never get.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sskt.errors import RunError
+from sskt.names import shown
 from sskt.probe.calibration import calibrate, expected_calibration_error, log_loss
 from sskt.probe.linear import STRENGTHS, LinearProbe, fit_linear
 
@@ -53,27 +55,32 @@ class CrossFit(NamedTuple):
     held_out: NDArray[np.float64]
 
 
-def folds_of(truth: NDArray[Any], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+def folds_of(truth: NDArray[Any], keys: NDArray[np.uint64], classes: Sequence[str]) -> NDArray[np.int64]:
     """The fold (N,) of each labelled sample: classes are dealt out evenly, in the order of `keys`.
 
     truth: labels (N,), or multi-hot (N, C), of which the rarest class that a sample shows counts. There are
-    five folds, or as many as the smallest class has samples. Raises RunError for a class with one sample: a
-    probe fitted without it would not know that class.
+    five folds, or as many as the smallest class has samples. Raises RunError, naming the `classes`, for some
+    with one sample: a probe fitted without it would not know that class.
     """
     labels = truth if truth.ndim == 1 else _rarest(truth)
     counts = np.bincount(labels)
     smallest = int(counts[counts > 0].min())
     if truth.ndim == 1 and smallest < 2:
-        n = int((counts == 1).sum())
+        single = [classes[label] for label in np.flatnonzero(counts == 1).tolist()]
         raise RunError(
-            f"{n} class(es) have one labelled sample, and a probe is fitted without the sample that it "
-            f"answers; label at least two of each class"
+            f"{len(single)} class(es) have one labelled sample ({_some(single)}), and a probe is fitted "
+            f"without the sample that it answers; label at least two of each class"
         )
     n_folds = max(2, min(MOST_FOLDS, smallest))
     order = np.lexsort((keys, labels))
     folds = np.empty(len(labels), dtype=np.int64)
     folds[order] = np.arange(len(labels)) % n_folds
     return folds
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    return shown(", ".join([*names[:3], *(["..."] if len(names) > 3 else [])]))
 
 
 def cross_fit(

@@ -43,7 +43,7 @@ class Samples:
                 f"labelled samples of each of at least two classes"
             )
         self.keys = subset.draws(dataset.ids[self.positions])
-        self.folds = folds_of(self.truth, self.keys)
+        self.folds = folds_of(self.truth, self.keys, dataset.classes)
 
     def __len__(self) -> int:
         return len(self.positions)
