@@ -12,7 +12,7 @@ from cache.store import Store
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.runtime.distributed import World
-from pipeline.source_outputs.choose import stored_sources, stored_teachers
+from pipeline.source_outputs.stored import stored_sources, stored_teachers
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, SourceError

@@ -3,66 +3,47 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 
-from cache import Location, Store, StoreMismatch, find_stores
-from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import DatasetSpec
-from pipeline.data.plan import Plan
-from pipeline.data.pools import Pool
+from cache import Store, StoreMismatch
+from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER
 from pipeline.data.render import open_renderer
-from pipeline.runtime import Execution, Paths, folder_words, mute_remarks
+from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.live import LiveOutputs, LiveSource
 from pipeline.source_outputs.placement import choose_placement
+from pipeline.source_outputs.request import DataRequest
+from pipeline.source_outputs.stored import stored_sources
 from pipeline.source_outputs.write_through import WriteThroughOutputs
 from pipeline.stores import (
     PROBE_SAMPLES,
-    Candidate,
     Job,
     check_probe,
-    classes_of,
     contract_in_force,
-    holds,
-    identity,
-    matching_store,
     open_frozen,
     open_named,
     open_source_store,
     probe_pixels,
     sound_stores,
     source_plan,
-    spec_on_store,
-    split_folder,
     store_folder,
-    stored_output,
     stores_elsewhere,
     try_source,
     with_recorded_weights,
 )
 from sskt.errors import RunError
-from sskt.names import quoted
 from sskt.sources import (
-    CONVERTED,
-    LOGITS_OUTPUT,
-    OPTION,
     BatchStatisticsSource,
     InputMap,
     Source,
     default_batch_size,
-    kind_of,
-    network_of,
-    output_of,
-    to_told,
 )
 
 log = logging.getLogger(__name__)
@@ -70,119 +51,6 @@ log = logging.getLogger(__name__)
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")
 TEACHER_BN = ("frozen", "batch-stats")
-
-
-@dataclass(frozen=True, slots=True)
-class DataRequest:
-    """One run's target and everything that its source outputs depend on."""
-
-    target: str  # as the user named it
-    spec: DatasetSpec
-    dataset: Dataset
-    augmentation: Augmentation
-    plan: Plan
-    paths: Paths
-    execution: Execution
-    temperature: float  # the student's, at which a store of top-k logits is read
-    n_rows: int  # samples per epoch that this process trains on
-    n_forwards: int  # images that a live source would process in the whole run
-    limit: int | None = None  # the --limit on samples
-    source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256 by source, if the run is resumed
-    whole: Dataset | None = None  # `dataset` with the samples held out for validation, if any were
-    needs_every_number: bool = False  # of a row: rows that hold only the largest are refused
-    pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `dataset`
-
-    @property
-    def stored(self) -> Dataset:
-        """The samples that a store should hold."""
-        return self.dataset if self.whole is None else self.whole
-
-    @property
-    def n_samples(self) -> int:
-        """Samples of an epoch, those of the pools included."""
-        return len(self.dataset) + sum(len(pool.dataset) for pool in self.pools)
-
-    def weights_sha256(self, source: str) -> str | None:
-        """sha256 of the weights that the run began with, or of the local file; None if neither is known."""
-        return self.source_weights.get(source) or self.paths.weights_sha256(source)
-
-    def fingerprint(self, store: Store, source: str) -> dict[str, Any]:
-        """The fingerprint that `store` must have to serve this run; if the source's weights are not on this
-        machine, the store's record of them is trusted. A resumed run keeps the weights that it began with,
-        even if the file has changed since.
-        """
-        about = dict(store.manifest.identity["source"])
-        sha256 = self.weights_sha256(source)
-        if sha256 is not None:
-            about["weights_sha256"] = sha256
-        spec = spec_on_store(source, self.paths, store)
-        about["returns"] = spec.returns if spec.returns in CONVERTED else None
-        about = {name: value for name, value in about.items() if value is not None}
-        input_map = self.augmentation.input_map(self.spec, spec)
-        return identity(about, input_map, self.plan, self.stored, top_k=store.top_k)
-
-    def matching(self, source: str) -> Store | None:
-        """The store of `source` that serves this run; see `matching_store`."""
-        cache_dir = self.paths.cache_dir
-        output = output_of(source)
-        in_folder = [Store.open(path) for path in find_stores(store_folder(cache_dir, self.stored, source))]
-        by_name = [store for store in in_folder if stored_output(store) == output]
-        elsewhere = stores_elsewhere(cache_dir, self.stored, source, self.weights_sha256(source))
-        return matching_store(
-            self.stored,
-            source,
-            [Candidate(store, self.fingerprint(store, source)) for store in by_name],
-            (Candidate(store, self.fingerprint(store, source)) for store in elsewhere),
-        )
-
-    def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
-        """The command that would make the stores this run lacks."""
-        own = (self.target,) if self.spec.is_own_folder else ()  # filled anyway
-        return precompute_command(
-            self.target,
-            sources,
-            paths=self.paths,
-            augmentation=self.augmentation,
-            limit=self.limit,
-            views=views,
-            unlabelled=[pool.name for pool in self.pools if pool.name not in own],
-        )
-
-
-def precompute_command(
-    target: str,
-    sources: tuple[str, ...],
-    *,
-    paths: Paths,
-    augmentation: Augmentation,
-    limit: int | None,
-    views: int | None = None,
-    unlabelled: Sequence[str] = (),
-) -> str:
-    """The command that makes the stores of `sources` for a target's training split, and for pools."""
-    settings = {
-        "--views": views,
-        "--limit": limit,
-        "--seed": augmentation.seed or None,
-        "--plan": augmentation.kind,
-        "--size": augmentation.side_px,
-        "--source-size": augmentation.source_side_px,
-        "--clip-frames": augmentation.n_frames,
-        "--stride": augmentation.stride,
-        "--source-frames": augmentation.source_frames,
-        "--source-input": None if augmentation.source_input == RELEASED else augmentation.source_input,
-    }
-    words = [f"--source {quoted(name)}" for name in sources]
-    for network in dict.fromkeys(map(network_of, sources)):
-        if (given := paths.weights_of(network)) is not None:
-            words.append(f"--weights {quoted(f'{network}={given}')}")
-        if (contract := paths.contract_of(network)) is not None:
-            words.append(f"{OPTION} {quoted(f'{network}={to_told(contract)}')}")
-    words.append(f"--target {quoted(target)}")
-    words += [f"{option} {value}" for option, value in settings.items() if value is not None]
-    words += [f"--unlabelled {quoted(name)}" for name in unlabelled]
-    words += folder_words(paths.data_dir, paths.cache_dir)
-    return f"sskt precompute {' '.join(words)}"
 
 
 def open_source_outputs(
@@ -228,44 +96,6 @@ def open_source_outputs(
     return _open_live(request, sources, views, teacher_bn, why)
 
 
-def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
-    """The sources with a whole view of logits stored for a target split, in alphabetical order, except
-    students of ours: those know a task's own labels, and teach only when named.
-    """
-    return teaching_unnamed(store for store in stores_with_views(cache_dir, dataset) if _holds_logits(store))
-
-
-def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
-    """The sources with a whole view stored for a target split that know its classes, in alphabetical order.
-    For a run whose folder is missing, only the number of classes is checked.
-    """
-    stores = [store for store in stores_with_views(cache_dir, dataset) if _holds_logits(store)]
-    able = [store for store in stores if store.n_classes == len(dataset.classes)]
-    return tuple(sorted({source_name(store) for store in able if _may_know(store, dataset.classes)}))
-
-
-def teaching_unnamed(stores: Iterable[Store]) -> tuple[str, ...]:
-    """The sources of stores that teach where none is named, in alphabetical order."""
-    names = {source_name(store) for store in stores}
-    return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
-
-
-def _holds_logits(store: Store) -> bool:
-    return stored_output(store) == LOGITS_OUTPUT
-
-
-def stores_with_views(cache_dir: Location, dataset: Dataset) -> list[Store]:
-    """The target split's stores with at least one whole view, also while more views are being added. If none
-    holds these images, stores of the same images under another name.
-    """
-    by_name = [Store.open(path) for path in find_stores(split_folder(cache_dir, dataset))]
-    usable = [store for store in by_name if store.whole_views]
-    if any(holds(store, dataset) for store in usable):
-        return usable
-    elsewhere = stores_elsewhere(cache_dir, dataset, None)
-    return [store for store in elsewhere if store.whole_views and holds(store, dataset)] or usable
-
-
 def _n_whole_views(stores: dict[str, Store]) -> int:
     """The number of views that all stores have finished; warns about views that are left out."""
     whole = {name: store.whole_views for name, store in stores.items()}
@@ -276,19 +106,6 @@ def _n_whole_views(stores: dict[str, Store]) -> int:
                 f"precompute goes on with the rest"
             )
     return min(whole.values())
-
-
-def source_name(store: Store) -> str:
-    """The name that a store records of its source, with the output that it holds."""
-    return str(store.manifest.identity["source"]["name"])
-
-
-def _may_know(store: Store, classes: tuple[str, ...]) -> bool:
-    """Whether a store's source has these classes; True if its classes are unknown."""
-    weights = store.manifest.made_by.get("asked", {}).get("weights")
-    by_weights = kind_of(source_name(store)).name_by_weights(weights) if weights else None
-    known = classes_of(by_weights) if by_weights else None
-    return known is None or known == classes
 
 
 def _matching_stores(request: DataRequest, sources: tuple[str, ...], named: bool) -> dict[str, Store]:

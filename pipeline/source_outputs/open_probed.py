@@ -13,16 +13,13 @@ from pipeline.data.datasets.joined import join
 from pipeline.runtime import World
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views
-from pipeline.source_outputs.choose import (
-    LIVE_DEFAULT_SOURCES,
-    DataRequest,
-    stores_with_views,
-    teaching_unnamed,
-)
+from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
 from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.pools import open_outputs, pool_stores
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
+from pipeline.source_outputs.request import DataRequest
+from pipeline.source_outputs.stored import stores_with_views, teaching_unnamed
 from sskt.errors import RunError
 from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, network_of, output_of
 

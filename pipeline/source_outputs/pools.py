@@ -11,13 +11,9 @@ from pipeline.data.pools import NONE, Pool
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
-from pipeline.source_outputs.choose import (
-    LIVE_DEFAULT_SOURCES,
-    DataRequest,
-    open_cached,
-    open_source_outputs,
-)
+from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, open_cached, open_source_outputs
 from pipeline.source_outputs.joined import JoinedOutputs
+from pipeline.source_outputs.request import DataRequest
 from sskt.errors import RunError
 from sskt.names import shown
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pipeline.data.render import open_renderer
 from pipeline.runtime import Paths
 from pipeline.source_outputs import SourceOutputs
-from pipeline.source_outputs.choose import DataRequest
 from pipeline.source_outputs.reordered import ReorderedOutputs
+from pipeline.source_outputs.request import DataRequest
 from pipeline.stores import classes_of, knowledge_of, spread_positions, trial_positions
 from sskt.errors import RunError
 from sskt.sources import Contract, columns_of, shown

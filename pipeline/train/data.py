@@ -17,12 +17,13 @@ from pipeline.data.plan import Centre, CentreClip, Plan
 from pipeline.data.pools import Pool, pool_names
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
-from pipeline.source_outputs.choose import DataRequest, stored_teachers
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.open_probed import open_with_probe, probe_among
 from pipeline.source_outputs.pools import open_outputs
 from pipeline.source_outputs.probed import ProbedOutputs
+from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.same_classes import of_same_classes
+from pipeline.source_outputs.stored import stored_teachers
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits, open_splits

@@ -12,7 +12,9 @@ from cache import Store, digest
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.runtime import Paths
-from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, precompute_command, stores_with_views
+from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
+from pipeline.source_outputs.request import precompute_command
+from pipeline.source_outputs.stored import stores_with_views
 from pipeline.stores import holds
 from sskt.errors import RunError
 from sskt.sources import LOGITS_OUTPUT, kind_of, parse_source
