@@ -94,7 +94,7 @@ def test_slug_is_short_and_safe(name, slug):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("imagnet", "expected imagenet, places365, imagenet:ARCHITECTURE"),
+        ("imagnet", "expected imagenet, places365, probe, imagenet:ARCHITECTURE"),
         ("", "source '' is unknown"),
         ("imagenet:", "source 'imagenet:' is unknown"),
         ("program:", "source 'program:' is unknown"),

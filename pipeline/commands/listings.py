@@ -45,7 +45,7 @@ def targets(paths: Paths, as_json: bool) -> None:
 @click.command()
 @options(JSON)
 def recipes(as_json: bool) -> None:
-    """List the training recipes: the paper's table 1, ours, and fast ones."""
+    """List the training recipes: the paper's, ours and fast ones."""
     from pipeline.commands.rows import recipe_rows
 
     columns = "target recipe models epochs batch_size lr finetune_lr schedule milestones gamma patience"
