@@ -168,7 +168,7 @@ def prepare(
     together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
-    """Stage one: store the logits, or embeddings, of frozen sources for a target.
+    """Stage one: store what frozen sources say of a target.
 
     Each source is run once on every planned view of every training image. Stop at any time: the same command
     continues from there, and more --views or another --source extend the stores. Start it
