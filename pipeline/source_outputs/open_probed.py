@@ -183,7 +183,7 @@ def _fit(
         field = next(key for key in before if before[key] != after[key])
         raise RunError(
             f"{fitted.name} was fitted on other {_WHAT[field]} than are there now; continue the run with the "
-            f"stores and labels that it began with, or begin anew in another folder"
+            f"stores and labels that it started with, or start again in another folder"
         )
     return fitted
 
