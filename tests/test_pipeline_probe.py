@@ -22,7 +22,7 @@ from pipeline.train.run_folder import read_config, read_metrics
 from pipeline.train.splits import keep_labels
 from sskt.errors import RunError
 from sskt.methods.config import LabelConfig
-from sskt.sources import split_names
+from sskt.sources import Contract, split_names
 from sskt.students import WrappedBackbone
 
 N = 200
@@ -280,3 +280,26 @@ def test_ranks_with_uneven_labels_add_up_to_one_process(loss):
     )
     assert added / 2 == pytest.approx(float(whole), rel=1e-6)
     assert whole == pytest.approx(float(config.primary(logits[labels >= 0], truth[labels >= 0])), rel=1e-6)
+
+
+def test_a_teacher_beside_a_probe_still_has_its_classes_put_in_order(project, tmp_path):
+    """kd's other teacher declares the target's classes backwards, and is stored so."""
+    network, path = nn.Linear(192, 10), tmp_path / "backwards.pt2"
+    flat = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), network)
+    save_program(path, flat)
+    contract = {f"program:{path}": Contract(classes=tuple(str(9 - digit) for digit in range(10)))}
+    paths = replace(project[1]["paths"], contracts=contract, cache_dir=tmp_path / "stores")
+    common = {**project[1], "paths": paths}
+    shutil.copytree(project[1]["paths"].cache_dir, tmp_path / "stores")
+    api.precompute(["digits"], [f"program:{path}"], views=3, **common)
+    chosen = f"probe:{project[0][0]}"
+    said = Remarks()
+    train(tmp_path / "run", (project[0], common), chosen, f"program:{path}", method="kd", epochs=1)
+    assert any("backwards" in line and "top-1" in line for line in said)
+    assert (tmp_path / "run" / "probe.safetensors").is_file()
+
+
+def test_a_contract_of_a_source_that_a_bare_probe_does_not_read_is_refused(project, tmp_path):
+    common = {**project[1], "paths": replace(project[1]["paths"], weights={"imagenet": tmp_path / "no.pth"})}
+    with pytest.raises(RunError, match="--weights names imagenet, this run's sources are"):
+        train(tmp_path / "run", (project[0], common), "probe")

@@ -16,6 +16,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.probe_rows import mean_rows
+from pipeline.source_outputs.wrapped import WrappedOutputs
 from sskt.probe import probe_features
 from sskt.sources import Contract
 
@@ -24,7 +25,7 @@ _ROWS_AT_ONCE = 20_000
 T = TypeVar("T")
 
 
-class ProbedOutputs:
+class ProbedOutputs(WrappedOutputs):
     """See `pipeline.source_outputs.SourceOutputs`: those of `shown` sources, and the probe's."""
 
     def __init__(
@@ -41,10 +42,10 @@ class ProbedOutputs:
         probe answers about the view that is shown, from the logits of `outputs`, which then has every source
         of the probe.
         """
-        self._outputs, self.probe, self._shown = outputs, probe, shown
+        super().__init__(outputs)
+        self.probe, self._shown = probe, shown
         self._table = None if table is None else table.to(device)
         self._folds = torch.from_numpy(probe.folds_of(dataset.ids)).to(device)
-        self.kind, self.sees_mixtures = outputs.kind, outputs.sees_mixtures
 
     @property
     def n_classes(self) -> Mapping[str, int]:
@@ -61,19 +62,6 @@ class ProbedOutputs:
         """See `SourceOutputs.contracts`."""
         return self._of_shown(self._outputs.contracts)
 
-    @property
-    def views(self) -> int | None:
-        """See `SourceOutputs.views`."""
-        return self._outputs.views
-
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `SourceOutputs.load`."""
-        self._outputs.load(view, positions)
-
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
-        """See `SourceOutputs.prepare`."""
-        self._outputs.prepare(view, positions)
-
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `SourceOutputs.logits`."""
         logits = self._outputs.logits(positions, pixels)
@@ -84,10 +72,6 @@ class ProbedOutputs:
             features = probe_features(logits[name] for name in self.probe.inputs.sources)
             answers = self.probe.logits(features, self._folds[at])
         return {**self._of_shown(logits), self.probe.name: answers}
-
-    def finish(self) -> None:
-        """See `SourceOutputs.finish`."""
-        self._outputs.finish()
 
     def _of_shown(self, values: Mapping[str, T]) -> dict[str, T]:
         return {name: values[name] for name in self._shown if name in values}

@@ -20,7 +20,6 @@ from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.open_probed import open_with_probe, probe_among
 from pipeline.source_outputs.pools import open_outputs
-from pipeline.source_outputs.probed import ProbedOutputs
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.source_outputs.stored import stored_teachers
@@ -50,12 +49,7 @@ class TrainingData:
     chosen_on: str | None = "test"  # see `TrainConfig`
     contents: Mapping[str, str] = field(default_factory=dict)  # the sha256 of what each split and pool holds
     pools: tuple[Pool, ...] = ()
-
-    @property
-    def probe(self) -> RunProbe | None:
-        """The probe that teaches, if one does."""
-        outputs = self.source_outputs
-        return outputs.probe if isinstance(outputs, ProbedOutputs) else None
+    probe: RunProbe | None = None  # the one that teaches, if one does
 
 
 def open_data(
@@ -93,17 +87,21 @@ def open_data(
         raise RunError(f"--method {config.method} has no sources; leave --source out, or use sskt or kd")
     if not method.needs and paths.contracts:
         raise RunError(f"--method {config.method} has no sources; leave --contract out, or use sskt or kd")
+    outputs, fitted = None, None
+    if method.needs:
+        outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
     return TrainingData(
         join([splits.train, *(pool.dataset for pool in splits.pools)]),
         splits.test,
         augmentation.training_plan(spec),
         augmentation.evaluation_plan(spec),
-        _open_outputs(config, splits, paths, execution, world, probe) if method.needs else None,
+        outputs,
         val_dataset=splits.val,
         val_share=splits.val_share,
         chosen_on=splits.chosen_on,
         contents=splits.contents(),
         pools=splits.pools,
+        probe=fitted,
     )
 
 
@@ -126,8 +124,8 @@ def _open_outputs(
     execution: Execution,
     world: World,
     probe: RunProbe | None,
-) -> SourceOutputs:
-    """What the sources say of the training samples."""
+) -> tuple[SourceOutputs, RunProbe | None]:
+    """What the sources say of the training samples, and the probe among them, if one is."""
     dataset, spec = splits.train, parse_target(config.target)
     augmentation = Augmentation(**config.augmentation)
     shares_classes = method_named(config.method).shares_classes
@@ -158,8 +156,14 @@ def _open_outputs(
             "--labels write-through fills a store from one process, and no rank sees all samples; "
             "run sskt precompute first, or train in one process"
         )
-    if probe_among(sources) is not None:
-        return open_with_probe(
+    fitted = None
+    if probe_among(sources) is None:
+        outputs = open_outputs(
+            request, sources, labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
+        )
+        require_named(replace(paths, weights={}), tuple(outputs.n_classes))
+    else:
+        probed = open_with_probe(
             request,
             sources,
             labels=config.labels,
@@ -169,13 +173,11 @@ def _open_outputs(
             fitted=probe,
             world=world,
         )
-    outputs = open_outputs(
-        request, sources, labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
-    )
-    require_named(replace(paths, weights={}), tuple(outputs.n_classes))
+        outputs, fitted = probed, probed.probe
+        require_named(paths, tuple(chain.from_iterable(map(asked_of, outputs.n_classes))))
     if shares_classes:
-        return of_same_classes(outputs, request, resumes=bool(config.source_weights))
-    return outputs
+        outputs = of_same_classes(outputs, request, resumes=bool(config.source_weights))
+    return outputs, fitted
 
 
 def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[str, ...]:
