@@ -1,6 +1,6 @@
 """Names in, results out: what the command line and a Python user call."""
 
-from pipeline.data.augmentation import Augmentation
+from pipeline.data import Augmentation
 from pipeline.data.prepare import open_dataset, prepare
 from pipeline.precompute.run import estimate, precompute
 from pipeline.precompute.verify import verify

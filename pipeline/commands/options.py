@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from pipeline.data.augmentation import Augmentation
-    from pipeline.data.datasets.video.pack import Packing
+    from pipeline.data import Augmentation, Packing
     from pipeline.runtime.execution import Execution
     from pipeline.runtime.paths import Paths
 
@@ -118,21 +117,21 @@ def build_execution(
 
 def build_augmentation(plan_seed: int, plan_kind: str | None, **shown: Any) -> Augmentation:
     """The plan that a user asks for; see `Augmentation`."""
-    from pipeline.data.augmentation import Augmentation
+    from pipeline.data import Augmentation
 
     return Augmentation(plan_seed, plan_kind, **shown)
 
 
 def build_packing(short_px: int, quality: int) -> Packing:
     """How frames of videos are packed; see `Packing`."""
-    from pipeline.data.datasets.video.pack import Packing
+    from pipeline.data import Packing
 
     return Packing(short_px, quality)
 
 
 def build_target(target: str | None, split: str | None) -> str | None:
     """A target by name and --split."""
-    from pipeline.data.datasets.registry import TARGETS, family_of
+    from pipeline.data import TARGETS, family_of
 
     if target is None or split is None:
         return target

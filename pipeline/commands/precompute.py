@@ -35,7 +35,7 @@ from pipeline.commands.options import (
 from pipeline.commands.output import show
 
 if TYPE_CHECKING:
-    from pipeline.data.datasets.video.pack import Packing
+    from pipeline.data import Packing
     from pipeline.runtime.paths import Paths
 
 

@@ -25,7 +25,7 @@ from pipeline.commands.options import (
 from pipeline.commands.output import say, show, tell
 
 if TYPE_CHECKING:
-    from pipeline.data.augmentation import Augmentation
+    from pipeline.data import Augmentation
     from pipeline.runtime.paths import Paths
 
 _FIGURES = "source student_px source_px views accuracy spread one_view kNN LEEP H-score seconds"

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from cache import CacheError, Location, Store, find_stores, flatten
-from pipeline.data.datasets import prepared
-from pipeline.data.datasets.registry import TARGETS, DatasetSpec, family_of, parse_target, path_families
+from pipeline.data import TARGETS, DatasetSpec, family_of, parse_target, path_families, prepared
 from pipeline.runtime import Paths
 from pipeline.stores import stored_output
 from sskt.recipes import Recipe, all_recipes, recipe_for

@@ -254,7 +254,7 @@ def sweep(
     stopped ones go on.
     """
     from pipeline import api
-    from pipeline.data.datasets.registry import target_slug
+    from pipeline.data import target_slug
     from pipeline.studies.sweep import Grid
     from sskt.sources.registry import split_names
 

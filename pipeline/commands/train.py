@@ -332,7 +332,7 @@ def train(
     torchrun, the processes share every batch.
     """
     from pipeline import api
-    from pipeline.data.datasets.registry import path_family, target_slug
+    from pipeline.data import path_family, target_slug
     from pipeline.train.run_folder import new_run_folder
 
     if resume is not None:

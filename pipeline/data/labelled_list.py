@@ -6,15 +6,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset, FileImages
+from pipeline.data.datasets.dataset import Dataset, FileImages, Positions
 from pipeline.data.datasets.video.dataset import Packs
 from sskt.errors import RunError
 from sskt.names import shown
 
 
-def listed_in(file: Path, dataset: Dataset, root: Path) -> NDArray[np.int64]:
+def listed_in(file: Path, dataset: Dataset, root: Path) -> Positions:
     """The rows that the lines of `file` name, ascending: int64 (n,).
 
     Files are named by their path, relative to the target's folder `root`, of images also to the split's, or

@@ -23,7 +23,7 @@ from sskt.names import shown
 
 log = logging.getLogger(__name__)
 
-NONE = "none"  # named instead of a pool: the target's own is not wanted
+NO_POOL = "none"  # named instead of a pool: the target's own is not wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ def pool_names(target: str, asked: Sequence[str], *, paths: Paths) -> tuple[str,
     Raises RunError for a pool that is named twice, or cannot be one.
     """
     spec = parse_target(target)
-    takes_own = NONE not in asked and spec.is_own_folder and has_unlabelled(spec, paths.data_dir)
+    takes_own = NO_POOL not in asked and spec.is_own_folder and has_unlabelled(spec, paths.data_dir)
     own = (target,) if takes_own else ()
-    asked = [name for name in asked if name != NONE]
+    asked = [name for name in asked if name != NO_POOL]
     names: dict[str, str] = {parse_target(name).as_given: name for name in own}
     for name in (as_target(name, videos=spec.holds_videos) for name in asked):
         given = parse_target(name).as_given

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pipeline.data import Positions
 from sskt.sources import Contract
 
 __all__ = ["SourceOutputs"]
@@ -42,13 +41,13 @@ class SourceOutputs(Protocol):
     def views(self) -> int | None:
         """How many views the epochs cycle through; None: every epoch draws a new one."""
 
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+    def load(self, view: int, positions: Positions) -> None:
         """Make the sorted rows `positions` of one view ready; called before the first batch of an epoch."""
 
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+    def prepare(self, view: int, positions: Positions) -> None:
         """Start preparing what the next `load` will ask for, while the current view is in use."""
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each source's logits (N, K_m), float16, for the samples at `positions` in the dataset, whose pixels
         are uint8 (N, 3, H, W).
         """

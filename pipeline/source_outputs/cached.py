@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import Store, StoreIncomplete
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.placement import Placement, Table
 from sskt.sources import Contract
 from sskt.topk import decode
@@ -24,7 +23,7 @@ class _View:
     """The rows of one view that an epoch needs."""
 
     view: int
-    positions: NDArray[np.int64]  # (n,) sorted positions in the dataset
+    positions: Positions  # (n,) sorted positions in the dataset
     tables: dict[str, Table]
 
 
@@ -62,7 +61,7 @@ class CachedOutputs:
         for name, store in stores.items():
             require_views(store, name, views)
 
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+    def load(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.load`. Reads and verifies every unit that holds one of the rows."""
         if self._next is not None:
             self._current, self._next = self._next.result(), None
@@ -70,12 +69,12 @@ class CachedOutputs:
             self._current = None  # free its memory first
             self._current = self._read(view, positions)
 
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+    def prepare(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.prepare`. Reads in a separate thread; `load` raises if it found damage."""
         if not self._is_loaded(view, positions):
             self._next = self._reader.submit(self._read, view, positions)
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
         if self._current is None:
             raise RuntimeError("no view is loaded")
@@ -88,11 +87,11 @@ class CachedOutputs:
     def finish(self) -> None:
         """See `SourceOutputs.finish`. Nothing to do."""
 
-    def _is_loaded(self, view: int, positions: NDArray[np.int64]) -> bool:
+    def _is_loaded(self, view: int, positions: Positions) -> bool:
         current = self._current
         return current is not None and current.view == view and np.array_equal(current.positions, positions)
 
-    def _read(self, view: int, positions: NDArray[np.int64]) -> _View:
+    def _read(self, view: int, positions: Positions) -> _View:
         tables = {
             name: self._placement.place(store, view, self._rows[name][positions])
             for name, store in self.stores.items()

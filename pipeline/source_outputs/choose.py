@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from cache import Store, StoreMismatch
-from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER
-from pipeline.data.render import open_renderer
+from pipeline.data import DEFAULT_VIEWS, EARLIER, open_renderer
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs

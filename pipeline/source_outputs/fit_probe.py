@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 
 from cache import Store, digest
-from pipeline.data.datasets import subset
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, Positions, subset
 from pipeline.source_outputs.probe_rows import view_rows
 from sskt.errors import RunError
 from sskt.metrics import class_precisions
@@ -171,7 +170,7 @@ def fit_probe(
 def rows_to_fit(
     stores: Mapping[str, Store],
     dataset: Dataset,
-    positions: NDArray[np.int64],
+    positions: Positions,
     *,
     views: int,
     answers: str,
@@ -196,7 +195,7 @@ def rows_to_fit(
     return features, features if answers == "own" else (total / views).float()[None]
 
 
-def fitted_positions(dataset: Dataset) -> NDArray[np.int64]:
+def fitted_positions(dataset: Dataset) -> Positions:
     """The rows of a dataset that a probe is fitted on: those with a label, of many some."""
     labelled = dataset.labelled
     if len(labelled) <= MOST_SAMPLES:

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.data.datasets.joined import Parts
+from pipeline.data import Parts, Positions
 from pipeline.runtime import to_device
 from pipeline.source_outputs import SourceOutputs
 from sskt.sources import Contract
@@ -44,17 +42,17 @@ class JoinedOutputs:
         """See `SourceOutputs.views`."""
         return self._outputs[0].views
 
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+    def load(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.load`."""
         for placed in self._parts.place(positions):
             self._outputs[placed.part].load(view, placed.rows)
 
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+    def prepare(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.prepare`."""
         for placed in self._parts.place(positions):
             self._outputs[placed.part].prepare(view, placed.rows)
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `SourceOutputs.logits`. `pixels` are not looked at: every part reads what is stored."""
         logits: dict[str, torch.Tensor] = {}
         for placed in self._parts.place(positions):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from pipeline.data import Positions
 from sskt.sources import Contract, InputMap, Source
 
 
@@ -41,13 +40,13 @@ class LiveOutputs:
         self.n_classes = {name: live.source.spec.n_classes for name, live in sources.items()}
         self.weights_sha256 = {name: live.source.weights_sha256 for name, live in sources.items()}
 
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+    def load(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.load`. Nothing to do."""
 
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+    def prepare(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.prepare`. Nothing to do."""
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
         return {name: live.logits(live.input_map.pick(pixels)) for name, live in self._sources.items()}
 

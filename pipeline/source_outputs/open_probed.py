@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from cache import Store, StoreMismatch
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.joined import join
+from pipeline.data import Dataset, join
 from pipeline.runtime import World
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views

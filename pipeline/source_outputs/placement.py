@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import MappedView, Store, local_path
+from pipeline.data import Positions
 from pipeline.runtime import memory_for_images, to_device
 
 _DEVICE_SHARE = 4  # source outputs may take a quarter of the free memory of a CUDA device
@@ -23,7 +23,7 @@ _DEVICE_SHARE = 4  # source outputs may take a quarter of the free memory of a C
 class Table(Protocol):
     """Some rows of one view of a store."""
 
-    def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
+    def rows(self, at: Positions) -> torch.Tensor:
         """The table's rows at indices `at`, float16 (n, width), on the training device."""
 
 
@@ -36,7 +36,7 @@ class Placement:
     kind: str
     device: torch.device
 
-    def place(self, store: Store, view: int, rows: NDArray[np.int64]) -> Table:
+    def place(self, store: Store, view: int, rows: Positions) -> Table:
         """Read the store rows `rows` of a view, verifying every byte, and put them here. Raises
         StoreIncomplete or StoreDamaged.
         """
@@ -67,7 +67,7 @@ def choose_placement(stores: Mapping[str, Store], n_rows: int, device: torch.dev
 class _OnDevice:
     table: torch.Tensor
 
-    def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
+    def rows(self, at: Positions) -> torch.Tensor:
         """See `Table.rows`."""
         return self.table[to_device(at, self.table.device)]
 
@@ -77,7 +77,7 @@ class _Pinned:
     table: torch.Tensor
     device: torch.device
 
-    def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
+    def rows(self, at: Positions) -> torch.Tensor:
         """See `Table.rows`. Gathers on the host, then copies while the device works."""
         batch = torch.empty((len(at), self.table.shape[1]), dtype=self.table.dtype, pin_memory=True)
         torch.index_select(self.table, 0, torch.from_numpy(at), out=batch)
@@ -87,9 +87,9 @@ class _Pinned:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Mapped:
     view: MappedView
-    store_rows: NDArray[np.int64]
+    store_rows: Positions
     device: torch.device
 
-    def rows(self, at: NDArray[np.int64]) -> torch.Tensor:
+    def rows(self, at: Positions) -> torch.Tensor:
         """See `Table.rows`."""
         return to_device(self.view.rows(self.store_rows[at]).view(np.float16), self.device)

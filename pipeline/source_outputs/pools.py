@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cache import Store, StoreIncomplete, StoreMismatch, differences
-from pipeline.data.pools import NONE, Pool
+from pipeline.data import NO_POOL, Pool
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
@@ -34,7 +34,7 @@ def open_outputs(
             f"--labels write-through fills the stores of the target alone, and this run has samples without "
             f"labels of {shown(request.pools[0].name)}; run "
             f"`{request.precompute_command(sources or LIVE_DEFAULT_SOURCES, views)}` and train with --labels "
-            f"cached, or add --unlabelled {NONE}"
+            f"cached, or add --unlabelled {NO_POOL}"
         )
     outputs = open_source_outputs(request, sources, labels=labels, views=views, teacher_bn=teacher_bn)
     if not request.pools or not isinstance(outputs, CachedOutputs):
@@ -66,7 +66,9 @@ def pool_stores(
                 f"--unlabelled {name}: {mismatch}; run `{command}`", mismatch.differences
             ) from None
         if mine is None:
-            or_none = f", or leave them out with --unlabelled {NONE}" if pool.name == request.target else ""
+            or_none = (
+                f", or leave them out with --unlabelled {NO_POOL}" if pool.name == request.target else ""
+            )
             raise RunError(
                 f"--unlabelled {name}: there is no store of {source} for its {len(pool.dataset):,} samples "
                 f"without labels under {request.paths.cache_dir}; run `{command}`{or_none}"

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import Store
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.cached import all_classes
 from sskt.probe import probe_features
 
@@ -19,7 +18,7 @@ from sskt.probe import probe_features
 def view_rows(
     stores: Mapping[str, Store],
     dataset: Dataset,
-    positions: NDArray[np.int64],
+    positions: Positions,
     *,
     views: int,
     temperature: float,
@@ -41,7 +40,7 @@ def view_rows(
 def mean_rows(
     stores: Mapping[str, Store],
     dataset: Dataset,
-    positions: NDArray[np.int64],
+    positions: Positions,
     *,
     views: int,
     temperature: float,

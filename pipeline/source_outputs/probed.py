@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache import Store
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, Positions
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.probe_rows import mean_rows
@@ -62,7 +62,7 @@ class ProbedOutputs(WrappedOutputs):
         """See `SourceOutputs.contracts`."""
         return self._of_shown(self._outputs.contracts)
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `SourceOutputs.logits`."""
         logits = self._outputs.logits(positions, pixels)
         at = torch.from_numpy(positions).to(self._folds.device)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.data import Positions
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.wrapped import WrappedOutputs
 
@@ -22,7 +23,7 @@ class ReorderedOutputs(WrappedOutputs):
         super().__init__(outputs)
         self._columns = {name: torch.from_numpy(order) for name, order in columns.items()}
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `SourceOutputs.logits`."""
         logits = self._outputs.logits(positions, pixels)
         for name, order in self._columns.items():

@@ -7,11 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cache import Store, find_stores
-from pipeline.data.augmentation import RELEASED, Augmentation
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import DatasetSpec
-from pipeline.data.plan import Plan
-from pipeline.data.pools import Pool
+from pipeline.data import RELEASED, Augmentation, Dataset, DatasetSpec, Plan, Pool
 from pipeline.runtime import Execution, Paths, folder_words
 from pipeline.stores import (
     Candidate,

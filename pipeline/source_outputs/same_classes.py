@@ -9,9 +9,8 @@ from contextlib import closing
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.data.render import open_renderer
+from pipeline.data import Positions, open_renderer
 from pipeline.runtime import Paths
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.reordered import ReorderedOutputs
@@ -68,9 +67,7 @@ def _contract_with_classes(outputs: SourceOutputs, name: str, paths: Paths) -> C
     return contract if known is None else contract.over(Contract(classes=known))
 
 
-def _sample_logits(
-    outputs: SourceOutputs, request: DataRequest
-) -> tuple[dict[str, torch.Tensor], NDArray[np.int64]]:
+def _sample_logits(outputs: SourceOutputs, request: DataRequest) -> tuple[dict[str, torch.Tensor], Positions]:
     """Each source's logits (n, K) for some samples in view 0, and their positions in the dataset: many from a
     store, few from live sources.
     """

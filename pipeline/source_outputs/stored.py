@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cache import Location, Store, find_stores
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset
 from pipeline.stores import classes_of, holds, split_folder, stored_output, stores_elsewhere
 from sskt.sources import LOGITS_OUTPUT, kind_of
 

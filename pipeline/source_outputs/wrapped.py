@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.data import Positions
 from pipeline.source_outputs import SourceOutputs
 from sskt.sources import Contract
 
@@ -38,11 +36,11 @@ class WrappedOutputs:
         """See `SourceOutputs.views`."""
         return self._outputs.views
 
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+    def load(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.load`."""
         self._outputs.load(view, positions)
 
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+    def prepare(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.prepare`."""
         self._outputs.prepare(view, positions)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cache import Store
 from cache.unit import Unit
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
 from pipeline.source_outputs.placement import Placement, Table
 from pipeline.stores import SourceStore
@@ -61,7 +61,7 @@ class WriteThroughOutputs:
         self.n_classes = {name: each.store.n_classes for name, each in source_stores.items()}
         self.weights_sha256 = {name: each.source.weights_sha256 for name, each in source_stores.items()}
 
-    def load(self, view: int, positions: NDArray[np.int64]) -> None:
+    def load(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.load`."""
         if self._cached is None and self._all_stored():
             self._cached = self._open_cached()
@@ -80,12 +80,12 @@ class WriteThroughOutputs:
                 self._stored[name] = self._placement.place(store, view, np.arange(n))
         self._in_progress = _ViewInProgress(view, rows, np.zeros(n, dtype=np.bool_))
 
-    def prepare(self, view: int, positions: NDArray[np.int64]) -> None:
+    def prepare(self, view: int, positions: Positions) -> None:
         """See `SourceOutputs.prepare`."""
         if self._cached is not None:
             self._cached.prepare(view, positions)
 
-    def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `SourceOutputs.logits`."""
         if self._cached is not None:
             return self._cached.logits(positions, pixels)
@@ -122,7 +122,7 @@ class WriteThroughOutputs:
         return not any(each.store.pending(self.views) for each in self._source_stores.values())
 
     def _fill_rows(
-        self, table: torch.Tensor, store: Store, positions: NDArray[np.int64], logits: torch.Tensor
+        self, table: torch.Tensor, store: Store, positions: Positions, logits: torch.Tensor
     ) -> torch.Tensor:
         """Put a batch's rows into the table that units are written from; returns the logits that a reader of
         the store will get.

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from cache import CacheError, Difference, Location, Store, StoreMismatch, differences, find_stores, subfolders
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import path_family, target_slug
+from pipeline.data import Dataset, path_family, target_slug
 from sskt.sources import LOGITS_OUTPUT, kind_of, parse_source, source_slug
 
 # fields that also differ for a subset of a store's samples, which is checked row by row

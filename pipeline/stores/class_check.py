@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache import Store
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, Positions
 from sskt.metrics import class_precisions
 from sskt.sources import LOGITS_OUTPUT, Contract, SourceSpec, columns_of, kind_of, known_orders
 from sskt.topk import decode
@@ -82,7 +82,7 @@ def known_columns(
 
 
 def knowledge_of(
-    logits: torch.Tensor, dataset: Dataset, positions: NDArray[np.int64], columns: NDArray[np.int64]
+    logits: torch.Tensor, dataset: Dataset, positions: Positions, columns: NDArray[np.int64]
 ) -> Knowledge:
     """Compare logits (n, K) for the samples at `positions` with their labels; `columns` as in
     `sskt.sources.class_order`.
@@ -122,7 +122,7 @@ def log_knowledge(store: Store, spec: SourceSpec, dataset: Dataset) -> None:
     log.info(knowledge_of(logits.float(), dataset, positions, columns).sentence(spec.name, dataset.target))
 
 
-def spread_positions(dataset: Dataset, n_classes: int) -> NDArray[np.int64]:
+def spread_positions(dataset: Dataset, n_classes: int) -> Positions:
     """Sorted, evenly spread positions of labelled samples, as many as can be read quickly."""
     labelled = dataset.labelled
     n = min(len(labelled), MAX_ROWS, max(1, _MAX_NUMBERS // n_classes))

@@ -15,8 +15,7 @@ from rich.progress import TaskID
 
 from cache import LOGITS, REPRESENTATIONS, Location, Manifest, Store
 from cache.unit import Unit
-from pipeline.data.datasets.registry import parse_target
-from pipeline.data.render import Renderer, open_renderer
+from pipeline.data import Renderer, open_renderer, parse_target
 from pipeline.runtime import Execution
 from pipeline.stores.contracts import contract_record
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, source_plan

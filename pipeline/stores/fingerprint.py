@@ -16,9 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache import Store, StoreMismatch
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.plan import CentreClip, CornerClip, PickedFrames, Plan
-from pipeline.data.render import Renderer
+from pipeline.data import CentreClip, CornerClip, Dataset, PickedFrames, Plan, Positions, Renderer
 from sskt.errors import RunError
 from sskt.sources import CONVERTED, LOGITS_OUTPUT, InputMap, SourceSpec
 
@@ -106,7 +104,7 @@ def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:
         )
 
 
-def probe_pixels(renderer: Renderer, positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+def probe_pixels(renderer: Renderer, positions: Positions) -> NDArray[np.uint8]:
     """Render view 0 of a few samples: uint8 (P, 3, side, side), for clips (P, 3, F, side, side)."""
     batches = [positions[i : i + 1] for i in range(len(positions))]
     pixels: NDArray[np.uint8] = torch.cat([batch.cpu() for batch in renderer.render(0, batches)]).numpy()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.plan import Plan
+from pipeline.data import Dataset, Plan
 from pipeline.stores.fingerprint import source_plan
 from sskt.sources import InputMap, Source
 

@@ -19,7 +19,7 @@ from cache import (
     is_file,
     require_match,
 )
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset
 from pipeline.stores.alike import (
     first_unmatched_position,
     sentence,

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import Store, StoreMismatch, require_match
-from pipeline.data.datasets import load_dataset, parse_target
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.plan import Plan, plan_from
+from pipeline.data import Dataset, Plan, load_dataset, parse_target, plan_from
 from pipeline.runtime import Paths
 from pipeline.stores.alike import with_recorded_names
 from pipeline.stores.fingerprint import identity, source_identity, source_plan

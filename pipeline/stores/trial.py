@@ -8,10 +8,8 @@ import logging
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.render import Renderer
+from pipeline.data import Dataset, Positions, Renderer
 from sskt.sources import (
     LOGITS_OUTPUT,
     FrozenSource,
@@ -26,7 +24,7 @@ log = logging.getLogger(__name__)
 TRIAL_IMAGES = 32
 
 
-def trial_positions(dataset: Dataset, n: int = TRIAL_IMAGES) -> NDArray[np.int64]:
+def trial_positions(dataset: Dataset, n: int = TRIAL_IMAGES) -> Positions:
     """Sorted positions of at most `n` samples, spread over the classes; labelled ones, if there are any."""
     known = dataset.labelled if dataset.is_labelled.any() else np.arange(len(dataset))
     by_class = known[np.argsort(dataset.labels[known], kind="stable")]

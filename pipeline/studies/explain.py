@@ -15,12 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from cache import write_durably
-from pipeline.data.datasets import decode
+from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer, plan_from
 from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.data.datasets.dataset import ArrayImages, Dataset
-from pipeline.data.plan import plan_from
-from pipeline.data.prepare import open_dataset
-from pipeline.data.render import open_renderer
 from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_student

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import flatten
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import parse_target
+from pipeline.data import Augmentation, parse_target
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import digest, write_durably
-from pipeline.data.augmentation import DEFAULT_VIEWS, Augmentation
+from pipeline.data import DEFAULT_VIEWS, Augmentation
 from pipeline.runtime import Execution, Paths, World, boxes, coerce, fitted, join_world, lettering
 from pipeline.studies.series import precompute_once, train_or_resume
 from pipeline.train.divergence import DivergedError

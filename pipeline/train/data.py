@@ -8,13 +8,18 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets import parse_target
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.joined import join
-from pipeline.data.datasets.remarks import same_bytes
-from pipeline.data.plan import Centre, CentreClip, Plan
-from pipeline.data.pools import Pool, pool_names
+from pipeline.data import (
+    Augmentation,
+    Centre,
+    CentreClip,
+    Dataset,
+    Plan,
+    Pool,
+    join,
+    parse_target,
+    pool_names,
+    same_bytes,
+)
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe

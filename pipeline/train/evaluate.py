@@ -19,9 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.plan import CentreClip, EveryClip, Plan
-from pipeline.data.render import in_batches, open_renderer
+from pipeline.data import CentreClip, Dataset, EveryClip, Plan, in_batches, open_renderer
 from pipeline.runtime import Execution, World, autocast, memory_for_images
 from sskt.errors import RunError
 from sskt.losses import multilabel_bce

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.plan import CentreClip, CornerClip, EveryClip, Plan
+from pipeline.data import CentreClip, CornerClip, EveryClip, Plan
 from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError

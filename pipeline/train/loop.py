@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.loader import Loader, Sampler, sampler_for
-from pipeline.data.render import open_renderer
+from pipeline.data import Loader, Sampler, open_renderer, sampler_for
 from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import TrainingData

@@ -7,11 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.loader import Loader, sampler_for
-from pipeline.data.pools import NONE
-from pipeline.data.render import open_renderer
+from pipeline.data import NO_POOL, Augmentation, Dataset, Loader, open_renderer, sampler_for
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.data import open_data
@@ -86,7 +82,7 @@ def open_training_data(
     paths: Paths | None = None,
     execution: Execution | None = None,
     limit: int | None = None,
-    unlabelled: str | Sequence[str] = NONE,
+    unlabelled: str | Sequence[str] = NO_POOL,
     labelled_share: float | None = None,
 ) -> OwnLoopData:
     """Open a target with its sources' stores, checked as `sskt train` checks them.

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import parse_target
+from pipeline.data import Augmentation, Dataset, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig

@@ -11,10 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.plan import CentreClip, CornerClip, plan_from
-from pipeline.data.pools import NONE
-from pipeline.data.prepare import open_dataset
+from pipeline.data import NO_POOL, Augmentation, CentreClip, CornerClip, open_dataset, plan_from
 from pipeline.runtime import Execution, Paths, choose_execution, coerce, join_world
 from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
 from pipeline.train.confusion import write_confusion
@@ -208,7 +205,7 @@ def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[
     names = unlabelled_of(out, config, target, coerce.texts(unlabelled, "unlabelled"))
     labelled_list = config.labelled_list and str(labelled_list_of(out, config))
     return replace(
-        config, target=target, val_share=val_share, unlabelled=(NONE, *names), labelled_list=labelled_list
+        config, target=target, val_share=val_share, unlabelled=(NO_POOL, *names), labelled_list=labelled_list
     )
 
 

@@ -14,12 +14,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets import has_val, parse_target, subset
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
-from pipeline.data.labelled_list import listed_in
-from pipeline.data.pools import Pool, open_pools
-from pipeline.data.prepare import open_dataset
+from pipeline.data import (
+    UNLABELLED,
+    Dataset,
+    DatasetSpec,
+    Pool,
+    has_val,
+    listed_in,
+    open_dataset,
+    open_pools,
+    parse_target,
+    subset,
+)
 from pipeline.runtime import Paths
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError

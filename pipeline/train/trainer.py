@@ -17,10 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.loader import Batch, Loader, sampler_for
-from pipeline.data.mixup import Mixing
-from pipeline.data.render import Positions
+from pipeline.data import Batch, Dataset, Loader, Mixing, Positions, sampler_for
 from pipeline.runtime import Execution, World, autocast, reuse_freed_memory
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.compiled import require_right

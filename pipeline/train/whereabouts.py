@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import local_path, location
-from pipeline.data.datasets.registry import DatasetSpec, family_of, parse_target
-from pipeline.data.pools import as_target
+from pipeline.data import DatasetSpec, as_target, family_of, parse_target
 from pipeline.runtime import Paths, coerce
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_paths

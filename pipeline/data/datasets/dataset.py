@@ -19,6 +19,8 @@ from pipeline.data.datasets import decode, subset
 from sskt.errors import TargetError
 from sskt.names import shown
 
+Positions = NDArray[np.int64]  # (n,) rows of a dataset, from 0 on; a sample's id is another number
+
 
 class Images(Protocol):
     """Access to a dataset's images by row; safe to use from several threads."""
@@ -32,10 +34,10 @@ class Images(Protocol):
     def encoded(self, row: int) -> bytes:
         """One image as a JPEG or PNG file that all decoders read alike."""
 
-    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> NDArray[np.uint8]:
         """Images of one common size, uint8 (n, H, W, 3)."""
 
-    def take(self, rows: NDArray[np.int64]) -> Images:
+    def take(self, rows: Positions) -> Images:
         """Access to the subset `rows`, in that order."""
 
 
@@ -47,7 +49,7 @@ class ArrayImages:
 
     source: str  # e.g. "cifar10 train"
     pixels: NDArray[np.uint8]
-    positions: NDArray[np.int64]
+    positions: Positions
 
     def name_of(self, row: int) -> str:
         """See `Images.name_of`."""
@@ -62,11 +64,11 @@ class ArrayImages:
         """See `Images.encoded`."""
         return decode.to_png(self.pixels_of(row))
 
-    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> NDArray[np.uint8]:
         """See `Images.stack`."""
         return self.pixels[self.positions[rows]]
 
-    def take(self, rows: NDArray[np.int64]) -> ArrayImages:
+    def take(self, rows: Positions) -> ArrayImages:
         """See `Images.take`; the pixels are shared, not copied."""
         return replace(self, positions=self.positions[rows])
 
@@ -107,11 +109,11 @@ class FileImages:
         """See `Images.encoded`. Raises TargetError if the file cannot be read any more."""
         return decode.to_png(self.pixels_of(row)) if self.transcode[row] else self._read(row)
 
-    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> NDArray[np.uint8]:
         """See `Images.stack`."""
         return np.stack([self.pixels_of(int(row)) for row in rows])
 
-    def take(self, rows: NDArray[np.int64]) -> FileImages:
+    def take(self, rows: Positions) -> FileImages:
         """See `Images.take`."""
         return replace(self, paths=self.paths[rows], transcode=self.transcode[rows], depths=self.depths[rows])
 
@@ -161,7 +163,7 @@ class Dataset:
         return np.asarray(known)
 
     @property
-    def labelled(self) -> NDArray[np.int64]:
+    def labelled(self) -> Positions:
         """The rows of the samples that have a label, ascending."""
         return np.flatnonzero(self.is_labelled)
 
@@ -201,7 +203,7 @@ class Dataset:
         """Reference decode of one row: uint8 (H, W, 3), RGB, the caller's own copy."""
         return self.access.pixels_of(row)
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def images(self, rows: Positions) -> NDArray[np.uint8]:
         """Several rows whose images have one size: uint8 (n, H, W, 3), the caller's own copy."""
         return self.access.stack(rows)
 
@@ -211,7 +213,7 @@ class Dataset:
         """
         return self.access.encoded(row)
 
-    def take(self, rows: NDArray[np.int64]) -> Dataset:
+    def take(self, rows: Positions) -> Dataset:
         """The subset `rows`, in that order, which keeps its ids."""
         return replace(
             self,

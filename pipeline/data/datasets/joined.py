@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, Positions
 
 _PART = 1 << 40  # between the ids of two parts
 
@@ -22,8 +22,8 @@ class Placed:
     """Those of some positions that lie in one part: which they are, int64 (n,), and their rows there."""
 
     part: int
-    which: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    which: Positions
+    rows: Positions
 
 
 class Parts:
@@ -32,7 +32,7 @@ class Parts:
     def __init__(self, sizes: Sequence[int]) -> None:
         self._begins = np.cumsum([0, *sizes])
 
-    def place(self, positions: NDArray[np.int64]) -> list[Placed]:
+    def place(self, positions: Positions) -> list[Placed]:
         """Sort positions by part; parts without any are left out."""
         part_of = np.searchsorted(self._begins, positions, side="right") - 1
         which = {int(part): np.flatnonzero(part_of == part) for part in np.unique(part_of)}
@@ -44,9 +44,9 @@ class JoinedImages:
     """Access to the images of several datasets; `rows`: int64 (N,), positions in all of them together."""
 
     parts: tuple[Dataset, ...]
-    rows: NDArray[np.int64]
+    rows: Positions
 
-    def place(self, positions: NDArray[np.int64]) -> list[Placed]:
+    def place(self, positions: Positions) -> list[Placed]:
         """The parts that hold the images at `positions`, and their rows there."""
         return Parts([len(part) for part in self.parts]).place(self.rows[positions])
 
@@ -65,11 +65,11 @@ class JoinedImages:
         part, at = self._at(row)
         return part.encoded(at)
 
-    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> NDArray[np.uint8]:
         """See `Images.stack`."""
         return np.stack([self.pixels_of(int(row)) for row in rows])
 
-    def take(self, rows: NDArray[np.int64]) -> JoinedImages:
+    def take(self, rows: Positions) -> JoinedImages:
         """See `Images.take`."""
         return replace(self, rows=self.rows[rows])
 

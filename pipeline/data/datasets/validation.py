@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data.datasets.checked_files import (
     Facts,
@@ -18,6 +17,7 @@ from pipeline.data.datasets.checked_files import (
     recall,
     write_facts,
 )
+from pipeline.data.datasets.dataset import Positions
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
 from pipeline.runtime import Progress
 from sskt.names import shown
@@ -66,7 +66,7 @@ def _write(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> 
 
 
 def _check_all(
-    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: KnownFacts
+    root: Path, paths: RelativePaths, facts: Facts, rows: Positions, known: KnownFacts
 ) -> dict[int, str]:
     """Decode the images `rows`, except those whose content is `known`, and fill in their facts; returns the
     bad ones with the reason.
@@ -89,7 +89,7 @@ def _check_all(
 
 
 def _check_some(
-    root: Path, paths: RelativePaths, facts: Facts, rows: NDArray[np.int64], known: KnownFacts
+    root: Path, paths: RelativePaths, facts: Facts, rows: Positions, known: KnownFacts
 ) -> dict[int, str]:
     bad = {}
     for row in rows:

@@ -6,11 +6,9 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Positions = NDArray[np.int64]  # (N,) positions in a dataset
+from pipeline.data.datasets.dataset import Positions
 
 
 class Renderer(Protocol):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.datasets import subset
+from pipeline.data import subset
 from pipeline.studies.probe.figures import HeldOut, Point
 from pipeline.studies.probe.rows import Rows, Samples
 from sskt.probe import fit_linear

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import Store
-from pipeline.data.datasets import subset
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Dataset, subset
 from pipeline.source_outputs.cached import all_classes
 from pipeline.source_outputs.fit_probe import MOST_ROWS, fitted_positions
 from pipeline.source_outputs.probe_rows import view_rows

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.prepare import open_dataset
+from pipeline.data import Augmentation, open_dataset
 from pipeline.runtime import Paths, coerce
 from pipeline.studies.probe.advice import choose, know_anything, recommend
 from pipeline.studies.probe.figures import (

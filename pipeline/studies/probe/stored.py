@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache import Store, digest
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data import Augmentation, Dataset
 from pipeline.runtime import Paths
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
 from pipeline.source_outputs.request import precompute_command

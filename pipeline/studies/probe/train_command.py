@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.augmentation import DEFAULT_CLIP
-from pipeline.data.datasets import parse_target
-from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.data import DEFAULT_CLIP, DatasetSpec, parse_target
 from pipeline.runtime import Paths, folder_words
 from pipeline.studies.probe.figures import Figures
 from sskt.names import quoted

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.augmentation import DEFAULT_VIEWS
+from pipeline.data import DEFAULT_VIEWS
 from pipeline.runtime import Execution, Paths, coerce, student_precision
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published, published_rows

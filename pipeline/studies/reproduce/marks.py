@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.augmentation import Augmentation
-from pipeline.data.datasets.registry import DatasetSpec, parse_target
+from pipeline.data import Augmentation, DatasetSpec, parse_target
 from pipeline.studies.reproduce.published import Published
 from pipeline.train.config import TrainConfig
 from sskt.normalise import KINETICS_MEAN

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.data.augmentation import Augmentation
+from pipeline.data import Augmentation
 from pipeline.runtime import Execution, World, coerce
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.studies.reproduce.marks import Mark, Setup, departures

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.prepare import open_dataset
+from pipeline.data import open_dataset
 from pipeline.runtime import coerce, join_world, mute_remarks
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, add_all_clips, score_all_clips
 from pipeline.studies.reproduce.campaign import (
