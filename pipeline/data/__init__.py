@@ -1,21 +1,28 @@
 """From dataset names to batches: datasets, the augmentation plan, renderers, the loader."""
 
 from pipeline.data.augmentation import DEFAULT_CLIP, DEFAULT_VIEWS, EARLIER, RELEASED, Augmentation
-from pipeline.data.datasets import decode, has_val, load_dataset, prepared, subset
-from pipeline.data.datasets.dataset import ArrayImages, Dataset
-from pipeline.data.datasets.joined import Parts, join
-from pipeline.data.datasets.registry import (
+from pipeline.data.datasets import (
     TARGETS,
     UNLABELLED,
+    ArrayImages,
+    Dataset,
     DatasetSpec,
+    Packing,
+    Parts,
+    Positions,
+    decode,
     family_of,
+    has_val,
+    join,
+    load_dataset,
     parse_target,
     path_families,
     path_family,
+    prepared,
+    same_bytes,
+    subset,
     target_slug,
 )
-from pipeline.data.datasets.remarks import same_bytes
-from pipeline.data.datasets.video.pack import Packing
 from pipeline.data.labelled_list import listed_in
 from pipeline.data.loader import Batch, Loader, Sampler, sampler_for
 from pipeline.data.mixup import Mixing
@@ -30,7 +37,7 @@ from pipeline.data.plan import (
 )
 from pipeline.data.pools import NO_POOL, Pool, as_target, open_pools, pool_names
 from pipeline.data.prepare import open_dataset
-from pipeline.data.render import Positions, Renderer, in_batches, open_renderer
+from pipeline.data.render import Renderer, in_batches, open_renderer
 
 __all__ = [
     "DEFAULT_CLIP",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.data.datasets import DatasetSpec
 from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.runtime import coerce
 from sskt.errors import RunError

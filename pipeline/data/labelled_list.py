@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.dataset import Dataset, FileImages, Positions
-from pipeline.data.datasets.video.dataset import Packs
+from pipeline.data.datasets import Dataset, FileImages, Packs, Positions
 from sskt.errors import RunError
 from sskt.names import shown
 

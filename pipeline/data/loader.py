@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.render import Positions, Renderer
+from pipeline.data.datasets import Dataset, Positions
+from pipeline.data.render import Renderer
 from pipeline.runtime import InUse, World, prefetch, to_device
 
 _AHEAD = 3  # batches

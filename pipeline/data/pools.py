@@ -14,8 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets import Dataset, has_unlabelled, parse_target
-from pipeline.data.datasets.registry import TARGETS, UNLABELLED, UNLABELLED_VIDEOS, family_of, path_family
+from pipeline.data.datasets import (
+    TARGETS,
+    UNLABELLED,
+    UNLABELLED_VIDEOS,
+    Dataset,
+    family_of,
+    has_unlabelled,
+    parse_target,
+    path_family,
+)
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import Paths
 from sskt.errors import RunError

@@ -5,12 +5,20 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pipeline.data.datasets import has_unlabelled, has_val, load_dataset, parse_target
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.left_out import UnusableFiles
-from pipeline.data.datasets.registry import SPLITS, UNLABELLED, family_of
-from pipeline.data.datasets.remarks import empty_classes, same_bytes
-from pipeline.data.datasets.video.pack import Packing
+from pipeline.data.datasets import (
+    SPLITS,
+    UNLABELLED,
+    Dataset,
+    Packing,
+    UnusableFiles,
+    empty_classes,
+    family_of,
+    has_unlabelled,
+    has_val,
+    load_dataset,
+    parse_target,
+    same_bytes,
+)
 from pipeline.runtime import Paths, coerce
 
 log = logging.getLogger(__name__)

@@ -151,11 +151,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _plot(runs: dict[str, list[Path]], path: Path) -> Path:
     """Plot test accuracy over the training: the mean over seeds, and their range as a band."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (method, paths), colour, style in zip(
         runs.items(), ("#777777", "#0b6e99", "#d9730d", "#2e7d32"), ("-", "-", "--", "-"), strict=True

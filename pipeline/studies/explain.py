@@ -159,11 +159,9 @@ def _figure(
     panels: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32]]],
     name: str,
 ) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_PANEL_IN * (len(panels) + 1), _PANEL_IN))
-    FigureCanvasAgg(figure)
     titles = [_fit_panel(name, figure, lines=4)]
     titles += [_title(row, figure, empty=not heat.any()) for row, (_, heat) in zip(rows, panels, strict=True)]
     above = 0.1 + _LINE_IN * (1 + max(title.count("\n") for title in titles))

@@ -196,7 +196,6 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """One panel per set of sources and transfer module: temperature on x, alpha on y. White is the student
     from scratch, `rows[0]`; blue is better, red is worse.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = grid.panels()
@@ -204,7 +203,6 @@ def _draw(title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> Figure:
     width, height = 1.7 + 0.75 * len(grid.temperatures), 1.4 + 0.5 * len(grid.alphas)
     size = (max(5.0, 1.2 + width * n_columns), max(3.0, 0.7 + height * n_rows))
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     scratch, *means = (math.nan if row["mean"] is None else row["mean"] for row in rows)
     n_diverged = [row["diverged"] for row in rows[1:]]

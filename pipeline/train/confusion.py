@@ -52,7 +52,6 @@ def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder:
 
 
 def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     there = matrix.sum(axis=1) > 0  # a class without samples would be an empty row
@@ -62,7 +61,6 @@ def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
     legible = counts.shape[1] <= _NAMED
     side = max(4.0, 0.28 * counts.shape[1] + 2.5) if legible else 9.0
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if legible:

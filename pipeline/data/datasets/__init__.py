@@ -5,35 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.data.datasets.cifar_stl import CifarStl
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import ArrayImages, Dataset, FileImages, Positions
 from pipeline.data.datasets.digits import Digits
 from pipeline.data.datasets.image_folder import ImageFolder
 from pipeline.data.datasets.imagenet import ImageNet
+from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join
+from pipeline.data.datasets.left_out import UnusableFiles
 from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,
     TARGETS,
     UNLABELLED,
+    UNLABELLED_VIDEOS,
     DatasetSpec,
     family_of,
     parse_target,
+    path_families,
+    path_family,
     register,
     target_slug,
 )
+from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
+from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset
 from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
 from pipeline.data.datasets.video.official import OfficialVideos
+from pipeline.data.datasets.video.pack import Packing
 from pipeline.data.datasets.voc import Voc
 from sskt.errors import TargetError
 
 __all__ = [
+    "SPLITS",
+    "TARGETS",
+    "UNLABELLED",
+    "UNLABELLED_VIDEOS",
+    "ArrayImages",
     "Dataset",
     "DatasetSpec",
+    "FileImages",
+    "JoinedImages",
+    "Packing",
+    "Packs",
+    "Parts",
+    "Placed",
+    "Positions",
+    "UnusableFiles",
+    "empty_classes",
+    "family_of",
+    "first_frames",
+    "frames_dataset",
     "has_unlabelled",
     "has_val",
+    "join",
     "load_dataset",
     "parse_target",
+    "path_families",
+    "path_family",
     "prepared",
+    "same_bytes",
     "target_slug",
 ]
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.joined import JoinedImages
+from pipeline.data.datasets import Dataset, JoinedImages, Positions
 from pipeline.data.plan import ClipPlan, Plan
-from pipeline.data.render.renderer import Positions, Renderer
+from pipeline.data.render.renderer import Renderer
 from pipeline.runtime import Execution
 from sskt.errors import RunError
 
-__all__ = ["RENDERERS", "Positions", "Renderer", "in_batches", "open_renderer"]
+__all__ = ["RENDERERS", "Renderer", "in_batches", "open_renderer"]
 
 RENDERERS = ("auto", "dali", "torch", "resident")
 

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.video.dataset import first_frames, frames_dataset
+from pipeline.data.datasets import Dataset, Positions, first_frames, frames_dataset
 from pipeline.data.plan import ClipPlan, Plan, PlanRows
-from pipeline.data.render.renderer import Positions, Renderer
+from pipeline.data.render.renderer import Renderer
 
 
 class ClipRenderer:

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets import Dataset, Positions
 from pipeline.data.plan import PadCropFlip, Plan
-from pipeline.data.render.renderer import Positions
 from pipeline.data.render.torch import fit_windows
 from sskt.sources import one_thread_each
 

@@ -9,9 +9,8 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.joined import JoinedImages, Placed
-from pipeline.data.render.renderer import Positions, Renderer
+from pipeline.data.datasets import Dataset, JoinedImages, Placed, Positions
+from pipeline.data.render.renderer import Renderer
 from pipeline.runtime import InUse, to_device
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from pipeline.data.datasets.dataset import Positions
+from pipeline.data.datasets import Positions
 
 
 class Renderer(Protocol):

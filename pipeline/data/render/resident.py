@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets import Dataset, Positions
 from pipeline.data.plan import Centre, PadCropFlip, Plan
-from pipeline.data.render.renderer import Positions
 from pipeline.runtime import to_device
 
 

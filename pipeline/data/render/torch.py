@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets import Dataset, Positions
 from pipeline.data.plan import Plan, PlanRows
-from pipeline.data.render.renderer import Positions
 
 
 class TorchRenderer:

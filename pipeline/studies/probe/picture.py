@@ -52,13 +52,11 @@ def _unwritable(path: Path, error: OSError) -> RunError:
 
 
 def _draw(report: Mapping[str, Any]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     rows = report["rows"]
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN + _LINE_IN * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     room_px = 0.9 * _WIDTH_IN * figure.dpi
     for place, row in enumerate(rows):

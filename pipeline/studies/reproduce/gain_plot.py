@@ -22,11 +22,9 @@ class Gain:
 
 def draw_gains(title: str, gains: Sequence[Gain]) -> bytes:
     """Draw a PNG with one line per row, the first on top."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.4 + 0.3 * len(gains)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     at = range(len(gains))
     axes.axvline(0, color="black", linewidth=0.8)
