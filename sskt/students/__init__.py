@@ -7,6 +7,7 @@ from functools import partial
 
 from sskt.errors import RunError
 from sskt.normalise import RELEASED_MEAN
+from sskt.students.alexnet import AlexNet
 from sskt.students.backbone import Backbone, Features
 from sskt.students.cifar_resnet import CifarResNet
 from sskt.students.resnet import ResNet
@@ -36,6 +37,8 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "mobilenet_v2": MobileNetV2,
     "densenet121": DenseNet121,
     "vgg16": VGG16,
+    "alexnet": AlexNet,
+    "alexnet-small": partial(AlexNet, small=True),
     **CLIP_BACKBONES,
 }
 DROPOUTS = {"mobilenet_v2": 0.2}  # torchvision's rate on the pooled features, before the primary head
