@@ -28,7 +28,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.divergence import diverged
 from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
-from sskt.optimiser import build_sgd
+from sskt.optimiser import build_optimizer
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
 from sskt.students.average import AveragedStudent
@@ -84,7 +84,8 @@ class Trainer:
         parallel = world.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
-        self._optimiser = build_sgd(
+        self._optimiser = build_optimizer(
+            config.optimizer,
             method.parameter_groups(),
             lr=config.lr,
             momentum=config.momentum,

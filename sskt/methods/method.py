@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sskt.methods.config import MethodConfig
 from sskt.methods.mixture import Mixture
 from sskt.normalise import normalise
-from sskt.students.backbone import Backbone
+from sskt.students.backbone import Backbone, frames_seen
 from sskt.students.student import Student, memory_layout
 
 
@@ -81,6 +81,7 @@ class Method(nn.Module):
     mixes: ClassVar[bool] = True  # MixUp and CutMix
     reads_unlabelled: ClassVar[bool] = False  # samples without a label of their own
     fp16: ClassVar[bool] = True
+    adam: ClassVar[bool] = True  # as its optimiser
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Method:
@@ -133,9 +134,10 @@ class Method(nn.Module):
         return [{"params": [weight for weight in self.parameters() if weight.requires_grad]}]
 
     def _seen(self, pixels: Tensor) -> Tensor:
-        """Pixels as the student wants them."""
+        """Pixels as the student wants them: of clips the centre frame, if it reads images."""
         backbone = self.student.backbone
-        return normalise(pixels, backbone.mean, backbone.std).contiguous(memory_format=self._layout)
+        seen = frames_seen(backbone, pixels)
+        return normalise(seen, backbone.mean, backbone.std).contiguous(memory_format=self._layout)
 
 
 def stacked(values: list[Tensor], like: Tensor) -> Tensor:
