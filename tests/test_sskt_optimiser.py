@@ -148,7 +148,7 @@ def test_what_adam_does_not_have_is_refused():
     for settings, option in (((0.9, 0.0, True), "--nesterov"), ((0.9, 0.9, False), "dampening 0.9")):
         with pytest.raises(RunError, match=rf"--optimizer adam has no {option}; leave it out, or use"):
             require_adam(*settings)
-    with pytest.raises(RunError, match="needs a momentum below 1, its first beta, this run has 1; use 0.9"):
+    with pytest.raises(RunError, match=r"needs a momentum below 1, its first beta, this run has 1; use 0.9"):
         require_adam(1, 0.0, nesterov=False)
 
 

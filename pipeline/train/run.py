@@ -48,9 +48,10 @@ from sskt.errors import RunError
 from sskt.recipes import recipe_for
 from sskt.students import Backbone, build_backbone
 from sskt.students.average import AveragedStudent
+from sskt.students.backbone import to_channels_last
 from sskt.students.pretrained import load_pretrained
 from sskt.students.resnet3d import ResNet3D
-from sskt.students.student import Student, memory_layout
+from sskt.students.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ def evaluate(
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
     if config.channels_last:  # to the last bit as while it trained
-        student.to(memory_format=memory_layout(student))
+        to_channels_last(student)
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
         plan = of_clips(plan, clips, config.student_frames)

@@ -32,7 +32,8 @@ from sskt.optimiser import build_optimizer
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
 from sskt.students.average import AveragedStudent
-from sskt.students.student import Student, memory_layout
+from sskt.students.backbone import to_channels_last
+from sskt.students.student import Student
 
 # None on Windows
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
@@ -78,7 +79,7 @@ class Trainer:
         self.method = method.to(self._device)
         self.student = method.student
         if config.channels_last:
-            method.to(memory_format=memory_layout(self.student))
+            to_channels_last(method)
         for name in config.plain_layers:
             compute_plainly(method.get_submodule(name))
         parallel = world.parallel(method, self._device, may_have_unused=config.is_own)

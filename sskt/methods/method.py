@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sskt.methods.config import MethodConfig
 from sskt.methods.mixture import Mixture
 from sskt.normalise import normalise
-from sskt.students.backbone import Backbone, frames_seen
-from sskt.students.student import Student, memory_layout
+from sskt.students.backbone import Backbone, frames_seen, input_layout
+from sskt.students.student import Student
 
 
 class Losses(NamedTuple):
@@ -110,7 +110,9 @@ class Method(nn.Module):
         self.labelled_share = 1.0  # of the samples of a step; see `LabelConfig.primary`
         # the gradient scaler's, for methods that take gradients within their step
         self.scaled: Callable[[Tensor], Tensor] = _as_it_is
-        self._layout = memory_layout(student) if channels_last else torch.contiguous_format
+        self._layout = torch.contiguous_format
+        if channels_last:
+            self._layout = input_layout(student, reads_clips=student.backbone.reads_clips)
 
     def forward(
         self,

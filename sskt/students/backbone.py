@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by a tensor's axes
 
 
 class Features(NamedTuple):
@@ -38,3 +41,20 @@ def frames_seen(backbone: Backbone, pixels: Tensor) -> Tensor:
     if pixels.ndim == 5 and not backbone.reads_clips:
         return pixels[:, :, pixels.shape[2] // 2]
     return pixels
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """Lay out every kernel of a network channels last, 2D and 3D ones alike, in place."""
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.ndim in _LAYOUTS:
+            weight.data = weight.data.contiguous(memory_format=_LAYOUTS[weight.ndim])
+
+
+def input_layout(module: nn.Module, *, reads_clips: bool) -> torch.memory_format:
+    """The layout of inputs of a network in channels last. A network with 2D kernels takes frames out of its
+    clips itself, which are as they come.
+    """
+    if not reads_clips:
+        return torch.channels_last
+    has_2d = any(weight.ndim == 4 for weight in module.parameters())
+    return torch.contiguous_format if has_2d else torch.channels_last_3d
