@@ -1,13 +1,52 @@
-"""The student's optimiser: SGD with momentum, as in the papers, and what fast recipes change about it."""
+"""The student's optimiser: SGD with momentum, and what fast recipes change about it, or Adam (Kingma and Ba,
+2015).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch.optim import SGD
+from torch.optim import SGD, Adam, Optimizer
 
 from sskt.errors import RunError
+
+OPTIMIZERS = ("sgd", "adam")
+ADAM_LR = 1e-3  # Adam's initial rate where none is given: its authors'. Recipes' rates are SGD's
+_BETA_2 = 0.999
+
+
+def build_optimizer(
+    kind: str,
+    groups: Iterable[Mapping[str, Any]],
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    decay_norms: bool,
+    fused: bool,
+) -> Optimizer:
+    """The optimiser of OPTIMIZERS over parameter groups, which may have settings of their own.
+
+    Adam's betas are (momentum, 0.999), its epsilon torch's 1e-8, its weight decay an L2 penalty like SGD's
+    and not decoupled; it has neither `dampening` nor `nesterov`. Without `decay_norms`, norms and biases have
+    no weight decay.
+    """
+    if kind == "sgd":
+        return build_sgd(
+            groups,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            decay_norms=decay_norms,
+            fused=fused,
+        )
+    own = [dict(group) for group in groups] if decay_norms else without_decay_of_norms(groups)
+    return Adam(own, lr=lr, betas=(momentum, _BETA_2), weight_decay=weight_decay, fused=fused)
 
 
 def build_sgd(
@@ -48,6 +87,15 @@ def without_decay_of_norms(groups: Iterable[Mapping[str, Any]]) -> list[dict[str
         if vectors:
             split.append({**group, "params": vectors, "weight_decay": 0.0})
     return split
+
+
+def require_adam(momentum: float, dampening: float, nesterov: bool) -> None:
+    """Raise RunError for settings that Adam does not have, or cannot."""
+    for option, is_given in (("--nesterov", nesterov), (f"dampening {dampening:g}", dampening != 0)):
+        if is_given:
+            raise RunError(f"--optimizer adam has no {option}; leave it out, or use --optimizer sgd")
+    if momentum == 1:
+        raise RunError("--optimizer adam needs a momentum below 1, its first beta, this run has 1; use 0.9")
 
 
 def require_nesterov(momentum: float, dampening: float) -> None:

@@ -17,6 +17,7 @@ RECIPES = ("paper", "fast")
 SETTINGS = (  # fields of a recipe that a run may override
     "epochs",
     "batch_size",
+    "optimizer",
     "lr",
     "schedule",
     "milestones",
@@ -51,6 +52,7 @@ class Recipe:
     momentum: float
     weight_decay: float
     batch_size: int
+    optimizer: str = "sgd"  # one of sskt.optimiser.OPTIMIZERS
     schedule: str = "multistep"  # one of sskt.schedules.SCHEDULES
     patience: int = 10  # for a plateau, in evaluations: the released 3D code's
     dampening: float = 0.0  # of the momentum

@@ -56,6 +56,7 @@ VARIANTS = {
     "plateau": {"schedule": "plateau"},
     "cosine": {"schedule": "cosine"},
     "fast": {"recipe": "fast", "schedule": "trapezoid", "ema": 0.9},
+    "adam": {"optimizer": "adam", "lr": 0.002},
     "live": {"labels": "live"},
     "mixed": {"mixup": 0.4, "cutmix": 1.0, "clip_norm": 1.0, "label_smoothing": 0.1},
     "module": {"transfer_module": True},

@@ -409,10 +409,6 @@ def _interrupt(*_):
 
 def test_pictures_and_videos_are_not_mixed_up(made, tmp_path):
     target, paths, _ = made
-    with pytest.raises(
-        RunError, match=r"--model resnet20 reads pictures, and videofolder:videos holds videos"
-    ):
-        train(target, paths, tmp_path / "run", model="resnet20", method="scratch")
     with pytest.raises(RunError, match=r"--model r3d_18 reads clips, and digits holds pictures"):
         train(
             "digits", paths, tmp_path / "run", model="r3d_18", augmentation=Augmentation(), method="scratch"

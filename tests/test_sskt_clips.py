@@ -17,7 +17,7 @@ from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
 from sskt.sources.registry import named_sources, open_source, parse_source
 from sskt.sources.source import Source
-from sskt.students import CLIP_BACKBONES, build_backbone
+from sskt.students import KINETICS_BACKBONES, build_backbone
 from sskt.students.pretrained import load_pretrained
 from sskt.students.student import build_student
 from sskt.students.transfer import TransferModule
@@ -25,7 +25,7 @@ from sskt.students.transfer import TransferModule
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", CLIP_BACKBONES)
+@pytest.mark.parametrize("name", KINETICS_BACKBONES)
 def test_backbone_for_clips_yields_what_it_declares(name):
     backbone = build_backbone(name).eval()
     with torch.inference_mode():

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sskt.errors import RunError
-from sskt.optimiser import build_sgd, require_nesterov
+from sskt.optimiser import build_optimizer, build_sgd, require_adam, require_nesterov
 from sskt.recipes import RECIPES, all_recipes, recipe_for
 from sskt.schedules import Schedule, require_trapezoid
 from sskt.students import build_backbone
@@ -123,6 +123,33 @@ def test_what_is_no_nesterovs_momentum_is_refused(momentum, dampening):
         require_nesterov(momentum, dampening)
     with pytest.raises(ValueError, match="Nesterov"):  # as torch has it
         torch.optim.SGD([nn.Parameter(torch.ones(1))], momentum=momentum, dampening=dampening, nesterov=True)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_adam_by_hand(fused):
+    """Momentum is the first beta; the decay is added to the gradient; a vector has none."""
+    matrix, vector = nn.Parameter(torch.tensor([[2.0]])), nn.Parameter(torch.tensor([2.0]))
+    groups, how = [{"params": [matrix, vector]}], PLAIN | {"momentum": 0.8, "fused": fused}
+    optimiser = build_optimizer("adam", groups, lr=0.1, decay_norms=False, **how)
+    expected, means, squares = np.array([2.0, 2.0]), np.zeros(2), np.zeros(2)
+    for step, gradient in enumerate((1.0, -0.5, 3.0), start=1):
+        matrix.grad, vector.grad = torch.tensor([[gradient]]), torch.tensor([gradient])
+        optimiser.step()
+        slopes = gradient + np.array([0.1, 0.0]) * expected
+        means = 0.8 * means + 0.2 * slopes
+        squares = 0.999 * squares + 0.001 * slopes**2
+        moved = means / (1 - 0.8**step) / (np.sqrt(squares / (1 - 0.999**step)) + 1e-8)
+        expected = expected - 0.1 * moved
+        assert [matrix.item(), vector.item()] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_adam_does_not_have_is_refused():
+    require_adam(0.9, 0.0, nesterov=False)
+    for settings, option in (((0.9, 0.0, True), "--nesterov"), ((0.9, 0.9, False), "dampening 0.9")):
+        with pytest.raises(RunError, match=rf"--optimizer adam has no {option}; leave it out, or use"):
+            require_adam(*settings)
+    with pytest.raises(RunError, match=r"needs a momentum below 1, its first beta, this run has 1; use 0.9"):
+        require_adam(1, 0.0, nesterov=False)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])

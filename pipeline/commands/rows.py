@@ -121,6 +121,7 @@ def recipe_rows() -> list[dict[str, Any]]:
             "ema": recipe.ema or None,
             "label_smoothing": recipe.label_smoothing or None,
             "batch_size": recipe.batch_size,
+            "optimizer": recipe.optimizer,
             "loss": recipe.primary_loss,
             "aux_loss": recipe.aux_loss,
             "temperature": recipe.temperature,

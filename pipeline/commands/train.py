@@ -135,7 +135,7 @@ _RECIPE = "Recipe"
     ),
     count_option("--epochs", f"Length of the training. {_OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {_OF_RECIPE}"),
-    number_option("--lr", f"Initial learning rate. {_OF_RECIPE}"),
+    number_option("--lr", "Initial learning rate. [default: the recipe's; 0.001 with --optimizer adam]"),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
@@ -220,6 +220,9 @@ _RECIPE = "Recipe"
             "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes.",
         ),
         choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {_OF_RECIPE}"),
+        choice_option(
+            "--optimizer", "sgd adam", None, f"SGD with momentum, or Adam; see also --lr. {_OF_RECIPE}"
+        ),
         choice_option(
             "--schedule",
             "multistep plateau cosine trapezoid",

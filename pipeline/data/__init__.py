@@ -29,10 +29,12 @@ from pipeline.data.mixup import Mixing
 from pipeline.data.plan import (
     Centre,
     CentreClip,
+    ClipPlan,
     CornerClip,
     EveryClip,
     PickedFrames,
     Plan,
+    centre_frame,
     plan_from,
 )
 from pipeline.data.pools import NO_POOL, Pool, as_target, open_pools, pool_names
@@ -52,6 +54,7 @@ __all__ = [
     "Batch",
     "Centre",
     "CentreClip",
+    "ClipPlan",
     "CornerClip",
     "Dataset",
     "DatasetSpec",
@@ -67,6 +70,7 @@ __all__ = [
     "Renderer",
     "Sampler",
     "as_target",
+    "centre_frame",
     "decode",
     "family_of",
     "has_val",

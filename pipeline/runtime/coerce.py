@@ -124,7 +124,7 @@ def setting(name: str, value: Any) -> Any:
     if name == "milestones":
         values = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
         return tuple(whole(epoch, "one of milestones") for epoch in values)
-    if name in ("schedule", "aux_loss", "aux_head", "primary_loss"):
+    if name in ("optimizer", "schedule", "aux_loss", "aux_head", "primary_loss"):
         return text(value, name)
     if name in ("nesterov", "decay_norms"):
         return flag(value, name)

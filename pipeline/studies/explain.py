@@ -102,6 +102,13 @@ def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
     backbone = build_backbone(config.model)
     if backbone.reads_clips:
         raise RunError(f"{run}: its student reads clips, and maps are of pictures")
+    if config.student_frames is not None:
+        raise RunError(f"{run}: its student was trained on videos, and maps are of pictures")
+    if not backbone.pools_last_block:
+        raise RunError(
+            f"{run}: the class of {config.model} is not read from the mean of its last block, which the maps "
+            f"need; choose a run of another --model, such as resnet18"
+        )
     student = Student(backbone, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run))
     return config, student.to(device).eval()

@@ -15,7 +15,7 @@ from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig
 from pipeline.train.data import pools_of
 from pipeline.train.resolve import resolve, weights_name
-from pipeline.train.run import model_name, resume, train
+from pipeline.train.run import default_model, resume, train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
 from sskt.errors import RunError
@@ -75,7 +75,7 @@ def _expected(
         execution=execution,
         world=World.from_environment(),
         augmentation=augmentation or Augmentation(),
-        model=model_name(target, model),
+        model=model or default_model(target, settings.get("method", "sskt")),
         **settings,
     )
     expected = {name: value for name, value in config.to_dict().items() if name not in SETTLED_BY_DATA}

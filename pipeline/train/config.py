@@ -102,6 +102,9 @@ class TrainConfig:
     ema: float = 0.0  # decay per step of the average of weights that is scored and kept; 0: none
     labelled_list: str | None = None  # name and sha256 of the file that says which samples keep their labels
     unlabelled: tuple[str, ...] = ()  # pools of samples without labels, as `pipeline.data.pools` names them
+    # what a student sees of a clip if it reads images: CENTER_FRAME; None: it reads clips, or there are none
+    student_frames: str | None = None
+    optimizer: str = "sgd"  # one of sskt.optimiser.OPTIMIZERS
 
     @property
     def settings(self) -> MethodConfig:

@@ -12,9 +12,12 @@ from pipeline.data import (
     Augmentation,
     Centre,
     CentreClip,
+    ClipPlan,
     Dataset,
+    PickedFrames,
     Plan,
     Pool,
+    centre_frame,
     join,
     parse_target,
     pool_names,
@@ -47,7 +50,7 @@ class TrainingData:
     dataset: Dataset  # the target's training samples, then those of the pools, without labels
     test_dataset: Dataset
     plan: Plan
-    eval_plan: Centre | CentreClip
+    eval_plan: Centre | CentreClip | PickedFrames
     source_outputs: SourceOutputs | None  # None: no sources
     val_dataset: Dataset | None = None  # None: the test split chooses the best epoch, or nothing does
     val_share: float = 0.0  # of the training samples that are `val_dataset`
@@ -95,11 +98,14 @@ def open_data(
     outputs, fitted = None, None
     if method.needs:
         outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
+    plan, eval_plan = augmentation.training_plan(spec), augmentation.evaluation_plan(spec)
+    if config.student_frames is not None:
+        plan, eval_plan = _of_images(config, plan, eval_plan, outputs)
     return TrainingData(
         join([splits.train, *(pool.dataset for pool in splits.pools)]),
         splits.test,
-        augmentation.training_plan(spec),
-        augmentation.evaluation_plan(spec),
+        plan,
+        eval_plan,
         outputs,
         val_dataset=splits.val,
         val_share=splits.val_share,
@@ -108,6 +114,23 @@ def open_data(
         pools=splits.pools,
         probe=fitted,
     )
+
+
+def _of_images(
+    config: TrainConfig, plan: Plan, eval_plan: Plan, outputs: SourceOutputs | None
+) -> tuple[Plan, PickedFrames]:
+    """The plans of a student that sees the centre frame of each clip, so that no other frame is decoded; of a
+    training clip all frames are drawn where live sources look at them.
+    """
+    assert isinstance(plan, ClipPlan)  # noqa: S101 - the target holds videos
+    assert isinstance(eval_plan, ClipPlan)  # noqa: S101
+    assert not isinstance(plan, PickedFrames)  # noqa: S101
+    log.info(
+        f"{config.model} reads images: of each clip it sees frame {plan.n_frames // 2} of {plan.n_frames}, "
+        f"counted from 0"
+    )
+    cached = outputs is None or outputs.kind == "cached"
+    return centre_frame(plan) if cached else plan, centre_frame(eval_plan)
 
 
 def pools_of(config: TrainConfig, paths: Paths) -> tuple[str, ...]:

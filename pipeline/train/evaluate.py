@@ -19,7 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.data import CentreClip, Dataset, EveryClip, Plan, in_batches, open_renderer
+from pipeline.data import (
+    CentreClip,
+    ClipPlan,
+    Dataset,
+    EveryClip,
+    PickedFrames,
+    Plan,
+    centre_frame,
+    in_batches,
+    open_renderer,
+)
 from pipeline.runtime import Execution, World, autocast, memory_for_images
 from sskt.errors import RunError
 from sskt.losses import multilabel_bce
@@ -33,6 +43,7 @@ from sskt.metrics import (
 from sskt.normalise import normalise
 from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
 from sskt.sources import exact_kernels
+from sskt.students.backbone import frames_seen
 from sskt.students.student import Student
 
 _BATCH = 250
@@ -63,7 +74,7 @@ class Evaluator:
         self._positions, self._counts = np.arange(len(dataset))[mine], counts[mine]
         self._n_clips = int(counts.sum())  # of all ranks
         n_frames, self._batch = 1, _BATCH
-        if isinstance(plan, CentreClip | EveryClip):
+        if isinstance(plan, CentreClip | EveryClip):  # one picked frame is no larger than an image
             n_frames, self._batch = plan.n_frames, _CLIPS
         nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
         self._keeps = nbytes <= _room(execution.device)
@@ -114,13 +125,14 @@ class Evaluator:
         student.eval()
         largest = LARGEST_LOGIT if has_settled(student) else torch.finfo(torch.float32).max
         self.largest = 0.0
-        device, mean, std = self._execution.device, student.backbone.mean, student.backbone.std
+        device, backbone = self._execution.device, student.backbone
         views = []
         for view in range(self._counts.max(initial=1)):
             logits = [torch.empty(0, len(self._dataset.classes))]
             for pixels in self._pixels(view):
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
-                    z = student.predict(normalise(pixels.to(device), mean, std))
+                    seen = frames_seen(backbone, pixels.to(device))
+                    z = student.predict(normalise(seen, backbone.mean, backbone.std))
                 logits.append(z.float().cpu())
             views.append(self._sane(torch.cat(logits), view, largest))
         return views
@@ -159,7 +171,7 @@ class Evaluator:
         n = len(self._dataset)
         loss, by_sample, by_view = summed[0], summed[1 : 1 + len(ks)], summed[1 + len(ks) :]
         figures = {f"test_top{k}": 100 * right / n for k, right in zip(ks, by_sample, strict=True)}
-        if isinstance(self._plan, CentreClip | EveryClip):
+        if isinstance(self._plan, ClipPlan):
             clips = zip(ks, by_view, strict=True)
             figures |= {f"test_clip_top{k}": 100 * right / self._n_clips for k, right in clips}
         return {**figures, "test_loss": loss / self._n_clips}
@@ -182,7 +194,7 @@ class Evaluator:
 
     def _looked_at(self) -> dict[str, int]:
         """How many clips: of each video, or of all where they have different numbers."""
-        if isinstance(self._plan, EveryClip):
+        if isinstance(_of_clips(self._plan), EveryClip):
             return {"n_clips_of_all_videos": self._n_clips}
         n_clips = int(self._counts.max(initial=1))
         return {"n_clips": n_clips} if n_clips > 1 else {}
@@ -210,17 +222,30 @@ def _room(device: torch.device) -> int:
     return memory_for_images() // 4
 
 
-def of_clips(plan: CentreClip, clips: int | str) -> CentreClip | EveryClip:
-    """The evaluation views of `clips` of each video, or of ALL_CLIPS. Raises RunError for what is neither."""
+def of_clips(
+    plan: CentreClip, clips: int | str, student_frames: str | None = None
+) -> CentreClip | EveryClip | PickedFrames:
+    """The evaluation views of `clips` of each video, or of ALL_CLIPS; `student_frames` is the config's.
+    Raises RunError for what is neither.
+    """
+    views: CentreClip | EveryClip
     if clips == ALL_CLIPS:
-        return EveryClip(plan.side_px, plan.n_frames, plan.stride)
-    if not isinstance(clips, int) or clips < 1:
+        views = EveryClip(plan.side_px, plan.n_frames, plan.stride)
+    elif not isinstance(clips, int) or clips < 1:
         raise RunError(f"--clips is {clips!r}, expected a whole number of at least 1, or {ALL_CLIPS}")
-    return replace(plan, n_clips=clips)
+    else:
+        views = replace(plan, n_clips=clips)
+    return views if student_frames is None else centre_frame(views)
+
+
+def _of_clips(plan: Plan) -> Plan:
+    """The plan of the clips that frames are picked from, or `plan` itself."""
+    return plan.plan if isinstance(plan, PickedFrames) else plan
 
 
 def _n_views_of(dataset: Dataset, plan: Plan) -> NDArray[np.int64]:
     """How many views each sample has: int64 (N,)."""
+    plan = _of_clips(plan)
     if isinstance(plan, EveryClip):
         return plan.n_clips_of(dataset.sizes)
     n_views = plan.n_clips if isinstance(plan, CentreClip) else 1

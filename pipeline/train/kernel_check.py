@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data import CentreClip, CornerClip, EveryClip, Plan
+from pipeline.data import ClipPlan, Plan
 from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
@@ -58,7 +58,7 @@ def prepare_to_score(
         own = name.removeprefix("student.")
         if own in modules:  # heads for sources and other networks are gone
             compute_plainly(modules[own])
-    shape = _shape(plan, 1)
+    shape = input_shape(config, plan, 1)
     how = _how(config, device)
     wrong = wrong_layers(
         {"student": student}, shape, how, learns=False, plain=config.plain_layers, kept_in=kept_in
@@ -70,6 +70,13 @@ def prepare_to_score(
         log.warning(f"{sentence(wrong, how)}; they run in plain fp32")
 
 
+def input_shape(config: TrainConfig, plan: Plan, n: int) -> tuple[int, ...]:
+    """The shape of `n` samples as the student's network sees them."""
+    of_clips = isinstance(plan, ClipPlan) and config.student_frames is None
+    frames = (plan.n_frames,) if of_clips else ()
+    return (n, 3, *frames, plan.side_px, plan.side_px)
+
+
 def _wrong(
     config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path
 ) -> tuple[list[str], str]:
@@ -77,14 +84,9 @@ def _wrong(
     networks = {name: module for name, module in method.named_modules() if isinstance(module, Student)}
     # cuDNN chooses by the whole shape; on CPUs one sample shows what a batch does, in a fraction of the time
     n = max(1, config.batch_size // config.ranks) if device.type == "cuda" else 1
-    shape, how = _shape(plan, n), _how(config, device)
+    shape, how = input_shape(config, plan, n), _how(config, device)
     wrong = wrong_layers(networks, shape, how, learns=True, plain=config.plain_layers, kept_in=kept_in)
     return [name for names, _ in wrong.values() for name in names], sentence(wrong, how) if wrong else ""
-
-
-def _shape(plan: Plan, n: int) -> tuple[int, ...]:
-    frames = (plan.n_frames,) if isinstance(plan, CornerClip | CentreClip | EveryClip) else ()
-    return (n, 3, *frames, plan.side_px, plan.side_px)
 
 
 def _how(config: TrainConfig, device: torch.device) -> How:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
+from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.runtime import student_precision
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError
 from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
 from sskt.methods import METHODS, Method, Parts, method_named, readers
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
-from sskt.sources import LOGITS_OUTPUT, kind_of, network_of, output_of
-from sskt.students import BACKBONES, Backbone, build_backbone
+from sskt.sources import CENTER_FRAME, LOGITS_OUTPUT, kind_of, network_of, output_of
+from sskt.students import BACKBONES, CLIP_BACKBONES, Backbone, build_backbone
 
 # what decides how sources are asked, which only methods that have some read
 OF_SOURCES = ("labels", "teacher_bn")
@@ -69,6 +70,22 @@ def choose_precision(amp: str, method: str, device: torch.device) -> str:
             f"bf16 or fp32"
         )
     return "fp32"
+
+
+def model_name(model: str | Backbone) -> str:
+    """A student as a config names it."""
+    return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
+
+
+def choose_frames(spec: DatasetSpec, model: str | Backbone) -> str | None:
+    """What a student sees of a clip, as a config has it: the centre frame if it reads images and the target
+    holds videos.
+    """
+    if isinstance(model, Backbone):
+        reads_images = not model.reads_clips
+    else:
+        reads_images = model in BACKBONES and model not in CLIP_BACKBONES
+    return CENTER_FRAME if reads_images and spec.holds_videos else None
 
 
 def choose_clip_mean(asked: str, model: str) -> str:
@@ -134,6 +151,7 @@ def _require_able(method: type[Method], config: TrainConfig) -> None:
         "several labels a picture": config.primary_loss == "bce" and not method.several_labels,
         "several processes": config.ranks > 1 and not method.several_processes,
         "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
+        "--optimizer adam": config.optimizer == "adam" and not method.adam,
         "images without labels": has_unlabelled(config) and not method.reads_unlabelled,
     }
     for what, asked in unable.items():

@@ -15,13 +15,19 @@ from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig
 from pipeline.train.data import TrainingData
-from pipeline.train.method import choose_clip_mean, choose_precision, require_read
+from pipeline.train.method import (
+    choose_clip_mean,
+    choose_frames,
+    choose_precision,
+    model_name,
+    require_read,
+)
 from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import GATES, METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
-from sskt.optimiser import require_nesterov
+from sskt.optimiser import ADAM_LR, OPTIMIZERS, require_adam, require_nesterov
 from sskt.recipes import SETTINGS, Recipe, recipe_for
 from sskt.schedules import SCHEDULES, require_trapezoid
 from sskt.students import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
@@ -29,6 +35,7 @@ from sskt.students.average import require_decay
 from sskt.students.initialise import choose_init
 
 _CHOICES = {
+    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "amp": PRECISIONS,
 }
@@ -58,7 +65,7 @@ def resolve(
     execution: Execution,
     world: World,
     augmentation: Augmentation,
-    model: str,
+    model: str | Backbone,
     seed: int = 0,
     limit: int | None = None,
     eval_every: int = 1,
@@ -85,6 +92,7 @@ def resolve(
 ) -> TrainConfig:
     """A run's config as far as it is known before its data and sources are opened.
 
+    `model` is the student by name, or the caller's own backbone.
     `recipe` is one of `sskt.recipes.RECIPES`; `settings` are its own (`sskt.recipes.SETTINGS`), those of the
     method (the fields of its Config), and clip_norm, mixup and cutmix; None and what is left out is the
     usual. Milestones and a plateau's patience move with the epochs. Raises RunError for a setting that is
@@ -96,6 +104,7 @@ def resolve(
             f"--labels-per-class {labels_per_class} and --labelled {labelled_list} both say which samples "
             f"keep their labels; leave one out"
         )
+    frames, model = choose_frames(parse_target(target), model), model_name(model)
     usual = recipe_for(target, method, finetuned=finetune_from is not None, name=recipe)
     _require_read(method, usual, settings, labels, teacher_bn)
     return TrainConfig(
@@ -126,6 +135,7 @@ def resolve(
         labelled_list=None if labelled_list is None else str(coerce.path(labelled_list, "labelled_list")),
         unlabelled=coerce.texts(unlabelled, "unlabelled"),
         probe_views=probe_views,
+        student_frames=frames,
         **_shown(augmentation, target),
         **_UNSETTLED,
         **{name: _plain(value) for name, value in _chosen(method, usual, settings).items()},
@@ -161,6 +171,8 @@ def _chosen(method: str, recipe: Recipe, settings: Mapping[str, Any]) -> dict[st
                 f"--temperature {given['temperature']} softens classes, and --aux-loss "
                 f"{given['aux_loss']} compares vectors; leave it out"
             )
+    if given.get("optimizer") == "adam" and recipe.optimizer != "adam":  # the recipe's are SGD's
+        given = {"lr": ADAM_LR, "dampening": 0.0, "nesterov": False} | given
     values = _usual(recipe) | given
     if values["primary_loss"] != "ce" and "label_smoothing" not in given:
         values["label_smoothing"] = 0.0  # which is of ce alone
@@ -246,14 +258,12 @@ def _plain(value: Any) -> Any:
 
 
 def require_reads(backbone: Backbone, config: TrainConfig) -> None:
-    """Raise RunError for a network for pictures where the target holds videos, or the other way round."""
+    """Raise RunError for a network for clips where the target holds pictures."""
     spec = parse_target(config.target)
-    wanted = spec.holds_videos
-    if backbone.reads_clips != wanted:
-        reads, holds = ("clips", "pictures") if backbone.reads_clips else ("pictures", "videos")
-        able = [name for name in BACKBONES if (name in CLIP_BACKBONES) == wanted]
+    if backbone.reads_clips and not spec.holds_videos:
+        able = [name for name in BACKBONES if name not in CLIP_BACKBONES]
         raise RunError(
-            f"--model {config.model} reads {reads}, and {spec.name} holds {holds}; "
+            f"--model {config.model} reads clips, and {spec.name} holds pictures; "
             f"choose one of {', '.join(able)}"
         )
 
@@ -282,6 +292,8 @@ def _require_sound(config: TrainConfig) -> None:
     _ = config.settings  # which checks itself
     require_trapezoid(config.warm_up, config.cool_down)
     require_decay(config.ema)
+    if config.optimizer == "adam":
+        require_adam(config.momentum, config.dampening, config.nesterov)
     if config.nesterov:
         require_nesterov(config.momentum, config.dampening)
     if config.schedule == "plateau" and config.chosen_on is None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pipeline.data import NO_POOL, Augmentation, CentreClip, CornerClip, open_dataset, plan_from
+from pipeline.data import NO_POOL, Augmentation, CentreClip, open_dataset, plan_from
 from pipeline.runtime import Execution, Paths, choose_execution, coerce, join_world
-from pipeline.train.config import OWN, OWN_MEAN, TrainConfig
+from pipeline.train.config import OWN_MEAN, TrainConfig
 from pipeline.train.confusion import write_confusion
 from pipeline.train.data import TrainingData, open_data
 from pipeline.train.evaluate import Evaluator, of_clips
-from pipeline.train.kernel_check import prepare_to_score, require_kernels, with_plain_layers
+from pipeline.train.kernel_check import input_shape, prepare_to_score, require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
 from pipeline.train.resolve import declared_of, require_reads, resolve, settle, smallest_step, weights_name
@@ -45,9 +45,10 @@ from sskt.errors import RunError
 from sskt.recipes import recipe_for
 from sskt.students import Backbone, build_backbone
 from sskt.students.average import AveragedStudent
+from sskt.students.backbone import to_channels_last
 from sskt.students.pretrained import load_pretrained
 from sskt.students.resnet3d import ResNet3D
-from sskt.students.student import Student, memory_layout
+from sskt.students.student import Student
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def train(
     augmentation = augmentation or Augmentation()
     paths, execution = paths or Paths(), execution or choose_execution()
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
-    name = model_name(target, model)
+    model = model or default_model(target, settings.get("method", "sskt"))
     began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
     with join_world(execution.device) as world:
         planned = resolve(
@@ -88,7 +89,7 @@ def train(
             execution=execution,
             world=world,
             augmentation=augmentation,
-            model=name,
+            model=model,
             seed=coerce.seed(seed),
             limit=coerce.whole_or_none(limit, "limit"),
             eval_every=coerce.whole(eval_every, "eval_every", low=1),
@@ -98,7 +99,7 @@ def train(
         require_learnable(planned)
         data = open_data(planned, paths=paths, execution=execution, world=world)
         config = settle(planned, data)
-        backbone = _backbone(model or name, config.seed, config.clip_mean)
+        backbone = _backbone(model, config.seed, config.clip_mean)
         require_reads(backbone, config)
         _require_runs(backbone, config, data)
         if began_with is not None:
@@ -250,10 +251,10 @@ def evaluate(
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
     if config.channels_last:  # to the last bit as while it trained
-        student.to(memory_format=memory_layout(student))
+        to_channels_last(student)
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
-        plan = of_clips(plan, clips)
+        plan = of_clips(plan, clips, config.student_frames)
     prepare_to_score(student, config, plan, execution.device, paths.kernels_file)
     figures, confusion = Evaluator(dataset, plan, execution).report(student, config.amp)
     if confusion is not None:
@@ -264,10 +265,9 @@ def evaluate(
     return figures
 
 
-def model_name(target: str, model: str | Backbone | None) -> str:
-    """A student as a config names it; left out, the recipe's first."""
-    model = model or recipe_for(target).models[0]
-    return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
+def default_model(target: str, method: str) -> str:
+    """The student of a run that names none: the recipe's first."""
+    return recipe_for(target, method).models[0]
 
 
 def _backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
@@ -287,11 +287,10 @@ def _require_runs(backbone: Backbone, config: TrainConfig, data: TrainingData) -
         return
     n = min(2, smallest_step(config, len(data.dataset)) // config.ranks)
     side = data.plan.side_px
-    frames = (data.plan.n_frames,) if isinstance(data.plan, CornerClip | CentreClip) else ()
     trial = copy.deepcopy(backbone).cpu().train()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial(torch.zeros(n, 3, *frames, side, side))
+            trial(torch.zeros(input_shape(config, data.plan, n)))
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"--model {config.model} cannot train on {n} picture(s) of {side} px at a time "

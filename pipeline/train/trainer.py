@@ -25,11 +25,12 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.divergence import diverged
 from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
-from sskt.optimiser import build_sgd
+from sskt.optimiser import build_optimizer
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
 from sskt.students.average import AveragedStudent
-from sskt.students.student import Student, memory_layout
+from sskt.students.backbone import to_channels_last
+from sskt.students.student import Student
 
 # None on Windows
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
@@ -75,13 +76,14 @@ class Trainer:
         self.method = method.to(self._device)
         self.student = method.student
         if config.channels_last:
-            method.to(memory_format=memory_layout(self.student))
+            to_channels_last(method)
         for name in config.plain_layers:
             compute_plainly(method.get_submodule(name))
         parallel = world.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
-        self._optimiser = build_sgd(
+        self._optimiser = build_optimizer(
+            config.optimizer,
             method.parameter_groups(),
             lr=config.lr,
             momentum=config.momentum,

@@ -52,7 +52,7 @@ class Maxl(Method):
     """A student with the auxiliary head `AUXILIARY`, and the generator of its labels."""
 
     Config = MaxlConfig
-    several_labels = several_processes = mixes = fp16 = False
+    several_labels = several_processes = mixes = fp16 = adam = False
 
     @classmethod
     def build(cls, config: MaxlConfig, parts: Parts) -> Maxl:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from sskt.methods.config import MethodConfig
 from sskt.methods.mixture import Mixture
 from sskt.normalise import normalise
-from sskt.students.backbone import Backbone
-from sskt.students.student import Student, memory_layout
+from sskt.students.backbone import Backbone, frames_seen, input_layout
+from sskt.students.student import Student
 
 
 class Losses(NamedTuple):
@@ -81,6 +81,7 @@ class Method(nn.Module):
     mixes: ClassVar[bool] = True  # MixUp and CutMix
     reads_unlabelled: ClassVar[bool] = False  # samples without a label of their own
     fp16: ClassVar[bool] = True
+    adam: ClassVar[bool] = True  # as its optimiser
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Method:
@@ -109,7 +110,9 @@ class Method(nn.Module):
         self.labelled_share = 1.0  # of the samples of a step; see `LabelConfig.primary`
         # the gradient scaler's, for methods that take gradients within their step
         self.scaled: Callable[[Tensor], Tensor] = _as_it_is
-        self._layout = memory_layout(student) if channels_last else torch.contiguous_format
+        self._layout = torch.contiguous_format
+        if channels_last:
+            self._layout = input_layout(student, reads_clips=student.backbone.reads_clips)
 
     def forward(
         self,
@@ -133,9 +136,10 @@ class Method(nn.Module):
         return [{"params": [weight for weight in self.parameters() if weight.requires_grad]}]
 
     def _seen(self, pixels: Tensor) -> Tensor:
-        """Pixels as the student wants them."""
+        """Pixels as the student wants them: of clips the centre frame, if it reads images."""
         backbone = self.student.backbone
-        return normalise(pixels, backbone.mean, backbone.std).contiguous(memory_format=self._layout)
+        seen = frames_seen(backbone, pixels)
+        return normalise(seen, backbone.mean, backbone.std).contiguous(memory_format=self._layout)
 
 
 def stacked(values: list[Tensor], like: Tensor) -> Tensor:

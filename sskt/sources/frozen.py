@@ -38,6 +38,7 @@ from sskt.sources.input_map import InputMap
 from sskt.sources.plain import MAX_SHOWN, plain_answers, require_agreement
 from sskt.sources.purity import require_same_bits
 from sskt.sources.source import Source
+from sskt.students.backbone import input_layout, to_channels_last
 
 
 class NonFiniteLogitsError(SourceError):
@@ -216,8 +217,9 @@ class FrozenSource:
         if self.source.is_traced:
             layout, module = torch.contiguous_format, program_to_device(self.source.module, self.device)
         else:
-            layout = torch.channels_last_3d if self.source.spec.reads_clips else torch.channels_last
-            module = self.source.module.to(self.device).to(memory_format=layout)
+            module = self.source.module.to(self.device)
+            to_channels_last(module)
+            layout = input_layout(module, reads_clips=self.source.spec.reads_clips)
         input_map = self.input_map
 
         def network(pixels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from sskt.normalise import KINETICS_MEAN
 from sskt.sources.clip_classifier import ClipClassifier, clip_normalisation, published_key
 from sskt.sources.source import SourceSpec
 from sskt.sources.torchvision import Published
-from sskt.students import CLIP_BACKBONES
+from sskt.students import KINETICS_BACKBONES
 from sskt.students.torchvision_video import TORCH_VIDEO
 from sskt.weights import load_into
 
@@ -35,8 +35,8 @@ class Kinetics(Published):
         return replace(spec, earlier_mean=KINETICS_MEAN) if is_3d_resnet else spec
 
     def architectures(self) -> list[str]:
-        """Our clip backbones."""
-        return list(CLIP_BACKBONES)
+        """Our clip backbones that have such weights."""
+        return list(KINETICS_BACKBONES)
 
     def entry(self, architecture: str) -> Any:
         """KINETICS400_V1."""

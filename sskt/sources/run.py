@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
-from sskt.normalise import CLIP_MEANS, IMAGENET_MEAN, IMAGENET_STD
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sanity import LARGEST_LOGIT, has_settled
-from sskt.sources.clip_classifier import clip_normalisation
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, rest_path, weights_digest
 from sskt.sources.outputs import LOGITS_OUTPUT, POOLED
 from sskt.sources.source import Source, SourceSpec
-from sskt.students import BACKBONES, CLIP_BACKBONES
+from sskt.students import BACKBONES, CLIP_BACKBONES, normalisation_of
 from sskt.students.student import build_student
-from sskt.students.torchvision_video import TORCH_VIDEO
 from sskt.weights import load_into
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
@@ -97,10 +95,7 @@ class Trained:
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of pixels in 0..1."""
-        if not self.reads_clips:
-            return IMAGENET_MEAN, IMAGENET_STD
-        mean, std = clip_normalisation(self.model)
-        return mean if self.model in TORCH_VIDEO else CLIP_MEANS[self.clip_mean], std
+        return normalisation_of(self.model, clip_mean=self.clip_mean)
 
 
 def read_trained(folder: Path) -> Trained:

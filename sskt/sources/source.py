@@ -22,7 +22,8 @@ class SourceSpec:
     # output that is not the logits "imagenet@pooled"
     name: str
     task: str  # its kind's prefix: "imagenet", "places365", "kinetics", "program", "run"
-    architecture: str  # torchvision's name, one of `sskt.students.CLIP_BACKBONES` for kinetics, or "program"
+    # torchvision's name, one of `sskt.students.KINETICS_BACKBONES` for kinetics, or "program"
+    architecture: str
     # numbers of a row of its output, which are classes unless that is an embedding. `open_source` sets it for
     # embeddings and programs (0 until then), and reads_clips for programs
     n_classes: int

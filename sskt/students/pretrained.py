@@ -13,8 +13,6 @@ from sskt.checkpoints import read_checkpoint
 from sskt.students import Backbone
 from sskt.weights import load_into
 
-_HEADS = ("fc.", "classifier.", "head.", "heads.", "last_linear.")  # not copied
-
 
 def load_pretrained(backbone: Backbone, path: Path, model: str) -> tuple[str, ...]:
     """Copy the weights in `path`, except a head's, into `backbone`; `model` names it in messages. Returns
@@ -28,5 +26,5 @@ def load_pretrained(backbone: Backbone, path: Path, model: str) -> tuple[str, ..
         task=f"the student {model}",
         n_classes=0,
         remedy="give weights of that architecture, or their own with --model",
-        leaving=_HEADS,
+        leaving=backbone.head_keys,
     )

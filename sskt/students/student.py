@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -127,8 +126,3 @@ def build_student(
     model.
     """
     return Student(build_backbone(model), n_classes, source_classes, transfer_module)
-
-
-def memory_layout(student: Student) -> torch.memory_format:
-    """The channels-last layout for this student's inputs and weights."""
-    return torch.channels_last_3d if student.backbone.reads_clips else torch.channels_last

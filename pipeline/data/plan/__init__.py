@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, PickedFrames
+from pipeline.data.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, PickedFrames, centre_frame
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
 from sskt.errors import TargetError
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "PlanRows",
     "RandomResizedCropFlip",
+    "centre_frame",
     "plan_from",
 ]
 

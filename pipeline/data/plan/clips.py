@@ -111,7 +111,7 @@ class EveryClip:
 class PickedFrames:
     """Selected frames of another plan's clips, so that only the frames a source reads are decoded."""
 
-    plan: CornerClip | CentreClip
+    plan: CornerClip | CentreClip | EveryClip
     picks: tuple[int, ...]  # positions in the clip
 
     @property
@@ -136,6 +136,11 @@ class PickedFrames:
 
 
 ClipPlan = CornerClip | CentreClip | EveryClip | PickedFrames
+
+
+def centre_frame(plan: CornerClip | CentreClip | EveryClip) -> PickedFrames:
+    """What a network that reads images sees of a plan's clips: frame n_frames // 2 alone."""
+    return PickedFrames(plan, (plan.n_frames // 2,))
 
 
 def _central_squares(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
