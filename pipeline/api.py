@@ -1,7 +1,7 @@
 """Names in, results out: what the command line and a Python user call."""
 
-from pipeline.data import Augmentation
-from pipeline.data.prepare import open_dataset, prepare
+from pipeline.data import Augmentation, open_dataset
+from pipeline.data.prepare import prepare
 from pipeline.precompute.run import estimate, precompute
 from pipeline.precompute.verify import verify
 from pipeline.runtime import Paths, choose_execution

@@ -1,6 +1,15 @@
 """Errors that a user can act on: one sentence with the culprit, what was found, what was expected, and the
-remedy.
+remedy; and names as text that any terminal and any UTF-8 file can hold.
+
+A file name is bytes on most systems. Python represents bytes that are not UTF-8 as lone surrogates, which no
+encoder accepts.
 """
+
+from __future__ import annotations
+
+import shlex
+
+_LAST_BYTE, _FIRST_BYTE = "\udcff", "\udc80"  # "surrogateescape" of the bytes 0x80 and 0xff
 
 
 class SsktError(Exception):
@@ -21,3 +30,32 @@ class TargetError(SsktError):
 
 class RunError(SsktError):
     """A training or evaluation run cannot be done as requested."""
+
+
+def shown(text: str, *, keep: str = "") -> str:
+    r"""`text` on one line: unprintable characters, except those in `keep`, become \xNN or \uNNNN."""
+    return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)
+
+
+def quoted(text: str) -> str:
+    """Quote `text` as one word of a command line, in the $'...' form of Bash and Zsh if it is unprintable."""
+    if shown(text) == text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{shown(escaped)}'"
+
+
+def _is_strange(character: str) -> bool:
+    """Whether it is a control character, a line separator or a lone surrogate."""
+    return (
+        character < " "
+        or "\x7f" <= character <= "\x9f"
+        or character in "\u2028\u2029"
+        or "\ud800" <= character <= "\udfff"
+    )
+
+
+def _escaped(character: str) -> str:
+    if _FIRST_BYTE <= character <= _LAST_BYTE:
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -13,7 +13,7 @@ from PIL import Image
 from programs import save_program
 
 from cli import main
-from sskt.names import quoted, shown
+from sskt.errors import quoted, shown
 
 CLASSES = [b"k\xfcrbis", b"a\nb \"q\" 's'", b"-dash", b"l" * 240, "\u65e5\u672c".encode(), b"[bold]\x1b[1m"]
 FILES = [b"gr\xfcn", b"-n\new\tline", b"z" * 240, b"%s $HOME [x]"]

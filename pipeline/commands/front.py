@@ -10,7 +10,7 @@ import click
 
 from pipeline.commands.options import RARE
 from pipeline.commands.output import show_remarks
-from sskt.names import shown
+from sskt.errors import shown
 
 _STOPPED = {  # the message after Ctrl-C, by command
     "prepare": "stopped; finished files are kept, and the same command continues from there",

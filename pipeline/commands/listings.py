@@ -11,7 +11,7 @@ from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_paths, op
 from pipeline.commands.output import show
 
 if TYPE_CHECKING:
-    from pipeline.runtime.paths import Paths
+    from pipeline.runtime import Paths
 
 
 @click.command()

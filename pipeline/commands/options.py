@@ -11,8 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from pipeline.data import Augmentation, Packing
-    from pipeline.runtime.execution import Execution
-    from pipeline.runtime.paths import Paths
+    from pipeline.runtime import Execution, Paths
 
 VIEWS, EXECUTION, PLACES = "Augmentation", "Execution", "Files"  # sections
 RARE = "Rarely needed"  # the last section of a page
@@ -75,8 +74,8 @@ def build_paths(
 ) -> Paths:
     """NAME=PATH and NAME=KEY=VALUE pairs: a name holds no '=', a path may."""
     from cache.storage import location, require_bucket
-    from pipeline.runtime.paths import Paths
-    from sskt.sources.declared import parse_told
+    from pipeline.runtime import Paths
+    from sskt.sources import parse_told
 
     for pair in weights:
         if "=" not in pair:
@@ -108,7 +107,7 @@ def build_execution(
     compiled: bool | None = None,
 ) -> Execution:
     """`HOW`'s options, and stage one's, as one object; see `choose_execution`."""
-    from pipeline.runtime.execution import choose_execution
+    from pipeline.runtime import choose_execution
 
     return choose_execution(
         device=device, amp=amp, renderer=renderer, threads=threads, batch_size=batch_size, compiled=compiled

@@ -8,11 +8,13 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
-from sskt.names import shown
+from sskt.errors import shown
 
 ROOTS = ("pipeline", "sskt", "cache")  # the loggers that carry remarks, at INFO or above
 
@@ -86,3 +88,8 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.2g}"
     return f"{value:,}" if isinstance(value, int) else shown(str(value))
+
+
+def new_run_folder(name: str) -> Path:
+    """A fresh default for `--out`: runs/<name>-<time>."""
+    return Path("runs") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"

@@ -36,7 +36,7 @@ from pipeline.commands.output import show
 
 if TYPE_CHECKING:
     from pipeline.data import Packing
-    from pipeline.runtime.paths import Paths
+    from pipeline.runtime import Paths
 
 
 def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> int | None:

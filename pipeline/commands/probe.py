@@ -26,7 +26,7 @@ from pipeline.commands.output import say, show, tell
 
 if TYPE_CHECKING:
     from pipeline.data import Augmentation
-    from pipeline.runtime.paths import Paths
+    from pipeline.runtime import Paths
 
 _FIGURES = "source student_px source_px views accuracy spread one_view kNN LEEP H-score seconds"
 

@@ -34,11 +34,10 @@ from pipeline.commands.options import (
     text_option,
     together,
 )
-from pipeline.commands.output import say, show, tell
+from pipeline.commands.output import new_run_folder, say, show, tell
 
 if TYPE_CHECKING:
-    from pipeline.runtime.execution import Execution
-    from pipeline.runtime.paths import Paths
+    from pipeline.runtime import Execution, Paths
 
 
 def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -75,7 +74,6 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
     The first run trains the sources, on drawn letters and strokes, and keeps them. Writes a report.
     """
     from pipeline.studies.demo import run_demo
-    from pipeline.train.run_folder import new_run_folder
 
     out = out or new_run_folder("demo")
     result = run_demo(cache_dir=Path(cache_dir), out=out, seeds=seeds, threads=threads)
@@ -140,16 +138,14 @@ def reproduce(
     shown and never run.
     """
     from pipeline import api
-    from pipeline.studies.reproduce.campaign import Campaign
     from pipeline.studies.reproduce.report import named_marks, price
-    from pipeline.studies.reproduce.rows import Shrink
 
-    campaign = Campaign(
+    campaign = api.Campaign(
         out,
         paths,
         execution,
         seeds,
-        Shrink(scale, limit),
+        api.Shrink(scale, limit),
         views,
         student_amp,
     )
@@ -255,11 +251,10 @@ def sweep(
     """
     from pipeline import api
     from pipeline.data import target_slug
-    from pipeline.studies.sweep import Grid
-    from sskt.sources.registry import split_names
+    from sskt.sources import split_names
 
     modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
-    grid = Grid(tuple(split_names(names) for names in sources), temperatures, alphas, modules, seeds)
+    grid = api.Grid(tuple(split_names(names) for names in sources), temperatures, alphas, modules, seeds)
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"recipe": recipe, "epochs": epochs, "aux_loss": aux_loss}
     rows = api.sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)

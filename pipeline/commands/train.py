@@ -39,24 +39,23 @@ from pipeline.commands.options import (
     text_option,
     together,
 )
-from pipeline.commands.output import show, tell
+from pipeline.commands.output import new_run_folder, show, tell
 
 if TYPE_CHECKING:
-    from pipeline.runtime.execution import Execution
-    from pipeline.runtime.paths import Paths
+    from pipeline.runtime import Execution, Paths
 
 _OF_RECIPE = "[default: the recipe's]"
 
 
 def _paths_of(run: Path) -> Paths:
     """Where a run found its data, stores and weights, but for what the command line says."""
-    from pipeline.api import paths_of
+    from pipeline import api
 
     context = click.get_current_context()
     told = {name: value for name, value in context.params.items() if _is_told(context, name)}
     built = build_paths(told.get("data_dir", Path()), told.get("cache_dir", ""), told.get("weights", ()))
     names = [name for name in ("data_dir", "cache_dir", "weights") if name in told]
-    return paths_of(run, **{name: getattr(built, name) for name in names})
+    return api.paths_of(run, **{name: getattr(built, name) for name in names})
 
 
 def _require_alone(allowed: str) -> None:
@@ -336,7 +335,6 @@ def train(
     """
     from pipeline import api
     from pipeline.data import path_family, target_slug
-    from pipeline.train.run_folder import new_run_folder
 
     if resume is not None:
         told = "target sources" if target is None or path_family(target) else "sources"

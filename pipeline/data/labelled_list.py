@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets import Dataset, FileImages, Packs, Positions
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 
 
 def listed_in(file: Path, dataset: Dataset, root: Path) -> Positions:

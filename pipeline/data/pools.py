@@ -26,8 +26,7 @@ from pipeline.data.datasets import (
 )
 from pipeline.data.prepare import open_dataset
 from pipeline.runtime import Paths
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 
 log = logging.getLogger(__name__)
 

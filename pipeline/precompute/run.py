@@ -45,8 +45,7 @@ from pipeline.stores import (
     sound_stores,
     with_recorded_weights,
 )
-from sskt.errors import RunError, TargetError
-from sskt.names import shown
+from sskt.errors import RunError, TargetError, shown
 from sskt.sources import (
     LOGITS_OUTPUT,
     OUTPUTS,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sskt.names import shown
+from sskt.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

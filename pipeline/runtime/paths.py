@@ -9,8 +9,7 @@ from pathlib import Path
 from cache import Location, local_path
 from pipeline.runtime import coerce
 from sskt.download import known_digest_of
-from sskt.errors import RunError, SourceError
-from sskt.names import quoted
+from sskt.errors import RunError, SourceError, quoted
 from sskt.sources import Contract, at_output, kind_of, network_of, output_of, parse_source
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # the commands' defaults

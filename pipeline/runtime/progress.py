@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from sskt.names import shown
+from sskt.errors import shown
 
 console = Console(stderr=True, highlight=False, emoji=False)  # print names verbatim
 

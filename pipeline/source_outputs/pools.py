@@ -14,8 +14,7 @@ from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, open_cached, open_source_outputs
 from pipeline.source_outputs.joined import JoinedOutputs
 from pipeline.source_outputs.request import DataRequest
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 
 log = logging.getLogger(__name__)
 

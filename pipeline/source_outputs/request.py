@@ -18,7 +18,7 @@ from pipeline.stores import (
     stored_output,
     stores_elsewhere,
 )
-from sskt.names import quoted
+from sskt.errors import quoted
 from sskt.sources import CONVERTED, OPTION, network_of, output_of, to_told
 
 

@@ -21,8 +21,7 @@ from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering
 from pipeline.train.config import TrainConfig
 from pipeline.train.run_folder import read_config, read_student
 from pipeline.train.whereabouts import whereabouts_of
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 from sskt.normalise import normalise
 from sskt.students import build_backbone
 from sskt.students.gradcam import grad_cam

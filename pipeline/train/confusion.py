@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.runtime import boxes, fitted, lettering
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,10 +34,9 @@ from pipeline.source_outputs.stored import stored_teachers
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits, open_splits
-from sskt.errors import RunError
+from sskt.errors import RunError, shown
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import method_named
-from sskt.names import shown
 from sskt.sources import asked_of, columns_of, kind_of
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.data import DatasetSpec
 from pipeline.runtime import student_precision
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from sskt.errors import RunError

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -232,11 +230,6 @@ def read_summary(path: Path) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     return found
-
-
-def new_run_folder(name: str) -> Path:
-    """A fresh default for `--out`: runs/<name>-<time>."""
-    return Path("runs") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

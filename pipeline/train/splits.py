@@ -28,8 +28,7 @@ from pipeline.data import (
 )
 from pipeline.runtime import Paths
 from pipeline.train.config import TrainConfig
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 from sskt.recipes import recipe_for
 
 log = logging.getLogger(__name__)

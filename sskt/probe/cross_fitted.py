@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sskt.errors import RunError
-from sskt.names import shown
+from sskt.errors import RunError, shown
 from sskt.probe.calibration import calibrate, expected_calibration_error, log_loss
 from sskt.probe.linear import STRENGTHS, LinearProbe, fit_linear
 

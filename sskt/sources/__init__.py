@@ -6,7 +6,7 @@ from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.class_order import columns_of, known_orders
 from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.sources.contract import CONVERTED, LOGITS, Contract, assumed, sentence, shown
-from sskt.sources.declared import OPTION, save_source, to_told
+from sskt.sources.declared import OPTION, parse_told, save_source, to_told
 from sskt.sources.embeddings import remarks_on_embedding, require_embedding
 from sskt.sources.forward import (
     DTYPES,
@@ -79,6 +79,7 @@ __all__ = [
     "open_source",
     "output_of",
     "parse_source",
+    "parse_told",
     "published_digest",
     "remarks_on",
     "remarks_on_embedding",

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import subset
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.walk import is_hidden
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 _HELD_OUT = 5  # one sample in five
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode, subset
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 Positions = NDArray[np.int64]  # (n,) rows of a dataset, from 0 on; a sample's id is another number
 

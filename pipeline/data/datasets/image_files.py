@@ -25,8 +25,7 @@ from pipeline.data.datasets.left_out import UnusableFiles, read_accepted, write_
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.validation import KINDS, check_images
 from pipeline.data.datasets.walk import Found, describe_ignored, images_below
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 _NAMED = 5  # files named in an error
 

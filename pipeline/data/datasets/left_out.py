@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cache import write_durably
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 
 class UnusableFiles(TargetError):  # noqa: N818

@@ -18,8 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.video.pack import Packing
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 SPLITS = ("train", "test")
 UNLABELLED = "unlabelled"  # a split of samples without labels, and the family of folders of such images

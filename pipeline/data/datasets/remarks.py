@@ -16,7 +16,7 @@ from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.registry import DatasetSpec, target_slug
-from sskt.names import shown
+from sskt.errors import shown
 
 _NAMED = 5  # classes named in a sentence
 

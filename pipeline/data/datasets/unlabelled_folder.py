@@ -8,8 +8,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.data.datasets.image_folder import load_unlabelled
 from pipeline.data.datasets.registry import UNLABELLED, Family, no_target, own_folder
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 
 class UnlabelledFolder(Family[ImageSpec]):

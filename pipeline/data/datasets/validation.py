@@ -20,7 +20,7 @@ from pipeline.data.datasets.checked_files import (
 from pipeline.data.datasets.dataset import Positions
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
 from pipeline.runtime import Progress
-from sskt.names import shown
+from sskt.errors import shown
 
 KINDS = tuple(FORMATS)
 _PER_JOB = 64

@@ -9,8 +9,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from pipeline.data.datasets.decode import SUFFIXES
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 Found = tuple[bytes, os.stat_result | None]  # relative path; None: a link to nothing, or not a file
 Ignored = tuple[bytes, str]  # relative path, and its kind

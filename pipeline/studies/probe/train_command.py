@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.data import DEFAULT_CLIP, DatasetSpec, parse_target
 from pipeline.runtime import Paths, folder_words
 from pipeline.studies.probe.figures import Figures
-from sskt.names import quoted
+from sskt.errors import quoted
 from sskt.sources import scaled_side
 
 

@@ -18,8 +18,7 @@ from pipeline.data.datasets.video.known import KnownVideos
 from pipeline.data.datasets.video.pack import OpenPack, PackInfo, Stamp, read_pack
 from pipeline.data.datasets.video.pack_record import command_of, pack_path, read_record
 from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 _OPEN_PACKS = 512  # at a time
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.decode import UnreadableError, inspect, to_pixels
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES, find_sequence
-from sskt.names import shown
+from sskt.errors import shown
 
 # fmt: off
 VIDEO_SUFFIXES = (

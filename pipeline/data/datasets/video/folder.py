@@ -21,8 +21,7 @@ from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import Ignored, is_hidden
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

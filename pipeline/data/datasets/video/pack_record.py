@@ -16,8 +16,7 @@ from pipeline.data.datasets.registry import target_slug
 from pipeline.data.datasets.video.pack import SUFFIX, Packing
 from pipeline.data.datasets.video.spec import VideoSpec
 from pipeline.runtime import folder_words
-from sskt.errors import TargetError
-from sskt.names import quoted
+from sskt.errors import TargetError, quoted
 
 _LONGEST_NAME = 230  # bytes, of the 255 that a file system allows: temporary names are longer
 

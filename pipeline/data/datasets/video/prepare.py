@@ -27,8 +27,7 @@ from pipeline.data.datasets.video.sequence import find_sequence
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import describe_ignored
 from pipeline.runtime import Progress
-from sskt.errors import TargetError
-from sskt.names import shown
+from sskt.errors import TargetError, shown
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.data.datasets.decode import SUFFIXES, UnreadableError
 from pipeline.data.datasets.walk import is_hidden
-from sskt.names import shown
+from sskt.errors import shown
 
 FRAME_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".gif")  # a GIF is a video here
 
