@@ -12,7 +12,9 @@ from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.sweep import Grid, sweep
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
-from pipeline.train.run import evaluate, resume, train
+from pipeline.train.resume import resume
+from pipeline.train.run import train
+from pipeline.train.score_run import evaluate
 from pipeline.train.whereabouts import paths_of
 from sskt.sources import Contract, save_source
 

@@ -15,8 +15,9 @@ from pipeline.data.prepare import open_dataset
 from pipeline.runtime.distributed import World
 from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.resolve import _require_sound, resolve
+from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import read_config
+from pipeline.train.settle import _require_sound
 from pipeline.train.trainer import Trainer
 from sskt import recipes
 from sskt.errors import RunError

@@ -194,7 +194,7 @@ def test_a_torn_line_of_metrics_is_written_again(stopped):
 def test_a_finished_run_is_left_alone(stopped):
     go_on(stopped)
     before = {path: path.read_bytes() for path in stopped.iterdir()}
-    assert go_on(stopped) == [f"{stopped}: has come to its end already, nothing is left to do"]
+    assert go_on(stopped) == [f"{stopped}: has finished already, nothing is left to do"]
     assert {path: path.read_bytes() for path in stopped.iterdir()} == before
 
 

@@ -13,7 +13,7 @@ from pipeline.runtime.execution import (
 )
 from pipeline.runtime.figures import boxes, fitted, lettering
 from pipeline.runtime.kernels import How, sentence, wrong_layers
-from pipeline.runtime.memory import memory_for_images, reuse_freed_memory
+from pipeline.runtime.memory import memory_for_images, peak_memory, reuse_freed_memory
 from pipeline.runtime.paths import Paths, folder_words, require_named
 from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
@@ -37,6 +37,7 @@ __all__ = [
     "lettering",
     "memory_for_images",
     "mute_remarks",
+    "peak_memory",
     "prefetch",
     "render_batch_size",
     "require_named",

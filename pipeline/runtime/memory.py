@@ -1,11 +1,18 @@
-"""How much memory this process may use, and what happens to memory that tensors free."""
+"""How much memory this process may use and has used, and what happens to memory that tensors free."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+
+# None on Windows
+resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt(3)
 _LARGEST_ON_HEAP, _KEPT_FREE = 32 << 20, (1 << 31) - 1  # bytes: the largest values that mallopt accepts
@@ -23,6 +30,18 @@ def memory_for_images() -> int:
         return 1 << 30
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_memory_limits()]) // 8 // n_local_processes()
+
+
+def peak_memory(device: torch.device) -> dict[str, float | None]:
+    """The most memory that this process has held, in MB (None on Windows), and on CUDA that of its tensors
+    there.
+    """
+    peak: float | None = None
+    if resource is not None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    if device.type != "cuda":
+        return {"peak_memory_mb": peak}
+    return {"peak_memory_mb": peak, "peak_cuda_mb": torch.cuda.max_memory_allocated(device) / 1e6}
 
 
 def _memory_limits(root: Path = Path("/")) -> list[int]:

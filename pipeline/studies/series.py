@@ -12,10 +12,12 @@ from cache import flatten
 from pipeline.data import Augmentation, parse_target
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
-from pipeline.train.config import SETTLED_BY_DATA, TrainConfig
+from pipeline.train.backbone import default_model
+from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
 from pipeline.train.data import pools_of
-from pipeline.train.resolve import resolve, weights_name
-from pipeline.train.run import default_model, resume, train
+from pipeline.train.resolve import resolve
+from pipeline.train.resume import resume
+from pipeline.train.run import train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
 from sskt.errors import RunError

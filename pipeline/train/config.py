@@ -1,14 +1,17 @@
 """Everything that changes the numbers of a run, as plain data; how it is executed is `Execution`.
 
-A config is first what was asked for (`pipeline.train.resolve`), then also what the data and the sources
-settle; the second is written to config.json.
+`Settings` is what a user may say. `pipeline.train.resolve` completes it from the recipe, and
+`pipeline.train.settle` from the data and the sources; the result, a `TrainConfig`, is written to config.json.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypedDict
 
+from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.methods import MethodConfig, method_named
 from sskt.recipes import SETTINGS, recipe_for
@@ -24,6 +27,65 @@ SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
     "chosen_on", "plain_layers", "unlabelled", "labelled_list",
 )  # fmt: skip
+
+
+class Settings(TypedDict, total=False):
+    """What a user may say of a run, by the names of `TrainConfig`. None, like what is left out, means the
+    recipe's value, the method's own, or what the data suggest.
+    """
+
+    method: str
+    recipe: str
+    sources: str | Sequence[str]
+    labels: str  # "auto" or one of `TrainConfig`'s
+    views: int | None
+    teacher_bn: str
+    probe_views: str
+    val_share: float | None
+    labels_per_class: int | None
+    labelled_share: float | None
+    labelled_list: Path | str | None
+    unlabelled: str | Sequence[str]
+    freeze_until: str | None
+    init: str | None
+    clip_mean: str
+    amp: str  # "auto" or one of PRECISIONS
+    compiled: bool
+    deterministic: bool
+    # a recipe's
+    epochs: int | None
+    batch_size: int | None
+    optimizer: str | None
+    lr: float | None
+    schedule: str | None
+    milestones: Sequence[int] | None
+    gamma: float | None
+    patience: int | None
+    warm_up: float | None
+    cool_down: float | None
+    momentum: float | None
+    dampening: float | None
+    nesterov: bool | None
+    weight_decay: float | None
+    decay_norms: bool | None
+    ema: float | None
+    clip_norm: float | None
+    mixup: float | None
+    cutmix: float | None
+    # a method's
+    primary_loss: str | None
+    label_smoothing: float | None
+    aux_loss: str | None
+    temperature: float | None
+    alpha: float | None
+    kd_reduction: str | None
+    transfer_module: bool | None
+    aux_head: str | None
+    gradient_cosine: str | None
+    probe_weight: float | None
+    probe_temperature: float | None
+    peers: int | None
+    psi: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +170,9 @@ class TrainConfig:
 
     @property
     def settings(self) -> MethodConfig:
-        """The method's own settings. Raises RunError for one that no training can have."""
+        """The method's own settings: its config's fields, from the fields of the same names. Raises RunError
+        for one that no training can have.
+        """
         config = method_named(self.method).Config
         return config(**{f.name: getattr(self, f.name) for f in fields(config) if hasattr(self, f.name)})
 
@@ -137,6 +201,10 @@ class TrainConfig:
         read = [name for name in SETTINGS if name != "milestones" or self.schedule != "trapezoid"]
         pairs = {name: (getattr(self, name), getattr(recipe, name)) for name in read}
         return {name: (ours, recipes) for name, (ours, recipes) in pairs.items() if ours != recipes}
+
+    def smallest_step(self, n_samples: int) -> int:
+        """Samples of the smallest step of an epoch, over all ranks."""
+        return n_samples // -(-n_samples // self.batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON has it: tuples are lists."""
@@ -169,3 +237,11 @@ def with_defaults(found: dict[str, Any]) -> dict[str, Any]:
     defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
     made = {f.name: f.default_factory() for f in fields(TrainConfig) if f.default_factory is not MISSING}
     return defaults | made | found
+
+
+def weights_name(path: Path) -> str:
+    """A file as a config names it: by its name and sha256. Raises RunError if it cannot be read."""
+    try:
+        return f"{path.name} sha256 {known_digest_of(path)[:16]}"
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}); check its path") from None

@@ -58,6 +58,11 @@ class TrainingData:
     pools: tuple[Pool, ...] = ()
     probe: RunProbe | None = None  # the one that teaches, if one does
 
+    @property
+    def source_classes(self) -> Mapping[str, int]:
+        """The number of classes of each source; none where nobody teaches."""
+        return self.source_outputs.n_classes if self.source_outputs else {}
+
 
 def open_data(
     config: TrainConfig,

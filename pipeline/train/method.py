@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
-from pipeline.data import DatasetSpec
 from pipeline.runtime import student_precision
-from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
+from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
 from sskt.methods import METHODS, Method, Parts, method_named, readers
-from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
-from sskt.sources import CENTER_FRAME, LOGITS_OUTPUT, kind_of, network_of, output_of
-from sskt.students import BACKBONES, CLIP_BACKBONES, Backbone, build_backbone
+from sskt.sources import LOGITS_OUTPUT, kind_of, network_of, output_of
+from sskt.students import BACKBONES, Backbone, build_backbone
 
 # what decides how sources are asked, which only methods that have some read
 OF_SOURCES = ("labels", "teacher_bn")
@@ -70,37 +68,6 @@ def choose_precision(amp: str, method: str, device: torch.device) -> str:
             f"bf16 or fp32"
         )
     return "fp32"
-
-
-def model_name(model: str | Backbone) -> str:
-    """A student as a config names it."""
-    return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
-
-
-def choose_frames(spec: DatasetSpec, model: str | Backbone) -> str | None:
-    """What a student sees of a clip, as a config has it: the centre frame if it reads images and the target
-    holds videos.
-    """
-    if isinstance(model, Backbone):
-        reads_images = not model.reads_clips
-    else:
-        reads_images = model in BACKBONES and model not in CLIP_BACKBONES
-    return CENTER_FRAME if reads_images and spec.holds_videos else None
-
-
-def choose_clip_mean(asked: str, model: str) -> str:
-    """What a student takes off its clips, as a config has it. Raises RunError for a mean that is unknown, or
-    that the student would not read.
-    """
-    if asked not in CLIP_MEANS:
-        raise RunError(f"--clip-mean is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
-    if model.startswith("resnet3d"):
-        return asked
-    if asked != RELEASED_MEAN:
-        raise RunError(
-            f"--clip-mean {asked} is of the resnet3d networks, this student is {model}; leave it out"
-        )
-    return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
 
 
 def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:

@@ -1,61 +1,47 @@
-"""The settings of a run, from what was asked and the paper's recipe; what does not go together is refused."""
+"""A run's config from what a user says and the recipe; what the method would not read is refused."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from pipeline.data import Augmentation, Dataset, parse_target
+from pipeline.data import Augmentation, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
-from pipeline.source_outputs import SourceOutputs
-from pipeline.train.config import PRECISIONS, TrainConfig
-from pipeline.train.data import TrainingData
-from pipeline.train.method import (
-    choose_clip_mean,
-    choose_frames,
-    choose_precision,
-    model_name,
-    require_read,
-)
-from sskt.download import known_digest_of
+from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
+from pipeline.train.config import Settings, TrainConfig, weights_name
+from pipeline.train.method import choose_precision, require_read
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import GATES, METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
-from sskt.optimiser import ADAM_LR, OPTIMIZERS, require_adam, require_nesterov
+from sskt.optimiser import ADAM_LR
 from sskt.recipes import SETTINGS, Recipe, recipe_for
-from sskt.schedules import SCHEDULES, require_trapezoid
-from sskt.students import BACKBONES, CLIP_BACKBONES, DROPOUTS, Backbone
-from sskt.students.average import require_decay
+from sskt.students import DROPOUTS, Backbone
 from sskt.students.initialise import choose_init
 
-_CHOICES = {
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "amp": PRECISIONS,
-}
-_ABOVE_0 = math.ulp(0)
-_RANGES = {
-    "views": (1, math.inf),
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "lr": (_ABOVE_0, math.inf),
-    "gamma": (_ABOVE_0, math.inf),
-    "momentum": (0, 1),
-    "dampening": (0, 1),
-    "warm_up": (0, 1),
-    "cool_down": (0, 1),
-    "weight_decay": (0, math.inf),
-    "clip_norm": (_ABOVE_0, math.inf),
-    "eval_every": (1, math.inf),
-    "mixup": (0, math.inf),
-    "cutmix": (0, math.inf),
-    "labelled_share": (_ABOVE_0, 1),
+_DEFAULTS: Settings = {  # of what neither a recipe nor a method has
+    "method": "sskt",
+    "recipe": "paper",
+    "sources": (),
+    "labels": "auto",
+    "views": None,
+    "teacher_bn": "frozen",
+    "probe_views": "mean",
+    "val_share": None,
+    "labels_per_class": None,
+    "labelled_share": None,
+    "labelled_list": None,
+    "unlabelled": (),
+    "freeze_until": None,
+    "init": None,
+    "clip_mean": RELEASED_MEAN,
+    "amp": "auto",
+    "compiled": False,
+    "deterministic": False,
 }
 
 
@@ -69,77 +55,72 @@ def resolve(
     seed: int = 0,
     limit: int | None = None,
     eval_every: int = 1,
-    method: str = "sskt",
-    recipe: str = "paper",
-    sources: str | Sequence[str] = (),
-    labels: str = "auto",
-    views: int | None = None,
-    teacher_bn: str = "frozen",
-    val_share: float | None = None,
-    labels_per_class: int | None = None,
-    labelled_share: float | None = None,
-    labelled_list: Path | str | None = None,
-    unlabelled: str | Sequence[str] = (),
-    probe_views: str = "mean",
     finetune_from: Path | None = None,
-    freeze_until: str | None = None,
-    init: str | None = None,
-    clip_mean: str = RELEASED_MEAN,
-    amp: str = "auto",
-    compiled: bool = False,
-    deterministic: bool = False,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> TrainConfig:
     """A run's config as far as it is known before its data and sources are opened.
 
-    `model` is the student by name, or the caller's own backbone.
-    `recipe` is one of `sskt.recipes.RECIPES`; `settings` are its own (`sskt.recipes.SETTINGS`), those of the
-    method (the fields of its Config), and clip_norm, mixup and cutmix; None and what is left out is the
-    usual. Milestones and a plateau's patience move with the epochs. Raises RunError for a setting that is
-    unknown, that the method does not read, or that no training can have.
+    `model` is the student by name, or the caller's own backbone. Milestones and a plateau's patience move
+    with the epochs. Raises RunError for a setting that is unknown, that the method does not read, or that no
+    training can have.
     """
+    asked: Settings = {**_DEFAULTS, **settings}
+    method, finetuned = asked["method"], finetune_from is not None
     method_named(method)  # refuses one that is unknown
-    if labels_per_class is not None and labelled_list is not None:
-        raise RunError(
-            f"--labels-per-class {labels_per_class} and --labelled {labelled_list} both say which samples "
-            f"keep their labels; leave one out"
-        )
     frames, model = choose_frames(parse_target(target), model), model_name(model)
-    usual = recipe_for(target, method, finetuned=finetune_from is not None, name=recipe)
-    _require_read(method, usual, settings, labels, teacher_bn)
+    recipe = recipe_for(target, method, finetuned=finetuned, name=asked["recipe"])
+    given = {
+        name: coerce.setting(name, value)
+        for name, value in settings.items()
+        if name not in _DEFAULTS and value is not None
+    }
+    _require_read(method, recipe, given, asked)
     return TrainConfig(
         target=target,
         model=model,
-        method=method,
-        recipe=recipe,
-        sources=coerce.texts(sources, "sources"),
-        labels=labels,
-        teacher_bn=teacher_bn,
-        views=coerce.whole_or_none(views, "views"),
-        finetune_from=None if finetune_from is None else weights_name(finetune_from),
-        freeze_until=freeze_until,
         seed=seed,
         limit=limit,
         eval_every=eval_every,
-        amp=choose_precision(amp, method, execution.device),
-        compiled=compiled,
+        finetune_from=None if finetune_from is None else weights_name(finetune_from),
+        amp=choose_precision(asked["amp"], method, execution.device),
         channels_last=channels_last(execution.device),
-        deterministic=deterministic,
         ranks=world.size,
-        init=choose_init(model, init),
-        clip_mean=choose_clip_mean(clip_mean, model),
+        init=choose_init(model, asked["init"]),
+        clip_mean=choose_clip_mean(asked["clip_mean"], model),
         dropout=DROPOUTS.get(model, 0.0),
-        val_share=val_share,
-        labels_per_class=coerce.whole_or_none(labels_per_class, "labels_per_class"),
-        labelled_share=coerce.number_or_none(labelled_share, "labelled_share"),
-        labelled_list=None if labelled_list is None else str(coerce.path(labelled_list, "labelled_list")),
-        unlabelled=coerce.texts(unlabelled, "unlabelled"),
-        probe_views=probe_views,
         student_frames=frames,
+        **_plain_settings(asked),
         **_shown(augmentation, target),
         **_UNSETTLED,
-        **{name: _plain(value) for name, value in _chosen(method, usual, settings).items()},
+        **{name: _plain(value) for name, value in _chosen(method, recipe, given).items()},
     )
+
+
+def _plain_settings(asked: Settings) -> dict[str, Any]:
+    """What is recorded as it was said, but for its type."""
+    n_labels, labelled_list = asked["labels_per_class"], asked["labelled_list"]
+    if n_labels is not None and labelled_list is not None:
+        raise RunError(
+            f"--labels-per-class {n_labels} and --labelled {labelled_list} both say which samples keep their "
+            f"labels; leave one out"
+        )
+    return {
+        "method": asked["method"],
+        "recipe": asked["recipe"],
+        "sources": coerce.texts(asked["sources"], "sources"),
+        "labels": asked["labels"],
+        "teacher_bn": asked["teacher_bn"],
+        "views": coerce.whole_or_none(asked["views"], "views"),
+        "probe_views": asked["probe_views"],
+        "val_share": asked["val_share"],
+        "labels_per_class": coerce.whole_or_none(n_labels, "labels_per_class"),
+        "labelled_share": coerce.number_or_none(asked["labelled_share"], "labelled_share"),
+        "labelled_list": None if labelled_list is None else str(coerce.path(labelled_list, "labelled_list")),
+        "unlabelled": coerce.texts(asked["unlabelled"], "unlabelled"),
+        "freeze_until": asked["freeze_until"],
+        "compiled": asked["compiled"],
+        "deterministic": asked["deterministic"],
+    }
 
 
 _UNSETTLED: dict[str, Any] = {"classes": (), "contents": {}, "source_weights": {}, "chosen_on": None}
@@ -155,11 +136,11 @@ def _shown(augmentation: Augmentation, target: str) -> dict[str, Any]:
     }
 
 
-def _chosen(method: str, recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """A value for each setting of a recipe and of the methods: what is given, else the recipe's or the
     method's.
     """
-    given = {name: coerce.setting(name, value) for name, value in settings.items() if value is not None}
+    given = dict(given)
     if "epochs" in given:
         given.setdefault("milestones", recipe.milestones_in(given["epochs"]))
         if given.get("schedule", recipe.schedule) == "plateau":
@@ -178,8 +159,9 @@ def _chosen(method: str, recipe: Recipe, settings: Mapping[str, Any]) -> dict[st
         values["label_smoothing"] = 0.0  # which is of ce alone
     for name in ("warm_up", "cool_down"):
         if values["schedule"] != "trapezoid" and name in given:
+            option = "--" + name.replace("_", "-")
             raise RunError(
-                f"{_option(name)} is of --schedule trapezoid, this run has {values['schedule']}; leave it out"
+                f"{option} is of --schedule trapezoid, this run has {values['schedule']}; leave it out"
             )
     if values["kd_reduction"] is None:
         values["kd_reduction"] = method_named(method).reduction(values["primary_loss"])
@@ -203,51 +185,16 @@ def _usual(recipe: Recipe) -> dict[str, Any]:
     return {**of_recipe, **defaults, **off, "kd_reduction": None}  # None: depends on the method
 
 
-def _require_read(
-    method: str, recipe: Recipe, settings: Mapping[str, Any], labels: str, teacher_bn: str
-) -> None:
+def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: Settings) -> None:
     """Raise RunError for a setting that is unknown, or that the method would not read."""
-    method_named(method)  # refuses one that is unknown
     usual = _usual(recipe)
-    given = {name: coerce.setting(name, value) for name, value in settings.items() if value is not None}
     if strange := [name for name in given if name not in usual]:
         raise RunError(f"{strange[0]} is no setting of a run, expected one of {', '.join(usual)}")
     changed = {name: value for name, value in given.items() if value != usual[name]}
-    of_sources = {"labels": (labels, "auto"), "teacher_bn": (teacher_bn, "frozen")}
-    changed |= {name: value for name, (value, default) in of_sources.items() if value != default}
+    for name in ("labels", "teacher_bn"):  # which say how sources are asked
+        if asked[name] != _DEFAULTS[name]:
+            changed[name] = asked[name]
     require_read(method, changed)
-
-
-def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
-    """`config` with what its data and sources settle. Raises RunError for settings that the data do not
-    fit.
-    """
-    outputs = data.source_outputs
-    config = replace(
-        config,
-        classes=data.dataset.classes,
-        sources=tuple(outputs.n_classes) if outputs else (),
-        labels=outputs.kind if outputs else "none",
-        views=outputs.views if outputs else config.views,
-        contents=dict(data.contents),
-        source_weights=dict(outputs.weights_sha256) if outputs else {},
-        contracts=declared_of(outputs) if outputs else {},
-        val_share=data.val_share,
-        chosen_on=data.chosen_on,
-        unlabelled=tuple(pool.name for pool in data.pools),
-        labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
-    )
-    _require_sound(config)
-    _require_trainable(config, len(data.dataset))
-    _require_labels(config, data.dataset)
-    _require_fitting_loss(config, data)
-    return config
-
-
-def declared_of(outputs: SourceOutputs) -> dict[str, Any]:
-    """What is declared of each source, as plain data; sources of which nothing is are left out."""
-    declared = {name: contract.to_dict() for name, contract in outputs.contracts.items()}
-    return {name: told for name, told in declared.items() if told}
 
 
 def _plain(value: Any) -> Any:
@@ -255,101 +202,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
-
-
-def require_reads(backbone: Backbone, config: TrainConfig) -> None:
-    """Raise RunError for a network for clips where the target holds pictures."""
-    spec = parse_target(config.target)
-    if backbone.reads_clips and not spec.holds_videos:
-        able = [name for name in BACKBONES if name not in CLIP_BACKBONES]
-        raise RunError(
-            f"--model {config.model} reads clips, and {spec.name} holds pictures; "
-            f"choose one of {', '.join(able)}"
-        )
-
-
-def weights_name(path: Path) -> str:
-    """A file as a config names it: by its name and sha256. Raises RunError if it cannot be read."""
-    try:
-        return f"{path.name} sha256 {known_digest_of(path)[:16]}"
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror or error}); check its path") from None
-
-
-def _require_sound(config: TrainConfig) -> None:
-    """Raise RunError for a value that no training can have."""
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise RunError(
-                f"{_option(name)} is {getattr(config, name)!r}, expected one of {', '.join(choices)}"
-            )
-    for name, (low, high) in _RANGES.items():
-        value = getattr(config, name)
-        if value is not None and not (low <= value <= high and value < math.inf):
-            most = "" if high == math.inf else f" and at most {high:g}"
-            least = "more than 0" if low == _ABOVE_0 else f"at least {low:g}"
-            raise RunError(f"{_option(name)} is {value}, expected {least}{most}")
-    _ = config.settings  # which checks itself
-    require_trapezoid(config.warm_up, config.cool_down)
-    require_decay(config.ema)
-    if config.optimizer == "adam":
-        require_adam(config.momentum, config.dampening, config.nesterov)
-    if config.nesterov:
-        require_nesterov(config.momentum, config.dampening)
-    if config.schedule == "plateau" and config.chosen_on is None:
-        raise RunError(
-            "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "
-            "look at; raise --val-share, or choose multistep or cosine"
-        )
-
-
-def _require_labels(config: TrainConfig, dataset: Dataset) -> None:
-    n, n_labelled = len(dataset), len(dataset.labelled)
-    if config.labelled_share is not None and n_labelled == n:
-        raise RunError(
-            f"--labelled-share {config.labelled_share:g} mixes labelled and unlabelled samples, and all "
-            f"{n:,} training samples of {config.target} have a label; leave it out, or add some without by "
-            f"--unlabelled"
-        )
-    if not n_labelled:
-        raise RunError(f"{config.target}: none of {n:,} training samples has a label; label some")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def smallest_step(config: TrainConfig, n_samples: int) -> int:
-    """Samples of the smallest step of an epoch, over all ranks."""
-    return n_samples // -(-n_samples // config.batch_size)
-
-
-def _require_trainable(config: TrainConfig, n_samples: int) -> None:
-    if config.gradient_cosine != "off" and config.ranks > 1:
-        raise RunError(
-            f"--gradient-cosine {config.gradient_cosine} compares gradients of whole batches, which "
-            f"{config.ranks} processes share; leave it out, or train in one process"
-        )
-    smallest = smallest_step(config, n_samples)
-    if smallest < config.ranks:
-        raise RunError(
-            f"a step has {smallest} samples and {config.ranks} processes share them; raise --batch-size"
-        )
-
-
-def _require_fitting_loss(config: TrainConfig, data: TrainingData) -> None:
-    several = data.dataset.multi_hot is not None
-    if several != (config.primary_loss == "bce"):
-        holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
-        raise RunError(
-            f"--primary-loss {config.primary_loss}: the pictures of {config.target} have {holds} each; "
-            f"use {wanted}"
-        )
-    if several and config.label_smoothing:
-        raise RunError(
-            f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
-        )
-    if config.label_smoothing and config.primary_loss != "ce":
-        raise RunError(
-            f"--label-smoothing is of --primary-loss ce, this run has {config.primary_loss}; leave it out"
-        )

@@ -48,7 +48,7 @@ class Run:
                 self._opened.enter_context(alone_in(path))
             except BlockingIOError:
                 raise RunBusyError(
-                    f"{path}: another process trains this run; wait until it has come to its end, or stop it"
+                    f"{path}: another process trains this run; wait until it has finished, or stop it"
                 ) from None
 
     @classmethod

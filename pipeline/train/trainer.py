@@ -6,11 +6,9 @@ stopped.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -18,11 +16,12 @@ import torch
 from torch import nn
 
 from pipeline.data import Batch, Dataset, Loader, Mixing, Positions, sampler_for
-from pipeline.runtime import Execution, World, autocast, reuse_freed_memory
+from pipeline.runtime import Execution, World, autocast, peak_memory, reuse_freed_memory
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.compiled import require_right
 from pipeline.train.config import TrainConfig
 from pipeline.train.divergence import diverged
+from pipeline.train.sums import Sums, to_host
 from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
 from sskt.optimiser import build_optimizer
@@ -32,26 +31,7 @@ from sskt.students.average import AveragedStudent
 from sskt.students.backbone import to_channels_last
 from sskt.students.student import Student
 
-# None on Windows
-resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
-
 _CHECK_EVERY = 25  # steps between two looks at the losses, each of which waits for a GPU
-
-
-@dataclass(slots=True)
-class Sums:
-    """What an epoch adds up over its samples on this rank, and the seconds that the user waited."""
-
-    n: int = 0
-    labelled: int = 0  # of these, samples that have a label
-    correct: int = 0
-    total: float = 0.0
-    primary: float = 0.0
-    auxiliary: dict[str, float] = field(default_factory=dict)
-    recorded: dict[str, float] = field(default_factory=dict)
-    data_s: float = 0.0  # for pixels
-    label_s: float = 0.0  # for source logits
-    wall_s: float = 0.0
 
 
 class Trainer:
@@ -110,6 +90,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
         method.scaled = self._scaler.scale
         self._mixing = Mixing(config.mixup, config.cutmix)
+        self._names = method.auxiliary_names, method.recorded_names
         self._unchecked: list[tuple[int, Positions, Losses]] = []  # step and samples of each
         self.epoch, self.step, self.sums = 0, 0, Sums()
 
@@ -260,33 +241,15 @@ class Trainer:
         one of them is not finite.
         """
         unchecked, self._unchecked = self._unchecked, []
-        if not unchecked:
-            return
-        rows = [
-            torch.cat([each.total[None], each.primary[None], each.auxiliary, each.recorded])
-            for *_, each in unchecked
-        ]
-        n_auxiliary = len(self.method.auxiliary_names)
-        hits = torch.stack([each.correct for *_, each in unchecked]).tolist()
-        for (step, positions, _), (total, primary, *others), correct in zip(
-            unchecked, torch.stack(rows).double().tolist(), hits, strict=True
-        ):
-            if not math.isfinite(total):
+        figures = to_host([losses for *_, losses in unchecked])
+        for (step, positions, _), found in zip(unchecked, figures, strict=True):
+            if not math.isfinite(found.total):
                 ids = self._dataset.ids[positions].tolist()
                 some = ", ".join(map(str, ids[:5]))
-                self._stop(f"the loss is {total}", f"step {step + 1} (samples {some}, ...)", step + 1, ids)
-            n = len(positions)
-            self.sums.n += n
-            self.sums.labelled += int(self._is_labelled[positions].sum())
-            self.sums.correct += correct
-            self.sums.total += total * n
-            self.sums.primary += primary * n
-            for names, sums, values in (
-                (self.method.auxiliary_names, self.sums.auxiliary, others[:n_auxiliary]),
-                (self.method.recorded_names, self.sums.recorded, others[n_auxiliary:]),
-            ):
-                for name, value in zip(names, values, strict=True):
-                    sums[name] = sums.get(name, 0.0) + value * n
+                where = f"step {step + 1} (samples {some}, ...)"
+                self._stop(f"the loss is {found.total}", where, step + 1, ids)
+            labelled = int(self._is_labelled[positions].sum())
+            self.sums.add(found, len(positions), labelled, self._names)
 
     def _stop(self, what: str, where: str, step: int, ids: list[int]) -> None:
         """There is no going on from here."""
@@ -294,39 +257,10 @@ class Trainer:
 
     def _figures(self, view: int) -> dict[str, Any]:
         """One line of metrics.jsonl: the epoch over all ranks; its seconds are those of this rank."""
-        names, recorded = self.method.auxiliary_names, self.method.recorded_names
-        sums = self.sums
-        parts = [sums.n, sums.labelled, sums.correct, sums.total, sums.primary]
-        parts += [sums.auxiliary[name] for name in names] + [sums.recorded[name] for name in recorded]
-        summed = self._world.all_reduce(torch.tensor(parts, dtype=torch.float64, device=self._device))
-        n, labelled, correct, total, primary, *others = summed.tolist()
-        means = {f"aux_loss/{name}": v / n for name, v in zip(names, others[: len(names)], strict=True)}
-        means |= {name: value / n for name, value in zip(recorded, others[len(names) :], strict=True)}
         return {
             "epoch": self.epoch + 1,
             "view": view,
             "lr": self._schedule.lr,
-            "train_loss": total / n,
-            "primary_loss": primary / n,
-            **means,
-            "train_top1": 100 * correct / labelled,
-            "epoch_s": sums.wall_s,
-            "label_s": sums.label_s,
-            "data_wait_s": sums.data_s,
-            "data_wait_share": sums.data_s / sums.wall_s,
-            "images_s": n / sums.wall_s,
-            "peak_memory_mb": peak_memory_mb(),
-            **({"peak_cuda_mb": _peak_cuda_mb(self._device)} if self._device.type == "cuda" else {}),
+            **self.sums.means(self._names, self._world, self._device),
+            **peak_memory(self._device),
         }
-
-
-def peak_memory_mb() -> float | None:
-    """The most memory that this process has held, in MB; None on Windows."""
-    if resource is None:
-        return None
-    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _peak_cuda_mb(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 1e6

@@ -15,9 +15,8 @@ from typing import Any
 from cache import local_path, location
 from pipeline.data import DatasetSpec, as_target, family_of, parse_target
 from pipeline.runtime import Paths, coerce
-from pipeline.train.config import TrainConfig
+from pipeline.train.config import TrainConfig, weights_name
 from pipeline.train.run_folder import read_config, read_paths
-from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.sources import Contract, asked_of, kind_of, kinds, parse_source
 
@@ -109,7 +108,7 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
 def labelled_list_of(run: Path, config: TrainConfig) -> Path:
     """The file that says which samples keep their labels. Raises RunError if it is gone or has changed."""
     path = Path(read_paths(run)["labelled_list"])
-    if not path.is_file() or f"{path.name} sha256 {known_digest_of(path)[:16]}" != config.labelled_list:
+    if not path.is_file() or weights_name(path) != config.labelled_list:
         raise RunError(
             f"{run}: began with the labels that {config.labelled_list} names, which is not at {path} any "
             f"more; restore it"
@@ -140,6 +139,15 @@ def whereabouts_of(
     _require_kind(run, parse_target(config.target), target)
     _require_there(run, parse_target(target), paths)
     return Whereabouts(parse_target(target).as_given, paths)
+
+
+def require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> None:
+    """Raise RunError for data of other classes than a run was trained for."""
+    if found != config.classes:
+        raise RunError(
+            f"{out}: was trained for {len(config.classes)} classes ({', '.join(config.classes[:3])}, ...), "
+            f"its target now has {len(found)} ({', '.join(found[:3])}, ...); use the data it was trained for"
+        )
 
 
 def require_contents(

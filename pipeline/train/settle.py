@@ -1,0 +1,138 @@
+"""What a run's data and sources settle of its config; what does not go together is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import Dataset
+from pipeline.source_outputs import SourceOutputs
+from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
+from pipeline.train.data import TrainingData
+from sskt.errors import RunError
+from sskt.methods.config import require_choice, require_range
+from sskt.optimiser import OPTIMIZERS, require_adam, require_nesterov
+from sskt.schedules import SCHEDULES, require_trapezoid
+from sskt.students.average import require_decay
+
+_CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "amp": PRECISIONS,
+}
+_ABOVE_0 = math.ulp(0)
+_RANGES = {
+    "views": (1, math.inf),
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (_ABOVE_0, math.inf),
+    "gamma": (_ABOVE_0, math.inf),
+    "momentum": (0, 1),
+    "dampening": (0, 1),
+    "warm_up": (0, 1),
+    "cool_down": (0, 1),
+    "weight_decay": (0, math.inf),
+    "clip_norm": (_ABOVE_0, math.inf),
+    "eval_every": (1, math.inf),
+    "mixup": (0, math.inf),
+    "cutmix": (0, math.inf),
+    "labelled_share": (_ABOVE_0, 1),
+}
+
+
+def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
+    """`config` with what its data and sources settle. Raises RunError for settings that the data do not
+    fit.
+    """
+    outputs = data.source_outputs
+    config = replace(
+        config,
+        classes=data.dataset.classes,
+        sources=tuple(outputs.n_classes) if outputs else (),
+        labels=outputs.kind if outputs else "none",
+        views=outputs.views if outputs else config.views,
+        contents=dict(data.contents),
+        source_weights=dict(outputs.weights_sha256) if outputs else {},
+        contracts=declared_of(outputs) if outputs else {},
+        val_share=data.val_share,
+        chosen_on=data.chosen_on,
+        unlabelled=tuple(pool.name for pool in data.pools),
+        labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
+    )
+    _require_sound(config)
+    _require_trainable(config, len(data.dataset))
+    _require_labels(config, data.dataset)
+    _require_fitting_loss(config, data)
+    return config
+
+
+def declared_of(outputs: SourceOutputs) -> dict[str, Any]:
+    """What is declared of each source, as plain data; sources of which nothing is are left out."""
+    declared = {name: contract.to_dict() for name, contract in outputs.contracts.items()}
+    return {name: told for name, told in declared.items() if told}
+
+
+def _require_sound(config: TrainConfig) -> None:
+    """Raise RunError for a value that no training can have."""
+    for name, choices in _CHOICES.items():
+        require_choice(name, getattr(config, name), choices)
+    for name, (low, high) in _RANGES.items():
+        if (value := getattr(config, name)) is not None:
+            require_range(name, value, low, high)
+    _ = config.settings  # which checks itself
+    require_trapezoid(config.warm_up, config.cool_down)
+    require_decay(config.ema)
+    if config.optimizer == "adam":
+        require_adam(config.momentum, config.dampening, config.nesterov)
+    if config.nesterov:
+        require_nesterov(config.momentum, config.dampening)
+    if config.schedule == "plateau" and config.chosen_on is None:
+        raise RunError(
+            "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "
+            "look at; raise --val-share, or choose multistep or cosine"
+        )
+
+
+def _require_labels(config: TrainConfig, dataset: Dataset) -> None:
+    n, n_labelled = len(dataset), len(dataset.labelled)
+    if config.labelled_share is not None and n_labelled == n:
+        raise RunError(
+            f"--labelled-share {config.labelled_share:g} mixes labelled and unlabelled samples, and all "
+            f"{n:,} training samples of {config.target} have a label; leave it out, or add some without by "
+            f"--unlabelled"
+        )
+    if not n_labelled:
+        raise RunError(f"{config.target}: none of {n:,} training samples has a label; label some")
+
+
+def _require_trainable(config: TrainConfig, n_samples: int) -> None:
+    if config.gradient_cosine != "off" and config.ranks > 1:
+        raise RunError(
+            f"--gradient-cosine {config.gradient_cosine} compares gradients of whole batches, which "
+            f"{config.ranks} processes share; leave it out, or train in one process"
+        )
+    smallest = config.smallest_step(n_samples)
+    if smallest < config.ranks:
+        raise RunError(
+            f"a step has {smallest} samples and {config.ranks} processes share them; raise --batch-size"
+        )
+
+
+def _require_fitting_loss(config: TrainConfig, data: TrainingData) -> None:
+    several = data.dataset.multi_hot is not None
+    if several != (config.primary_loss == "bce"):
+        holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
+        raise RunError(
+            f"--primary-loss {config.primary_loss}: the pictures of {config.target} have {holds} each; "
+            f"use {wanted}"
+        )
+    if several and config.label_smoothing:
+        raise RunError(
+            f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
+        )
+    if config.label_smoothing and config.primary_loss != "ce":
+        raise RunError(
+            f"--label-smoothing is of --primary-loss ce, this run has {config.primary_loss}; leave it out"
+        )
