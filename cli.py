@@ -8,12 +8,14 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.cache import cache
+from pipeline.commands.evaluate import evaluate
 from pipeline.commands.front import FrontDoor
 from pipeline.commands.listings import recipes, sources, targets
 from pipeline.commands.precompute import precompute, prepare
 from pipeline.commands.probe import probe
-from pipeline.commands.studies import demo, explain, reproduce, sweep
-from pipeline.commands.train import evaluate, train
+from pipeline.commands.reproduce import reproduce
+from pipeline.commands.studies import demo, explain, sweep
+from pipeline.commands.train import train
 
 
 @click.group(

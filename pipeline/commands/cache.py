@@ -9,18 +9,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import (
-    CACHE_DIR,
-    DATA_DIR,
-    HOW,
-    JSON,
-    build_execution,
-    build_paths,
-    count_option,
-    options,
-    text_option,
-    together,
-)
+from pipeline.commands.option_kinds import as_argument, count_option, options, text_option
+from pipeline.commands.options import CACHE_DIR, DATA_DIR, HOW, JSON, build_execution, build_paths
 from pipeline.commands.output import show
 
 
@@ -69,12 +59,12 @@ def cache_info(store: str, as_json: bool) -> None:
         type=click.Path(path_type=Path, dir_okay=False),
         help="Where the source's weights or program are now. [default: as recorded]",
     ),
-    together(
+    as_argument(
         "execution",
         build_execution,
         *HOW,
     ),
-    together("paths", build_paths, DATA_DIR, CACHE_DIR),
+    as_argument("paths", build_paths, DATA_DIR, CACHE_DIR),
     count_option("--seed", "Seed of the random rows.", 0, low=0),
     JSON,
 )

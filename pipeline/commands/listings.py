@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_paths, options, together
+from pipeline.commands.option_kinds import as_argument, options
+from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_paths
 from pipeline.commands.output import show
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def sources(name: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@options(together("paths", build_paths, DATA_DIR, CACHE_DIR), JSON)
+@options(as_argument("paths", build_paths, DATA_DIR, CACHE_DIR), JSON)
 def targets(paths: Paths, as_json: bool) -> None:
     """List the targets, and which of them are prepared."""
     from pipeline.commands.rows import target_rows

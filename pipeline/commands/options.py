@@ -1,72 +1,26 @@
-"""Options: the kinds that repeat, those that several commands share, and those that make one object."""
+"""Options that several commands share, and the objects that are built of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.commands.option_kinds import (
+    VIEWS,
+    as_argument,
+    choice_option,
+    count_option,
+    folder_option,
+    rare,
+    section,
+    text_option,
+)
+
 if TYPE_CHECKING:
     from pipeline.data import Augmentation, Packing
     from pipeline.runtime import Execution, Paths
-
-VIEWS, EXECUTION, PLACES = "Augmentation", "Execution", "Files"  # sections
-RARE = "Rarely needed"  # the last section of a page
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def options(*decorators: Decorator) -> Decorator:
-    """Several options as one decorator, in the order in which --help shows them."""
-
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-def together(argument: str, build: Callable[..., Any], *decorators: Decorator) -> Decorator:
-    """Options that make one object: the command is given `argument` = build(**their values)."""
-
-    def nothing() -> None: ...
-
-    names = [option.name for option in options(*decorators)(nothing).__click_params__]  # type: ignore[attr-defined]
-
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def command(**values: Any) -> Any:
-            values[argument] = build(**{name: values.pop(name) for name in names})
-            return function(**values)
-
-        return options(*decorators)(command)
-
-    return apply
-
-
-def section(title: str, *decorators: Decorator) -> Decorator:
-    """Options that stand together on the help page of a `pipeline.commands.front.Sectioned` command, except
-    for those that have a section already.
-    """
-
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        before = list(getattr(function, "__click_params__", []))
-        function = options(*decorators)(function)
-        for option in function.__click_params__:  # type: ignore[attr-defined]
-            if option not in before and not hasattr(option, "section"):
-                option.section = title
-        return function
-
-    return apply
-
-
-def rare(decorator: Decorator) -> Decorator:
-    """An option that few need: it stands in the last section of the page."""
-    return section(RARE, decorator)
 
 
 def build_paths(
@@ -143,46 +97,6 @@ def build_target(target: str | None, split: str | None) -> str | None:
 def build_targets(targets: tuple[str, ...], split: str | None) -> list[str]:
     """Several of them."""
     return [target for target in (build_target(name, split) for name in targets) if target is not None]
-
-
-def folder_option(flag: str, default: str | None, text: str, **more: Any) -> Decorator:
-    """A folder, which need not be there yet."""
-    kind = click.Path(path_type=Path, file_okay=False)
-    return click.option(
-        flag, type=kind, default=default and Path(default), show_default=bool(default), help=text, **more
-    )
-
-
-def count_option(
-    flag: str,
-    text: str,
-    default: int | None = None,
-    low: int = 1,
-    high: int | None = None,
-    name: str | None = None,
-) -> Decorator:
-    """A whole number from `low` on; `name` is the argument's, where it is not the flag's."""
-    names = (flag, name) if name else (flag,)
-    kind = click.IntRange(min=low, max=high)
-    return click.option(*names, type=kind, default=default, show_default=default is not None, help=text)
-
-
-def number_option(flag: str, text: str, *, positive: bool = True, default: float | None = None) -> Decorator:
-    """A number above 0, or from 0 on."""
-    kind = click.FloatRange(min=0, min_open=positive)
-    return click.option(flag, type=kind, default=default, show_default=default is not None, help=text)
-
-
-def choice_option(flag: str, values: str, default: str | None, text: str) -> Decorator:
-    """One of some words, given as one string."""
-    return click.option(
-        flag, type=click.Choice(values.split()), default=default, show_default=default is not None, help=text
-    )
-
-
-def text_option(flag: str, text: str, name: str | None = None, **more: Any) -> Decorator:
-    """Any text; `name` is the argument's, where it is not the flag's."""
-    return click.option(*((flag, name) if name else (flag,)), default=None, help=text, **more)
 
 
 DATA_DIR = folder_option(
@@ -274,7 +188,7 @@ SHOWN = (
         )
     ),
 )
-PLANNED = together(  # of what trains; stage one calls the seed --seed
+PLANNED = as_argument(  # of what trains; stage one calls the seed --seed
     "augmentation",
     build_augmentation,
     section(

@@ -7,30 +7,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.front import Sectioned
+from pipeline.commands.option_kinds import (
+    EXECUTION,
+    PLACES,
+    VIEWS,
+    as_argument,
+    choice_option,
+    count_option,
+    options,
+    section,
+)
 from pipeline.commands.options import (
     CACHE_DIR,
     CONTRACT,
     DATA_DIR,
-    EXECUTION,
     HOW,
     JSON,
     LIMIT,
-    PLACES,
     SHOWN,
     SPLIT,
     UNLABELLED,
-    VIEWS,
     WEIGHTS,
     build_augmentation,
     build_execution,
     build_packing,
     build_paths,
     build_targets,
-    choice_option,
-    count_option,
-    options,
-    section,
-    together,
 )
 from pipeline.commands.output import show
 
@@ -50,20 +52,20 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
 
 @click.command()
 @options(
-    together(
+    as_argument(
         "targets",
         build_targets,
         click.option("--target", "targets", multiple=True, required=True, help="Repeatable."),
         SPLIT,
     ),
     click.option("--allow-missing", is_flag=True, help="Continue without files that are missing or damaged."),
-    together(
+    as_argument(
         "packing",
         build_packing,
         count_option("--short-side", "Short side of packed frames in pixels.", 128, low=16, name="short_px"),
         count_option("--quality", "JPEG quality of packed frames, at most 100.", 90, high=100),
     ),
-    together("paths", build_paths, DATA_DIR, CACHE_DIR),
+    as_argument("paths", build_paths, DATA_DIR, CACHE_DIR),
     JSON,
 )
 def prepare(
@@ -105,7 +107,7 @@ def prepare(
         "What to store of sources whose names do not say: logits; pooled, the input of a network's last "
         "linear layer; embedding, the vector that a program returns.",
     ),
-    together(
+    as_argument(
         "targets",
         build_targets,
         click.option(
@@ -129,7 +131,7 @@ def prepare(
         "--estimate", is_flag=True, help="Measure for a few seconds what it would cost, and store nothing."
     ),
     JSON,
-    together(
+    as_argument(
         "augmentation",
         build_augmentation,
         section(
@@ -138,7 +140,7 @@ def prepare(
             *SHOWN,
         ),
     ),
-    together(
+    as_argument(
         "execution",
         build_execution,
         section(
@@ -165,7 +167,7 @@ def prepare(
             *HOW,
         ),
     ),
-    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    as_argument("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: store what frozen sources say of a target.

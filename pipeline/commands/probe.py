@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.commands.option_kinds import as_argument, count_option, options, text_option
 from pipeline.commands.options import (
     CACHE_DIR,
     DATA_DIR,
@@ -17,10 +18,6 @@ from pipeline.commands.options import (
     build_augmentation,
     build_paths,
     build_target,
-    count_option,
-    options,
-    text_option,
-    together,
 )
 from pipeline.commands.output import say, show, tell
 
@@ -37,14 +34,14 @@ def _sizes(side_px: int | None, source_side_px: int | None) -> Augmentation:
 
 @click.command()
 @options(
-    together("target", build_target, text_option("--target", "As for sskt train.", required=True), SPLIT),
+    as_argument("target", build_target, text_option("--target", "As for sskt train.", required=True), SPLIT),
     click.option(
         "--source",
         "sources",
         multiple=True,
         help="A stored source. Repeatable. [default: every source with a whole view stored]",
     ),
-    together(
+    as_argument(
         "augmentation",
         _sizes,
         count_option("--size", "Only stores of this student's size. [default: all sizes]", name="side_px"),
@@ -60,7 +57,7 @@ def _sizes(side_px: int | None, source_side_px: int | None) -> Augmentation:
         help="PNG file to draw the accuracy by number of labels per class to. [default: none]",
     ),
     JSON,
-    together("paths", build_paths, DATA_DIR, CACHE_DIR),
+    as_argument("paths", build_paths, DATA_DIR, CACHE_DIR),
 )
 def probe(target: str, as_json: bool, paths: Paths, **what: Any) -> None:
     """Show which stored source is worth it, before training.

@@ -1,4 +1,4 @@
-"""The commands of what is built of both stages: the demo, the papers' tables, sweeps and explanations."""
+"""The commands of what is built of both stages: the demo, sweeps and explanations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.front import Sectioned
+from pipeline.commands.option_kinds import (
+    EXECUTION,
+    PLACES,
+    as_argument,
+    choice_option,
+    count_option,
+    folder_option,
+    options,
+    section,
+    text_option,
+)
 from pipeline.commands.options import (
     CACHE_DIR,
     CONTRACT,
     DATA_DIR,
-    EXECUTION,
     HOW,
     JSON,
     LIMIT,
-    PLACES,
     PLANNED,
     SPLIT,
     THREADS,
@@ -25,27 +34,11 @@ from pipeline.commands.options import (
     build_execution,
     build_paths,
     build_target,
-    choice_option,
-    count_option,
-    folder_option,
-    number_option,
-    options,
-    section,
-    text_option,
-    together,
 )
-from pipeline.commands.output import new_run_folder, say, show, tell
+from pipeline.commands.output import new_run_folder, show, tell
 
 if TYPE_CHECKING:
-    from pipeline.runtime import Execution, Paths
-
-
-def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-    """NAME=SOURCE pairs."""
-    for text in texts:
-        if "=" not in text:
-            raise click.BadParameter(f"{text!r} is not NAME=SOURCE, e.g. places365=program:net.pt2")
-    return {name: source for name, _, source in (text.partition("=") for text in texts)}
+    pass
 
 
 def _numbers(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
@@ -82,100 +75,7 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
 
 @click.command(cls=Sectioned)
 @options(
-    text_option("--table", "S1 to S8, M2, M7, M8 or R.", required=True),
-    text_option(
-        "--rows", "Numbers, ranges or words of row names, e.g. 1-3,7 or resnet20-sskt. [default: all]"
-    ),
-    count_option("--seeds", "Runs per row.", 3),
-    count_option("--views", "Augmented views per sample.", 10),
-    number_option("--scale", "Fraction of the paper's epochs.", default=1.0),
-    LIMIT,
-    click.option(
-        "--stand-in",
-        "stand_ins",
-        multiple=True,
-        metavar="NAME=SOURCE",
-        callback=_pairs,
-        help="Use another source in place of a published one, e.g. places365=program:net.pt2. Repeatable.",
-    ),
-    choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
-    click.option("--dry-run", is_flag=True, help="List the rows and their cost; run nothing."),
-    folder_option(
-        "--out", "runs/papers", "Folder of runs and reports; a row that two tables share runs once."
-    ),
-    JSON,
-    together(
-        "execution",
-        build_execution,
-        section(
-            EXECUTION,
-            choice_option("--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources."),
-            *HOW,
-        ),
-    ),
-    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
-)
-def reproduce(
-    table: str,
-    rows: str | None,
-    seeds: int,
-    views: int,
-    scale: float,
-    limit: int | None,
-    stand_ins: dict[str, str],
-    student_amp: str,
-    dry_run: bool,
-    out: Path,
-    as_json: bool,
-    execution: Execution,
-    paths: Paths,
-) -> None:
-    """Run a published table again, and compare.
-
-    Each source looks once at each target for all rows and seeds. Finished runs are skipped and stopped ones
-    go on, so the same command continues where it was. The report marks every row with what differs from the
-    paper or its released code, a word and a footnote each. Rows that a table cites from other papers are
-    shown and never run.
-    """
-    from pipeline import api
-    from pipeline.studies.reproduce.report import named_marks, price
-
-    campaign = api.Campaign(
-        out,
-        paths,
-        execution,
-        seeds,
-        api.Shrink(scale, limit),
-        views,
-        student_amp,
-    )
-    chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
-    results = api.reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
-    if as_json:
-        tell(json.dumps([result.to_dict() for result in results], indent=2))
-        return
-    named = named_marks(results)
-    if dry_run:
-        columns = (
-            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs"
-        )
-        costs = [result.cost(seeds) | {"differs": result.words(named)} for result in results]
-        show(costs, as_json, columns)
-    else:
-        cells: list[dict[str, Any]] = [dict(result.cells(named)) for result in results]
-        show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs")
-    for mark, label in named.items():
-        say(f"{label}: {mark.note}")
-    say(price(results))
-    if dry_run:
-        return
-    for path in sorted(out.glob(f"table-{table}.*")):
-        tell(str(path))
-
-
-@click.command(cls=Sectioned)
-@options(
-    together("target", build_target, text_option("--target", "As for sskt train.", required=True), SPLIT),
+    as_argument("target", build_target, text_option("--target", "As for sskt train.", required=True), SPLIT),
     click.option(
         "--sources",
         "sources",
@@ -218,7 +118,7 @@ def reproduce(
     folder_option("--out", None, "Folder of runs, table and figure. [default: runs/sweep-<target>]"),
     JSON,
     PLANNED,
-    together(
+    as_argument(
         "execution",
         build_execution,
         section(
@@ -227,7 +127,7 @@ def reproduce(
             *HOW,
         ),
     ),
-    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    as_argument("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def sweep(
     target: str,
@@ -286,7 +186,7 @@ def sweep(
         show_default=True,
         help="PNG file to write.",
     ),
-    together("execution", build_execution, *HOW),
+    as_argument("execution", build_execution, *HOW),
     JSON,
 )
 def explain(out: Path, as_json: bool, **what: Any) -> None:

@@ -1,35 +1,18 @@
-"""Stage two's commands: train and evaluate."""
+"""The command that trains a student, or continues a run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
-from click.core import ParameterSource
 
 from pipeline.commands.front import Sectioned
-from pipeline.commands.options import (
-    BEGINNING,
-    CACHE_DIR,
-    CLIPS,
-    CONTRACT,
-    DATA_DIR,
+from pipeline.commands.option_kinds import (
     EXECUTION,
-    HOW,
-    JSON,
-    LIMIT,
     PLACES,
-    PLANNED,
-    RARE,
-    SPLIT,
-    UNLABELLED,
-    WEIGHTS,
-    Decorator,
-    build_execution,
-    build_paths,
-    build_target,
+    as_argument,
     choice_option,
     count_option,
     folder_option,
@@ -37,48 +20,30 @@ from pipeline.commands.options import (
     options,
     section,
     text_option,
-    together,
 )
-from pipeline.commands.output import new_run_folder, show, tell
+from pipeline.commands.options import (
+    CACHE_DIR,
+    CONTRACT,
+    DATA_DIR,
+    HOW,
+    JSON,
+    LIMIT,
+    PLANNED,
+    SPLIT,
+    UNLABELLED,
+    WEIGHTS,
+    build_execution,
+    build_paths,
+    build_target,
+)
+from pipeline.commands.output import new_run_folder, tell
+from pipeline.commands.recipe_options import OF_RECIPE, RARELY, RECIPE
+from pipeline.commands.told import paths_of, require_alone
 
 if TYPE_CHECKING:
+    from pipeline.data import Augmentation
     from pipeline.runtime import Execution, Paths
-
-_OF_RECIPE = "[default: the recipe's]"
-
-
-def _paths_of(run: Path) -> Paths:
-    """Where a run found its data, stores and weights, but for what the command line says."""
-    from pipeline import api
-
-    context = click.get_current_context()
-    told = {name: value for name, value in context.params.items() if _is_told(context, name)}
-    built = build_paths(told.get("data_dir", Path()), told.get("cache_dir", ""), told.get("weights", ()))
-    names = [name for name in ("data_dir", "cache_dir", "weights") if name in told]
-    return api.paths_of(run, **{name: getattr(built, name) for name in names})
-
-
-def _require_alone(allowed: str) -> None:
-    """Refuse options that a run which goes on has settled already."""
-    context = click.get_current_context()
-    for option in context.command.params:
-        if option.name not in allowed.split() and _is_told(context, option.name or ""):
-            raise click.UsageError(
-                f"{option.opts[0]} is settled by the run that --resume goes on with; leave it out"
-            )
-
-
-def _is_told(context: click.Context, name: str) -> bool:
-    """Whether the user gave an option, on the command line or in the environment."""
-    return context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-
-
-def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """60,120 as numbers."""
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
+    from pipeline.train.config import Settings
 
 
 class ChoiceParamType(click.Choice[str]):
@@ -89,19 +54,13 @@ class ChoiceParamType(click.Choice[str]):
         return str(value)
 
 
-def _flag_option(name: str, text: str) -> Decorator:
-    """A switch that the recipe sets if the user does not: --name or --no-name."""
-    return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
-
-
 _SOURCES = "Sources"
 _LABELS = "Few labels"
-_RECIPE = "Recipe"
 
 
 @click.command(cls=Sectioned)
 @options(
-    together(
+    as_argument(
         "target",
         build_target,
         text_option(
@@ -130,10 +89,10 @@ _RECIPE = "Recipe"
         "up.",
     ),
     text_option(
-        "--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {_OF_RECIPE}"
+        "--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {OF_RECIPE}"
     ),
-    count_option("--epochs", f"Length of the training. {_OF_RECIPE}"),
-    count_option("--batch-size", f"Images per step, over all processes. {_OF_RECIPE}"),
+    count_option("--epochs", f"Length of the training. {OF_RECIPE}"),
+    count_option("--batch-size", f"Images per step, over all processes. {OF_RECIPE}"),
     number_option("--lr", "Initial learning rate. [default: the recipe's; 0.001 with --optimizer adam]"),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
@@ -162,7 +121,7 @@ _RECIPE = "Recipe"
             "--aux-loss",
             "ce kd focal cosine smooth-l1",
             None,
-            f"Loss of the source heads; for embeddings cosine or smooth-l1. {_OF_RECIPE}",
+            f"Loss of the source heads; for embeddings cosine or smooth-l1. {OF_RECIPE}",
         ),
         choice_option(
             "--aux-head",
@@ -170,7 +129,7 @@ _RECIPE = "Recipe"
             "linear",
             "Source heads without the transfer module: linear, or with a hidden layer.",
         ),
-        number_option("--temperature", f"Temperature of the sources' logits. {_OF_RECIPE}"),
+        number_option("--temperature", f"Temperature of the sources' logits. {OF_RECIPE}"),
         number_option(
             "--alpha",
             "Weight of the auxiliary losses. [default: the recipe's; 1 for cosine and smooth-l1]",
@@ -210,38 +169,7 @@ _RECIPE = "Recipe"
             "Fraction of labelled samples in a batch. [default: theirs of all samples]",
         ),
     ),
-    section(
-        _RECIPE,
-        choice_option(
-            "--recipe",
-            "paper fast",
-            "paper",
-            "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes.",
-        ),
-        choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {_OF_RECIPE}"),
-        choice_option(
-            "--optimizer", "sgd adam", None, f"SGD with momentum, or Adam; see also --lr. {_OF_RECIPE}"
-        ),
-        choice_option(
-            "--schedule",
-            "multistep plateau cosine trapezoid",
-            None,
-            f"Learning rate schedule; trapezoid: per step, linear warm-up and cool-down. {_OF_RECIPE}",
-        ),
-        number_option("--weight-decay", f"L2 penalty. {_OF_RECIPE}", positive=False),
-        click.option(
-            "--finetune-from",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Initial weights: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
-        ),
-        text_option("--freeze-until", "Freeze the backbone up to this block, e.g. layer4."),
-        number_option(
-            "--val-share",
-            "Fraction of the training samples held out to choose the best epoch; 0: none is chosen. "
-            "[default: 0.1 for a folder without a val split; other targets use their test split]",
-            positive=False,
-        ),
-    ),
+    RECIPE,
     section(
         EXECUTION,
         choice_option(
@@ -252,78 +180,25 @@ _RECIPE = "Recipe"
         ),
         click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
     ),
-    section(
-        RARE,
-        choice_option(
-            "--kd-reduction",
-            "mean batchmean",
-            None,
-            "Reduction of --aux-loss kd; mean: over batch and classes, as released. [default: mean; "
-            "batchmean for --method kd, except with several labels per image]",
-        ),
-        choice_option(
-            "--gradient-cosine",
-            "off record weigh",
-            "off",
-            "Record the cosine of each auxiliary gradient with the primary one, or weigh the auxiliary one "
-            "by it on the weights that both reach.",
-        ),
-        count_option("--peers", "Networks of --method dml.", 2, low=2),
-        count_option("--psi", "Sub-classes per class of --method maxl.", 5, low=2),
-        choice_option(
-            "--teacher-bn",
-            "frozen batch-stats",
-            "frozen",
-            "Batch norm of the sources; batch-stats: as in the released code, live only.",
-        ),
-        text_option(
-            "--milestones",
-            "Epochs at which the learning rate drops. [default: the recipe's, scaled with --epochs]",
-            metavar="E,E",
-            callback=_epochs,
-        ),
-        number_option("--gamma", f"Factor of a drop. {_OF_RECIPE}"),
-        number_option(
-            "--warm-up",
-            "trapezoid: fraction of the steps in which the rate rises from 0. [default: 0.2]",
-            positive=False,
-        ),
-        number_option(
-            "--cool-down",
-            "trapezoid: fraction of the steps in which it falls to 0. [default: 0.8]",
-            positive=False,
-        ),
-        _flag_option("--nesterov", f"Nesterov's momentum. {_OF_RECIPE}"),
-        _flag_option("--decay-norms", f"Apply weight decay to norms and biases too. {_OF_RECIPE}"),
-        number_option(
-            "--ema",
-            "Score and save an exponential moving average of the weights, with this decay per step; 0: the "
-            f"weights themselves. {_OF_RECIPE}",
-            positive=False,
-        ),
-        *BEGINNING,
-        number_option("--clip-norm", "Largest norm of all gradients together. [default: no limit]"),
-        number_option("--label-smoothing", f"Smoothing of the target's labels. {_OF_RECIPE}", positive=False),
-        number_option("--mixup", "MixUp: mix images by shares from Beta(A, A).", default=0.0, positive=False),
-        number_option(
-            "--cutmix", "CutMix: swap windows by shares from Beta(A, A).", default=0.0, positive=False
-        ),
-        count_option("--eval-every", "Epochs between evaluations.", 1),
-        click.option(
-            "--deterministic", is_flag=True, help="Use only kernels that give the same bits each time."
-        ),
-    ),
+    RARELY,
     PLANNED,
-    together("execution", build_execution, section(EXECUTION, *HOW)),
-    together("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+    as_argument("execution", build_execution, section(EXECUTION, *HOW)),
+    as_argument("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def train(
     target: str | None,
-    resume: Path | None,
-    execution: Execution,
+    model: str | None,
+    seed: int,
+    limit: int | None,
     out: Path | None,
+    resume: Path | None,
     as_json: bool,
-    **what: Any,
+    finetune_from: Path | None,
+    eval_every: int,
+    augmentation: Augmentation,
+    execution: Execution,
+    paths: Paths,
+    **settings: Unpack[Settings],
 ) -> None:
     """Stage two: train a student, taught by sources.
 
@@ -338,66 +213,31 @@ def train(
 
     if resume is not None:
         told = "target sources" if target is None or path_family(target) else "sources"
-        _require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
-        lying = what["sources"]
+        require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
         summary = api.resume(
             resume,
             execution=execution,
-            paths=_paths_of(resume),
+            paths=paths_of(resume),
             target=target,
-            sources=lying,
-            unlabelled=what["unlabelled"],
+            sources=settings["sources"],
+            unlabelled=settings["unlabelled"],
         )
     elif target is not None:
-        out = out or new_run_folder(f"{target_slug(target)}-{what['method']}")
-        summary = api.train(target, execution=execution, out=out, **what)
+        out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
+        summary = api.train(
+            target,
+            out=out,
+            model=model,
+            augmentation=augmentation,
+            paths=paths,
+            execution=execution,
+            seed=seed,
+            limit=limit,
+            eval_every=eval_every,
+            finetune_from=finetune_from,
+            **settings,
+        )
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
     run = str(resume or out)
     tell(json.dumps(summary | {"run": run}, indent=2) if as_json else run)
-
-
-@click.command()
-@options(
-    click.argument("run", type=click.Path(path_type=Path)),
-    CLIPS,
-    click.option("--best", is_flag=True, help="Score the student of the best epoch instead of the last one."),
-    together("execution", build_execution, *HOW),
-    text_option(
-        "--target",
-        "Where the dataset is now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
-    ),
-    DATA_DIR,
-    CACHE_DIR,
-    JSON,
-)
-def evaluate(
-    run: Path,
-    clips: int | str,
-    best: bool,
-    execution: Execution,
-    target: str | None,
-    as_json: bool,
-    **_told: Any,
-) -> None:
-    """Score a run's student on the test split.
-
-    Writes a confusion matrix into the run's folder. A video's answer is the mean over its clips. The data are
-    looked for where the run found them, unless --target or --data-dir says otherwise.
-    """
-    from pipeline import api
-
-    which = "best" if best else "last"
-    figures = api.evaluate(
-        run, paths=_paths_of(run), target=target, execution=execution, which=which, clips=clips
-    )
-    if as_json:
-        click.echo(json.dumps(figures, indent=2))
-        return
-    by_class = figures.pop("classes")
-    written = [figures.pop(name) for name in ("confusion_csv", "confusion_png") if name in figures]
-    show([figures], as_json, " ".join(figures))
-    kind = "ap" if "test_map" in figures else "top1"
-    show([{"class": name, kind: value} for name, value in by_class.items()], as_json, f"class {kind}")
-    for path in written:
-        tell(path)

@@ -1,0 +1,139 @@
+"""The command that runs a published table again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands.front import Sectioned
+from pipeline.commands.option_kinds import (
+    EXECUTION,
+    PLACES,
+    as_argument,
+    choice_option,
+    count_option,
+    folder_option,
+    number_option,
+    options,
+    section,
+    text_option,
+)
+from pipeline.commands.options import (
+    CACHE_DIR,
+    CONTRACT,
+    DATA_DIR,
+    HOW,
+    JSON,
+    LIMIT,
+    WEIGHTS,
+    build_execution,
+    build_paths,
+)
+from pipeline.commands.output import say, show, tell
+
+if TYPE_CHECKING:
+    from pipeline.runtime import Execution, Paths
+
+
+def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """NAME=SOURCE pairs."""
+    for text in texts:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} is not NAME=SOURCE, e.g. places365=program:net.pt2")
+    return {name: source for name, _, source in (text.partition("=") for text in texts)}
+
+
+@click.command(cls=Sectioned)
+@options(
+    text_option("--table", "S1 to S8, M2, M7, M8 or R.", required=True),
+    text_option(
+        "--rows", "Numbers, ranges or words of row names, e.g. 1-3,7 or resnet20-sskt. [default: all]"
+    ),
+    count_option("--seeds", "Runs per row.", 3),
+    count_option("--views", "Augmented views per sample.", 10),
+    number_option("--scale", "Fraction of the paper's epochs.", default=1.0),
+    LIMIT,
+    click.option(
+        "--stand-in",
+        "stand_ins",
+        multiple=True,
+        metavar="NAME=SOURCE",
+        callback=_pairs,
+        help="Use another source in place of a published one, e.g. places365=program:net.pt2. Repeatable.",
+    ),
+    choice_option("--student-amp", "auto fp32 bf16 fp16", "auto", "Precision of the students."),
+    click.option("--dry-run", is_flag=True, help="List the rows and their cost; run nothing."),
+    folder_option(
+        "--out", "runs/papers", "Folder of runs and reports; a row that two tables share runs once."
+    ),
+    JSON,
+    as_argument(
+        "execution",
+        build_execution,
+        section(
+            EXECUTION,
+            choice_option("--amp", "auto fp32 bf16 fp16", "auto", "Precision of the sources."),
+            *HOW,
+        ),
+    ),
+    as_argument("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
+)
+def reproduce(
+    table: str,
+    rows: str | None,
+    seeds: int,
+    views: int,
+    scale: float,
+    limit: int | None,
+    stand_ins: dict[str, str],
+    student_amp: str,
+    dry_run: bool,
+    out: Path,
+    as_json: bool,
+    execution: Execution,
+    paths: Paths,
+) -> None:
+    """Run a published table again, and compare.
+
+    Each source looks once at each target for all rows and seeds. Finished runs are skipped and stopped ones
+    go on, so the same command continues where it was. The report marks every row with what differs from the
+    paper or its released code, a word and a footnote each. Rows that a table cites from other papers are
+    shown and never run.
+    """
+    from pipeline import api
+    from pipeline.studies.reproduce.report import named_marks, price
+
+    campaign = api.Campaign(
+        out,
+        paths,
+        execution,
+        seeds,
+        api.Shrink(scale, limit),
+        views,
+        student_amp,
+    )
+    chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
+    results = api.reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
+    if as_json:
+        tell(json.dumps([result.to_dict() for result in results], indent=2))
+        return
+    named = named_marks(results)
+    if dry_run:
+        columns = (
+            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs"
+        )
+        costs = [result.cost(seeds) | {"differs": result.words(named)} for result in results]
+        show(costs, as_json, columns)
+    else:
+        cells: list[dict[str, Any]] = [dict(result.cells(named)) for result in results]
+        show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs")
+    for mark, label in named.items():
+        say(f"{label}: {mark.note}")
+    say(price(results))
+    if dry_run:
+        return
+    for path in sorted(out.glob(f"table-{table}.*")):
+        tell(str(path))
