@@ -246,8 +246,8 @@ def test_a_point_that_diverges_is_marked_and_the_others_go_on(project, tmp_path,
     drawn = []
     monkeypatch.setattr(sweep, "precompute_once", lambda *_, **__: None)
     monkeypatch.setattr(sweep, "train_or_resume", trains)
-    draw = sweep._draw
-    monkeypatch.setattr(sweep, "_draw", lambda *asked: drawn.append(draw(*asked)) or drawn[-1])
+    draw = sweep.draw
+    monkeypatch.setattr(sweep, "draw", lambda *asked: drawn.append(draw(*asked)) or drawn[-1])
     grid = Grid(((f"program:{tmp_path / 'a.pt2'}",),), (1.0,), (0.1, 1e25, 1.0))
     rows = api.sweep("digits", grid, out=tmp_path / "out", **common)
     assert [(row["mean"], row["seeds"], row["diverged"]) for row in rows[1:]] == [

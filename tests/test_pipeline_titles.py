@@ -35,7 +35,7 @@ def test_titles_of_a_sweep_fit(name, grid):
     )
     rows = [{"mean": 50.0 + n, "diverged": 0} for n in range(1 + 4 * n_temperatures * n_alphas)]
     with lettering(name):
-        figure = sweep._draw(f"{name}, resnet20, 3 epochs, test top-1 in %", swept, rows)
+        figure = sweep.draw(f"{name}, resnet20, 3 epochs, test top-1 in %", swept, rows)
         figure.draw_without_rendering()
     titles = [axis.title for axis in figure.axes[:4]]
     assert all(inside(text, figure.bbox) for text in (figure._suptitle, *titles))

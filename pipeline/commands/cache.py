@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import click
 
 from pipeline.commands.option_kinds import as_argument, count_option, options, text_option
 from pipeline.commands.options import CACHE_DIR, DATA_DIR, HOW, JSON, build_execution, build_paths
-from pipeline.commands.output import show
+from pipeline.commands.output import show, tell_json
 
 
 @click.group()
@@ -43,7 +42,7 @@ def cache_info(store: str, as_json: bool) -> None:
 
     fields = store_fields(location(store))
     if as_json:
-        click.echo(json.dumps(fields, indent=2))
+        tell_json(fields)
     else:
         show([{"field": k, "value": v} for k, v in fields.items()], as_json, "field value")
 
@@ -79,7 +78,7 @@ def cache_verify(store: str, as_json: bool, **what: Any) -> None:
 
     report = api.verify(location(store), **what)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        tell_json(report.to_dict())
     else:
         if report.problems:
             show(report.problems, as_json, "unit problem")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from pipeline.commands.option_kinds import as_argument, options, text_option
 from pipeline.commands.options import CACHE_DIR, CLIPS, DATA_DIR, HOW, JSON, build_execution
-from pipeline.commands.output import show, tell
+from pipeline.commands.output import show, tell, tell_json
 from pipeline.commands.told import paths_of
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def evaluate(
         run, paths=paths_of(run), target=target, execution=execution, which=which, clips=clips
     )
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
+        tell_json(figures)
         return
     by_class = figures.pop("classes")
     written = [figures.pop(name) for name in ("confusion_csv", "confusion_png") if name in figures]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands.option_kinds import as_argument, options
 from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_paths
-from pipeline.commands.output import show
+from pipeline.commands.output import show, tell_json
 
 if TYPE_CHECKING:
     from pipeline.runtime import Paths
@@ -29,7 +28,7 @@ def sources(name: str | None, as_json: bool) -> None:
         return
     fields = source_fields(name)
     if as_json:
-        click.echo(json.dumps(fields, indent=2))
+        tell_json(fields)
     else:
         show([{"field": k, "value": v} for k, v in fields.items()], as_json, "field value")
 

@@ -55,10 +55,15 @@ def tell(result: str) -> None:
         click.echo(shown(result, keep="\n\t"))
 
 
+def tell_json(result: Any) -> None:
+    """Print plain data as JSON on standard output; under torchrun only the first rank does."""
+    tell(json.dumps(result, indent=2))
+
+
 def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
     """Print rows as JSON, or as a table of the `columns` that any row has."""
     if as_json:
-        tell(json.dumps(rows, indent=2))
+        tell_json(rows)
         return
     if not rows:
         tell("none")

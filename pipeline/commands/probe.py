@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from pipeline.commands.options import (
     build_paths,
     build_target,
 )
-from pipeline.commands.output import say, show, tell
+from pipeline.commands.output import say, show, tell, tell_json
 
 if TYPE_CHECKING:
     from pipeline.data import Augmentation
@@ -70,7 +69,7 @@ def probe(target: str, as_json: bool, paths: Paths, **what: Any) -> None:
 
     report = api.probe(target, paths=paths, **what)
     if as_json:
-        tell(json.dumps(report, indent=2))
+        tell_json(report)
         return
     low, high = report["labels_per_class"]
     say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from pipeline.commands.options import (
     build_execution,
     build_paths,
 )
-from pipeline.commands.output import say, show, tell
+from pipeline.commands.output import say, show, tell, tell_json
 
 if TYPE_CHECKING:
     from pipeline.runtime import Execution, Paths
@@ -118,7 +117,7 @@ def reproduce(
     chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
     results = api.reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
     if as_json:
-        tell(json.dumps([result.to_dict() for result in results], indent=2))
+        tell_json([result.to_dict() for result in results])
         return
     named = named_marks(results)
     if dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +34,7 @@ from pipeline.commands.options import (
     build_paths,
     build_target,
 )
-from pipeline.commands.output import new_run_folder, show, tell
+from pipeline.commands.output import new_run_folder, show, tell, tell_json
 
 if TYPE_CHECKING:
     pass
@@ -70,7 +69,10 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
 
     out = out or new_run_folder("demo")
     result = run_demo(cache_dir=Path(cache_dir), out=out, seeds=seeds, threads=threads)
-    click.echo(json.dumps(result, indent=2) if as_json else result["table"])
+    if as_json:
+        tell_json(result)
+    else:
+        click.echo(result["table"])
 
 
 @click.command(cls=Sectioned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -36,7 +35,7 @@ from pipeline.commands.options import (
     build_paths,
     build_target,
 )
-from pipeline.commands.output import new_run_folder, tell
+from pipeline.commands.output import new_run_folder, tell, tell_json
 from pipeline.commands.recipe_options import OF_RECIPE, RARELY, RECIPE
 from pipeline.commands.told import paths_of, require_alone
 
@@ -240,4 +239,7 @@ def train(
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
     run = str(resume or out)
-    tell(json.dumps(summary | {"run": run}, indent=2) if as_json else run)
+    if as_json:
+        tell_json(summary | {"run": run})
+    else:
+        tell(run)

@@ -37,7 +37,7 @@ class Record:
             words.append(f"--short-side {self.packing.short_px}")
         if self.packing.quality != usual.quality:
             words.append(f"--quality {self.packing.quality}")
-        return words + ["--allow-missing"] * bool(self.left_out)
+        return [*words, "--allow-missing"] if self.left_out else words
 
     @property
     def left_out(self) -> set[str]:
