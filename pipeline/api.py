@@ -10,7 +10,8 @@ from pipeline.studies.probe.run import probe
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
-from pipeline.studies.sweep import Grid, sweep
+from pipeline.studies.sweep import sweep
+from pipeline.studies.sweep_grid import Grid
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.resume import resume
 from pipeline.train.run import train

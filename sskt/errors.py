@@ -32,6 +32,17 @@ class RunError(SsktError):
     """A training or evaluation run cannot be done as requested."""
 
 
+class SettingError(RunError):
+    """A parameter has a value that no run can have. The text starts with the parameter's name, in whose place
+    the command line prints the option.
+    """
+
+    def __init__(self, parameter: str, sentence: str) -> None:
+        """`sentence` continues after the name, e.g. "is 2, expected at most 1"."""
+        super().__init__(f"{parameter} {sentence}")
+        self.parameter, self.sentence = parameter, sentence
+
+
 def shown(text: str, *, keep: str = "") -> str:
     r"""`text` on one line: unprintable characters, except those in `keep`, become \xNN or \uNNNN."""
     return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 
 RECIPES = ("paper", "fast")
 SETTINGS = (  # fields of a recipe that a run may override
@@ -240,7 +240,7 @@ def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, na
     of the target or the method.
     """
     if name not in RECIPES:
-        raise RunError(f"--recipe is {name!r}, expected one of {', '.join(RECIPES)}")
+        raise SettingError("recipe", f"is {name!r}, expected one of {', '.join(RECIPES)}")
     family = target.partition(":")[0]
     if (family, "paper") not in _RECIPES:
         known = [of for of, called in _RECIPES if called == "paper"]

@@ -11,7 +11,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, ReduceLROnPlateau
 
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 
 SCHEDULES = ("multistep", "plateau", "cosine", "trapezoid")
 
@@ -39,7 +39,7 @@ class Schedule:
         primary loss on the evaluation views.
         """
         if kind not in SCHEDULES:
-            raise RunError(f"schedule is {kind!r}, expected one of {', '.join(SCHEDULES)}")
+            raise SettingError("schedule", f"is {kind!r}, expected one of {', '.join(SCHEDULES)}")
         self._optimiser = optimiser
         self._torch: MultiStepLR | ReduceLROnPlateau | CosineAnnealingLR | LambdaLR
         if kind == "multistep":

@@ -1,10 +1,17 @@
 """docs/architecture.md is what the house is: its picture, its contracts and the functions that it names."""
 
+import ast
 import re
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
+
+from pipeline.train.config import Settings, TrainConfig
+from pipeline.train.resolve import _DEFAULTS, _usual
+from sskt.recipes import recipe_for
 
 ROOT = Path(__file__).resolve().parents[1]
+FILES = [ROOT / "cli.py", *(p for room in ("sskt", "pipeline", "cache") for p in (ROOT / room).rglob("*.py"))]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 sys.path.insert(0, str(ROOT / "docs"))
 
@@ -31,8 +38,48 @@ def test_every_function_and_file_that_the_page_names_exists():
     for path, name in named:
         text = (ROOT / path).read_text()
         assert re.search(rf"(def|class) {name}\b", text), f"{path} has no {name}"
+    for path, line in re.findall(r"`([\w/]+\.py):\w+` \| `(.+)` \|$", PAGE, flags=re.M):
+        lines = [each.partition("  #")[0].strip() for each in (ROOT / path).read_text().splitlines()]
+        assert line.replace("\\|", "|") in lines, f"{path}: {line}"
     for link in re.findall(r"\]\((?:\.\./)?([\w/.]+)\)", PAGE):
         assert (ROOT / link).exists() or (ROOT / "docs" / link).exists(), link
+
+
+def test_temperature_is_followed_from_the_command_to_the_loss_in_four_files():
+    way = PAGE.partition("to the loss.**")[2].partition("\n\nBetween")[0]
+    assert len(set(re.findall(r"`([\w/]+\.py):", way))) == 4
+
+
+def test_a_file_imports_few_modules_on_average():
+    """Distinct modules anywhere in a file, also those imported late or for types; not __future__."""
+    counts = []
+    for path in FILES:
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module != "__future__":
+                imported.add(node.module)
+            elif isinstance(node, ast.Import):
+                imported |= {name.name for name in node.names}
+        counts.append(len(imported))
+    assert sum(counts) / len(counts) <= 8.9
+
+
+def test_no_file_and_no_function_is_long():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_what_a_user_may_say_are_fields_of_a_runs_config():
+    """`Settings` has the name and the type of each setting, None aside."""
+    said, recorded = get_type_hints(Settings), get_type_hints(TrainConfig)
+    assert set(_usual(recipe_for("digits"))) | set(_DEFAULTS) == set(said)
+    loose = {"sources", "unlabelled", "labelled_list", "milestones"}  # said as lists or paths, too
+    for name in set(said) - loose:
+        assert set(get_args(said[name] | None)) == set(get_args(recorded[name] | None)), name
 
 
 def test_the_glossary_has_twelve_words_and_six_files_to_begin_with():

@@ -22,7 +22,7 @@ from cli import main
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_training_data
 from pipeline.studies.reproduce.run import Campaign
-from pipeline.studies.sweep import Grid
+from pipeline.studies.sweep_grid import Grid
 from pipeline.train import run_folder as run_files
 from sskt.errors import RunError
 

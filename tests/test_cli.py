@@ -231,3 +231,18 @@ def test_ctrl_c_says_what_is_kept(folder, monkeypatch):
     result = run("precompute", "--source", SOURCE, "--target", "digits")
     assert result.exit_code == 130
     assert "the same command continues from there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (("--label-smoothing", "1.5"), "--label-smoothing is 1.5, expected at least 0 and at most 1"),
+        (("--plan", "corner-clip"), "--plan is 'corner-clip', for digits expected one of pad-crop-flip"),
+        (("--freeze-until", "layer9"), "--freeze-until is 'layer9', expected one of"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_the_name_of_its_option(folder, words, refusal):
+    result = run("train", "--target", "digits", "--limit", "60", "--epochs", "1", *words, "--out", "wrong")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith(f"error: {refusal}")
+    assert not (folder / "wrong").exists()

@@ -30,5 +30,5 @@ def test_what_sources_see_by_default_is_as_released_and_may_be_as_it_was_before(
             assert [255 * v for v in found.mean] == pytest.approx(mean), (name, source_input)
     r3d = parse_source("kinetics:r3d_18")
     assert before.input_map(of["ucf101"], r3d) == now.input_map(of["ucf101"], r3d)
-    with pytest.raises(RunError, match="--source-input is 'later', expected one of released, earlier"):
+    with pytest.raises(RunError, match="source_input is 'later', expected one of released, earlier"):
         Augmentation(source_input="later").input_map(of["cifar10"], imagenet)

@@ -15,7 +15,7 @@ from cache.store import Store, find_stores
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.studies.series import matches, train_or_resume
-from pipeline.studies.sweep import Grid
+from pipeline.studies.sweep_grid import Grid
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.run_folder import read_metrics
 from pipeline.train.splits import open_splits
@@ -161,8 +161,8 @@ def test_a_share_of_each_class_is_held_out_by_contents(tmp_path):
 @pytest.mark.parametrize(
     ("which", "share", "message"),
     [
-        ("two", 1.0, r"--val-share is 1.0, expected at least 0 and less than 1"),
-        ("two", float("nan"), r"--val-share is nan, expected"),
+        ("two", 1.0, r"val_share is 1.0, expected at least 0 and less than 1"),
+        ("two", float("nan"), r"val_share is nan, expected"),
         ("three", 0.2, r"--val-share 0.2 is of the training samples, and imagefolder:.* has a val split"),
     ],
 )

@@ -22,7 +22,7 @@ from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
 from pipeline.studies import explain, series, sweep
 from pipeline.studies.series import matches, train_or_resume
-from pipeline.studies.sweep import Grid
+from pipeline.studies.sweep_grid import Grid
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import read_summary
 from sskt.errors import RunError

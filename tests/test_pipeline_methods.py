@@ -157,7 +157,7 @@ def test_settings_that_do_not_go_together_are_refused(project, tmp_path):
 
 def test_an_unknown_method_is_refused(project, tmp_path):
     _, common = project
-    with pytest.raises(RunError, match="--method is 'magic', expected one of sskt, scratch, kd, dml, maxl"):
+    with pytest.raises(RunError, match="method is 'magic', expected one of sskt, scratch, kd, dml, maxl"):
         api.train("digits", out=tmp_path / "no", method="magic", **QUICK, **common)
     assert not (tmp_path / "no").exists()
 

@@ -249,7 +249,7 @@ def test_a_share_is_for_runs_with_samples_without_labels(made, tmp_path):
         RunError, match=r"--labelled-share 0\.5 mixes labelled and unlabelled samples, and all 10 "
     ):
         train(made, tmp_path / "all", unlabelled="none", labelled_share=0.5)
-    with pytest.raises(RunError, match=r"--labelled-share is 1\.5, expected more than 0 and at most 1"):
+    with pytest.raises(RunError, match=r"labelled_share is 1\.5, expected more than 0 and at most 1"):
         train(made, tmp_path / "beyond", labelled_share=1.5)
 
 

@@ -181,8 +181,8 @@ def test_a_run_whose_probe_had_other_stores_is_refused(project, tmp_path, monkey
             "asks networks, and probe names none",
         ),
         (("probe",), {"gradient_cosine": "record"}, "leave one of them out"),
-        (("probe",), {"probe_weight": 1.5}, "--probe-weight is 1.5, expected at least 0 and at most 1"),
-        (("probe",), {"probe_views": "both"}, "--probe-views is 'both', expected one of mean, own"),
+        (("probe",), {"probe_weight": 1.5}, "probe_weight is 1.5, expected at least 0 and at most 1"),
+        (("probe",), {"probe_views": "both"}, "probe_views is 'both', expected one of mean, own"),
         (
             ("probe",),
             {"labelled_share": 0.5},
@@ -193,7 +193,7 @@ def test_a_run_whose_probe_had_other_stores_is_refused(project, tmp_path, monkey
             {"labels_per_class": 0},
             "labels_per_class is 0 .*expected a whole number of at least 1",
         ),
-        (("probe",), {"labels_per_class": 3, "labelled_share": 1.5}, "--labelled-share is 1.5"),
+        (("probe",), {"labels_per_class": 3, "labelled_share": 1.5}, "labelled_share is 1.5"),
         ((), {"labels_per_class": 3, "method": "dml"}, "dml .*images without labels"),
     ],
 )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.runtime.figures import boxes, fitted, lettering
 from pipeline.studies import explain, sweep
-from pipeline.studies.sweep import Grid
+from pipeline.studies.sweep_grid import Grid
 from pipeline.train import confusion
 
 NAMES = [

@@ -21,7 +21,7 @@ from pipeline.data.loader import shuffled_batches
 from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Paths
 from pipeline.train.run_folder import read_checkpoint, read_config
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.students import build_backbone
 from sskt.students.student import Student, build_student
 
@@ -241,29 +241,30 @@ def test_maxl_does_without_fp16(project, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        ({"epochs": 0}, "--epochs is 0, expected at least 1"),
-        ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
-        ({"lr": -1.0}, "--lr is -1.0, expected more than 0"),
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+        ({"lr": -1.0}, "lr is -1.0, expected more than 0"),
         (
             {"schedule": "poly"},
-            "--schedule is 'poly', expected one of multistep, plateau, cosine",
+            "schedule is 'poly', expected one of multistep, plateau, cosine",
         ),
-        ({"aux_loss": "kl"}, "--aux-loss is 'kl', expected one of ce, kd, focal"),
+        ({"aux_loss": "kl"}, "aux_loss is 'kl', expected one of ce, kd, focal"),
         (
             {"label_smoothing": 2.0},
-            "--label-smoothing is 2.0, expected at least 0 and at most 1",
+            "label_smoothing is 2.0, expected at least 0 and at most 1",
         ),
-        ({"mixup": float("nan")}, "--mixup is nan, expected at least 0"),
-        ({"temperature": float("inf")}, "--temperature is inf, expected more than 0"),
+        ({"mixup": float("nan")}, "mixup is nan, expected at least 0"),
+        ({"temperature": float("inf")}, "temperature is inf, expected more than 0"),
         (
             {"method": "kd", "alpha": 2.0},
-            "--alpha is 2, expected at most 1 with --method kd",
+            "alpha is 2, expected at most 1 with --method kd",
         ),
     ],
 )
 def test_a_value_that_no_training_can_have_is_refused_before_anything_is_written(project, wrong, expected):
-    with pytest.raises(RunError, match=expected):
+    with pytest.raises(SettingError, match=f"^{expected}") as raised:
         train(project, "wrong", **wrong)
+    assert raised.value.parameter == list(wrong)[-1]
     assert not (project[0] / "wrong").exists()
 
 

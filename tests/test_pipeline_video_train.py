@@ -296,7 +296,7 @@ def test_all_clips_of_videos_of_different_lengths_are_averaged_by_video(tmp_path
     assert figures["test_top1"] == pytest.approx(100 * right / len(dataset))
     assert figures["test_clip_top1"] == pytest.approx(100 * clips_right / n_clips)
     assert figures["test_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    with pytest.raises(RunError, match="--clips is 'most', expected a whole number of at least 1, or all"):
+    with pytest.raises(RunError, match="clips is 'most', expected a whole number of at least 1, or all"):
         api.evaluate(tmp_path / "run", paths=paths, clips="most")
 
 
@@ -414,7 +414,7 @@ def test_pictures_and_videos_are_not_mixed_up(made, tmp_path):
             "digits", paths, tmp_path / "run", model="r3d_18", augmentation=Augmentation(), method="scratch"
         )
     with pytest.raises(
-        RunError, match="--plan is 'pad-crop-flip', for videofolder:videos expected one of corner-clip"
+        RunError, match="kind is 'pad-crop-flip', for videofolder:videos expected one of corner-clip"
     ):
         train(
             target, paths, tmp_path / "run", augmentation=Augmentation(kind="pad-crop-flip"), method="scratch"

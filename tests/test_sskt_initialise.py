@@ -58,7 +58,7 @@ def test_the_released_one_is_the_default_of_the_papers_networks():
     assert choose_init("resnet20", "torch") == "torch"
     with pytest.raises(RunError, match=r"--init released is of resnet20, .*; for vgg16 leave it out"):
         choose_init("vgg16", "released")
-    with pytest.raises(RunError, match="--init is 'zero', expected one of released, torch"):
+    with pytest.raises(RunError, match="init is 'zero', expected one of released, torch"):
         choose_init("resnet20", "zero")
 
 

@@ -99,7 +99,7 @@ def test_what_a_strange_method_does_not_read_is_refused_and_so_is_a_name_that_no
 def test_a_name_is_registered_once_and_settings_know_their_readers():
     with pytest.raises(ValueError, match="the method kd is registered already"):
         register("kd", Scratch)
-    with pytest.raises(RunError, match="--method is 'nil', expected one of sskt, scratch"):
+    with pytest.raises(RunError, match="method is 'nil', expected one of sskt, scratch"):
         method_named("nil")
     assert readers("temperature") == ["sskt", "kd"]
     assert readers("psi") == ["maxl"]

@@ -190,7 +190,7 @@ def test_a_student_that_cannot_be_copied_has_no_average():
     with pytest.raises(RunError, match=r"cannot be copied \(there is one of me\); use --ema 0"):
         AveragedStudent(student, 0.9)
     for decay in (1.0, -0.1, float("nan")):
-        with pytest.raises(RunError, match=r"--ema is .*, expected at least 0 and less than 1"):
+        with pytest.raises(RunError, match=r"ema is .*, expected at least 0 and less than 1"):
             require_decay(decay)
 
 
@@ -216,7 +216,7 @@ def test_a_recipe_that_there_is_not_is_refused():
     for target, method, name, message in (
         ("ucf101", "sskt", "fast", "--recipe fast: there is none for ucf101, only for cifar10, cifar100, "),
         ("cifar10", "maxl", "fast", "--recipe fast: --method maxl has its own schedule; use --recipe paper"),
-        ("cifar10", "sskt", "slow", "--recipe is 'slow', expected one of paper, fast"),
+        ("cifar10", "sskt", "slow", "recipe is 'slow', expected one of paper, fast"),
         ("ccv", "sskt", "fast", "'ccv' has no recipe, expected one of cifar10"),
     ):
         with pytest.raises(RunError, match=message):

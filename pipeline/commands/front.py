@@ -63,9 +63,18 @@ class FrontDoor(click.Group):
             raise
         except Exception as error:
             from cache.errors import CacheError
-            from sskt.errors import SsktError
+            from sskt.errors import SettingError, SsktError
 
             if not isinstance(error, CacheError | SsktError):
                 raise
-            click.echo(shown(f"error: {error}", keep="\n\t"), err=True)
+            text = str(error)
+            if isinstance(error, SettingError) and (option := self._option_of(ctx, error.parameter)):
+                text = f"{option} {error.sentence}"
+            click.echo(shown(f"error: {text}", keep="\n\t"), err=True)
             sys.exit(1)
+
+    def _option_of(self, ctx: click.Context, parameter: str) -> str | None:
+        """The option of the command in force that sets a parameter; None if there is none."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = command.params if command else []
+        return next((option.opts[0] for option in options if option.name == parameter), None)

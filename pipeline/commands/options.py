@@ -68,11 +68,11 @@ def build_execution(
     )
 
 
-def build_augmentation(plan_seed: int, plan_kind: str | None, **shown: Any) -> Augmentation:
+def build_augmentation(plan_seed: int, kind: str | None, **shown: Any) -> Augmentation:
     """The plan that a user asks for; see `Augmentation`."""
     from pipeline.data import Augmentation
 
-    return Augmentation(plan_seed, plan_kind, **shown)
+    return Augmentation(plan_seed, kind, **shown)
 
 
 def build_packing(short_px: int, quality: int) -> Packing:
@@ -160,7 +160,7 @@ SHOWN = (
         "--plan",
         "pad-crop-flip, random-resized-crop-flip or centre; for clips corner-clip or centre-clip. "
         "[default: the target's]",
-        "plan_kind",
+        "kind",
     ),
     count_option("--size", "Side in pixels of the student's input. [default: the target's]", name="side_px"),
     count_option(

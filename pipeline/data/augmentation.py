@@ -8,7 +8,7 @@ from fractions import Fraction
 from pipeline.data.datasets import DatasetSpec
 from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
 from pipeline.runtime import coerce
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
 from sskt.sources import (
     CENTER_FRAME,
@@ -58,7 +58,7 @@ class Augmentation:
         kind = self.kind or spec.plan_kind
         possible = _CLIP_PLANS if spec.holds_videos else _IMAGE_PLANS
         if kind not in possible:
-            raise RunError(f"--plan is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
+            raise SettingError("kind", f"is {kind!r}, for {spec.name} expected one of {', '.join(possible)}")
         if kind == "corner-clip":
             n_frames, stride = self._clip(spec)
             return CornerClip(side, seed=self.seed, n_frames=n_frames, stride=stride, flip=spec.flip)
@@ -91,8 +91,8 @@ class Augmentation:
         ActivityNet's. Raises RunError if source and target do not fit.
         """
         if self.source_input not in SOURCE_INPUTS:
-            raise RunError(
-                f"--source-input is {self.source_input!r}, expected one of {', '.join(SOURCE_INPUTS)}"
+            raise SettingError(
+                "source_input", f"is {self.source_input!r}, expected one of {', '.join(SOURCE_INPUTS)}"
             )
         earlier = self.source_input == EARLIER
         if not spec.holds_videos:
@@ -154,5 +154,5 @@ class Augmentation:
     def _side(self, spec: DatasetSpec) -> int:
         side = spec.side_px if self.side_px is None else self.side_px
         if side < 1:
-            raise RunError(f"--size is {side}, expected at least 1 pixel")
+            raise SettingError("side_px", f"is {side}, expected at least 1 pixel")
         return side

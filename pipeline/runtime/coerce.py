@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from cache import Location, location
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.recipes import SETTINGS
 from sskt.students import Backbone
 
@@ -29,7 +29,7 @@ def whole(value: Any, name: str, *, low: int = 0, below: int | None = None) -> i
         number = None
     if number is None or number < low or (below is not None and number >= below):
         most = "" if below is None else f" and below 2**{below.bit_length() - 1}"
-        raise RunError(f"{name} is {_shown(value)}, expected a whole number of at least {low}{most}")
+        raise SettingError(name, f"is {_shown(value)}, expected a whole number of at least {low}{most}")
     return number
 
 
@@ -46,7 +46,7 @@ def whole_or_none(value: Any, name: str, *, low: int = 1) -> int | None:
 def flag(value: Any, name: str) -> bool:
     """True or False. Raises RunError for anything else."""
     if not isinstance(value, bool | np.bool_):
-        raise RunError(f"{name} is {_shown(value)}, expected True or False")
+        raise SettingError(name, f"is {_shown(value)}, expected True or False")
     return bool(value)
 
 
@@ -55,7 +55,7 @@ def number(value: Any, name: str) -> float | int:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RunError(f"{name} is {_shown(value)}, expected a number")
+        raise SettingError(name, f"is {_shown(value)}, expected a number")
     return value
 
 
@@ -73,7 +73,7 @@ def numbers(value: Any, name: str) -> tuple[float | int, ...]:
 def text(value: Any, name: str) -> str:
     """One name. Raises RunError for several names, or anything but text."""
     if not isinstance(value, str):
-        raise RunError(f"{name} is {_shown(value)}, expected one name as text")
+        raise SettingError(name, f"is {_shown(value)}, expected one name as text")
     return value
 
 
@@ -86,7 +86,7 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
 def path(value: Any, name: str) -> Path:
     """A path, possibly given as text. Raises RunError for anything else."""
     if not isinstance(value, str | Path):
-        raise RunError(f"{name} is {_shown(value)}, expected a path")
+        raise SettingError(name, f"is {_shown(value)}, expected a path")
     return Path(value)
 
 
@@ -114,7 +114,7 @@ def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -
             f"{name} is the module {type(value).__name__}, expected {expected}, which "
             f"sskt.students.WrappedBackbone(module, side_px=...) makes of a module without its last layer"
         )
-    raise RunError(f"{name} is {_shown(value)}, expected {expected}")
+    raise SettingError(name, f"is {_shown(value)}, expected {expected}")
 
 
 def setting(name: str, value: Any) -> Any:
@@ -140,13 +140,13 @@ def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Ite
     if isinstance(value, one):
         return [value]
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise RunError(f"{name} is {_shown(value)}, expected {expected}")
+        raise SettingError(name, f"is {_shown(value)}, expected {expected}")
     return value
 
 
 def _require_location(value: Any, name: str) -> Location:
     if not hasattr(value, "is_file"):
-        raise RunError(f"{name} is {_shown(value)}, expected a folder or a URL")
+        raise SettingError(name, f"is {_shown(value)}, expected a folder or a URL")
     path_or_url: Location = value
     return path_or_url
 

@@ -19,7 +19,7 @@ from pipeline.source_outputs.pools import open_outputs, pool_stores
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.stored import stores_with_views, teaching_unnamed
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, network_of, output_of
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _table(
 
 def _require_askable(labels: str, probe_views: str, *, of_stores: bool) -> None:
     if probe_views not in PROBE_VIEWS:
-        raise RunError(f"--probe-views is {probe_views!r}, expected one of {', '.join(PROBE_VIEWS)}")
+        raise SettingError("probe_views", f"is {probe_views!r}, expected one of {', '.join(PROBE_VIEWS)}")
     if probe_views == "mean" and not of_stores:
         raise RunError(
             f"--probe-views mean averages stored views, and --labels {labels} asks about each view as it "

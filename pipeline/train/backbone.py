@@ -10,7 +10,7 @@ import torch
 from pipeline.data import DatasetSpec, Plan, parse_target
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from pipeline.train.kernel_check import input_shape
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.recipes import recipe_for
 from sskt.sources import CENTER_FRAME
@@ -44,7 +44,7 @@ def choose_clip_mean(asked: str, model: str) -> str:
     that the student would not read.
     """
     if asked not in CLIP_MEANS:
-        raise RunError(f"--clip-mean is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
+        raise SettingError("clip_mean", f"is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
     if model.startswith("resnet3d"):
         return asked
     if asked != RELEASED_MEAN:

@@ -158,31 +158,11 @@ def _open_outputs(
     probe: RunProbe | None,
 ) -> tuple[SourceOutputs, RunProbe | None]:
     """What the sources say of the training samples, and the probe among them, if one is."""
-    dataset, spec = splits.train, parse_target(config.target)
-    augmentation = Augmentation(**config.augmentation)
     shares_classes = method_named(config.method).shares_classes
-    sources = _of_same_task(config, paths, dataset) if shares_classes else config.sources
+    sources = _of_same_task(config, paths, splits.train) if shares_classes else config.sources
     if all(map(asked_of, sources)) and sources:
         require_named(paths, tuple(chain.from_iterable(map(asked_of, sources))))
-    n_rows = -(-len(dataset) // world.size)
-    n_seen = len(dataset) + sum(len(pool.dataset) for pool in splits.pools)
-    request = DataRequest(
-        config.target,
-        spec,
-        dataset,
-        augmentation,
-        augmentation.training_plan(spec),
-        paths,
-        execution,
-        temperature=config.temperature,
-        n_rows=n_rows,
-        n_forwards=-(-n_seen // world.size) * config.epochs,
-        limit=config.limit,
-        source_weights=config.source_weights,
-        whole=splits.whole,
-        needs_every_number=config.aux_loss in VECTOR_LOSSES,
-        pools=splits.pools,
-    )
+    request = _request_of(config, splits, paths, execution, world)
     if config.labels == "write-through" and world.size > 1:
         raise RunError(
             "--labels write-through fills a store from one process, and no rank sees all samples; "
@@ -210,6 +190,32 @@ def _open_outputs(
     if shares_classes:
         outputs = of_same_classes(outputs, request, resumes=bool(config.source_weights))
     return outputs, fitted
+
+
+def _request_of(
+    config: TrainConfig, splits: Splits, paths: Paths, execution: Execution, world: World
+) -> DataRequest:
+    """What the sources are asked for: one of their outputs for each training sample."""
+    dataset, spec = splits.train, parse_target(config.target)
+    augmentation = Augmentation(**config.augmentation)
+    n_seen = len(dataset) + sum(len(pool.dataset) for pool in splits.pools)
+    return DataRequest(
+        config.target,
+        spec,
+        dataset,
+        augmentation,
+        augmentation.training_plan(spec),
+        paths,
+        execution,
+        temperature=config.temperature,
+        n_rows=-(-len(dataset) // world.size),
+        n_forwards=-(-n_seen // world.size) * config.epochs,
+        limit=config.limit,
+        source_weights=config.source_weights,
+        whole=splits.whole,
+        needs_every_number=config.aux_loss in VECTOR_LOSSES,
+        pools=splits.pools,
+    )
 
 
 def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[str, ...]:

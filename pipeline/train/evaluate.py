@@ -31,7 +31,7 @@ from pipeline.data import (
     open_renderer,
 )
 from pipeline.runtime import Execution, World, autocast, memory_for_images
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.losses import multilabel_bce
 from sskt.metrics import (
     class_precisions,
@@ -232,7 +232,7 @@ def of_clips(
     if clips == ALL_CLIPS:
         views = EveryClip(plan.side_px, plan.n_frames, plan.stride)
     elif not isinstance(clips, int) or clips < 1:
-        raise RunError(f"--clips is {clips!r}, expected a whole number of at least 1, or {ALL_CLIPS}")
+        raise SettingError("clips", f"is {clips!r}, expected a whole number of at least 1, or {ALL_CLIPS}")
     else:
         views = replace(plan, n_clips=clips)
     return views if student_frames is None else centre_frame(views)

@@ -28,7 +28,7 @@ from pipeline.data import (
 )
 from pipeline.runtime import Paths
 from pipeline.train.config import TrainConfig
-from sskt.errors import RunError, shown
+from sskt.errors import RunError, SettingError, shown
 from sskt.recipes import recipe_for
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _open_splits(
     target: str, paths: Paths, limit: int | None, val_share: float | None, chosen_on: str | None
 ) -> Splits:
     if val_share is not None and not 0 <= val_share < 1:
-        raise RunError(f"--val-share is {val_share}, expected at least 0 and less than 1")
+        raise SettingError("val_share", f"is {val_share}, expected at least 0 and less than 1")
     spec, said = parse_target(target), set[str]()
 
     def opened(split: str, limit: int | None = None) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from sskt.errors import RunError
+from sskt.errors import SettingError
 from sskt.methods.config import LabelConfig, MethodConfig, SourceConfig
 from sskt.methods.dml import Dml
 from sskt.methods.kd import Kd
@@ -54,9 +54,9 @@ register("maxl", Maxl)
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of a name. Raises RunError for one that is unknown."""
+    """The method of a name. Raises SettingError for one that is unknown."""
     if name not in METHODS:
-        raise RunError(f"--method is {name!r}, expected one of {', '.join(METHODS)}")
+        raise SettingError("method", f"is {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name]
 
 

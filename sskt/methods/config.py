@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from sskt.errors import RunError
+from sskt.errors import SettingError
 from sskt.losses import (
     AUXILIARY_LOSSES,
     KD_REDUCTIONS,
@@ -44,7 +44,7 @@ class LabelConfig(MethodConfig):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises RunError for a value that no training can have."""
+        """Raises SettingError for a value that no training can have."""
         require_choice("primary_loss", self.primary_loss, PRIMARY_LOSSES)
         require_range("label_smoothing", self.label_smoothing, 0, 1)
 
@@ -85,7 +85,7 @@ class SourceConfig(LabelConfig):
     kd_reduction: str = "mean"  # over batch and classes, as released; or "batchmean"
 
     def __post_init__(self) -> None:
-        """Raises RunError for a value that no training can have."""
+        """Raises SettingError for a value that no training can have."""
         LabelConfig.__post_init__(self)
         require_choice("aux_loss", self.aux_loss, AUXILIARY_LOSSES)
         require_choice("kd_reduction", self.kd_reduction, KD_REDUCTIONS)
@@ -121,15 +121,15 @@ class SourceConfig(LabelConfig):
 
 
 def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise RunError unless a setting is one of some words."""
+    """Raise SettingError unless a setting is one of some words."""
     if value not in choices:
-        raise RunError(f"--{name.replace('_', '-')} is {value!r}, expected one of {', '.join(choices)}")
+        raise SettingError(name, f"is {value!r}, expected one of {', '.join(choices)}")
 
 
 def require_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise RunError unless a setting is a number from `low` to `high`."""
+    """Raise SettingError unless a setting is a number from `low` to `high`."""
     if low <= value <= high and value < math.inf:
         return
     most = "" if high == math.inf else f" and at most {high:g}"
     least = "more than 0" if low == math.ulp(0) else f"at least {low:g}"
-    raise RunError(f"--{name.replace('_', '-')} is {value}, expected {least}{most}")
+    raise SettingError(name, f"is {value}, expected {least}{most}")

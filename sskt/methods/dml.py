@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sskt.errors import RunError
+from sskt.errors import SettingError
 from sskt.losses import kd_divergence, multilabel_divergence
 from sskt.methods.config import LabelConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
@@ -41,9 +41,9 @@ class Dml(Method):
         return cls(peers, config, channels_last=parts.channels_last)
 
     def __init__(self, peers: Sequence[Student], config: DmlConfig, *, channels_last: bool) -> None:
-        """Raises RunError for fewer than two peers."""
+        """Raises SettingError for fewer than two peers."""
         if len(peers) < 2:
-            raise RunError(f"--peers is {len(peers)}, deep mutual learning needs two or more")
+            raise SettingError("peers", f"is {len(peers)}, deep mutual learning needs two or more")
         super().__init__(peers[0], config, channels_last=channels_last)
         self.others = nn.ModuleList(peers[1:])
         self.auxiliary_names = tuple(f"peer {k + 1}" for k in range(len(peers)))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.losses import LOGITS_LOSSES
 from sskt.methods.config import SourceConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
@@ -36,9 +36,10 @@ class KdConfig(SourceConfig):
                 f"{' or '.join(LOGITS_LOSSES)}, or --method sskt"
             )
         if self.alpha > 1:
-            raise RunError(
-                f"--alpha is {self.alpha:g}, expected at most 1 with --method kd, where it is the teacher's "
-                f"share of the loss"
+            raise SettingError(
+                "alpha",
+                f"is {self.alpha:g}, expected at most 1 with --method kd, where it is the teacher's share of "
+                f"the loss",
             )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.students.student import Student
 
 
@@ -50,6 +50,6 @@ class AveragedStudent(AveragedModel):
 def require_decay(decay: float) -> None:
     """Raise RunError for a decay with which nothing would be averaged, or everything."""
     if not 0 <= decay < 1:
-        raise RunError(
-            f"--ema is {decay:g}, expected at least 0 and less than 1, such as 0.99; 0 keeps no average"
+        raise SettingError(
+            "ema", f"is {decay:g}, expected at least 0 and less than 1, such as 0.99; 0 keeps no average"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.students import BACKBONES, Backbone
 from sskt.students.cifar_resnet import CifarResNet
 from sskt.students.resnet import ResNet
@@ -28,7 +28,7 @@ def choose_init(model: str, init: str | None) -> str:
     if init is None:
         return "released" if has_released else "torch"
     if init not in INITS:
-        raise RunError(f"--init is {init!r}, expected one of {', '.join(INITS)}")
+        raise SettingError("init", f"is {init!r}, expected one of {', '.join(INITS)}")
     if init == "released" and not has_released:
         resnets = [name for name in BACKBONES if name.startswith("resnet")]
         raise RunError(f"--init released is of {', '.join(resnets)}; for {model} leave it out")

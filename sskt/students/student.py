@@ -11,7 +11,7 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sskt.errors import RunError
+from sskt.errors import SettingError
 from sskt.students import Backbone, build_backbone
 from sskt.students.initialise import initialise_auxiliary, initialise_head
 from sskt.students.transfer import TransferModule
@@ -98,7 +98,8 @@ class Student(nn.Module):
         """
         children = dict(self.backbone.named_children())
         if block != "head" and block not in children:
-            raise RunError(f"--freeze-until is {block!r}, expected one of {', '.join([*children, 'head'])}")
+            known = ", ".join([*children, "head"])
+            raise SettingError("freeze_until", f"is {block!r}, expected one of {known}")
         for name, child in children.items():
             if name == block:
                 break
