@@ -55,10 +55,11 @@ class Grid(nn.Module):
 
 
 def run(folder, *arguments):
-    """A command of ours in this process."""
+    """A command of ours in this process; returns what it prints as its result."""
     lie = ("--data-dir", str(folder / "data"), "--cache-dir", str(folder / "stores"))
     result = CliRunner().invoke(cli.main, [*arguments, *lie], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def stores(folder):

@@ -17,6 +17,7 @@ from pipeline.api import Paths, choose_execution, open_dataset
 from pipeline.data.loader import Sampler
 from pipeline.runtime import World
 from pipeline.source_outputs.fit_probe import RunProbe, inputs_of
+from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.train import loop as training
 from pipeline.train.run_folder import read_config, read_metrics
 from pipeline.train.splits import keep_labels
@@ -194,7 +195,6 @@ def test_a_run_whose_probe_had_other_stores_is_refused(project, tmp_path, monkey
             "labels_per_class is 0 .*expected a whole number of at least 1",
         ),
         (("probe",), {"labels_per_class": 3, "labelled_share": 1.5}, "labelled_share is 1.5"),
-        ((), {"labels_per_class": 3, "method": "dml"}, "dml .*images without labels"),
     ],
 )
 def test_what_no_run_can_have_is_refused_in_one_line(project, tmp_path, sources, more, message):
@@ -234,7 +234,7 @@ def test_labels_that_are_hidden_have_no_part_in_a_run(project, tmp_path):
     scrambled = replace(hidden, labels=np.where(hidden.is_labelled, dataset.labels, -1))
     wrong = replace(dataset, labels=np.where(hidden.is_labelled, 9 - dataset.labels, dataset.labels))
     of = {
-        name: inputs_of(stores, some, 3, "mean").sha256
+        name: inputs_of(StoredRows(stores, some, 3, 1.0), "mean").sha256
         for name, some in (("hidden", hidden), ("same", scrambled), ("wrong", wrong), ("more", more))
     }
     assert of["hidden"] == of["same"]

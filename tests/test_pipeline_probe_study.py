@@ -23,6 +23,7 @@ from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution
 from pipeline.data.datasets.dataset import array_dataset
 from pipeline.source_outputs.fit_probe import rows_to_fit
+from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.studies.probe import rows as reading
 from pipeline.studies.probe.advice import recommend
 from pipeline.studies.probe.figures import Figures, HeldOut
@@ -150,7 +151,7 @@ def test_the_probe_is_that_of_a_run(made, compared, monkeypatch):
     asked = {"views": VIEWS, "temperature": 3.0}
     for figures in found:
         stores = {name: group.stores[name] for name in figures.sources}
-        features, mean = rows_to_fit(stores, dataset, samples.positions, answers="mean", **asked)
+        features, mean = rows_to_fit(StoredRows(stores, dataset, **asked), samples.positions, answers="mean")
         read = reading.join([read_rows(store, name, samples, **asked) for name, store in stores.items()])
         assert read.fitted.equal(features)
         assert read.mean.equal(mean[0])

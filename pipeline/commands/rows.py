@@ -12,6 +12,7 @@ from pipeline.stores import stored_output
 from sskt.recipes import Recipe, all_recipes, recipe_for
 from sskt.sources import (
     LOGITS_OUTPUT,
+    asked_of,
     assumed,
     kind_of,
     kinds,
@@ -61,6 +62,8 @@ def source_fields(name: str) -> dict[str, Any]:
     """The contract of one source: its input, output and classes, and whatever is assumed because nothing
     declares it. Raises SourceError for an unknown name or a file that cannot be read.
     """
+    if kind_of(name).is_fitted:
+        return _probe_fields(name)
     asked = parse_source(name)
     spec, remarks = kind_of(name).describe(name)
     spec = replace(spec, name=asked.name, output=asked.output)
@@ -84,6 +87,17 @@ def source_fields(name: str) -> dict[str, Any]:
         "classes": shown(contract.classes) if named else None,
         "assumed": assumed(contract) or None,
         "declared": "; ".join(remarks) or None,
+    }
+
+
+def _probe_fields(name: str) -> dict[str, Any]:
+    """What there is to say of a probe: it reads stored rows, and no images."""
+    return {
+        "source": parse_source(name).name,
+        "architecture": parse_source(name).architecture,
+        "reads": ", ".join(asked_of(name)) or "every source with a store for the target",
+        "returns": "logits",
+        "classes": "the target's",
     }
 
 

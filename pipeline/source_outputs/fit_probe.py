@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from cache import Store, digest
 from pipeline.data import Dataset, Positions, subset
-from pipeline.source_outputs.probe_rows import view_rows
+from pipeline.source_outputs.probe_rows import StoredRows
 from sskt.errors import RunError
 from sskt.metrics import class_precisions
 from sskt.probe import CrossFittedProbe, cross_fit, folds_of
@@ -124,29 +124,22 @@ class RunProbe:
         return cls(about["name"], inputs, fitted, tensors["ids"].numpy(), tensors["folds"].numpy())
 
 
-def inputs_of(stores: Mapping[str, Store], dataset: Dataset, views: int, answers: str) -> ProbeInputs:
-    """What a probe on these stores and this dataset's labels would be a function of."""
+def inputs_of(rows: StoredRows, answers: str) -> ProbeInputs:
+    """What a probe on these rows and their dataset's labels would be a function of."""
+    dataset = rows.dataset
     positions = fitted_positions(dataset)
     labels = dataset.ids[positions].astype("<i8").tobytes() + dataset.truth[positions].astype("<i8").tobytes()
-    sources = {name: digest(_seen(store)) for name, store in stores.items()}
-    return ProbeInputs(sources, views, answers, hashlib.sha256(labels).hexdigest())
+    sources = {name: digest(_seen(store)) for name, store in rows.stores.items()}
+    return ProbeInputs(sources, rows.views, answers, hashlib.sha256(labels).hexdigest())
 
 
-def fit_probe(
-    name: str,
-    stores: Mapping[str, Store],
-    dataset: Dataset,
-    *,
-    views: int,
-    answers: str,
-    temperature: float,
-) -> RunProbe:
-    """Fit a probe on the labelled samples' rows of `views` views, and say how good it is.
+def fit_probe(name: str, rows: StoredRows, *, answers: str) -> RunProbe:
+    """Fit a probe on the rows of the labelled samples, and say how good it is.
 
     `answers`, one of PROBE_VIEWS, is what it will be asked about. Raises RunError for too few labels,
     StoreIncomplete or StoreDamaged.
     """
-    started = perf_counter()
+    started, dataset = perf_counter(), rows.dataset
     positions = fitted_positions(dataset)
     ids, truth = dataset.ids[positions], dataset.truth[positions]
     if len(positions) < 2:
@@ -154,11 +147,9 @@ def fit_probe(
             f"{name}: {dataset.target} has {len(positions)} labelled sample(s); label more of them"
         )
     folds = folds_of(truth, subset.draws(ids), dataset.classes)
-    features, asked = rows_to_fit(
-        stores, dataset, positions, views=views, answers=answers, temperature=temperature
-    )
+    features, asked = rows_to_fit(rows, positions, answers=answers)
     fitted, held_out = cross_fit(features, asked, truth, folds, len(dataset.classes))
-    probe = RunProbe(name, inputs_of(stores, dataset, views, answers), fitted, *_sorted(ids, folds))
+    probe = RunProbe(name, inputs_of(rows, answers), fitted, *_sorted(ids, folds))
     log.info(
         f"{name}: fitted on {len(positions):,} labelled samples in {perf_counter() - started:.1f} s; "
         f"cross-validated {_rightness(held_out, truth)}, calibration error {fitted.ece_before:.3f}, "
@@ -167,32 +158,23 @@ def fit_probe(
     return probe
 
 
-def rows_to_fit(
-    stores: Mapping[str, Store],
-    dataset: Dataset,
-    positions: Positions,
-    *,
-    views: int,
-    answers: str,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rows_to_fit(rows: StoredRows, positions: Positions, *, answers: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What `sskt.probe.cross_fit` takes: float32 (V, n, D) to fit on and (M, n, D) to ask about.
 
     V is as many of the views as MOST_ROWS allow, at least one. For answers "mean", M is 1, the mean over
     all views.
     """
-    n_fitted = max(1, min(views, MOST_ROWS // len(positions)))
-    per_view = view_rows(stores, dataset, positions, views=views, temperature=temperature)
+    n_fitted = max(1, min(rows.views, MOST_ROWS // len(positions)))
     fitted, total = [], None
-    for view, rows in enumerate(per_view):
+    for view, features in enumerate(rows.per_view(positions)):
         if view < n_fitted:
-            fitted.append(rows.float())
-        total = rows if total is None else total + rows
+            fitted.append(features.float())
+        total = features if total is None else total + features
         if answers == "own" and view + 1 == n_fitted:
             break
-    features = torch.stack(fitted)
+    of_views = torch.stack(fitted)
     assert total is not None  # noqa: S101 - a store has a view
-    return features, features if answers == "own" else (total / views).float()[None]
+    return of_views, of_views if answers == "own" else (total / rows.views).float()[None]
 
 
 def fitted_positions(dataset: Dataset) -> Positions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
 from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.pools import open_outputs, pool_stores
+from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.stored import stores_with_views, teaching_unnamed
@@ -63,7 +65,8 @@ def open_with_probe(
     n_views = views or (fitted.inputs.views if fitted else min(s.whole_views for s in stores.values()))
     for source, store in stores.items():
         require_views(store, source, n_views)
-    probe = _fit(request, f"probe:{'+'.join(stores)}", stores, n_views, probe_views, fitted)
+    rows = StoredRows(stores, request.dataset, n_views, request.temperature)
+    probe = _fit(f"probe:{'+'.join(stores)}", rows, probe_views, fitted)
     if world.size > 1:
         probe = RunProbe.from_bytes(world.broadcast(probe.to_bytes()))
     shown = tuple(source for source in sources if source != asked)
@@ -74,23 +77,19 @@ def open_with_probe(
             request, of_batch, labels=labels, views=n_views if of_stores else views, teacher_bn=teacher_bn
         )
     dataset = join([request.dataset, *(pool.dataset for pool in request.pools)])
-    table = _table(request, probe, stores, dataset, n_views) if probe_views == "mean" else None
+    table = _table(request, probe, rows, dataset) if probe_views == "mean" else None
     return ProbedOutputs(outputs, probe, dataset, shown=shown, table=table, device=request.execution.device)
 
 
-def _table(
-    request: DataRequest, probe: RunProbe, stores: dict[str, Store], joined: Dataset, views: int
-) -> torch.Tensor:
+def _table(request: DataRequest, probe: RunProbe, rows: StoredRows, joined: Dataset) -> torch.Tensor:
     """The probe's logits, float16 (N, C), for the mean view of the target's samples, then of the pools'."""
-    parts = [(request.dataset, stores)]
-    parts += [(pool.dataset, pool_stores(request, pool, stores, views)) for pool in request.pools]
-    ends = np.cumsum([len(dataset) for dataset, _ in parts])[:-1]
+    parts = [rows]
+    for pool in request.pools:
+        stores = pool_stores(request, pool, rows.stores, rows.views)
+        parts.append(replace(rows, stores=stores, dataset=pool.dataset))
+    ends = np.cumsum([len(part.dataset) for part in parts])[:-1]
     folds = np.split(probe.folds_of(joined.ids), ends)
-    tables = [
-        mean_table(probe, its, dataset, of, views=views, temperature=request.temperature)
-        for (dataset, its), of in zip(parts, folds, strict=True)
-    ]
-    return torch.cat(tables)
+    return torch.cat([mean_table(probe, part, of) for part, of in zip(parts, folds, strict=True)])
 
 
 def _require_askable(labels: str, probe_views: str, *, of_stores: bool) -> None:
@@ -163,20 +162,11 @@ def _stored_for_probe(request: DataRequest) -> dict[str, Store]:
     return dict(sorted(chosen.items()))
 
 
-def _fit(
-    request: DataRequest,
-    name: str,
-    stores: dict[str, Store],
-    views: int,
-    answers: str,
-    fitted: RunProbe | None,
-) -> RunProbe:
+def _fit(name: str, rows: StoredRows, answers: str, fitted: RunProbe | None) -> RunProbe:
     """The probe that a run has begun with, or a new one."""
     if fitted is None:
-        return fit_probe(
-            name, stores, request.dataset, views=views, answers=answers, temperature=request.temperature
-        )
-    now = inputs_of(stores, request.dataset, views, answers)
+        return fit_probe(name, rows, answers=answers)
+    now = inputs_of(rows, answers)
     if now.sha256 != fitted.inputs.sha256:
         before, after = fitted.inputs.to_dict(), now.to_dict()
         field = next(key for key in before if before[key] != after[key])

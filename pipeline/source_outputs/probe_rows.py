@@ -5,6 +5,7 @@ features.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,39 +16,32 @@ from pipeline.source_outputs.cached import all_classes
 from sskt.probe import probe_features
 
 
-def view_rows(
-    stores: Mapping[str, Store],
-    dataset: Dataset,
-    positions: Positions,
-    *,
-    views: int,
-    temperature: float,
-) -> Iterator[torch.Tensor]:
-    """Each sample's features (see `probe_features`) in the first `views` views: float64 (n, D) per view.
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRows:
+    """What the stores of a probe's sources say of a dataset, in their first `views` views."""
 
-    `positions`: rows of the dataset. `temperature` is what top-k stores are decoded for. Raises
-    StoreIncomplete or StoreDamaged.
-    """
-    rows = {name: store.positions_of(dataset.ids[positions]) for name, store in stores.items()}
-    for view in range(views):
-        stored = (
-            (store, torch.from_numpy(store.rows(view, rows[name]).view(np.float16)))
-            for name, store in stores.items()
-        )
-        yield probe_features(all_classes(store, logits, temperature) for store, logits in stored)
+    stores: Mapping[str, Store]
+    dataset: Dataset
+    views: int
+    temperature: float  # for which top-k stores are decoded
 
+    def per_view(self, positions: Positions) -> Iterator[torch.Tensor]:
+        """The features (see `probe_features`) of some samples: float64 (n, D) per view. Raises
+        StoreIncomplete or StoreDamaged.
+        """
+        ids = self.dataset.ids[positions]
+        rows = {name: store.positions_of(ids) for name, store in self.stores.items()}
+        for view in range(self.views):
+            stored = (
+                (store, torch.from_numpy(store.rows(view, rows[name]).view(np.float16)))
+                for name, store in self.stores.items()
+            )
+            yield probe_features(all_classes(store, logits, self.temperature) for store, logits in stored)
 
-def mean_rows(
-    stores: Mapping[str, Store],
-    dataset: Dataset,
-    positions: Positions,
-    *,
-    views: int,
-    temperature: float,
-) -> torch.Tensor:
-    """The mean of `view_rows` over the views: float64 (n, D)."""
-    per_view = view_rows(stores, dataset, positions, views=views, temperature=temperature)
-    total = next(per_view)
-    for features in per_view:
-        total += features
-    return total / views
+    def mean(self, positions: Positions) -> torch.Tensor:
+        """The mean of their features over the views: float64 (n, D)."""
+        per_view = self.per_view(positions)
+        total = next(per_view)
+        for features in per_view:
+            total += features
+        return total / self.views

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import Store
 from pipeline.data import Dataset, Positions
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
-from pipeline.source_outputs.probe_rows import mean_rows
+from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.source_outputs.wrapped import WrappedOutputs
 from sskt.probe import probe_features
 from sskt.sources import Contract
@@ -77,21 +76,13 @@ class ProbedOutputs(WrappedOutputs):
         return {name: values[name] for name in self._shown if name in values}
 
 
-def mean_table(
-    probe: RunProbe,
-    stores: Mapping[str, Store],
-    dataset: Dataset,
-    folds: NDArray[np.int64],
-    *,
-    views: int,
-    temperature: float,
-) -> torch.Tensor:
-    """The probe's logits, float16 (N, C), for the mean over `views` stored views of every sample; `folds`
-    (N,) as `RunProbe.folds_of` gives them.
+def mean_table(probe: RunProbe, rows: StoredRows, folds: NDArray[np.int64]) -> torch.Tensor:
+    """The probe's logits, float16 (N, C), for the mean over the stored views of every sample; `folds` (N,) as
+    `RunProbe.folds_of` gives them.
     """
-    fold_of = torch.from_numpy(folds)
+    fold_of, n = torch.from_numpy(folds), len(rows.dataset)
     parts = [
-        probe.logits(mean_rows(stores, dataset, rows, views=views, temperature=temperature), fold_of[rows])
-        for rows in np.split(np.arange(len(dataset)), range(_ROWS_AT_ONCE, len(dataset), _ROWS_AT_ONCE))
+        probe.logits(rows.mean(positions), fold_of[positions])
+        for positions in np.split(np.arange(n), range(_ROWS_AT_ONCE, n, _ROWS_AT_ONCE))
     ]
     return torch.cat(parts)

@@ -90,6 +90,8 @@ def open_data(
         labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
         unlabelled=pools_of(config, paths),
     )
+    if not method.reads_unlabelled:
+        splits = _labelled_only(splits, config)
     if require_data is not None:
         require_data(splits)
     for sentence in same_bytes(spec, splits.named, paths.index_dir):
@@ -135,6 +137,19 @@ def _of_images(
     )
     cached = outputs is None or outputs.kind == "cached"
     return centre_frame(plan) if cached else plan, centre_frame(eval_plan)
+
+
+def _labelled_only(splits: Splits, config: TrainConfig) -> Splits:
+    """The splits without the training samples whose labels are hidden; says how many are left out."""
+    train = splits.train
+    n_hidden = len(train) - len(train.labelled)
+    if not n_hidden:
+        return splits
+    log.info(
+        f"--method {config.method} learns from labels alone: it trains on the {len(train.labelled):,} "
+        f"samples with a label and leaves {n_hidden:,} out"
+    )
+    return replace(splits, train=train.take(train.labelled))
 
 
 def pools_of(config: TrainConfig, paths: Paths) -> tuple[str, ...]:

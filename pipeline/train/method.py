@@ -107,11 +107,6 @@ def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
     return build_backbone(config.model, clip_mean=config.clip_mean)
 
 
-def has_unlabelled(config: TrainConfig) -> bool:
-    """Whether a run has, or asks for, samples whose labels it does not know."""
-    return bool(config.labels_per_class or config.labelled_list or config.unlabelled)
-
-
 def _require_able(method: type[Method], config: TrainConfig) -> None:
     """Raise RunError for what a run asks of a method that it cannot do."""
     unable = {
@@ -119,7 +114,7 @@ def _require_able(method: type[Method], config: TrainConfig) -> None:
         "several processes": config.ranks > 1 and not method.several_processes,
         "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
         "--optimizer adam": config.optimizer == "adam" and not method.adam,
-        "images without labels": has_unlabelled(config) and not method.reads_unlabelled,
+        "images without labels": bool(config.unlabelled) and not method.reads_unlabelled,
     }
     for what, asked in unable.items():
         if asked:

@@ -131,8 +131,8 @@ def keep_listed(splits: Splits, file: Path, spec: DatasetSpec, paths: Paths) -> 
     kept = np.isin(splits.train.ids, splits.whole.ids[listed])
     hidden = splits.train.hide_labels(~kept)
     log.info(
-        f"labels: {len(hidden.labelled):,} of {len(hidden):,} training samples keep theirs ({file}), the "
-        f"others count as unlabelled"
+        f"labels: {len(hidden.labelled):,} of {len(hidden):,} training samples keep theirs ({file}), those "
+        f"of the others are hidden"
     )
     if not len(hidden.labelled):
         raise RunError(f"{file}: names no sample that is trained on; name some")
@@ -148,7 +148,7 @@ def keep_labels(dataset: Dataset, n_per_class: int) -> Dataset:
     hidden = dataset.hide_labels(ranks >= n_per_class)
     log.info(
         f"labels: {len(hidden.labelled):,} of {len(dataset):,} training samples keep theirs "
-        f"({n_per_class} per class), the others count as unlabelled"
+        f"({n_per_class} per class), those of the others are hidden"
     )
     return hidden
 

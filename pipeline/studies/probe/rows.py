@@ -17,7 +17,7 @@ from cache import Store
 from pipeline.data import Dataset, subset
 from pipeline.source_outputs.cached import all_classes
 from pipeline.source_outputs.fit_probe import MOST_ROWS, fitted_positions
-from pipeline.source_outputs.probe_rows import view_rows
+from pipeline.source_outputs.probe_rows import StoredRows
 from sskt.errors import RunError
 from sskt.metrics import class_precisions
 from sskt.probe import folds_of
@@ -91,12 +91,12 @@ def read_rows(store: Store, name: str, samples: Samples, *, views: int, temperat
     n_fitted = max(1, min(views, MOST_ROWS // len(samples)))
     fitted = torch.empty((n_fitted, len(samples), store.n_classes))
     mean = torch.empty((len(samples), store.n_classes))
+    stored = StoredRows({name: store}, samples.dataset, views, temperature)
     for start in range(0, len(samples), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         positions = samples.positions[part]
-        per_view = view_rows({name: store}, samples.dataset, positions, views=views, temperature=temperature)
         total = torch.zeros((len(positions), store.n_classes), dtype=torch.float64)
-        for view, rows in enumerate(per_view):
+        for view, rows in enumerate(stored.per_view(positions)):
             total += rows
             if view < n_fitted:
                 fitted[view, part] = rows.float()
