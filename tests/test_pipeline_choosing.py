@@ -183,7 +183,7 @@ def test_without_a_share_no_epoch_is_chosen(project, which, tmp_path):
     assert len([line for line in said if "no epoch is chosen" in line]) == 1
     with pytest.raises(RunError, match="was trained with --val-share 0, so it has no best epoch"):
         api.evaluate(tmp_path / "run", execution=CPU, which="best")
-    with pytest.raises(RunError, match=r"--schedule plateau waits for a loss .*--val-share 0 leaves none"):
+    with pytest.raises(RunError, match=r"--schedule plateau watches a loss .*--val-share 0 leaves none"):
         train(project, which, tmp_path / "plateau", val_share=0.0, schedule="plateau")
 
 
@@ -282,11 +282,11 @@ def begun_before(run):
 
 def test_a_run_begun_before_goes_on_and_is_scored_as_it_was(project, tmp_path, monkeypatch):
     """Then the val split, where there was one, was the test split, and it chose the best epoch."""
-    import pipeline.train.data as lesson
+    import pipeline.train.data as data
 
     with monkeypatch.context() as before:
         before.setattr(
-            lesson,
+            data,
             "open_splits",
             lambda target, **asked: open_splits(target, **{**asked, "chosen_on": "test"}),
         )

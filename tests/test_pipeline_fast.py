@@ -114,11 +114,11 @@ def resolved(target, **settings):
 @pytest.mark.parametrize(
     ("target", "settings", "message"),
     [
-        ("digits", {"warm_up": 0.1}, "--warm-up is of --schedule trapezoid, this run has multistep"),
+        ("digits", {"warm_up": 0.1}, "--warm-up is for --schedule trapezoid, this run has multistep"),
         (
             "digits",
             {"recipe": "fast", "schedule": "cosine", "cool_down": 0.1},
-            "--cool-down is of --schedule",
+            "--cool-down is for --schedule",
         ),
         ("digits", {"recipe": "fast", "warm_up": 0.4}, "--warm-up 0.4 and --cool-down 0.8 are fractions of"),
         (
@@ -170,7 +170,7 @@ def test_the_command_takes_every_part_away_again(run, tmp_path):
         0.0,
         "multistep",
     ]
-    assert "the recipe fast of digits but for: epochs 1 (not 10)" in result.stderr
+    assert "the recipe fast of digits, except: epochs 1 (not 10)" in result.stderr
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert "average" not in state
     assert len(state["optimiser"]["param_groups"]) == 1

@@ -51,7 +51,7 @@ def test_a_list_of_labels_names_the_samples_that_are_trained_on(tmp_path):
 
 
 def test_images_that_never_had_a_label_are_still_refused(tmp_path):
-    with pytest.raises(RunError, match="scratch cannot do with images without labels"):
+    with pytest.raises(RunError, match="scratch does not support images without labels"):
         train(tmp_path, "refused", method="scratch", limit=30, unlabelled=str(_images(tmp_path)))
 
 

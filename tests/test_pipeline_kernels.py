@@ -188,7 +188,7 @@ def test_a_run_that_was_begun_with_wrong_kernels_is_not_gone_on_with(paths, tmp_
     paths.kernels_file.unlink()
     with (
         convolution_backward(garbage_in_layer3),
-        pytest.raises(RunError, match=r"was begun with fast kernels that are wrong here: .*layer3.0.conv2"),
+        pytest.raises(RunError, match=r"was started with fast kernels that are wrong here: .*layer3.0.conv2"),
     ):
         api.resume(out)
     paths.kernels_file.unlink()

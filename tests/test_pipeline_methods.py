@@ -119,7 +119,7 @@ def test_maxls_generator_learns_and_is_left_behind(project, tmp_path):
     assert {name.partition(".")[0] for name in exported} == {"backbone", "head"}
     config = json.loads((tmp_path / "maxl-2" / "config.json").read_text())
     assert (config["schedule"], config["primary_loss"], config["psi"]) == ("cosine", "focal", 3)
-    with pytest.raises(RunError, match="--method maxl cannot do with --mixup"):
+    with pytest.raises(RunError, match="--method maxl does not support --mixup"):
         api.train("digits", out=tmp_path / "no", method="maxl", mixup=0.2, **QUICK, **common)
     assert not (tmp_path / "no").exists()
 
@@ -193,7 +193,7 @@ def resolved(target, **settings):
         ({"method": "scratch", "gradient_cosine": "record"}, {}, {}, "sskt would; leave it out, or choose"),
         ({"method": "kd", "gradient_cosine": "record"}, {}, {}, "--gradient-cosine record: --method kd"),
         ({"peers": 3}, {}, {}, "--peers 3: --method sskt does not read it, dml would"),
-        ({"kd_reduction": "mean"}, {}, {}, "--kd-reduction mean is of --aux-loss kd, this run has ce"),
+        ({"kd_reduction": "mean"}, {}, {}, "--kd-reduction mean is for --aux-loss kd, this run has ce"),
     ],
 )
 def test_what_a_method_would_not_read_is_refused(supervision, tuning, overrides, message):
@@ -209,7 +209,7 @@ def test_a_recipes_own_settings_are_no_wish():
 
 def test_smoothed_labels_are_of_cross_entropy(project, tmp_path):
     _, common = project
-    with pytest.raises(RunError, match="--label-smoothing is of --primary-loss ce, this run has focal"):
+    with pytest.raises(RunError, match="--label-smoothing is for --primary-loss ce, this run has focal"):
         api.train(
             "digits",
             out=tmp_path / "no",

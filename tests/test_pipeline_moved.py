@@ -153,7 +153,7 @@ def test_what_is_gone_is_named_with_the_option_that_helps(moved):
     half, target = moved.folder / "half-live", f"imagefolder:{moved.folder / 'pics'}"
     with pytest.raises(RunError, match=r"its data lay in .*pics, which .* with --target imagefolder:PATH"):
         api.evaluate(moved.folder / "whole-cached", execution=EXECUTION)
-    with pytest.raises(RunError, match=r"program:tiny\.pt2 is not there .* with --source program:PATH"):
+    with pytest.raises(RunError, match=r"program:tiny\.pt2 does not exist .* with --source program:PATH"):
         api.resume(half, target=target, **moved.options())
     with pytest.raises(RunError, match=r"its stores lay in .*stores, .* with --cache-dir"):
         api.resume(moved.folder / "half-cached", target=target, execution=EXECUTION)

@@ -258,7 +258,7 @@ def test_methods_of_labels_alone_leave_the_folders_pool_out(made, tmp_path):
     train(made, tmp_path / "scratch", method="scratch", sources=(), unlabelled=(), epochs=1)
     assert read_config(tmp_path / "scratch")["unlabelled"] == []
     assert any("--method scratch learns from labels alone" in line for line in said)
-    with pytest.raises(RunError, match="--method scratch cannot do with images without labels"):
+    with pytest.raises(RunError, match="--method scratch does not support images without labels"):
         train(made, tmp_path / "asked", method="scratch", sources=())
     assert len(opened(made, unlabelled="none").dataset) == N_TRAIN
     assert len(opened(made, unlabelled=["none", str(made[0] / "more")]).dataset) == N_TRAIN + N_OTHER
@@ -410,7 +410,7 @@ def test_a_list_says_which_samples_keep_their_labels(project):
     ):
         opened(project, labelled_list=names)
     (folder / "listed" / "summary.json").unlink()
-    with pytest.raises(RunError, match=r"began with the labels that names\.txt sha256"):
+    with pytest.raises(RunError, match=r"was started with the labels that names\.txt sha256"):
         resume(folder / "listed")
     with pytest.raises(RunError, match="both say which samples keep their labels"):
         opened(project, labelled_list=names, labels_per_class=1)

@@ -186,8 +186,8 @@ def go_on(out: Path, **more) -> list[str]:
 def test_a_torn_line_of_metrics_is_written_again(stopped):
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "train_lo')
-    (said,) = [line for line in go_on(stopped) if "goes on" in line]
-    assert said == f"{stopped}: goes on in epoch 2 of 4"
+    (said,) = [line for line in go_on(stopped) if "continues" in line]
+    assert said == f"{stopped}: continues in epoch 2 of 4"
     assert [m["epoch"] for m in numbers(stopped)] == [1, 2, 3, 4]
 
 
@@ -255,7 +255,7 @@ def test_another_number_of_processes_is_refused(stopped):
         config = json.loads((stopped / name).read_text())
         (stopped / name).write_text(json.dumps({**config, "ranks": 4}))
     (stopped / "last.pt").unlink()
-    with pytest.raises(RunError, match=r"was begun by 4 process\(es\), this is one of 1"):
+    with pytest.raises(RunError, match=r"was started by 4 process\(es\), this is one of 1"):
         go_on(stopped)
 
 
@@ -273,7 +273,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
         stop_after(stopping, 7)
         with pytest.raises(KeyboardInterrupt):
             api.train("digits", out=tmp_path / "run", model=own(), **settings, **common)
-    with pytest.raises(RunError, match="its student is own:WrappedBackbone; continue it from Python"):
+    with pytest.raises(RunError, match="its student is own:WrappedBackbone; continue from Python"):
         go_on(tmp_path / "run")
     go_on(tmp_path / "run", backbone=own())
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
@@ -281,7 +281,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
     (tmp_path / "run" / "last.pt").unlink()  # as if it had been killed before its first checkpoint
     go_on(tmp_path / "run", backbone=own())
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
-    with pytest.raises(RunError, match="its student is own:WrappedBackbone; score it from Python"):
+    with pytest.raises(RunError, match="its student is own:WrappedBackbone; continue from Python"):
         api.evaluate(tmp_path / "run")
     figures = api.evaluate(tmp_path / "run", backbone=own(), execution=common["execution"])
     assert figures["test_top1"] == numbers(tmp_path / "whole")[-1]["test_top1"]
@@ -290,7 +290,7 @@ def test_a_backbone_of_ones_own_goes_on_from_python(project, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--lr", "0.3"], "--lr is settled by the run that --resume goes on with; leave it out"),
+        (["--lr", "0.3"], "--lr is settled by the run that --resume continues; leave it out"),
         (["--target", "digits"], "--target is settled by the run"),
         ([], "has no config.json; give the folder that sskt train printed"),
     ],

@@ -108,7 +108,7 @@ def test_maps_and_maxl_are_refused(made, tmp_path):
     train(target, paths, tmp_path / "run", method="scratch", epochs=1)
     with pytest.raises(RunError, match="its student was trained on videos, and maps are of pictures"):
         api.explain([tmp_path / "run"], out=tmp_path / "map.png", paths=paths, execution=CPU)
-    with pytest.raises(RunError, match="--method maxl cannot do with --optimizer adam; leave that out"):
+    with pytest.raises(RunError, match="--method maxl does not support --optimizer adam; leave that out"):
         train(target, paths, tmp_path / "no", method="maxl", optimizer="adam")
     assert not (tmp_path / "no").exists()
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])

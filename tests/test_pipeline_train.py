@@ -271,7 +271,7 @@ def test_a_value_that_no_training_can_have_is_refused_before_anything_is_written
 @pytest.mark.parametrize(("model", "batch_size"), [("vgg16", N), ("resnet18", 1)])
 def test_pictures_too_small_for_a_network_are_refused_before_anything_is_written(project, model, batch_size):
     folder, _, arguments = project
-    with pytest.raises(RunError, match=f"--model {model} cannot train on . picture.s. of 16 px at a time"):
+    with pytest.raises(RunError, match=f"--model {model} cannot train on . image.s. of 16 px at a time"):
         api.train(
             "digits",
             method="scratch",
@@ -313,7 +313,7 @@ def test_what_is_not_the_recipes_is_said_and_recorded(project):
     train(project, "departs", **(recipe | {"lr": 0.07, "milestones": [1]}))
     summary = json.loads((project[0] / "departs" / "summary.json").read_text())
     assert summary["overridden"] == {"epochs": [1, 40], "lr": [0.07, 0.05], "milestones": [[1], [20, 30]]}
-    words = "the recipe of digits but for: epochs 1 (not 40), lr 0.07 (not 0.05), mile"
+    words = "the recipe of digits, except: epochs 1 (not 40), lr 0.07 (not 0.05), mile"
     assert any(remark.startswith(words) for remark in said)
     train(project, "departs-maxl", method="maxl", sources=(), **recipe)
     summary = json.loads((project[0] / "departs-maxl" / "summary.json").read_text())

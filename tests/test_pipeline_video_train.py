@@ -198,7 +198,7 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
     np.testing.assert_allclose(stored, truth, rtol=0.05, atol=0.02 * float(truth.abs().max()))
     summary = train(target, paths, tmp_path / "run", labels="cached", epochs=1)
     assert set(summary["sources"]) >= {"kinetics:resnet3d10"}
-    with pytest.raises(RunError, match="reads clips, and digits holds pictures"):
+    with pytest.raises(RunError, match="reads clips, and digits holds images"):
         api.precompute(["digits"], ["kinetics:resnet3d10"], paths=paths)
 
 
@@ -331,7 +331,7 @@ def test_a_run_that_does_not_say_its_mean_is_scored_with_the_one_it_had(made, tm
     api.resume(old, execution=choose_execution(device="cpu"))
     assert any("its student is written from last.pt" in line for line in lines)
     with pytest.raises(
-        RunError, match="--clip-mean kinetics is of the resnet3d networks, this student is r3d_1"
+        RunError, match="--clip-mean kinetics is for resnet3d networks, this student is r3d_1"
     ):
         train(target, paths, tmp_path / "no", model="r3d_18", clip_mean="kinetics", method="scratch")
 
@@ -399,7 +399,7 @@ def test_a_fine_tuned_run_stopped_at_once_begins_with_the_same_weights_again(mad
         with pytest.raises(KeyboardInterrupt):
             train(target, paths, tmp_path / "lost", **settings)
     (tmp_path / "k.pth").unlink()
-    with pytest.raises(RunError, match=r"began with k\.pth sha256 \w+, which is not at"):
+    with pytest.raises(RunError, match=r"needs k\.pth sha256 \w+, which is not at"):
         api.resume(tmp_path / "lost", execution=choose_execution(device="cpu"))
 
 
@@ -409,7 +409,7 @@ def _interrupt(*_):
 
 def test_pictures_and_videos_are_not_mixed_up(made, tmp_path):
     target, paths, _ = made
-    with pytest.raises(RunError, match=r"--model r3d_18 reads clips, and digits holds pictures"):
+    with pytest.raises(RunError, match=r"--model r3d_18 reads clips, and digits holds images"):
         train(
             "digits", paths, tmp_path / "run", model="r3d_18", augmentation=Augmentation(), method="scratch"
         )

@@ -174,10 +174,10 @@ def test_a_student_of_voc_is_trained_taught_and_scored(tmp_path):
     shown_classes = [v for v in figures["classes"].values() if v is not None]
     assert figures["test_map"] == pytest.approx(np.mean(shown_classes))
     with pytest.raises(
-        RunError, match="--primary-loss ce: the pictures of voc have several labels each; use bce"
+        RunError, match="--primary-loss ce: the images of voc have several labels each; use bce"
     ):
         api.train("voc", method="scratch", primary_loss="ce", out=tmp_path / "no", **shown)
-    with pytest.raises(RunError, match="the pictures of digits have one label each; use ce or focal"):
+    with pytest.raises(RunError, match="the images of digits have one label each; use ce or focal"):
         api.train(
             "digits",
             method="scratch",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def paths_of(run: Path) -> Paths:
-    """Where a run found its data, stores and weights, but for what the command line says."""
+    """Where a run found its data, stores and weights, except what the command line says."""
     from pipeline import api
 
     context = click.get_current_context()
@@ -31,7 +31,7 @@ def require_alone(allowed: str) -> None:
     for option in context.command.params:
         if option.name not in allowed.split() and is_told(context, option.name or ""):
             raise click.UsageError(
-                f"{option.opts[0]} is settled by the run that --resume goes on with; leave it out"
+                f"{option.opts[0]} is settled by the run that --resume continues; leave it out"
             )
 
 

@@ -237,7 +237,7 @@ def train(
             **settings,
         )
     else:
-        raise click.UsageError("Missing option '--target', or '--resume' to go on with a run.")
+        raise click.UsageError("Missing option '--target', or '--resume' to continue a run.")
     run = str(resume or out)
     if as_json:
         tell_json(summary | {"run": run})

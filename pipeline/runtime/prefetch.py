@@ -24,6 +24,7 @@ def prefetch(items: Generator[T], n: int) -> Generator[T]:
     unwanted = Event()
 
     def put(kind: object, item: T | BaseException | None) -> bool:
+        """Hand an item over when there is room; returns False if it is not wanted any more."""
         while not unwanted.is_set():
             try:
                 ready.put((kind, item), timeout=_POLL_S)
@@ -33,6 +34,7 @@ def prefetch(items: Generator[T], n: int) -> Generator[T]:
         return False
 
     def produce() -> None:
+        """Hand over all items, then the end or the error, from the producer's thread."""
         try:
             with closing(items):
                 for item in items:

@@ -29,8 +29,8 @@ def model_name(model: str | Backbone) -> str:
 
 
 def choose_frames(spec: DatasetSpec, model: str | Backbone) -> str | None:
-    """What a student sees of a clip, as a config has it: the centre frame if it reads images and the target
-    holds videos.
+    """What a student sees of a clip, for the config: the centre frame if it reads images and the target holds
+    videos.
     """
     if isinstance(model, Backbone):
         reads_images = not model.reads_clips
@@ -40,17 +40,15 @@ def choose_frames(spec: DatasetSpec, model: str | Backbone) -> str | None:
 
 
 def choose_clip_mean(asked: str, model: str) -> str:
-    """What a student takes off its clips, as a config has it. Raises RunError for a mean that is unknown, or
-    that the student would not read.
+    """The mean that a student subtracts from clips, for the config. Raises RunError for an unknown mean, or
+    one that the student would ignore.
     """
     if asked not in CLIP_MEANS:
         raise SettingError("clip_mean", f"is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
     if model.startswith("resnet3d"):
         return asked
     if asked != RELEASED_MEAN:
-        raise RunError(
-            f"--clip-mean {asked} is of the resnet3d networks, this student is {model}; leave it out"
-        )
+        raise RunError(f"--clip-mean {asked} is for resnet3d networks, this student is {model}; leave it out")
     return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
 
 
@@ -62,7 +60,7 @@ def open_backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
     if isinstance(model, str):
         return build_backbone(model, clip_mean=clip_mean)
     if isinstance(model, ResNet3D) and clip_mean != OWN_MEAN:
-        model.take_off(clip_mean)  # of a run that was begun before backbones had another mean
+        model.take_off(clip_mean)  # in a run from before backbones had another mean
     return model
 
 
@@ -71,24 +69,24 @@ def reopen_backbone(config: TrainConfig, backbone: Backbone | None, run: Path) -
     caller's own, and `backbone` is None.
     """
     if config.is_own and backbone is None:
-        raise RunError(f"{run}: its student is {config.model}; go on from Python, with that backbone")
+        raise RunError(f"{run}: its student is {config.model}; continue from Python, with that backbone")
     return open_backbone(backbone or config.model, config.seed, config.clip_mean)
 
 
 def require_reads(backbone: Backbone, config: TrainConfig) -> None:
-    """Raise RunError for a network for clips where the target holds pictures."""
+    """Raise RunError for a network that reads clips if the target holds images."""
     spec = parse_target(config.target)
     if backbone.reads_clips and not spec.holds_videos:
         able = [name for name in BACKBONES if name not in CLIP_BACKBONES]
         raise RunError(
-            f"--model {config.model} reads clips, and {spec.name} holds pictures; "
+            f"--model {config.model} reads clips, and {spec.name} holds images; "
             f"choose one of {', '.join(able)}"
         )
 
 
 def require_runs(backbone: Backbone, config: TrainConfig, plan: Plan, n_samples: int) -> None:
     """Raise RunError for images or batches that are too small for a named network; a copy of it is tried."""
-    # it has been tried by `sskt.students.WrappedBackbone`, and may not be one that can be copied
+    # `sskt.students.WrappedBackbone` has tried it; and it may not be possible to copy it
     if config.is_own:
         return
     n = min(2, config.smallest_step(n_samples) // config.ranks)
@@ -98,6 +96,6 @@ def require_runs(backbone: Backbone, config: TrainConfig, plan: Plan, n_samples:
             trial(torch.zeros(input_shape(config, plan, n)))
     except (RuntimeError, ValueError) as error:
         raise RunError(
-            f"--model {config.model} cannot train on {n} picture(s) of {plan.side_px} px at a time "
+            f"--model {config.model} cannot train on {n} image(s) of {plan.side_px} px at a time "
             f"({str(error).splitlines()[0]}); choose another --model, --size or --batch-size"
         ) from error

@@ -1,4 +1,4 @@
-"""A compiled step held against eager ones, before anything is learnt from it."""
+"""Check a compiled step's gradients against eager ones before a run trains with it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.methods import Losses, Method
 
-_SLACK = 0.01  # of the gradients' norm, beside twice what the precision costs an eager step
-_SCALE = 256.0  # of fp16's losses, whose gradients would vanish
+_SLACK = 0.01  # fraction of the gradients' norm, beside twice the error of the run's precision
+_SCALE = 256.0  # loss scale in fp16, whose gradients would vanish
 
 Step = Callable[..., Losses]
 
@@ -27,15 +27,16 @@ def require_right(
     config: TrainConfig,
     device: torch.device,
 ) -> None:
-    """Raise RunError if the gradients of `compiled` for a step's `inputs` are further from those of an eager
-    step in fp32 than twice what those of an eager one in the run's precision are.
+    """Raise RunError if the gradients of `compiled` for a step's `inputs` are wrong: more than twice as far
+    from those of an eager step in fp32 as those of an eager step in the run's precision.
 
-    `method` and the random generators are left as they were. Each step draws other random numbers, as a
-    compiled one does anyway: a network with dropout is compared as closely as it agrees with itself.
+    `method` and the random generators are left unchanged. Each step draws different random numbers, as a
+    compiled one does anyway, so a network with dropout is only compared as closely as it agrees with itself.
     """
     before = {name: buffer.clone() for name, buffer in method.named_buffers()}
 
     def gradients(step: Step, amp: str, draw: int) -> Tensor:
+        """The step's loss and all gradients as one vector, float32; `draw` seeds its random numbers."""
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(draw)
             method.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""A confusion matrix as files: numbers for a program, a picture for a reader."""
+"""Write a confusion matrix as CSV, for programs, and as a picture, for readers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NAMED = 40  # classes at most whose names are legible
+_NAMED = 40  # with more classes, names are not legible
 _NAME_IN, _NAME_PT = 1.8, 9.0  # room for a class's name
 _LARGEST_PT, _SMALLEST_PT = 9.0, 5.0  # of a number in a cell
 _DIGIT = 0.64  # width of a digit, of its size
 
 
 def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path) -> dict[str, str]:
-    """Write confusion.csv, counts with true classes as rows, and confusion.png: shares of each true class as
-    colour and, where the cells have room for them, the counts.
+    """Write confusion.csv, counts with true classes as rows, and confusion.png, whose colours are fractions
+    of each true class, with counts in cells that are large enough.
 
     `matrix`: int64 (C, C). Returns the paths by kind. Raises RunError if they cannot be written.
     """
@@ -53,17 +53,17 @@ def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder:
 def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
     from matplotlib.figure import Figure
 
-    there = matrix.sum(axis=1) > 0  # a class without samples would be an empty row
-    said = there | (matrix.sum(axis=0) > 0)
-    counts = matrix[there][:, said]
-    shares = counts / matrix[there].sum(axis=1, keepdims=True)
+    has_samples = matrix.sum(axis=1) > 0  # a class without would be an empty row
+    is_column = has_samples | (matrix.sum(axis=0) > 0)
+    counts = matrix[has_samples][:, is_column]
+    shares = counts / matrix[has_samples].sum(axis=1, keepdims=True)
     legible = counts.shape[1] <= _NAMED
     side = max(4.0, 0.28 * counts.shape[1] + 2.5) if legible else 9.0
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if legible:
-        rows, columns = (_names(classes, which, figure) for which in (there, said))
+        rows, columns = (_names(classes, which, figure) for which in (has_samples, is_column))
         axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=_NAME_PT)
         axes.set_yticks(range(len(rows)), rows, fontsize=_NAME_PT)
     axes.set_xlabel("said")
@@ -74,7 +74,7 @@ def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
 
 
 def _names(classes: Sequence[str], which: NDArray[np.bool_], figure: Figure) -> list[str]:
-    """The names of some classes, as long as there is room for."""
+    """The names of some classes, shortened to the room there is."""
     room = {"width_px": _NAME_IN * figure.dpi, "size_pt": _NAME_PT}
     return [
         fitted(name, figure, lines=1, **room) for name, is_in in zip(classes, which, strict=True) if is_in
@@ -82,7 +82,7 @@ def _names(classes: Sequence[str], which: NDArray[np.bool_], figure: Figure) -> 
 
 
 def _number(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floating], figure: Figure) -> None:
-    """Write every count into its cell, if the longest is legible there."""
+    """Write each count into its cell, if the longest is legible."""
     figure.draw_without_rendering()  # places the axes
     points = 72 / figure.dpi
     window = axes.get_window_extent()

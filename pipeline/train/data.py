@@ -1,4 +1,4 @@
-"""What a student learns from: its images, its plan, and what its sources say."""
+"""What a student learns from: images, plan and source outputs."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a student is trained and tested on."""
+    """The data of a run, opened."""
 
-    dataset: Dataset  # the target's training samples, then those of the pools, without labels
+    dataset: Dataset  # the target's training samples, then those of the pools, unlabelled
     test_dataset: Dataset
     plan: Plan
     eval_plan: Centre | CentreClip | PickedFrames
     source_outputs: SourceOutputs | None  # None: no sources
-    val_dataset: Dataset | None = None  # None: the test split chooses the best epoch, or nothing does
-    val_share: float = 0.0  # of the training samples that are `val_dataset`
+    val_dataset: Dataset | None = None  # None: the test split chooses the best epoch, or none is chosen
+    val_share: float = 0.0  # fraction of the training samples that are `val_dataset`
     chosen_on: str | None = "test"  # see `TrainConfig`
-    contents: Mapping[str, str] = field(default_factory=dict)  # the sha256 of what each split and pool holds
+    contents: Mapping[str, str] = field(default_factory=dict)  # content sha256 of each split and pool
     pools: tuple[Pool, ...] = ()
     probe: RunProbe | None = None  # the one that teaches, if one does
 
@@ -73,8 +73,7 @@ def open_data(
     require_data: Callable[[Splits], None] | None = None,
     probe: RunProbe | None = None,
 ) -> TrainingData:
-    """Open everything that a student learns from: what `config` asks for, or what a run has begun with, its
-    `probe` included.
+    """Open everything that a student learns from, as `config` says; `probe` is that of a run that continues.
 
     `require_data` may refuse the splits before any source is opened. Raises what opening datasets, stores and
     sources raises.
@@ -153,11 +152,11 @@ def _labelled_only(splits: Splits, config: TrainConfig) -> Splits:
 
 
 def pools_of(config: TrainConfig, paths: Paths) -> tuple[str, ...]:
-    """The pools that a run asks for; a folder's own one is for methods that can do with it."""
+    """The pools that a run trains on; a folder's own pool is only for methods that can use it."""
     names = pool_names(config.target, config.unlabelled, paths=paths)
     if not config.unlabelled and names and not method_named(config.method).reads_unlabelled:
         log.info(
-            f"--method {config.method} learns from labels alone, so the images without labels of "
+            f"--method {config.method} learns from labels alone, so the unlabelled images of "
             f"{shown(names[0])} are not used"
         )
         return ()
@@ -172,7 +171,7 @@ def _open_outputs(
     world: World,
     probe: RunProbe | None,
 ) -> tuple[SourceOutputs, RunProbe | None]:
-    """What the sources say of the training samples, and the probe among them, if one is."""
+    """The source outputs for the training samples, and the probe among the sources, if there is one."""
     shares_classes = method_named(config.method).shares_classes
     sources = _of_same_task(config, paths, splits.train) if shares_classes else config.sources
     if all(map(asked_of, sources)) and sources:
@@ -234,9 +233,9 @@ def _request_of(
 
 
 def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[str, ...]:
-    """The sources that know the target's classes: those that are named, else those that have a store.
+    """The sources that know the target's classes: those that are named, else those with a store.
 
-    Raises RunError if there is none, or a run of ours has other classes: their number alone says little.
+    Raises RunError if there is none, or if a run of ours has other classes, even if as many.
     """
     for name in config.sources:
         if kind_of(name).is_fitted:

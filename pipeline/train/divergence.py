@@ -1,4 +1,4 @@
-"""The end of a run whose numbers make no sense any more."""
+"""The error of a run whose numbers are not finite any more, or implausibly large."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sskt.errors import RunError
 
 
 class DivergedError(RunError):
-    """A loss, a weight or a test logit is not finite, or beyond what a sound network has; `found` says where,
-    and names every sample of the step.
+    """A loss, a weight or a test logit is not finite, or larger than in any sound network; `found` says
+    where, and lists the samples of the step.
     """
 
     def __init__(self, message: str, found: dict[str, Any]) -> None:
@@ -21,7 +21,7 @@ class DivergedError(RunError):
 def diverged(
     config: TrainConfig, what: str, where: str, *, epoch: int, step: int, ids: list[int]
 ) -> DivergedError:
-    """The error for a run of `config`, with what may help it."""
+    """The error for a run of `config`, with advice."""
     advice = [f"lower --lr (it is {config.lr:g})"]
     if config.sources:
         advice.append(f"--alpha (it is {config.alpha:g})")

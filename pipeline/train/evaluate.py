@@ -1,9 +1,9 @@
-"""How good a student is: top-1, top-5 and loss over the evaluation views of a split, without source heads;
-average precision where pictures have several labels.
+"""Score a student on the evaluation views of a split: top-1, top-5 and loss of its primary head, or average
+precision where images have several labels.
 
-A picture has one view; a video has several clips, and its answer is the mean of their probabilities: of some
-that are evenly spaced, or of all, as the released test script has it (`EveryClip`). Departs from the released
-code: its validation, while a student trains, counts clips and no videos.
+An image has one view. A video has several clips, evenly spaced or all of them, as in the released test script
+(`EveryClip`), and its answer is the mean of their probabilities. Departs from the released code, whose
+validation during training scores clips instead of videos.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from sskt.students.backbone import frames_seen
 from sskt.students.student import Student
 
 _BATCH = 250
-_CLIPS = 16  # of a batch
+_CLIPS = 16  # per batch
 ALL_CLIPS = "all"
-_OF_DEVICE = 8  # pixels may take an eighth of what is free on a CUDA device
+_OF_DEVICE = 8  # pixels may take an eighth of a CUDA device's free memory
 
 
 class InsaneLogitsError(RunError):
-    """A student's answers make no sense; `ids` are the samples concerned."""
+    """A student's logits are not finite, or implausibly large; `ids` are the samples concerned."""
 
     def __init__(self, message: str, ids: list[int]) -> None:
         super().__init__(message)
@@ -61,37 +61,37 @@ class InsaneLogitsError(RunError):
 
 
 class Evaluator:
-    """Scores students on one split; its pixels are drawn once and kept where there is room for them."""
+    """Scores students on one split. Pixels are rendered once, and kept if memory allows."""
 
     def __init__(
         self, dataset: Dataset, plan: Plan, execution: Execution, world: World | None = None
     ) -> None:
-        """`ranks` share the samples (left out: this process sees all)."""
+        """The ranks of `world` share the samples (default: this process sees all)."""
         self._dataset, self._plan, self._execution = dataset, plan, execution
         self._world = world or World()
         mine = self._world.part(len(dataset))
         counts = _n_views_of(dataset, plan)
         self._positions, self._counts = np.arange(len(dataset))[mine], counts[mine]
-        self._n_clips = int(counts.sum())  # of all ranks
+        self._n_clips = int(counts.sum())  # over all ranks
         n_frames, self._batch = 1, _BATCH
         if isinstance(plan, CentreClip | EveryClip):  # one picked frame is no larger than an image
             n_frames, self._batch = plan.n_frames, _CLIPS
         nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
         self._keeps = nbytes <= _room(execution.device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # by view
-        self.largest = 0.0  # of the logits of the last look
+        self.largest = 0.0  # absolute logit of the last evaluation
 
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
-        """test_top1 and test_top5 in percent (top-5 only with more than five classes), and the mean
-        cross-entropy test_loss of the views; of videos also test_clip_top1 and test_clip_top5, by view. With
-        several labels a picture, `multilabel_figures` and the mean binary cross-entropy. Over all ranks.
+        """test_top1 and test_top5 in percent (top-5 only with more than five classes), and test_loss, the
+        mean cross-entropy over views; for videos also test_clip_top1 and test_clip_top5, per clip. With
+        several labels per image, `multilabel_figures` and the mean binary cross-entropy. Over all ranks.
         """
         return self._figures(self.predict(student, amp))
 
     def report(self, student: Student, amp: str) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
-        """`accuracy`, each class's top-1 or average precision in percent (None for a class without samples)
-        as `classes`, and the confusion matrix, true classes as rows, where a picture has one label. One
-        process.
+        """`accuracy`, with each class's top-1 or average precision in percent (None for a class without
+        samples) as `classes`; and the confusion matrix, true classes as rows, if images have one label each.
+        For one process.
         """
         dataset = self._dataset
         logits = self.predict(student, amp)
@@ -117,10 +117,10 @@ class Evaluator:
         return figures, confusion
 
     def predict(self, student: Student, amp: str) -> Sequence[torch.Tensor]:
-        """Primary logits of each view of this rank's samples that have it, in index order: float32
-        (n, classes) on the CPU.
+        """Primary logits per view, of those of this rank's samples that have the view, in index order:
+        float32 (n, classes) on the CPU.
 
-        Raises InsaneLogitsError for values that are not finite or that no sound network gives.
+        Raises InsaneLogitsError for values that are not finite or implausibly large.
         """
         student.eval()
         largest = LARGEST_LOGIT if has_settled(student) else torch.finfo(torch.float32).max
@@ -138,7 +138,7 @@ class Evaluator:
         return views
 
     def _sane(self, logits: torch.Tensor, view: int, largest: float) -> torch.Tensor:
-        """(n, classes) logits of a view of this rank's samples as they are, if none is beyond `largest`."""
+        """Return a view's logits (n, classes). Raises InsaneLogitsError if one is larger than `largest`."""
         self.largest = max(self.largest, float(logits.abs().max()) if len(logits) else 0.0)
         if rows := insane_rows(logits, largest):
             ids = self._dataset.ids[self._positions[self._counts > view][rows]].tolist()
@@ -154,9 +154,9 @@ class Evaluator:
         """See `accuracy`; `logits` are those of `predict`."""
         if self._dataset.multi_hot is not None:
             every = torch.cat(self._world.all_gather(self._answers(logits)))
-            there = self._dataset.multi_hot
-            loss = float(multilabel_bce(every, torch.from_numpy(there)))
-            return {**multilabel_figures(every.numpy(), there), "test_loss": loss}
+            labels = self._dataset.multi_hot
+            loss = float(multilabel_bce(every, torch.from_numpy(labels)))
+            return {**multilabel_figures(every.numpy(), labels), "test_loss": loss}
         truth = torch.from_numpy(self._dataset.labels[self._positions])
         of_views = torch.cat([truth[self._having(view)] for view in range(len(logits))])
         flat = torch.cat([*logits])
@@ -177,8 +177,8 @@ class Evaluator:
         return {**figures, "test_loss": loss / self._n_clips}
 
     def _answers(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One answer a sample, (n, classes): of several views the log of their probabilities' sum, which
-        ranks classes as the mean does and, unlike it, those that underflow too.
+        """One answer per sample, (n, classes): for several views, the log of the sum of their probabilities,
+        which ranks classes as the mean does, but also those whose probabilities underflow.
         """
         if len(logits) == 1:
             return logits[0]
@@ -193,7 +193,7 @@ class Evaluator:
         return torch.from_numpy(self._counts > view)
 
     def _looked_at(self) -> dict[str, int]:
-        """How many clips: of each video, or of all where they have different numbers."""
+        """The number of clips per video, or in total if videos have different numbers."""
         if isinstance(_of_clips(self._plan), EveryClip):
             return {"n_clips_of_all_videos": self._n_clips}
         n_clips = int(self._counts.max(initial=1))
@@ -216,7 +216,7 @@ class Evaluator:
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that kept pixels may take where they are drawn."""
+    """Bytes that kept pixels may take on the device that renders them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // _OF_DEVICE
     return memory_for_images() // 4
@@ -225,8 +225,8 @@ def _room(device: torch.device) -> int:
 def of_clips(
     plan: CentreClip, clips: int | str, student_frames: str | None = None
 ) -> CentreClip | EveryClip | PickedFrames:
-    """The evaluation views of `clips` of each video, or of ALL_CLIPS; `student_frames` is the config's.
-    Raises RunError for what is neither.
+    """The evaluation views for `clips` clips per video, a number or ALL_CLIPS; `student_frames` is the
+    config's. Raises SettingError for anything else.
     """
     views: CentreClip | EveryClip
     if clips == ALL_CLIPS:

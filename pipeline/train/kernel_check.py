@@ -1,6 +1,6 @@
-"""Before a student's first step, and before it is scored: which of its layers cannot use this machine's fast
-kernels (`pipeline.runtime.kernels`). A run records them, and goes on with them in plain fp32 wherever it
-does.
+"""Find the layers of a student for which this machine's fast kernels are wrong (`pipeline.runtime.kernels`),
+before its first step and before it is scored. A run records them, and computes them in plain fp32 wherever it
+continues.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def with_plain_layers(
     config: TrainConfig, method: Method, plan: Plan, device: torch.device, world: World, kept_in: Path
 ) -> TrainConfig:
-    """`config` with the layers of `method` whose kernels are wrong here or on another rank's machine; what is
-    found is said. Raises RunError where plain fp32 is wrong as well.
+    """`config` with the layers of `method` whose kernels are wrong here or on another rank's machine; logs
+    what was found. Raises RunError if plain fp32 is wrong as well.
     """
     names, what = _wrong(config, method, plan, device, kept_in)
     found = world.all_gather((names, what))
@@ -38,20 +38,21 @@ def with_plain_layers(
 def require_kernels(
     config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: Path
 ) -> None:
-    """Raise RunError where a run that goes on in `out` would use kernels that are wrong on this machine."""
+    """Raise RunError if the run in `out` would continue with kernels that are wrong on this machine."""
     _, what = _wrong(config, method, plan, device, kept_in)
     if what:
         raise RunError(
-            f"{out}: was begun with fast kernels that are wrong here: {what}; if it was begun on another "
-            f"machine, go on there, else train again into another folder: what it has learnt may be worthless"
+            f"{out}: was started with fast kernels that are wrong here: {what}; if it was started on another "
+            f"machine, continue there, else train again into another folder: what it has learnt may be "
+            f"worthless"
         )
 
 
 def prepare_to_score(
     student: Student, config: TrainConfig, plan: Plan, device: torch.device, kept_in: Path
 ) -> None:
-    """Have a run's exported student compute as it did while it trained, and in plain fp32 where kernels are
-    wrong here; what is found is said.
+    """Let a run's exported student compute as it did in training, and in plain fp32 where this machine's
+    kernels are wrong; logs what was found.
     """
     modules = dict(student.named_modules())
     for name in config.plain_layers:
@@ -80,7 +81,7 @@ def input_shape(config: TrainConfig, plan: Plan, n: int) -> tuple[int, ...]:
 def _wrong(
     config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path
 ) -> tuple[list[str], str]:
-    """Names of the layers whose kernels are wrong and that are not plain yet, and what was found."""
+    """Names of the layers whose kernels are wrong and not replaced yet, and a sentence on them."""
     networks = {name: module for name, module in method.named_modules() if isinstance(module, Student)}
     # cuDNN chooses by the whole shape; on CPUs one sample shows what a batch does, in a fraction of the time
     n = max(1, config.batch_size // config.ranks) if device.type == "cuda" else 1

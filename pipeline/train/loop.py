@@ -2,8 +2,8 @@
 sources said.
 
 L = L_prim + alpha * sum_m L_aux(m) (SSKT eq. 1, 5, 7). Pixels come from the plan's view of the epoch, source
-logits from `SourceOutputs` by sample. A run is stopped at any time and goes on from its last checkpoint to
-the numbers that it would have had anyway.
+logits from `SourceOutputs` by sample. A run may be stopped at any time; it continues from its last checkpoint
+to the same numbers.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from sskt.sanity import LARGEST_LOGIT
 
 log = logging.getLogger(__name__)
 
-_SAVE_EVERY_S = 60.0  # within an epoch: what a kill can cost
-_SAVING_SHARE = 0.02  # of the time, at most, for saving after epochs that are shorter than that
-_ASK_EVERY = 50  # steps between two looks at the first rank's clock
+_SAVE_EVERY_S = 60.0  # within an epoch: the most that a kill can cost
+_SAVING_SHARE = 0.02  # largest fraction of the time spent on saving after shorter epochs
+_ASK_EVERY = 50  # steps between two queries of the first rank's clock
 
 
 def run_epochs(
@@ -62,7 +62,7 @@ def run_epochs(
             course.go()
         except KeyboardInterrupt:
             if run is not None:
-                log.info(f"{course.saved}; `sskt train --resume {run.path}` goes on from there")
+                log.info(f"{course.saved}; `sskt train --resume {run.path}` continues from there")
             raise
         except DivergedError as error:
             saved = course.saved
@@ -79,7 +79,7 @@ def run_epochs(
 
 
 class _Course:
-    """The epochs of a run, their record and its checkpoints."""
+    """Runs the epochs, records them and saves checkpoints."""
 
     def __init__(
         self,
@@ -94,22 +94,22 @@ class _Course:
         self._world, self._run = world, run
         self._scorer = Scorer(config, data, execution, world, run)
         self._saved_at, self._saving_s = monotonic(), 0.0
-        self._by: dict[str, str] = {}  # what draws and computes
+        self._by: dict[str, str] = {}  # what renders and computes
         alone_on_cpu = execution.device.type == "cpu" and world.size == 1
-        self._neighbours = CpuContention() if alone_on_cpu else None  # None: not looked for (any more)
+        self._neighbours = CpuContention() if alone_on_cpu else None  # None: not monitored (any longer)
         self.saved = "nothing was saved yet"  # for messages
-        self.per_step: dict[str, float] = {}  # samples with and without labels, where some have none
+        self.per_step: dict[str, float] = {}  # samples with and without labels, if some have none
         self.history: list[dict[str, Any]] = []
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what was saved."""
+        """Continue from what was saved."""
         self.history = list(state["history"])
         self._by = state.get("by", {})
         self._trainer.load_state(state)
         self._note_saved()
 
     def go(self) -> None:
-        """All epochs that are left."""
+        """Run the remaining epochs."""
         config, trainer, dataset = self._config, self._trainer, self._data.dataset
         order = sampler_for(dataset, config.batch_size, config.seed, self._world, config.labelled_share)
         trainer.method.labelled_share = order.labelled_fraction
@@ -133,7 +133,9 @@ class _Course:
                 self._end_epoch(figures)
 
     def _compare_with_before(self, renderer: str) -> None:
-        """Say what a run goes on with that makes other last bits than what it was stopped with."""
+        """Warn if the renderer or the number of threads changed since the checkpoint, which changes last
+        bits.
+        """
         before, self._by = self._by, {"renderer": renderer}
         if self._execution.device.type == "cpu":
             self._by["number of threads"] = str(torch.get_num_threads())
@@ -145,7 +147,7 @@ class _Course:
                 )
 
     def _end_epoch(self, figures: dict[str, Any]) -> None:
-        """Look at what chooses, log, and save where it is time to; at the end, test."""
+        """Evaluate on the split that chooses, log, and save if it is time to; after the last epoch, test."""
         config, trainer = self._config, self._trainer
         last = trainer.epoch + 1 == config.epochs
         if last or (trainer.epoch + 1) % config.eval_every == 0:
@@ -159,8 +161,8 @@ class _Course:
             self._save()
 
     def _scored(self, figures: dict[str, Any], *, last: bool) -> dict[str, Any]:
-        """An epoch's figures of what chooses, and at the end of the test split. DivergedError where the
-        student's weights or its answers make no sense.
+        """An epoch's figures on the split that chooses, and after the last one on the test split. Raises
+        DivergedError if the student's weights or logits are implausible.
         """
         trainer = self._trainer
         trainer.require_sane()
@@ -181,7 +183,7 @@ class _Course:
         return found
 
     def _mention_neighbours(self) -> None:
-        """Say once that other processes are in the way."""
+        """Warn once that other processes compete for the CPU."""
         remark = self._neighbours and self._neighbours.remark()
         if remark:
             log.warning(remark)
@@ -196,7 +198,9 @@ class _Course:
         return bool(self._world.broadcast(monotonic() - self._saved_at >= after_s))
 
     def _save(self) -> None:
-        """The best student first: a checkpoint must never know of a best one that is not there."""
+        """Save the best student, then the checkpoint, which must never refer to a best student that is
+        missing.
+        """
         started, state = monotonic(), self._trainer.state()
         if self._run is not None:
             if self._scorer.best is not None:
@@ -223,14 +227,14 @@ class _Course:
 
 
 def _per_step(order: Sampler) -> dict[str, float]:
-    """Samples of a step with and without labels, on average."""
+    """Mean number of samples per step, with and without labels."""
     labelled = float(order.labelled_per_step().mean())
     return {"labelled_per_step": labelled, "unlabelled_per_step": order.n / order.n_steps - labelled}
 
 
 @contextmanager
 def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Deterministic kernels alone, or, on CUDA, the fastest of them; as it was afterwards."""
+    """Within this context use deterministic kernels only or, on CUDA, the fastest ones."""
     before = torch.are_deterministic_algorithms_enabled()
     on_cuda = device.type == "cuda"
     torch.use_deterministic_algorithms(config.deterministic)
@@ -274,7 +278,7 @@ def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, An
 
 
 def _chosen(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What came of the best epoch, and what it was chosen on."""
+    """The best epoch's figures, and the split that chose it."""
     best, metric, watched = best_of(config, history), config.metric, config.watched
     if best is None or watched is None:
         return {"chosen_on": None}

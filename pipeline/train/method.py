@@ -1,4 +1,4 @@
-"""The method of a run: its student, and whatever else learns beside it."""
+"""The method of a run: its student, and what else is trained with it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from sskt.methods import METHODS, Method, Parts, method_named, readers
 from sskt.sources import LOGITS_OUTPUT, kind_of, network_of, output_of
 from sskt.students import BACKBONES, Backbone, build_backbone
 
-# what decides how sources are asked, which only methods that have some read
+# how sources are used, which only methods with sources read
 OF_SOURCES = ("labels", "teacher_bn")
 
 
 def readers_of(setting: str) -> list[str]:
-    """The methods that read a setting of a run; all of them where it is none of a method's own."""
+    """The methods that read a setting; all of them if it does not belong to any method."""
     if setting in OF_SOURCES:
         return [name for name, method in METHODS.items() if method.needs]
     return readers(setting) or list(METHODS)
 
 
 def require_read(method: str, asked: Mapping[str, Any]) -> None:
-    """Raise RunError for a setting that was asked for and that `method` would leave unread."""
+    """Raise RunError for a given setting that `method` would ignore."""
     for name, value in asked.items():
         able = readers_of(name)
         if method not in able:
@@ -41,7 +41,7 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
 
 
 def require_learnable(config: TrainConfig) -> None:
-    """Raise RunError for an output of a source that the run's method or loss cannot learn from."""
+    """Raise RunError for a source output that the run's method or loss cannot learn from."""
     learns = method_named(config.method).needs
     for name in config.sources:
         output = output_of(name)
@@ -58,7 +58,7 @@ def require_learnable(config: TrainConfig) -> None:
 
 
 def choose_precision(amp: str, method: str, device: torch.device) -> str:
-    """What a student computes in; see `student_precision`. Raises RunError for fp16 where a method cannot."""
+    """The student's precision; see `student_precision`. Raises RunError if the method cannot use fp16."""
     chosen = student_precision(amp, device)
     if chosen != "fp16" or method_named(method).fp16:
         return chosen
@@ -71,10 +71,10 @@ def choose_precision(amp: str, method: str, device: torch.device) -> str:
 
 
 def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:
-    """Build it around `backbone`, on the CPU; weights that are new come from torch's global generator.
+    """Build a run's method around `backbone`, on the CPU; new weights come from torch's global generator.
 
-    `source_classes`: the number of classes of each source, none where nobody teaches. Raises RunError for
-    settings that do not go together.
+    `source_classes`: the number of classes of each source; empty without sources. Raises RunError for
+    settings that exclude each other.
     """
     method, settings = method_named(config.method), config.settings
     if config.compiled and (what := method.inner_gradients(settings)) is not None:
@@ -97,7 +97,7 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
 
 
 def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
-    """A second network like the first: with the same pretrained weights, or fresh ones of its own."""
+    """A second network like the first, with the same pretrained weights, or with new random ones."""
     if config.finetune_from is not None:
         return copy.deepcopy(backbone)
     if config.model not in BACKBONES:
@@ -108,9 +108,9 @@ def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
 
 
 def _require_able(method: type[Method], config: TrainConfig) -> None:
-    """Raise RunError for what a run asks of a method that it cannot do."""
+    """Raise RunError if a run needs something that its method does not support."""
     unable = {
-        "several labels a picture": config.primary_loss == "bce" and not method.several_labels,
+        "several labels per image": config.primary_loss == "bce" and not method.several_labels,
         "several processes": config.ranks > 1 and not method.several_processes,
         "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
         "--optimizer adam": config.optimizer == "adam" and not method.adam,
@@ -119,5 +119,5 @@ def _require_able(method: type[Method], config: TrainConfig) -> None:
     for what, asked in unable.items():
         if asked:
             raise RunError(
-                f"--method {config.method} cannot do with {what}; leave that out, or choose another method"
+                f"--method {config.method} does not support {what}; leave that out, or choose another method"
             )

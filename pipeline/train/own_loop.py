@@ -1,4 +1,4 @@
-"""Pixels with the sources' logits, batch by batch, for a training loop of one's own."""
+"""Pixels and source logits, batch by batch, for your own training loop."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TrainingBatch:
 
     ids: torch.Tensor  # int64 (n,), on the host
     pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB; of videos (n, 3, D, side, side)
-    labels: torch.Tensor  # int64 (n,), -1 for samples without a label
+    labels: torch.Tensor  # int64 (n,), -1 for unlabelled samples
     logits: dict[str, torch.Tensor]  # or embeddings, each source's, float16 (n, K), for these very pixels
 
 
 class OwnLoopData:
-    """The training split of a target with what its sources say; see `open_training_data`."""
+    """A target's training split with its source logits; see `open_training_data`."""
 
     def __init__(
         self, dataset: Dataset, outputs: SourceOutputs, loader: Loader, device: torch.device
@@ -45,13 +45,13 @@ class OwnLoopData:
         return dict(self._outputs.n_classes)
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches per epoch."""
         return self._loader.order.n_steps
 
     def epoch(self, epoch: int) -> Generator[TrainingBatch]:
-        """Every sample once, in an order of its own for every epoch; epoch e draws view e mod V.
+        """Every sample once, in a different order in each epoch; epoch e shows view e mod V.
 
-        Under torchrun, this rank's part of every batch. The next epoch's logits are read meanwhile.
+        Under torchrun, this rank's part of every batch. The next epoch's logits are read in the background.
         """
         outputs, sampler = self._outputs, self._loader.order
         view = self._view_of(epoch)
@@ -87,10 +87,10 @@ def open_training_data(
 ) -> OwnLoopData:
     """Open a target with its sources' stores, checked as `sskt train` checks them.
 
-    Without `sources`, every source with a whole view stored. `temperature` is what the logits will be
-    softened with, which only matters for top-k stores (left out: the recipe's). `unlabelled` names pools of
-    samples without labels, as `--unlabelled` of `sskt train` does, and () takes those in a user's own folder;
-    `labelled_share` is the part of a batch that has labels (left out: theirs of all samples).
+    Default `sources`: every source with a whole view stored. `temperature` is that at which you will soften
+    the logits, which only matters for top-k stores (default: the recipe's). `unlabelled` names pools of
+    unlabelled samples, like `--unlabelled` of `sskt train`; () means those in a user's own folder.
+    `labelled_share` is the labelled fraction of a batch (default: as in all samples).
     """
     paths, execution = paths or Paths(), execution or choose_execution()
     target, limit, seed = (
@@ -114,7 +114,7 @@ def open_training_data(
         temperature=temperature,
         unlabelled=unlabelled,
     )
-    # one epoch is asked of live sources; no training samples are held out to choose an epoch by
+    # live sources are estimated for one epoch; no training samples are held out to choose an epoch
     config = replace(config, epochs=1, chosen_on="test")
     data = open_data(config, paths=paths, execution=execution, world=world)
     assert data.source_outputs is not None  # noqa: S101 - "sskt" has sources

@@ -1,4 +1,4 @@
-"""A run's config from what a user says and the recipe; what the method would not read is refused."""
+"""A run's config, from what the user says and the recipe; refuses settings that the method would ignore."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sskt.recipes import SETTINGS, Recipe, recipe_for
 from sskt.students import DROPOUTS, Backbone
 from sskt.students.initialise import choose_init
 
-_DEFAULTS: Settings = {  # of what neither a recipe nor a method has
+_DEFAULTS: Settings = {  # of settings that neither a recipe nor a method has
     "method": "sskt",
     "recipe": "paper",
     "sources": (),
@@ -97,7 +97,7 @@ def resolve(
 
 
 def _plain_settings(asked: Settings) -> dict[str, Any]:
-    """What is recorded as it was said, but for its type."""
+    """The settings that are recorded as given, with their types normalised."""
     n_labels, labelled_list = asked["labels_per_class"], asked["labelled_list"]
     if n_labels is not None and labelled_list is not None:
         raise RunError(
@@ -127,7 +127,7 @@ _UNSETTLED: dict[str, Any] = {"classes": (), "contents": {}, "source_weights": {
 
 
 def _shown(augmentation: Augmentation, target: str) -> dict[str, Any]:
-    """What the student is shown."""
+    """The student's views: plans and augmentation."""
     spec = parse_target(target)
     return {
         "plan": augmentation.training_plan(spec).to_dict(),
@@ -137,16 +137,14 @@ def _shown(augmentation: Augmentation, target: str) -> dict[str, Any]:
 
 
 def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A value for each setting of a recipe and of the methods: what is given, else the recipe's or the
-    method's.
-    """
+    """A value for each setting of a recipe or a method: the given one, else the recipe's or the method's."""
     given = dict(given)
     if "epochs" in given:
         given.setdefault("milestones", recipe.milestones_in(given["epochs"]))
         if given.get("schedule", recipe.schedule) == "plateau":
             given.setdefault("patience", recipe.patience_in(given["epochs"]))
     if given.get("aux_loss", recipe.aux_loss) in VECTOR_LOSSES:
-        given.setdefault("alpha", 1.0)  # they are of order 1, and T^2 times a cross-entropy of order 50
+        given.setdefault("alpha", 1.0)  # these losses are of order 1, T^2 times a cross-entropy of order 50
         if given.get("temperature", recipe.temperature) != recipe.temperature:
             raise RunError(
                 f"--temperature {given['temperature']} softens classes, and --aux-loss "
@@ -156,18 +154,18 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
         given = {"lr": ADAM_LR, "dampening": 0.0, "nesterov": False} | given
     values = _usual(recipe) | given
     if values["primary_loss"] != "ce" and "label_smoothing" not in given:
-        values["label_smoothing"] = 0.0  # which is of ce alone
+        values["label_smoothing"] = 0.0  # which is only for ce
     for name in ("warm_up", "cool_down"):
         if values["schedule"] != "trapezoid" and name in given:
             option = "--" + name.replace("_", "-")
             raise RunError(
-                f"{option} is of --schedule trapezoid, this run has {values['schedule']}; leave it out"
+                f"{option} is for --schedule trapezoid, this run has {values['schedule']}; leave it out"
             )
     if values["kd_reduction"] is None:
         values["kd_reduction"] = method_named(method).reduction(values["primary_loss"])
     elif values["aux_loss"] != "kd":
         raise RunError(
-            f"--kd-reduction {values['kd_reduction']} is of --aux-loss kd, this run has "
+            f"--kd-reduction {values['kd_reduction']} is for --aux-loss kd, this run has "
             f"{values['aux_loss']}; leave it out"
         )
     if values["gradient_cosine"] == "weigh":
@@ -176,7 +174,7 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
 
 
 def _usual(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe, those of methods that no recipe has, and what is off by default."""
+    """The defaults: of the recipe, of methods, and what is off."""
     every = {f.name: f.default for method in METHODS.values() for f in fields(method.Config)}
     known = {f.name for f in fields(TrainConfig)} - {"gates", *SETTINGS}
     defaults = {name: value for name, value in every.items() if name in known}
@@ -186,10 +184,10 @@ def _usual(recipe: Recipe) -> dict[str, Any]:
 
 
 def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: Settings) -> None:
-    """Raise RunError for a setting that is unknown, or that the method would not read."""
+    """Raise RunError for an unknown setting, or one that the method would ignore."""
     usual = _usual(recipe)
     if strange := [name for name in given if name not in usual]:
-        raise RunError(f"{strange[0]} is no setting of a run, expected one of {', '.join(usual)}")
+        raise RunError(f"{strange[0]} is not a setting of a run, expected one of {', '.join(usual)}")
     changed = {name: value for name, value in given.items() if value != usual[name]}
     for name in ("labels", "teacher_bn"):  # which say how sources are asked
         if asked[name] != _DEFAULTS[name]:
@@ -198,7 +196,7 @@ def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: 
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's: a checkpoint with others could not be read again."""
+    """NumPy numbers as Python's: a checkpoint with NumPy's could not be read again."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value

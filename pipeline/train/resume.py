@@ -52,14 +52,13 @@ def resume(
     unlabelled: Sequence[str] = (),
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
-    """Go on with the run in `out`, to the numbers that it would have had without a stop; returns its summary.
+    """Continue the run in `out`, to the same numbers as without a stop; returns its summary.
 
-    Data, stores and weights are looked for where they were (`paths_of`), or in `paths`; `target`, such as
-    imagefolder:PATH, and `sources`, such as program:FILE, say where those lie that have moved; so does
-    `unlabelled`, which names all pools of samples without labels, in the order of the run. A `backbone`
-    is needed, built as it was then, where the run was begun with one. Raises RunError if `out` is no run, its
-    last.pt is damaged, or the data or the number of ranks are others by now, RunBusyError if another process
-    trains it.
+    Data, stores and weights are expected where they were (`paths_of`), or in `paths`. If they moved,
+    `target`, such as imagefolder:PATH, and `sources`, such as program:FILE, say where they are; so does
+    `unlabelled`, which names all pools in the order of the run. A run with a backbone of the caller's needs
+    `backbone`, built as it was then. Raises RunError if `out` is no run, last.pt is damaged, or data or
+    number of ranks have changed, RunBusyError if another process trains it.
     """
     out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
@@ -95,14 +94,14 @@ def resume(
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
-    """What last.pt holds; None for a run that was stopped before it had one. Raises RunError if it belongs to
-    another run, or is gone from one that has finished.
+    """The state in last.pt; None if the run was stopped before its first checkpoint. Raises RunError if it
+    belongs to another run, or is missing from a finished one.
     """
     state = read_checkpoint(out)
     if finished and state is None:
         raise RunError(
-            f"{out}: has finished, but neither its student nor last.pt is there any more; restore one "
-            f"of them, or train again into another folder"
+            f"{out}: has finished, but both its student and last.pt are missing; restore one of them, or "
+            f"train again into another folder"
         )
     if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
         raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
@@ -110,16 +109,16 @@ def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] 
 
 
 def _require_ranks(config: TrainConfig, world: World, out: Path) -> None:
-    """Raise RunError unless as many processes go on as the run was started by."""
+    """Raise RunError unless there are as many processes as when the run was started."""
     if world.size != config.ranks:
         raise RunError(
-            f"{out}: was begun by {config.ranks} process(es), this is one of {world.size}; the batches' "
-            f"parts would differ, use torchrun --nproc-per-node {config.ranks}"
+            f"{out}: was started by {config.ranks} process(es), this is one of {world.size}; they would "
+            f"share batches differently, use torchrun --nproc-per-node {config.ranks}"
         )
 
 
 def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[str]) -> TrainConfig:
-    """What a run asked for when it began, where its target and pools lie now."""
+    """The config that a run was started with, with the present places of its target and pools."""
     # None: a val split or the test split chose
     val_share = config.val_share or (None if config.chosen_on else 0.0)
     names = unlabelled_of(out, config, target, coerce.texts(unlabelled, "unlabelled"))
@@ -130,26 +129,26 @@ def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[
 
 
 def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Path) -> str:
-    """What is left to do, as a sentence."""
+    """A sentence on what is left to do."""
     done = state["epoch"] if state else 0
     if done == config.epochs:
         return f"{out}: all {done} epochs are done, its student is written from last.pt"
-    return f"{out}: goes on in epoch {done + 1} of {config.epochs}"
+    return f"{out}: continues in epoch {done + 1} of {config.epochs}"
 
 
 def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Path) -> None:
-    """Give a run that was stopped before its first checkpoint the weights that it began with."""
+    """Load the initial weights of a run that was stopped before its first checkpoint."""
     path = Path(read_paths(out).get("finetune_from") or "")
     if not path.is_file() or weights_name(path) != config.finetune_from:
         raise RunError(
-            f"{out}: was stopped before its first checkpoint and began with {config.finetune_from}, which is "
+            f"{out}: was stopped before its first checkpoint and needs {config.finetune_from}, which is "
             f"not at {path} any more; restore it, or start again in another folder"
         )
     load_pretrained(backbone, path, config.model)
 
 
 def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
-    """Raise RunError unless a run that goes on sees what it saw."""
+    """Raise RunError unless plan, views and sources are those of the run."""
     now = {"plan": data.plan.to_dict(), "views": config.views}
     if data.source_outputs is not None:
         now["views"] = data.source_outputs.views
@@ -159,14 +158,14 @@ def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
         if value != getattr(config, name):
             raise RunError(
                 f"{out}: its {name} was {getattr(config, name)} and is {value} now; "
-                f"continue it with the program and stores that it began with"
+                f"continue it with the program and stores that it was started with"
             )
 
 
 def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
-    """Raise RunError unless a run that goes on has the data that it began with."""
+    """Raise RunError unless the data are those that the run was started with."""
     require_classes(config, splits.train.classes, out)
-    remedy = "continue it with the data that it began with"
+    remedy = "continue it with the data that it was started with"
     where = {pool_key(number): pool.name for number, pool in enumerate(splits.pools)}
     for split, sha256 in splits.contents().items():
         require_contents(out, config.contents, {split: sha256}, where.get(split, target), remedy)

@@ -40,12 +40,11 @@ def train(
     finetune_from: Path | str | None = None,
     **settings: Unpack[Settings],
 ) -> dict[str, Any]:
-    """Stage two: train one student on one target, by the paper's recipe where `settings` do not say
-    otherwise.
+    """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `model` is a name or a backbone of one's own, which keeps the weights it has
-    (`sskt.students.WrappedBackbone` makes one of any module). Under torchrun the ranks share every batch.
-    Returns the run's summary. Nothing is written to `out` before all inputs are known to be good.
+    `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
+    one of any module). Under torchrun the ranks share every batch. Returns the run's summary. Nothing is
+    written to `out` before all inputs have been checked.
     """
     augmentation = augmentation or Augmentation()
     paths, execution = paths or Paths(), execution or choose_execution()
@@ -93,4 +92,4 @@ def _departures(config: TrainConfig) -> str:
     if config.recipe != "paper":
         recipe = f"the recipe {config.recipe}"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
-    return f"{recipe} of {config.target} but for: {', '.join(ours)}"
+    return f"{recipe} of {config.target}, except: {', '.join(ours)}"

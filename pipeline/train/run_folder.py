@@ -1,9 +1,9 @@
-"""A run directory: what was asked, where it ran, what came out (docs/method.md, promise 7).
+"""A run directory: settings, environment, results (docs/method.md, promise 7).
 
-config.json and environment.json; metrics.jsonl, a line an epoch, and TensorBoard events; last.pt, from which
-the run goes on; best.safetensors and student.safetensors, backbone and primary head of the best and of the
-last epoch; probe.safetensors, the probe that teaches it; summary.json, the mark of a run that came to its
-end, or diverged.json. Every file but the logs appears whole or not at all, and on the disk.
+config.json and environment.json; metrics.jsonl, one line per epoch, and TensorBoard events; last.pt, the
+checkpoint; best.safetensors and student.safetensors, backbone and primary head of the best and the last
+epoch; probe.safetensors, the probe that teaches the student; summary.json, which marks a finished run, or
+diverged.json. Each file except the logs is written completely or not at all, and flushed to disk.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class RunBusyError(RunError):
 
 
 class Run:
-    """A run directory open for writing, by this process alone."""
+    """A run directory, open for writing by this process only."""
 
     def __init__(self, path: Path) -> None:
-        """Keep other processes out. Raises RunBusyError if one is there. Use `begin` or `go_on`."""
+        """Lock the directory. Raises RunBusyError if another process has. Use `begin` or `go_on`."""
         self.path = path
         self._opened = ExitStack()
         with _writing(path):
@@ -59,8 +59,8 @@ class Run:
         paths: Mapping[str, Any],
         probe: RunProbe | None = None,
     ) -> Self:
-        """Make the directory. Raises RunError if it already holds a run or cannot be written, RunBusyError if
-        another process has just begun one there.
+        """Create the directory. Raises RunError if it already holds a run or cannot be written, RunBusyError
+        if another process has just started one there.
         """
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class Run:
         try:
             with _writing(path):
                 names = [found.name for found in path.iterdir()]
-            # a run that was killed while it began has left no more than this
+            # what a run leaves that was killed while it started
             if any(name not in ("environment.json", _PROBE) and TEMPORARY not in name for name in names):
                 raise RunError(
                     f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
@@ -86,7 +86,7 @@ class Run:
 
     @classmethod
     def go_on(cls, path: Path, history: Sequence[Mapping[str, Any]]) -> Self:
-        """A run that was stopped when the epochs of `history` were done; what its logs say beyond is dropped.
+        """Reopen a run that was stopped after the epochs of `history`; later lines of its logs are dropped.
         Raises RunBusyError if another process still trains it.
         """
         run = cls(path)
@@ -107,27 +107,27 @@ class Run:
                 self._events.add_scalar(name, value, metrics["epoch"])
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace last.pt by `state`, plain data and tensors that load with `weights_only=True`."""
+        """Replace last.pt by `state`: plain data and tensors, which load with `weights_only=True`."""
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         _write(self.path / "last.pt", buffer.getvalue())
 
     def save_student(self, state: Mapping[str, torch.Tensor], which: str = "last") -> None:
-        """Write an exported student, which holds no head for a source; `which` is one of STUDENTS."""
+        """Write an exported student, without source heads; `which` is one of STUDENTS."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         _write(self.path / _STUDENT_FILES[which], save(tensors))
 
     def save_divergence(self, found: Mapping[str, Any]) -> str:
-        """Write diverged.json, where and at what samples a run came to nothing; returns its name."""
+        """Write diverged.json, the step and samples at which a run diverged; returns its name."""
         _write_json(self.path / "diverged.json", found)
         return "diverged.json"
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, the mark of a run that came to its end."""
+        """Write summary.json, which marks the run as finished."""
         _write_json(self.path / "summary.json", summary)
 
     def close(self) -> None:
-        """Close the logs; the run can be read from here on."""
+        """Close the logs; others may open the run from here on."""
         self._opened.close()
 
     def _open_logs(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -156,8 +156,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_paths(path: Path) -> dict[str, Any]:
-    """Where a run found its data and stores, as text: data_dir, cache_dir and weights; since they are kept,
-    target and sources as well.
+    """Where a run found its data and stores, as text: data_dir, cache_dir and weights; in runs since those
+    are recorded, target and sources too.
     """
     try:
         paths: dict[str, Any] = json.loads((path / "environment.json").read_text(encoding="utf-8"))["places"]
@@ -170,7 +170,7 @@ def read_paths(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state of last.pt; None for a run that was stopped before it had one. RunError if it is damaged."""
+    """The state in last.pt; None if the run was stopped before its first checkpoint. RunError if damaged."""
     checkpoint = path / "last.pt"
     if not checkpoint.is_file():
         return None
@@ -185,7 +185,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def read_probe(path: Path) -> RunProbe | None:
-    """The probe that teaches a run; None for a run without. RunError if it is damaged."""
+    """The probe that teaches a run; None if there is none. RunError if it is damaged."""
     file = path / _PROBE
     if not file.is_file():
         return None
@@ -198,12 +198,12 @@ def read_probe(path: Path) -> RunProbe | None:
 
 
 def has_student(path: Path) -> bool:
-    """Whether the student of the last epoch was written and is still there."""
+    """Whether the last epoch's student exists."""
     return (path / _STUDENT_FILES["last"]).is_file()
 
 
 def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
-    """An exported student's weights, `which` of STUDENTS. RunError if there are none or they are damaged."""
+    """An exported student's weights, `which` of STUDENTS. RunError if they are missing or damaged."""
     weights = path / _STUDENT_FILES[which]
     if not weights.is_file():
         raise RunError(
@@ -218,13 +218,13 @@ def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One dict an epoch, in order."""
+    """One dict per epoch, in order."""
     lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """What a run that came to its end came to; None for any other."""
+    """The summary of a finished run; None for any other."""
     summary = path / "summary.json"
     if not summary.is_file():
         return None
@@ -243,7 +243,7 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into a RunError."""
+    """Turn errors of a full or read-only disk into RunError."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Which epoch is the best one, and how good its student and the last one are on the test split.
+"""Choose the best epoch, and score its student and the last one on the test split.
 
-What chooses is looked at in the course of a training. A test split that does not choose is seen once, at the
-end, by these two students.
+The split that chooses is evaluated during training. If that is not the test split, the test split is
+evaluated once, at the end, for these two students.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ History = Sequence[Mapping[str, Any]]
 
 
 class Scorer:
-    """Scores a student on what chooses, and, at the end, on the test split. Every rank has one."""
+    """Scores a student on the split that chooses and, at the end, on the test split. Every rank has one."""
 
     def __init__(
         self, config: TrainConfig, data: TrainingData, execution: Execution, world: World, run: Run | None
     ) -> None:
-        """`run` is where the first rank finds the best student, once `best` has been written there."""
+        """`run` is where the first rank finds the best student once `best` has been written."""
         self._config, self._world, self._run = config, world, run
         self._test = Evaluator(data.test_dataset, data.eval_plan, execution, world)
         self._chooser = self._test
@@ -40,12 +40,12 @@ class Scorer:
 
     @property
     def largest(self) -> float:
-        """The largest logit of the last looks, on what chooses and on the test split."""
+        """The largest logit of the last evaluations, on either split."""
         return max(self._test.largest, self._chooser.largest)
 
     def look(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:
-        """An epoch's figures on what chooses, named for it: val_top1, val_loss; the student is kept as `best`
-        if they are the best so far.
+        """An epoch's figures on the split that chooses, named after it (val_top1, val_loss). The student is
+        kept as `best` if they are the best so far.
         """
         split = self._config.chosen_on
         if split is None:
@@ -58,8 +58,8 @@ class Scorer:
         return found
 
     def test(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:
-        """The test split's figures of the last student and, as best_test_top1 and the like, of the best one;
-        nothing where it was what chose.
+        """Test figures of the last student and, as best_test_top1 and so on, of the best one; nothing if the
+        test split chose.
         """
         if self._config.chosen_on == "test":
             return {}
@@ -71,7 +71,7 @@ class Scorer:
         return last | {f"best_{name}": value for name, value in chosen.items()}
 
     def _of_best(self, student: Student) -> dict[str, float]:
-        """The figures of the best epoch's weights, which stand in for the student's own meanwhile."""
+        """Test figures of the best epoch's weights, which the student holds meanwhile."""
         best = self.best
         if best is None and self._run is not None:
             best = read_student(self._run.path, "best")
@@ -86,8 +86,8 @@ class Scorer:
 
 
 def best_of(config: TrainConfig, history: History) -> Any:
-    """The best epoch: the first with the largest figure on what chooses; on a val split, which may be small,
-    the one of those with the smallest loss. None if there is no such figure.
+    """The best epoch: the first with the largest figure on the split that chooses; on a val split, which may
+    be small, the one with the smallest loss among those. None if there is no such figure.
     """
     watched = config.watched
     seen = [figures for figures in history if watched in figures]

@@ -23,7 +23,7 @@ from sskt.students.student import Student
 
 log = logging.getLogger(__name__)
 
-EVALUATION_CLIPS = 10  # of a video
+EVALUATION_CLIPS = 10  # per video
 
 
 def evaluate(
@@ -36,13 +36,13 @@ def evaluate(
     clips: int | str = EVALUATION_CLIPS,
     backbone: Backbone | None = None,
 ) -> dict[str, Any]:
-    """Score a run's exported student, "last" or "best", on its target's test split, with the run's own
-    evaluation view; of videos, by `clips` of each, or "all", as the released test script does. Its confusion
-    matrix goes into the run's folder.
+    """Score a run's exported student, "last" or "best", on its target's test split, in the run's evaluation
+    view; for videos, in `clips` clips each, or "all", as in the released test script. Writes the confusion
+    matrix into the run's folder.
 
-    The data are looked for where they were (`paths_of`), or in `paths`, or where `target` says, such as
-    imagefolder:PATH. A `backbone` is needed, built as it was then, where the run had one of the caller's.
-    Raises RunError if `run` is no finished run, or its test split holds other data or classes by now.
+    The data are expected where they were (`paths_of`), in `paths`, or where `target` says, such as
+    imagefolder:PATH. A run with a backbone of the caller's needs `backbone`, built as it was then. Raises
+    RunError if `run` is not a finished run, or its test split has other data or classes by now.
     """
     run, backbone = coerce.path(run, "run"), coerce.backbone(backbone)
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
@@ -60,7 +60,7 @@ def evaluate(
     student = Student(network, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run, which))
     student.to(execution.device)
-    if config.channels_last:  # to the last bit as while it trained
+    if config.channels_last:  # the same last bits as in training
         to_channels_last(student)
     plan = plan_from(config.eval_plan, str(run / "config.json"))
     if isinstance(plan, CentreClip):
@@ -70,6 +70,6 @@ def evaluate(
     if confusion is not None:
         try:
             figures |= write_confusion(confusion, dataset.classes, run)
-        except RunError as error:  # a run in a place of others' is scored all the same
+        except RunError as error:  # a run in a read-only folder is scored all the same
             log.info(str(error))
     return figures

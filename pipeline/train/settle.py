@@ -1,4 +1,4 @@
-"""What a run's data and sources settle of its config; what does not go together is refused."""
+"""Complete a run's config from its data and sources, and refuse settings that exclude each other."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _RANGES = {
 
 
 def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
-    """`config` with what its data and sources settle. Raises RunError for settings that the data do not
-    fit.
+    """`config`, completed from the opened data and sources. Raises RunError for settings that do not fit the
+    data.
     """
     outputs = data.source_outputs
     config = replace(
@@ -69,7 +69,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
 
 
 def declared_of(outputs: SourceOutputs) -> dict[str, Any]:
-    """What is declared of each source, as plain data; sources of which nothing is are left out."""
+    """What each source declares, as plain data; those that declare nothing are left out."""
     declared = {name: contract.to_dict() for name, contract in outputs.contracts.items()}
     return {name: told for name, told in declared.items() if told}
 
@@ -90,8 +90,8 @@ def _require_sound(config: TrainConfig) -> None:
         require_nesterov(config.momentum, config.dampening)
     if config.schedule == "plateau" and config.chosen_on is None:
         raise RunError(
-            "--schedule plateau waits for a loss that stands still, and --val-share 0 leaves none to "
-            "look at; raise --val-share, or choose multistep or cosine"
+            "--schedule plateau watches a loss, and --val-share 0 leaves none; raise --val-share, or "
+            "choose multistep or cosine"
         )
 
 
@@ -125,14 +125,14 @@ def _require_fitting_loss(config: TrainConfig, data: TrainingData) -> None:
     if several != (config.primary_loss == "bce"):
         holds, wanted = ("several labels", "bce") if several else ("one label", "ce or focal")
         raise RunError(
-            f"--primary-loss {config.primary_loss}: the pictures of {config.target} have {holds} each; "
+            f"--primary-loss {config.primary_loss}: the images of {config.target} have {holds} each; "
             f"use {wanted}"
         )
     if several and config.label_smoothing:
         raise RunError(
-            f"--label-smoothing is of one label a picture, {config.target} has several; leave it out"
+            f"--label-smoothing is for one label per image, {config.target} has several; leave it out"
         )
     if config.label_smoothing and config.primary_loss != "ce":
         raise RunError(
-            f"--label-smoothing is of --primary-loss ce, this run has {config.primary_loss}; leave it out"
+            f"--label-smoothing is for --primary-loss ce, this run has {config.primary_loss}; leave it out"
         )

@@ -1,7 +1,8 @@
-"""What a run trains on, what chooses its best epoch and what scores it: three parts that do not overlap.
+"""The splits of a run: what it trains on, what chooses its best epoch, and what scores it; they do not
+overlap.
 
-Where a target has no val split, a fixed part of each class's training samples chooses in its place; a paper's
-target is chosen on the test split, as its tables are, unless a share is given.
+For a folder without a val split, a fixed fraction of each class's training samples chooses. For the paper's
+targets the test split chooses, as in its tables, unless --val-share is given.
 """
 
 from __future__ import annotations
@@ -33,30 +34,30 @@ from sskt.recipes import recipe_for
 
 log = logging.getLogger(__name__)
 
-OWN_VAL_SHARE = 0.1  # of a folder of one's own without a val split
+OWN_VAL_SHARE = 0.1  # for a user's folder without a val split
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """`val` is None where nothing chooses, or the test split does; `chosen_on` as in `TrainConfig`."""
+    """`val` is None if no epoch is chosen, or the test split chooses; `chosen_on` as in `TrainConfig`."""
 
-    whole: Dataset  # the training samples, those included that are `val`, with all their labels
+    whole: Dataset  # all training samples, `val` included, with all their labels
     train: Dataset
     test: Dataset
     val: Dataset | None
-    val_share: float  # of the training samples that are `val`
+    val_share: float  # fraction of the training samples that are `val`
     chosen_on: str | None
     pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `train`
 
     @property
     def named(self) -> dict[str, Dataset]:
-        """The splits with all their labels, also those that are hidden while training."""
+        """The splits with all their labels, including those that are hidden in training."""
         train = self.whole.take(np.flatnonzero(np.isin(self.whole.ids, self.train.ids)))
         parts = {"train": train, "val": self.val, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
 
     def contents(self) -> dict[str, str]:
-        """The sha256 of what each split holds, and each pool."""
+        """The content sha256 of each split and pool."""
         contents = {"train": self.train.content_sha256, "test": self.test.content_sha256}
         if self.val is not None:
             contents["val"] = self.val.content_sha256
@@ -65,7 +66,7 @@ class Splits:
 
 
 def pool_key(number: int) -> str:
-    """What a run's record calls its pools: unlabelled-1, unlabelled-2, ..."""
+    """The name of a pool in a run's record: unlabelled-1, unlabelled-2, ..."""
     return f"{UNLABELLED}-{number + 1}"
 
 
@@ -80,13 +81,13 @@ def open_splits(
     labelled_list: Path | None = None,
     unlabelled: Sequence[str] = (),
 ) -> Splits:
-    """The splits of a run. `limit` is of the training samples, `val_share` a part of those (left out: what
-    the target's kind has by default; 0: nothing chooses). With `labels_per_class`, only so many training
-    samples of each class keep their labels, with `labelled_list` those that the file names (see
-    `listed_in`). `unlabelled` names the pools that are trained on as well, see `pool_names`.
+    """The splits of a run. `limit` counts training samples; `val_share` is the fraction of them that chooses
+    the best epoch (None: the target's default; 0: none is chosen). With `labels_per_class`, only that many
+    training samples per class keep their labels; with `labelled_list`, those that the file names (see
+    `listed_in`). `unlabelled` names the pools to train on as well (see `pool_names`).
 
-    `chosen_on` "test" is that of a run that was begun so. Raises RunError for a share that cannot be, and for
-    samples without labels in the test split, or of a pool in it.
+    `chosen_on` is "test" for an earlier run that was started so. Raises SettingError for an impossible
+    fraction, and RunError if the test split has unlabelled samples or shares samples with a pool.
     """
     splits = _open_splits(target, paths, limit, val_share, chosen_on)
     for name, part in splits.named.items():
@@ -103,8 +104,8 @@ def open_splits(
 
 
 def _open_pools(target: str, names: Sequence[str], splits: Splits, paths: Paths) -> tuple[Pool, ...]:
-    """The pools `names`; says what of them is in other splits, and raises RunError for what is in the test
-    split.
+    """Open the pools `names`. Logs how many of their samples are in other splits; raises RunError if any are
+    in the test split.
     """
     pools = open_pools(target, names, paths=paths)
     for pool in pools:
@@ -124,8 +125,8 @@ def _open_pools(target: str, names: Sequence[str], splits: Splits, paths: Paths)
 
 
 def keep_listed(splits: Splits, file: Path, spec: DatasetSpec, paths: Paths) -> Dataset:
-    """The training samples with the labels of those that a file names (see `listed_in`), whose other lines
-    may name samples that choose the best epoch.
+    """The training samples, with the labels of those that a file names (see `listed_in`). The file may also
+    name samples that choose the best epoch.
     """
     listed = listed_in(file, splits.whole, paths.data_dir / spec.root)
     kept = np.isin(splits.train.ids, splits.whole.ids[listed])
@@ -140,9 +141,9 @@ def keep_listed(splits: Splits, file: Path, spec: DatasetSpec, paths: Paths) -> 
 
 
 def keep_labels(dataset: Dataset, n_per_class: int) -> Dataset:
-    """The same samples with the labels of `n_per_class` of each class (all, of a class that has no more); the
-    draw is fixed, and that of fewer lies within that of more. With several labels per image, images are
-    drawn by the first that they show.
+    """The same samples, with the labels of `n_per_class` of each class (all, if it has fewer). The draw is
+    fixed, and a smaller one is part of a larger one. With several labels per image, images are drawn by
+    their first label.
     """
     ranks = subset.rank_in_class(dataset.labels, subset.draws(dataset.ids))
     hidden = dataset.hide_labels(ranks >= n_per_class)
@@ -200,8 +201,9 @@ def _open_splits(
 def choosing(dataset: Dataset, share: float) -> NDArray[np.bool_]:
     """Which training samples choose the best epoch: bool (N,).
 
-    In each class the share (rounded, at least one, but never all) with the smallest contents, so a sample
-    that is moved or renamed stays where it is. Of pictures with several labels the first one counts.
+    In each class, the fraction `share` (rounded, at least one sample, never all) with the smallest content
+    digests, so that a moved or renamed sample stays in its part. With several labels per image, the first one
+    is its class.
     """
     keys = dataset.contents[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
     counts = np.bincount(dataset.labels)
@@ -212,8 +214,8 @@ def choosing(dataset: Dataset, share: float) -> NDArray[np.bool_]:
 
 
 def scoring_split(config: TrainConfig, target: str, paths: Paths) -> str:
-    """The split that scores a run, whose target is `target` now. Before three splits were told apart, val
-    scored where there was one.
+    """The split that scores a run, whose target is now `target`. In runs from before val and test were
+    separated, val scored if it existed.
     """
     return _scoring_split(target, paths, config.chosen_on)
 

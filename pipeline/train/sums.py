@@ -1,4 +1,4 @@
-"""What an epoch adds up, step by step, and the figures that come of it."""
+"""Sums over an epoch's steps, and the figures computed from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def to_host(losses: Sequence[Losses]) -> list[StepFigures]:
 
 @dataclass(slots=True)
 class Sums:
-    """What an epoch adds up over its samples on this rank, and the seconds that the user waited."""
+    """Sums over an epoch's samples on this rank, and the seconds spent waiting."""
 
     n: int = 0
     labelled: int = 0  # of these, samples that have a label

@@ -1,7 +1,7 @@
-"""A student on its way: network, optimiser and schedule, step by step, and all that a checkpoint needs.
+"""Train a student step by step: network, optimiser, schedule, and the state that a checkpoint needs.
 
-The state between two steps is complete: a run that goes on from it gives the numbers of one that never
-stopped.
+The state between two steps is complete: a run that continues from it gives the same numbers as one that was
+never stopped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from sskt.students.average import AveragedStudent
 from sskt.students.backbone import to_channels_last
 from sskt.students.student import Student
 
-_CHECK_EVERY = 25  # steps between two looks at the losses, each of which waits for a GPU
+_CHECK_EVERY = 25  # steps between two checks of the losses, each of which waits for the GPU
 
 
 class Trainer:
-    """One student. Every rank has one, and they take the same steps."""
+    """Trains one student. Every rank has one, and all take the same steps."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Trainer:
             compute_plainly(method.get_submodule(name))
         parallel = world.parallel(method, self._device, may_have_unused=config.is_own)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
-        self._untried = parallel if config.compiled else None  # to hold the compiled step against, once
+        self._untried = parallel if config.compiled else None  # to check the compiled step against, once
         self._optimiser = build_optimizer(
             config.optimizer,
             method.parameter_groups(),
@@ -96,17 +96,15 @@ class Trainer:
 
     @property
     def scored(self) -> Student:
-        """What is evaluated and exported: the student, or the average of its weights where the run keeps
-        one.
-        """
+        """The student to evaluate and export: its averaged weights if the run keeps an average."""
         return self._average.module if self._average else self.student
 
     def train_epoch(
         self, loader: Loader, advance: Callable[[int], None], between_steps: Callable[[], None]
     ) -> dict[str, Any]:
-        """Every training sample once, from the step that the state is at; returns the epoch's figures.
+        """Train on every sample once, starting at the current step; returns the epoch's figures.
 
-        `advance` is told of each step's samples. `between_steps` is called where `state` may be taken.
+        `advance` is called with each step's number of samples, `between_steps` whenever `state` may be taken.
         """
         started, before = perf_counter(), self.sums.wall_s
         view = self._view_of(self.epoch)
@@ -131,8 +129,8 @@ class Trainer:
         return self._figures(view)
 
     def require_sane(self) -> None:
-        """Raise DivergedError if a loss of the steps so far is not finite, or a weight or a batch norm's
-        average is beyond what a sound network has (`sskt.sanity`).
+        """Raise DivergedError if a loss so far is not finite, or a weight or batch-norm average is
+        implausibly large (`sskt.sanity`).
         """
         self._check()
         averages = [name for name, _ in self.method.named_buffers()]
@@ -143,14 +141,14 @@ class Trainer:
             )
 
     def end_epoch(self, test_loss: float | None) -> None:
-        """Move the schedule, and begin the next epoch."""
+        """Advance the schedule and start the next epoch."""
         self._schedule.end_epoch(test_loss)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on: plain data and tensors, the same on every rank.
 
-        Raises DivergedError as `require_sane` does, so that no such state is kept.
+        Raises DivergedError as `require_sane` does, so that no broken state is saved.
         """
         self.require_sane()
         mine = {
@@ -170,7 +168,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.method.load_state_dict(state["method"])
         self._optimiser.load_state_dict(state["optimiser"])
@@ -179,7 +177,8 @@ class Trainer:
         if self._average:
             self._average.load_state_dict(state["average"])
         mine = state["ranks"][self._world.rank]
-        self.sums = Sums(**{"labelled": mine["sums"]["n"], **mine["sums"]})  # all were, before it was counted
+        # all samples had a label before those with one were counted
+        self.sums = Sums(**{"labelled": mine["sums"]["n"], **mine["sums"]})
         torch.set_rng_state(mine["rng"].cpu())
         if mine["cuda_rng"] is not None:
             torch.cuda.set_rng_state(mine["cuda_rng"].cpu(), self._device)
@@ -189,7 +188,7 @@ class Trainer:
         return epoch if views is None else epoch % views
 
     def _load_labels(self, loader: Loader, view: int) -> None:
-        """The rows of this epoch; the next one's are read while it trains."""
+        """Load the source outputs of this epoch, and start reading the next one's."""
         if self._source_outputs is None:
             return
         asked = perf_counter()
@@ -252,7 +251,7 @@ class Trainer:
             self.sums.add(found, len(positions), labelled, self._names)
 
     def _stop(self, what: str, where: str, step: int, ids: list[int]) -> None:
-        """There is no going on from here."""
+        """Raise DivergedError for the current epoch."""
         raise diverged(self._config, what, where, epoch=self.epoch + 1, step=step, ids=ids)
 
     def _figures(self, view: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Where the data, stores and sources of a run lie: kept when it begins, and told anew where they have moved.
+"""Where the data, stores and sources of a run are: recorded when it starts, and given again if they moved.
 
-A place is not what a run was made from: data are recognised by their contents and classes, sources by the
-sha256 of their weights.
+A run is not tied to places: data are recognised by their contents and classes, sources by the sha256 of their
+weights.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pipeline.train.run_folder import read_config, read_paths
 from sskt.errors import RunError
 from sskt.sources import Contract, asked_of, kind_of, kinds, parse_source
 
-_LIVE = ("live", "write-through")  # labels for which networks are asked
+_LIVE = ("live", "write-through")  # labels that need the networks
 
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """Where a run's target and everything else is now."""
+    """Where a run's target, stores and sources are now."""
 
     target: str  # means the same from any folder
     paths: Paths
 
 
 def paths_of(run: Path | str, **told: Any) -> Paths:
-    """Where a run found its data_dir, cache_dir, weights and sources, but for those that are told."""
+    """Where a run found its data_dir, cache_dir, weights and sources; `told` replaces some of them."""
     run = coerce.path(run, "run")
     read_config(run)  # names what is no run at all
     try:
@@ -51,7 +51,7 @@ def paths_of(run: Path | str, **told: Any) -> Paths:
 def to_record(
     target: str, paths: Paths, sources: Sequence[str], finetune_from: Path | None
 ) -> dict[str, Any]:
-    """The places of a run that begins, as plain data that means the same from any folder."""
+    """The places of a new run, as plain data that means the same from any folder."""
     cache_dir = paths.cache_dir
     networks = chain.from_iterable(map(asked_of, sources))
     lying = {name: path for name in networks if (path := _lies(name, paths)) is not None}
@@ -67,8 +67,8 @@ def to_record(
 
 
 def pools_to_record(unlabelled: Sequence[str], labelled_list: str | None) -> dict[str, Any]:
-    """The places of a run's pools, and of the file that says which samples keep their labels, as
-    `to_record` gives the others; nothing of a run without.
+    """The places of a run's pools and of the list of samples that keep their labels, in the form of
+    `to_record`; empty for a run without.
     """
     found: dict[str, Any] = {}
     if unlabelled:
@@ -79,8 +79,8 @@ def pools_to_record(unlabelled: Sequence[str], labelled_list: str | None) -> dic
 
 
 def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[str]) -> tuple[str, ...]:
-    """Where the pools of a run are now: as `told`, else as it recorded. Its target's own are where `target`
-    is. Raises RunError for another number of pools than the run has, or a folder that is not there.
+    """Where the pools of a run are now: as `told`, else as recorded; the target's own are where `target` is.
+    Raises RunError for a different number of pools than the run has, or a missing folder.
     """
     if told and len(told) != len(config.unlabelled):
         raise RunError(
@@ -99,19 +99,19 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
         if spec.is_own_folder and not spec.root.is_dir():
             raise RunError(
                 f"{run}: its samples without labels of {began} lay in {spec.root}, which is no folder "
-                f"(any more); say where they are now with --unlabelled"
+                f"any more; say where they are now with --unlabelled"
             )
         names.append(name)
     return tuple(names)
 
 
 def labelled_list_of(run: Path, config: TrainConfig) -> Path:
-    """The file that says which samples keep their labels. Raises RunError if it is gone or has changed."""
+    """The list of samples that keep their labels. Raises RunError if it is missing or has changed."""
     path = Path(read_paths(run)["labelled_list"])
     if not path.is_file() or weights_name(path) != config.labelled_list:
         raise RunError(
-            f"{run}: began with the labels that {config.labelled_list} names, which is not at {path} any "
-            f"more; restore it"
+            f"{run}: was started with the labels that {config.labelled_list} names, which is not at {path} "
+            f"any more; restore it"
         )
     return path
 
@@ -124,11 +124,11 @@ def whereabouts_of(
     target: str | None = None,
     sources: Sequence[str] = (),
 ) -> Whereabouts:
-    """Where a run's things are now: as it recorded, but for what is told.
+    """Where everything that a run needs is now: as recorded, except what the arguments say.
 
-    Of `sources`, names such as program:FILE, each is that source of the run whose weights have its sha256.
-    Raises RunError, with the option that says where it is, for data that are not where they were, and for a
-    target or source that is not of the run.
+    Each of `sources`, names such as program:FILE, is that source of the run whose weights have its sha256.
+    Raises RunError for data that are not where they were, with the option that says where they are, and for
+    a target or source that is not the run's.
     """
     recorded = _recorded_target(run) or config.target
     paths = _with_recorded(run, paths) if paths else paths_of(run)
@@ -153,8 +153,8 @@ def require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> N
 def require_contents(
     run: Path, recorded: Mapping[str, str], now: Mapping[str, str], where: str, remedy: str
 ) -> None:
-    """Raise RunError, naming the split, for data that are not those a run recorded; splits of which it
-    recorded nothing are not compared.
+    """Raise RunError, naming the split, if data are not those that a run recorded; splits that it did not
+    record are not compared.
     """
     for split, sha256 in now.items():
         was = recorded.get(split, sha256)
@@ -166,31 +166,31 @@ def require_contents(
 
 
 def require_stores(run: Path, config: TrainConfig, paths: Paths) -> None:
-    """Raise RunError, with the option that says where they are, if a run's stores or the sources that it asks
-    are not where they were.
+    """Raise RunError if a run's stores, or the sources that it needs, are not where they were; the message
+    names the option that says where they are.
     """
     asked = chain.from_iterable(map(asked_of, config.sources)) if config.labels in _LIVE else ()
     gone = [name for name in asked if kind_of(name).is_path and _lies(name, paths) is None]
     if gone:
         raise RunError(
-            f"{run}: its source {gone[0]} is not there (any more); say where it is now with --source "
+            f"{run}: its source {gone[0]} does not exist any more; say where it is now with --source "
             f"{kind_of(gone[0]).name_at('PATH')}"
         )
     lying = local_path(paths.cache_dir)
     if config.labels == "cached" and lying and not lying.is_dir():
         raise RunError(
-            f"{run}: its stores lay in {lying}, which is not there; say where they are now with --cache-dir"
+            f"{run}: its stores lay in {lying}, which does not exist; say where they are now with --cache-dir"
         )
 
 
 def _moved(found: Mapping[str, Any]) -> dict[str, Path]:
-    """Where the programs and runs lie that a run began with; not where they lay and are gone from."""
+    """The recorded places of a run's programs and runs that still exist."""
     lying = {name: Path(path) for name, path in found.get("sources", {}).items()}
     return {name: path for name, path in lying.items() if path.exists()}
 
 
 def _with_recorded(run: Path, paths: Paths) -> Paths:
-    """`places`, with the sources that a run recorded: a relative name means another file elsewhere."""
+    """`paths` with a run's recorded sources: in another folder, a relative name would mean another file."""
     try:
         return replace(paths, moved={**_moved(read_paths(run)), **paths.moved})
     except RunError:
@@ -198,7 +198,7 @@ def _with_recorded(run: Path, paths: Paths) -> Paths:
 
 
 def _recorded_target(run: Path) -> str | None:
-    """None for a run that was begun before places had it, or has lost its record."""
+    """The recorded target; None in runs from before it was recorded, or whose record is lost."""
     try:
         found = read_paths(run).get("target")
     except RunError:
@@ -207,32 +207,32 @@ def _recorded_target(run: Path) -> str | None:
 
 
 def _lies(source: str, paths: Paths) -> Path | None:
-    """Where a source lies that is named by its place; None if it does not lie there."""
+    """The path of a source that is named by its path; None if it does not exist."""
     path = paths.moved.get(source) or kind_of(source).path(source)
     return path if path is not None and path.exists() else None
 
 
 def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
-    """The sources of a run that `told` is, and where it lies."""
+    """The sources of a run whose weights are those of `told`, with its path."""
     kind = kind_of(told)
     path = kind.path(told)
     if path is None:
         movable = " or ".join(f"{kind.prefix}:" for kind in kinds() if kind.is_path)
         raise RunError(
-            f"--source {told} is settled by the run that --resume goes on with, but for where a {movable} "
-            f"lies now; leave it out (--weights {told}=PATH says where its weights are)"
+            f"--source {told} is settled by the run that --resume continues, except where a {movable} is "
+            f"now; leave it out (--weights {told}=PATH says where its weights are)"
         )
     parse_source(told)
     sha256 = Paths().weights_sha256(told)
     if sha256 is None:
-        raise RunError(f"--source {told}: there is no such file; say where it lies now")
+        raise RunError(f"--source {told}: there is no such file; say where it is now")
     alike = [name for name in config.sources if kind_of(name) is kind]
     found = {name: path.absolute() for name in alike if config.source_weights.get(name) == sha256}
     if not found:
         had = ", ".join(f"{name} ({config.source_weights.get(name, '')[:12]})" for name in alike) or "none"
         raise RunError(
             f"{run}: --source {told} has the sha256 {sha256[:12]}, which none of its {kind.prefix} "
-            f"sources has ({had}); give the file that it began with"
+            f"sources has ({had}); give the file that it was started with"
         )
     return found
 
@@ -243,25 +243,25 @@ def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
     if not of_own and told.name != began.name:
         raise RunError(
             f"{run}: was trained on {began.name}, and --target {target} is another target; --target says "
-            f"where that one's folder lies now, and nothing else"
+            f"where that one's folder is now, and nothing else"
         )
 
 
 def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
-    """Raise RunError, with the option that helps, for a folder that is not there."""
+    """Raise RunError for a missing folder, naming the option that says where it is."""
     if spec.is_own_folder and not (paths.data_dir / spec.root).is_dir():
         raise RunError(
-            f"{run}: its data lay in {paths.data_dir / spec.root}, which is no folder (any more); say where "
+            f"{run}: its data lay in {paths.data_dir / spec.root}, which is no folder any more; say where "
             f"they are now with --target {spec.family}:PATH"
         )
     if not (spec.is_own_folder or family_of(spec).is_bundled or paths.data_dir.is_dir()):
         raise RunError(
-            f"{run}: its data lay in {paths.data_dir}, which is no folder (any more); say where they are "
+            f"{run}: its data lay in {paths.data_dir}, which is no folder any more; say where they are "
             f"now with --data-dir"
         )
     lying = local_path(paths.cache_dir)
     if spec.holds_videos and lying and not lying.is_dir():
         raise RunError(
-            f"{run}: its packed videos lay in {lying}, which is not there; say where they are now with "
-            f"--cache-dir"
+            f"{run}: its packed videos lay in {lying}, which does not exist; say where they are now "
+            f"with --cache-dir"
         )
