@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _OF_RECIPE = "[default: the recipe's]"
 
 
-def _paths_of(run: Path) -> Paths:
+def paths_of_run(run: Path) -> Paths:
     """Where a run found its data, stores and weights, but for what the command line says."""
     from pipeline.api import paths_of
 
@@ -345,7 +345,7 @@ def train(
         summary = api.resume(
             resume,
             execution=execution,
-            paths=_paths_of(resume),
+            paths=paths_of_run(resume),
             target=target,
             sources=lying,
             unlabelled=what["unlabelled"],
@@ -391,7 +391,7 @@ def evaluate(
 
     which = "best" if best else "last"
     figures = api.evaluate(
-        run, paths=_paths_of(run), target=target, execution=execution, which=which, clips=clips
+        run, paths=paths_of_run(run), target=target, execution=execution, which=which, clips=clips
     )
     if as_json:
         click.echo(json.dumps(figures, indent=2))

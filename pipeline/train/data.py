@@ -13,7 +13,7 @@ from pipeline.data.datasets import parse_target
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.joined import join
 from pipeline.data.datasets.remarks import same_bytes
-from pipeline.data.plan import Centre, CentreClip, ClipPlan, PickedFrames, Plan, centre_frame
+from pipeline.data.plan import Centre, CentreClip, CornerClip, PickedFrames, Plan, centre_frame
 from pipeline.data.pools import Pool, pool_names
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
@@ -90,9 +90,9 @@ def open_data(
     outputs, fitted = None, None
     if method.needs:
         outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
-    plan, eval_plan = augmentation.training_plan(spec), augmentation.evaluation_plan(spec)
-    if config.student_frames is not None:
-        plan, eval_plan = _of_images(config, plan, eval_plan, outputs)
+    plan, eval_plan = _shown(
+        config, augmentation.training_plan(spec), augmentation.evaluation_plan(spec), outputs
+    )
     return TrainingData(
         join([splits.train, *(pool.dataset for pool in splits.pools)]),
         splits.test,
@@ -108,15 +108,15 @@ def open_data(
     )
 
 
-def _of_images(
-    config: TrainConfig, plan: Plan, eval_plan: Plan, outputs: SourceOutputs | None
-) -> tuple[Plan, PickedFrames]:
-    """The plans of a student that sees the centre frame of each clip, so that no other frame is decoded; of a
-    training clip all frames are drawn where live sources look at them.
+def _shown(
+    config: TrainConfig, plan: Plan, eval_plan: Centre | CentreClip, outputs: SourceOutputs | None
+) -> tuple[Plan, Centre | CentreClip | PickedFrames]:
+    """The plans as drawn: if the student reads images, the centre frame of each clip, so that no other frame
+    is decoded. Of a training clip all frames are drawn where live sources look at them.
     """
-    assert isinstance(plan, ClipPlan)  # noqa: S101 - the target holds videos
-    assert isinstance(eval_plan, ClipPlan)  # noqa: S101
-    assert not isinstance(plan, PickedFrames)  # noqa: S101
+    if config.student_frames is None or not isinstance(plan, CornerClip | CentreClip):
+        return plan, eval_plan
+    assert isinstance(eval_plan, CentreClip)  # noqa: S101 - as is that of every target of videos
     log.info(
         f"{config.model} reads images: of each clip it sees frame {plan.n_frames // 2} of {plan.n_frames}, "
         f"counted from 0"
