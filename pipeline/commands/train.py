@@ -82,6 +82,20 @@ def _epochs(_ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not a list of epochs such as 60,120") from None
 
 
+def _named_numbers(_ctx: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:
+    """NAME=T pairs; a name may hold '=', a number does not."""
+    found = {}
+    for pair in pairs:
+        name, equals, number = pair.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not NAME=T, e.g. run:runs/teacher=2.0")
+    return found
+
+
 class ChoiceParamType(click.Choice[str]):
     """The methods of this program, and whatever was registered beside them (`sskt.methods.register`)."""
 
@@ -97,6 +111,7 @@ def _flag_option(name: str, text: str) -> Decorator:
 
 _SOURCES = "Sources"
 _LABELS = "Few labels"
+_GRAPH = "Graph distillation"
 _RECIPE = "Recipe"
 
 
@@ -119,19 +134,21 @@ _RECIPE = "Recipe"
         help="A source to learn from: its logits or, as NAME@pooled or NAME@embedding, an embedding; probe, "
         "or probe:SOURCE+SOURCE, is a linear probe of the target's classes on stored rows. Repeatable. "
         "[default: every source with a whole view of logits stored for the target, except run:FOLDER; for kd "
-        "those of its classes]",
+        "and graph those of its classes]",
     ),
     click.option(
         "--method",
-        type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl"]),
+        type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl", "graph"]),
         default="sskt",
         show_default=True,
         help="sskt: auxiliary heads for the sources; scratch: labels alone; kd: distillation from teachers "
         "of the same task; dml: peers that teach one another; maxl: sub-classes that a second network makes "
-        "up.",
+        "up; graph: two or more teachers of the same task, weighed sample by sample.",
     ),
     text_option(
-        "--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {_OF_RECIPE}"
+        "--model",
+        "Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. Of videos, one for images "
+        f"sees the centre frame of each clip. {_OF_RECIPE}",
     ),
     count_option("--epochs", f"Length of the training. {_OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {_OF_RECIPE}"),
@@ -209,6 +226,37 @@ _RECIPE = "Recipe"
         number_option(
             "--labelled-share",
             "Fraction of labelled samples in a batch. [default: theirs of all samples]",
+        ),
+    ),
+    section(
+        _GRAPH,
+        choice_option(
+            "--graph-logits",
+            "em cosine",
+            "em",
+            "Distance from each teacher: earth mover's distance of probabilities, or 1 - cosine of logits "
+            "(MMGD).",
+        ),
+        choice_option(
+            "--edges",
+            "learned gain uniform",
+            "learned",
+            "Weights between teachers: learned, by how much better the student imitates one than another, or "
+            "all alike.",
+        ),
+        choice_option(
+            "--transport",
+            "sample batch",
+            "sample",
+            "Compare the answers about each sample, or match those about the whole batch at the least cost.",
+        ),
+        click.option(
+            "--teacher-temperature",
+            multiple=True,
+            metavar="NAME=T",
+            callback=_named_numbers,
+            help="Temperature of one source's logits. Repeatable. [default: such that all are equally soft "
+            "on average, around --temperature]",
         ),
     ),
     section(

@@ -22,7 +22,7 @@ OWN_MEAN = "own"  # of such a backbone: whatever it says
 # what is not settled before a run's data and sources are opened
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
-    "chosen_on", "plain_layers", "unlabelled", "labelled_list",
+    "chosen_on", "plain_layers", "unlabelled", "labelled_list", "teacher_temperature",
 )  # fmt: skip
 
 
@@ -105,6 +105,10 @@ class TrainConfig:
     # what a student sees of a clip if it reads images: CENTER_FRAME; None: it reads clips, or there are none
     student_frames: str | None = None
     optimizer: str = "sgd"  # one of sskt.optimiser.OPTIMIZERS
+    graph_logits: str = "em"  # of method graph: one of sskt.methods.graph.GRAPH_LOGITS
+    edges: str = "learned"  # one of sskt.methods.edges.EDGES
+    transport: str = "sample"  # one of sskt.methods.graph.TRANSPORTS
+    teacher_temperature: dict[str, float] = field(default_factory=dict)  # by source
 
     @property
     def settings(self) -> MethodConfig:

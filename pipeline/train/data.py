@@ -168,7 +168,7 @@ def _open_outputs(
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,
-        needs_every_number=config.aux_loss in VECTOR_LOSSES,
+        needs_every_number=_every_number(config),
         pools=splits.pools,
     )
     if config.labels == "write-through" and world.size > 1:
@@ -196,8 +196,15 @@ def _open_outputs(
         outputs, fitted = probed, probed.probe
         require_named(paths, tuple(chain.from_iterable(map(asked_of, outputs.n_classes))))
     if shares_classes:
-        outputs = of_same_classes(outputs, request, resumes=bool(config.source_weights))
+        outputs = of_same_classes(outputs, request, method=config.method, resumes=bool(config.source_weights))
     return outputs, fitted
+
+
+def _every_number(config: TrainConfig) -> str | None:
+    """What in a run needs every number of a source's row, so that its top k do not serve."""
+    if method_named(config.method).every_number:
+        return f"--method {config.method}"
+    return f"--aux-loss {config.aux_loss}" if config.aux_loss in VECTOR_LOSSES else None
 
 
 def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.train.method import (
     model_name,
     require_read,
 )
+from pipeline.train.teacher_temperatures import settle_temperatures
 from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
@@ -197,7 +198,11 @@ def _chosen(method: str, recipe: Recipe, settings: Mapping[str, Any]) -> dict[st
 
 def _usual(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe, those of methods that no recipe has, and what is off by default."""
-    every = {f.name: f.default for method in METHODS.values() for f in fields(method.Config)}
+    every = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for method in METHODS.values()
+        for f in fields(method.Config)
+    }
     known = {f.name for f in fields(TrainConfig)} - {"gates", *SETTINGS}
     defaults = {name: value for name, value in every.items() if name in known}
     off = {"clip_norm": None, "mixup": 0.0, "cutmix": 0.0}
@@ -238,6 +243,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         chosen_on=data.chosen_on,
         unlabelled=tuple(pool.name for pool in data.pools),
         labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
+        teacher_temperature=settle_temperatures(config, data),
     )
     _require_sound(config)
     _require_trainable(config, len(data.dataset))
