@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.cache import cache
+from pipeline.commands.ensemble import ensemble
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.front import FrontDoor
 from pipeline.commands.listings import recipes, sources, targets
@@ -34,7 +35,7 @@ def main() -> None:
 
 for command in (
     demo, prepare, precompute, probe, sources, targets, train, evaluate, cache, recipes, reproduce, sweep,
-    explain,
+    explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -5,6 +5,7 @@ from pipeline.data.prepare import prepare
 from pipeline.precompute.run import estimate, precompute
 from pipeline.precompute.verify import verify
 from pipeline.runtime import Paths, choose_execution
+from pipeline.studies.ensemble import ensemble
 from pipeline.studies.explain import explain
 from pipeline.studies.probe.run import probe
 from pipeline.studies.reproduce.campaign import Campaign
@@ -29,6 +30,7 @@ __all__ = [
     "Shrink",
     "TrainingBatch",
     "choose_execution",
+    "ensemble",
     "estimate",
     "evaluate",
     "explain",

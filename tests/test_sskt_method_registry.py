@@ -92,7 +92,8 @@ def test_what_a_strange_method_does_not_read_is_refused_and_so_is_a_name_that_no
     assert "--peers 3: --method echo does not read it, dml would" in done.stderr
     done = run(folder, "train", "--method", "ecco", *SHORT, "--out", "no")
     assert done.returncode == 1
-    assert "error: --method is 'ecco', expected one of sskt, scratch, kd, dml, maxl, echo" in done.stderr
+    known = "sskt, scratch, kd, dml, maxl, graph, echo"
+    assert f"error: --method is 'ecco', expected one of {known}" in done.stderr
     assert not (folder / "no").exists()
 
 
@@ -101,6 +102,6 @@ def test_a_name_is_registered_once_and_settings_know_their_readers():
         register("kd", Scratch)
     with pytest.raises(RunError, match="method is 'nil', expected one of sskt, scratch"):
         method_named("nil")
-    assert readers("temperature") == ["sskt", "kd"]
+    assert readers("temperature") == ["sskt", "kd", "graph"]
     assert readers("psi") == ["maxl"]
     assert readers("primary_loss") == [name for name in METHODS if name != "maxl"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import click
 
 from pipeline.commands.front import Sectioned
+from pipeline.commands.graph_options import GRAPH
 from pipeline.commands.option_kinds import (
     EXECUTION,
     PLACES,
@@ -76,19 +77,21 @@ _LABELS = "Few labels"
         help="A source to learn from: its logits or, as NAME@pooled or NAME@embedding, an embedding; probe, "
         "or probe:SOURCE+SOURCE, is a linear probe of the target's classes on stored rows. Repeatable. "
         "[default: every source with a whole view of logits stored for the target, except run:FOLDER; for kd "
-        "those of its classes]",
+        "and graph those of its classes]",
     ),
     click.option(
         "--method",
-        type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl"]),
+        type=ChoiceParamType(["sskt", "scratch", "kd", "dml", "maxl", "graph"]),
         default="sskt",
         show_default=True,
         help="sskt: auxiliary heads for the sources; scratch: labels alone; kd: distillation from teachers "
         "of the same task; dml: peers that teach one another; maxl: sub-classes that a second network makes "
-        "up.",
+        "up; graph: two or more teachers of the same task, weighed sample by sample.",
     ),
     text_option(
-        "--model", f"Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. {OF_RECIPE}"
+        "--model",
+        "Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. Of videos, one for images "
+        f"sees the centre frame of each clip. {OF_RECIPE}",
     ),
     count_option("--epochs", f"Length of the training. {OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {OF_RECIPE}"),
@@ -168,6 +171,7 @@ _LABELS = "Few labels"
             "Fraction of labelled samples in a batch. [default: theirs of all samples]",
         ),
     ),
+    GRAPH,
     RECIPE,
     section(
         EXECUTION,

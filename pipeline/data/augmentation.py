@@ -80,7 +80,7 @@ class Augmentation:
 
     def input_map(self, spec: DatasetSpec, source: SourceSpec) -> InputMap:
         """f_s: the student's own pixels, upsampled by the target's factor (7/3 for small images) unless the
-        source is a student of ours.
+        source is a student of ours (for clips: one that was trained on their frames).
 
         For clips, an image source sees the frames that `source_frames` selects; "reference" does as the
         released code: the centre frame as the student sees it, minus ActivityNet's mean, without scaling.
@@ -127,7 +127,8 @@ class Augmentation:
                 )
             mean = KINETICS_MEAN if earlier else ACTIVITYNET_MEAN
             return InputMap(self._side(spec), mean, WHOLE_LEVELS, frames=frames)
-        return self._contract_map(source, scaled_side(self._side(spec), spec.source_scale), frames)
+        scale = Fraction(1) if source.sees_student_frames else spec.source_scale
+        return self._contract_map(source, scaled_side(self._side(spec), scale), frames)
 
     def _contract_map(self, source: SourceSpec, side_px: int, frames: ClipFrames | None) -> InputMap:
         """The input map of a source's contract, at the user's side, else the declared one, else `side_px`."""

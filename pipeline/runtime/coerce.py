@@ -124,7 +124,9 @@ def setting(name: str, value: Any) -> Any:
     if name == "milestones":
         values = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
         return tuple(whole(epoch, "one of milestones") for epoch in values)
-    if name in ("optimizer", "schedule", "aux_loss", "aux_head", "primary_loss"):
+    if name == "teacher_temperature":
+        return _named_numbers(value, name)
+    if name in _WORDS:
         return text(value, name)
     if name in ("nesterov", "decay_norms"):
         return flag(value, name)
@@ -132,7 +134,17 @@ def setting(name: str, value: Any) -> Any:
     return number(value, name) if is_number else value
 
 
+_WORDS = (
+    "optimizer", "schedule", "aux_loss", "aux_head", "primary_loss", "graph_logits", "edges", "transport",
+)  # fmt: skip
 _NUMBERS = ("clip_norm", "mixup", "cutmix", "probe_weight", "probe_temperature")
+
+
+def _named_numbers(value: Any, name: str) -> dict[str, float | int]:
+    """Numbers by name. Raises RunError for anything else."""
+    if not isinstance(value, Mapping):
+        raise RunError(f"{name} is {_shown(value)}, expected numbers by name such as {{'run:runs/a': 2.0}}")
+    return {text(key, f"one of {name}"): number(one, f"one of {name}") for key, one in value.items()}
 
 
 def _several(value: Any, one: tuple[type, ...], name: str, expected: str) -> Iterable[Any]:

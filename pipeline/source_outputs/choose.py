@@ -189,8 +189,9 @@ def _require_every_number(request: DataRequest, stores: Mapping[str, Store]) -> 
     for name, store in stores.items():
         if request.needs_every_number and store.top_k is not None:
             raise RunError(
-                f"{store.path}: holds the top {store.top_k} of {store.n_classes} logits of {name}, and this "
-                f"run's --aux-loss compares all of them; choose ce, kd or focal, or precompute with --top-k 0"
+                f"{store.path}: holds the top {store.top_k} of {store.n_classes} logits of {name}, and "
+                f"{request.needs_every_number} compares all of them; precompute with --top-k 0, or choose "
+                f"another"
             )
 
 

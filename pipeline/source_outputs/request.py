@@ -39,7 +39,8 @@ class DataRequest:
     limit: int | None = None  # the --limit on samples
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256 by source, if the run is resumed
     whole: Dataset | None = None  # `dataset` with the samples held out for validation, if any were
-    needs_every_number: bool = False  # of a row: rows that hold only the largest are refused
+    # the option because of which rows that hold only the largest numbers are refused
+    needs_every_number: str | None = None
     pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `dataset`
 
     @property

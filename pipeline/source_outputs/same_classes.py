@@ -1,5 +1,5 @@
-"""Prepare teachers of the target's own classes (method kd): put their columns in the target's order, and
-check them against the labels.
+"""Prepare teachers of the target's own classes (methods kd and graph): put their columns in the target's
+order, and check them against the labels.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ log = logging.getLogger(__name__)
 _LIVE_IMAGES = 64  # run through a live teacher to check it
 
 
-def of_same_classes(outputs: SourceOutputs, request: DataRequest, *, resumes: bool) -> SourceOutputs:
-    """Put every teacher's columns in the order of the target's classes, and log how often each is right.
+def of_same_classes(
+    outputs: SourceOutputs, request: DataRequest, *, method: str, resumes: bool
+) -> SourceOutputs:
+    """Put every teacher's columns in the order of the target's classes, and log how often each is right;
+    `method` names the one that they teach by in messages.
 
     Raises RunError for a teacher that declares other classes, and, unless the run `resumes`, for one that
     declares no order and fits the labels far better in another.
@@ -43,7 +46,7 @@ def of_same_classes(outputs: SourceOutputs, request: DataRequest, *, resumes: bo
             order = columns_of(contract.classes, dataset.classes)
             if order is None:
                 raise RunError(
-                    f"--method kd: {name} declares the classes {shown(contract.classes)}, and "
+                    f"--method {method}: {name} declares the classes {shown(contract.classes)}, and "
                     f"{dataset.target} has {shown(dataset.classes)}; declare the target's names in the order "
                     f"of its outputs, or name a teacher of the same task"
                 )
@@ -53,8 +56,8 @@ def of_same_classes(outputs: SourceOutputs, request: DataRequest, *, resumes: bo
         knowledge = knowledge_of(logits[name].float().cpu(), dataset, positions, order)
         if knowledge.misplaced and contracts[name].classes is None and not resumes:
             raise RunError(
-                f"--method kd: {knowledge.sentence(name, dataset.target)}, or classes=target if they are the "
-                f"target's all the same"
+                f"--method {method}: {knowledge.sentence(name, dataset.target)}, or classes=target if they "
+                f"are the target's all the same"
             )
         log.info(knowledge.sentence(name, dataset.target))
     reordered = {name: order for name, order in columns.items() if (order != np.arange(len(order))).any()}

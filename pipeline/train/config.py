@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, TypedDict
@@ -25,7 +25,7 @@ OWN_MEAN = "own"  # that such a backbone defines itself
 # known only when a run's data and sources are open
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
-    "chosen_on", "plain_layers", "unlabelled", "labelled_list",
+    "chosen_on", "plain_layers", "unlabelled", "labelled_list", "teacher_temperature",
 )  # fmt: skip
 
 
@@ -84,6 +84,10 @@ class Settings(TypedDict, total=False):
     gradient_cosine: str | None
     probe_weight: float | None
     probe_temperature: float | None
+    teacher_temperature: Mapping[str, float] | None
+    graph_logits: str | None
+    edges: str | None
+    transport: str | None
     peers: int | None
     psi: int | None
 
@@ -166,6 +170,10 @@ class TrainConfig:
     # what a student sees of a clip if it reads images: CENTER_FRAME; None: it reads clips, or there are none
     student_frames: str | None = None
     optimizer: str = "sgd"  # one of sskt.optimiser.OPTIMIZERS
+    graph_logits: str = "em"  # of method graph: one of sskt.methods.graph.GRAPH_LOGITS
+    edges: str = "learned"  # one of sskt.methods.edges.EDGES
+    transport: str = "sample"  # one of sskt.methods.graph.TRANSPORTS
+    teacher_temperature: dict[str, float] = field(default_factory=dict)  # by source
 
     @property
     def settings(self) -> MethodConfig:

@@ -12,7 +12,7 @@ from pipeline.data import (
     Augmentation,
     Centre,
     CentreClip,
-    ClipPlan,
+    CornerClip,
     Dataset,
     PickedFrames,
     Plan,
@@ -103,9 +103,9 @@ def open_data(
     outputs, fitted = None, None
     if method.needs:
         outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
-    plan, eval_plan = augmentation.training_plan(spec), augmentation.evaluation_plan(spec)
-    if config.student_frames is not None:
-        plan, eval_plan = _of_images(config, plan, eval_plan, outputs)
+    plan, eval_plan = _shown(
+        config, augmentation.training_plan(spec), augmentation.evaluation_plan(spec), outputs
+    )
     return TrainingData(
         join([splits.train, *(pool.dataset for pool in splits.pools)]),
         splits.test,
@@ -121,15 +121,15 @@ def open_data(
     )
 
 
-def _of_images(
-    config: TrainConfig, plan: Plan, eval_plan: Plan, outputs: SourceOutputs | None
-) -> tuple[Plan, PickedFrames]:
-    """The plans of a student that sees the centre frame of each clip, so that no other frame is decoded; of a
-    training clip all frames are drawn where live sources look at them.
+def _shown(
+    config: TrainConfig, plan: Plan, eval_plan: Centre | CentreClip, outputs: SourceOutputs | None
+) -> tuple[Plan, Centre | CentreClip | PickedFrames]:
+    """The plans as drawn: if the student reads images, the centre frame of each clip, so that no other frame
+    is decoded. Of a training clip all frames are drawn where live sources look at them.
     """
-    assert isinstance(plan, ClipPlan)  # noqa: S101 - the target holds videos
-    assert isinstance(eval_plan, ClipPlan)  # noqa: S101
-    assert not isinstance(plan, PickedFrames)  # noqa: S101
+    if config.student_frames is None or not isinstance(plan, CornerClip | CentreClip):
+        return plan, eval_plan
+    assert isinstance(eval_plan, CentreClip)  # noqa: S101 - as is that of every target of videos
     log.info(
         f"{config.model} reads images: of each clip it sees frame {plan.n_frames // 2} of {plan.n_frames}, "
         f"counted from 0"
@@ -202,7 +202,7 @@ def _open_outputs(
         outputs, fitted = probed, probed.probe
         require_named(paths, tuple(chain.from_iterable(map(asked_of, outputs.n_classes))))
     if shares_classes:
-        outputs = of_same_classes(outputs, request, resumes=bool(config.source_weights))
+        outputs = of_same_classes(outputs, request, method=config.method, resumes=bool(config.source_weights))
     return outputs, fitted
 
 
@@ -227,9 +227,16 @@ def _request_of(
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,
-        needs_every_number=config.aux_loss in VECTOR_LOSSES,
+        needs_every_number=_every_number(config),
         pools=splits.pools,
     )
+
+
+def _every_number(config: TrainConfig) -> str | None:
+    """What in a run needs every number of a source's row, so that its top k do not serve."""
+    if method_named(config.method).every_number:
+        return f"--method {config.method}"
+    return f"--aux-loss {config.aux_loss}" if config.aux_loss in VECTOR_LOSSES else None
 
 
 def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[str, ...]:

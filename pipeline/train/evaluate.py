@@ -9,7 +9,7 @@ validation during training scores clips instead of videos.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -122,20 +122,53 @@ class Evaluator:
 
         Raises InsaneLogitsError for values that are not finite or implausibly large.
         """
+        views = self._views(student, amp, student.predict, len(self._dataset.classes))
+        return self._all_sane(student, views)
+
+    def predict_with_features(self, student: Student, amp: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The probabilities of this rank's samples, float32 (n, classes), and what the student's head reads,
+        float32 (n, n_features), each the mean over a sample's views. With several labels a picture, classes
+        are independent. Raises what `predict` raises.
+        """
+        n_classes = len(self._dataset.classes)
+
+        def both(x: torch.Tensor) -> torch.Tensor:
+            pooled = student.backbone(x).pooled
+            return torch.cat([student.head(pooled), pooled], dim=1)
+
+        views = list(self._views(student, amp, both, n_classes + student.head.in_features))
+        logits = self._all_sane(student, [rows[:, :n_classes] for rows in views])
+        several = self._dataset.multi_hot is not None
+        found = []
+        for parts in ([z.sigmoid() if several else z.softmax(dim=1) for z in logits],
+                      [rows[:, n_classes:] for rows in views]):  # fmt: skip
+            total = parts[0].clone()
+            for view, rows in enumerate(parts[1:], start=1):
+                total[self._having(view)] += rows
+            found.append(total / torch.from_numpy(self._counts)[:, None])
+        probabilities, features = found
+        return probabilities, features
+
+    def _views(
+        self, student: Student, amp: str, answer: Callable[[torch.Tensor], torch.Tensor], n_numbers: int
+    ) -> Iterator[torch.Tensor]:
+        """`answer` to each view's normalised pixels, in eval mode: float32 (n, n_numbers) on the CPU."""
         student.eval()
-        largest = LARGEST_LOGIT if has_settled(student) else torch.finfo(torch.float32).max
-        self.largest = 0.0
         device, backbone = self._execution.device, student.backbone
-        views = []
         for view in range(self._counts.max(initial=1)):
-            logits = [torch.empty(0, len(self._dataset.classes))]
+            answers = [torch.empty(0, n_numbers)]
             for pixels in self._pixels(view):
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
                     seen = frames_seen(backbone, pixels.to(device))
-                    z = student.predict(normalise(seen, backbone.mean, backbone.std))
-                logits.append(z.float().cpu())
-            views.append(self._sane(torch.cat(logits), view, largest))
-        return views
+                    z = answer(normalise(seen, backbone.mean, backbone.std))
+                answers.append(z.float().cpu())
+            yield torch.cat(answers)
+
+    def _all_sane(self, student: Student, views: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """The (n, classes) logits of each view as they are. Raises InsaneLogitsError as `predict` does."""
+        largest = LARGEST_LOGIT if has_settled(student) else torch.finfo(torch.float32).max
+        self.largest = 0.0
+        return [self._sane(logits, view, largest) for view, logits in enumerate(views)]
 
     def _sane(self, logits: torch.Tensor, view: int, largest: float) -> torch.Tensor:
         """Return a view's logits (n, classes). Raises InsaneLogitsError if one is larger than `largest`."""

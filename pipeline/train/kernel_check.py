@@ -73,8 +73,7 @@ def prepare_to_score(
 
 def input_shape(config: TrainConfig, plan: Plan, n: int) -> tuple[int, ...]:
     """The shape of `n` samples as the student's network sees them."""
-    of_clips = isinstance(plan, ClipPlan) and config.student_frames is None
-    frames = (plan.n_frames,) if of_clips else ()
+    frames = (plan.n_frames,) if isinstance(plan, ClipPlan) and config.student_frames is None else ()
     return (n, 3, *frames, plan.side_px, plan.side_px)
 
 

@@ -43,6 +43,7 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
 def require_learnable(config: TrainConfig) -> None:
     """Raise RunError for a source output that the run's method or loss cannot learn from."""
     learns = method_named(config.method).needs
+    by_classes = config.method in readers("aux_loss") and config.aux_loss in LOGITS_LOSSES
     for name in config.sources:
         output = output_of(name)
         if learns and output not in learns:
@@ -50,7 +51,7 @@ def require_learnable(config: TrainConfig) -> None:
                 f"--method {config.method} learns from {' and '.join(learns)}, and {name} is an embedding; "
                 f"name {network_of(name)} or probe:{name}, or choose another method"
             )
-        if learns and output != LOGITS_OUTPUT and config.aux_loss in LOGITS_LOSSES:
+        if learns and output != LOGITS_OUTPUT and by_classes:
             raise RunError(
                 f"--aux-loss {config.aux_loss} compares classes, and {name} is an embedding; use --aux-loss "
                 f"{' or '.join(VECTOR_LOSSES)}"
@@ -113,6 +114,7 @@ def _require_able(method: type[Method], config: TrainConfig) -> None:
         "several labels per image": config.primary_loss == "bce" and not method.several_labels,
         "several processes": config.ranks > 1 and not method.several_processes,
         "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
+        "--compile": config.compiled and not method.compiles,
         "--optimizer adam": config.optimizer == "adam" and not method.adam,
         "images without labels": bool(config.unlabelled) and not method.reads_unlabelled,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -175,7 +175,11 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
 
 def _usual(recipe: Recipe) -> dict[str, Any]:
     """The defaults: of the recipe, of methods, and what is off."""
-    every = {f.name: f.default for method in METHODS.values() for f in fields(method.Config)}
+    every = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for method in METHODS.values()
+        for f in fields(method.Config)
+    }
     known = {f.name for f in fields(TrainConfig)} - {"gates", *SETTINGS}
     defaults = {name: value for name, value in every.items() if name in known}
     off = {"clip_norm": None, "mixup": 0.0, "cutmix": 0.0}

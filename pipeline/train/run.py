@@ -87,7 +87,7 @@ def train(
 
 
 def _departures(config: TrainConfig) -> str:
-    published = recipe_for(config.target, name=config.recipe).published
+    published = recipe_for(config.target, config.method, name=config.recipe).published
     recipe = "the paper's recipe" if published else "the recipe"
     if config.recipe != "paper":
         recipe = f"the recipe {config.recipe}"

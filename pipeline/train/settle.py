@@ -11,6 +11,7 @@ from pipeline.data import Dataset
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
 from pipeline.train.data import TrainingData
+from pipeline.train.teacher_temperatures import settle_temperatures
 from sskt.errors import RunError
 from sskt.methods.config import require_choice, require_range
 from sskt.optimiser import OPTIMIZERS, require_adam, require_nesterov
@@ -60,6 +61,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         chosen_on=data.chosen_on,
         unlabelled=tuple(pool.name for pool in data.pools),
         labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
+        teacher_temperature=settle_temperatures(config, data),
     )
     _require_sound(config)
     _require_trainable(config, len(data.dataset))

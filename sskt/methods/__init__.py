@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 
 from sskt.errors import SettingError
-from sskt.methods.config import LabelConfig, MethodConfig, SourceConfig
+from sskt.methods.config import LabelConfig, MethodConfig, SourceConfig, TaughtConfig
 from sskt.methods.dml import Dml
+from sskt.methods.graph import Graph
 from sskt.methods.kd import Kd
 from sskt.methods.maxl import AUXILIARY, Maxl
 from sskt.methods.method import Losses, Method, Parts
@@ -20,6 +21,7 @@ __all__ = [
     "GRADIENT_COSINE",
     "METHODS",
     "Dml",
+    "Graph",
     "Kd",
     "LabelConfig",
     "Losses",
@@ -31,6 +33,7 @@ __all__ = [
     "Scratch",
     "SourceConfig",
     "Sskt",
+    "TaughtConfig",
     "method_named",
     "readers",
     "register",
@@ -51,6 +54,7 @@ register("scratch", Scratch)
 register("kd", Kd)
 register("dml", Dml)
 register("maxl", Maxl)
+register("graph", Graph)
 
 
 def method_named(name: str) -> type[Method]:

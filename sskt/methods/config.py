@@ -76,21 +76,31 @@ class LabelConfig(MethodConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceConfig(LabelConfig):
-    """Of methods that learn from sources' logits, or embeddings, as well."""
+class TaughtConfig(LabelConfig):
+    """Of methods that learn from sources as well."""
 
     temperature: float = 3.0
-    alpha: float = 0.1  # weight of L_aux
+    alpha: float = 0.1  # weight of what is learnt from sources
+
+    def __post_init__(self) -> None:
+        """Raises RunError for a value that no training can have."""
+        LabelConfig.__post_init__(self)
+        require_range("temperature", self.temperature, math.ulp(0), math.inf)
+        require_range("alpha", self.alpha, 0, math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig(TaughtConfig):
+    """Of methods that have an L_aux of sources' logits, or embeddings."""
+
     aux_loss: str = "ce"  # one of sskt.losses.AUXILIARY_LOSSES
     kd_reduction: str = "mean"  # over batch and classes, as released; or "batchmean"
 
     def __post_init__(self) -> None:
         """Raises SettingError for a value that no training can have."""
-        LabelConfig.__post_init__(self)
+        TaughtConfig.__post_init__(self)
         require_choice("aux_loss", self.aux_loss, AUXILIARY_LOSSES)
         require_choice("kd_reduction", self.kd_reduction, KD_REDUCTIONS)
-        require_range("temperature", self.temperature, math.ulp(0), math.inf)
-        require_range("alpha", self.alpha, 0, math.inf)
 
     def auxiliary(self, logits: Tensor, source_logits: Tensor, mixed: Mixture | None = None) -> Tensor:
         """L_aux of one source: logits and source_logits (N, K), of an embedding its numbers."""

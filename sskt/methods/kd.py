@@ -16,7 +16,7 @@ from torch import Tensor
 from sskt.errors import RunError, SettingError
 from sskt.losses import LOGITS_LOSSES
 from sskt.methods.config import SourceConfig
-from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
+from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers, stacked
 from sskt.methods.mixture import Mixture
 from sskt.students.student import Student
 
@@ -68,17 +68,7 @@ class Kd(Method):
         classes, or for a softmax over several labels a picture.
         """
         super().__init__(student, config, channels_last=channels_last)
-        n_classes = student.head.out_features
-        for name, n in teachers.items():
-            if n != n_classes:
-                raise RunError(
-                    f"--method kd: {name} knows {n} classes and the target has {n_classes}; "
-                    f"name a teacher of the same task, such as probe, or run:FOLDER, a run of ours"
-                )
-        if not teachers:
-            raise RunError(
-                "--method kd needs a teacher of the same task; add --source probe or --source run:FOLDER"
-            )
+        require_teachers("kd", teachers, student.head.out_features)
         if config.primary_loss == "bce" and config.aux_loss != "kd":
             raise RunError(
                 f"--method kd: --aux-loss {config.aux_loss} is of one label a picture, this target has "

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sskt.errors import RunError
 from sskt.methods.config import MethodConfig
 from sskt.methods.mixture import Mixture
 from sskt.normalise import normalise
@@ -82,6 +83,8 @@ class Method(nn.Module):
     reads_unlabelled: ClassVar[bool] = False  # samples without a label of their own
     fp16: ClassVar[bool] = True
     adam: ClassVar[bool] = True  # as its optimiser
+    compiles: ClassVar[bool] = True
+    every_number: ClassVar[bool] = False  # whether it needs a source's whole row, and not only its top k
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Method:
@@ -140,6 +143,20 @@ class Method(nn.Module):
         backbone = self.student.backbone
         seen = frames_seen(backbone, pixels)
         return normalise(seen, backbone.mean, backbone.std).contiguous(memory_format=self._layout)
+
+
+def require_teachers(method: str, teachers: Mapping[str, int], n_classes: int) -> None:
+    """Raise RunError unless a method's teachers, given by their number of classes, have the target's."""
+    for name, n in teachers.items():
+        if n != n_classes:
+            raise RunError(
+                f"--method {method}: {name} knows {n} classes and the target has {n_classes}; "
+                f"name a teacher of the same task, such as probe, or run:FOLDER, a run of ours"
+            )
+    if not teachers:
+        raise RunError(
+            f"--method {method} needs a teacher of the same task; add --source probe or --source run:FOLDER"
+        )
 
 
 def stacked(values: list[Tensor], like: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class RunKind(Kind):
             mean=mean,
             std=std,
             reads_clips=trained.reads_clips,
+            sees_student_frames=trained.sees_frames,
             contract=Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS),
         )
 
@@ -81,6 +82,7 @@ class Trained:
     model: str
     classes: tuple[str, ...]
     clip_mean: str  # the mean that a 3D ResNet subtracts, one of CLIP_MEANS
+    sees_frames: bool = False  # it reads images, and was trained on frames of clips
 
     @property
     def n_classes(self) -> int:
@@ -105,7 +107,8 @@ def read_trained(folder: Path) -> Trained:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         classes = tuple(map(str, config["classes"]))
-        trained = Trained(str(config["model"]), classes, config.get("clip_mean", "kinetics"))
+        clip_mean, frames = config.get("clip_mean", "kinetics"), config.get("student_frames")
+        trained = Trained(str(config["model"]), classes, clip_mean, frames is not None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"

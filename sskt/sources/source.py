@@ -33,6 +33,8 @@ class SourceSpec:
     sha256_prefix: str | None = None  # of the published file, if known
     weights_note: str = ""  # who publishes the weights, for a listing
     reads_clips: bool = False  # (N, 3, D, H, W) instead of (N, 3, H, W)
+    # a run of ours that reads images and was trained on frames of clips, in the size that its student saw
+    sees_student_frames: bool = False
     contract: Contract = NOTHING  # what is known about published weights, or declared about a program
     earlier_mean: tuple[float, ...] | None = None  # the mean in older stores, if it differs
     output: str = LOGITS_OUTPUT  # which of the source's outputs is computed and stored

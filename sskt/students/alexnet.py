@@ -58,8 +58,10 @@ def _narrow(features: nn.Sequential, classifier: nn.Sequential) -> None:
     for name, child in features.named_children():
         if isinstance(child, nn.Conv2d):
             width = next(widths)
-            narrow = nn.Conv2d(channels, width, child.kernel_size, child.stride, child.padding)
-            setattr(features, name, narrow)
+            kernel, stride, padding = (
+                int(pair[0]) for pair in (child.kernel_size, child.stride, child.padding)
+            )
+            setattr(features, name, nn.Conv2d(channels, width, kernel, stride, padding))
             channels = width
     classifier[1] = nn.Linear(channels * 6 * 6, _SMALL_HIDDEN)
     classifier[4] = nn.Linear(_SMALL_HIDDEN, _SMALL_HIDDEN)

@@ -57,7 +57,8 @@ class VGG19(Backbone):
         self.block_channels = _SMALL_WIDTHS if small else _WIDTHS
         self.n_features = self.block_channels[-1]
         self.transfer_width = 1000  # the paper's for 3D networks
-        channels, blocks = 3, []
+        channels = 3
+        blocks: list[nn.Sequential] = []
         for width, n in zip(self.block_channels, _CONVOLUTIONS, strict=True):
             layers: list[nn.Module] = []
             for i in range(n):
@@ -77,7 +78,7 @@ class VGG19(Backbone):
             raise ValueError(f"it looks at {len(picks)} frames of a clip, and this one has {x.shape[2]}")
         n, n_frames = len(x), len(picks)
         y = x[:, :, list(picks)].transpose(1, 2).flatten(0, 1)
-        blocks = []
+        blocks: list[Tensor] = []
         for block in (self.block1, self.block2, self.block3, self.block4, self.block5):
             y = block(F.max_pool2d(y, 2) if blocks else y)
             blocks.append(y.unflatten(0, (n, n_frames)).transpose(1, 2))
