@@ -14,8 +14,7 @@ from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
-from pipeline.train.resume import resume
-from pipeline.train.run import train
+from pipeline.train.run import resume, train
 from pipeline.train.score_run import evaluate
 from pipeline.train.whereabouts import paths_of
 from sskt.sources import Contract, save_source

@@ -16,8 +16,7 @@ from pipeline.train.backbone import default_model
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
 from pipeline.train.data import pools_of
 from pipeline.train.resolve import resolve
-from pipeline.train.resume import resume
-from pipeline.train.run import train
+from pipeline.train.run import resume, train
 from pipeline.train.run_folder import read_config, read_summary
 from pipeline.train.splits import open_splits
 from sskt.errors import RunError

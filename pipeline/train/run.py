@@ -1,23 +1,46 @@
-"""Stage two by name: train a student."""
+"""Stage two by name: start a run, or continue one that was stopped, to the numbers that it would have had
+anyway.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from pipeline.data import Augmentation
-from pipeline.runtime import Execution, Paths, choose_execution, coerce, join_world
-from pipeline.train.backbone import default_model, open_backbone, require_reads, require_runs
-from pipeline.train.config import Settings, TrainConfig
-from pipeline.train.data import open_data
-from pipeline.train.kernel_check import with_plain_layers
+from pipeline.data import NO_POOL, Augmentation
+from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, join_world
+from pipeline.train.backbone import default_model, open_backbone, reopen_backbone, require_reads, require_runs
+from pipeline.train.config import Settings, TrainConfig, weights_name
+from pipeline.train.data import TrainingData, open_data
+from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
 from pipeline.train.resolve import resolve
-from pipeline.train.run_folder import Run
-from pipeline.train.settle import settle
-from pipeline.train.whereabouts import pools_to_record, to_record
+from pipeline.train.run_folder import (
+    Run,
+    has_student,
+    read_checkpoint,
+    read_config,
+    read_paths,
+    read_probe,
+    read_summary,
+)
+from pipeline.train.settle import declared_of, settle
+from pipeline.train.splits import Splits, pool_key
+from pipeline.train.whereabouts import (
+    labelled_list_of,
+    pools_to_record,
+    require_classes,
+    require_contents,
+    require_stores,
+    to_record,
+    unlabelled_of,
+    whereabouts_of,
+)
+from sskt.errors import RunError
 from sskt.recipes import recipe_for
 from sskt.students import Backbone
 from sskt.students.average import AveragedStudent
@@ -86,6 +109,57 @@ def train(
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
+def resume(
+    out: Path | str,
+    *,
+    execution: Execution | None = None,
+    paths: Paths | None = None,
+    target: str | None = None,
+    sources: Sequence[str] = (),
+    unlabelled: Sequence[str] = (),
+    backbone: Backbone | None = None,
+) -> dict[str, Any]:
+    """Continue the run in `out`, to the same numbers as without a stop; returns its summary.
+
+    Data, stores and weights are expected where they were (`paths_of`), or in `paths`. If they moved,
+    `target`, such as imagefolder:PATH, and `sources`, such as program:FILE, say where they are; so does
+    `unlabelled`, which names all pools in the order of the run. A run with a backbone of the caller's needs
+    `backbone`, built as it was then. Raises RunError if `out` is no run, last.pt is damaged, or data or
+    number of ranks have changed, RunBusyError if another process trains it.
+    """
+    out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
+    config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
+    summary = read_summary(out)
+    if summary is not None and has_student(out):
+        log.info(f"{out}: has finished already, nothing is left to do")
+        return summary
+    state = _state(out, config, finished=summary is not None)
+    sources = coerce.texts(sources, "sources")
+    where = whereabouts_of(out, config, paths=paths, target=target, sources=sources)
+    paths, execution = where.paths, execution or choose_execution()
+    require_stores(out, config, paths)
+    with join_world(execution.device) as world:
+        _require_ranks(config, world, out)
+        data = open_data(
+            _as_begun(config, where.target, out, unlabelled),
+            paths=paths,
+            execution=execution,
+            world=world,
+            require_data=lambda splits: _require_data(config, splits, out, where.target),
+            probe=read_probe(out),
+        )
+        _require_same(config, data, out)
+        backbone = reopen_backbone(config, backbone, out)
+        if state is None and config.finetune_from is not None:
+            _load_first_weights(backbone, config, out)
+        method = open_method(config, backbone, data.source_classes)
+        with kernels(config, execution.device):
+            require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
+        log.info(_next_step(config, state, out))
+        run = Run.go_on(out, state["history"] if state else ()) if world.is_first else None
+        return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
+
+
 def _departures(config: TrainConfig) -> str:
     published = recipe_for(config.target, config.method, name=config.recipe).published
     recipe = "the paper's recipe" if published else "the recipe"
@@ -93,3 +167,81 @@ def _departures(config: TrainConfig) -> str:
         recipe = f"the recipe {config.recipe}"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
     return f"{recipe} of {config.target}, except: {', '.join(ours)}"
+
+
+def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
+    """The state in last.pt; None if the run was stopped before its first checkpoint. Raises RunError if it
+    belongs to another run, or is missing from a finished one.
+    """
+    state = read_checkpoint(out)
+    if finished and state is None:
+        raise RunError(
+            f"{out}: has finished, but both its student and last.pt are missing; restore one of them, or "
+            f"train again into another folder"
+        )
+    if state is not None and TrainConfig.from_dict(state["config"], str(out / "last.pt")) != config:
+        raise RunError(f"{out}: config.json and last.pt are of different runs; restore the one that belongs")
+    return state
+
+
+def _require_ranks(config: TrainConfig, world: World, out: Path) -> None:
+    """Raise RunError unless there are as many processes as when the run was started."""
+    if world.size != config.ranks:
+        raise RunError(
+            f"{out}: was started by {config.ranks} process(es), this is one of {world.size}; they would "
+            f"share batches differently, use torchrun --nproc-per-node {config.ranks}"
+        )
+
+
+def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[str]) -> TrainConfig:
+    """The config that a run was started with, with the present places of its target and pools."""
+    # None: a val split or the test split chose
+    val_share = config.val_share or (None if config.chosen_on else 0.0)
+    names = unlabelled_of(out, config, target, coerce.texts(unlabelled, "unlabelled"))
+    labelled_list = config.labelled_list and str(labelled_list_of(out, config))
+    return replace(
+        config, target=target, val_share=val_share, unlabelled=(NO_POOL, *names), labelled_list=labelled_list
+    )
+
+
+def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Path) -> str:
+    """A sentence on what is left to do."""
+    done = state["epoch"] if state else 0
+    if done == config.epochs:
+        return f"{out}: all {done} epochs are done, its student is written from last.pt"
+    return f"{out}: continues in epoch {done + 1} of {config.epochs}"
+
+
+def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Path) -> None:
+    """Load the initial weights of a run that was stopped before its first checkpoint."""
+    path = Path(read_paths(out).get("finetune_from") or "")
+    if not path.is_file() or weights_name(path) != config.finetune_from:
+        raise RunError(
+            f"{out}: was stopped before its first checkpoint and needs {config.finetune_from}, which is "
+            f"not at {path} any more; restore it, or start again in another folder"
+        )
+    load_pretrained(backbone, path, config.model)
+
+
+def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
+    """Raise RunError unless plan, views and sources are those of the run."""
+    now = {"plan": data.plan.to_dict(), "views": config.views}
+    if data.source_outputs is not None:
+        now["views"] = data.source_outputs.views
+        now["source_weights"] = dict(data.source_outputs.weights_sha256)
+        now["contracts"] = declared_of(data.source_outputs)
+    for name, value in now.items():
+        if value != getattr(config, name):
+            raise RunError(
+                f"{out}: its {name} was {getattr(config, name)} and is {value} now; "
+                f"continue it with the program and stores that it was started with"
+            )
+
+
+def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
+    """Raise RunError unless the data are those that the run was started with."""
+    require_classes(config, splits.train.classes, out)
+    remedy = "continue it with the data that it was started with"
+    where = {pool_key(number): pool.name for number, pool in enumerate(splits.pools)}
+    for split, sha256 in splits.contents().items():
+        require_contents(out, config.contents, {split: sha256}, where.get(split, target), remedy)
