@@ -23,7 +23,7 @@ from pipeline.runtime import Progress
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources import InputMap, save_source
-from sskt.students.student import Student, build_student
+from sskt.students import Student, build_student
 
 _CANVAS_PX = 64
 _IMAGE_PX = 8  # the size of scikit-learn's digits

@@ -28,9 +28,7 @@ from pipeline.train.whereabouts import labelled_list_of, require_contents, where
 from sskt.errors import RunError
 from sskt.metrics import multilabel_figures, topk_correct
 from sskt.probe import fit_linear
-from sskt.students import build_backbone
-from sskt.students.backbone import to_channels_last
-from sskt.students.student import Student
+from sskt.students import Student, build_backbone, to_channels_last
 
 _STRENGTH = 1.0  # C of the logistic regression
 

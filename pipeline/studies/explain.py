@@ -23,9 +23,7 @@ from pipeline.train.run_folder import read_config, read_student
 from pipeline.train.whereabouts import whereabouts_of
 from sskt.errors import RunError, shown
 from sskt.normalise import normalise
-from sskt.students import build_backbone
-from sskt.students.gradcam import grad_cam
-from sskt.students.student import Student
+from sskt.students import Student, build_backbone, grad_cam
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,7 @@ from sskt.errors import RunError, SettingError
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.recipes import recipe_for
 from sskt.sources import CENTER_FRAME
-from sskt.students import BACKBONES, CLIP_BACKBONES, Backbone, build_backbone
-from sskt.students.resnet3d import ResNet3D
+from sskt.students import BACKBONES, CLIP_BACKBONES, Backbone, ResNet3D, build_backbone
 
 
 def default_model(target: str, method: str) -> str:

@@ -43,8 +43,7 @@ from sskt.metrics import (
 from sskt.normalise import normalise
 from sskt.sanity import LARGEST_LOGIT, has_settled, insane_rows, worst_value
 from sskt.sources import exact_kernels
-from sskt.students.backbone import frames_seen
-from sskt.students.student import Student
+from sskt.students import Student, frames_seen
 
 _BATCH = 250
 _CLIPS = 16  # per batch

@@ -17,7 +17,7 @@ from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.kernels import compute_plainly
 from sskt.methods import Method
-from sskt.students.student import Student
+from sskt.students import Student
 
 log = logging.getLogger(__name__)
 

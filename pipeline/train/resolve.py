@@ -20,8 +20,7 @@ from sskt.methods import GATES, METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
 from sskt.optimiser import ADAM_LR
 from sskt.recipes import SETTINGS, Recipe, recipe_for
-from sskt.students import DROPOUTS, Backbone
-from sskt.students.initialise import choose_init
+from sskt.students import DROPOUTS, Backbone, choose_init
 
 _DEFAULTS: Settings = {  # of settings that neither a recipe nor a method has
     "method": "sskt",

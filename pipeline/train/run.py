@@ -42,9 +42,7 @@ from pipeline.train.whereabouts import (
 )
 from sskt.errors import RunError
 from sskt.recipes import recipe_for
-from sskt.students import Backbone
-from sskt.students.average import AveragedStudent
-from sskt.students.pretrained import load_pretrained
+from sskt.students import AveragedStudent, Backbone, load_pretrained
 
 log = logging.getLogger(__name__)
 

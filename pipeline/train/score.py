@@ -16,7 +16,7 @@ from pipeline.runtime import Execution, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.run_folder import Run, read_student
-from sskt.students.student import Student
+from sskt.students import Student
 
 if TYPE_CHECKING:
     from pipeline.train.data import TrainingData

@@ -17,9 +17,7 @@ from pipeline.train.run_folder import read_config, read_student
 from pipeline.train.splits import scoring_split
 from pipeline.train.whereabouts import require_classes, require_contents, whereabouts_of
 from sskt.errors import RunError
-from sskt.students import Backbone
-from sskt.students.backbone import to_channels_last
-from sskt.students.student import Student
+from sskt.students import Backbone, Student, to_channels_last
 
 log = logging.getLogger(__name__)
 

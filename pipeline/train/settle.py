@@ -16,7 +16,7 @@ from sskt.errors import RunError
 from sskt.methods.config import require_choice, require_range
 from sskt.optimiser import OPTIMIZERS, require_adam, require_nesterov
 from sskt.schedules import SCHEDULES, require_trapezoid
-from sskt.students.average import require_decay
+from sskt.students import require_decay
 
 _CHOICES = {
     "optimizer": OPTIMIZERS,

@@ -27,9 +27,7 @@ from sskt.methods import Losses, Method
 from sskt.optimiser import build_optimizer
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
-from sskt.students.average import AveragedStudent
-from sskt.students.backbone import to_channels_last
-from sskt.students.student import Student
+from sskt.students import AveragedStudent, Student, to_channels_last
 
 _CHECK_EVERY = 25  # steps between two checks of the losses, each of which waits for the GPU
 

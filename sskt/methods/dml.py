@@ -18,7 +18,7 @@ from sskt.losses import kd_divergence, multilabel_divergence
 from sskt.methods.config import LabelConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
 from sskt.methods.mixture import Mixture
-from sskt.students.student import Student
+from sskt.students import Student
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

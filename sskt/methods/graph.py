@@ -29,7 +29,7 @@ from sskt.methods.config import TaughtConfig, require_choice, require_range
 from sskt.methods.edges import EDGES, LearnedEdges, gain_edges, imbalance, uniform_edges
 from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers
 from sskt.methods.mixture import Mixture
-from sskt.students.student import Student
+from sskt.students import Student
 from sskt.transport import transport_per_batch, transport_per_sample
 
 GRAPH_LOGITS = ("em", "cosine")

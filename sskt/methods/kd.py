@@ -18,7 +18,7 @@ from sskt.losses import LOGITS_LOSSES
 from sskt.methods.config import SourceConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers, stacked
 from sskt.methods.mixture import Mixture
-from sskt.students.student import Student
+from sskt.students import Student
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

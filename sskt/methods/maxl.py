@@ -28,7 +28,7 @@ from sskt.losses import focal
 from sskt.methods.config import MethodConfig, require_range
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
 from sskt.methods.mixture import Mixture
-from sskt.students.student import Student
+from sskt.students import Student
 
 AUXILIARY = "maxl"  # the auxiliary head's name
 _ENTROPY = 0.2  # weight of H, and the generator's own plain SGD: the authors'

@@ -16,8 +16,7 @@ from sskt.errors import RunError
 from sskt.methods.config import MethodConfig
 from sskt.methods.mixture import Mixture
 from sskt.normalise import normalise
-from sskt.students.backbone import Backbone, frames_seen, input_layout
-from sskt.students.student import Student
+from sskt.students import Backbone, Student, frames_seen, input_layout
 
 
 class Losses(NamedTuple):

@@ -24,7 +24,7 @@ from sskt.methods.config import SourceConfig, require_choice, require_range
 from sskt.methods.gradients import cosine, gated, gradients_of, with_gradients
 from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
 from sskt.methods.mixture import Mixture, of_both
-from sskt.students.student import AUXILIARY_HEADS, Student
+from sskt.students import AUXILIARY_HEADS, Student
 
 GRADIENT_COSINE = ("off", "record", "weigh")
 GATES = ("shared", "losses")

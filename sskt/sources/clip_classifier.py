@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sskt.students import build_backbone
-from sskt.students.resnet3d import ResNet3D
-from sskt.students.torchvision_video import TORCH_VIDEO, TorchVideo
+from sskt.students import TORCH_VIDEO, ResNet3D, TorchVideo, build_backbone
 
 
 class ClipClassifier(nn.Module):

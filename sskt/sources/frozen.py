@@ -38,7 +38,7 @@ from sskt.sources.input_map import InputMap
 from sskt.sources.plain import MAX_SHOWN, plain_answers, require_agreement
 from sskt.sources.purity import require_same_bits
 from sskt.sources.source import Source
-from sskt.students.backbone import input_layout, to_channels_last
+from sskt.students import input_layout, to_channels_last
 
 
 class NonFiniteLogitsError(SourceError):

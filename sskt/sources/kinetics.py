@@ -13,8 +13,7 @@ from sskt.normalise import KINETICS_MEAN
 from sskt.sources.clip_classifier import ClipClassifier, clip_normalisation, published_key
 from sskt.sources.source import SourceSpec
 from sskt.sources.torchvision import Published
-from sskt.students import KINETICS_BACKBONES
-from sskt.students.torchvision_video import TORCH_VIDEO
+from sskt.students import KINETICS_BACKBONES, TORCH_VIDEO
 from sskt.weights import load_into
 
 

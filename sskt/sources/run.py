@@ -20,8 +20,7 @@ from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, rest_path, weights_digest
 from sskt.sources.outputs import LOGITS_OUTPUT, POOLED
 from sskt.sources.source import Source, SourceSpec
-from sskt.students import BACKBONES, CLIP_BACKBONES, normalisation_of
-from sskt.students.student import build_student
+from sskt.students import BACKBONES, CLIP_BACKBONES, build_student, normalisation_of
 from sskt.weights import load_into
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"

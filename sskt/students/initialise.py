@@ -11,8 +11,9 @@ from __future__ import annotations
 from torch import nn
 
 from sskt.errors import RunError, SettingError
-from sskt.students import BACKBONES, Backbone
+from sskt.students.backbone import Backbone
 from sskt.students.cifar_resnet import CifarResNet
+from sskt.students.registry import BACKBONES
 from sskt.students.resnet import ResNet
 
 INITS = ("released", "torch")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sskt.checkpoints import read_checkpoint
-from sskt.students import Backbone
+from sskt.students.backbone import Backbone
 from sskt.weights import load_into
 
 

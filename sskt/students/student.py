@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sskt.errors import SettingError
-from sskt.students import Backbone, build_backbone
+from sskt.students.backbone import Backbone
 from sskt.students.initialise import initialise_auxiliary, initialise_head
+from sskt.students.registry import build_backbone
 from sskt.students.transfer import TransferModule
 
 AUXILIARY_HEADS = ("linear", "mlp")

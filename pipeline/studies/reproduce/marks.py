@@ -15,7 +15,7 @@ from pipeline.studies.reproduce.published import Published
 from pipeline.train.config import TrainConfig
 from sskt.normalise import KINETICS_MEAN
 from sskt.sources import REFERENCE
-from sskt.students.resnet3d import ResNet3D
+from sskt.students import ResNet3D
 
 _RELEASED_EPOCHS = {"stl10": 200, "ucf101": 200, "hmdb51": 200}  # of the authors' command, and 3D default
 _RELEASED_MILESTONES, _RELEASED_GAMMA = (60, 120, 160, 200), 0.2
