@@ -163,8 +163,8 @@ _LABELS = "Few labels"
         ),
         count_option(
             "--labels-per-class",
-            "Keep the labels of so many training samples per class, and train on the others without. "
-            "[default: all]",
+            "Keep the labels of N training samples per class, and train on the others without; scratch, dml "
+            "and maxl leave them out. [default: all]",
         ),
         number_option(
             "--labelled-share",
