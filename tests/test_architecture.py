@@ -3,11 +3,18 @@
 import ast
 import re
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import click
+import pytest
+
+import cli
+from pipeline import api
 from pipeline.train.config import Settings, TrainConfig
 from pipeline.train.resolve import _DEFAULTS, _usual
+from pipeline.train.run import train
 from sskt.recipes import recipe_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +87,21 @@ def test_what_a_user_may_say_are_fields_of_a_runs_config():
     loose = {"sources", "unlabelled", "labelled_list", "milestones"}  # said as lists or paths, too
     for name in set(said) - loose:
         assert set(get_args(said[name] | None)) == set(get_args(recorded[name] | None)), name
+
+
+def test_the_train_command_passes_on_settings_and_arguments_of_train_alone():
+    """Click calls the command with names that mypy does not see."""
+    context = click.Context(cli.train)
+    words = ["--target", "digits"]
+    with context:
+        values = cli.train.make_context("train", words).params
+    asked = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "train", lambda target, **settings: asked.update(settings) or {})
+        context.invoke(cli.train.callback, **values)
+    of_train = set(signature(train).parameters) - {"target", "settings"}
+    assert set(asked) - of_train <= set(Settings.__annotations__)
+    assert of_train <= set(asked)
 
 
 def test_the_glossary_has_twelve_words_and_six_files_to_begin_with():

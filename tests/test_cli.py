@@ -246,3 +246,15 @@ def test_a_value_out_of_bounds_is_refused_by_the_name_of_its_option(folder, word
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: {refusal}")
     assert not (folder / "wrong").exists()
+
+
+def test_a_probe_is_described_without_what_only_networks_have(folder):
+    fields = json.loads(run("sources", "probe:imagenet+places365", "--json").stdout)
+    assert fields == {
+        "source": "probe:imagenet+places365",
+        "architecture": "linear",
+        "reads": "imagenet, places365",
+        "returns": "logits",
+        "classes": "the target's",
+    }
+    assert "every source with a store for the target" in run("sources", "probe").stdout
