@@ -68,7 +68,7 @@ def test_a_file_imports_few_modules_on_average():
             elif isinstance(node, ast.Import):
                 imported |= {name.name for name in node.names}
         counts.append(len(imported))
-    assert sum(counts) / len(counts) <= 8.9
+    assert sum(counts) / len(counts) <= 8.8
 
 
 def test_no_file_and_no_function_is_long():
@@ -84,7 +84,8 @@ def test_what_a_user_may_say_are_fields_of_a_runs_config():
     """`Settings` has the name and the type of each setting, None aside."""
     said, recorded = get_type_hints(Settings), get_type_hints(TrainConfig)
     assert set(_usual(recipe_for("digits"))) | set(_DEFAULTS) == set(said)
-    loose = {"sources", "unlabelled", "labelled_list", "milestones"}  # said as lists or paths, too
+    # said as lists, paths or mappings, too
+    loose = {"sources", "unlabelled", "labelled_list", "milestones", "teacher_temperature"}
     for name in set(said) - loose:
         assert set(get_args(said[name] | None)) == set(get_args(recorded[name] | None)), name
 
