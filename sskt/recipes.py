@@ -230,6 +230,13 @@ def all_recipes() -> list[Recipe]:
     return sorted(_RECIPES.values(), key=lambda recipe: not recipe.published)
 
 
+def has_recipe(target: str, method: str, name: str) -> bool:
+    """Whether a target has a recipe of this name that the method can take."""
+    return (target.partition(":")[0], name) in _RECIPES and not (
+        name != "paper" and "schedule" in _OVERRIDES.get(method, {})
+    )
+
+
 def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, name: str = "paper") -> Recipe:
     """The recipe of a target by its registry name; every `imagefolder:...` has the same one.
 
