@@ -54,7 +54,12 @@ def main() -> None:
         by_method[method] = replace(plain, source_frames=frames) if frames else plain
         if kind != "scratch":
             api.precompute(
-                [args.target], sources, views=args.views, augmentation=by_method[method], paths=paths
+                [args.target],
+                sources,
+                views=args.views,
+                augmentation=by_method[method],
+                paths=paths,
+                unlabelled=settings.get("unlabelled", ()),
             )
     print(f"stage one: {perf_counter() - started:.0f} s", flush=True)
     for seed in seeds:
