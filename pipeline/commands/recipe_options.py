@@ -38,8 +38,9 @@ RECIPE = section(
     choice_option(
         "--recipe",
         "paper fast",
-        "paper",
-        "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes.",
+        None,
+        "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes. "
+        "[default: paper; with --preset best fast]",
     ),
     choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {OF_RECIPE}"),
     choice_option("--optimizer", "sgd adam", None, f"SGD with momentum, or Adam; see also --lr. {OF_RECIPE}"),

@@ -96,6 +96,13 @@ _LABELS = "Few labels"
     count_option("--epochs", f"Length of the training. {OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {OF_RECIPE}"),
     number_option("--lr", "Initial learning rate. [default: the recipe's; 0.001 with --optimizer adam]"),
+    choice_option(
+        "--preset",
+        "paper best",
+        None,
+        "What to do where you say nothing: paper, SSKT as published; best, a probe of the sources and the "
+        "fast recipe. [default: best for imagefolder and videofolder without --recipe; else paper]",
+    ),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
@@ -147,8 +154,9 @@ _LABELS = "Few labels"
         choice_option(
             "--probe-views",
             "mean own",
-            "mean",
-            "What the probe answers about: the mean over all stored views, or the view that is shown.",
+            None,
+            "What the probe answers about: the mean over all stored views, or the view that is shown. "
+            "[default: mean; with --preset best and live labels own]",
         ),
     ),
     section(
@@ -213,6 +221,7 @@ def train(
     """
     from pipeline import api
     from pipeline.data import path_family, target_slug
+    from pipeline.train.presets import usual_preset
 
     if resume is not None:
         told = "target sources" if target is None or path_family(target) else "sources"
@@ -226,6 +235,7 @@ def train(
             unlabelled=settings["unlabelled"],
         )
     elif target is not None:
+        settings["preset"] = settings["preset"] or usual_preset(target, settings["recipe"])
         out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
         summary = api.train(
             target,

@@ -35,12 +35,13 @@ class Settings(TypedDict, total=False):
     """
 
     method: str
-    recipe: str
+    preset: str | None  # one of pipeline.train.presets.PRESETS
+    recipe: str | None
     sources: str | Sequence[str]
     labels: str  # "auto", or as in `TrainConfig`
     views: int | None
     teacher_bn: str
-    probe_views: str
+    probe_views: str | None
     val_share: float | None
     labels_per_class: int | None
     labelled_share: float | None

@@ -14,6 +14,7 @@ from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
 from pipeline.train.config import Settings, TrainConfig, weights_name
 from pipeline.train.method import choose_precision, require_read
+from pipeline.train.presets import preset_choice
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import GATES, METHODS, method_named
@@ -24,12 +25,13 @@ from sskt.students import DROPOUTS, Backbone, choose_init
 
 _DEFAULTS: Settings = {  # of settings that neither a recipe nor a method has
     "method": "sskt",
-    "recipe": "paper",
+    "preset": "paper",
+    "recipe": None,
     "sources": (),
     "labels": "auto",
     "views": None,
     "teacher_bn": "frozen",
-    "probe_views": "mean",
+    "probe_views": None,
     "val_share": None,
     "labels_per_class": None,
     "labelled_share": None,
@@ -67,7 +69,16 @@ def resolve(
     method, finetuned = asked["method"], finetune_from is not None
     method_named(method)  # refuses one that is unknown
     frames, model = choose_frames(parse_target(target), model), model_name(model)
-    recipe = recipe_for(target, method, finetuned=finetuned, name=asked["recipe"])
+    chosen = preset_choice(
+        asked["preset"] or "paper",
+        target,
+        method,
+        recipe=asked["recipe"],
+        sources=coerce.texts(asked["sources"], "sources"),
+        labels=asked["labels"],
+        probe_views=asked["probe_views"],
+    )
+    recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
     given = {
         name: coerce.setting(name, value)
         for name, value in settings.items()
@@ -88,6 +99,9 @@ def resolve(
         clip_mean=choose_clip_mean(asked["clip_mean"], model),
         dropout=DROPOUTS.get(model, 0.0),
         student_frames=frames,
+        recipe=chosen.recipe,
+        sources=chosen.sources,
+        probe_views=chosen.probe_views or "mean",
         **_plain_settings(asked),
         **_shown(augmentation, target),
         **_UNSETTLED,
@@ -105,12 +119,9 @@ def _plain_settings(asked: Settings) -> dict[str, Any]:
         )
     return {
         "method": asked["method"],
-        "recipe": asked["recipe"],
-        "sources": coerce.texts(asked["sources"], "sources"),
         "labels": asked["labels"],
         "teacher_bn": asked["teacher_bn"],
         "views": coerce.whole_or_none(asked["views"], "views"),
-        "probe_views": asked["probe_views"],
         "val_share": asked["val_share"],
         "labels_per_class": coerce.whole_or_none(n_labels, "labels_per_class"),
         "labelled_share": coerce.number_or_none(asked["labelled_share"], "labelled_share"),
