@@ -2,7 +2,7 @@
 
     python benchmarks/few_labels.py imagefolder:scene15 --weights imagenet=FILE --program FILE --size 128
     python benchmarks/few_labels.py videofolder:three --weights imagenet=FILE --program FILE --size 56
-        --clip-frames 8 --methods "scratch; SSKT; SSKT frames:3"
+        --clip-frames 8 --methods "scratch; SSKT; SSKT source_frames=frames:3"
     python benchmarks/few_labels.py voc --weights imagenet=FILE --program FILE --size 112 --source-size 224
     python benchmarks/few_labels.py cifar10 --weights imagenet=FILE --program FILE --views 3
         --labels-per-class 100 --steps 1955 --methods "scratch; SSKT; probe"
@@ -10,12 +10,14 @@
 With --labels-per-class, scratch trains on the images that keep their label, the others on all images; --steps
 gives every method as many steps. Scratch then sees a new view in every epoch, the best that it can have.
 
-The sources are ImageNet's ResNet50 and an exported program; their logits are cached first, unless they are
-already. Settings that are not given are the recipe's. Finished runs are reused, so an interrupted benchmark
-can be continued.
+The sources are ImageNet's ResNet50 and, with --program, an exported program; their logits are cached first,
+unless they are already. A method is a kind of run (scratch, SSKT, probe, or both: a probe and a head per
+source), with settings of the API: "SSKT alpha=0.3; probe probe_views=own". Settings not given are the
+recipe's. Finished runs are reused, so an interrupted benchmark can be continued.
 """
 
 import argparse
+import ast
 import re
 import statistics
 from dataclasses import replace
@@ -29,20 +31,8 @@ from pipeline.commands.output import show_remarks
 from pipeline.data.datasets import parse_target
 from pipeline.train.run_folder import read_summary
 
-# what a run is given beside the sources, of which "probe" names another choice; None: no source
-METHODS: dict[str, dict[str, Any] | None] = {
-    "scratch": None,
-    "SSKT": {},
-    "SSKT transfer module": {"transfer_module": True},
-    "SSKT mean_frame": {"source_frames": "mean_frame"},
-    "SSKT frames:3": {"source_frames": "frames:3"},
-    "probe": {"probe": "alone"},
-    "probe, own views": {"probe": "alone", "probe_views": "own"},
-    "probe T=2": {"probe": "alone", "probe_temperature": 2.0},
-    "probe w=0.5": {"probe": "alone", "probe_weight": 0.5},
-    "probe w=1": {"probe": "alone", "probe_weight": 1.0},
-    "probe and SSKT": {"probe": "beside"},
-}
+# the sources of each kind of run; settings of the API follow its name: "probe probe_views=own mixup=0.2"
+KINDS = ("scratch", "SSKT", "probe", "both")  # both: a head per source beside the probe of all
 EXTRA_METRICS = {"test_map": ("test_image_ap",)}  # as the released code reports for VOC
 
 
@@ -52,17 +42,17 @@ def main() -> None:
     methods = [name.strip() for name in args.methods.split(";")]
     name, _, path = args.weights.partition("=")
     paths = Paths(data_dir=args.data_dir, cache_dir=args.cache_dir, weights={name: Path(path)})
-    sources = (name, f"program:{args.program}")
+    sources = (name, f"program:{args.program}") if args.program else (name,)
     plain = Augmentation(side_px=args.size, source_side_px=args.source_size, n_frames=args.clip_frames)
     if parse_target(args.target).holds_videos:
         api.prepare(args.target, paths=paths)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     by_method = {}
     for method in methods:
-        taught = METHODS[method]
-        frames = (taught or {}).get("source_frames")
+        kind, settings = parse(method)
+        frames = settings.get("source_frames")
         by_method[method] = replace(plain, source_frames=frames) if frames else plain
-        if taught is not None:
+        if kind != "scratch":
             api.precompute(
                 [args.target], sources, views=args.views, augmentation=by_method[method], paths=paths
             )
@@ -91,24 +81,44 @@ def table(metric, runs) -> None:
         )
 
 
+def parse(method: str) -> tuple[str, dict[str, Any]]:
+    """The kind of run and its settings, of "KIND NAME=VALUE ..."."""
+    kind, *given = method.split()
+    if kind not in KINDS:
+        raise SystemExit(f"--methods: {kind!r} is not one of {', '.join(KINDS)}")
+    settings = {}
+    for name, _, text in (setting.partition("=") for setting in given):
+        try:
+            settings[name] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            settings[name] = text
+    return kind, settings
+
+
 def train(args, method, seed, sources, augmentation, paths, folder) -> None:
-    taught = METHODS[method]
+    kind, settings = parse(method)
     n_classes, n_samples = _counts(args, paths)
     limit = None
-    if taught is None:
+    if kind == "scratch":
         limit = None if args.labels_per_class is None else args.labels_per_class * n_classes
         supervision = {"method": "scratch", "views": None if limit else args.views, "limit": limit}
     else:
-        probe = taught.get("probe")
-        names = {"alone": ("probe",), "beside": ("probe", *sources)}.get(probe, sources)
-        settings = {name: value for name, value in taught.items() if name not in ("probe", "source_frames")}
-        supervision = {"sources": names, "labels": "cached", "views": args.views, **settings}
+        names = {"SSKT": sources, "probe": ("probe:" + "+".join(sources),)}.get(kind)
+        names = names or ("probe:" + "+".join(sources), *sources)
+        supervision = {"sources": names, "labels": "cached", "views": args.views}
         if args.labels_per_class is not None:
             supervision["labels_per_class"] = args.labels_per_class
             supervision["labelled_share"] = args.labelled_share
     epochs = args.epochs
     if args.steps is not None:
         epochs = max(1, round(args.steps / -(-(limit or n_samples) // (args.batch_size or 128))))
+    settings.pop("source_frames", None)
+    usual = {
+        "epochs": epochs,
+        "milestones": (epochs // 2, epochs * 3 // 4) if args.recipe == "paper" else None,
+        "lr": args.lr,
+        "batch_size": args.batch_size,
+    }
     api.train(
         args.target,
         **supervision,
@@ -119,14 +129,9 @@ def train(args, method, seed, sources, augmentation, paths, folder) -> None:
         model=args.model,
         amp=args.amp,
         val_share=0.0,
-        epochs=epochs,
-        milestones=(epochs // 2, epochs * 3 // 4),
-        lr=args.lr,
-        alpha=args.alpha,
-        temperature=args.temperature,
-        aux_loss=args.aux_loss,
-        batch_size=args.batch_size,
+        recipe=args.recipe,
         eval_every=max(1, epochs // 5) if args.steps is not None else 5,
+        **(usual | settings),
     )
 
 
@@ -151,7 +156,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("target")
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--program", required=True)
+    parser.add_argument("--program", help="a second source; without it there is one")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -163,10 +168,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--source-size", type=int)
     parser.add_argument("--clip-frames", type=int)
     parser.add_argument("--views", type=int, default=10)
+    parser.add_argument("--recipe", default="paper", help="paper, its rate dropped twice; or fast")
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--alpha", type=float)
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--aux-loss")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--amp", default="auto")
     parser.add_argument("--methods", default="scratch; SSKT", help="separated by semicolons")

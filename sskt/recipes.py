@@ -197,7 +197,8 @@ def _fast(paper: Recipe, epochs: int, batch_size: int) -> Recipe:
     )
 
 
-# a tenth of the paper's epochs; a quarter, and no larger batch, where there are few images
+# a tenth of the paper's epochs; a quarter, and no larger batch, where there are few images; all where nobody
+# knows how many there are
 _FAST_LENGTHS = {  # epochs, batch size
     "cifar10": (40, 256),
     "cifar100": (24, 256),
@@ -206,7 +207,7 @@ _FAST_LENGTHS = {  # epochs, batch size
     "places365": (12, 256),
     "voc": (30, 128),
     "voc2007": (30, 128),
-    "imagefolder": (15, 32),
+    "imagefolder": (60, 32),
     "digits": (10, 32),
 }
 _FAST = tuple(_fast(paper, *_FAST_LENGTHS[paper.target]) for paper in _PAPER if paper.target in _FAST_LENGTHS)
@@ -247,6 +248,13 @@ def register(recipe: Recipe) -> None:
 def all_recipes() -> list[Recipe]:
     """Every recipe, the paper's first."""
     return sorted(_RECIPES.values(), key=lambda recipe: not recipe.published)
+
+
+def has_recipe(target: str, method: str, name: str) -> bool:
+    """Whether a target has a recipe of this name that the method can take."""
+    return (target.partition(":")[0], name) in _RECIPES and not (
+        name != "paper" and "schedule" in _OVERRIDES.get(method, {})
+    )
 
 
 def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, name: str = "paper") -> Recipe:

@@ -92,7 +92,9 @@ def test_what_a_strange_method_does_not_read_is_refused_and_so_is_a_name_that_no
     assert "--peers 3: --method echo does not read it, dml would" in done.stderr
     done = run(folder, "train", "--method", "ecco", *SHORT, "--out", "no")
     assert done.returncode == 1
-    assert "error: --method is 'ecco', expected one of sskt, scratch, kd, dml, maxl, graph, echo" in done.stderr
+    assert (
+        "error: --method is 'ecco', expected one of sskt, scratch, kd, dml, maxl, graph, echo" in done.stderr
+    )
     assert not (folder / "no").exists()
 
 

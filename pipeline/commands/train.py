@@ -153,6 +153,13 @@ _RECIPE = "Recipe"
     count_option("--epochs", f"Length of the training. {_OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {_OF_RECIPE}"),
     number_option("--lr", "Initial learning rate. [default: the recipe's; 0.001 with --optimizer adam]"),
+    choice_option(
+        "--preset",
+        "paper best",
+        None,
+        "What to do where you say nothing: paper, SSKT as published; best, a probe of the sources and the "
+        "fast recipe. [default: best for imagefolder and videofolder without --recipe; else paper]",
+    ),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
@@ -204,8 +211,9 @@ _RECIPE = "Recipe"
         choice_option(
             "--probe-views",
             "mean own",
-            "mean",
-            "What the probe answers about: the mean over all stored views, or the view that is shown.",
+            None,
+            "What the probe answers about: the mean over all stored views, or the view that is shown. "
+            "[default: mean; with --preset best and live labels own]",
         ),
     ),
     section(
@@ -264,8 +272,9 @@ _RECIPE = "Recipe"
         choice_option(
             "--recipe",
             "paper fast",
-            "paper",
-            "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes.",
+            None,
+            "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes. "
+            "[default: paper; with --preset best fast]",
         ),
         choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {_OF_RECIPE}"),
         choice_option(
@@ -384,6 +393,7 @@ def train(
     """
     from pipeline import api
     from pipeline.data.datasets.registry import path_family, target_slug
+    from pipeline.train.presets import usual_preset
     from pipeline.train.run_folder import new_run_folder
 
     if resume is not None:
@@ -399,6 +409,7 @@ def train(
             unlabelled=what["unlabelled"],
         )
     elif target is not None:
+        what["preset"] = what["preset"] or usual_preset(target, what["recipe"])
         out = out or new_run_folder(f"{target_slug(target)}-{what['method']}")
         summary = api.train(target, execution=execution, out=out, **what)
     else:

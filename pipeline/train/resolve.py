@@ -24,6 +24,7 @@ from pipeline.train.method import (
     model_name,
     require_read,
 )
+from pipeline.train.presets import preset_choice
 from pipeline.train.teacher_temperatures import settle_temperatures
 from sskt.download import known_digest_of
 from sskt.errors import RunError
@@ -73,7 +74,8 @@ def resolve(
     limit: int | None = None,
     eval_every: int = 1,
     method: str = "sskt",
-    recipe: str = "paper",
+    preset: str = "paper",
+    recipe: str | None = None,
     sources: str | Sequence[str] = (),
     labels: str = "auto",
     views: int | None = None,
@@ -83,7 +85,7 @@ def resolve(
     labelled_share: float | None = None,
     labelled_list: Path | str | None = None,
     unlabelled: str | Sequence[str] = (),
-    probe_views: str = "mean",
+    probe_views: str | None = None,
     finetune_from: Path | None = None,
     freeze_until: str | None = None,
     init: str | None = None,
@@ -95,11 +97,12 @@ def resolve(
 ) -> TrainConfig:
     """A run's config as far as it is known before its data and sources are opened.
 
-    `model` is the student by name, or the caller's own backbone.
-    `recipe` is one of `sskt.recipes.RECIPES`; `settings` are its own (`sskt.recipes.SETTINGS`), those of the
-    method (the fields of its Config), and clip_norm, mixup and cutmix; None and what is left out is the
-    usual. Milestones and a plateau's patience move with the epochs. Raises RunError for a setting that is
-    unknown, that the method does not read, or that no training can have.
+    `model` is the student by name, or the caller's own backbone; `preset` one of
+    `pipeline.train.presets.PRESETS`, `recipe` of `sskt.recipes.RECIPES`; `settings` are a recipe's
+    (`sskt.recipes.SETTINGS`), those of the method (the fields of its Config), and clip_norm, mixup and
+    cutmix; None and what is left out is the usual. Milestones and a plateau's patience move with the epochs.
+    Raises RunError for a setting that is unknown, that the method does not read, or that no training can
+    have.
     """
     method_named(method)  # refuses one that is unknown
     if labels_per_class is not None and labelled_list is not None:
@@ -108,14 +111,23 @@ def resolve(
             f"keep their labels; leave one out"
         )
     frames, model = choose_frames(parse_target(target), model), model_name(model)
-    usual = recipe_for(target, method, finetuned=finetune_from is not None, name=recipe)
+    chosen = preset_choice(
+        preset,
+        target,
+        method,
+        recipe=recipe,
+        sources=coerce.texts(sources, "sources"),
+        labels=labels,
+        probe_views=probe_views,
+    )
+    usual = recipe_for(target, method, finetuned=finetune_from is not None, name=chosen.recipe)
     _require_read(method, usual, settings, labels, teacher_bn)
     return TrainConfig(
         target=target,
         model=model,
         method=method,
-        recipe=recipe,
-        sources=coerce.texts(sources, "sources"),
+        recipe=chosen.recipe,
+        sources=chosen.sources,
         labels=labels,
         teacher_bn=teacher_bn,
         views=coerce.whole_or_none(views, "views"),
@@ -137,7 +149,7 @@ def resolve(
         labelled_share=coerce.number_or_none(labelled_share, "labelled_share"),
         labelled_list=None if labelled_list is None else str(coerce.path(labelled_list, "labelled_list")),
         unlabelled=coerce.texts(unlabelled, "unlabelled"),
-        probe_views=probe_views,
+        probe_views=chosen.probe_views or "mean",
         student_frames=frames,
         **_shown(augmentation, target),
         **_UNSETTLED,

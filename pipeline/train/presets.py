@@ -1,0 +1,64 @@
+"""Presets: what a run does where its user says nothing. "paper" is SSKT as published; "best" is what taught
+most where we measured (benchmarks/RESULTS.md): a linear probe of the sources, and the fast recipe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pipeline.data.datasets.registry import path_family
+from sskt.errors import RunError
+from sskt.recipes import has_recipe
+from sskt.sources import kind_of
+
+log = logging.getLogger(__name__)
+
+PRESETS = ("paper", "best")
+
+
+class Choice(NamedTuple):
+    """What a preset chooses; see `pipeline.train.resolve.resolve`."""
+
+    recipe: str
+    sources: tuple[str, ...]
+    probe_views: str | None
+
+
+def usual_preset(target: str, recipe: str | None) -> str:
+    """The preset of a command that names none: "best" for a folder of the user's own, unless a recipe is
+    named.
+    """
+    return "best" if recipe is None and path_family(target) is not None else "paper"
+
+
+def preset_choice(
+    preset: str,
+    target: str,
+    method: str,
+    *,
+    recipe: str | None,
+    sources: Sequence[str],
+    labels: str,
+    probe_views: str | None,
+) -> Choice:
+    """What `preset` makes of what was said. What was said stays: a recipe, and sources among which there is a
+    probe.
+
+    "best" turns the sources of `--method sskt`, or all stored ones if none is named, into those of a probe.
+    Raises RunError for an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise RunError(f"--preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    sources = tuple(sources)
+    if preset == "paper":
+        return Choice(recipe or "paper", sources, probe_views)
+    chosen = recipe or ("fast" if has_recipe(target, method, "fast") else "paper")
+    if method == "sskt" and not any(kind_of(name).is_fitted for name in sources):
+        sources = ("probe:" + "+".join(sources),) if sources else ("probe",)
+        if labels in ("live", "write-through"):  # which know no other views of a sample
+            probe_views = probe_views or "own"
+    said = f"--recipe {chosen}" + "".join(f" --source {name}" for name in sources)
+    log.info(f"--preset best is {said}; --preset paper: as published")
+    return Choice(chosen, sources, probe_views)

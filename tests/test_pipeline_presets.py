@@ -1,0 +1,95 @@
+"""Presets: what a command that names neither recipe nor preset does, and that it says so."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from programs import Tiny, save_program
+
+from cli import main
+from pipeline.train.presets import preset_choice, usual_preset
+from sskt.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve labelled images of two classes, and two views of a source stored for them."""
+    root = tmp_path_factory.mktemp("presets")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 6), ("val", 2)):
+        for level, name in ((60, "dark"), (180, "light")):
+            (root / "pets" / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(level - 40, level + 40, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / "pets" / split / name / f"{i}.png")
+    save_program(root / "tiny.pt2", Tiny())
+    run(root, "precompute", "--views", "2")
+    return root
+
+
+def run(root, command, *words):
+    every = ("--target", f"imagefolder:{root / 'pets'}", "--source", f"program:{root / 'tiny.pt2'}")
+    where = ("--data-dir", str(root / "data"), "--cache-dir", str(root / "stores"), "--threads", "1")
+    result = CliRunner().invoke(main, [command, *every, "--size", "32", *where, *words])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "probed"),
+    [
+        ((), "fast", True),
+        (("--labels", "live"), "fast", True),
+        (("--recipe", "paper"), "paper", False),
+        (("--preset", "paper"), "paper", False),
+        (("--preset", "best", "--recipe", "paper"), "paper", True),
+    ],
+)
+def test_a_folder_of_ones_own_is_taught_by_a_probe(folder, tmp_path, words, recipe, probed):
+    said = run(folder, "train", "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "6", *words)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    source = f"program:{folder / 'tiny.pt2'}"
+    assert config["recipe"] == recipe
+    assert config["sources"][0].startswith("probe:") == probed
+    assert source.rpartition("/")[2] in config["sources"][0]
+    assert ("--preset paper" in said) == probed  # who did not ask for it is told, and how to leave it out
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "preset"),
+    [
+        ("imagefolder:pets", None, "best"),
+        ("videofolder:clips", None, "best"),
+        ("imagefolder:pets", "paper", "paper"),
+        ("cifar10", None, "paper"),
+        ("cifar10", "fast", "paper"),
+    ],
+)
+def test_the_usual_preset(target, recipe, preset):
+    assert usual_preset(target, recipe) == preset
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "recipe", "sources"),
+    [
+        ("sskt", "imagefolder:pets", "fast", ("probe:imagenet+places365",)),
+        ("scratch", "imagefolder:pets", "fast", ("imagenet", "places365")),
+        ("kd", "imagefolder:pets", "fast", ("imagenet", "places365")),
+        ("maxl", "imagefolder:pets", "paper", ("imagenet", "places365")),  # has its own schedule
+        ("sskt", "videofolder:clips", "paper", ("probe:imagenet+places365",)),  # there is no fast one
+    ],
+)
+def test_best_takes_what_the_method_and_the_target_have(method, target, recipe, sources):
+    told = {"recipe": None, "labels": "auto", "probe_views": None}
+    named = ("imagenet", "places365")
+    assert preset_choice("best", target, method, sources=named, **told)[:2] == (recipe, sources)
+    given = preset_choice("best", target, method, sources=("imagenet", "probe:places365"), **told)
+    assert given.sources == ("imagenet", "probe:places365")
+    assert preset_choice("paper", target, method, sources=named, **told)[:2] == ("paper", named)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(RunError, match="--preset is 'rest', expected one of paper, best"):
+        preset_choice("rest", "digits", "sskt", recipe=None, sources=(), labels="auto", probe_views=None)
