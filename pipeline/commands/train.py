@@ -220,20 +220,11 @@ def train(
     torchrun, the processes share every batch.
     """
     from pipeline import api
-    from pipeline.data import path_family, target_slug
+    from pipeline.data import target_slug
     from pipeline.train.presets import usual_preset
 
     if resume is not None:
-        told = "target sources" if target is None or path_family(target) else "sources"
-        require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
-        summary = api.resume(
-            resume,
-            execution=execution,
-            paths=paths_of(resume),
-            target=target,
-            sources=settings["sources"],
-            unlabelled=settings["unlabelled"],
-        )
+        summary = _continue(resume, target, execution, settings)
     elif target is not None:
         settings["preset"] = settings["preset"] or usual_preset(target, settings["recipe"])
         out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
@@ -257,3 +248,20 @@ def train(
         tell_json(summary | {"run": run})
     else:
         tell(run)
+
+
+def _continue(run: Path, target: str | None, execution: Execution, settings: Settings) -> dict[str, Any]:
+    """Resume a run; options that it has settled are refused."""
+    from pipeline import api
+    from pipeline.data import path_family
+
+    told = "target sources" if target is None or path_family(target) else "sources"
+    require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
+    return api.resume(
+        run,
+        execution=execution,
+        paths=paths_of(run),
+        target=target,
+        sources=settings["sources"],
+        unlabelled=settings["unlabelled"],
+    )

@@ -79,11 +79,7 @@ def resolve(
         probe_views=asked["probe_views"],
     )
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
-    given = {
-        name: coerce.setting(name, value)
-        for name, value in settings.items()
-        if name not in _DEFAULTS and value is not None
-    }
+    given = _given(settings)
     _require_read(method, recipe, given, asked)
     return TrainConfig(
         target=target,
@@ -107,6 +103,12 @@ def resolve(
         **_UNSETTLED,
         **{name: _plain(value) for name, value in _chosen(method, recipe, given).items()},
     )
+
+
+def _given(settings: Settings) -> dict[str, Any]:
+    """The settings of a recipe or a method that the user gives."""
+    named = {name: value for name, value in settings.items() if name not in _DEFAULTS and value is not None}
+    return {name: coerce.setting(name, value) for name, value in named.items()}
 
 
 def _plain_settings(asked: Settings) -> dict[str, Any]:
