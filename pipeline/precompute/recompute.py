@@ -73,7 +73,9 @@ def recompute(
         closing(open_renderer(origin.dataset, plan, execution, batch_size=batch_size)) as renderer,
         closing(_draw(renderer, picks, batch_size)) as drawn,
     ):
-        live = torch.cat([frozen.logits(pixels).cpu() for pixels in _rebatch(drawn, batch_size)])
+        columns = frozen.source.columns_of(origin.source.spec.output)
+        batches = _rebatch(drawn, batch_size)
+        live = torch.cat([frozen.logits(pixels)[:, columns].cpu() for pixels in batches])
     return _compare(store, np.concatenate(stored), live, names)
 
 
