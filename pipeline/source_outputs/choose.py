@@ -45,6 +45,7 @@ from sskt.sources import (
     InputMap,
     Source,
     default_batch_size,
+    network_of,
 )
 
 log = logging.getLogger(__name__)
@@ -83,15 +84,16 @@ def open_source_outputs(
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
         return open_cached(request, stores, views)
-    command = request.precompute_command(absent, views)
+    command, lacking = request.precompute_command(absent, views), [request.lacking(name) for name in absent]
     if labels == "cached":
         raise RunError(
-            f"{request.target}: there is no store of {', '.join(absent)} under {request.paths.cache_dir}; "
+            f"{request.target}: there is no store of {', '.join(lacking)} under {request.paths.cache_dir}; "
             f"run `{command}`, or use --labels live"
         )
     sources = sources or LIVE_DEFAULT_SOURCES
+    n_networks = len({network_of(name) for name in sources})
     why = (
-        f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
+        f"there is no store of {' and '.join(lacking)}, so every epoch asks {n_networks} live network(s) "
         f"about {request.n_samples:,} pictures; `{command}` would pay for them once"
     )
     return _open_live(request, sources, views, teacher_bn, why)

@@ -43,9 +43,7 @@ class LiveOutputs:
         """`sources` maps several names to the same network where it computes all of them."""
         self._sources, self.views, self.contracts = sources, views, contracts or {}
         self._columns = {name: live.source.columns_of(output_of(name)) for name, live in sources.items()}
-        self.n_classes = {
-            name: columns.stop - columns.start for name, columns in self._columns.items()
-        }
+        self.n_classes = {name: columns.stop - columns.start for name, columns in self._columns.items()}
         self.weights_sha256 = {name: live.source.weights_sha256 for name, live in sources.items()}
 
     def load(self, view: int, positions: NDArray[np.int64]) -> None:
@@ -56,7 +54,9 @@ class LiveOutputs:
 
     def logits(self, positions: NDArray[np.int64], pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
-        rows = {live: live.logits(live.input_map.pick(pixels)) for live in dict.fromkeys(self._sources.values())}
+        rows = {
+            live: live.logits(live.input_map.pick(pixels)) for live in dict.fromkeys(self._sources.values())
+        }
         return {
             name: shaped(rows[live][:, self._columns[name]], output_of(name))
             for name, live in self._sources.items()

@@ -2,6 +2,7 @@
 
 from pipeline.stores.alike import (
     holds,
+    holds_maps,
     sound_stores,
     split_folder,
     store_folder,
@@ -32,6 +33,7 @@ __all__ = [
     "contract_in_force",
     "destination",
     "holds",
+    "holds_maps",
     "identity",
     "knowledge_of",
     "log_knowledge",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ from pipeline.stores.match import Destination, destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
 from pipeline.stores.trial import try_source
 from sskt.sources import LOGITS_OUTPUT, Forward, FrozenSource, InputMap, Source, open_outputs
-
-K, V = TypeVar("K"), TypeVar("V")
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +99,10 @@ def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> l
     frozen_of: dict[_Missing, FrozenSource] = {}
     if missing:
         with closing(open_renderer(job.dataset, job.source_plan, execution, batch_size=1)) as renderer:
-            new = _grouped((each.network, each) for each in missing if each.store is None)
+            new: dict[tuple[int, InputMap], list[_Missing]] = {}
+            for each in missing:
+                if each.store is None:
+                    new.setdefault(each.network, []).append(each)
             created = [_create(job, group, execution, renderer) for group in new.values()]
             for each in missing:
                 check_probe(each.filled, job.dataset, renderer)
@@ -159,27 +160,26 @@ def _open_together(
     job: Job, missing: list[_Missing], created: list[FrozenSource], execution: Execution
 ) -> dict[_Missing, FrozenSource]:
     """What computes each store's rows as it records: one of `created`, or opened here."""
-
-    def way(each: _Missing) -> tuple[tuple[int, InputMap], Forward]:
+    groups: dict[tuple[tuple[int, InputMap], Forward], list[_Missing]] = {}
+    for each in missing:
         forward = recorded_forward(each.filled.path, each.filled.manifest.made_by, execution)
         if forward.compiled:  # with which other outputs decides the last bits of a row
-            return each.network, replace(forward, outputs=forward.outputs or (each.source.spec.output,))
-        return each.network, forward
-
+            forward = replace(forward, outputs=forward.outputs or (each.source.spec.output,))
+        groups.setdefault((each.network, forward), []).append(each)
     frozen_of = {}
-    for (_, forward), group in _grouped((way(each), each) for each in missing).items():
+    for (_, forward), group in groups.items():
         first = group[0]
         outputs = forward.outputs or tuple(each.source.spec.output for each in group)
         forward = _computing(forward, outputs)
         network = first.source.network or first.source
-        same = (
+        same = [
             each
             for each in created
             if (each.source.network or each.source) is network
             and (each.input_map, each.forward) == (first.input_map, forward)
             and [part.spec.output for part, _ in each.source.with_columns()] == list(outputs)
-        )
-        frozen = next(same, None)
+        ]
+        frozen = same[0] if same else None
         if frozen is None:
             probe = first.filled.probe
             frozen = open_frozen(
@@ -200,19 +200,10 @@ def _computing(forward: Forward, outputs: tuple[str, ...]) -> Forward:
     return replace(forward, outputs=outputs if len(outputs) > 1 else ())
 
 
-def _grouped(keyed: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    groups: dict[K, list[V]] = {}
-    for key, value in keyed:
-        groups.setdefault(key, []).append(value)
-    return groups
-
-
 def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer) -> dict[str, Any]:
     """What a store was made with. Only for the record, except how its rows are computed (`recorded_forward`)
     and where the data and weights that it was made from lie (`open_origin`).
     """
-    packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "asked": {
             "target": parse_target(job.target).as_given,  # readable from any working directory
@@ -222,6 +213,14 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
         "renderer": renderer.name,
         "device": execution.device.type,
         "machine": platform.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+        "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that decide a row's bits, those that are installed."""
+    packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in packages if name in installed}

@@ -26,7 +26,9 @@ class TrainingBatch:
     ids: torch.Tensor  # int64 (n,), on the host
     pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB; of videos (n, 3, D, side, side)
     labels: torch.Tensor  # int64 (n,), -1 for samples without a label
-    logits: dict[str, torch.Tensor]  # or embeddings, each source's, float16 (n, K), for these very pixels
+    logits: dict[
+        str, torch.Tensor
+    ]  # of each source, for these very pixels: float16 (n, K); maps (n, C, g, g)
 
 
 class OwnLoopData:

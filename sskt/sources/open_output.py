@@ -80,4 +80,3 @@ def _embedding(source: Source) -> Source:
         declared = replace(declared, contract=contract, statements=(*declared.statements, statement))
     spec = replace(spec, contract=replace(spec.contract, returns=EMBEDDING))
     return replace(source, spec=spec, declared=declared)
-

@@ -61,7 +61,9 @@ class OutputRows(nn.Module):
             self.values = _traced(network, outputs, last)
         known = {LOGITS_OUTPUT: n_classes, POOLED: n_features}
         self.widths = tuple(  # numbers of each output
-            known[output] if output in known else channels[layer_and_grid(output)[0]] * layer_and_grid(output)[1] ** 2
+            known[output]
+            if output in known
+            else channels[layer_and_grid(output)[0]] * layer_and_grid(output)[1] ** 2
             for output in self.outputs
         )
 
