@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.precompute.verify import verify
 from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.sources.frozen import FrozenSource
+from sskt.sources.output_rows import OutputRows
 from sskt.students.student import build_student
 
 N, VIEWS, GRID = 40, 2, 4
@@ -119,6 +121,28 @@ def test_only_what_a_store_lacks_is_computed_again(project, tmp_path, monkeypatc
     assert sum(rows) == 2 * N
     for output, store in stores_in(tmp_path).items():
         assert files_of(store) == files_of(whole[output])
+
+
+def test_compiled_code_computes_together_again_what_it_computed_together(project, tmp_path, monkeypatch):
+    _, common, run = project
+    monkeypatch.setattr("sskt.sources.frozen.compile_network", lambda network: network)  # it takes half a minute
+    how = {**with_stores(common, tmp_path), "execution": replace(common["execution"], compiled=True)}
+    api.precompute(["digits"], [run], views=1, output=OUTPUTS, **how)
+    stores = stores_in(tmp_path)
+    assert [store.manifest.made_by["outputs"] for store in stores.values()] == [list(OUTPUTS)] * 3
+    before, asked = files_of(stores["logits"]), set()
+    forward = OutputRows.forward
+    monkeypatch.setattr(OutputRows, "forward", lambda self, x: asked.add(self.outputs) or forward(self, x))
+    stores["logits"].discard(Unit(0, 0))
+    api.precompute(["digits"], [run], views=1, **how)
+    assert asked == {OUTPUTS}
+    assert files_of(Store.open(stores["logits"].path)) == before
+    api.precompute(["digits"], [run], views=1, output=("logits", "layer1:8"), **how)
+    assert asked == {OUTPUTS, ("layer1:8",)}, "a new output is not mixed into what is recorded"
+    (stores["layer2:4"].path / "representations" / "c.0.0.0").write_bytes(b"")
+    report = verify(stores["layer2:4"].path, n_rows=5, repair=True, paths=how["paths"], execution=how["execution"])
+    assert report.agreement.identical == 1.0
+    assert asked == {OUTPUTS, ("layer1:8",)}
 
 
 def test_a_flipped_byte_of_a_map_is_found_and_computed_again(project, tmp_path):
