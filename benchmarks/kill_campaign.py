@@ -3,7 +3,7 @@
     python benchmarks/kill_campaign.py --data-dir data --kills 100 --ranks 1 \
         --source imagenet --weights imagenet=resnet50.safetensors --source program:squeezenet.pt2
 
-Every life is a separate process (two with --ranks 2, killed together or one at a time) that runs the real
+Several outputs of a network, such as `--source imagenet --source imagenet@layer4:4`, come from one forward. Every life is a separate process (two with --ranks 2, killed together or one at a time) that runs the real
 precompute from the start. Checked at the end, after a last uninterrupted run: every unit and table has the
 same bytes as in a store that was never interrupted, nothing unfinished is left over, verify finds nothing,
 and each killed process cost at most one unit per source. Meanwhile a reader requests whole views, and must
@@ -45,7 +45,7 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
         if log is not None:
             with log.open("a") as file:
                 file.writelines(
-                    f"{os.getpid()}\t{w.store.path.parent.name}\t{partial.unit}\t{len(pixels)}\n"
+                    f"{os.getpid()}\t{name_of(w.store.path)}\t{partial.unit}\t{len(pixels)}\n"
                     for w in partial.source_stores
                 )
         return start(worker, partial, pixels)
@@ -61,6 +61,11 @@ def life(args: argparse.Namespace, stores: Path, rank: int, log: Path | None) ->
         execution=choose_execution(device="cpu", amp="auto", renderer="auto", threads=2, compiled=False),
         limit=args.samples,
     )
+
+
+def name_of(path: Path) -> str:
+    """A store by its source and its fingerprint, since outputs of one network lie side by side."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def campaign(args: argparse.Namespace, folder: Path) -> None:
@@ -82,7 +87,7 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
         process.join()
         assert process.exitcode == 0, "the run that is left alone failed"
     alone_s = time.perf_counter() - started
-    expected = {path.parent.name: Store.open(path) for path in find_stores(whole)}
+    expected = {name_of(path): Store.open(path) for path in find_stores(whole)}
     print(
         f"{len(expected)} stores of {args.views} units, {alone_s:.0f} s without kills, "
         f"{args.ranks} process(es)"
@@ -117,9 +122,9 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
 
     n_units, lost = lost_rows(log)
     for name, whole_store in expected.items():
-        (path,) = [p for p in find_stores(hurt) if p.parent.name == name]
+        (path,) = [p for p in find_stores(hurt) if name_of(p) == name]
         assert Store.open(path).verify() == []
-        for folder_name in ("logits", "units", "ids", "contents", "probe_ids", "probe"):
+        for folder_name in (whole_store.form.array, "units", "ids", "contents", "probe_ids", "probe"):
             ours, theirs = (sorted((s / folder_name).iterdir()) for s in (path, whole_store.path))
             assert [f.name for f in ours] == [f.name for f in theirs], folder_name
             for a, b in zip(ours, theirs, strict=True):
@@ -172,7 +177,7 @@ class Reading:
                     self.refused += 1
                     continue
                 self.views += 1
-                if not np.array_equal(rows, self._expected[path.parent.name].view(view)):
+                if not np.array_equal(rows, self._expected[name_of(path)].view(view)):
                     self.wrong = f"{path}: view {view} was read and is wrong"
 
     def stop(self) -> None:

@@ -1,8 +1,9 @@
 """Reading and writing a store against plain files of the same bytes, in one run.
 
     python benchmarks/store_io.py
+    python benchmarks/store_io.py --samples 4000 --classes 9216 --kind representations    # maps, 256 x 6 x 6
 
-A whole view against numpy.fromfile (both warm), a unit against one write and one fsync, and bytes per class.
+A whole view against numpy.fromfile (both warm), a unit against one write and one fsync, and bytes per number.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from time import perf_counter
 import numpy as np
 
 from cache.manifest import Manifest
+from cache.row_format import LOGITS, REPRESENTATIONS
 from cache.store import Store, Unit
 
 
@@ -26,6 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=12_500)
     parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--kind", choices=(LOGITS, REPRESENTATIONS), default=LOGITS)
     parser.add_argument("--repeats", type=int, default=21)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -42,6 +45,7 @@ def bench(args: argparse.Namespace, folder: Path) -> None:
         contents=rng.integers(0, 256, (args.samples, 16), np.uint8),  # random, since Zarr omits zeros
         n_classes=args.classes,
         views=args.repeats,
+        kind=args.kind,
     )
     ours, plain = [], []
     for view in range(args.repeats):

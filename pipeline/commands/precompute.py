@@ -100,12 +100,14 @@ def prepare(
         help="imagenet, places365, imagenet:ARCH, kinetics:ARCH, program:FILE.pt2 or run:FOLDER; with an "
         "output of its own: imagenet@pooled. Repeatable.",
     ),
-    choice_option(
+    click.option(
         "--output",
-        "logits pooled embedding",
-        "logits",
-        "What to store of sources whose names do not say: logits; pooled, the input of a network's last "
-        "linear layer; embedding, the vector that a program returns.",
+        multiple=True,
+        default=("logits",),
+        show_default=True,
+        help="What to store of sources whose names do not say: logits; pooled, the input of a network's last "
+        "linear layer; layerN:G, the maps of layer N averaged to G x G (layerN: 6 x 6); embedding, the "
+        "vector that a program returns. Repeatable; all come from one forward.",
     ),
     as_argument(
         "targets",

@@ -12,11 +12,13 @@ from pipeline.stores import stored_output
 from sskt.recipes import Recipe, all_recipes, recipe_for
 from sskt.sources import (
     LOGITS_OUTPUT,
+    MAP,
     asked_of,
     assumed,
     kind_of,
     kinds,
     named_sources,
+    output_kind,
     parse_source,
     scaled_side,
     shown,
@@ -83,7 +85,7 @@ def source_fields(name: str) -> dict[str, Any]:
         "trained_on": contract.crop,
         "returns": spec.returns,
         "output": spec.output,
-        "n_classes": spec.n_classes,
+        "n_classes": spec.n_classes if output_kind(spec.output) != MAP else None,
         "classes": shown(contract.classes) if named else None,
         "assumed": assumed(contract) or None,
         "declared": "; ".join(remarks) or None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -13,12 +14,11 @@ import numpy as np
 
 from cache import TEMPORARY, CacheError, Location, write_durably
 from cache.store import default_block_rows
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.render import in_batches, open_renderer
+from pipeline.data import Dataset, in_batches, open_renderer
 from pipeline.runtime import Execution, render_batch_size
 from pipeline.stores import Destination, Job, choose_forward, destination, open_frozen, recorded_forward
 from sskt.errors import RunError
-from sskt.sources import FrozenSource, InputMap, Source
+from sskt.sources import FrozenSource, InputMap, Source, open_outputs
 from sskt.topk import row_width
 
 _PROBE_IMAGES = 512
@@ -34,18 +34,20 @@ def estimate_job(job: Job, *, cache_dir: Location, execution: Execution) -> list
     """
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
-    rows, n_to_draw = [], 0
+    by_network: dict[tuple[int, InputMap], list[tuple[Source, Destination]]] = {}
     for source, input_map in job.sources:
         place = destination(job, source, input_map, cache_dir)
-        left = _rows_left(job, place)
-        n_to_draw = max(n_to_draw, left)
-        rows.append(_estimate_source(job, source, input_map, place, left, cache_dir, execution))
+        network = id(source.network or source), input_map
+        by_network.setdefault(network, []).append((source, place))
+    rows = []
+    for (_, input_map), outputs in by_network.items():
+        rows += _estimate_network(job, outputs, input_map, cache_dir, execution)
     draw_rate = _drawing_rate(job, execution)
     # drawing and forwards overlap with a GPU, and compete for the cores of a CPU
     forward_s = sum(row["_seconds"] for row in rows)
-    draw_s = n_to_draw / draw_rate
+    draw_s = max(row["rows"] for row in rows) / draw_rate
     seconds = max(forward_s, draw_s) if execution.device.type == "cuda" else forward_s + draw_s
-    saved_s = sum(len(job.dataset) / row["forward_img_s"] for row in rows)  # per epoch
+    saved_s = sum(row["_epoch_s"] for row in rows)
     write_s = sum(row["_write_s"] for row in rows)
     total = {
         "source": "all, one decode",
@@ -58,38 +60,48 @@ def estimate_job(job: Job, *, cache_dir: Location, execution: Execution) -> list
     return [{k: v for k, v in row.items() if not k.startswith("_")} for row in rows] + [total]
 
 
-def _estimate_source(
+def _estimate_network(
     job: Job,
-    source: Source,
+    outputs: list[tuple[Source, Destination]],
     input_map: InputMap,
-    place: Destination,
-    left: int,
     cache_dir: Location,
     execution: Execution,
-) -> dict[str, Any]:
-    """The table row of one source; keys that start with "_" are for the total only."""
-    image_px = job.plan.side_px
-    store = place.store
+) -> list[dict[str, Any]]:
+    """The table rows of the outputs of one network, whose forwards are counted once, in the hours of the
+    output that lacks most; keys that start with "_" are for the total only.
+    """
+    image_px, n_samples = job.plan.side_px, len(job.dataset)
+    joined = open_outputs(outputs[0][0], [source.spec.output for source, _ in outputs])
+    stores = [place.store for _, place in outputs]
+    store = next((store for store in stores if store is not None), None)
     if store is None:
-        forward = choose_forward(source, input_map, execution, image_px, len(job.dataset), job.views)
+        forward = choose_forward(joined, input_map, execution, image_px, n_samples, job.views)
     else:
         forward = recorded_forward(store.path, store.manifest.made_by, execution)
-    frozen = open_frozen(source, input_map, forward, execution, image_px)
-    width = 2 * (source.spec.n_classes if place.top_k is None else row_width(place.top_k))
+    frozen = open_frozen(joined, input_map, replace(forward, outputs=()), execution, image_px)
     forward_rate = _forward_rate(frozen)
-    write_rate = _writing_rate(cache_dir, width * default_block_rows(len(job.dataset)))
-    seconds, write_s = left / forward_rate, left * width / write_rate
-    return {
-        "source": source.spec.name,
-        "rows": left,
-        "bytes": width * len(job.dataset) * job.views,
-        "bytes_per_row": width,
-        "forward_img_s": forward_rate,
-        "write_mb_s": write_rate / 1e6,
-        "hours": (seconds + write_s) / 3600,
-        "_seconds": seconds,
-        "_write_s": write_s,
-    }
+    left = [_rows_left(job, place) for _, place in outputs]
+    rows = []
+    for i, (source, place) in enumerate(outputs):
+        width = 2 * (source.spec.n_classes if place.top_k is None else row_width(place.top_k))
+        write_rate = _writing_rate(cache_dir, width * default_block_rows(n_samples))
+        counts_forwards = i == left.index(max(left))
+        seconds, write_s = counts_forwards * left[i] / forward_rate, left[i] * width / write_rate
+        rows.append(
+            {
+                "source": source.spec.name,
+                "rows": left[i],
+                "bytes": width * n_samples * job.views,
+                "bytes_per_row": width,
+                "forward_img_s": forward_rate,
+                "write_mb_s": write_rate / 1e6,
+                "hours": (seconds + write_s) / 3600,
+                "_seconds": seconds,
+                "_write_s": write_s,
+                "_epoch_s": counts_forwards * n_samples / forward_rate,
+            }
+        )
+    return rows
 
 
 def _rows_left(job: Job, place: Destination) -> int:

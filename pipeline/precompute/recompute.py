@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache import REPRESENTATIONS, Store, StoreIncomplete
 from cache.unit import Unit
-from pipeline.data.render import Renderer, in_batches, open_renderer
+from pipeline.data import Renderer, in_batches, open_renderer
 from pipeline.runtime import Execution, render_batch_size
 from pipeline.stores import Origin
 from sskt.sources import FrozenSource
@@ -73,7 +73,9 @@ def recompute(
         closing(open_renderer(origin.dataset, plan, execution, batch_size=batch_size)) as renderer,
         closing(_draw(renderer, picks, batch_size)) as drawn,
     ):
-        live = torch.cat([frozen.logits(pixels).cpu() for pixels in _rebatch(drawn, batch_size)])
+        columns = frozen.source.columns_of(origin.source.spec.output)
+        batches = _rebatch(drawn, batch_size)
+        live = torch.cat([frozen.logits(pixels)[:, columns].cpu() for pixels in batches])
     return _compare(store, np.concatenate(stored), live, names)
 
 

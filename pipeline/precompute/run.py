@@ -1,5 +1,5 @@
 """Stage one: run the frozen sources over every planned view of a target and store their logits (SSKT eq. 5,
-6), or embeddings.
+6), embeddings or maps.
 
 Work is divided into units, (view, block of samples). One pass over a unit's images feeds every source that
 still lacks it, and each source's unit is committed whole, so running the same command again continues a
@@ -16,12 +16,18 @@ from time import perf_counter
 from typing import Any
 
 from cache import Location
-from pipeline.data.augmentation import DEFAULT_VIEWS, EARLIER, Augmentation
-from pipeline.data.datasets import parse_target, prepared
-from pipeline.data.datasets.registry import target_slug
-from pipeline.data.pools import open_pools, pool_names
-from pipeline.data.prepare import open_dataset
-from pipeline.data.render import open_renderer
+from pipeline.data import (
+    DEFAULT_VIEWS,
+    EARLIER,
+    Augmentation,
+    open_dataset,
+    open_pools,
+    open_renderer,
+    parse_target,
+    pool_names,
+    prepared,
+    target_slug,
+)
 from pipeline.precompute.estimate import estimate_job
 from pipeline.precompute.worker import Worker
 from pipeline.runtime import (
@@ -41,17 +47,18 @@ from pipeline.stores import (
     destination,
     log_knowledge,
     open_named,
-    open_source_store,
+    open_source_stores,
     sound_stores,
     with_recorded_weights,
 )
 from sskt.errors import RunError, TargetError, shown
 from sskt.sources import (
     LOGITS_OUTPUT,
-    OUTPUTS,
+    OUTPUT_FORMS,
     ClipFrames,
     InputMap,
     Source,
+    as_output,
     source_slug,
     with_usual_output,
 )
@@ -66,7 +73,7 @@ class StoreReport:
     source: str
     path: Location
     n_samples: int
-    n_classes: int  # numbers of a row, where an embedding is stored
+    n_classes: int  # numbers of a row, where no logits are stored
     views: int
     rows_done: int = 0  # rows computed by this call, not by earlier calls or other processes
     write_s: float = 0.0
@@ -89,9 +96,7 @@ def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: W
     """
     if job.views < 1:
         raise RunError(f"--views is {job.views}, expected at least 1")
-    source_stores = [
-        open_source_store(job, source, input_map, cache_dir, execution) for source, input_map in job.sources
-    ]
+    source_stores = open_source_stores(job, cache_dir, execution)
     started = perf_counter()
     if not any(each.pending for each in source_stores):
         log.info(f"{job.name}: all {job.views} view(s) of {len(source_stores)} source(s) are already there")
@@ -142,16 +147,16 @@ def precompute(
     execution: Execution | None = None,
     limit: int | None = None,
     top_k: int | None = None,
-    output: str = LOGITS_OUTPUT,
+    output: str | Sequence[str] = LOGITS_OUTPUT,
     unlabelled: str | Sequence[str] = (),
 ) -> list[StoreReport]:
     """Run stage one for each target, or for every prepared one if none is named; see `fill_stores`.
     Processes that fill the same stores share the work.
 
-    `output`, one of `sskt.sources.OUTPUTS`, is that of sources whose names do not say which, as
-    "imagenet@pooled" does. The samples without labels in a user's own folder, and the pools that `unlabelled`
-    names (see `pipeline.data.pools`), get stores of their own, under the target's plan; `limit` is not
-    theirs.
+    `output`, one or several such as "logits" and "layer4", is asked of sources whose names do not say which,
+    as "imagenet@pooled" does; all outputs of a network come from one forward. The samples without labels in a
+    user's own folder, and the pools that `unlabelled` names (see `pipeline.data.pools`), get stores of their
+    own, under the target's plan; `limit` is not theirs.
     """
     paths, execution = paths or Paths(), execution or choose_execution()
     world, augmentation = World.from_environment(), augmentation or Augmentation()
@@ -176,7 +181,7 @@ def estimate(
     execution: Execution | None = None,
     limit: int | None = None,
     top_k: int | None = None,
-    output: str = LOGITS_OUTPUT,
+    output: str | Sequence[str] = LOGITS_OUTPUT,
     unlabelled: str | Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Estimate what `precompute` would cost; see `pipeline.precompute.estimate.estimate_job`."""
@@ -190,11 +195,14 @@ def estimate(
     ]
 
 
-def _with_output(sources: str | Sequence[str], output: str) -> tuple[str, ...]:
+def _with_output(sources: str | Sequence[str], output: str | Sequence[str]) -> tuple[str, ...]:
     """Sources by names that say their output. Raises RunError for an unknown one."""
-    if output not in OUTPUTS:
-        raise RunError(f"--output is {output!r}, expected one of {', '.join(OUTPUTS)}")
-    return tuple(with_usual_output(name, output) for name in coerce.texts(sources, "sources"))
+    outputs = coerce.texts(output, "output") or (LOGITS_OUTPUT,)
+    for each in outputs:
+        if as_output(each) is None:
+            raise RunError(f"--output is {each!r}, expected {', '.join(OUTPUT_FORMS)}, such as layer4:6")
+    named = coerce.texts(sources, "sources")
+    return tuple(dict.fromkeys(with_usual_output(name, each) for name in named for each in outputs))
 
 
 def _jobs(
@@ -281,8 +289,7 @@ def _with_recorded_weights(paths: Paths, targets: Sequence[str], sources: Sequen
 def _open_sources(sources: Sequence[str], paths: Paths) -> list[Source]:
     """Open every distinct source once, even if it is named twice: both would fill the same store."""
     opened: dict[tuple[str, str], tuple[str, Source]] = {}
-    for name in dict.fromkeys(sources):
-        source = open_named(name, paths)
+    for name, source in open_named(sources, paths).items():
         first, _ = opened.setdefault((source.spec.name, source.weights_sha256), (name, source))
         if first != name:
             log.info(f"{name} is the same source as {first}; it is computed once")

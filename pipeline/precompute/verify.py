@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from cache import TABLES, Location, Problem, Store, StoreDamaged, repair_metadata, table_sha256, write_table
 from cache.unit import Unit
-from pipeline.data.plan import plan_from
-from pipeline.data.render import open_renderer
+from pipeline.data import open_renderer, plan_from
 from pipeline.precompute.recompute import Agreement, recompute
 from pipeline.precompute.worker import Worker
 from pipeline.runtime import Execution, Paths, Progress, World, coerce, render_batch_size

@@ -1,4 +1,4 @@
-"""Stage one's loop: claim a unit, draw it, run every source on it, commit.
+"""Stage one's loop: claim a unit, draw it, run every network on it, commit.
 
 These steps overlap: one thread draws ahead, the calling thread starts and collects forwards, one thread
 writes. No forward of the next unit starts before a unit is written, so a process that dies loses at most one
@@ -17,17 +17,15 @@ from time import perf_counter, sleep
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import CacheError
 from cache.unit import Unit
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.render import Renderer, in_batches
+from pipeline.data import Dataset, Positions, Renderer, in_batches
 from pipeline.precompute.sharding import split_tasks, task_order
 from pipeline.runtime import Progress, World, memory_for_images, prefetch, to_device
 from pipeline.stores import SourceStore
 from sskt.errors import SourceError
-from sskt.sources import NonFiniteLogitsError
+from sskt.sources import FrozenSource, NonFiniteLogitsError
 from sskt.topk import encode
 
 _PREFETCH = 2  # batches
@@ -41,13 +39,13 @@ class _PartialUnit:
 
     unit: Unit
     source_stores: list[SourceStore]
-    positions: NDArray[np.int64]  # in the dataset
+    positions: Positions  # in the dataset
     logits: list[torch.Tensor] = field(default_factory=list)  # (n, K) float16, one per source
     n_started: int = 0  # rows whose forwards have been started
 
 
-# a batch's unit, its first row within the unit, and for each source the function that waits for its logits
-_InFlight = tuple[_PartialUnit, int, list[Callable[[], torch.Tensor]]]
+# a batch's unit, its first row within the unit, and for each network the function that waits for its rows
+_InFlight = tuple[_PartialUnit, int, dict[FrozenSource, Callable[[], torch.Tensor]]]
 
 
 class Worker:
@@ -140,12 +138,12 @@ class Worker:
         return n_units
 
     def _start(self, partial: _PartialUnit, pixels: torch.Tensor) -> _InFlight:
-        """Start a batch's forwards."""
+        """Start a batch's forwards: one for all outputs of a network."""
         at = partial.n_started
         partial.n_started += len(pixels)
-        sources = [each.frozen for each in partial.source_stores if each.frozen]
-        pixels = to_device(pixels, sources[0].device)
-        return partial, at, [frozen.submit(pixels) for frozen in sources]
+        sources = dict.fromkeys(each.frozen for each in partial.source_stores if each.frozen)
+        pixels = to_device(pixels, next(iter(sources)).device)
+        return partial, at, {frozen: frozen.submit(pixels) for frozen in sources}
 
     def _draw(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_PartialUnit, torch.Tensor]]:
         """Draw every unit that this process can claim, batch by batch."""
@@ -181,9 +179,11 @@ class Worker:
     def _collect(self, batch: _InFlight, writer: ThreadPoolExecutor) -> None:
         """Wait for a batch's logits; if it completes its unit, send that to the writer."""
         partial, at, waits = batch
+        rows = {frozen: wait() for frozen, wait in waits.items()}
         n = 0
-        for source_store, out, wait in zip(partial.source_stores, self._buffers(partial), waits, strict=True):
-            logits = wait()
+        for source_store, out in zip(partial.source_stores, self._buffers(partial), strict=True):
+            assert source_store.frozen is not None  # noqa: S101 - it lacks this unit
+            logits = rows[source_store.frozen][:, source_store.columns]
             n = len(logits)
             out[at : at + n] = logits
             self._progress.advance(n, bar=source_store.bar)
@@ -232,7 +232,7 @@ class Worker:
         """Raise SourceError, naming the samples, if any row is not finite."""
         try:
             if source_store.frozen is not None:
-                source_store.frozen.require_finite(logits)
+                source_store.frozen.require_finite_output(logits, source_store.source)
         except NonFiniteLogitsError as error:
             bad = [int(partial.positions[row]) for row in error.rows[:3]]
             names = ", ".join(f"{self._dataset.ids[p]} ({self._dataset.name_of(p)})" for p in bad)
@@ -260,7 +260,7 @@ class Worker:
             self._progress.advance(sum(map(self._n_rows, source_store.pending - left)), bar=source_store.bar)
             source_store.pending = left
 
-    def _positions(self, unit: Unit) -> NDArray[np.int64]:
+    def _positions(self, unit: Unit) -> Positions:
         """The dataset positions of a unit's rows."""
         rows = self._source_stores[0].store.rows_of(unit.block)
         return np.arange(rows.start, rows.stop)

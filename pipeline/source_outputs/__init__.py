@@ -2,8 +2,9 @@
 tell which (docs/method.md, promise 6).
 
 Each returns a dict from source name to the output of that source which the name asks for
-(`sskt.sources.outputs`): logits, or an embedding, which is called logits here too. It is a float16 tensor
-(N, K_m) on the training device, for exactly the pixels that the student sees.
+(`sskt.sources.outputs`): logits, an embedding or maps, all called logits here. It is a float16 tensor on the
+training device, (N, K_m), of maps (N, C, g, g), for exactly the pixels that the student sees. Outputs of one
+network, such as "imagenet" and "imagenet@layer4", are computed by one forward.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class SourceOutputs(Protocol):
 
     @property
     def n_classes(self) -> Mapping[str, int]:
-        """K_m: classes per source, or numbers of its embedding."""
+        """K_m: classes per source, or numbers of its embedding or maps (C g g)."""
 
     @property
     def weights_sha256(self) -> Mapping[str, str]:
@@ -48,8 +49,8 @@ class SourceOutputs(Protocol):
         """Start preparing what the next `load` will ask for, while the current view is in use."""
 
     def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Each source's logits (N, K_m), float16, for the samples at `positions` in the dataset, whose pixels
-        are uint8 (N, 3, H, W).
+        """Each source's logits (N, K_m) or maps (N, C, g, g), float16, for the samples at `positions` in the
+        dataset, whose pixels are uint8 (N, 3, H, W).
         """
 
     def finish(self) -> None:

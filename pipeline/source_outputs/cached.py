@@ -1,4 +1,4 @@
-"""Logits read from stores: one view at a time, loaded while the previous one is in use, one gather per
+"""Outputs read from stores: one view at a time, loaded while the previous one is in use, one gather per
 batch.
 """
 
@@ -14,7 +14,8 @@ import torch
 from cache import Store, StoreIncomplete
 from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.placement import Placement, Table
-from sskt.sources import Contract
+from pipeline.stores import stored_output
+from sskt.sources import Contract, row_shape
 from sskt.topk import decode
 
 
@@ -100,10 +101,15 @@ class CachedOutputs:
 
 
 def all_classes(store: Store, rows: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Expand stored rows, float16 (n, width), to the logits of every class (n, K)."""
+    """Expand stored rows, float16 (n, width), to the logits of every class (n, K); maps, (n, C, g, g)."""
     if store.top_k is None:
-        return rows
+        return shaped(rows, stored_output(store))
     return decode(rows.view(torch.uint16), store.n_classes, temperature)
+
+
+def shaped(rows: torch.Tensor, output: str) -> torch.Tensor:
+    """Rows (n, K) of an output as `SourceOutputs.logits` gives them: of maps (n, C, g, g)."""
+    return rows.reshape(len(rows), *row_shape(output, rows.shape[1]))
 
 
 def require_views(store: Store, name: str, views: int) -> None:

@@ -28,7 +28,7 @@ from pipeline.stores import (
     contract_in_force,
     open_frozen,
     open_named,
-    open_source_store,
+    open_source_stores,
     probe_pixels,
     sound_stores,
     source_plan,
@@ -40,9 +40,11 @@ from pipeline.stores import (
 from sskt.errors import RunError
 from sskt.sources import (
     BatchStatisticsSource,
+    FrozenSource,
     InputMap,
     Source,
     default_batch_size,
+    network_of,
 )
 
 log = logging.getLogger(__name__)
@@ -81,15 +83,16 @@ def open_source_outputs(
     absent = tuple(name for name in sources or LIVE_DEFAULT_SOURCES if name not in stores)
     if not absent:
         return open_cached(request, stores, views)
-    command = request.precompute_command(absent, views)
+    command, lacking = request.precompute_command(absent, views), [request.lacking(name) for name in absent]
     if labels == "cached":
         raise RunError(
-            f"{request.target}: there is no store of {', '.join(absent)} under {request.paths.cache_dir}; "
+            f"{request.target}: there is no store of {', '.join(lacking)} under {request.paths.cache_dir}; "
             f"run `{command}`, or use --labels live"
         )
     sources = sources or LIVE_DEFAULT_SOURCES
+    n_networks = len({network_of(name) for name in sources})
     why = (
-        f"there is no store of {' and '.join(absent)}, so every epoch asks {len(sources)} live network(s) "
+        f"there is no store of {' and '.join(lacking)}, so every epoch asks {n_networks} live network(s) "
         f"about {request.n_samples:,} pictures; `{command}` would pay for them once"
     )
     return _open_live(request, sources, views, teacher_bn, why)
@@ -201,34 +204,48 @@ def _open_live(
     execution = request.execution
     which_views = "a new view every epoch" if views is None else f"{views} view(s)"
     log.info(f"labels: live, {', '.join(sources)} in {execution.precision}, {which_views}: {why}")
+    opened = _open_sources(request, sources)
     live_sources: dict[str, LiveSource] = {}
-    for name in sources:
-        source, input_map = _open_source(request, name)
-        if teacher_bn == "frozen":
-            fastest = source.nearest_batch_size(default_batch_size(execution.device))
-            forward = execution.forward(request.n_forwards, fastest=fastest)
-            plan = source_plan(input_map, request.plan)
-            with closing(open_renderer(request.dataset, plan, execution, batch_size=1)) as renderer:
-                positions = np.arange(min(PROBE_SAMPLES, len(request.dataset)))
-                shown = torch.from_numpy(probe_pixels(renderer, positions))
-                frozen = open_frozen(source, input_map, forward, execution, request.plan.side_px, shown=shown)
-                try_source(frozen, request.dataset, renderer)
-            live_sources[name] = frozen
-        else:
-            live_sources[name] = BatchStatisticsSource(
+    if teacher_bn == "frozen":
+        by_network: dict[tuple[int, InputMap], list[str]] = {}
+        for name, (source, input_map) in opened.items():
+            by_network.setdefault((id(source.network or source), input_map), []).append(name)
+        for names in by_network.values():
+            frozen = _open_network(request, [opened[name] for name in names])
+            live_sources |= dict.fromkeys(names, frozen)
+    else:
+        live_sources |= {
+            name: BatchStatisticsSource(
                 source, input_map, device=execution.device, compute=execution.precision
             )
+            for name, (source, input_map) in opened.items()
+        }
     contracts = {name: contract_in_force(name, request.paths, None) for name in sources}
     return LiveOutputs(live_sources, views=views, contracts=contracts)
 
 
+def _open_network(request: DataRequest, outputs: list[tuple[Source, InputMap]]) -> FrozenSource:
+    """What computes some outputs of one network by one forward, tried on images of the target."""
+    execution, image_px = request.execution, request.plan.side_px
+    source, input_map = outputs[0]
+    fastest = source.nearest_batch_size(default_batch_size(execution.device))
+    forward = execution.forward(request.n_forwards, fastest=fastest)
+    if len(outputs) > 1:
+        forward = replace(forward, outputs=tuple(each.spec.output for each, _ in outputs))
+    plan = source_plan(input_map, request.plan)
+    with closing(open_renderer(request.dataset, plan, execution, batch_size=1)) as renderer:
+        positions = np.arange(min(PROBE_SAMPLES, len(request.dataset)))
+        shown = torch.from_numpy(probe_pixels(renderer, positions))
+        frozen = open_frozen(source, input_map, forward, execution, image_px, shown=shown)
+        try_source(frozen, request.dataset, renderer)
+    return frozen
+
+
 def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
-    opened = [_open_source(request, name) for name in sources]
-    job = Job(request.target, request.dataset, opened, request.plan, views)
-    source_stores = {
-        name: open_source_store(job, source, input_map, request.paths.cache_dir, request.execution)
-        for name, (source, input_map) in zip(sources, opened, strict=True)
-    }
+    opened = _open_sources(request, sources)
+    job = Job(request.target, request.dataset, list(opened.values()), request.plan, views)
+    filled = open_source_stores(job, request.paths.cache_dir, request.execution)
+    source_stores = dict(zip(opened, filled, strict=True))
     stores = {name: each.store for name, each in source_stores.items()}
     _require_every_number(request, stores)
     missing = sorted({unit.view for each in source_stores.values() for unit in each.pending})
@@ -254,10 +271,16 @@ def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: i
     )
 
 
-def _open_source(request: DataRequest, name: str) -> tuple[Source, InputMap]:
-    dataset, cache_dir = request.stored, request.paths.cache_dir
-    stores = chain(
-        sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)
-    )
-    source = open_named(name, with_recorded_weights(name, request.paths, stores))
-    return source, request.augmentation.input_map(request.spec, source.spec)
+def _open_sources(request: DataRequest, names: tuple[str, ...]) -> dict[str, tuple[Source, InputMap]]:
+    """The sources by name, each network opened once, with their input maps."""
+    dataset, cache_dir, paths = request.stored, request.paths.cache_dir, request.paths
+    for name in names:
+        stores = chain(
+            sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)
+        )
+        paths = with_recorded_weights(name, paths, stores)
+    opened = open_named(names, paths)
+    return {
+        name: (source, request.augmentation.input_map(request.spec, source.spec))
+        for name, source in opened.items()
+    }

@@ -57,7 +57,7 @@ class JoinedOutputs:
         logits: dict[str, torch.Tensor] = {}
         for placed in self._parts.place(positions):
             for name, rows in self._outputs[placed.part].logits(placed.rows, pixels).items():
-                all_rows = logits.setdefault(name, rows.new_empty((len(positions), rows.shape[1])))
+                all_rows = logits.setdefault(name, rows.new_empty((len(positions), *rows.shape[1:])))
                 all_rows[to_device(placed.which, rows.device)] = rows
         return logits
 

@@ -1,4 +1,4 @@
-"""Logits computed by the sources at every step: the cost that a store saves."""
+"""Outputs computed by the sources at every step: the cost that a store saves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Protocol
 import torch
 
 from pipeline.data import Positions
-from sskt.sources import Contract, InputMap, Source
+from pipeline.source_outputs.cached import shaped
+from sskt.sources import Contract, InputMap, Source, output_of
 
 
 class LiveSource(Protocol):
-    """A source that can be run: a `FrozenSource`, or a `BatchStatisticsSource`, as in the released code."""
+    """A network that can be run: a `FrozenSource`, or a `BatchStatisticsSource`, as in the released code; its
+    rows may be those of several sources, outputs of that network.
+    """
 
     source: Source
     input_map: InputMap
@@ -36,8 +39,10 @@ class LiveOutputs:
         views: int | None,
         contracts: Mapping[str, Contract] | None = None,
     ) -> None:
+        """`sources` maps several names to the same network where it computes all of them."""
         self._sources, self.views, self.contracts = sources, views, contracts or {}
-        self.n_classes = {name: live.source.spec.n_classes for name, live in sources.items()}
+        self._columns = {name: live.source.columns_of(output_of(name)) for name, live in sources.items()}
+        self.n_classes = {name: columns.stop - columns.start for name, columns in self._columns.items()}
         self.weights_sha256 = {name: live.source.weights_sha256 for name, live in sources.items()}
 
     def load(self, view: int, positions: Positions) -> None:
@@ -48,7 +53,13 @@ class LiveOutputs:
 
     def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
-        return {name: live.logits(live.input_map.pick(pixels)) for name, live in self._sources.items()}
+        rows = {
+            live: live.logits(live.input_map.pick(pixels)) for live in dict.fromkeys(self._sources.values())
+        }
+        return {
+            name: shaped(rows[live][:, self._columns[name]], output_of(name))
+            for name, live in self._sources.items()
+        }
 
     def finish(self) -> None:
         """See `SourceOutputs.finish`. Nothing to do."""

@@ -20,18 +20,20 @@ from pipeline.source_outputs.pools import open_outputs, pool_stores
 from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from pipeline.source_outputs.request import DataRequest
-from pipeline.source_outputs.stored import stores_with_views, teaching_unnamed
+from pipeline.source_outputs.stored import require_no_maps, stores_with_views, teaching_unnamed
 from sskt.errors import RunError, SettingError
-from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, network_of, output_of
+from sskt.sources import LOGITS_OUTPUT, MAP, asked_of, kind_of, network_of, output_kind, output_of
 
 log = logging.getLogger(__name__)
 
 
 def probe_among(sources: tuple[str, ...]) -> str | None:
-    """The probe among a run's sources. Raises RunError for more than one."""
+    """The probe among a run's sources. Raises RunError for more than one, and for one of maps."""
     probes = [name for name in sources if kind_of(name).is_fitted]
     if len(probes) > 1:
         raise RunError(f"{' and '.join(probes)}: a run has one probe; join its sources, probe:A+B")
+    for asked in map(asked_of, probes):
+        require_no_maps(asked)
     return probes[0] if probes else None
 
 
@@ -136,10 +138,11 @@ def _stored_for_probe(request: DataRequest) -> dict[str, Store]:
     views of it are stored as of its logits.
 
     Pooled features are what a network's logits are a linear map of: a probe on both would have more columns
-    to weigh and nothing new to read. Raises StoreMismatch for a source whose stores are all of other images,
-    sizes or plans.
+    to weigh and nothing new to read. Maps are not for probes. Raises StoreMismatch for a source whose stores
+    are all of other images, sizes or plans.
     """
-    names = teaching_unnamed(stores_with_views(request.paths.cache_dir, request.dataset))
+    stored = teaching_unnamed(stores_with_views(request.paths.cache_dir, request.dataset))
+    names = [name for name in stored if output_kind(output_of(name)) != MAP]
     chosen: dict[str, Store] = {}
     for network in dict.fromkeys(map(network_of, names)):
         serving: dict[str, Store] = {}

@@ -13,6 +13,7 @@ from pipeline.stores import (
     Candidate,
     identity,
     matching_store,
+    sound_stores,
     spec_on_store,
     store_folder,
     stored_output,
@@ -85,6 +86,12 @@ class DataRequest:
             [Candidate(store, self.fingerprint(store, source)) for store in by_name],
             (Candidate(store, self.fingerprint(store, source)) for store in elsewhere),
         )
+
+    def lacking(self, source: str) -> str:
+        """A source that has no store, for a message: with the outputs of its network that are stored."""
+        folder = store_folder(self.paths.cache_dir, self.stored, source)
+        outputs = sorted({stored_output(store) for store in sound_stores(folder)} - {output_of(source)})
+        return f"{source} ({' and '.join(outputs)} of it are stored)" if outputs else source
 
     def precompute_command(self, sources: tuple[str, ...], views: int | None) -> str:
         """The command that would make the stores this run lacks."""

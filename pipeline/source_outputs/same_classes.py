@@ -17,7 +17,7 @@ from pipeline.source_outputs.reordered import ReorderedOutputs
 from pipeline.source_outputs.request import DataRequest
 from pipeline.stores import classes_of, knowledge_of, spread_positions, trial_positions
 from sskt.errors import RunError
-from sskt.sources import Contract, columns_of, kind_of, shown
+from sskt.sources import LOGITS_OUTPUT, Contract, columns_of, kind_of, output_of, shown
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def of_same_classes(
     dataset = request.dataset
     contracts, columns = {}, {}
     for name, n_classes in outputs.n_classes.items():
-        if kind_of(name).is_fitted:
-            continue  # a probe has the target's classes by construction
+        if kind_of(name).is_fitted or output_of(name) != LOGITS_OUTPUT:
+            continue  # a probe has the target's classes by construction, an embedding or a map has none
         if n_classes != len(dataset.classes):
             continue  # the method rejects it, with its own message
         contracts[name] = contract = _contract_with_classes(outputs, name, request.paths)

@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from cache import Location, Store, find_stores
 from pipeline.data import Dataset
 from pipeline.stores import classes_of, holds, split_folder, stored_output, stores_elsewhere
-from sskt.sources import LOGITS_OUTPUT, kind_of
+from sskt.errors import RunError
+from sskt.sources import (
+    LOGITS_OUTPUT,
+    MAP,
+    POOLED,
+    at_output,
+    kind_of,
+    network_of,
+    output_kind,
+    output_of,
+)
 
 
 def stored_sources(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
@@ -30,6 +40,16 @@ def teaching_unnamed(stores: Iterable[Store]) -> tuple[str, ...]:
     """The sources of stores that teach where none is named, in alphabetical order."""
     names = {source_name(store) for store in stores}
     return tuple(sorted(name for name in names if not kind_of(name).must_be_named))
+
+
+def require_no_maps(sources: Iterable[str]) -> None:
+    """Raise RunError for maps where a probe is to be fitted."""
+    for name in sources:
+        if output_kind(output_of(name)) == MAP:
+            raise RunError(
+                f"{name} is maps, and a probe reads logits or an embedding; name {network_of(name)} or "
+                f"{at_output(network_of(name), POOLED)}"
+            )
 
 
 def _holds_logits(store: Store) -> bool:

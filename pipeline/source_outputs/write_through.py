@@ -19,7 +19,7 @@ from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
 from pipeline.source_outputs.placement import Placement, Table
 from pipeline.stores import SourceStore
-from sskt.sources import Contract
+from sskt.sources import Contract, FrozenSource
 from sskt.topk import decode, encode
 
 
@@ -93,13 +93,16 @@ class WriteThroughOutputs:
         if view is None:
             raise RuntimeError("no view is loaded")
         logits = {}
+        live: dict[FrozenSource, torch.Tensor] = {}  # rows of every network that is asked, by one forward
         for name, source_store in self._source_stores.items():
             store, frozen = source_store.store, source_store.frozen
             if name in self._stored:
                 logits[name] = all_classes(store, self._stored[name].rows(positions), self._temperature)
             elif frozen is not None:
-                live = frozen.logits(frozen.input_map.pick(pixels))
-                logits[name] = self._fill_rows(view.rows[name], store, positions, live)
+                if frozen not in live:
+                    live[frozen] = frozen.logits(frozen.input_map.pick(pixels))
+                rows = live[frozen][:, source_store.columns]
+                logits[name] = self._fill_rows(view.rows[name], store, positions, rows)
         view.filled[positions] = True
         return logits
 
@@ -130,7 +133,7 @@ class WriteThroughOutputs:
         top_k, at = store.top_k, torch.from_numpy(positions)
         if top_k is None:
             table[at] = logits.cpu()
-            return logits
+            return all_classes(store, logits, self._temperature)
         rows = encode(logits, top_k)
         table.view(torch.int16)[at] = rows.view(torch.int16).cpu()
         return decode(rows, store.n_classes, self._temperature)

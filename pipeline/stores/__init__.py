@@ -2,6 +2,7 @@
 
 from pipeline.stores.alike import (
     holds,
+    holds_maps,
     sound_stores,
     split_folder,
     store_folder,
@@ -10,7 +11,7 @@ from pipeline.stores.alike import (
 )
 from pipeline.stores.class_check import knowledge_of, log_knowledge, spread_positions
 from pipeline.stores.contracts import classes_of, contract_in_force, open_named, spec_on_store
-from pipeline.stores.fill import SourceStore, open_source_store
+from pipeline.stores.fill import SourceStore, open_source_stores
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, identity, probe_pixels, source_plan
 from pipeline.stores.job import Job
 from pipeline.stores.match import Candidate, Destination, destination, matching_store
@@ -32,6 +33,7 @@ __all__ = [
     "contract_in_force",
     "destination",
     "holds",
+    "holds_maps",
     "identity",
     "knowledge_of",
     "log_knowledge",
@@ -40,7 +42,7 @@ __all__ = [
     "open_frozen",
     "open_named",
     "open_origin",
-    "open_source_store",
+    "open_source_stores",
     "probe_pixels",
     "recorded_forward",
     "sound_stores",

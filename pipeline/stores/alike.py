@@ -15,7 +15,7 @@ import numpy as np
 
 from cache import CacheError, Difference, Location, Store, StoreMismatch, differences, find_stores, subfolders
 from pipeline.data import Dataset, path_family, target_slug
-from sskt.sources import LOGITS_OUTPUT, kind_of, parse_source, source_slug
+from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, output_kind, parse_source, source_slug
 
 # fields that also differ for a subset of a store's samples, which is checked row by row
 _PER_SAMPLE = ("target.n_samples", "target.contents_sha256", "target.labels_sha256")
@@ -62,8 +62,13 @@ def sound_stores(folder: Location) -> Iterator[Store]:
 
 
 def stored_output(store: Store) -> str:
-    """Which of its source's outputs a store holds, one of `sskt.sources.OUTPUTS`."""
+    """Which of its source's outputs a store holds, as `sskt.sources.outputs` writes it."""
     return str(store.manifest.identity["source"].get("output", LOGITS_OUTPUT))
+
+
+def holds_maps(store: Store) -> bool:
+    """Whether a store holds the maps of a layer."""
+    return output_kind(stored_output(store)) == MAP
 
 
 def unmet_fields(store: Store, wanted: dict[str, Any], dataset: Dataset) -> list[Difference]:

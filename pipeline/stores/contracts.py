@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from cache import Store
 from pipeline.runtime import Paths
-from sskt.sources import CLIP, Contract, Source, SourceSpec, kind_of, open_source, parse_source
+from sskt.sources import (
+    CLIP,
+    Contract,
+    Source,
+    SourceSpec,
+    kind_of,
+    network_of,
+    open_network,
+    open_output,
+    output_of,
+    parse_source,
+)
 
 log = logging.getLogger(__name__)
 
 
-def open_named(name: str, paths: Paths) -> Source:
-    """Open a source with the weights and the contract that `paths` has for it; log what is declared and what
-    is assumed. Raises what `open_source` raises.
+def open_named(names: Iterable[str], paths: Paths) -> dict[str, Source]:
+    """Open sources by name with the weights and the contracts that `paths` has for them, each network once,
+    however many of its outputs are named; log what is declared and what is assumed. Raises what
+    `open_source` raises.
     """
-    source = open_source(
-        paths.lying(name),
-        weights=paths.weights_of(name),
-        weights_dir=paths.weights_dir,
-        told=paths.contract_of(name),
-    )
-    # a program whose file has moved keeps its name
-    source = replace(source, spec=replace(source.spec, name=parse_source(name).name))
+    networks: dict[tuple[object, ...], Source] = {}
+    opened = {}
+    for name in dict.fromkeys(names):
+        weights, told, lying = paths.weights_of(name), paths.contract_of(name), paths.lying(name)
+        recorded = network_of(parse_source(name).name)
+        key = (network_of(lying), weights, told)
+        is_new = key not in networks
+        if is_new:
+            network = open_network(lying, weights=weights, weights_dir=paths.weights_dir, told=told)
+            # a program whose file has moved keeps its name
+            networks[key] = replace(network, spec=replace(network.spec, name=recorded))
+        opened[name] = source = open_output(networks[key], output_of(name))
+        if is_new:
+            _log_declared(source, name)
+    return opened
+
+
+def _log_declared(source: Source, name: str) -> None:
     for note in source.notes:
         log.warning(note)
     if source.declared is not None:
         log.warning(source.declared.sentence(name))
         for remark in source.declared.remarks:
             log.warning(remark)
-    return source
 
 
 def contract_record(source: Source) -> dict[str, Any]:

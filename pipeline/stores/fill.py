@@ -1,12 +1,13 @@
-"""Open a store to fill, and the source that fills it."""
+"""Open the stores that a job fills, and the sources that fill them."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,19 @@ from cache.unit import Unit
 from pipeline.data import Renderer, open_renderer, parse_target
 from pipeline.runtime import Execution
 from pipeline.stores.contracts import contract_record
-from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels, source_plan
+from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels
 from pipeline.stores.job import Job
-from pipeline.stores.match import destination
+from pipeline.stores.match import Destination, destination
 from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
 from pipeline.stores.trial import try_source
-from sskt.sources import LOGITS_OUTPUT, FrozenSource, InputMap, Source
+from sskt.sources import LOGITS_OUTPUT, Forward, FrozenSource, InputMap, Source, open_outputs
 
 
 @dataclass(slots=True, eq=False)
 class SourceStore:
-    """A source and the store that it fills; `frozen` is None if the store is complete."""
+    """A source and the store that it fills; `frozen` computes its rows, perhaps with those of other outputs
+    of its network; None if the store is complete.
+    """
 
     source: Source
     frozen: FrozenSource | None
@@ -38,6 +41,11 @@ class SourceStore:
     rows_twice: int = 0  # those of them that another process wrote first: its rows are kept
     write_s: float = 0.0
     bar: TaskID | None = None
+
+    @property
+    def columns(self) -> slice:
+        """Where this source's numbers are in a row of what `frozen` computes."""
+        return slice(None) if self.frozen is None else self.frozen.source.columns_of(self.source.spec.output)
 
     @property
     def remark(self) -> str | None:
@@ -50,58 +58,151 @@ class SourceStore:
         )
 
 
-def open_source_store(
-    job: Job, source: Source, input_map: InputMap, cache_dir: Location, execution: Execution
-) -> SourceStore:
-    """Open or create one source's store, with room for every view; load the source if anything is missing."""
-    dataset, image_px = job.dataset, job.plan.side_px
-    plan = source_plan(input_map, job.plan)
-    place = destination(job, source, input_map, cache_dir)
-    store = place.store
-    if store is not None:
-        forward = recorded_forward(store.path, store.manifest.made_by, execution)
-        if job.views <= store.n_views and not store.pending(job.views):
-            return SourceStore(source, None, store, set())
-    frozen = None
-    with closing(open_renderer(dataset, plan, execution, batch_size=1)) as renderer:
-        if store is None:
-            # run the source before creating the store: a source that fails leaves no store behind, and the
-            # store records how the source really runs
-            forward = choose_forward(source, input_map, execution, image_px, len(dataset), job.views)
-            probe = np.arange(min(PROBE_SAMPLES, len(dataset)))
-            pixels = probe_pixels(renderer, probe)
+@dataclass(slots=True, eq=False)
+class _Missing:
+    """A source whose store lacks rows, or does not exist yet."""
+
+    source: Source
+    input_map: InputMap
+    place: Destination
+    store: Store | None
+
+    @property
+    def network(self) -> tuple[int, InputMap]:
+        """The same for outputs that one forward can compute."""
+        return id(self.source.network or self.source), self.input_map
+
+    @property
+    def filled(self) -> Store:
+        """The store, which exists by now."""
+        assert self.store is not None  # noqa: S101 - `_create` made it
+        return self.store
+
+
+def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> list[SourceStore]:
+    """Open or create the store of every source of a job, with room for every view, and load the networks of
+    those that lack rows. Outputs of one network come from one forward, unless their stores record that they
+    were computed in different ways.
+    """
+    opened: list[SourceStore | _Missing] = []
+    for source, input_map in job.sources:
+        place = destination(job, source, input_map, cache_dir)
+        store = place.store
+        if store is not None:
+            recorded_forward(store.path, store.manifest.made_by, execution)
+            if job.views <= store.n_views and not store.pending(job.views):
+                opened.append(SourceStore(source, None, store, set()))
+                continue
+        opened.append(_Missing(source, input_map, place, store))
+    missing = [each for each in opened if isinstance(each, _Missing)]
+    frozen_of: dict[_Missing, FrozenSource] = {}
+    if missing:
+        with closing(open_renderer(job.dataset, job.source_plan, execution, batch_size=1)) as renderer:
+            new: dict[tuple[int, InputMap], list[_Missing]] = {}
+            for each in missing:
+                if each.store is None:
+                    new.setdefault(each.network, []).append(each)
+            created = [_create(job, group, execution, renderer) for group in new.values()]
+            for each in missing:
+                check_probe(each.filled, job.dataset, renderer)
+        for each in missing:
+            each.filled.grow(job.views)
+            each.filled.sweep()
+        frozen_of = _open_together(job, missing, created, execution)
+    return [
+        SourceStore(each.source, frozen_of[each], each.filled, set(each.filled.pending(job.views)))
+        if isinstance(each, _Missing)
+        else each
+        for each in opened
+    ]
+
+
+def _create(job: Job, group: list[_Missing], execution: Execution, renderer: Renderer) -> FrozenSource:
+    """Create the stores of outputs of one network; returns that, which computes them all.
+
+    It runs before any store is created: a source that fails leaves no store behind, and the stores record how
+    it really runs.
+    """
+    dataset, image_px, first = job.dataset, job.plan.side_px, group[0]
+    outputs = tuple(each.source.spec.output for each in group)
+    source = open_outputs(first.source, outputs)
+    forward = choose_forward(source, first.input_map, execution, image_px, len(dataset), job.views)
+    probe = np.arange(min(PROBE_SAMPLES, len(dataset)))
+    pixels = probe_pixels(renderer, probe)
+    frozen = open_frozen(
+        first.source,
+        first.input_map,
+        _computing(forward, outputs),
+        execution,
+        image_px,
+        shown=torch.from_numpy(pixels),
+    )
+    try_source(frozen, dataset, renderer)
+    how = frozen.forward.to_dict()
+    for each in group:
+        each.store = Store.create(
+            each.place.path,
+            Manifest(each.place.fields, how | _made_by(job, each.source, execution, renderer)),
+            ids=dataset.ids,
+            contents=dataset.contents,
+            n_classes=each.source.spec.n_classes,
+            views=job.views,
+            top_k=each.place.top_k,
+            kind=LOGITS if each.source.spec.output == LOGITS_OUTPUT else REPRESENTATIONS,
+            probe_ids=dataset.ids[probe],
+            probe=pixels,
+        )  # opens another process's store if that was faster
+    return frozen
+
+
+def _open_together(
+    job: Job, missing: list[_Missing], created: list[FrozenSource], execution: Execution
+) -> dict[_Missing, FrozenSource]:
+    """What computes each store's rows as it records: one of `created`, or opened here."""
+    groups: dict[tuple[tuple[int, InputMap], Forward], list[_Missing]] = {}
+    for each in missing:
+        forward = recorded_forward(each.filled.path, each.filled.manifest.made_by, execution)
+        if forward.compiled:  # with which other outputs decides the last bits of a row
+            forward = replace(forward, outputs=forward.outputs or (each.source.spec.output,))
+        groups.setdefault((each.network, forward), []).append(each)
+    frozen_of = {}
+    for (_, forward), group in groups.items():
+        first = group[0]
+        outputs = forward.outputs or tuple(each.source.spec.output for each in group)
+        forward = _computing(forward, outputs)
+        network = first.source.network or first.source
+        same = [
+            each
+            for each in created
+            if (each.source.network or each.source) is network
+            and (each.input_map, each.forward) == (first.input_map, forward)
+            and [part.spec.output for part, _ in each.source.with_columns()] == list(outputs)
+        ]
+        frozen = same[0] if same else None
+        if frozen is None:
+            probe = first.filled.probe
             frozen = open_frozen(
-                source, input_map, forward, execution, image_px, shown=torch.from_numpy(pixels)
+                first.source,
+                first.input_map,
+                forward,
+                execution,
+                job.plan.side_px,
+                shown=torch.from_numpy(probe) if len(probe) else None,
+                store=first.filled.path,
             )
-            try_source(frozen, dataset, renderer)
-            store = Store.create(
-                place.path,
-                Manifest(place.fields, frozen.forward.to_dict() | _made_by(job, source, execution, renderer)),
-                ids=dataset.ids,
-                contents=dataset.contents,
-                n_classes=source.spec.n_classes,
-                views=job.views,
-                top_k=place.top_k,
-                kind=LOGITS if source.spec.output == LOGITS_OUTPUT else REPRESENTATIONS,
-                probe_ids=dataset.ids[probe],
-                probe=pixels,
-            )  # opens another process's store if that was faster
-            forward = recorded_forward(store.path, store.manifest.made_by, execution)
-        check_probe(store, dataset, renderer)
-    store.grow(job.views)
-    store.sweep()
-    if frozen is None or frozen.forward != forward:
-        shown = torch.from_numpy(store.probe) if len(store.probe) else None
-        frozen = open_frozen(source, input_map, forward, execution, image_px, shown=shown, store=store.path)
-    return SourceStore(source, frozen, store, set(store.pending(job.views)))
+        frozen_of.update(dict.fromkeys(group, frozen))
+    return frozen_of
+
+
+def _computing(forward: Forward, outputs: tuple[str, ...]) -> Forward:
+    """`forward`, of several outputs or of one alone."""
+    return replace(forward, outputs=outputs if len(outputs) > 1 else ())
 
 
 def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer) -> dict[str, Any]:
     """What a store was made with. Only for the record, except how its rows are computed (`recorded_forward`)
     and where the data and weights that it was made from lie (`open_origin`).
     """
-    packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "asked": {
             "target": parse_target(job.target).as_given,  # readable from any working directory
@@ -111,6 +212,14 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
         "renderer": renderer.name,
         "device": execution.device.type,
         "machine": platform.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in packages if name in installed},
+        "versions": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that decide a row's bits, those that are installed."""
+    packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in packages if name in installed}

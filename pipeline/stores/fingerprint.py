@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cache import Store, StoreMismatch
 from pipeline.data import CentreClip, CornerClip, Dataset, PickedFrames, Plan, Positions, Renderer
 from sskt.errors import RunError
-from sskt.sources import CONVERTED, LOGITS_OUTPUT, InputMap, SourceSpec
+from sskt.sources import CONVERTED, LOGITS_OUTPUT, MAP, InputMap, SourceSpec, output_kind, row_shape
 
 PROBE_SAMPLES = 4
 PROBE_TOLERANCE = 1.0  # grey levels: the mean absolute difference allowed between two renderers
@@ -29,7 +29,10 @@ def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> di
     neighbours. So is what it returns, if that is converted to logits, and the stored output, if it is not
     the logits.
     """
-    output = {"output": spec.output} if spec.output != LOGITS_OUTPUT else {}
+    output: dict[str, Any] = {"output": spec.output} if spec.output != LOGITS_OUTPUT else {}
+    if output_kind(spec.output) == MAP:
+        channels, grid, _ = row_shape(spec.output, n_classes)
+        output["map"] = {"channels": channels, "grid": grid, "pool": "adaptive-average"}
     converted = {"returns": spec.returns} if spec.returns in CONVERTED else {}
     return {
         "name": spec.name,

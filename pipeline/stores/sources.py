@@ -20,6 +20,7 @@ from sskt.sources import (
     Source,
     default_batch_size,
     fastest_batch_size,
+    open_outputs,
 )
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,16 @@ def open_frozen(
     shown: Tensor | None = None,
     store: Location | None = None,
 ) -> FrozenSource:
-    """Load the source; fall back to eager, then to fp32, with a message, unless --compile or --amp was given.
+    """Load the source, or `forward.outputs` of its network if there are any; fall back to eager, then to
+    fp32, with a message, unless --compile or --amp was given.
 
     Its logits for `shown`, a few real images, are compared with plain fp32. Raises SourceError if it cannot
     run as the user insists, StoreMismatch if this machine cannot compute rows as those of `store` were.
     """
-    attempts = dict.fromkeys([forward, replace(forward, compiled=False), Forward("fp32", forward.batch_size)])
+    if forward.outputs:
+        source = open_outputs(source, forward.outputs)
+    uncompiled = replace(forward, compiled=False)
+    attempts = dict.fromkeys([forward, uncompiled, replace(uncompiled, compute="fp32")])
     failure: SourceError | None = None
     for attempt in attempts:
         if failure is not None:

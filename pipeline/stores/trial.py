@@ -38,15 +38,16 @@ def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> No
     `renderer` draws what the source sees, one sample at a time. Raises SourceError for outputs that
     contradict its contract, or that nothing can be learnt from.
     """
-    spec = frozen.source.spec
-    name, declared = spec.name, spec.contract.returns
     batches = [np.array([position]) for position in trial_positions(dataset)]
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
-    if spec.output == LOGITS_OUTPUT:
-        require_known_kind(outputs, declared, name)
-        remarks = remarks_on(outputs, declared, name)
-    else:
-        require_embedding(outputs, name)
-        remarks = remarks_on_embedding(outputs, name)
-    for remark in remarks:
-        log.warning(remark)
+    for part, columns in frozen.source.with_columns():
+        spec, rows = part.spec, outputs[:, columns]
+        name, declared = spec.name, spec.contract.returns
+        if spec.output == LOGITS_OUTPUT:
+            require_known_kind(rows, declared, name)
+            remarks = remarks_on(rows, declared, name)
+        else:
+            require_embedding(rows, name)
+            remarks = remarks_on_embedding(rows, name)
+        for remark in remarks:
+            log.warning(remark)

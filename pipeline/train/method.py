@@ -14,7 +14,7 @@ from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
 from sskt.methods import METHODS, Method, Parts, method_named, readers
-from sskt.sources import LOGITS_OUTPUT, kind_of, network_of, output_of
+from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, network_of, output_kind, output_of
 from sskt.students import BACKBONES, Backbone, build_backbone
 
 # how sources are used, which only methods with sources read
@@ -46,7 +46,9 @@ def require_learnable(config: TrainConfig) -> None:
     by_classes = config.method in readers("aux_loss") and config.aux_loss in LOGITS_LOSSES
     for name in config.sources:
         output = output_of(name)
-        if learns and output not in learns:
+        if output_kind(output) == MAP:
+            _require_maps_learnable(config, name, learns)
+        elif learns and output not in learns:
             raise RunError(
                 f"--method {config.method} learns from {' and '.join(learns)}, and {name} is an embedding; "
                 f"name {network_of(name)} or probe:{name}, or choose another method"
@@ -56,6 +58,25 @@ def require_learnable(config: TrainConfig) -> None:
                 f"--aux-loss {config.aux_loss} compares classes, and {name} is an embedding; use --aux-loss "
                 f"{' or '.join(VECTOR_LOSSES)}"
             )
+
+
+def _require_maps_learnable(config: TrainConfig, name: str, learns: tuple[str, ...]) -> None:
+    """Raise RunError for maps that the run's method does not learn from, or where images are mixed."""
+    if config.mixup > 0 or config.cutmix > 0:
+        option = "--mixup" if config.mixup > 0 else "--cutmix"
+        raise RunError(
+            f"{option} mixes images, and {name} of a mixture is no mixture of maps; leave {option} out, or "
+            f"learn from {network_of(name)} alone"
+        )
+    if MAP not in learns:
+        raise RunError(
+            f"--method {config.method} learns from {_listed(learns)}, and {name} is maps of a layer; name "
+            f"{network_of(name)}, or choose another method"
+        )
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def choose_precision(amp: str, method: str, device: torch.device) -> str:

@@ -22,7 +22,8 @@ class TrainingBatch:
     ids: torch.Tensor  # int64 (n,), on the host
     pixels: torch.Tensor  # uint8 (n, 3, side, side), RGB; of videos (n, 3, D, side, side)
     labels: torch.Tensor  # int64 (n,), -1 for unlabelled samples
-    logits: dict[str, torch.Tensor]  # or embeddings, each source's, float16 (n, K), for these very pixels
+    # of each source, for these very pixels: float16 (n, K); maps (n, C, g, g)
+    logits: dict[str, torch.Tensor]
 
 
 class OwnLoopData:

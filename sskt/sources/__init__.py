@@ -18,12 +18,18 @@ from sskt.sources.forward import (
 )
 from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
 from sskt.sources.input_map import InputMap, scaled_side
+from sskt.sources.open_output import open_output, open_outputs
 from sskt.sources.outputs import (
     LOGITS_OUTPUT,
-    OUTPUTS,
+    MAP,
+    OUTPUT_FORMS,
+    POOLED,
+    as_output,
     at_output,
     network_of,
+    output_kind,
     output_of,
+    row_shape,
     with_usual_output,
 )
 from sskt.sources.plain import DisagreementError
@@ -32,6 +38,7 @@ from sskt.sources.registry import (
     kind_of,
     kinds,
     named_sources,
+    open_network,
     open_source,
     parse_source,
     published_digest,
@@ -49,8 +56,10 @@ __all__ = [
     "DTYPES",
     "LOGITS",
     "LOGITS_OUTPUT",
+    "MAP",
     "OPTION",
-    "OUTPUTS",
+    "OUTPUT_FORMS",
+    "POOLED",
     "REFERENCE",
     "BatchStatisticsSource",
     "ClipFrames",
@@ -62,6 +71,7 @@ __all__ = [
     "NonFiniteLogitsError",
     "Source",
     "SourceSpec",
+    "as_output",
     "asked_of",
     "assumed",
     "at_output",
@@ -76,7 +86,11 @@ __all__ = [
     "named_sources",
     "network_of",
     "one_thread_each",
+    "open_network",
+    "open_output",
+    "open_outputs",
     "open_source",
+    "output_kind",
     "output_of",
     "parse_source",
     "parse_told",
@@ -86,6 +100,7 @@ __all__ = [
     "reopen_source",
     "require_embedding",
     "require_known_kind",
+    "row_shape",
     "save_source",
     "scaled_side",
     "sentence",

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sskt.students import TORCH_VIDEO, ResNet3D, TorchVideo, build_backbone
+from sskt.sources.output_rows import OwnNetwork
+from sskt.students import TORCH_VIDEO, Features, ResNet3D, TorchVideo, build_backbone
 
 
-class ClipClassifier(nn.Module):
+class ClipClassifier(OwnNetwork):
     """Normalised clips (N, 3, D, H, W) to logits (N, n_classes)."""
 
     def __init__(self, architecture: str, n_classes: int) -> None:
         super().__init__()
         self.backbone = build_backbone(architecture)
         self.fc = nn.Linear(self.backbone.n_features, n_classes)
+        self.block_channels, self.n_features = self.backbone.block_channels, self.backbone.n_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute logits from normalised clips."""
-        logits: Tensor = self.fc(self.backbone(x).pooled)
-        return logits
+    def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
+        """See `OwnNetwork.features_and_logits`."""
+        features = self.backbone(x)
+        logits: Tensor = self.fc(features.pooled)
+        return features, logits
 
 
 def clip_normalisation(architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

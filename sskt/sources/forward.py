@@ -32,25 +32,29 @@ _CUDA_BATCH_SIZE = 64
 @dataclass(frozen=True, slots=True)
 class Forward:
     """compute: one of COMPUTE, the precision of autocast ("fp32": none). batch_size: images in every forward.
-    compiled: by inductor, weights frozen into the code.
+    compiled: by inductor, weights frozen into the code. outputs: those of a network that are computed
+    together, if they are several; a row's bits depend on them in compiled code only.
     """
 
     compute: str = "fp32"
     batch_size: int = _CPU_BATCH_SIZE
     compiled: bool = False
+    outputs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{'compiled' if self.compiled else 'uncompiled'} in {self.compute}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a store's record, where the batch size is called "rows"."""
-        return {"compute": self.compute, "rows": self.batch_size, "compiled": self.compiled}
+        recorded = {"compute": self.compute, "rows": self.batch_size, "compiled": self.compiled}
+        return {**recorded, "outputs": list(self.outputs)} if self.compiled and self.outputs else recorded
 
     @classmethod
     def from_dict(cls, recorded: dict[str, Any]) -> Self:
         """Read what a store recorded; fields that older stores lack get the value that applied then."""
         names = {"compute": "compute", "rows": "batch_size", "compiled": "compiled"}
-        return cls(**{field: recorded[name] for name, field in names.items() if name in recorded})
+        fields = {field: recorded[name] for name, field in names.items() if name in recorded}
+        return cls(**fields, outputs=tuple(recorded.get("outputs", ())))
 
 
 def default_compute(device: torch.device) -> str:

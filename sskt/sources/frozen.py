@@ -1,5 +1,5 @@
 """Run a frozen source: the input map f_s (SSKT eq. 6), then logits as a pure function of one image; or the
-embedding that is asked of it, which takes the same way.
+embedding or maps that are asked of it, which take the same way; or several outputs side by side in one row.
 
 A row's last bits depend on the batch size and the number of CPU threads, since kernels are chosen by both. So
 every forward has exactly the same batch size, and on a CPU exactly one thread: several forwards run side by
@@ -177,21 +177,28 @@ class FrozenSource:
         """Raise NonFiniteLogitsError, with the row numbers, if any row of (N, K) logits is not finite or
         larger than a sound source could give.
         """
-        largest = self.source.largest_logit
+        for part, columns in self.source.with_columns():
+            self.require_finite_output(logits[:, columns], part)
+
+    def require_finite_output(self, logits: Tensor, source: Source) -> None:
+        """`require_finite` of the rows of `source`, one of the outputs that are computed here."""
+        largest = source.largest_logit
         bad = insane_rows(logits, largest)
         if bad:
             fast = self.forward.compute != "fp32"
-            spec = self.source.spec
+            spec = source.spec
             raise NonFiniteLogitsError(
                 f"{spec.name} gave NaN, infinite or over {largest:g} {spec.output_noun} for "
                 f"{len(bad)} of {len(logits)} rows, {worst_value(logits[bad[0]]):.4g} first; check its "
-                f"weights ({self.source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
+                f"weights ({source.weights_path}){', or compute it with --amp fp32' if fast else ''}",
                 bad,
             )
 
     def _group(self, pixels: Tensor) -> Tensor:
         """Float32 logits for at most a forward's images."""
-        return as_logits(self._group_outputs(pixels), self.source.spec.returns)
+        rows = self._group_outputs(pixels)
+        parts = self.source.with_columns()
+        return torch.cat([as_logits(rows[:, columns], part.spec.returns) for part, columns in parts], dim=1)
 
     def _group_outputs(self, pixels: Tensor) -> Tensor:
         """The network's outputs for at most a forward's images, computed as a full batch."""
@@ -273,7 +280,8 @@ class FrozenSource:
             with compiler_errors(name):
                 z = self._try(network, self._images(forward.batch_size))
         if plain is not None:
-            require_agreement(name, forward, z, plain)
+            for part, columns in self.source.with_columns():
+                require_agreement(part.spec.name, forward, z[:, columns], plain[:, columns])
         return network
 
     def _try(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Kind(ABC):
     must_be_named = False  # whether its stores serve only runs that name the source
     sees_target_size = False  # whether it sees images in the student's size, without upsampling
     is_fitted = False  # whether it is fitted to the target's labels, so that its classes are the target's
-    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # that can be asked of its networks
+    outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # kinds of them that its networks may have
     is_foreign = False  # whether its normalisation is known only if it is declared
 
     @abstractmethod

@@ -1,15 +1,23 @@
-"""Take an output of an opened source: its logits, its pooled features, or a program's embedding."""
+"""Take an output of an opened source: its logits, its pooled feature, a layer's maps, or a program's
+embedding; or several of them, from one forward.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from sskt.errors import SourceError
 from sskt.sources.contract import EMBEDDING
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, POOLED, at_output
+from sskt.sources.output_rows import OutputRows
+from sskt.sources.outputs import (
+    EMBEDDED,
+    LOGITS_OUTPUT,
+    POOLED,
+    at_output,
+)
 from sskt.sources.source import Source
 
 _LARGEST = torch.finfo(torch.float16).max  # of a feature: what a stored row can hold
@@ -23,9 +31,28 @@ def open_output(source: Source, output: str) -> Source:
     if output == LOGITS_OUTPUT:
         _require_no_embedding(source)
         return source
-    changed = _embedding(source) if output == EMBEDDED else _pooled(source)
+    if output == EMBEDDED:
+        changed = _embedding(source)
+    else:
+        module = OutputRows(source.module, [output], source.spec.n_classes, source.spec.name)
+        changed = replace(source, module=module, spec=replace(source.spec, n_classes=module.widths[0]))
     spec = replace(changed.spec, name=at_output(source.spec.name, output), output=output)
-    return replace(changed, spec=spec, outputs=(output,), largest_logit=_LARGEST)
+    return replace(changed, spec=spec, outputs=(output,), largest_logit=_LARGEST, network=source)
+
+
+def open_outputs(source: Source, outputs: Sequence[str]) -> Source:
+    """A source whose rows are those of several `outputs` of a network side by side, computed by one forward.
+
+    `source` is the network, or any output of it. One output is that output alone.
+    """
+    network = source.network or source
+    parts = tuple(open_output(network, output) for output in outputs)
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0].spec
+    spec = replace(network.spec, output=first.output, n_classes=sum(part.spec.n_classes for part in parts))
+    module = OutputRows(network.module, outputs, network.spec.n_classes, network.spec.name)
+    return replace(network, spec=spec, module=module, outputs=tuple(outputs), parts=parts, network=network)
 
 
 def _require_no_embedding(source: Source) -> None:
@@ -53,29 +80,3 @@ def _embedding(source: Source) -> Source:
         declared = replace(declared, contract=contract, statements=(*declared.statements, statement))
     spec = replace(spec, contract=replace(spec.contract, returns=EMBEDDING))
     return replace(source, spec=spec, declared=declared)
-
-
-def _pooled(source: Source) -> Source:
-    """The network with its last linear layer left out: what that would have read is what it returns."""
-    found = _last_linear(source.module, source.spec.n_classes)
-    if found is None:
-        raise SourceError(
-            f"{source.spec.name} has no linear layer that gives its {source.spec.n_classes} classes; export "
-            f"the network without its classifier, as program:FILE.pt2@{EMBEDDED}"
-        )
-    name, n_features = found
-    source.module.set_submodule(name, nn.Identity())
-    return replace(source, spec=replace(source.spec, n_classes=n_features))
-
-
-def _last_linear(module: nn.Module, n_classes: int) -> tuple[str, int] | None:
-    """The name and the input width of the last layer that gives `n_classes` numbers from a vector at each
-    place; the last, since GoogLeNet and Inception have auxiliary ones before it.
-    """
-    for name, layer in reversed(list(module.named_modules())):
-        if isinstance(layer, nn.Linear) and layer.out_features == n_classes:
-            return name, layer.in_features
-        # SqueezeNet's: a 1x1 convolution, whose outputs are averaged over the image
-        if isinstance(layer, nn.Conv2d) and (layer.out_channels, layer.kernel_size) == (n_classes, (1, 1)):
-            return name, layer.in_channels
-    return None

@@ -19,9 +19,11 @@ from sskt.sources.kinetics import Kinetics
 from sskt.sources.open_output import open_output
 from sskt.sources.outputs import (
     EMBEDDED,
+    MAP,
     POOLED,
     at_output,
     network_of,
+    output_kind,
     output_of,
     split_output,
 )
@@ -75,7 +77,7 @@ def parse_source(name: str) -> SourceSpec:
     lacks_rest = not network.partition(":")[2] if kind.is_path else network.endswith(":")
     if lacks_rest:
         raise _unknown(name)
-    if output not in kind.outputs:
+    if output_kind(output) not in kind.outputs:
         raise _lacks_output(network, output, kind)
     spec = kind.parse(network)
     return replace(spec, name=at_output(spec.name, output), output=output)
@@ -121,13 +123,22 @@ def source_slug(name: str) -> str:
 def open_source(
     name: str, *, weights: Path | None = None, weights_dir: Path, told: Contract | None = None
 ) -> Source:
-    """Open a source with weights from `weights`, or else from `weights_dir`, downloaded and verified if they
-    are missing. `told` is the contract that the user declares; it overrides what the source's file declares.
+    """Open a source: `open_network`, and the output that its name asks for."""
+    network = open_network(name, weights=weights, weights_dir=weights_dir, told=told)
+    return open_output(network, output_of(name))
+
+
+def open_network(
+    name: str, *, weights: Path | None = None, weights_dir: Path, told: Contract | None = None
+) -> Source:
+    """Open the network of a source, of which `open_output` takes an output, with weights from `weights`, or
+    else from `weights_dir`, downloaded and verified if they are missing. `told` is the contract that the user
+    declares; it overrides what the source's file declares.
 
     Raises SourceError if the weights do not fit or cannot be read, or the contract does not fit them,
     DownloadError if they cannot be fetched.
     """
-    spec, kind, (network, output) = parse_source(name), kind_of(name), split_output(name)
+    spec, kind, network = parse_source(name), kind_of(name), network_of(name)
     if weights is not None and kind.is_path:
         raise SourceError(
             f"{spec.name} carries its own weights, {weights} was given beside it; leave that out"
@@ -136,7 +147,7 @@ def open_source(
     _require_fitting(source.spec)
     if told is not None and source.declared is None:
         source = replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
-    return open_output(source, output)
+    return source
 
 
 def reopen_source(name: str, weights: str | Path | None, *, weights_dir: Path) -> Source:
@@ -173,12 +184,14 @@ def _lacks_output(network: str, output: str, kind: Kind) -> SourceError:
         )
     if output == EMBEDDED and POOLED in kind.outputs:
         return SourceError(f"{asked}, which programs have; its features are {at_output(network, POOLED)}")
+    if output_kind(output) == MAP and EMBEDDED in kind.outputs:
+        return SourceError(f"{asked}, and a program's layers cannot be told apart; name a run or a ResNet")
     return SourceError(f"{asked}, expected {' or '.join(kind.outputs)}")
 
 
 def _unknown(name: str) -> SourceError:
     forms = sorted((form for kind in kinds() for form in kind.forms), key=lambda form: ":" in form)
-    with_output = " (an output may follow: @pooled, @embedding)" if "@" in name else ""
+    with_output = " (an output may follow: @pooled, @embedding, @layer4)" if "@" in name else ""
     return SourceError(
         f"source {name!r} is unknown, expected {', '.join(forms[:-1])} or {forms[-1]}{with_output}; "
         f"sskt sources lists them"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
@@ -18,9 +18,10 @@ from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sanity import LARGEST_LOGIT, has_settled
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, rest_path, weights_digest
-from sskt.sources.outputs import LOGITS_OUTPUT, POOLED
+from sskt.sources.output_rows import OwnNetwork
+from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED
 from sskt.sources.source import Source, SourceSpec
-from sskt.students import BACKBONES, CLIP_BACKBONES, build_student, normalisation_of
+from sskt.students import BACKBONES, CLIP_BACKBONES, Features, build_student, normalisation_of
 from sskt.weights import load_into
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
@@ -31,7 +32,7 @@ class RunKind(Kind):
 
     prefix, forms, weights_note = "run", ("run:FOLDER",), "a student of yours"
     is_path = must_be_named = sees_target_size = True
-    outputs = (LOGITS_OUTPUT, POOLED)
+    outputs = (LOGITS_OUTPUT, POOLED, MAP)
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads the run's config."""
@@ -117,7 +118,7 @@ def read_trained(folder: Path) -> Trained:
     return trained
 
 
-class Predictor(nn.Module):
+class Predictor(OwnNetwork):
     """A run's student, from normalised images or clips to logits of its own classes."""
 
     def __init__(self, folder: Path) -> None:
@@ -138,6 +139,11 @@ class Predictor(nn.Module):
             remedy="config.json beside it says what it should be; restore both from one run",
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, n_classes)."""
-        return self.student.predict(x)
+        backbone = self.student.backbone
+        self.block_channels, self.n_features = backbone.block_channels, backbone.n_features
+
+    def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
+        """See `OwnNetwork.features_and_logits`."""
+        features = self.student.backbone(x)
+        logits: Tensor = self.student.head(features.pooled)
+        return features, logits

@@ -77,6 +77,20 @@ class Source:
     is_traced: bool = False  # a graph whose mode, memory layout and guards were fixed at export
     outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # names of the outputs that the module can compute
     largest_logit: float = LARGEST_LOGIT  # a larger one means that the network is not sound
+    network: Source | None = None  # of which this is another output than the logits, or several outputs
+    parts: tuple[Source, ...] = ()  # the outputs whose rows lie side by side in this one's, if it has several
+
+    def with_columns(self) -> list[tuple[Source, slice]]:
+        """Every output, and where its numbers are in a row; without parts, its own is the whole row."""
+        parts, columns, start = self.parts or (self,), [], 0
+        for part in parts:
+            columns.append((part, slice(start, start + part.spec.n_classes)))
+            start += part.spec.n_classes
+        return columns
+
+    def columns_of(self, output: str) -> slice:
+        """Where the numbers of one of its outputs are in a row."""
+        return next(columns for part, columns in self.with_columns() if part.spec.output == output)
 
     def nearest_batch_size(self, batch_size: int) -> int:
         """The accepted batch size that is nearest to `batch_size`."""

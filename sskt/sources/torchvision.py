@@ -18,7 +18,7 @@ from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, weights_digest
-from sskt.sources.outputs import LOGITS_OUTPUT, POOLED, network_of
+from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED, network_of
 from sskt.sources.source import Source, SourceSpec
 from sskt.weights import load_into
 
@@ -34,7 +34,7 @@ class Published(Kind):
 
     n_classes: int
     default_architecture: str
-    outputs = (LOGITS_OUTPUT, POOLED)
+    outputs = (LOGITS_OUTPUT, POOLED, MAP)
     publisher: str  # of the weights, for a listing
     reads_clips = False
 

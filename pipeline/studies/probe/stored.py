@@ -13,8 +13,8 @@ from pipeline.data import Augmentation, Dataset
 from pipeline.runtime import Paths
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
 from pipeline.source_outputs.request import precompute_command
-from pipeline.source_outputs.stored import stores_with_views
-from pipeline.stores import holds
+from pipeline.source_outputs.stored import require_no_maps, stores_with_views
+from pipeline.stores import holds, holds_maps
 from sskt.errors import RunError
 from sskt.sources import LOGITS_OUTPUT, kind_of, parse_source
 
@@ -51,7 +51,8 @@ def store_groups(
     for name in sources:
         if kind_of(name).is_fitted:
             raise RunError(f"--source {name} is a probe itself; name the sources that it is fitted on")
-    found = stores_with_views(paths.cache_dir, dataset)
+    require_no_maps(sources)
+    found = [store for store in stores_with_views(paths.cache_dir, dataset) if not holds_maps(store)]
     stores = [store for store in found if holds(store, dataset)]
     if len(stores) < len(found):
         log.warning(f"{len(found) - len(stores)} store(s) of other images than {target} has are left out")
