@@ -15,7 +15,6 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.data import Loader, Sampler, open_renderer, sampler_for
@@ -25,7 +24,8 @@ from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged
 from pipeline.train.evaluate import InsaneLogitsError
 from pipeline.train.run_folder import Run
-from pipeline.train.score import Scorer, best_of
+from pipeline.train.score import Scorer
+from pipeline.train.summary import summary_of, summary_sentence
 from pipeline.train.trainer import Trainer
 from sskt.methods import Method
 from sskt.sanity import LARGEST_LOGIT
@@ -70,11 +70,11 @@ def run_epochs(
                 name = run.save_divergence(error.found)
                 saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
             raise DivergedError(f"{error}; {saved}", error.found) from None
-        summary = _summary(config, course.history) | course.per_step
+        summary = summary_of(config, course.history) | course.per_step
         if run is not None:
             run.save_student(trainer.scored.exported_state())
             run.finish(summary)
-    log.info(_sentence(summary))
+    log.info(summary_sentence(summary))
     return summary
 
 
@@ -249,55 +249,3 @@ def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _summary(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
-    last = history[-1]
-    metric = config.metric
-    also = [name for name in last if name.startswith("test_") and name not in (metric, "test_loss")]
-    return {
-        "target": config.target,
-        "model": config.model,
-        "method": config.method,
-        "sources": list(config.sources),
-        "labels": config.labels,
-        **({"plain_layers": list(config.plain_layers)} if config.plain_layers else {}),
-        "seed": config.seed,
-        "epochs": len(history),
-        "overridden": {name: list(pair) for name, pair in config.overridden.items()},
-        "metric": metric,
-        metric: last[metric],
-        **{name: last[name] for name in also},
-        **_chosen(config, history),
-        "train_top1": last["train_top1"],
-        **{
-            name: float(np.median([m[name] for m in history]))
-            for name in ("epoch_s", "label_s", "data_wait_share")
-        },
-    }
-
-
-def _chosen(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best epoch's figures, and the split that chose it."""
-    best, metric, watched = best_of(config, history), config.metric, config.watched
-    if best is None or watched is None:
-        return {"chosen_on": None}
-    found = {"best_epoch": best["epoch"], "chosen_on": config.chosen_on}
-    if watched == metric:
-        return {f"best_{metric}": best[metric], **found}
-    last = history[-1]
-    seen = {watched: last[watched], f"best_{watched}": best[watched]}
-    return {f"best_{metric}": last[f"best_{metric}"], **found, **seen}
-
-
-def _sentence(summary: dict[str, Any]) -> str:
-    metric = summary["metric"]
-    name = {"test_top1": "test top-1", "test_map": "test mAP"}[metric]
-    chosen = ""
-    if summary["chosen_on"] is not None:
-        where = f", epoch {summary['best_epoch']} by val" if summary["chosen_on"] == "val" else ""
-        chosen = f" (best {summary[f'best_{metric}']:.2f}{where})"
-    return (
-        f"{summary['epochs']} epochs: {name} {summary[metric]:.2f} %{chosen}, "
-        f"{summary['epoch_s']:.1f} s an epoch, of which source logits {summary['label_s']:.2f} s"
-    )
