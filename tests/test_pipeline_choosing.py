@@ -183,7 +183,7 @@ def test_without_a_share_no_epoch_is_chosen(project, which, tmp_path):
     assert len([line for line in said if "no epoch is chosen" in line]) == 1
     with pytest.raises(RunError, match="was trained with --val-share 0, so it has no best epoch"):
         api.evaluate(tmp_path / "run", execution=CPU, which="best")
-    with pytest.raises(RunError, match=r"--schedule plateau watches a loss .*--val-share 0 leaves none"):
+    with pytest.raises(RunError, match=r"--schedule plateau watches a loss,.*--val-share 0 leaves none"):
         train(project, which, tmp_path / "plateau", val_share=0.0, schedule="plateau")
 
 
