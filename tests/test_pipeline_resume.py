@@ -210,7 +210,7 @@ def test_the_student_of_a_finished_run_is_written_again_from_its_checkpoint(stop
     assert {name: (stopped / name).read_bytes() for name in names} == before
     (stopped / "student.safetensors").unlink()
     (stopped / "last.pt").unlink()
-    with pytest.raises(RunError, match=r"neither its student nor last\.pt is there any more; restore one"):
+    with pytest.raises(RunError, match=r"both its student and last\.pt are missing; restore one"):
         go_on(stopped)
     assert (stopped / "metrics.jsonl").read_bytes() == before["metrics.jsonl"]
 
