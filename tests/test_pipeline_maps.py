@@ -1,4 +1,4 @@
-"""Maps through both stages: one forward fills logits, a vector and maps, and each store is as if filled alone."""
+"""Maps through both stages: one forward fills logits, a vector and maps, each store as if filled alone."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from cache.cleanup import remove_store
 from cache.store import Store, Unit, find_stores
 from cli import main
 from pipeline import api
@@ -48,11 +49,17 @@ def project(tmp_path_factory):
 
 
 def stores_in(folder):
-    return {s.manifest.identity["source"].get("output", "logits"): s for s in map(Store.open, find_stores(folder))}
+    return {
+        s.manifest.identity["source"].get("output", "logits"): s for s in map(Store.open, find_stores(folder))
+    }
 
 
 def files_of(store):
-    parts = [p for name in (store.form.array, "units", "ids", "contents", "probe") for p in (store.path / name).iterdir()]
+    parts = [
+        p
+        for name in (store.form.array, "units", "ids", "contents", "probe")
+        for p in (store.path / name).iterdir()
+    ]
     return {str(p.relative_to(store.path)): p.read_bytes() for p in parts}
 
 
@@ -98,7 +105,9 @@ def test_filled_together_or_alone_a_store_has_the_same_name_and_bytes_for_fewer_
     api.precompute(["digits"], [run], views=VIEWS, output=OUTPUTS, **with_stores(common, tmp_path / "again"))
     assert sum(forwards) == VIEWS * N
     for output in OUTPUTS:
-        api.precompute(["digits"], [run], views=VIEWS, output=output, **with_stores(common, tmp_path / "alone"))
+        api.precompute(
+            ["digits"], [run], views=VIEWS, output=output, **with_stores(common, tmp_path / "alone")
+        )
     assert sum(forwards) == 4 * VIEWS * N
     for output, store in stores_in(tmp_path / "alone").items():
         assert store.path.name == together[output].path.name
@@ -116,7 +125,9 @@ def test_only_what_a_store_lacks_is_computed_again(project, tmp_path, monkeypatc
     rows = []
     submit = FrozenSource.submit
     monkeypatch.setattr(FrozenSource, "submit", lambda self, x: rows.append(len(x)) or submit(self, x))
-    reports = {report.source: report.rows_done for report in api.precompute(["digits"], [run], views=VIEWS, **how)}
+    reports = {
+        report.source: report.rows_done for report in api.precompute(["digits"], [run], views=VIEWS, **how)
+    }
     assert reports == {"run:run": 2 * N, "run:run@pooled": 0, "run:run@layer2:4": N}
     assert sum(rows) == 2 * N
     for output, store in stores_in(tmp_path).items():
@@ -125,7 +136,9 @@ def test_only_what_a_store_lacks_is_computed_again(project, tmp_path, monkeypatc
 
 def test_compiled_code_computes_together_again_what_it_computed_together(project, tmp_path, monkeypatch):
     _, common, run = project
-    monkeypatch.setattr("sskt.sources.frozen.compile_network", lambda network: network)  # it takes half a minute
+    monkeypatch.setattr(
+        "sskt.sources.frozen.compile_network", lambda network: network
+    )  # it takes half a minute
     how = {**with_stores(common, tmp_path), "execution": replace(common["execution"], compiled=True)}
     api.precompute(["digits"], [run], views=1, output=OUTPUTS, **how)
     stores = stores_in(tmp_path)
@@ -139,8 +152,15 @@ def test_compiled_code_computes_together_again_what_it_computed_together(project
     assert files_of(Store.open(stores["logits"].path)) == before
     api.precompute(["digits"], [run], views=1, output=("logits", "layer1:8"), **how)
     assert asked == {OUTPUTS, ("layer1:8",)}, "a new output is not mixed into what is recorded"
+    remove_store(stores["pooled"].path)  # as if a process had been killed before it had created all of them
+    stores["logits"].discard(Unit(0, 0))
+    api.precompute(["digits"], [run], views=1, output=OUTPUTS, **how)
+    assert asked == {OUTPUTS, ("layer1:8",)}
+    assert stores_in(tmp_path)["pooled"].manifest.made_by["outputs"] == list(OUTPUTS)
     (stores["layer2:4"].path / "representations" / "c.0.0.0").write_bytes(b"")
-    report = verify(stores["layer2:4"].path, n_rows=5, repair=True, paths=how["paths"], execution=how["execution"])
+    report = verify(
+        stores["layer2:4"].path, n_rows=5, repair=True, paths=how["paths"], execution=how["execution"]
+    )
     assert report.agreement.identical == 1.0
     assert asked == {OUTPUTS, ("layer1:8",)}
 
@@ -194,13 +214,17 @@ def test_nobody_gets_maps_who_does_not_name_them(project):
     assert open_training_data("digits", sources=[run], **common).source_classes == {run: 10}
     listed = CliRunner().invoke(main, ["cache", "ls", "--json", "--cache-dir", str(folder / "stores")])
     rows = {row["output"]: row for row in json.loads(listed.stdout)}
-    assert (rows["layer2:4"]["classes"], rows["layer2:4"]["numbers"], rows["logits"]["classes"]) == (None, 512, 10)
+    assert (rows["layer2:4"]["classes"], rows["layer2:4"]["numbers"], rows["logits"]["classes"]) == (
+        None,
+        512,
+        10,
+    )
 
 
 @pytest.mark.parametrize("other", ["layer2:2", "layer1:4"])
 def test_a_store_of_another_layer_or_grid_does_not_serve(project, other):
     _, common, run = project
-    said = rf"no store of run:.*@{other} \(layer2:4 and logits and pooled of it are stored\).* run `sskt precompute"
+    said = rf"no store of run:.*@{other} \(layer2:4 and logits and pooled of it are stored\).* run `sskt pre"
     with pytest.raises(RunError, match=said):
         open_training_data("digits", sources=[f"{run}@{other}"], labels="cached", **common)
 
@@ -209,8 +233,16 @@ def test_a_store_of_another_layer_or_grid_does_not_serve(project, other):
     ("source", "settings", "said"),
     [
         ("{}@layer2:4", {}, "--method sskt learns from logits, pooled and embedding, and run:.* is maps"),
-        ("{}@layer2:4", {"method": "kd"}, "--method kd learns from logits, and run:.* is maps of a layer; name"),
-        ("{}@layer2:4", {"mixup": 0.2}, "--mixup mixes images, and run:.* of a mixture is no mixture of maps"),
+        (
+            "{}@layer2:4",
+            {"method": "kd"},
+            "--method kd learns from logits, and run:.* is maps of a layer; name",
+        ),
+        (
+            "{}@layer2:4",
+            {"mixup": 0.2},
+            "--mixup mixes images, and run:.* of a mixture is no mixture of maps",
+        ),
         ("{}@layer2:4", {"cutmix": 1.0}, "--cutmix mixes images"),
         ("probe:{}@layer2:4", {}, "run:.*@layer2:4 is maps, and a probe reads logits or an embedding; name"),
     ],
@@ -233,7 +265,10 @@ def test_what_a_network_does_not_have_is_refused_before_anything_is_stored(proje
             api.precompute(["digits"], [run], views=1, output=("logits", output), **how)
     for settings, said in (
         ({"output": "conv4"}, "--output is 'conv4', expected logits, pooled, embedding, layerN"),
-        ({"output": ("logits", "layer2"), "top_k": 3}, "keeps the largest logits, and run:run@layer2:6 has none"),
+        (
+            {"output": ("logits", "layer2"), "top_k": 3},
+            "keeps the largest logits, and run:run@layer2:6 has none",
+        ),
     ):
         with pytest.raises(RunError, match=said):
             api.precompute(["digits"], [run], views=1, **settings, **how)

@@ -107,7 +107,9 @@ def test_outputs_computed_together_are_those_of_the_network_and_of_each_alone(ar
     network = image_network(architecture, 1000, transform_input=True)
     source, x, seen = opened(network), torch.randn(2, 3, 112, 112), {}
     for name in (last, "layer3") if architecture == "resnet18" else (last,):
-        network.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: (i[0], o)}))
+        network.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: seen.update({name: (i[0], o)})
+        )
     wanted = {"logits": network(x).numpy()}
     read = seen[last][0]
     wanted["pooled"] = (read if read.ndim == 2 else read.mean(dim=(2, 3))).numpy()
@@ -134,14 +136,18 @@ def test_maps_of_clips_are_averaged_over_the_frames_first():
 
 def test_of_several_frames_of_a_clip_the_maps_are_averaged():
     torch.manual_seed(0)
-    source = open_outputs(opened(image_network("resnet18", 1000, transform_input=True)), ["logits", "layer2:2"])
+    source = open_outputs(
+        opened(image_network("resnet18", 1000, transform_input=True)), ["logits", "layer2:2"]
+    )
     pixels = torch.randint(0, 256, (2, 3, 2, 48, 48), dtype=torch.uint8)
     each = InputMap(48)
     clips = FrozenSource(
         source, InputMap(48, frames=ClipFrames("frames", 4, 2)), device=torch.device("cpu"), forward=Forward()
     )
     frames = [source.module(each(pixels[:, :, i])) for i in range(2)]
-    torch.testing.assert_close(clips.logits(pixels).float(), (frames[0] + frames[1]) / 2, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        clips.logits(pixels).float(), (frames[0] + frames[1]) / 2, rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize(

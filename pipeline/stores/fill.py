@@ -102,7 +102,11 @@ def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> l
             for each in missing:
                 if each.store is None:
                     new.setdefault(each.network, []).append(each)
-            created = [_create(job, group, execution, renderer) for group in new.values()]
+            begun = [each for each in missing if each.store is not None]
+            created = [
+                _create(job, group, _outputs_of(group, begun, execution), execution, renderer)
+                for group in new.values()
+            ]
             for each in missing:
                 check_probe(each.filled, job.dataset, renderer)
         for each in missing:
@@ -117,20 +121,33 @@ def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> l
     ]
 
 
-def _create(job: Job, group: list[_Missing], execution: Execution, renderer: Renderer) -> FrozenSource:
-    """Create the stores of outputs of one network; returns that, which computes them all.
+def _outputs_of(group: list[_Missing], begun: list[_Missing], execution: Execution) -> tuple[str, ...]:
+    """The outputs that the stores of a group, which are to be created, are computed with: their own, or those
+    that a store was begun with by a process that did not live to create all of them.
+    """
+    own = tuple(each.source.spec.output for each in group)
+    for each in begun:
+        recorded = recorded_forward(each.filled.path, each.filled.manifest.made_by, execution).outputs
+        if each.network == group[0].network and set(own) < set(recorded):
+            return recorded
+    return own
+
+
+def _create(
+    job: Job, group: list[_Missing], outputs: tuple[str, ...], execution: Execution, renderer: Renderer
+) -> FrozenSource:
+    """Create the stores of a group of outputs of one network; returns that, which computes `outputs`.
 
     It runs before any store is created: a source that fails leaves no store behind, and the stores record how
     it really runs.
     """
     dataset, image_px, first = job.dataset, job.plan.side_px, group[0]
-    outputs = tuple(each.source.spec.output for each in group)
     source = open_outputs(first.source, outputs)
     forward = choose_forward(source, first.input_map, execution, image_px, len(dataset), job.views)
     probe = np.arange(min(PROBE_SAMPLES, len(dataset)))
     pixels = probe_pixels(renderer, probe)
     frozen = open_frozen(
-        first.source,
+        source,
         first.input_map,
         _computing(forward, outputs),
         execution,

@@ -44,7 +44,7 @@ def open_frozen(
     Its logits for `shown`, a few real images, are compared with plain fp32. Raises SourceError if it cannot
     run as the user insists, StoreMismatch if this machine cannot compute rows as those of `store` were.
     """
-    if forward.outputs:
+    if forward.outputs and source.outputs != forward.outputs:
         source = open_outputs(source, forward.outputs)
     uncompiled = replace(forward, compiled=False)
     attempts = dict.fromkeys([forward, uncompiled, replace(uncompiled, compute="fp32")])
