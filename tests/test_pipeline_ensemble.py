@@ -1,6 +1,7 @@
 """Several runs as one classifier, against torch and scikit-learn on pixels that this test draws itself."""
 
 import json
+import shutil
 from contextlib import closing
 
 import numpy as np
@@ -29,7 +30,7 @@ def runs(tmp_path_factory):
     found = []
     for seed in (0, 1):
         found.append(folder / f"run-{seed}")
-        settings = {"method": "scratch", "epochs": 3, "batch_size": 20, "limit": 60, "amp": "fp32"}
+        settings = {"method": "scratch", "epochs": 2, "batch_size": 20, "limit": 60, "amp": "fp32"}
         api.train("digits", out=found[-1], paths=paths, execution=CPU, seed=seed, val_share=0.1, **settings)
     return paths, found
 
@@ -62,7 +63,7 @@ def test_fusion_and_the_linear_classifier_are_those_of_torch_and_scikit_learn(ru
         alone = 100 * float((logits.argmax(dim=1).numpy() == test.labels).mean())
         row = next(row for row in rows if row["what"] == str(folder))
         assert row["test_top1"] == pytest.approx(alone, abs=0.3)
-        assert row["test_top1"] == api.evaluate(folder, execution=CPU)["test_top1"]
+        assert row["test_top1"] == json.loads((folder / "summary.json").read_text())["test_top1"]
     fused = torch.stack(probabilities).mean(dim=0).argmax(dim=1).numpy()
     assert rows[2]["what"] == "fusion"
     assert rows[2]["test_top1"] == pytest.approx(100 * float((fused == test.labels).mean()), abs=0.3)
@@ -88,11 +89,17 @@ def held_in(train, folder):
 
 
 def test_runs_that_do_not_belong_together_are_refused(runs, tmp_path):
-    paths, folders = runs
-    settings = {"method": "scratch", "epochs": 1, "batch_size": 20, "amp": "fp32", "val_share": 0.0}
-    api.train("digits", out=tmp_path / "other", paths=paths, execution=CPU, limit=40, **settings)
-    with pytest.raises(RunError, match=r"has other training samples than .*run-0; name runs of one target"):
-        api.ensemble([folders[0], tmp_path / "other"], execution=CPU)
+    _, folders = runs
+    for what, change in (
+        ("training samples", {"contents": {"train": "ab" * 32}}),
+        ("classes", {"classes": ["no", "yes"]}),
+    ):
+        other = tmp_path / what.split()[0]
+        shutil.copytree(folders[1], other)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(RunError, match=rf"has other {what} than .*run-0; name runs of one target"):
+            api.ensemble([folders[0], other], execution=CPU)
     with pytest.raises(RunError, match="an ensemble needs two or more runs"):
         api.ensemble(folders[:1], execution=CPU)
 

@@ -30,7 +30,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph")
     paths = Paths(folder / "data", folder / "stores")
     for seed in range(3):
-        settings = SHORT | {"epochs": 1 + seed, "seed": seed}
+        settings = SHORT | {"epochs": 1 + (seed == 2), "seed": seed}
         api.train("digits", out=folder / f"teacher{seed}", method="scratch", paths=paths, **settings)
     sources = tuple(f"run:{folder / f'teacher{seed}'}" for seed in range(3))
     reports = api.precompute(["digits"], sources, views=2, limit=N, paths=paths, execution=CPU)
@@ -49,7 +49,11 @@ def config_of(run):
 
 def test_temperatures_make_the_teachers_equally_soft_and_are_recorded(project, tmp_path):
     _, sources, stores = project
-    train(project, tmp_path / "run", temperature=3.0)
+    said = Remarks()
+    train(project, tmp_path / "run", temperature=3.0, epochs=1)
+    for source in sources:
+        heard = (f"{source} on digits: top-1", f"warning: {source} on digits: top-1")
+        assert any(line.startswith(heard) for line in said)  # how often each teacher is right
     scales = []
     for source in sources:
         rows = Store.open(stores[source]).view(0).astype(np.float64)
@@ -69,7 +73,7 @@ def test_cached_and_live_answers_train_the_same_student(project, tmp_path):
     _, sources, _ = project
     told = {source: 1.0 + i for i, source in enumerate(sources)}
     for labels in ("cached", "live"):
-        train(project, tmp_path / labels, labels=labels, views=2, teacher_temperature=told)
+        train(project, tmp_path / labels, labels=labels, views=2, teacher_temperature=told, epochs=1)
     cached, live = (read_metrics(tmp_path / labels) for labels in ("cached", "live"))
     assert [m["train_loss"] for m in cached] == [m["train_loss"] for m in live]
     ours, theirs = (load_file(tmp_path / labels / "student.safetensors") for labels in ("cached", "live"))
@@ -77,10 +81,8 @@ def test_cached_and_live_answers_train_the_same_student(project, tmp_path):
     assert config_of(tmp_path / "live")["teacher_temperature"] == told
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"transport": "batch", "edges": "gain"}, {"graph_logits": "cosine"}]
-)
-def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(project, settings, monkeypatch, tmp_path):
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(project, monkeypatch, tmp_path):
+    settings = {"transport": "batch"}
     train(project, tmp_path / "whole", **settings)
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as stopping:
@@ -93,25 +95,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(project, settings, m
     assert (tmp_path / "stopped" / "student.safetensors").read_bytes() == (
         tmp_path / "whole" / "student.safetensors"
     ).read_bytes()
-    assert api.evaluate(tmp_path / "whole", execution=CPU)["n_samples"] > 0
 
 
 def test_the_command_line_takes_teachers_that_are_stored(project, tmp_path):
     """Without --source those of the target's classes, and a temperature for one of them."""
     paths, sources, _ = project
     words = ["train", "--target", "digits", "--method", "graph", "--limit", str(N), "--epochs", "1"]
-    words += [
-        "--batch-size",
-        "20",
-        "--amp",
-        "fp32",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--edges",
-        "uniform",
-    ]
+    words += ["--batch-size", "20", "--amp", "fp32", "--device", "cpu", "--threads", "1"]
+    words += ["--edges", "uniform"]
     words += ["--data-dir", str(paths.data_dir), "--cache-dir", str(paths.cache_dir)]
     told = ["--teacher-temperature", f"{sources[1]}=1.5"]
     result = CliRunner().invoke(cli.main, [*words, *told, "--out", str(tmp_path / "run")])
@@ -128,9 +119,12 @@ def test_the_command_line_takes_teachers_that_are_stored(project, tmp_path):
         (["--teacher-temperature", "much"], "'much' is not NAME=T, e.g. run:runs/teacher=2.0"),
         (["--teacher-temperature", "run:no=2"], "names run:no, which is no source of this run; name one of"),
         (["--aux-loss", "kd"], "--aux-loss kd: --method graph does not read it, sskt and kd would"),
+        (
+            ["--graph-logits", "cosine", *told],
+            "--teacher-temperature softens probabilities, and --graph-logits",
+        ),
+        (["--graph-logits", "cosine", "--temperature", "3"], "--temperature 3.0 softens probabilities, and"),
         (["--mixup", "0.2"], "--method graph does not support --mixup or --cutmix; leave that out"),
-        (["--compile"], "--method graph does not support --compile; leave that out"),
-        (["--source", sources[0]], "error: --method graph joins two or more teachers, and "),
     ):
         result = CliRunner().invoke(cli.main, [*words, *bad, "--out", str(tmp_path / "no")])
         assert result.exit_code != 0
@@ -155,11 +149,3 @@ def test_what_cannot_be_measured_or_is_not_whole_is_refused(project, tmp_path):
     with pytest.raises(RunError, match="--edges gain: --method kd does not read it, graph would"):
         train(project, tmp_path / "no", method="kd", edges="gain")
     assert not (tmp_path / "no").exists()
-
-
-def test_teachers_are_listed_with_how_often_they_are_right(project, tmp_path):
-    said = Remarks()
-    train(project, tmp_path / "run", epochs=1)
-    for source in project[1]:
-        heard = (f"{source} on digits: top-1", f"warning: {source} on digits: top-1")
-        assert any(line.startswith(heard) for line in said)

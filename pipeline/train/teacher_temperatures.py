@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def settle_temperatures(config: TrainConfig, data: TrainingData) -> dict[str, float]:
     """T_k of each source, in the order of a run's sources: as asked for by --teacher-temperature, else
-    T s_k / (geometric mean of all s), with the run's `temperature` T. Nothing for other methods.
+    T s_k / (geometric mean of all s), with the run's `temperature` T. Nothing for what reads none.
 
     s_k is the root mean square of teacher k's logits less their mean over classes, over labelled samples in
     stored view 0, evenly spread where there are many. Their labels have no part in it. The paper gives no
@@ -27,6 +27,13 @@ def settle_temperatures(config: TrainConfig, data: TrainingData) -> dict[str, fl
     """
     outputs = data.source_outputs
     if outputs is None or config.method not in readers("teacher_temperature"):
+        return {}
+    if config.graph_logits == "cosine":
+        if config.teacher_temperature:
+            raise RunError(
+                "--teacher-temperature softens probabilities, and --graph-logits cosine compares logits; "
+                "leave it out"
+            )
         return {}
     names = tuple(outputs.n_classes)
     asked = {_source(name, names): value for name, value in config.teacher_temperature.items()}
