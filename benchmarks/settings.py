@@ -74,7 +74,8 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "pool, SSKT": values(SSKT, "pool", 0, 50, 200, 950, 1208),
     "labels": values(PROBE, "per_class", 2, 5, 10, 20, 50),
     "labels, scratch": values({}, "per_class", 2, 5, 10, 20, 50),
-    "share": values(PROBE, "labelled_share", None, 0.1, 0.25, 0.5),
+    "share": values(PROBE, "labelled_share", None, 0.1, 0.25, 0.5, 0.75),
+    "share, SSKT": values(SSKT, "labelled_share", None, 0.1, 0.25, 0.5, 0.75),
 }
 
 

@@ -109,7 +109,7 @@ def all_classes(store: Store, rows: torch.Tensor, temperature: float) -> torch.T
 
 def shaped(rows: torch.Tensor, output: str) -> torch.Tensor:
     """Rows (n, K) of an output as `SourceOutputs.logits` gives them: of maps (n, C, g, g)."""
-    return rows.reshape(len(rows), *row_shape(output, rows.shape[1]))
+    return rows.reshape(len(rows), *row_shape(output, rows.shape[1])).contiguous()
 
 
 def require_views(store: Store, name: str, views: int) -> None:
