@@ -289,15 +289,16 @@ def _require_runs(backbone: Backbone, config: TrainConfig, data: TrainingData) -
     if config.is_own:
         return
     n = min(2, smallest_step(config, len(data.dataset)) // config.ranks)
-    side = data.plan.side_px
+    shape = input_shape(config, data.plan, n)
     trial = copy.deepcopy(backbone).cpu().train()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial(torch.zeros(input_shape(config, data.plan, n)))
+            trial(torch.zeros(shape))
     except (RuntimeError, ValueError) as error:
         raise RunError(
-            f"--model {config.model} cannot train on {n} picture(s) of {side} px at a time "
-            f"({str(error).splitlines()[0]}); choose another --model, --size or --batch-size"
+            f"--model {config.model} cannot train on {n} picture(s) of {shape[-1]} px at a time "
+            f"({str(error).splitlines()[0]}); choose another --model, --size"
+            f"{', --clip-frames' if len(shape) == 5 else ''} or --batch-size"
         ) from error
 
 
