@@ -220,8 +220,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
 }
 # the same paper's schedule for its own targets. It prints "Adam optimizer with momentum 0.9" and this rate,
-# at which Adam ruined an AlexNet in the one small case that was tried, so the optimiser is SGD; weight decay
-# and finetune_lr are ours
+# at which Adam taught AlexNet nothing where we tried it (docs/method.md, section 4), so the optimiser is SGD;
+# weight decay and finetune_lr are ours
 _GRAPH_OF_VIDEOS: dict[str, Any] = {
     "models": ("alexnet",),
     "epochs": 350,

@@ -1,6 +1,7 @@
 """A network for images as the student of videos: the centre frame of each clip, and no other is decoded."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,12 +104,17 @@ def test_a_student_of_centre_frames_is_a_source_that_sees_what_it_saw(made, look
     assert float(distances.max()) == 0
 
 
-def test_maps_and_maxl_are_refused(made, tmp_path):
+def test_what_cannot_be_done_is_refused(made, tmp_path):
     target, paths, _ = made
     train(target, paths, tmp_path / "run", method="scratch", epochs=1)
     with pytest.raises(RunError, match="its student was trained on videos, and maps are of pictures"):
         api.explain([tmp_path / "run"], out=tmp_path / "map.png", paths=paths, execution=CPU)
     with pytest.raises(RunError, match="--method maxl does not support --optimizer adam; leave that out"):
         train(target, paths, tmp_path / "no", method="maxl", optimizer="adam")
+    few = replace(SMALL, n_frames=3)
+    with pytest.raises(
+        RunError, match=r"4 frames of a clip, and this one has 3\); .* --size, --clip-frames or"
+    ):
+        train(target, paths, tmp_path / "no", method="scratch", model="vgg19-sorting-small", augmentation=few)
     assert not (tmp_path / "no").exists()
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])

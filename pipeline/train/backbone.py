@@ -89,12 +89,14 @@ def require_runs(backbone: Backbone, config: TrainConfig, plan: Plan, n_samples:
     if config.is_own:
         return
     n = min(2, config.smallest_step(n_samples) // config.ranks)
+    shape = input_shape(config, plan, n)
     trial = copy.deepcopy(backbone).cpu().train()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial(torch.zeros(input_shape(config, plan, n)))
+            trial(torch.zeros(shape))
     except (RuntimeError, ValueError) as error:
+        of_clips = ", --clip-frames" if len(shape) == 5 else ""
         raise RunError(
             f"--model {config.model} cannot train on {n} image(s) of {plan.side_px} px at a time "
-            f"({str(error).splitlines()[0]}); choose another --model, --size or --batch-size"
+            f"({str(error).splitlines()[0]}); choose another --model, --size{of_clips} or --batch-size"
         ) from error
