@@ -234,14 +234,23 @@ def test_a_run_says_and_records_what_it_sees(made, tmp_path):
     said = Remarks()
     summary = train(made, tmp_path / "run")
     assert summary["labelled_per_step"] + summary["unlabelled_per_step"] == pytest.approx(25 / 4)  # 10 + 15
-    assert summary["labelled_per_step"] == pytest.approx(10 / 4)
-    assert any("a step has 2.5 labelled and 3.8 unlabelled samples on average" in line for line in said)
+    assert summary["labelled_per_step"] == pytest.approx(
+        19 / 4
+    )  # three quarters: labels alone teach its task
+    assert any("a step has 4.8 labelled and 1.5 unlabelled samples on average" in line for line in said)
     config = read_config(tmp_path / "run")
+    assert config["labelled_share"] == 0.75
     assert config["unlabelled"] == [f"imagefolder:{made[0] / 'pets'}", f"unlabelled:{made[0] / 'more'}"]
     assert {"unlabelled-1", "unlabelled-2"} < set(config["contents"])
     (line, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["train_top1"] / 10 % 1 == 0  # of ten labelled samples
     assert "test_top1" in api.evaluate(tmp_path / "run", execution=EXECUTION, backbone=backbone())
+
+
+def test_where_a_probe_teaches_too_every_sample_is_seen_once_an_epoch(made, tmp_path):
+    summary = train(made, tmp_path / "run", sources=("probe",))
+    assert summary["labelled_per_step"] == pytest.approx(10 / 4)
+    assert read_config(tmp_path / "run")["labelled_share"] is None
 
 
 def test_a_share_is_for_runs_with_samples_without_labels(made, tmp_path):

@@ -194,14 +194,14 @@ def test_a_student_that_cannot_be_copied_has_no_average():
             require_decay(decay)
 
 
-def test_every_image_target_has_a_fast_recipe_of_a_quarter_of_the_epochs_or_less():
+def test_every_image_target_has_a_fast_recipe_shorter_than_the_papers_but_for_folders():
     fast = {recipe.target: recipe for recipe in all_recipes() if recipe.name == "fast"}
     videos = {"ucf101", "hmdb51", "videofolder"}
     assert set(fast) == {recipe.target for recipe in all_recipes() if recipe.name == "paper"} - videos
     for target, recipe in fast.items():
         paper = recipe_for(target)
         assert recipe == recipe_for(target, name="fast")
-        assert 4 * recipe.epochs <= paper.epochs, target
+        assert 4 * recipe.epochs <= paper.epochs or recipe.epochs == paper.epochs == 60, target
         # one cycle: the mean rate is half the largest one, and per image that of the paper's first epochs
         assert recipe.lr / 2 / recipe.batch_size == pytest.approx(paper.lr / paper.batch_size), target
         assert recipe.warm_up + recipe.cool_down == 1

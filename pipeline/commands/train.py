@@ -176,7 +176,8 @@ _LABELS = "Few labels"
         ),
         number_option(
             "--labelled-share",
-            "Fraction of labelled samples in a batch. [default: theirs of all samples]",
+            "Fraction of labelled samples in a batch. [default: theirs of all samples; sskt without a "
+            "probe: at least 0.75]",
         ),
     ),
     GRAPH,

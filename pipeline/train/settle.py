@@ -13,6 +13,7 @@ from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
 from pipeline.train.data import TrainingData
 from pipeline.train.teacher_temperatures import settle_temperatures
 from sskt.errors import RunError
+from sskt.methods import method_named
 from sskt.methods.config import require_choice, require_range
 from sskt.optimiser import OPTIMIZERS, require_adam, require_nesterov
 from sskt.schedules import SCHEDULES, require_trapezoid
@@ -42,6 +43,8 @@ _RANGES = {
     "labelled_share": (_ABOVE_0, 1),
 }
 
+SHARE_OF_LABELS_ALONE = 0.75  # of a batch, at least; measured on digits (benchmarks/RESULTS.md)
+
 
 def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
     """`config`, completed from the opened data and sources. Raises RunError for settings that do not fit the
@@ -62,6 +65,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         unlabelled=tuple(pool.name for pool in data.pools),
         labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
         teacher_temperature=settle_temperatures(config, data),
+        labelled_share=_labelled_share(config, data),
     )
     _require_sound(config)
     _require_trainable(config, len(data.dataset))
@@ -74,6 +78,17 @@ def declared_of(outputs: SourceOutputs) -> dict[str, Any]:
     """What each source declares, as plain data; those that declare nothing are left out."""
     declared = {name: contract.to_dict() for name, contract in outputs.contracts.items()}
     return {name: told for name, told in declared.items() if told}
+
+
+def _labelled_share(config: TrainConfig, data: TrainingData) -> float | None:
+    """The labelled part of a batch, None for their own. With that one, a student whose primary head learns
+    from few labels alone would hardly see them.
+    """
+    n, n_labelled = len(data.dataset), len(data.dataset.labelled)
+    taught = data.probe is not None or method_named(config.method).shares_classes
+    if config.labelled_share is not None or taught or n_labelled in (0, n):
+        return config.labelled_share
+    return max(SHARE_OF_LABELS_ALONE, n_labelled / n)
 
 
 def _require_sound(config: TrainConfig) -> None:
