@@ -357,4 +357,4 @@ def test_a_sweep_compares_students_on_what_chooses(project, tmp_path):
     )
     summary = json.loads((tmp_path / "scratch-seed0" / "summary.json").read_text())
     assert rows[0]["mean"] == summary["val_top1"]
-    assert "temperatures and alphas are compared by the accuracy on the val split" in said
+    assert "students are compared by the accuracy on the val split" in said

@@ -17,7 +17,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import read_config
-from pipeline.train.settle import _require_sound
+from pipeline.train.settle import require_sound
 from pipeline.train.trainer import Trainer
 from sskt import recipes
 from sskt.errors import RunError
@@ -135,7 +135,7 @@ def resolved(target, **settings):
 )
 def test_what_cannot_hold_is_refused(target, settings, message):
     with pytest.raises(RunError, match=message):
-        _require_sound(resolved(target, **settings))
+        require_sound(resolved(target, **settings))
 
 
 def test_nothing_is_written_for_a_run_that_is_refused(run, tmp_path):

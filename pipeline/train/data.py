@@ -79,18 +79,7 @@ def open_data(
     sources raises.
     """
     spec, method = parse_target(config.target), method_named(config.method)
-    splits = open_splits(
-        config.target,
-        paths=paths,
-        limit=config.limit,
-        val_share=config.val_share,
-        chosen_on=config.chosen_on,
-        labels_per_class=config.labels_per_class,
-        labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
-        unlabelled=pools_of(config, paths),
-    )
-    if not method.reads_unlabelled:
-        splits = _labelled_only(splits, config)
+    splits = splits_of(config, paths)
     if require_data is not None:
         require_data(splits)
     for sentence in same_bytes(spec, splits.named, paths.index_dir):
@@ -119,6 +108,23 @@ def open_data(
         pools=splits.pools,
         probe=fitted,
     )
+
+
+def splits_of(config: TrainConfig, paths: Paths) -> Splits:
+    """The splits of a run; without the samples that its method cannot learn from. Raises what `open_splits`
+    raises.
+    """
+    splits = open_splits(
+        config.target,
+        paths=paths,
+        limit=config.limit,
+        val_share=config.val_share,
+        chosen_on=config.chosen_on,
+        labels_per_class=config.labels_per_class,
+        labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
+        unlabelled=pools_of(config, paths),
+    )
+    return splits if method_named(config.method).reads_unlabelled else _labelled_only(splits, config)
 
 
 def _shown(

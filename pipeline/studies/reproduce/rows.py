@@ -16,7 +16,7 @@ from pipeline.studies.reproduce.published import GRAPH, Published, published_row
 from pipeline.train.resolve import resolve
 from sskt.errors import RunError
 from sskt.recipes import Recipe, recipe_for
-from sskt.sources import parse_source
+from sskt.sources import asked_of, parse_source
 
 _UNKNOWN = float("nan")
 # the first layer of a pretrained network that a student trains: the authors' command has --ft_begin_index 4
@@ -85,6 +85,11 @@ class Attempt:
     def metric(self) -> str:
         """The name in the summary of the metric that the paper reports."""
         return _METRICS.get(self.row.target, "test_top1")
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Its sources, and in place of a probe those that it is fitted on."""
+        return tuple(dict.fromkeys(each for name in self.sources for each in asked_of(name)))
 
     @property
     def epochs(self) -> int:

@@ -171,13 +171,13 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: b
         if target not in samples:
             samples[target] = _n_samples(target, campaign, official_sizes)
         n = samples[target]
-        forwards = {(target, name): n * campaign.views for name in attempt.sources}
+        forwards = {(target, name): n * campaign.views for name in attempt.networks}
         if attempt.teacher is not None:
             forwards = {
                 (target, f"{attempt.teacher.row.model} of seed {seed}"): n * campaign.views
                 for seed in range(campaign.seeds)
             }
-        n_teachers = len(attempt.sources) or int(attempt.teacher is not None)
+        n_teachers = len(attempt.networks) or int(attempt.teacher is not None)
         values = _values(attempt, campaign, attempt.metric)
         runs = campaign.seeds if official_sizes else len(values)
         unfinished = _unfinished_teachers(attempt, campaign) - teachers
