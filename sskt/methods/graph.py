@@ -48,7 +48,7 @@ class _Term(NamedTuple):
 
 
 class Graph(Method):
-    """A student without auxiliary heads, two or more teachers that know its own classes, and their edges."""
+    """A student without auxiliary heads, teachers that know its own classes, and the weights between them."""
 
     Config = GraphConfig
     needs = ("logits", "map")
