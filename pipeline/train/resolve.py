@@ -165,12 +165,13 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
     if given.get("optimizer") == "adam" and recipe.optimizer != "adam":  # the recipe's are SGD's
         given = {"lr": ADAM_LR, "dampening": 0.0, "nesterov": False} | given
     if (
-        given.get("graph_logits") == "cosine"
+        given.get("graph_logits") in ("cosine", "off")
         and given.get("temperature", recipe.temperature) != recipe.temperature
     ):
         raise RunError(
-            f"--temperature {given['temperature']} softens probabilities, and --graph-logits cosine compares "
-            f"logits; leave it out"
+            f"--temperature {given['temperature']} softens probabilities, and --graph-logits "
+            f"{given['graph_logits']} compares {'logits' if given['graph_logits'] == 'cosine' else 'none'}; "
+            f"leave it out"
         )
     values = _usual(recipe) | given
     if values["primary_loss"] != "ce" and "label_smoothing" not in given:
