@@ -41,6 +41,19 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
             )
 
 
+def require_heads(method: str, asked: Mapping[str, Any], sources: Sequence[str]) -> None:
+    """Raise RunError for a given setting of source heads where a probe is the only source, which has none."""
+    if not sources or not all(kind_of(name).is_fitted for name in sources):
+        return
+    for name in method_named(method).of_heads:
+        if name in asked:
+            said = "" if asked[name] is True else f" {asked[name]}"
+            raise RunError(
+                f"--{name.replace('_', '-')}{said} is for the heads of sources, and {sources[0]}, the only "
+                f"source, has none; name another source beside it, use --preset paper, or leave it out"
+            )
+
+
 def require_learnable(config: TrainConfig) -> None:
     """Raise RunError for a source output that the run's method or loss cannot learn from."""
     learns = method_named(config.method).needs

@@ -13,7 +13,7 @@ from pipeline.data import Augmentation, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
 from pipeline.train.config import Settings, TrainConfig, weights_name
-from pipeline.train.method import choose_precision, require_read
+from pipeline.train.method import choose_precision, require_heads, require_read
 from pipeline.train.presets import preset_choice
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
@@ -80,7 +80,7 @@ def resolve(
     )
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
     given = _given(settings)
-    _require_read(method, recipe, given, asked)
+    _require_read(method, recipe, given, asked, chosen.sources)
     return TrainConfig(
         target=target,
         model=model,
@@ -208,8 +208,10 @@ def _usual(recipe: Recipe) -> dict[str, Any]:
     return {**of_recipe, **defaults, **off, "kd_reduction": None}  # None: depends on the method
 
 
-def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: Settings) -> None:
-    """Raise RunError for an unknown setting, or one that the method would ignore."""
+def _require_read(
+    method: str, recipe: Recipe, given: Mapping[str, Any], asked: Settings, sources: tuple[str, ...]
+) -> None:
+    """Raise RunError for an unknown setting, or one that the method would ignore, with these sources."""
     usual = _usual(recipe)
     if strange := [name for name in given if name not in usual]:
         raise RunError(f"{strange[0]} is not a setting of a run, expected one of {', '.join(usual)}")
@@ -218,6 +220,7 @@ def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: 
         if asked[name] != _DEFAULTS[name]:
             changed[name] = asked[name]
     require_read(method, changed)
+    require_heads(method, changed, sources)
 
 
 def _plain(value: Any) -> Any:

@@ -80,6 +80,9 @@ class Method(nn.Module):
     several_labels: ClassVar[bool] = True  # what it can do with: several labels per image,
     several_processes: ClassVar[bool] = True
     mixes: ClassVar[bool] = True  # MixUp and CutMix
+    of_heads: ClassVar[
+        tuple[str, ...]
+    ] = ()  # settings that only source heads read, which a probe has none of
     reads_unlabelled: ClassVar[bool] = False  # samples without a label of their own
     fp16: ClassVar[bool] = True
     adam: ClassVar[bool] = True  # as its optimiser
