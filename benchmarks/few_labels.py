@@ -126,7 +126,6 @@ def train(args, method, seed, sources, augmentation, paths, folder) -> None:
     }
     api.train(
         args.target,
-        **supervision,
         augmentation=augmentation,
         paths=paths,
         out=folder,
@@ -136,7 +135,7 @@ def train(args, method, seed, sources, augmentation, paths, folder) -> None:
         val_share=0.0,
         recipe=args.recipe,
         eval_every=max(1, epochs // 5) if args.steps is not None else 5,
-        **(usual | settings),
+        **(supervision | usual | settings),
     )
 
 

@@ -34,37 +34,11 @@ def build_optimizer(
     and not decoupled; it has neither `dampening` nor `nesterov`. Without `decay_norms`, norms and biases have
     no weight decay.
     """
-    if kind == "sgd":
-        return build_sgd(
-            groups,
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            decay_norms=decay_norms,
-            fused=fused,
-        )
     own = [dict(group) for group in groups] if decay_norms else without_decay_of_norms(groups)
-    return Adam(own, lr=lr, betas=(momentum, _BETA_2), weight_decay=weight_decay, fused=fused)
-
-
-def build_sgd(
-    groups: Iterable[Mapping[str, Any]],
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    decay_norms: bool,
-    fused: bool,
-) -> SGD:
-    """SGD over parameter groups, which may have settings of their own. Without `decay_norms`, norms and
-    biases have no weight decay.
-    """
+    if kind == "adam":
+        return Adam(own, lr=lr, betas=(momentum, _BETA_2), weight_decay=weight_decay, fused=fused)
     return SGD(
-        [dict(group) for group in groups] if decay_norms else without_decay_of_norms(groups),
+        own,
         lr=lr,
         momentum=momentum,
         dampening=dampening,

@@ -252,9 +252,11 @@ def all_recipes() -> list[Recipe]:
 
 def has_recipe(target: str, method: str, name: str) -> bool:
     """Whether a target has a recipe of this name that the method can take."""
-    return (target.partition(":")[0], name) in _RECIPES and not (
-        name != "paper" and "schedule" in _OVERRIDES.get(method, {})
-    )
+    return (target.partition(":")[0], name) in _RECIPES and not _has_own_schedule(method, name)
+
+
+def _has_own_schedule(method: str, name: str) -> bool:
+    return name != "paper" and "schedule" in _OVERRIDES.get(method, {})
 
 
 def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, name: str = "paper") -> Recipe:
@@ -276,7 +278,7 @@ def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, na
     overrides = _OVERRIDES.get(method, {})
     if method == "graph" and family in _GRAPH_TARGETS:
         overrides = overrides | _GRAPH_OF_VIDEOS
-    if name != "paper" and "schedule" in overrides:
+    if _has_own_schedule(method, name):
         raise RunError(f"--recipe {name}: --method {method} has its own schedule; use --recipe paper")
     recipe = replace(_RECIPES[family, name], target=target, **overrides)
     return replace(recipe, lr=recipe.finetune_lr) if finetuned and recipe.finetune_lr else recipe

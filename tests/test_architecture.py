@@ -92,10 +92,10 @@ def test_what_a_user_may_say_are_fields_of_a_runs_config():
 
 def test_the_train_command_passes_on_settings_and_arguments_of_train_alone():
     """Click calls the command with names that mypy does not see."""
-    context = click.Context(cli.train)
-    words = ["--target", "digits"]
-    with context:
-        values = cli.train.make_context("train", words).params
+    # as the group makes it: a command keeps the help option of its first context
+    group = click.Context(cli.main, **cli.main.context_settings)
+    context = cli.train.make_context("train", ["--target", "digits"], parent=group)
+    values = context.params
     asked = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "train", lambda target, **settings: asked.update(settings) or {})

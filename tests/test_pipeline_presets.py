@@ -29,11 +29,11 @@ def folder(tmp_path_factory):
     return root
 
 
-def run(root, command, *words):
+def run(root, command, *words, code=0):
     every = ("--target", f"imagefolder:{root / 'pets'}", "--source", f"program:{root / 'tiny.pt2'}")
     where = ("--data-dir", str(root / "data"), "--cache-dir", str(root / "stores"), "--threads", "1")
     result = CliRunner().invoke(main, [command, *every, "--size", "32", *where, *words])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result.output
 
 
@@ -55,6 +55,23 @@ def test_a_folder_of_ones_own_is_taught_by_a_probe(folder, tmp_path, words, reci
     assert config["sources"][0].startswith("probe:") == probed
     assert source.rpartition("/")[2] in config["sources"][0]
     assert ("--preset paper" in said) == probed  # who did not ask for it is told, and how to leave it out
+
+
+@pytest.mark.parametrize("words", [("--alpha", "0.7"), ("--transfer-module",), ("--temperature", "5")])
+def test_settings_of_heads_are_not_ignored_where_a_probe_is_alone(folder, tmp_path, words):
+    said = run(folder, "train", "--out", str(tmp_path / "run"), *words, code=1)
+    assert f"{' '.join(words)} is for the heads of sources, and probe:" in said.replace(".0 ", " ")
+    assert not (tmp_path / "run").exists()
+    own = (
+        *words,
+        "--epochs",
+        "1",
+        "--batch-size",
+        "6",
+        "--preset",
+        "paper",
+    )  # what the message says does help
+    run(folder, "train", "--out", str(tmp_path / "run"), *own)
 
 
 @pytest.mark.parametrize(

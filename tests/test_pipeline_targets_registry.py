@@ -140,7 +140,7 @@ def test_a_strange_target_is_obtained_and_teaches_from_its_store(folder):
     for path in find_stores(folder / "stores"):
         assert Store.open(path).view(1).shape == (24, 7)
     for target, out in (("stripes", "named"), ("stripes_in:mine", "by-path")):
-        words = ("--target", target, "--source", "program:tiny.pt2", "--out", out)
+        words = ("--target", target, "--source", "program:tiny.pt2", "--preset", "paper", "--out", out)
         trained = done(folder, "train", *words, *SHORT)
         assert "labels: cached, 2 view(s) of program:tiny.pt2" in trained.stderr
         config = json.loads((folder / out / "config.json").read_text())
@@ -177,7 +177,7 @@ def test_without_a_name_the_strange_target_is_among_those_that_are_prepared(fold
         ),
         (
             ("train", "--target", "stripes", "--model", "resnet3d18", *SHORT, "--method", "scratch"),
-            "reads clips, and stripes holds pictures",
+            "reads clips, and stripes holds images",
         ),
     ],
 )

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sskt.errors import RunError
-from sskt.optimiser import build_optimizer, build_sgd, require_adam, require_nesterov
+from sskt.optimiser import build_optimizer, require_adam, require_nesterov
 from sskt.recipes import RECIPES, all_recipes, recipe_for
 from sskt.schedules import Schedule, require_trapezoid
 from sskt.students import build_backbone
@@ -83,18 +83,18 @@ def test_norms_and_biases_do_not_decay_and_all_else_does(model):
     spared = {id(w) for m in norms for w in m.parameters()}
     spared |= {id(w) for name, w in student.named_parameters() if name.rpartition(".")[2] == "bias"}
     groups = [{"params": list(student.parameters())}]
-    optimiser = build_sgd(groups, lr=0.1, decay_norms=False, **PLAIN)
+    optimiser = build_optimizer("sgd", groups, lr=0.1, decay_norms=False, **PLAIN)
     decays = {id(w): group["weight_decay"] for group in optimiser.param_groups for w in group["params"]}
     assert len(decays) == sum(len(group["params"]) for group in optimiser.param_groups)
     assert decays == {id(w): 0.0 if id(w) in spared else 0.1 for w in student.parameters()}
-    (group,) = build_sgd(groups, lr=0.1, decay_norms=True, **PLAIN).param_groups
+    (group,) = build_optimizer("sgd", groups, lr=0.1, decay_norms=True, **PLAIN).param_groups
     assert group["weight_decay"] == 0.1
 
 
 def test_a_group_keeps_its_own_settings():
     groups = [{"params": [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))], "lr": 0.5}]
     groups.append({"params": [nn.Parameter(torch.ones(3))], "weight_decay": 7.0, "momentum": 0.0})
-    made = build_sgd(groups, lr=0.1, decay_norms=False, **PLAIN).param_groups
+    made = build_optimizer("sgd", groups, lr=0.1, decay_norms=False, **PLAIN).param_groups
     assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in made] == [
         (0.5, 0.9, 0.1),
         (0.5, 0.9, 0.0),
@@ -104,7 +104,9 @@ def test_a_group_keeps_its_own_settings():
 
 def test_nesterovs_momentum_by_hand():
     weight = nn.Parameter(torch.tensor([[2.0]]))
-    optimiser = build_sgd([{"params": [weight]}], lr=0.1, decay_norms=False, **(PLAIN | {"nesterov": True}))
+    optimiser = build_optimizer(
+        "sgd", [{"params": [weight]}], lr=0.1, decay_norms=False, **(PLAIN | {"nesterov": True})
+    )
     expected, velocity = 2.0, 0.0
     for gradient in (1.0, -0.5, 3.0):
         weight.grad = torch.tensor([[gradient]])

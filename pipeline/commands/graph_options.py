@@ -25,10 +25,10 @@ GRAPH = section(
     "Graph distillation",
     choice_option(
         "--graph-logits",
-        "em cosine",
+        "em cosine off",
         "em",
-        "Distance from each teacher: earth mover's distance of probabilities, or 1 - cosine of logits "
-        "(MMGD).",
+        "Distance from each teacher: earth mover's distance of probabilities, 1 - cosine of logits (MMGD), "
+        "or none.",
     ),
     choice_option(
         "--edges",
@@ -42,6 +42,30 @@ GRAPH = section(
         "sample batch",
         "sample",
         "Compare the answers about each sample, or match those about the whole batch at the least cost.",
+    ),
+    choice_option(
+        "--graph-features",
+        "off uniform graph",
+        "off",
+        "Compare the student's fourth layer with each teacher's maps, or with the products of each pair's; "
+        "needs --source NAME@layer4 for each.",
+    ),
+    choice_option(
+        "--vertices",
+        "located flat",
+        "located",
+        "Products of two teachers' maps: position by position, or of whole maps.",
+    ),
+    click.option(
+        "--sketch-dim",
+        type=click.IntRange(min=1),
+        help="Channels of such a product. [default: 512, flat: 64]",
+    ),
+    click.option("--rep-weight", type=float, help="Weight of the loss of --graph-features. [default: 1]"),
+    click.option(
+        "--rep-temperature",
+        type=float,
+        help="Flattens where the channels of maps or products are active. [default: 1]",
     ),
     click.option(
         "--teacher-temperature",

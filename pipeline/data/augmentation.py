@@ -97,7 +97,7 @@ class Augmentation:
         earlier = self.source_input == EARLIER
         if not spec.holds_videos:
             if source.reads_clips:
-                raise RunError(f"{source.name} reads clips, and {spec.name} holds pictures")
+                raise RunError(f"{source.name} reads clips, and {spec.name} holds images")
             scale = Fraction(1) if kind_of(source.task).sees_target_size else spec.source_scale
             side = scaled_side(self._side(spec), scale)
             is_rounded = (

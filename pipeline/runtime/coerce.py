@@ -119,7 +119,7 @@ def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -
 
 def setting(name: str, value: Any) -> Any:
     """One override, as a config holds it. Raises RunError if the recipe's field has another type."""
-    if name in ("epochs", "batch_size", "patience", "peers", "psi"):
+    if name in ("epochs", "batch_size", "patience", "peers", "psi", "sketch_dim"):
         return whole(value, name)
     if name == "milestones":
         values = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
@@ -136,8 +136,17 @@ def setting(name: str, value: Any) -> Any:
 
 _WORDS = (
     "optimizer", "schedule", "aux_loss", "aux_head", "primary_loss", "graph_logits", "edges", "transport",
+    "graph_features", "vertices",
 )  # fmt: skip
-_NUMBERS = ("clip_norm", "mixup", "cutmix", "probe_weight", "probe_temperature")
+_NUMBERS = (
+    "clip_norm",
+    "mixup",
+    "cutmix",
+    "probe_weight",
+    "probe_temperature",
+    "rep_weight",
+    "rep_temperature",
+)
 
 
 def _named_numbers(value: Any, name: str) -> dict[str, float | int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cache import Store, StoreMismatch
-from pipeline.data import DEFAULT_VIEWS, EARLIER, open_renderer
+from pipeline.data import DEFAULT_VIEWS, EARLIER, Plan, open_renderer
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
@@ -24,6 +24,7 @@ from pipeline.source_outputs.write_through import WriteThroughOutputs
 from pipeline.stores import (
     PROBE_SAMPLES,
     Job,
+    SourceStore,
     check_probe,
     contract_in_force,
     open_frozen,
@@ -243,9 +244,15 @@ def _open_network(request: DataRequest, outputs: list[tuple[Source, InputMap]]) 
 
 def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: int) -> WriteThroughOutputs:
     opened = _open_sources(request, sources)
-    job = Job(request.target, request.dataset, list(opened.values()), request.plan, views)
-    filled = open_source_stores(job, request.paths.cache_dir, request.execution)
-    source_stores = dict(zip(opened, filled, strict=True))
+    by_plan: dict[Plan, list[str]] = {}  # the sources of a job see the same frames of clips
+    for name, (_, input_map) in opened.items():
+        by_plan.setdefault(source_plan(input_map, request.plan), []).append(name)
+    filled: dict[str, SourceStore] = {}
+    for names in by_plan.values():
+        job = Job(request.target, request.dataset, [opened[name] for name in names], request.plan, views)
+        its = open_source_stores(job, request.paths.cache_dir, request.execution)
+        filled |= dict(zip(names, its, strict=True))
+    source_stores = {name: filled[name] for name in opened}
     stores = {name: each.store for name, each in source_stores.items()}
     _require_every_number(request, stores)
     missing = sorted({unit.view for each in source_stores.values() for unit in each.pending})

@@ -89,6 +89,11 @@ class Settings(TypedDict, total=False):
     graph_logits: str | None
     edges: str | None
     transport: str | None
+    graph_features: str | None
+    vertices: str | None
+    sketch_dim: int | None
+    rep_weight: float | None
+    rep_temperature: float | None
     peers: int | None
     psi: int | None
 
@@ -175,6 +180,11 @@ class TrainConfig:
     edges: str = "learned"  # one of sskt.methods.edges.EDGES
     transport: str = "sample"  # one of sskt.methods.graph.TRANSPORTS
     teacher_temperature: dict[str, float] = field(default_factory=dict)  # by source
+    graph_features: str = "off"  # one of sskt.methods.representations.GRAPH_FEATURES
+    vertices: str = "located"  # one of sskt.methods.representations.VERTICES
+    sketch_dim: int | None = None  # channels of a vertex; None: as many as `vertices` usually has
+    rep_weight: float = 1.0
+    rep_temperature: float = 1.0
 
     @property
     def settings(self) -> MethodConfig:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
 from sskt.methods import METHODS, Method, Parts, method_named, readers
-from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, network_of, output_kind, output_of
+from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, map_shape, network_of, output_kind, output_of
 from sskt.students import BACKBONES, Backbone, build_backbone
 
 # how sources are used, which only methods with sources read
@@ -40,6 +41,19 @@ def require_read(method: str, asked: Mapping[str, Any]) -> None:
             )
 
 
+def require_heads(method: str, asked: Mapping[str, Any], sources: Sequence[str]) -> None:
+    """Raise RunError for a given setting of source heads where a probe is the only source, which has none."""
+    if not sources or not all(kind_of(name).is_fitted for name in sources):
+        return
+    for name in method_named(method).of_heads:
+        if name in asked:
+            said = "" if asked[name] is True else f" {asked[name]}"
+            raise RunError(
+                f"--{name.replace('_', '-')}{said} is for the heads of sources, and {sources[0]}, the only "
+                f"source, has none; name another source beside it, use --preset paper, or leave it out"
+            )
+
+
 def require_learnable(config: TrainConfig) -> None:
     """Raise RunError for a source output that the run's method or loss cannot learn from."""
     learns = method_named(config.method).needs
@@ -50,13 +64,24 @@ def require_learnable(config: TrainConfig) -> None:
             _require_maps_learnable(config, name, learns)
         elif learns and output not in learns:
             raise RunError(
-                f"--method {config.method} learns from {' and '.join(learns)}, and {name} is an embedding; "
+                f"--method {config.method} learns from {_listed(learns)}, and {name} is an embedding; "
                 f"name {network_of(name)} or probe:{name}, or choose another method"
             )
         if learns and output != LOGITS_OUTPUT and by_classes:
             raise RunError(
                 f"--aux-loss {config.aux_loss} compares classes, and {name} is an embedding; use --aux-loss "
                 f"{' or '.join(VECTOR_LOSSES)}"
+            )
+    _require_one_layer([name for name in config.sources if output_kind(output_of(name)) == MAP])
+
+
+def _require_one_layer(names: Sequence[str]) -> None:
+    """Raise RunError for maps of different layers or grids, with which one layer of a student is compared."""
+    for first, other in pairwise(names):
+        if output_of(first) != output_of(other):
+            raise RunError(
+                f"{first} is maps of {output_of(first)} and {other} of {output_of(other)}; name the same "
+                f"layer and grid of every teacher"
             )
 
 
@@ -76,6 +101,7 @@ def _require_maps_learnable(config: TrainConfig, name: str, learns: tuple[str, .
 
 
 def _listed(words: tuple[str, ...]) -> str:
+    words = tuple("maps" if word == MAP else word for word in words)
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
@@ -95,8 +121,8 @@ def choose_precision(amp: str, method: str, device: torch.device) -> str:
 def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping[str, int]) -> Method:
     """Build a run's method around `backbone`, on the CPU; new weights come from torch's global generator.
 
-    `source_classes`: the number of classes of each source; empty without sources. Raises RunError for
-    settings that exclude each other.
+    `source_classes`: the number of classes of each source, of maps their numbers; empty without sources.
+    Raises RunError for settings that exclude each other.
     """
     method, settings = method_named(config.method), config.settings
     if config.compiled and (what := method.inner_gradients(settings)) is not None:
@@ -104,16 +130,18 @@ def open_method(config: TrainConfig, backbone: Backbone, source_classes: Mapping
             f"{what} takes gradients within its step, which cannot be compiled; leave --compile out"
         )
     _require_able(method, config)
+    maps = {name: n for name, n in source_classes.items() if output_kind(output_of(name)) == MAP}
     parts = Parts(
         backbone,
         partial(_another, config, backbone),
         len(config.classes),
-        source_classes,
+        {name: n for name, n in source_classes.items() if name not in maps},
         channels_last=config.channels_last,
         init=config.init,
         dropout=config.dropout,
         freeze_until=config.freeze_until,
         probe=next((name for name in source_classes if kind_of(name).is_fitted), None),
+        source_maps={name: map_shape(output_of(name), n) for name, n in maps.items()},
     )
     return method.build(settings, parts)
 

@@ -13,7 +13,7 @@ from pipeline.data import Augmentation, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
 from pipeline.train.config import Settings, TrainConfig, weights_name
-from pipeline.train.method import choose_precision, require_read
+from pipeline.train.method import choose_precision, require_heads, require_read
 from pipeline.train.presets import preset_choice
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
@@ -80,7 +80,7 @@ def resolve(
     )
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
     given = _given(settings)
-    _require_read(method, recipe, given, asked)
+    _require_read(method, recipe, given, asked, chosen.sources)
     return TrainConfig(
         target=target,
         model=model,
@@ -165,12 +165,13 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
     if given.get("optimizer") == "adam" and recipe.optimizer != "adam":  # the recipe's are SGD's
         given = {"lr": ADAM_LR, "dampening": 0.0, "nesterov": False} | given
     if (
-        given.get("graph_logits") == "cosine"
+        given.get("graph_logits") in ("cosine", "off")
         and given.get("temperature", recipe.temperature) != recipe.temperature
     ):
         raise RunError(
-            f"--temperature {given['temperature']} softens probabilities, and --graph-logits cosine compares "
-            f"logits; leave it out"
+            f"--temperature {given['temperature']} softens probabilities, and --graph-logits "
+            f"{given['graph_logits']} compares {'logits' if given['graph_logits'] == 'cosine' else 'none'}; "
+            f"leave it out"
         )
     values = _usual(recipe) | given
     if values["primary_loss"] != "ce" and "label_smoothing" not in given:
@@ -207,8 +208,10 @@ def _usual(recipe: Recipe) -> dict[str, Any]:
     return {**of_recipe, **defaults, **off, "kd_reduction": None}  # None: depends on the method
 
 
-def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: Settings) -> None:
-    """Raise RunError for an unknown setting, or one that the method would ignore."""
+def _require_read(
+    method: str, recipe: Recipe, given: Mapping[str, Any], asked: Settings, sources: tuple[str, ...]
+) -> None:
+    """Raise RunError for an unknown setting, or one that the method would ignore, with these sources."""
     usual = _usual(recipe)
     if strange := [name for name in given if name not in usual]:
         raise RunError(f"{strange[0]} is not a setting of a run, expected one of {', '.join(usual)}")
@@ -217,6 +220,7 @@ def _require_read(method: str, recipe: Recipe, given: Mapping[str, Any], asked: 
         if asked[name] != _DEFAULTS[name]:
             changed[name] = asked[name]
     require_read(method, changed)
+    require_heads(method, changed, sources)
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pipeline.stores import spread_positions
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.methods import readers
-from sskt.sources import kind_of, parse_source
+from sskt.sources import LOGITS_OUTPUT, kind_of, output_of, parse_source
 
 if TYPE_CHECKING:
     from pipeline.train.data import TrainingData
@@ -28,14 +28,15 @@ def settle_temperatures(config: TrainConfig, data: TrainingData) -> dict[str, fl
     outputs = data.source_outputs
     if outputs is None or config.method not in readers("teacher_temperature"):
         return {}
-    if config.graph_logits == "cosine":
+    if config.graph_logits != "em":
         if config.teacher_temperature:
+            compared = "logits" if config.graph_logits == "cosine" else "none"
             raise RunError(
-                "--teacher-temperature softens probabilities, and --graph-logits cosine compares logits; "
-                "leave it out"
+                f"--teacher-temperature softens probabilities, and --graph-logits {config.graph_logits} "
+                f"compares {compared}; leave it out"
             )
         return {}
-    names = tuple(outputs.n_classes)
+    names = tuple(name for name in outputs.n_classes if output_of(name) == LOGITS_OUTPUT)
     asked = {_source(name, names): value for name, value in config.teacher_temperature.items()}
     left = [name for name in names if name not in asked]
     if not left:
@@ -46,10 +47,10 @@ def settle_temperatures(config: TrainConfig, data: TrainingData) -> dict[str, fl
             f"has --labels {outputs.kind}; give --teacher-temperature NAME=T for {', '.join(left)}, or run "
             f"sskt precompute and use --labels cached"
         )
-    positions = spread_positions(data.dataset, max(outputs.n_classes.values()))
+    positions = spread_positions(data.dataset, max(outputs.n_classes[name] for name in names))
     outputs.load(0, positions)
     logits = outputs.logits(positions, torch.empty(0))
-    scales = {name: _scale(rows) for name, rows in logits.items()}
+    scales = {name: _scale(logits[name]) for name in names}
     if flat := [name for name in left if scales[name] == 0]:
         raise RunError(f"{flat[0]}: says the same of all classes, so it teaches nothing; leave it out")
     middle = float(np.exp(np.mean([np.log(scale) for scale in scales.values() if scale > 0])))

@@ -1,7 +1,8 @@
 """Graph distillation (Zhang and Peng, IJCAI 2018): several teachers of the same task, joined by a logits
-graph whose edges say, sample by sample, which teacher the student should listen to.
+graph whose edges say, sample by sample, which teacher the student should listen to, and by a graph of their
+maps.
 
-    L = (1 - alpha) * L_prim + alpha * (l_s + 10 * R)                                  eq. 2
+    L = (1 - alpha) * L_prim + alpha * (l_s + 10 * R + rep_weight * L_r + 10 * R_r)    eq. 2
     l_s = mean_n sum_m sum_k e_{k -> m} d_k                                            eq. 4
     d_k = EM(softmax(z_k / T_k), softmax(z))                                           eq. 5, 6
 
@@ -11,66 +12,46 @@ of e over m matter to it, which add up to M: eq. 4 has no mean. With mu~_m = sum
 teachers' answers adjusted to their neighbours', EM(mu~_m, eta) is at most m's part of l_s.
 
 With `graph_logits` "cosine" it is MMGD (Luo et al., 2018), the paper's baseline: d_k = 1 - cos(z_k, z) of raw
-logits, all else alike. The paper's representation graph is not here yet: it would add a term beside l_s.
+logits, all else alike. L_r and R_r are those of the representation graph (`sskt.methods.representations`),
+between the student's fourth block and the teachers' maps; either graph may be off. The text does not
+say where L_r stands.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sskt.errors import RunError, SettingError
-from sskt.methods.config import TaughtConfig, require_choice, require_range
-from sskt.methods.edges import EDGES, LearnedEdges, gain_edges, imbalance, uniform_edges
+from sskt.errors import RunError
+from sskt.methods.edges import LearnedEdges, gain_edges, imbalance, uniform_edges
+from sskt.methods.graph_config import GraphConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers
 from sskt.methods.mixture import Mixture
+from sskt.methods.representations import Representations, weight_imbalance
 from sskt.students import Student
 from sskt.transport import transport_per_batch, transport_per_sample
 
-GRAPH_LOGITS = ("em", "cosine")
-TRANSPORTS = ("sample", "batch")
 _BALANCE = 10.0  # weight of R: that of MMGD's public code
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphConfig(TaughtConfig):
-    """`alpha` is the teachers' share of the loss, the paper's lambda; `temperature` that of teachers which
-    `teacher_temperature` does not name.
-    """
+class _Term(NamedTuple):
+    """What one graph gives of a batch."""
 
-    temperature: float = 2.0
-    alpha: float = 0.6
-    graph_logits: str = "em"  # one of GRAPH_LOGITS
-    edges: str = "learned"  # one of EDGES
-    transport: str = "sample"  # one of TRANSPORTS
-    teacher_temperature: Mapping[str, float] = field(default_factory=dict)  # T_k by teacher
-
-    def __post_init__(self) -> None:
-        """Raises RunError for a value that no training can have."""
-        TaughtConfig.__post_init__(self)
-        require_choice("graph_logits", self.graph_logits, GRAPH_LOGITS)
-        require_choice("edges", self.edges, EDGES)
-        require_choice("transport", self.transport, TRANSPORTS)
-        require_range("alpha", self.alpha, 0, 1)
-        for name, temperature in self.teacher_temperature.items():
-            if not 0 < temperature < math.inf:
-                raise SettingError("teacher_temperature", f"of {name} is {temperature}, expected more than 0")
-        if self.graph_logits == "cosine" and self.transport != "sample":
-            raise RunError(
-                f"--transport {self.transport} is of --graph-logits em, this run has cosine; leave it out"
-            )
+    loss: Tensor  # float32 scalar
+    distances: Tensor  # float32 (K,), means over the batch
+    weights: Tensor  # float32 (K,), likewise
 
 
 class Graph(Method):
-    """A student without auxiliary heads, two or more teachers that know its own classes, and their edges."""
+    """A student without auxiliary heads, teachers that know its own classes, and the weights between them."""
 
     Config = GraphConfig
-    needs = ("logits",)
+    needs = ("logits", "map")
     shares_classes = reads_unlabelled = every_number = True
     mixes = compiles = False
 
@@ -78,25 +59,47 @@ class Graph(Method):
     def build(cls, config: GraphConfig, parts: Parts) -> Graph:
         """See `Method.build`."""
         student = parts.student(parts.backbone, {})
-        return cls(student, config, channels_last=parts.channels_last, teachers=parts.source_classes)
+        return cls(
+            student,
+            config,
+            channels_last=parts.channels_last,
+            teachers=parts.source_classes,
+            maps=parts.source_maps,
+        )
 
     def __init__(
-        self, student: Student, config: GraphConfig, *, channels_last: bool, teachers: Mapping[str, int]
+        self,
+        student: Student,
+        config: GraphConfig,
+        *,
+        channels_last: bool,
+        teachers: Mapping[str, int],
+        maps: Mapping[str, tuple[int, int, int]] = MappingProxyType({}),
     ) -> None:
-        """`teachers`: their number of classes by name, in the order of the graph's vertices. Raises RunError
-        for fewer than two, and for one of other classes.
+        """`teachers`: their number of classes by name, in the order of the graph's vertices; `maps`: (C, g,
+        g) of each that gives maps. Raises RunError for fewer than two, for one of other classes or another
+        grid, for those of a graph that is off, and for a student without a layer to compare.
         """
         super().__init__(student, config, channels_last=channels_last)
         n_classes = student.head.out_features
-        require_teachers("graph", teachers, n_classes)
-        if len(teachers) < 2:
-            raise RunError(
-                f"--method graph joins two or more teachers, and {next(iter(teachers))} is the only one; add "
-                f"another --source run:FOLDER, or use --method kd"
-            )
-        self.auxiliary_names = tuple(teachers)
-        self.recorded_names = tuple(f"edges_from/{name}" for name in teachers)
-        self.edges = LearnedEdges(n_classes) if config.edges == "learned" else None
+        self._teachers, self.edges = tuple(teachers), None
+        self.representations = _representations(student, config, maps)
+        if config.graph_logits == "off":
+            _require_unread(teachers, "logits", "--graph-logits")
+        else:
+            if maps and not teachers:
+                raise RunError(
+                    f"--graph-logits {config.graph_logits} compares logits, and all sources give maps; add "
+                    f"--source NAME of each teacher, without @layer, or --graph-logits off"
+                )
+            _require_several(teachers, n_classes)
+            self.edges = LearnedEdges(n_classes) if config.edges == "learned" else None
+        vertices = self.representations.names if self.representations is not None else ()
+        self.auxiliary_names = (*teachers, *vertices)
+        self.recorded_names = (
+            *(f"edges_from/{name}" for name in teachers),
+            *(f"vertex_weight/{name}" for name in vertices),
+        )
         own = config.teacher_temperature
         temperatures = [own.get(name, config.temperature) for name in teachers]
         self.temperatures: Tensor
@@ -110,26 +113,48 @@ class Graph(Method):
         mixed: Mixture | None = None,
         mixed_sources: Mixture | None = None,  # noqa: ARG002
     ) -> Losses:
-        """See `Method.forward`. Auxiliary losses are the mean distances from the teachers; recorded are the
-        mean weights of the edges that leave them.
+        """See `Method.forward`. Auxiliary losses are the mean distances from the teachers and from the
+        vertices of their maps; recorded are the mean weights of the edges that leave the teachers, and those
+        of the vertices.
         """
-        logits, _ = self.student(self._seen(pixels))
+        features, logits = self.student.features_and_logits(self._seen(pixels))
         primary = self.config.primary(logits, labels, mixed, self.labelled_share)
         with torch.autocast(logits.device.type, enabled=False):
-            teachers = torch.stack([source_logits[name].float() for name in self.auxiliary_names], dim=1)
-            distances = self.distances(logits.float(), teachers)
-            edges = self._edges(teachers, distances)
-            taught = (edges * distances[:, None]).sum(dim=(1, 2)).mean()
-            if self.edges is not None:
-                taught = taught + _BALANCE * imbalance(edges)
+            terms = []
+            if self.config.graph_logits != "off":
+                terms.append(self._logits_graph(logits.float(), source_logits))
+            if self.representations is not None:
+                conv4 = self.student.backbone.conv4
+                assert conv4 is not None  # noqa: S101 - as `_representations` has checked
+                block = features.blocks[conv4]
+                terms.append(self._representation_graph(self.representations, block, source_logits))
+            taught = torch.stack([term.loss for term in terms]).sum()
         total = (1 - self.config.alpha) * primary + self.config.alpha * taught
         return Losses(
             total,
             primary.detach(),
-            distances.detach().mean(dim=0),
+            torch.cat([term.distances.detach() for term in terms]),
             n_correct(logits, labels),
-            edges.detach().mean(dim=(0, 1)),
+            torch.cat([term.weights.detach() for term in terms]),
         )
+
+    def _logits_graph(self, logits: Tensor, outputs: Mapping[str, Tensor]) -> _Term:
+        teachers = torch.stack([outputs[name].float() for name in self._teachers], dim=1)
+        distances = self.distances(logits, teachers)
+        edges = self._edges(teachers, distances)
+        taught = (edges * distances[:, None]).sum(dim=(1, 2)).mean()
+        if self.edges is not None:
+            taught = taught + _BALANCE * imbalance(edges)
+        return _Term(taught, distances.mean(dim=0), edges.mean(dim=(0, 1)))
+
+    def _representation_graph(
+        self, graph: Representations, block: Tensor, outputs: Mapping[str, Tensor]
+    ) -> _Term:
+        distances, weights = graph(block, outputs)
+        taught = self.config.rep_weight * (weights * distances).sum(dim=1).mean()
+        if graph.scores is not None:
+            taught = taught + _BALANCE * weight_imbalance(weights)
+        return _Term(taught, distances.mean(dim=0), weights.mean(dim=0))
 
     def distances(self, logits: Tensor, teachers: Tensor) -> Tensor:
         """d, float (N, M), of the student's logits, float32 (N, C), from the teachers', float32 (N, M, C),
@@ -152,3 +177,44 @@ class Graph(Method):
             found: Tensor = self.edges(teachers, feedback)
             return found
         return gain_edges(feedback) if self.config.edges == "gain" else uniform_edges(feedback)
+
+
+def _representations(
+    student: Student, config: GraphConfig, maps: Mapping[str, tuple[int, int, int]]
+) -> Representations | None:
+    """The graph of a run's maps, None if it is off. Raises RunError as `Graph` does."""
+    if config.graph_features == "off":
+        _require_unread(maps, "maps", "--graph-features")
+        return None
+    if student.backbone.conv4 is None:
+        raise RunError(
+            f"--graph-features {config.graph_features} compares the fourth layer of alexnet, vgg19-* or "
+            f"prednet, and the student is {type(student.backbone).__name__}; use --model alexnet"
+        )
+    return Representations(
+        maps,
+        graph=config.graph_features == "graph",
+        vertices=config.vertices,
+        channels=config.sketch_dim,
+        temperature=config.rep_temperature,
+        learned=config.edges != "uniform",
+    )
+
+
+def _require_several(teachers: Mapping[str, int], n_classes: int) -> None:
+    """Raise RunError for fewer than two teachers, and for one of other classes."""
+    require_teachers("graph", teachers, n_classes)
+    if len(teachers) < 2:
+        raise RunError(
+            f"--method graph joins two or more teachers, and {next(iter(teachers))} is the only one; add "
+            f"another --source run:FOLDER, or use --method kd"
+        )
+
+
+def _require_unread(sources: Mapping[str, object], what: str, option: str) -> None:
+    """Raise RunError for sources of a graph that is off, which would not be read."""
+    for name in sources:
+        instead = "graph" if what == "maps" else "em"
+        raise RunError(
+            f"{name} gives {what}, which {option} off does not read; leave it out, or add {option} {instead}"
+        )

@@ -6,7 +6,7 @@ A method is one module, so that it can be compiled, or run on several devices, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -38,12 +38,13 @@ class Parts:
     backbone: Backbone
     another: Callable[[], Backbone]  # makes a second backbone like the first
     n_classes: int
-    source_classes: Mapping[str, int]  # by name; none where the method has no sources
+    source_classes: Mapping[str, int]  # by name, of those that give no maps; none without sources
     channels_last: bool
     init: str = "torch"  # of the heads: one of sskt.students.initialise.INITS
     dropout: float = 0.0  # before the primary head
     freeze_until: str | None = None  # the part of a student's backbone that stays as it is ends before this
     probe: str | None = None  # the source that was fitted to the target's labels, if one was
+    source_maps: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)  # (C, g, g) by name
 
     def student(
         self,
@@ -74,11 +75,14 @@ class Method(nn.Module):
     """
 
     Config: ClassVar[type[MethodConfig]]
-    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it can learn from, such as "logits"
+    needs: ClassVar[tuple[str, ...]] = ()  # outputs of sources that it can learn from, e.g. "logits", "map"
     shares_classes: ClassVar[bool] = False  # whether its sources know the target's own classes
     several_labels: ClassVar[bool] = True  # what it can do with: several labels per image,
     several_processes: ClassVar[bool] = True
     mixes: ClassVar[bool] = True  # MixUp and CutMix
+    of_heads: ClassVar[
+        tuple[str, ...]
+    ] = ()  # settings that only source heads read, which a probe has none of
     reads_unlabelled: ClassVar[bool] = False  # samples without a label of their own
     fp16: ClassVar[bool] = True
     adam: ClassVar[bool] = True  # as its optimiser
@@ -125,7 +129,7 @@ class Method(nn.Module):
         mixed_sources: Mixture | None = None,
     ) -> Losses:
         """Losses of one batch: pixels uint8 (N, 3, H, W) or (N, 3, D, H, W), labels int64 (N,) or multi-hot
-        (N, C), each source's logits (N, K).
+        (N, C), each source's logits (N, K), or maps (N, C, g, g).
 
         `mixed` says that the pixels are mixtures: the primary loss is that of both labels, by their share.
         `mixed_sources` says it of the source logits, which then are those of the unmixed pictures; where the

@@ -77,6 +77,7 @@ class Sskt(Method):
 
     Config = SsktConfig
     needs = ("logits", "pooled", "embedding")
+    of_heads = ("transfer_module", "aux_head", "aux_loss", "kd_reduction", "alpha", "temperature")
     reads_unlabelled = True
 
     @classmethod

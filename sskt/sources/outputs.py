@@ -55,8 +55,11 @@ def layer_and_grid(output: str) -> tuple[int, int]:
 
 def row_shape(output: str, n_numbers: int) -> tuple[int, ...]:
     """The shape of one sample's `n_numbers` of an output: (K,), or of a map (channels, grid, grid)."""
-    if output_kind(output) != MAP:
-        return (n_numbers,)
+    return map_shape(output, n_numbers) if output_kind(output) == MAP else (n_numbers,)
+
+
+def map_shape(output: str, n_numbers: int) -> tuple[int, int, int]:
+    """The shape of one sample's map of `n_numbers`: (channels, grid, grid)."""
     _, grid = layer_and_grid(output)
     return n_numbers // grid**2, grid, grid
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sskt.errors import SettingError
-from sskt.students.backbone import Backbone
+from sskt.students.backbone import Backbone, Features
 from sskt.students.initialise import initialise_auxiliary, initialise_head
 from sskt.students.registry import build_backbone
 from sskt.students.transfer import TransferModule
@@ -69,15 +69,20 @@ class Student(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Primary logits (N, n_classes) and each source's auxiliary logits (N, K)."""
-        features = self.backbone(x)
+        features, logits = self.features_and_logits(x)
         heads = zip(self.source_names, self.auxiliary, strict=True)
         head_input = features.blocks if self.transfer_module else features.pooled
         auxiliary = {name: head(head_input) for name, head in heads}
-        return self._primary(features.pooled), auxiliary
+        return logits, auxiliary
+
+    def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
+        """The backbone's features and the primary logits (N, n_classes)."""
+        features = self.backbone(x)
+        return features, self._primary(features.pooled)
 
     def predict(self, x: Tensor) -> Tensor:
         """Only the primary logits (N, n_classes)."""
-        return self._primary(self.backbone(x).pooled)
+        return self.features_and_logits(x)[1]
 
     def _primary(self, pooled: Tensor) -> Tensor:
         if self.training and self.dropout:
