@@ -50,8 +50,15 @@ def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
 
 
 def precompute_once(target: str, sources: Sequence[str], **settings: Any) -> None:
-    """`precompute` these sources, and those that the probes among them are fitted on, then wait until every
-    rank has finished its units. Raises RunError for a probe that names no sources.
+    """`precompute` these sources (see `networks_of`), then wait until every rank has finished its units."""
+    with join_world(settings["execution"].device) as world:
+        precompute([target], networks_of(sources), **settings)
+        world.broadcast(value=True)
+
+
+def networks_of(sources: Sequence[str]) -> tuple[str, ...]:
+    """These sources, and in place of a probe those that it is fitted on. Raises RunError for a probe that
+    names none.
     """
     for name in sources:
         if not asked_of(name):
@@ -59,10 +66,7 @@ def precompute_once(target: str, sources: Sequence[str], **settings: Any) -> Non
                 f"{name} is fitted on whatever is stored, and a series says what it trains on; name its "
                 f"sources, such as {name}:imagenet+places365"
             )
-    asked = tuple(dict.fromkeys(each for name in sources for each in asked_of(name)))
-    with join_world(settings["execution"].device) as world:
-        precompute([target], asked, **settings)
-        world.broadcast(value=True)
+    return tuple(dict.fromkeys(each for name in sources for each in asked_of(name)))
 
 
 def check_settings(target: str, **settings: Any) -> None:
@@ -118,8 +122,9 @@ def _expected(target: str, *, paths: Paths, **settings: Any) -> dict[str, Any]:
         expected["sources"] = config.sources
     if method_named(config.method).needs and config.labels != "auto":
         expected["labels"] = config.labels
-    if config.views is not None:
-        expected["views"] = config.views
+    for name in ("views", "labelled_share"):
+        if (said := getattr(config, name)) is not None:
+            expected[name] = said
     with mute_remarks():
         expected["unlabelled"] = pools_of(config, paths)
     expected["labelled_list"] = config.labelled_list and weights_name(Path(config.labelled_list))

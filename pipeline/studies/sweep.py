@@ -61,7 +61,7 @@ def sweep(
         )
     panels = panels_of(grid, views, overrides)
     every = list(chain.from_iterable(panels))
-    _require_read(grid, every)
+    _require_read(grid, overrides, every)
     points = {point.name: point for point in (*(panel.scratch for panel in every), *_taught(every))}
     common: dict[str, Any] = {
         "augmentation": augmentation or Augmentation(),
@@ -92,15 +92,14 @@ def sweep(
     return list(rows.values())
 
 
-def _require_read(grid: Grid, panels: Sequence[Panel]) -> None:
-    """Raise RunError for a varied setting that would change nothing."""
-    for name in grid.vary:
-        if not any(name in panel.varied for panel in panels):
-            named = " and ".join("+".join(sources) for sources in grid.sources)
-            raise RunError(
-                f"the grid varies {name}, which no student of {named} reads; leave it out, or name other "
-                f"sources"
-            )
+def _require_read(grid: Grid, overrides: Mapping[str, Any], panels: Sequence[Panel]) -> None:
+    """Raise RunError for a setting that would change nothing."""
+    read = {name for point in _taught(panels) for name in point.settings}
+    named = " and ".join("+".join(sources) for sources in grid.sources)
+    told = {name: f"{name} is {value}" for name, value in overrides.items() if value is not None}
+    for name, said in {**told, **{name: f"the grid varies {name}" for name in grid.vary}}.items():
+        if name not in read:
+            raise RunError(f"{said}, which no student of {named} reads; leave it out, or name other sources")
 
 
 def _taught(panels: Sequence[Panel]) -> list[Point]:

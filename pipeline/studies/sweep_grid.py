@@ -15,12 +15,10 @@ from pipeline.train.config import Settings
 from pipeline.train.method import readers_of
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
+from sskt.methods import method_named
 from sskt.sources import asked_of, at_output, kind_of, output_of
 
 _OF_PROBE = ("probe_weight", "probe_temperature", "probe_views")
-_OF_HEADS = (
-    "temperature", "alpha", "aux_loss", "aux_head", "kd_reduction", "transfer_module", "gradient_cosine",
-)  # fmt: skip
 _OF_STUDENTS_TAUGHT = (*_OF_PROBE, "labelled_share")  # which a student from scratch, of labels alone, lacks
 # settings of a run that a sweep has its own for, that all of its runs share, or that are lists or files
 _NOT_VARIED = (
@@ -127,7 +125,7 @@ def _panel(
 def _unread(sources: Sequence[str], settings: Mapping[str, Any]) -> tuple[str, ...]:
     """The settings that a student of these sources does not read."""
     if not has_heads(sources):
-        return _OF_HEADS
+        return method_named("sskt").of_heads
     unread = () if any(kind_of(name).is_fitted for name in sources) else _OF_PROBE
     return (*unread, "temperature") if settings.get("aux_loss") in VECTOR_LOSSES else unread
 

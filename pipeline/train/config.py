@@ -25,7 +25,7 @@ OWN_MEAN = "own"  # that such a backbone defines itself
 # known only when a run's data and sources are open
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
-    "chosen_on", "plain_layers", "unlabelled", "labelled_list", "teacher_temperature",
+    "chosen_on", "plain_layers", "unlabelled", "labelled_list", "labelled_share", "teacher_temperature",
 )  # fmt: skip
 
 
