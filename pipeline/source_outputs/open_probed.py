@@ -27,6 +27,10 @@ from sskt.sources import LOGITS_OUTPUT, MAP, asked_of, kind_of, network_of, outp
 log = logging.getLogger(__name__)
 
 
+class NothingStoredError(RunError):
+    """No source that a probe names has a store, or no source at all."""
+
+
 def probe_among(sources: tuple[str, ...]) -> str | None:
     """The probe among a run's sources. Raises RunError for more than one, and for one of maps."""
     probes = [name for name in sources if kind_of(name).is_fitted]
@@ -51,8 +55,8 @@ def open_with_probe(
     """The outputs of `sources`, a probe among them; `fitted` is the one that a run has started with. Ranks
     share the first one's probe: another processor's may differ in the last bits.
 
-    Raises RunError for a probe whose stores are missing, or are others than those that `fitted` was fitted
-    on, and for too few labels; and what `open_source_outputs` raises.
+    Raises RunError for a probe whose stores are missing (NothingStoredError if all are), or are others than
+    those that `fitted` was fitted on, TooFewLabelsError, and what `open_source_outputs` raises.
     """
     of_stores = labels in ("auto", "cached")
     _require_askable(labels, probe_views, of_stores=of_stores)
@@ -126,7 +130,8 @@ def _stores_of(request: DataRequest, name: str) -> dict[str, Store]:
     if absent or not sources:
         lacking = " and ".join(absent) or "any source"
         command = request.precompute_command(absent or LIVE_DEFAULT_SOURCES, None)
-        raise RunError(
+        error = RunError if stores else NothingStoredError
+        raise error(
             f"{name}: there is no store of {lacking} for {request.target} under {request.paths.cache_dir}, "
             f"and a probe is fitted on stored rows; run `{command}`"
         )

@@ -26,13 +26,14 @@ from pipeline.data import (
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
-from pipeline.source_outputs.open_probed import open_with_probe, probe_among
+from pipeline.source_outputs.open_probed import probe_among
 from pipeline.source_outputs.pools import open_outputs
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.source_outputs.stored import stored_teachers
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
+from pipeline.train.open_probe import open_probe
 from pipeline.train.splits import Splits, open_splits
 from sskt.errors import RunError, shown
 from sskt.losses import VECTOR_LOSSES
@@ -72,11 +73,12 @@ def open_data(
     world: World,
     require_data: Callable[[Splits], None] | None = None,
     probe: RunProbe | None = None,
+    of_preset: bool = False,
 ) -> TrainingData:
     """Open everything that a student learns from, as `config` says; `probe` is that of a run that continues.
 
-    `require_data` may refuse the splits before any source is opened. Raises what opening datasets, stores and
-    sources raises.
+    `of_preset`: a preset chose the probe among the sources, see `open_probe`. `require_data` may refuse the
+    splits before any source is opened. Raises what opening datasets, stores and sources raises.
     """
     spec, method = parse_target(config.target), method_named(config.method)
     splits = splits_of(config, paths)
@@ -91,7 +93,7 @@ def open_data(
         raise RunError(f"--method {config.method} has no sources; leave --contract out, or use sskt or kd")
     outputs, fitted = None, None
     if method.needs:
-        outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
+        outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe, of_preset)
     plan, eval_plan = _shown(
         config, augmentation.training_plan(spec), augmentation.evaluation_plan(spec), outputs
     )
@@ -176,6 +178,7 @@ def _open_outputs(
     execution: Execution,
     world: World,
     probe: RunProbe | None,
+    of_preset: bool,
 ) -> tuple[SourceOutputs, RunProbe | None]:
     """The source outputs for the training samples, and the probe among the sources, if there is one."""
     shares_classes = method_named(config.method).shares_classes
@@ -195,17 +198,9 @@ def _open_outputs(
         )
         require_named(replace(paths, weights={}), tuple(outputs.n_classes))
     else:
-        probed = open_with_probe(
-            request,
-            sources,
-            labels=config.labels,
-            views=config.views,
-            teacher_bn=config.teacher_bn,
-            probe_views=config.probe_views,
-            fitted=probe,
-            world=world,
+        outputs, fitted = open_probe(
+            config, splits, request, sources, fitted=probe, world=world, of_preset=of_preset
         )
-        outputs, fitted = probed, probed.probe
         require_named(paths, tuple(chain.from_iterable(map(asked_of, outputs.n_classes))))
     if shares_classes:
         outputs = of_same_classes(outputs, request, method=config.method, resumes=bool(config.source_weights))

@@ -18,6 +18,7 @@ from pipeline.train.data import TrainingData, open_data
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
+from pipeline.train.presets import makes_probe
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import (
     Run,
@@ -86,8 +87,11 @@ def train(
             **settings,
         )
         require_learnable(planned)
-        data = open_data(planned, paths=paths, execution=execution, world=world)
+        named = coerce.texts(settings.get("sources", ()), "sources")
+        of_preset = makes_probe(settings.get("preset"), planned.method, named)
+        data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
+        require_learnable(config)
         backbone = open_backbone(model, config.seed, config.clip_mean)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
