@@ -150,8 +150,9 @@ def _require_same(target: str, out: Path, settings: Mapping[str, Any]) -> None:
     }
     if different := _first_difference(out, expected):
         name, actual, wanted = different
+        remedy = f"add --student-amp {actual}, or choose" if name == "amp" else "choose"
         raise RunError(
-            f"{out}: was started with {name} {actual}, this series has {wanted}; choose another --out"
+            f"{out}: was started with {name} {actual}, this series has {wanted}; {remedy} another --out"
         )
     if probe_among(config.sources) and (probe := read_probe(out)) is not None:
         with mute_remarks(), join_world(settings["execution"].device) as world:
