@@ -611,7 +611,7 @@ def test_a_probe_stands_in_beside_a_source_with_a_head(small, tiny_targets, tmp_
 def test_a_probe_alone_cannot_reproduce_a_row(bare):
     probe = "probe:imagenet+places365"
     beside = "1,2,3,4,5,10,11,12,13,14,15,16,17,18,23,24,25,26"
-    with pytest.raises(RunError, match=f"resnet20-sskt-I has no other source; choose --rows {beside}, or "):
+    with pytest.raises(RunError, match=f"sskt-imagenet-ce has no other source; choose --rows {beside}, or "):
         dry("S1", [], bare, imagenet=probe)
     assert len(dry("S1", beside.split(","), bare, imagenet=probe)) == 18
     with pytest.raises(RunError, match=r"choose rows of another source as well, or train .* --sources probe"):
