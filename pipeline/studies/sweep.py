@@ -52,16 +52,9 @@ def sweep(
     empty grid and for settings that no run can have, before anything runs, and whatever the stages raise.
     """
     target, out = coerce.text(target, "target"), coerce.path(out, "out")
-    if not all((grid.sources, grid.temperatures, grid.alphas)) or grid.seeds < 1:
-        raise RunError("a sweep needs at least one source, temperature, alpha and seed")
     overrides = {"model": model, **(overrides or {})}
-    if twice := [name for name, value in overrides.items() if value is not None and name in grid.vary]:
-        raise RunError(
-            f"the grid varies {twice[0]}, and overrides set it to {overrides[twice[0]]}; leave one out"
-        )
-    panels = panels_of(grid, views, overrides)
+    panels = _panels(grid, views, overrides)
     every = list(chain.from_iterable(panels))
-    _require_read(grid, overrides, every)
     points = {point.name: point for point in (*(panel.scratch for panel in every), *_taught(every))}
     common: dict[str, Any] = {
         "augmentation": augmentation or Augmentation(),
@@ -90,6 +83,19 @@ def sweep(
             title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
             _draw_to(out / "sweep.png", title, panels, rows)
     return list(rows.values())
+
+
+def _panels(grid: Grid, views: int, overrides: Mapping[str, Any]) -> list[list[Panel]]:
+    """`panels_of`. Raises RunError for an empty grid, and for settings that are set twice or never read."""
+    if not all((grid.sources, grid.temperatures, grid.alphas)) or grid.seeds < 1:
+        raise RunError("a sweep needs at least one source, temperature, alpha and seed")
+    if twice := [name for name, value in overrides.items() if value is not None and name in grid.vary]:
+        raise RunError(
+            f"the grid varies {twice[0]}, and overrides set it to {overrides[twice[0]]}; leave one out"
+        )
+    panels = panels_of(grid, views, overrides)
+    _require_read(grid, overrides, list(chain.from_iterable(panels)))
+    return panels
 
 
 def _require_read(grid: Grid, overrides: Mapping[str, Any], panels: Sequence[Panel]) -> None:
