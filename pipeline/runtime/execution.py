@@ -109,7 +109,7 @@ def student_precision(amp: str, device: torch.device) -> str:
 
 def _cpu_is_fast_in_bf16() -> bool:
     """Whether this CPU has AMX, or is an AMD with AVX512-BF16, where a step took 0.78 of the time of fp32.
-    Intel's without AMX have AVX512-BF16 as well, but took 1.3 to 1.8 times as long (benchmarks/RESULTS.md).
+    Intel's without AMX have AVX512-BF16 as well, but took 1.04 to 1.8 times as long (benchmarks/RESULTS.md).
     """
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     is_amd = str(found.get("cpu_name", "")).startswith("AMD")

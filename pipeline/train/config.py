@@ -185,6 +185,7 @@ class TrainConfig:
     sketch_dim: int | None = None  # channels of a vertex; None: as many as `vertices` usually has
     rep_weight: float = 1.0
     rep_temperature: float = 1.0
+    ema_matched: bool = False  # the statistics of batch norms lag as far as the averaged weights, not further
 
     @property
     def settings(self) -> MethodConfig:
