@@ -94,7 +94,9 @@ class Study:
         """The last student's accuracy in percent; trains it if need be."""
         told = "-".join(f"{name}={value}" for name, value in settings.items()) or "scratch"
         folder = self.out / re.sub("[^a-zA-Z0-9.=_-]+", "-", f"{told}-{seed}")
-        if read_summary(folder) is None:
+        if (folder / "config.json").is_file() and read_summary(folder) is None:
+            api.resume(folder, paths=self.paths)
+        elif read_summary(folder) is None:
             self._train(folder, seed, **settings)
         return float((read_summary(folder) or {})["test_top1"])
 
