@@ -85,11 +85,22 @@ def test_a_source_of_which_nothing_is_stored_teaches_live_by_the_fast_recipe(fol
     assert len(told) == 1
     assert "teaches live by source heads, as with --preset paper --recipe fast" in told[0]
     # who wants stored rows, or a probe, is not given anything else
-    for words in (("--labels", "cached"), ("--probe-weight", "0.5"), ("--source", "probe:imagenet")):
+    for words in (("--labels", "cached"), ("--probe-weight", "0.5"), ("--source", "probe:imagenet"),
+                  ("--source", "imagenet@pooled")):  # fmt: skip
         refused = run(folder, "train", *elsewhere, *words, "--out", str(tmp_path / "no"), code=1)
         assert "there is no store of " in refused
         assert "a probe is fitted on stored rows; run `sskt precompute --source " in refused
     assert not (tmp_path / "no").exists()
+
+
+def test_what_a_live_run_has_stored_is_what_a_probe_of_the_next_is_fitted_on(folder, tmp_path):
+    """Its held-out images are not in that store."""
+    words = ("--epochs", "1", "--batch-size", "6", "--cache-dir", str(tmp_path / "stores"))
+    through = ("--labels", "write-through", "--views", "1")
+    run(folder, "train", "--out", str(tmp_path / "live"), *words, *through)
+    run(folder, "train", "--out", str(tmp_path / "run"), *words)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["sources"], config["labels"]) == ([f"probe:program:{folder / 'tiny.pt2'}"], "cached")
 
 
 def test_without_a_source_and_a_store_the_way_on_is_said(folder, tmp_path):

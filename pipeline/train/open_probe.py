@@ -17,8 +17,8 @@ from pipeline.source_outputs.request import DataRequest
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits
 from sskt.errors import RunError, TooFewLabelsError
-from sskt.methods import method_named
-from sskt.sources import asked_of
+from sskt.methods.sskt import SsktConfig
+from sskt.sources import LOGITS_OUTPUT, asked_of, output_of
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +61,17 @@ def open_probe(
 def _open_live(
     config: TrainConfig, request: DataRequest, sources: tuple[str, ...], error: NothingStoredError
 ) -> SourceOutputs:
-    """The sources of a preset's probe, asked live. Raises RunError if its user named none, or set something
-    that only stored rows or a probe have.
+    """The sources of a preset's probe, asked live. Raises RunError if its user named none, or embeddings,
+    which heads learn by other losses, or set something that only stored rows or a probe have.
     """
     named = asked_of(sources[0])
     if not named:
         raise RunError(f"{error}, or name a source that is asked live, such as --source imagenet") from None
-    usual = method_named(config.method).Config()
-    of_probe = [name for name in ("probe_weight", "probe_temperature") if hasattr(usual, name)]
-    if config.labels == "cached" or any(getattr(config, name) != getattr(usual, name) for name in of_probe):
+    usual = SsktConfig()
+    told = any(
+        getattr(config, name) != getattr(usual, name) for name in ("probe_weight", "probe_temperature")
+    )
+    if told or config.labels == "cached" or any(output_of(name) != LOGITS_OUTPUT for name in named):
         raise error
     listed = " and ".join(named)
     log.info(

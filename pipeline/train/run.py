@@ -91,7 +91,6 @@ def train(
         of_preset = makes_probe(settings.get("preset"), planned.method, named)
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
-        require_learnable(config)
         backbone = open_backbone(model, config.seed, config.clip_mean)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
