@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.data import path_family
+from pipeline.runtime import coerce
 from sskt.errors import SettingError
 from sskt.recipes import has_recipe
 from sskt.sources import kind_of
@@ -33,9 +34,10 @@ def usual_preset(target: str, recipe: str | None) -> str:
     return "best" if recipe is None and path_family(target) is not None else "paper"
 
 
-def makes_probe(preset: str | None, method: str, sources: Sequence[str]) -> bool:
+def makes_probe(preset: str | None, method: str, sources: str | Sequence[str] | None) -> bool:
     """Whether `preset` turns these sources into those of a probe."""
-    return preset == "best" and method == "sskt" and not any(kind_of(name).is_fitted for name in sources)
+    named = coerce.texts(sources, "sources")
+    return preset == "best" and method == "sskt" and not any(kind_of(name).is_fitted for name in named)
 
 
 def preset_choice(

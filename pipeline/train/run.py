@@ -87,8 +87,7 @@ def train(
             **settings,
         )
         require_learnable(planned)
-        named = coerce.texts(settings.get("sources", ()), "sources")
-        of_preset = makes_probe(settings.get("preset"), planned.method, named)
+        of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
         backbone = open_backbone(model, config.seed, config.clip_mean)
