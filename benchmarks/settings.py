@@ -43,6 +43,10 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "temperature": values(SSKT, "temperature", 1.0, 3.0, 6.0, 12.0),
     "alpha": values(SSKT, "alpha", 0.01, 0.03, 0.1, 0.3, 1.0),
+    # added when 1 had come out best of these
+    "alpha, more": values(SSKT, "alpha", 3.0, 10.0, 30.0),
+    "alpha, beside the probe": values(BOTH, "alpha", 0.1, 1.0, 3.0),
+    "alpha, mixup 0.4": {"scratch": {"mixup": 0.4}, **values({**SSKT, "mixup": 0.4}, "alpha", 0.1, 1.0, 3.0)},
     "loss": {
         "ce": SSKT,
         "kd, mean": {**SSKT, "aux_loss": "kd", "kd_reduction": "mean"},
