@@ -12,7 +12,8 @@ from pipeline.data.datasets.image_folder import ImageFolder
 from pipeline.data.datasets.imagenet import ImageNet
 from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join
 from pipeline.data.datasets.left_out import UnusableFiles
-from pipeline.data.datasets.named_files import NamedFiles, named_files, named_images
+from pipeline.data.datasets.named_files import NamedFiles, named_files
+from pipeline.data.datasets.named_images import named_images
 from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,

@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data import Centre, CentreClip, Dataset, Plan, open_dataset, open_renderer
+from pipeline.data import Dataset, Plan, open_dataset, open_renderer
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.finished.formats import FORMATS, Format, PixelStudent
+from pipeline.train.finished.description import about, contract_of
+from pipeline.train.finished.formats import FORMATS, Format
 from pipeline.train.finished.student import FinishedRun, open_finished
 from pipeline.train.run_folder import student_file
 from pipeline.train.splits import scoring_split
 from pipeline.train.whereabouts import whereabouts_of
-from sskt.download import known_digest_of
 from sskt.errors import RunError, SettingError, SsktError, shown
-from sskt.sources import Contract
-from sskt.students import Backbone, frames_seen
+from sskt.students import Backbone, PixelStudent, frames_seen
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def export(
     pixels = frames_seen(student.backbone, _pixels(dataset, finished.plan, execution)).float() / 255
     network = PixelStudent(finished.bare_student(which, backbone)).requires_grad_(False)
     figures = _write(
-        finished, FORMATS[format], out, network.eval(), pixels, reference, _about(finished, which)
+        finished, FORMATS[format], out, network.eval(), pixels, reference, about(finished, which)
     )
     if rounded is not None:
         log.warning(
@@ -110,16 +109,16 @@ def _write(
     network: PixelStudent,
     x: Tensor,
     reference: Tensor,
-    about: dict[str, str],
+    notes: dict[str, str],
 ) -> dict[str, Any]:
     """Write the file if its answers to pixels `x` are the `reference`, (n, C) logits; returns how they
     differ.
     """
     partial = out.with_name(f".{out.stem}.partial-{os.getpid()}{out.suffix}")
-    example, contract = torch.cat([x, x])[:2], _contract(finished)  # for one image, a graph may be of one
+    example, contract = torch.cat([x, x])[:2], contract_of(finished)  # for one image, a graph may be of one
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        kind.write(partial, network, example, contract, about)
+        kind.write(partial, network, example, contract, notes)
         with torch.inference_mode():  # in batches of different sizes
             parts = [kind.answer(partial, network, part) for part in (x[:1], x[1:]) if len(part)]
         figures = _compared(finished, torch.cat(parts), reference)
@@ -142,39 +141,6 @@ def _write(
     return figures
 
 
-def _about(finished: FinishedRun, which: str) -> dict[str, str]:
-    """What other programs may want to know beside the contract."""
-    about = {
-        "model": finished.config.model,
-        "probabilities": "sigmoid" if finished.several else "softmax",
-        "weights_sha256": known_digest_of(student_file(finished.folder, which)),
-    }
-    if isinstance(finished.plan, CentreClip):
-        about["clip"] = f"{finished.plan.n_frames} frames, {finished.plan.stride} apart"
-    return about
-
-
-def _contract(finished: FinishedRun) -> Contract:
-    """What the file expects, and its classes."""
-    plan, crop = finished.plan, "the central square of each frame, resized"
-    if isinstance(plan, Centre):
-        share = (
-            "" if plan.side_px == plan.short_px else f" of {plan.side_px}/{plan.short_px} of the short side"
-        )
-        crop = f"the central square{share}, resized"
-    return Contract(
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        range=(0.0, 1.0),
-        channels="rgb",
-        interpolation="bilinear",
-        size=plan.side_px,
-        crop=crop,
-        classes=finished.config.classes,
-        returns="logits",
-    )
-
-
 def _compared(finished: FinishedRun, answers: Tensor, reference: Tensor) -> dict[str, Any]:
     """The number of images, how many get the same class, and the largest differences of (n, C) logits."""
     shares = [z.sigmoid() if finished.several else z.softmax(dim=1) for z in (answers.float(), reference)]
@@ -190,9 +156,11 @@ def _compared(finished: FinishedRun, answers: Tensor, reference: Tensor) -> dict
 def _require_alike(finished: FinishedRun, figures: dict[str, Any], out: Path) -> None:
     """Raise RunError if a file does not answer as the run does; values that are not numbers are not alike."""
     off, logit_off = figures["max_difference"], figures["max_logit_difference"]
-    if off <= _TOLERANCE and logit_off <= _TOLERANCE * max(1.0, figures["max_logit"]):
+    allowed = _TOLERANCE * max(1.0, figures["max_logit"])
+    if off <= _TOLERANCE and logit_off <= allowed:
         return
     raise RunError(
-        f"{out}: its answers are not those of {finished.folder}: probabilities differ by up to {off:.2g} and "
-        f"logits by {logit_off:.2g}, expected at most {_TOLERANCE:g}; try another --format, nothing is written"
+        f"{out}: its answers are not those of {finished.folder}: probabilities differ by up to {off:.2g}, "
+        f"expected at most {_TOLERANCE:g}, and logits by {logit_off:.2g}, expected at most {allowed:.2g}; "
+        f"nothing is written, try another --format"
     )

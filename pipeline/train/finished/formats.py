@@ -16,40 +16,22 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sskt.errors import RunError
 from sskt.sources import Contract, save_source
 from sskt.sources.exported_program import read_program
-from sskt.students import Student
+from sskt.students import PixelStudent
 
 _ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
 _INPUT, _OUTPUT = "images", "logits"  # of an ONNX file
 CONTRACT = "sskt_contract"  # the key of the input contract in a file's metadata, as JSON
 
 
-class PixelStudent(nn.Module):
-    """A student that normalises its input itself: float32 pixels from 0 to 1 in, logits out."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, student: Student) -> None:
-        super().__init__()
-        self.student = student
-        shape = (-1, 1, 1, 1) if student.backbone.reads_clips else (-1, 1, 1)
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(student.backbone, name)).view(shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """From (N, 3, H, W) or (N, 3, D, H, W) to (N, C)."""
-        return self.student.predict((x - self.mean) / self.std)
-
-
 @dataclass(frozen=True, slots=True)
 class Format:
     """One kind of file. `write(path, network, example, contract, about)` writes one; `answer(path, network,
-    x)` gives the logits of the file for pixels `x`, with the weights in `network` at best overwritten.
+    x)` gives the file's logits for pixels `x`, and may overwrite the weights of `network`.
     """
 
     needs: tuple[str, ...]  # packages that the core installation does not bring

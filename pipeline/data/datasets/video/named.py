@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.named_files import NamedFiles, unlabelled_dataset
+from pipeline.data.datasets.named_files import NamedFiles
+from pipeline.data.datasets.named_images import unlabelled_dataset
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.video.dataset import Packs
 from pipeline.data.datasets.video.pack import SUFFIX, PackInfo, Packing, Stamp, write_pack
