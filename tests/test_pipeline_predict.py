@@ -17,7 +17,7 @@ from videos import make_folder
 import cli
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
-from pipeline.data.datasets import Packing, named_files, named_images
+from pipeline.data.datasets import Packing, list_named_files, load_named_images
 from pipeline.train.finished.student import open_finished
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
@@ -176,19 +176,19 @@ def deep(path, levels):
 
 def test_16_bit_images_are_read_as_deep_as_in_training(tmp_path):
     twelve, full = deep(tmp_path / "12.png", 4), deep(tmp_path / "16.png", 70)
-    files = named_files([twelve, full], videos=False)
+    files = list_named_files([twelve, full], videos=False)
 
-    dataset, unusable, notes = named_images(files, (0, 1), ("a",), lambda: 12)
+    dataset, unusable, notes = load_named_images(files, (0, 1), ("a",), lambda: 12)
     assert list(unusable) == [1]
     assert "16 bits" in unusable[1]
     assert "as in training" in notes[0]
     values = np.arange(900).reshape(30, 30) * 4
     assert (dataset.pixels_of(0)[..., 0] == values >> 4).all()
 
-    dataset, unusable, _ = named_images(files, (0, 1), ("a",), lambda: 16)
+    dataset, unusable, _ = load_named_images(files, (0, 1), ("a",), lambda: 16)
     assert not unusable
     assert (dataset.pixels_of(0)[..., 0] == values >> 8).all()
-    dataset, _, notes = named_images(files, (0,), ("a",), lambda: None)
+    dataset, _, notes = load_named_images(files, (0,), ("a",), lambda: None)
     assert (dataset.pixels_of(0)[..., 0] == values >> 4).all()
     assert "fewest bits" in notes[0]
 

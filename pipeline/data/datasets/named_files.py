@@ -72,7 +72,7 @@ class NamedFiles:
         self.paths.append(path)
 
 
-def named_files(names: Sequence[Path], *, videos: bool) -> NamedFiles:
+def list_named_files(names: Sequence[Path], *, videos: bool) -> NamedFiles:
     """What lies at `names`, each a file or a folder. Reads no file."""
     files = NamedFiles()
     for name in names:

@@ -18,7 +18,7 @@ from pipeline.data.datasets.named_files import NamedFiles
 from pipeline.data.datasets.validation import check_unkept
 
 
-def named_images(
+def load_named_images(
     files: NamedFiles,
     rows: Sequence[int],
     classes: tuple[str, ...],
@@ -51,7 +51,7 @@ def named_images(
 
 
 def _depth(facts: Facts, depth_of_target: Callable[[], int | None]) -> tuple[int, list[str]]:
-    """The depth at which 16-bit images are read, and a note on it; see `named_images`."""
+    """The depth at which 16-bit images are read, and a note on it; see `load_named_images`."""
     n, bits = int((facts["bits"] > 0).sum()), int(facts["bits"].max(initial=0))
     if not n:
         return FULL, []

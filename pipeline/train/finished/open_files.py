@@ -18,8 +18,8 @@ from pipeline.data import (
     FileImages,
     NamedFiles,
     Packing,
-    named_images,
-    named_videos,
+    load_named_images,
+    load_named_videos,
     open_dataset,
     parse_target,
     recorded_packing,
@@ -52,13 +52,13 @@ class FileOpener:
         config = self._finished.config
         part = range(len(files.paths))[rows]
         if not self.holds_videos:
-            dataset, unusable, notes = named_images(files, part, config.classes, self._depth)
+            dataset, unusable, notes = load_named_images(files, part, config.classes, self._depth)
             for note in notes:
                 log.warning(note)
             yield self._as_learnt(dataset), unusable
             return
         with tempfile.TemporaryDirectory(prefix="sskt-") as folder:
-            dataset, unusable = named_videos(files, part, config.classes, self._packing, Path(folder))
+            dataset, unusable = load_named_videos(files, part, config.classes, self._packing, Path(folder))
             yield self._as_learnt(dataset), unusable
 
     @cached_property

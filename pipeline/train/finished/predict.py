@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import Dataset, named_files
+from pipeline.data import Dataset, list_named_files
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.train.evaluate import Evaluator, InsaneLogitsError
 from pipeline.train.finished.open_files import FileOpener
@@ -89,7 +89,7 @@ def predict(
     finished, execution = open_finished(run, clips), execution or choose_execution()
     paths, opener = known_paths(finished.folder, paths), FileOpener(finished, paths, target)
     student = finished.student(which, coerce.backbone(backbone), execution, paths)
-    named = named_files(coerce.paths(files, "files"), videos=opener.holds_videos)
+    named = list_named_files(coerce.paths(files, "files"), videos=opener.holds_videos)
     if not named.paths:
         raise RunError("there is no file to predict; name files or folders")
     for note in named.notes:

@@ -21,7 +21,7 @@ from pipeline.data.datasets.video.spec import VideoSpec
 from sskt.errors import TargetError
 
 
-def named_videos(
+def load_named_videos(
     files: NamedFiles, rows: Sequence[int], classes: tuple[str, ...], packing: Packing, folder: Path
 ) -> tuple[Dataset, dict[int, str]]:
     """The videos among the `rows` of `files` that can be decoded, packed in `folder`, without labels, with
