@@ -72,4 +72,4 @@ def load_named_videos(
 def recorded_packing(spec: DatasetSpec, data_dir: Path, index_dir: Path) -> Packing | None:
     """How the videos of a target were packed; None if that is not known any more."""
     record = read_record(spec, data_dir, index_dir) if isinstance(spec, VideoSpec) else None
-    return record and record.packing
+    return None if record is None else record.packing
