@@ -18,7 +18,6 @@ from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.data.render import open_renderer
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.finished import export as exporting
 from pipeline.train.finished.formats import FORMATS
 from pipeline.train.finished.student import open_finished
 from sskt.errors import RunError, SettingError
@@ -128,14 +127,15 @@ def test_what_to_install_is_said(digits, monkeypatch):
 def test_a_file_that_answers_otherwise_is_not_written(digits, monkeypatch):
     run, _ = digits
     before = sorted(run.iterdir())
-    pt2 = FORMATS["pt2"]
+    kind = FORMATS["safetensors"]
     for off in (2e-2, float("nan")):
-        spoilt = replace(
-            pt2, answer=lambda path, net, x, off=off: pt2.answer(path, net, x) + off * x[:, 0, 0, :10]
-        )
-        monkeypatch.setitem(exporting.FORMATS, "pt2", spoilt)
+
+        def answer(path, network, x, off=off):
+            return kind.answer(path, network, x) + off * torch.arange(10)
+
+        monkeypatch.setitem(FORMATS, "safetensors", replace(kind, answer=answer))
         with pytest.raises(RunError, match="answers are not those of"):
-            api.export(run, format="pt2", out=run / "other.pt2")
+            api.export(run, format="safetensors", out=run / "other.safetensors")
         assert sorted(run.iterdir()) == before
 
 

@@ -96,7 +96,7 @@ def test_what_is_predicted_for_the_test_split_is_what_evaluate_scores(project, s
     found = api.predict(project / "run", project / "pics" / "val", execution=execution)
     assert [path.name for path in found.files] == [f"{i}.jpg" for _ in CLASSES for i in range(5)]
     truth = np.array([CLASSES.index(path.parent.name) for path in found.files])
-    assert scored["test_top1"] == 100 * (found.top == truth).mean()
+    assert scored["test_top1"] == 100 * (found.top == truth).sum() / 15
     with (project / "run" / "confusion.csv").open(newline="") as file:
         _, *rows = csv.reader(file)
     counts = [[int(((truth == t) & (found.top == s)).sum()) for s in range(3)] for t in range(3)]
@@ -181,7 +181,7 @@ def deep(path, levels):
     return path
 
 
-def test_16_bit_images_are_read_as_deep_as_in_training(tmp_path):
+def test_16_bit_images_are_read_as_deep_as_in_training(project, tmp_path):
     twelve, full = deep(tmp_path / "12.png", 4), deep(tmp_path / "16.png", 70)
     files = list_named_files([twelve, full], videos=False)
 
@@ -212,6 +212,13 @@ def test_16_bit_images_are_read_as_deep_as_in_training(tmp_path):
     ]
     assert depths == [12, 16, None]
 
+    eight = tmp_path / "8.png"
+    Image.fromarray((values >> 4).astype(np.uint8)).save(eight)
+    data = f"imagefolder:{tmp_path / 'shallow'}"  # where the run's data are said to be
+    found = api.predict(project / "run", [twelve, full, eight], target=data, execution=CPU)
+    assert list(found.unusable) == [1]
+    np.testing.assert_array_equal(found.probabilities[0], found.probabilities[2])
+
 
 def test_a_run_is_scored_on_any_folder_whose_classes_match_by_name(project, scored, tmp_path):
     before = (project / "run" / "confusion.csv").read_bytes()
@@ -227,11 +234,11 @@ def test_a_run_is_scored_on_any_folder_whose_classes_match_by_name(project, scor
     found = api.predict(project / "run", [folder / "blue", folder / "red"], execution=CPU)
     truth = np.array([0] * 4 + [2] * 4)
     top = found.top[[row for row in range(9) if row not in found.unusable]]
-    assert figures["test_top1"] == 100 * (top == truth).mean()
+    assert figures["test_top1"] == 100 * (top == truth).sum() / 8
     assert figures["n_samples"] == 8
     assert figures["n_unusable"] == 1
     assert figures["classes"]["green"] is None
-    assert figures["classes"]["red"] == 100 * (top[4:] == 2).mean()
+    assert figures["classes"]["red"] == 100 * (top[4:] == 2).sum() / 4
     assert (
         "1 folders are none of the run's classes and are left out, with their 4 images: purple"
         in result.stderr
@@ -264,7 +271,7 @@ def test_a_videos_answer_is_the_one_that_evaluate_scores(tmp_path):
     test = open_dataset(target, "test", paths=paths)
     files = [root / name for name in test.access.names]
     found = api.predict(out, files, execution=CPU, clips=2)
-    assert scored["test_top1"] == 100 * (found.top == test.labels).mean()
+    assert scored["test_top1"] == 100 * (found.top == test.labels).sum() / len(test)
     shares = found.probabilities[np.arange(len(test)), test.labels]
     assert not np.allclose(shares, 0.5)
     # scored on the same videos as a folder
