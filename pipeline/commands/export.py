@@ -46,10 +46,12 @@ def export(
     probabilities (softmax or sigmoid: what makes them of logits), weights_sha256 and, for videos, clip. ONNX
     and safetensors also have classes, a JSON list; in a .pt2 they are sskt_contract.json and sskt_notes.json.
 
-    The file is read back and compared with the run on 32 images of its test split. If probabilities differ by
-    more than 0.0001, or logits by that share of the largest, nothing is written. Prints the largest
-    differences. A .pt2 can teach: sskt train --source program:FILE. --format onnx needs pip install
-    'sskt[onnx]'.
+    The file is read back and compared with the run, in fp32, on 32 images of its test split. If probabilities
+    differ by more than 0.0001, or logits by that share of the largest, nothing is written. A .pt2 can teach:
+    sskt train --source program:FILE. --format onnx needs pip install 'sskt[onnx]'.
+
+    Prints, and as JSON has: file, format, input, images, same_class (how many get the run's class),
+    max_difference (of probabilities), max_logit_difference and max_logit.
     """
     from pipeline import api
 
