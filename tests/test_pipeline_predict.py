@@ -140,7 +140,7 @@ def test_unreadable_files_are_named_and_counted_and_the_others_are_predicted(pro
         assert float(row[2]) == shares[row[1]]
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
     assert all(row[1:3] + row[4:] == [""] * 5 for row in rows[1:5])
-    assert "4 of 6 files have no prediction" in result.stderr
+    assert "4 of 6 file(s) have no prediction" in result.stderr
     for path, why in zip(named[1:5], ("", "a web page inside", "no such file", "no image in"), strict=True):
         assert any(str(path) in line and why in line for line in result.stderr.splitlines())
     assert "1 files ignored (1 .txt)" in result.stderr
@@ -240,7 +240,7 @@ def test_a_run_is_scored_on_any_folder_whose_classes_match_by_name(project, scor
     assert figures["classes"]["green"] is None
     assert figures["classes"]["red"] == 100 * (top[4:] == 2).sum() / 4
     assert (
-        "1 folders are none of the run's classes and are left out, with their 4 images: purple"
+        "1 folder(s) are none of the run's classes and are left out, with their 4 images: purple"
         in result.stderr
     )
     assert "has no folder for 1 of the run's 3 classes, which do not count: green" in result.stderr

@@ -50,7 +50,7 @@ def export(
     differ by more than 0.0001, or logits by that share of the largest, nothing is written. A .pt2 can teach:
     sskt train --source program:FILE. --format onnx needs pip install 'sskt[onnx]'.
 
-    Prints, and as JSON has: file, format, input, images, same_class (how many get the run's class),
+    --json prints file, format, input, images, same_class (how many get the run's class),
     max_difference (of probabilities), max_logit_difference and max_logit.
     """
     from pipeline import api

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Execution
     from pipeline.train.finished.predict import Predictions
 
-_UNUSABLE = 1  # the exit status where some files have no prediction
+_UNUSABLE = 1  # the exit status where some file(s) have no prediction
 
 
 @click.command()
@@ -82,7 +82,7 @@ def predict(
     for bad in errors:
         say(f"{bad['file']}: has no prediction: {bad['error']}")
     if errors:
-        say(f"{len(errors):,} of {len(found.files):,} files have no prediction")
+        say(f"{len(errors):,} of {len(found.files):,} file(s) have no prediction")
         raise click.exceptions.Exit(_UNUSABLE)
 
 

@@ -73,8 +73,8 @@ def _report_others(folder: Path, names: list[str], videos: bool) -> None:
         others.add(folder / name, videos=videos)
     n = len(others.paths) - len(others.unusable)
     log.warning(
-        f"{shown(str(folder))}: {len(names):,} folders are none of the run's classes and are left out, with "
-        f"their {n:,} {'videos' if videos else 'images'}: {_first(names)}"
+        f"{shown(str(folder))}: {len(names):,} folder(s) are none of the run's classes and are left out, "
+        f"with their {n:,} {'videos' if videos else 'images'}: {_first(names)}"
     )
 
 
