@@ -8,23 +8,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file
-from videos import make_folder
+from torch import nn
 
-import cli
 from pipeline import api
-from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
+from pipeline.api import Paths, choose_execution, open_dataset
 from pipeline.data.render import open_renderer
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.finished.formats import FORMATS
 from pipeline.train.finished.student import open_finished
 from sskt.errors import RunError, SettingError
 from sskt.sources import open_source
-from sskt.students import build_student
+from sskt.students import Student, WrappedBackbone
 
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
+
+
+def small():
+    """A network of the caller's, which is exported in a moment."""
+    torch.manual_seed(0)
+    blocks = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2)
+    return WrappedBackbone(nn.Sequential(*blocks), side_px=16, blocks=["0"])
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def digits(tmp_path_factory):
     """A run on 60 digits, and its paths."""
     folder = tmp_path_factory.mktemp("export")
     paths = Paths(folder / "data", folder / "stores")
-    settings = {"method": "scratch", "model": "resnet20", "epochs": 2, "batch_size": 20, "limit": 60}
+    settings = {"method": "scratch", "model": small(), "epochs": 2, "batch_size": 20, "limit": 60}
     api.train("digits", out=folder / "run", paths=paths, execution=CPU, amp="fp32", val_share=0.1, **settings)
     return folder / "run", paths
 
@@ -41,15 +46,12 @@ def digits(tmp_path_factory):
 def asked(digits):
     """200 test images as float32 pixels from 0 to 1, and what the run says of them."""
     run, paths = digits
-    return answers_of(run, open_dataset("digits", "test", paths=paths).take(np.arange(200)))
-
-
-def answers_of(run, dataset, clips=1):
-    finished = open_finished(run, clips)
+    dataset = open_dataset("digits", "test", paths=paths).take(np.arange(200))
+    finished = open_finished(run)
     renderer = open_renderer(dataset, finished.plan, CPU, batch_size=len(dataset))
     (pixels,) = renderer.render(0, [np.arange(len(dataset))])
     renderer.close()
-    student = finished.student("last", None, CPU, None)
+    student = finished.student("last", small(), CPU, None)
     return pixels.float() / 255, Evaluator(dataset, finished.plan, CPU).predict(student, "fp32")[0]
 
 
@@ -61,7 +63,7 @@ def require_alike(answers, reference):
 def test_a_pt2_answers_as_the_run_and_teaches_as_a_source(digits, asked):
     run, _ = digits
     x, reference = asked
-    written = api.export(run, format="pt2")
+    written = api.export(run, format="pt2", backbone=small())
     assert (written["images"], written["same_class"]) == (32, 32)
     assert written["max_difference"] <= 1e-4
     assert written["input"] == "float32 N x 3 x 16 x 16"
@@ -72,7 +74,7 @@ def test_a_pt2_answers_as_the_run_and_teaches_as_a_source(digits, asked):
     contract, notes = (json.loads(text) for text in extra.values())
     assert contract["classes"] == [str(i) for i in range(10)]
     assert (contract["size"], contract["range"], contract["returns"]) == (16, [0, 1], "logits")
-    assert (notes["model"], notes["probabilities"]) == ("resnet20", "softmax")
+    assert (notes["model"], notes["probabilities"]) == ("own:WrappedBackbone", "softmax")
     source = open_source(f"program:{written['file']}", weights_dir=run)
     assert source.spec.contract.classes == tuple(map(str, range(10)))
     assert (source.spec.mean, source.spec.std) == ((0.0,) * 3, (1.0,) * 3)
@@ -83,8 +85,8 @@ def test_safetensors_hold_the_weights_and_say_how_to_normalise(digits, asked, tm
     run, _ = digits
     x, reference = asked
     out = tmp_path / "new" / "weights.safetensors"
-    api.export(run, format="safetensors", out=out)
-    student = build_student("resnet20", 10, {}, transfer_module=False).eval()
+    api.export(run, format="safetensors", out=out, backbone=small())
+    student = Student(small(), 10, {}, transfer_module=False).eval()
     student.load_state_dict(load_file(out))
     with safe_open(out, "pt") as file:
         about = file.metadata()
@@ -102,9 +104,7 @@ def test_an_onnx_file_answers_as_the_run(digits, asked, tmp_path):
     run, _ = digits
     x, reference = asked
     out = tmp_path / "student.onnx"
-    result = CliRunner().invoke(cli.main, ["export", str(run), "--format", "onnx", "--out", str(out)])
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1] == str(out)
+    api.export(run, format="onnx", out=out, backbone=small())
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     for part in (slice(0, 200), slice(3, 4)):
         (found,) = session.run(["logits"], {"images": x[part].numpy()})
@@ -135,7 +135,7 @@ def test_a_file_that_answers_otherwise_is_not_written(digits, monkeypatch):
 
         monkeypatch.setitem(FORMATS, "safetensors", replace(kind, answer=answer))
         with pytest.raises(RunError, match="answers are not those of"):
-            api.export(run, format="safetensors", out=run / "other.safetensors")
+            api.export(run, format="safetensors", out=run / "other.safetensors", backbone=small())
         assert sorted(run.iterdir()) == before
 
 
@@ -143,25 +143,13 @@ def test_names_that_would_harm_or_mislead_are_refused(digits, tmp_path):
     run, paths = digits
     with pytest.raises(SettingError, match="'h5', expected one of onnx, pt2, safetensors"):
         api.export(run, format="h5")
-    with pytest.raises(RunError, match=r"is not named \.pt2"):
+    with pytest.raises(RunError, match=r"expected a name that ends in \.pt2"):
         api.export(run, format="pt2", out=tmp_path / "student.onnx")
     with pytest.raises(RunError, match="the run's own student"):
         api.export(run, format="safetensors", out=run / "student.safetensors")
     gone = shutil.copytree(run, tmp_path / "gone")
     (gone / "student.safetensors").unlink()
     with pytest.raises(RunError, match=r"has no student\.safetensors"):
-        api.export(gone, format="pt2", paths=paths)
-
-
-def test_a_student_of_clips_is_exported_for_clips(tmp_path):
-    root = make_folder(tmp_path / "videos", n_per_class=3, n_frames=12)
-    paths, target = Paths(tmp_path / "data", tmp_path / "stores"), f"videofolder:{root}"
-    api.prepare(target, paths=paths)
-    settings = {"epochs": 1, "batch_size": 3, "lr": 0.01, "amp": "bf16", "model": "resnet3d10"}
-    run, shown = tmp_path / "run", Augmentation(side_px=24, n_frames=4)
-    api.train(target, out=run, paths=paths, execution=CPU, augmentation=shown, method="scratch", **settings)
-    written = api.export(run, format="pt2")
-    assert written["input"] == "float32 N x 3 x 4 x 24 x 24"
-    assert written["images"] == written["same_class"] == 4
-    x, reference = answers_of(run, open_dataset(target, "test", paths=paths))
-    require_alike(torch.export.load(written["file"]).module()(x), reference)
+        api.export(gone, format="pt2", paths=paths, backbone=small())
+    with pytest.raises(RunError, match="its student is own:WrappedBackbone"):
+        api.export(run, format="pt2")

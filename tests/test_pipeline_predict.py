@@ -175,6 +175,19 @@ def test_a_student_of_several_labels_gives_each_its_own_probability(project, tmp
         api.evaluate(run, on=project / "pics" / "val", execution=CPU)
 
 
+def test_the_export_command_says_how_far_off_the_file_is(project, tmp_path):
+    out = tmp_path / "student.safetensors"
+    result = command("export", project / "run", "--format", "safetensors", "--out", out)
+    assert result.exit_code == 0
+    header, figures, path = result.stdout.splitlines()
+    assert path == str(out)
+    assert header.split()[:3] == ["format", "input", "images"]
+    assert "15" in figures.split()
+    result = command("export", project / "run", "--format", "pt2", "--out", out)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: --out is {out}, expected a name that ends in .pt2\n"
+
+
 def deep(path, levels):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.arange(30 * 30).reshape(30, 30).astype(np.uint16) * levels).save(path)
@@ -282,6 +295,12 @@ def test_a_videos_answer_is_the_one_that_evaluate_scores(tmp_path):
     again = api.evaluate(out, execution=CPU, clips=2, on=tmp_path / "again")
     assert again["test_top1"] == scored["test_top1"]
     assert again["test_loss"] == pytest.approx(scored["test_loss"], rel=1e-4)
+
+    written = api.export(out, format="pt2")
+    assert written["input"] == "float32 N x 3 x 4 x 24 x 24"
+    assert written["same_class"] == written["images"] == 4
+    program = torch.export.load(written["file"]).module()
+    assert program(torch.zeros(3, 3, 4, 24, 24)).shape == (3, 2)
 
     (tmp_path / "cut.avi").write_bytes(files[0].read_bytes()[:2000])
     shutil.rmtree(tmp_path / "stores" / "indexes")

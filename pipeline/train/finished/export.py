@@ -84,10 +84,10 @@ def _file(finished: FinishedRun, format: str, which: str, out: Path | str | None
         return finished.folder / f"{'exported' if which == 'last' else 'exported-best'}.{format}"
     out = coerce.path(out, "out")
     if out.suffix != f".{format}":
-        raise RunError(f"--out {out}: is not named .{format}, as --format {format} is; rename it")
+        raise SettingError("out", f"is {out}, expected a name that ends in .{format}")
     own = [student_file(finished.folder, name).resolve() for name in ("last", "best")]
     if out.resolve() in own:
-        raise RunError(f"--out {out}: is the run's own student, which it needs; choose another name")
+        raise SettingError("out", f"is {out}, the run's own student, which it needs; choose another name")
     return out
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sskt.errors import RunError
+from sskt.errors import SettingError
 from sskt.sources import Contract, save_source
 from sskt.sources.exported_program import read_program
 from sskt.students import PixelStudent
@@ -39,11 +39,12 @@ class Format:
     answer: Callable[[Path, PixelStudent, Tensor], Tensor]
 
     def require(self, name: str) -> None:
-        """Raise RunError, saying what to install, if a package is missing."""
+        """Raise SettingError, saying what to install, if a package is missing."""
         if missing := [need for need in self.needs if importlib.util.find_spec(need) is None]:
-            raise RunError(
-                f"--format {name} needs {', '.join(self.needs)}, and {missing[0]} is not installed; run "
-                f"pip install 'sskt[{name}]'"
+            raise SettingError(
+                "format",
+                f"{name} needs {', '.join(self.needs)}, and {missing[0]} is not installed; run pip install "
+                f"'sskt[{name}]'",
             )
 
 
