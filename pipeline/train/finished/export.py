@@ -65,6 +65,7 @@ def export(
     rounded = _compared(finished, evaluator.predict(student, amp)[0], reference) if amp != "fp32" else None
     pixels = frames_seen(student.backbone, _pixels(dataset, finished.plan, execution)).float() / 255
     network = PixelStudent(finished.bare_student(which, backbone)).requires_grad_(False)
+    network.to(memory_format=torch.contiguous_format)  # a backbone of the caller's is still channels last
     figures = _write(
         finished, FORMATS[format], out, network.eval(), pixels, reference, about(finished, which)
     )
