@@ -13,6 +13,8 @@ from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
+from pipeline.train.finished.export import export
+from pipeline.train.finished.predict import Predictions, predict
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.run import resume, train
 from pipeline.train.score_run import evaluate
@@ -26,6 +28,7 @@ __all__ = [
     "Grid",
     "OwnLoopData",
     "Paths",
+    "Predictions",
     "Shrink",
     "TrainingBatch",
     "choose_execution",
@@ -33,10 +36,12 @@ __all__ = [
     "estimate",
     "evaluate",
     "explain",
+    "export",
     "open_dataset",
     "open_training_data",
     "paths_of",
     "precompute",
+    "predict",
     "prepare",
     "probe",
     "reproduce",

@@ -202,6 +202,11 @@ def has_student(path: Path) -> bool:
     return (path / _STUDENT_FILES["last"]).is_file()
 
 
+def student_file(path: Path, which: str = "last") -> Path:
+    """Where a run's exported student lies, `which` of STUDENTS."""
+    return path / _STUDENT_FILES[which]
+
+
 def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
     """An exported student's weights, `which` of STUDENTS. RunError if they are missing or damaged."""
     weights = path / _STUDENT_FILES[which]

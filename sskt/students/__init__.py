@@ -4,6 +4,7 @@ from sskt.students.average import AveragedStudent, require_decay
 from sskt.students.backbone import Backbone, Features, frames_seen, input_layout, to_channels_last
 from sskt.students.gradcam import grad_cam
 from sskt.students.initialise import choose_init
+from sskt.students.pixel_student import PixelStudent
 from sskt.students.pretrained import load_pretrained
 from sskt.students.registry import (
     BACKBONES,
@@ -28,6 +29,7 @@ __all__ = [
     "AveragedStudent",
     "Backbone",
     "Features",
+    "PixelStudent",
     "ResNet3D",
     "Student",
     "TorchVideo",
