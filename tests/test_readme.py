@@ -29,10 +29,10 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_parses(command):
     words = shlex.split(command)[1:]
-    group = main
+    group, context = main, click.Context(main, **main.context_settings)
     while isinstance(found := group.commands[words.pop(0)], click.Group):
-        group = found
-    assert found.make_context(found.name, words).params
+        group, context = found, click.Context(found, parent=context)
+    assert found.make_context(found.name, words, parent=context).params
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)\b(?!-)", TEXT))))
