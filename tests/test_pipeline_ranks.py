@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import Process
 from programs import save_program
 
 from cache.store import Store, find_stores
@@ -84,11 +86,27 @@ def project(tmp_path_factory):
 
 def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
     folder, source = project
-    world = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
-    words = [sys.executable, *world, str(folder / "train.py"), str(folder), source, str(out), kind]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    world = []
+    port, n = str(free_port()), str(n_ranks)
+    for rank in map(str, range(n_ranks)):
+        told = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": n,
+            "LOCAL_WORLD_SIZE": n,
+        }  # as by torchrun
+        told = told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if n_ranks > 1 else {}
+        words = (folder / "train.py", folder, source, out, kind)
+        world.append(Process(*words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **told}))
+    for process in world:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said.decode()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def metrics(out: Path) -> list[dict]:
