@@ -89,12 +89,7 @@ def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
     world = []
     port, n = str(free_port()), str(n_ranks)
     for rank in map(str, range(n_ranks)):
-        told = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": n,
-            "LOCAL_WORLD_SIZE": n,
-        }  # as by torchrun
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}  # by torchrun
         told = told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if n_ranks > 1 else {}
         words = (folder / "train.py", folder, source, out, kind)
         world.append(Process(*words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **told}))

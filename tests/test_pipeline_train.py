@@ -9,8 +9,7 @@ import pytest
 import torch
 from listening import Remarks
 from processes import run_python
-from programs import save_program
-from torch import nn
+from programs import save_program, small_student
 
 from cache.store import Store, find_stores
 from pipeline import api
@@ -22,7 +21,7 @@ from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Paths
 from pipeline.train.run_folder import read_checkpoint, read_config
 from sskt.errors import RunError, SettingError
-from sskt.students import WrappedBackbone, build_backbone
+from sskt.students import build_backbone
 from sskt.students.student import Student, build_student
 
 N = 40
@@ -43,13 +42,6 @@ def train(project, out: str, **settings) -> dict:
     folder, source, arguments = project
     usual = {"sources": (source,), "epochs": 1, "batch_size": N, "amp": "fp32"}
     return api.train("digits", out=folder / out, **{**usual, **arguments, **settings})
-
-
-def three_layers() -> WrappedBackbone:
-    """A network for what holds of any: fp16 is slow on a CPU, and every layer takes time to compile."""
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3)
-    return WrappedBackbone(nn.Sequential(*layers), side_px=16)
 
 
 def metrics_of(project, out: str) -> list[dict]:
@@ -223,7 +215,7 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**22))
     tuning = {"amp": "fp16", "deterministic": True}
     overrides, out = {"epochs": 2, "batch_size": 4, "lr": 0.01}, f"fp16-{gradient_cosine}"
-    train(project, out, model=three_layers(), **tuning, **overrides, gradient_cosine=gradient_cosine)
+    train(project, out, model=small_student(), **tuning, **overrides, gradient_cosine=gradient_cosine)
     state = torch.load(project[0] / out / "last.pt", weights_only=True)
     assert state["scaler"]["scale"] < 2.0**22, "steps were left out"
     metrics = metrics_of(project, out)
@@ -307,7 +299,7 @@ def test_a_compiled_step_is_the_eager_one(project, method):
         sources = {"sources": ()} if method == "scratch" else {}
         tuning = {"amp": "fp32", "compiled": compiled}
         overrides = {"epochs": 3, "lr": 0.01}  # slowly: roundings of the two grow with the rate
-        train(project, out, method=method, model=three_layers(), views=2, **tuning, **overrides, **sources)
+        train(project, out, method=method, model=small_student(), views=2, **tuning, **overrides, **sources)
         losses[compiled] = [m["train_loss"] for m in metrics_of(project, out)]
     assert losses[True] == pytest.approx(losses[False], rel=2e-3)
     assert losses[True][2] != losses[True][0]
