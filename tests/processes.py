@@ -10,7 +10,7 @@ import os
 import runpy
 import signal
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
@@ -63,19 +63,15 @@ class Process:
 
     def communicate(self, words=b"", timeout=120):
         """What it says on both pipes until its end, once it has read `words`."""
-        said = {}
-        readers = [
-            threading.Thread(target=lambda pipe=pipe: said.update({pipe: pipe.read()}), daemon=True)
-            for pipe in (self.stdout, self.stderr)
-        ]
-        for reader in readers:
-            reader.start()
-        with self.stdin:
-            self.stdin.write(words)
-        self.wait(timeout)
-        for reader in readers:
-            reader.join(timeout)
-        return said[self.stdout], said[self.stderr]
+        with ThreadPoolExecutor(2) as pool, self.stdout, self.stderr:
+            said = [pool.submit(pipe.read) for pipe in (self.stdout, self.stderr)]
+            with self.stdin:
+                self.stdin.write(words)
+            try:
+                self.wait(timeout)
+            finally:
+                self._process.kill()  # so that its pipes end
+            return said[0].result(), said[1].result()
 
 
 def run_python(*words, cwd=None, env=None):

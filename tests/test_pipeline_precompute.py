@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from conftest import shared
 from listening import Remarks
-from processes import Process
+from processes import Process, run_python
 from programs import Tiny, save_program
 
 import pipeline.precompute.estimate as estimating
@@ -95,7 +93,7 @@ def run_ranks(words, n_ranks):
 def test_torchruns_ranks_fill_one_store_and_one_of_them_reports(tmp_path, source):
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *CLI, source]
     words += ["--cache-dir", str(tmp_path / "two"), "--views", "8", "--limit", "300", "--json"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(*words, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
     assert row["views"] == 8

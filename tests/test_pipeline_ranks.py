@@ -3,14 +3,12 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import Process
+from processes import Process, run_python
 from programs import save_program
 
 from cache.store import Store, find_stores
@@ -230,14 +228,7 @@ with join_world(torch.device("cpu")):
 
 def test_the_ranks_of_a_series_join_once_for_all_its_runs(tmp_path):
     (tmp_path / "series.py").write_text(SERIES)
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "series.py")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*words, str(tmp_path / "series.py")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(*words, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
