@@ -10,7 +10,9 @@ import os
 import runpy
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
@@ -51,7 +53,9 @@ class Process:
         return self.returncode
 
     def send_signal(self, number):
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # if it has just ended
+                os.kill(self.pid, number)
 
     def kill(self):
         self.send_signal(signal.SIGKILL)
@@ -72,6 +76,14 @@ class Process:
             finally:
                 self._process.kill()  # so that its pipes end
             return said[0].result(), said[1].result()
+
+
+def wait_for_less(store, n_pending, process):
+    """Until a process has written a unit of a store, or has ended."""
+    deadline = time.monotonic() + 60
+    while len(store.pending(store.n_views)) >= n_pending and process.poll() is None:
+        assert time.monotonic() < deadline, "nothing was written for a minute"
+        time.sleep(0.001)
 
 
 def run_python(*words, cwd=None, env=None):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_samples import fill, filled_store, logits_of, new_store
-from processes import Process
+from processes import Process, wait_for_less
 
 from cache.errors import CacheError, StoreIncomplete
 from cache.store import Store, Unit
@@ -177,6 +177,7 @@ def test_a_signal_in_the_middle_of_writing_loses_no_finished_unit(tmp_path, numb
         writer = start(WRITER.format(path=str(store.path), seed=rng.random(), claims=True))
         writer.stdin.write(b"go\n")
         writer.stdin.flush()
+        wait_for_less(store, len(store.pending(2)), writer)
         time.sleep(rng.uniform(0.0, 0.05))
         writer.send_signal(number)
         writer.communicate()

@@ -21,7 +21,7 @@ from cache_samples import (
     new_store,
     payload_file,
 )
-from processes import Process
+from processes import Process, wait_for_less
 
 from cache import layout
 from cache import unit as unit_module
@@ -386,6 +386,7 @@ def test_kill_9_at_random_moments_costs_at_most_the_unit_in_hand(tmp_path):
     for _ in range(4):
         writer = Process("-c", code)
         assert writer.stdout.readline() == b"ready\n"
+        wait_for_less(store, left[-1], writer)
         time.sleep(rng.uniform(0.0, 0.04))
         writer.kill()
         writer.communicate()
