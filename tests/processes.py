@@ -17,9 +17,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
 
-_PRELOADED = ["cli", "pipeline.api", "pipeline.commands.precompute", "pipeline.commands.train"]
+PATIENCE_S = 300  # a machine may have other work
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(_PRELOADED)
+_FORKS.set_forkserver_preload(["cli", "pipeline.api"])
 
 
 class Process:
@@ -60,36 +60,32 @@ class Process:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
-    def wait(self, timeout=120):
-        self._process.join(timeout)
-        assert self.returncode is not None, f"process {self.pid} has not ended after {timeout} s"
-        return self.returncode
-
-    def communicate(self, words=b"", timeout=120):
+    def communicate(self, words=b""):
         """What it says on both pipes until its end, once it has read `words`."""
         with ThreadPoolExecutor(2) as pool, self.stdout, self.stderr:
             said = [pool.submit(pipe.read) for pipe in (self.stdout, self.stderr)]
             with self.stdin:
                 self.stdin.write(words)
-            try:
-                self.wait(timeout)
-            finally:
-                self._process.kill()  # so that its pipes end
-            return said[0].result(), said[1].result()
+            self._process.join(PATIENCE_S)
+            late = self.poll() is None
+            self.kill()  # so that its pipes end
+            out, err = (pipe.result() for pipe in said)
+        assert not late, f"{self.pid} has not ended after {PATIENCE_S} s: {err.decode()}"
+        return out, err
 
 
 def wait_for_less(store, n_pending, process):
     """Until a process has written a unit of a store, or has ended."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while len(store.pending(store.n_views)) >= n_pending and process.poll() is None:
-        assert time.monotonic() < deadline, "nothing was written for a minute"
+        assert time.monotonic() < deadline, f"nothing was written in {PATIENCE_S} s"
         time.sleep(0.001)
 
 
 def run_python(*words, cwd=None, env=None):
     """`python WORDS...` to its end, and what it said as text."""
     process = Process(*words, cwd=cwd, env=env)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return CompletedProcess(words, process.returncode, out.decode(), err.decode())
 
 

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from conftest import shared
 from listening import Remarks
-from processes import Process, run_python
+from processes import PATIENCE_S, Process, run_python
 from programs import Tiny, save_program
 
 import pipeline.precompute.estimate as estimating
@@ -76,9 +76,9 @@ def files_of(store):
 
 
 def wait_for_a_unit(stores):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not any(any(path.glob("units/c.*")) for path in find_stores(stores)):
-        assert time.monotonic() < deadline, "nothing was written for a minute"
+        assert time.monotonic() < deadline, f"nothing was written in {PATIENCE_S} s"
         time.sleep(0.005)
 
 
@@ -166,7 +166,7 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
     left = 60
     for _ in range(3 - n_ranks):
         world = run_ranks(words, n_ranks)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and not (
             (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(60)) < left
         ):

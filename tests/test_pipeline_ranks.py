@@ -92,7 +92,7 @@ def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
         words = (folder / "train.py", folder, source, out, kind)
         world.append(Process(*words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **told}))
     for process in world:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate()
         assert process.returncode == 0, said.decode()
 
 

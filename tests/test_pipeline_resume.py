@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from listening import Remarks
-from processes import Process, run_python
+from processes import PATIENCE_S, Process, run_python
 from programs import Tiny, save_program, small_student
 from stopping import stop_after
 
@@ -155,7 +155,7 @@ def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):
 
 
 def wait_for(path: Path, process: Process) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
 
