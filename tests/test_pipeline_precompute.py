@@ -90,10 +90,27 @@ def run_ranks(words, n_ranks):
     return [Process(*words, cwd=ROOT, env=environment(rank, n_ranks)) for rank in range(n_ranks)]
 
 
-def test_torchruns_ranks_fill_one_store_and_one_of_them_reports(tmp_path, source):
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *CLI, source]
+TORCHRUN = """
+import sys
+import cli
+import torch
+from pipeline.runtime.distributed import join_world
+
+cli.main(sys.argv[1:], standalone_mode=False)
+with join_world(torch.device("cpu")):
+    for run in range(3):
+        with join_world(torch.device("cpu")) as world:
+            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
+            assert world.broadcast(world.is_first)
+"""
+
+
+def test_torchruns_ranks_fill_one_store_of_which_one_reports_and_join_once_for_a_series(tmp_path, source):
+    (tmp_path / "both.py").write_text(TORCHRUN)
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "both.py", *CLI[2:], source]
     words += ["--cache-dir", str(tmp_path / "two"), "--views", "8", "--limit", "300", "--json"]
-    done = run_python(*words, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = run_python(*words, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
     assert row["views"] == 8

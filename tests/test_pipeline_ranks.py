@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import Process, run_python
+from processes import Process
 from programs import save_program
 
 from cache.store import Store, find_stores
@@ -212,23 +212,3 @@ class _Joined:
         return World(0, 4)
 
     def __exit__(self, *_: object) -> None: ...
-
-
-SERIES = """
-import torch
-from pipeline.runtime.distributed import join_world
-
-with join_world(torch.device("cpu")):
-    for run in range(3):
-        with join_world(torch.device("cpu")) as world:
-            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
-            assert world.broadcast(world.is_first)
-"""
-
-
-def test_the_ranks_of_a_series_join_once_for_all_its_runs(tmp_path):
-    (tmp_path / "series.py").write_text(SERIES)
-    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "series.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = run_python(*words, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
