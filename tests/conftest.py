@@ -3,8 +3,11 @@
 import fcntl
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,22 +30,38 @@ def shared(relative: str) -> Path:
     return path
 
 
+@contextmanager
+def for_all_workers(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that the workers of this session share, for one of them at a time."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with the complete CIFAR-10 in its official binary layout."""
-    folder = tmp_path_factory.mktemp("data")
+    """A data folder with the complete CIFAR-10 in its official binary layout, once for all workers."""
     script = shared("data/unpack_cifar10.py")
-    subprocess.run([sys.executable, str(script), str(folder)], check=True)
+    with for_all_workers(tmp_path_factory, "cifar10") as folder:
+        if not (folder / "cifar-10-batches-bin" / "batches.meta.txt").exists():  # what it writes last
+            subprocess.run([sys.executable, str(script), str(folder)], check=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def ucf101_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the real UCF101 clips that are here have been prepared, once for all workers."""
-    data, base = shared("data"), tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "ucf101"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        api.prepare("ucf101", paths=Paths(data, folder / "stores"), allow_missing=True)
-    return folder / "stores"
+def ucf101(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    """Every fourth of the real UCF101 clips that are here, prepared once for all workers."""
+    there = shared("data/ucf101")
+    with for_all_workers(tmp_path_factory, "ucf101") as folder:
+        paths = Paths(folder / "data", folder / "stores")
+        if not paths.data_dir.exists():
+            shutil.copytree(there / "ucfTrainTestlist", folder / "data" / "ucf101" / "ucfTrainTestlist")
+            for clip in sorted((there / "UCF-101").rglob("*.avi"))[::4]:
+                copy = folder / "data" / "ucf101" / clip.relative_to(there)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(clip, copy)
+        api.prepare("ucf101", paths=paths, allow_missing=True)
+    return paths

@@ -1,9 +1,11 @@
-"""Tiny source networks for tests, saved with torch.export."""
+"""Tiny networks for tests: sources, saved with torch.export, and a student."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from sskt.students import WrappedBackbone
 
 
 class Tiny(nn.Module):
@@ -29,6 +31,15 @@ class Pair(Tiny):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         logits = super().forward(x)
         return logits, logits * 2
+
+
+def small_student() -> WrappedBackbone:
+    """The same weights each time, for what holds of any network: the named ones take longer to train, to
+    compile and to write.
+    """
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3)
+    return WrappedBackbone(nn.Sequential(*layers), side_px=16, blocks=("0", "3"), transfer_width=16)
 
 
 def save_program(path: Path, network: nn.Module | None = None, *, fixed_batch: bool = False) -> Path:

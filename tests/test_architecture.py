@@ -25,14 +25,24 @@ sys.path.insert(0, str(ROOT / "docs"))
 import draw_architecture  # noqa: E402
 
 
-def test_the_picture_is_that_of_todays_imports(tmp_path):
-    draw_architecture.draw(draw_architecture.imports(), tmp_path / "drawn.svg")
+@pytest.fixture(scope="module")
+def edges():
+    return draw_architecture.imports()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Of every file, all that its syntax tree holds."""
+    return {path: list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in FILES}
+
+
+def test_the_picture_is_that_of_todays_imports(tmp_path, edges):
+    draw_architecture.draw(edges, tmp_path / "drawn.svg")
     drawn = (tmp_path / "drawn.svg").read_text()
     assert drawn == (ROOT / "docs" / "architecture.svg").read_text(), "run docs/draw_architecture.py"
 
 
-def test_no_room_imports_another_in_a_circle_and_the_stages_meet_in_the_store():
-    edges = draw_architecture.imports()
+def test_no_room_imports_another_in_a_circle_and_the_stages_meet_in_the_store(edges):
     floors = draw_architecture.floors(edges)  # endless if there were a circle
     assert max(floors.values()) <= 10
     assert "precompute" not in edges["source_outputs"] | edges["train"]
@@ -57,12 +67,12 @@ def test_temperature_is_followed_from_the_command_to_the_loss_in_four_files():
     assert len(set(re.findall(r"`([\w/]+\.py):", way))) == 4
 
 
-def test_a_file_imports_few_modules_on_average():
+def test_a_file_imports_few_modules_on_average(nodes):
     """Distinct modules anywhere in a file, also those imported late or for types; not __future__."""
     counts = []
-    for path in FILES:
+    for each in nodes.values():
         imported = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in each:
             if isinstance(node, ast.ImportFrom) and node.module != "__future__":
                 imported.add(node.module)
             elif isinstance(node, ast.Import):
@@ -71,11 +81,10 @@ def test_a_file_imports_few_modules_on_average():
     assert sum(counts) / len(counts) <= 8.8
 
 
-def test_no_file_and_no_function_is_long():
-    for path in FILES:
-        text = path.read_text(encoding="utf-8")
-        assert text.count("\n") <= 400, path
-        for node in ast.walk(ast.parse(text)):
+def test_no_file_and_no_function_is_long(nodes):
+    for path, each in nodes.items():
+        assert path.read_text(encoding="utf-8").count("\n") <= 400, path
+        for node in each:
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
 

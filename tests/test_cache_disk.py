@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_samples import fill, filled_store, logits_of, new_store
+from processes import Process, wait_for_less
 
 from cache.errors import CacheError, StoreIncomplete
 from cache.store import Store, Unit
 
 TESTS = Path(__file__).parent
-START = f"import sys; sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]\n"
 
 
 @contextmanager
@@ -99,6 +98,7 @@ def test_a_read_only_disk_is_told_and_can_be_read(tmp_path):
 WRITER = """
 import os
 import random
+import sys
 from pathlib import Path
 from cache_samples import logits_of
 from cache.store import Store, Unit
@@ -121,9 +121,7 @@ print(n)
 
 
 def start(code):
-    process = subprocess.Popen(
-        [sys.executable, "-c", START + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = Process("-c", code)
     assert process.stdout.readline() == b"ready\n"
     return process
 
@@ -179,6 +177,7 @@ def test_a_signal_in_the_middle_of_writing_loses_no_finished_unit(tmp_path, numb
         writer = start(WRITER.format(path=str(store.path), seed=rng.random(), claims=True))
         writer.stdin.write(b"go\n")
         writer.stdin.flush()
+        wait_for_less(store, len(store.pending(2)), writer)
         time.sleep(rng.uniform(0.0, 0.05))
         writer.send_signal(number)
         writer.communicate()

@@ -5,9 +5,6 @@ import json
 import os
 import random
 import resource
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from cache_samples import (
     new_store,
     payload_file,
 )
+from processes import Process, wait_for_less
 
 from cache import layout
 from cache import unit as unit_module
@@ -368,9 +366,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_nothing_is_left(tmp_path, monk
 
 
 WRITER = """
-import sys
 from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
 from cache_samples import logits_of
 from cache.store import Store
 store = Store.open(Path({store!r}))
@@ -382,17 +378,18 @@ for unit in store.pending(store.n_views):
 
 
 def test_kill_9_at_random_moments_costs_at_most_the_unit_in_hand(tmp_path):
-    tests = Path(__file__).parent
     store = new_store(tmp_path, n=160, classes=500, block_rows=2, views=2)
     logits = logits_of(store)
-    code = WRITER.format(root=str(tests.parent), tests=str(tests), store=str(store.path))
+    code = WRITER.format(store=str(store.path))
     rng = random.Random(11)
     left = [len(store.pending(2))]
     for _ in range(4):
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as writer:
-            assert writer.stdout.readline() == b"ready\n"
-            time.sleep(rng.uniform(0.0, 0.04))
-            writer.send_signal(signal.SIGKILL)
+        writer = Process("-c", code)
+        assert writer.stdout.readline() == b"ready\n"
+        wait_for_less(store, left[-1], writer)
+        time.sleep(rng.uniform(0.0, 0.04))
+        writer.kill()
+        writer.communicate()
         left.append(len(store.pending(2)))
         assert store.verify() == []
         assert left[-1] <= left[-2]

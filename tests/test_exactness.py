@@ -25,7 +25,7 @@ from pipeline.source_outputs.placement import Placement
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.registry import open_source
 
-N, VIEWS = 256, 2
+N, VIEWS = 128, 2
 HERE = Placement("device", torch.device("cpu"))
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -33,7 +33,7 @@ PROGRAM = "program:places365_squeezenet.pt2"
 
 
 class Made:
-    """CIFAR-10's stores of both sources, for 256 samples and two views: 512 (sample, view) pairs a source."""
+    """CIFAR-10's stores of both sources, for 128 samples and two views: 256 (sample, view) pairs a source."""
 
     def __init__(self, data_dir: Path, cache_dir: Path) -> None:
         self.program = shared("weights/places365_squeezenet.pt2")
@@ -97,7 +97,7 @@ def agreement(rows: torch.Tensor, reference: torch.Tensor) -> tuple[float, float
 
 
 @pytest.mark.parametrize("name", ["imagenet", PROGRAM])
-def test_512_stored_rows_are_those_of_a_plain_forward_on_the_other_renderers_pixels(made, name):
+def test_256_stored_rows_are_those_of_a_plain_forward_on_the_other_renderers_pixels(made, name):
     network, store = made.plain_network(name), made.stores[name]
     batches = in_batches(np.arange(N), 64)
     reference = torch.cat([plain_logits(network, made.draw("torch", v, batches)) for v in range(VIEWS)])

@@ -1,12 +1,11 @@
 """The examples run as they are shown."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import shared
+from processes import run_python
 from programs import save_program
 
 from pipeline import api
@@ -16,14 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(folder: Path, example: str, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / example), *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )
+    done = run_python(ROOT / "examples" / example, *words, cwd=folder, env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

@@ -1,8 +1,6 @@
 """Maps through both stages: one forward fills logits, a vector and maps, each store as if filled alone."""
 
 import json
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import run_python
 from safetensors.torch import load_file
 
 from cache.cleanup import remove_store
@@ -277,8 +276,7 @@ def test_what_a_network_does_not_have_is_refused_before_anything_is_stored(proje
 
 def test_kills_at_random_writes_leave_stores_that_end_as_if_there_had_been_none(project, tmp_path):
     folder, common, run = project
-    words = [str(ROOT / "tests" / "killed_fill.py"), run, str(common["paths"].data_dir), str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(ROOT / "tests" / "killed_fill.py", run, common["paths"].data_dir, tmp_path, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lost = json.loads(done.stdout)
     assert len(lost) == 2

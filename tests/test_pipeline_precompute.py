@@ -6,8 +6,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from conftest import shared
 from listening import Remarks
+from processes import PATIENCE_S, Process, run_python
 from programs import Tiny, save_program
 
 import pipeline.precompute.estimate as estimating
@@ -42,7 +41,7 @@ from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode
 
 ROOT = Path(__file__).resolve().parents[1]
-CLI = [sys.executable, "-m", "cli", "precompute", "--target", "digits", "--source"]
+CLI = ["-m", "cli", "precompute", "--target", "digits", "--source"]
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +76,9 @@ def files_of(store):
 
 
 def wait_for_a_unit(stores):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not any(any(path.glob("units/c.*")) for path in find_stores(stores)):
-        assert time.monotonic() < deadline, "nothing was written for a minute"
+        assert time.monotonic() < deadline, f"nothing was written in {PATIENCE_S} s"
         time.sleep(0.005)
 
 
@@ -87,19 +86,31 @@ def environment(rank, n_ranks):
     return {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(n_ranks), "OMP_NUM_THREADS": "1"}
 
 
-def run_ranks(words, n_ranks, **more):
-    return [
-        subprocess.Popen(
-            words, cwd=ROOT, env=environment(rank, n_ranks), stdout=subprocess.PIPE, text=True, **more
-        )
-        for rank in range(n_ranks)
-    ]
+def run_ranks(words, n_ranks):
+    return [Process(*words, cwd=ROOT, env=environment(rank, n_ranks)) for rank in range(n_ranks)]
 
 
-def test_torchruns_ranks_fill_one_store_and_one_of_them_reports(tmp_path, source):
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cli", *CLI[3:], source]
+TORCHRUN = """
+import sys
+import cli
+import torch
+from pipeline.runtime.distributed import join_world
+
+cli.main(sys.argv[1:], standalone_mode=False)
+with join_world(torch.device("cpu")):
+    for run in range(3):
+        with join_world(torch.device("cpu")) as world:
+            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
+            assert world.broadcast(world.is_first)
+"""
+
+
+def test_torchruns_ranks_fill_one_store_of_which_one_reports_and_join_once_for_a_series(tmp_path, source):
+    (tmp_path / "both.py").write_text(TORCHRUN)
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "both.py", *CLI[2:], source]
     words += ["--cache-dir", str(tmp_path / "two"), "--views", "8", "--limit", "300", "--json"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = run_python(*words, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
     assert row["views"] == 8
@@ -109,13 +120,13 @@ def test_torchruns_ranks_fill_one_store_and_one_of_them_reports(tmp_path, source
 
 
 def test_a_rank_that_dies_is_made_up_for_by_the_others(tmp_path, source):
-    words = [*CLI, source, "--cache-dir", str(tmp_path / "two"), "--views", "40", "--limit", "300"]
-    world = run_ranks(words, 2, stderr=subprocess.DEVNULL)
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "two"), "--views", "30", "--limit", "300"]
+    world = run_ranks(words, 2)
     wait_for_a_unit(tmp_path / "two")
     world[1].send_signal(signal.SIGKILL)
-    outputs = [rank.communicate(timeout=120)[0] for rank in world]
+    outputs = [rank.communicate()[0] for rank in world]
     assert [rank.returncode for rank in world] == [0, -signal.SIGKILL]
-    assert "tiny.pt2" in outputs[0]
+    assert b"tiny.pt2" in outputs[0]
     store = only_store(tmp_path / "two")
     assert store.complete
     assert store.verify() == []
@@ -133,8 +144,8 @@ def test_independent_processes_share_the_work_and_one_waits_for_the_other(tmp_pa
         "300",
         "--json",
     ]
-    processes = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    rows = [json.loads(process.communicate(timeout=120)[0])[0] for process in processes]
+    processes = [Process(*words, cwd=ROOT) for _ in range(2)]
+    rows = [json.loads(process.communicate()[0])[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sum(row["rows_done"] for row in rows) == 30 * 300, "every unit was computed once"
     store = only_store(tmp_path / "stores")
@@ -145,12 +156,10 @@ def test_independent_processes_share_the_work_and_one_waits_for_the_other(tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, source, number, code):
     words = [*CLI, source, "--cache-dir", str(tmp_path / "stores"), "--views", "24", "--limit", "300"]
-    before = signal.signal(number, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C, as do their own
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    signal.signal(number, before)
+    process = Process(*words, cwd=ROOT)
     wait_for_a_unit(tmp_path / "stores")
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    said = process.communicate()[1].decode()
     assert process.returncode == code
     assert (
         said.splitlines()[-1] == "stopped; finished units are kept, and the same command continues from there"
@@ -168,26 +177,26 @@ def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, sou
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
 def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_path, source, n_ranks):
-    """A short form of benchmarks/kill_campaign.py."""
-    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "60", "--limit", "300"]
+    """A short form of benchmarks/kill_campaign.py. From 10,000 rows on the source would be compiled."""
+    words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "33", "--limit", "300"]
     rng = random.Random(n_ranks)
-    left = 60
+    left = 33
     for _ in range(3 - n_ranks):
-        world = run_ranks(words, n_ranks, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (
-            (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(60)) < left
-        ):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.2))
+        world = run_ranks(words, n_ranks)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and any(rank.poll() is None for rank in world):
+            if (found := find_stores(tmp_path / "hurt")) and len(Store.open(found[0]).pending(33)) < left:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
         for rank in world:
             rank.kill()
             rank.communicate()
-        left = len(only_store(tmp_path / "hurt").pending(60))
+        left = len(only_store(tmp_path / "hurt").pending(33))
         assert only_store(tmp_path / "hurt").verify() == []
-    (report,) = precompute(tmp_path / "hurt", source, views=60, renderer="auto")
+    (report,) = precompute(tmp_path / "hurt", source, views=33, renderer="auto")
     assert report.rows_done == left * 300
-    precompute(tmp_path / "whole", source, views=60, renderer="auto")
+    precompute(tmp_path / "whole", source, views=33, renderer="auto")
     assert files_of(only_store(tmp_path / "hurt")) == files_of(only_store(tmp_path / "whole"))
     assert not list(tmp_path.rglob("*.tmp-*"))
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import Process
 from programs import save_program
 
 from cache.store import Store, find_stores
@@ -84,11 +84,22 @@ def project(tmp_path_factory):
 
 def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
     folder, source = project
-    world = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_ranks)] if n_ranks > 1 else []
-    words = [sys.executable, *world, str(folder / "train.py"), str(folder), source, str(out), kind]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    world = []
+    port, n = str(free_port()), str(n_ranks)
+    for rank in map(str, range(n_ranks)):
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}  # by torchrun
+        told = told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if n_ranks > 1 else {}
+        words = (folder / "train.py", folder, source, out, kind)
+        world.append(Process(*words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **told}))
+    for process in world:
+        _, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def metrics(out: Path) -> list[dict]:
@@ -201,30 +212,3 @@ class _Joined:
         return World(0, 4)
 
     def __exit__(self, *_: object) -> None: ...
-
-
-SERIES = """
-import torch
-from pipeline.runtime.distributed import join_world
-
-with join_world(torch.device("cpu")):
-    for run in range(3):
-        with join_world(torch.device("cpu")) as world:
-            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
-            assert world.broadcast(world.is_first)
-"""
-
-
-def test_the_ranks_of_a_series_join_once_for_all_its_runs(tmp_path):
-    (tmp_path / "series.py").write_text(SERIES)
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*words, str(tmp_path / "series.py")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr

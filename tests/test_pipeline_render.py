@@ -2,8 +2,6 @@
 
 import gc
 import hashlib
-import subprocess
-import sys
 import weakref
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest import shared
 from PIL import Image
+from processes import run_python
 from torchvision.transforms.v2 import functional as tvf
 
 from pipeline.data.datasets import load_dataset, parse_target
@@ -101,7 +100,8 @@ index = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=
 pixels = draw(index.take(np.arange(0, 1000, 25)), RandomResizedCropFlip(64, seed=1), {backend!r}, threads=1)
 print(hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = run_python("-c", script)
+    assert done.returncode == 0, done.stderr
     here = draw(photos, RandomResizedCropFlip(64, seed=1), backend).numpy().tobytes()
     assert done.stdout.split()[-1] == hashlib.sha256(here).hexdigest()
 

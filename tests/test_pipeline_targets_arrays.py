@@ -1,8 +1,6 @@
 """The binary layouts, pixel by pixel against their written description, and the digits."""
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,22 +15,13 @@ from sskt.errors import TargetError
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.fixture(scope="session")
-def cifar_dir(tmp_path_factory):
-    if not DATA.is_dir():
-        pytest.skip("the real CIFAR-10 of ../shared/data is not here")
-    folder = tmp_path_factory.mktemp("cifar")
-    subprocess.run([sys.executable, str(DATA / "unpack_cifar10.py"), str(folder)], check=True)
-    return folder
-
-
 def _load(spec, split, folder, **options):
     return load_dataset(spec, split, data_dir=folder, index_dir=folder / "kept", download=False, **options)
 
 
-def test_real_cifar10_gives_the_pictures_that_its_mosaics_show(cifar_dir):
+def test_real_cifar10_gives_the_pictures_that_its_mosaics_show(cifar10_dir):
     for split, n in (("train", 50_000), ("test", 10_000)):
-        dataset = _load(parse_target("cifar10"), split, cifar_dir)
+        dataset = _load(parse_target("cifar10"), split, cifar10_dir)
         assert len(dataset) == n
         labels = np.load(DATA / "cifar10" / f"{split}_labels.npy")
         np.testing.assert_array_equal(dataset.labels, labels)
@@ -46,12 +35,12 @@ def test_real_cifar10_gives_the_pictures_that_its_mosaics_show(cifar_dir):
                 digest = hashlib.sha256(image.tobytes()).digest()[:16]
                 assert dataset.contents[row].tobytes() == digest
         assert dataset.sizes.tolist() == [[32, 32]] * n
-    assert prepared(cifar_dir, cifar_dir) == ["cifar10"]
+    assert prepared(cifar10_dir, cifar10_dir) == ["cifar10"]
 
 
-def test_subset_keeps_ids_and_pictures(cifar_dir):
-    full = _load(parse_target("cifar10"), "test", cifar_dir)
-    some = _load(parse_target("cifar10"), "test", cifar_dir, limit=250)
+def test_subset_keeps_ids_and_pictures(cifar10_dir):
+    full = _load(parse_target("cifar10"), "test", cifar10_dir)
+    some = _load(parse_target("cifar10"), "test", cifar10_dir, limit=250)
     assert np.bincount(some.labels).tolist() == [25] * 10
     np.testing.assert_array_equal(some.labels, full.labels[some.ids])
     np.testing.assert_array_equal(some.images(np.arange(250)), full.images(some.ids))
@@ -61,11 +50,11 @@ def test_subset_keeps_ids_and_pictures(cifar_dir):
     np.testing.assert_array_equal(some.pixels_of(7), full.pixels_of(some.ids[7]))
 
 
-def test_one_changed_pixel_changes_one_content(cifar_dir, tmp_path):
-    before = _load(parse_target("cifar10"), "test", cifar_dir)
+def test_one_changed_pixel_changes_one_content(cifar10_dir, tmp_path):
+    before = _load(parse_target("cifar10"), "test", cifar10_dir)
     copy = tmp_path / "cifar-10-batches-bin"
     copy.mkdir()
-    for path in (cifar_dir / copy.name).iterdir():
+    for path in (cifar10_dir / copy.name).iterdir():
         if path.name == "test_batch.bin":
             data = bytearray(path.read_bytes())
             data[3073 * 123 + 500] ^= 1

@@ -1,13 +1,10 @@
 """A family of targets is one file and one line: a strange one works from the command line like ours."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from processes import run_python
 from programs import save_program
 
 from cache.store import Store, find_stores
@@ -24,7 +21,6 @@ from sskt.errors import RunError, TargetError
 from sskt.recipes import recipe_for
 from sskt.recipes import register as register_recipe
 
-HOUSE = Path(__file__).parents[1]
 STRIPES = '''
 """stripes, and stripes_in:PATH of the user's: images of vertical or horizontal stripes, one .npz file."""
 
@@ -99,14 +95,7 @@ SHORT = ("--epochs", "1", "--batch-size", "8", "--amp", "fp32", "--device", "cpu
 def run(folder, *words):
     """`sskt` with the strange families registered."""
     code = "import sys, stripes, cli; cli.main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(HOUSE)))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python("-c", code, *words, cwd=folder)
 
 
 def done(folder, *words):

@@ -2,15 +2,14 @@
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from listening import Remarks
-from programs import save_program
+from processes import run_python
+from programs import save_program, small_student
 
 from cache.store import Store, find_stores
 from pipeline import api
@@ -216,8 +215,7 @@ def test_a_first_step_that_overflows_in_fp16_is_left_out_and_spoils_nothing(
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, **k, init_scale=2.0**22))
     tuning = {"amp": "fp16", "deterministic": True}
     overrides, out = {"epochs": 2, "batch_size": 4, "lr": 0.01}, f"fp16-{gradient_cosine}"
-    few = (*project[:2], project[2] | {"limit": 40})
-    train(few, out, **tuning, **overrides, gradient_cosine=gradient_cosine)
+    train(project, out, model=small_student(), **tuning, **overrides, gradient_cosine=gradient_cosine)
     state = torch.load(project[0] / out / "last.pt", weights_only=True)
     assert state["scaler"]["scale"] < 2.0**22, "steps were left out"
     metrics = metrics_of(project, out)
@@ -301,7 +299,7 @@ def test_a_compiled_step_is_the_eager_one(project, method):
         sources = {"sources": ()} if method == "scratch" else {}
         tuning = {"amp": "fp32", "compiled": compiled}
         overrides = {"epochs": 3, "lr": 0.01}  # slowly: roundings of the two grow with the rate
-        train(project, out, method=method, views=2, **tuning, **overrides, **sources)
+        train(project, out, method=method, model=small_student(), views=2, **tuning, **overrides, **sources)
         losses[compiled] = [m["train_loss"] for m in metrics_of(project, out)]
     assert losses[True] == pytest.approx(losses[False], rel=2e-3)
     assert losses[True][2] != losses[True][0]
@@ -338,8 +336,7 @@ faults()
 print(before, faults())
 """
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    command = [sys.executable, "-c", count_faults]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, env=own | chosen, cwd=root, capture_output=True, text=True, check=True)
+    done = run_python("-c", count_faults, env=own | chosen)
+    assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
     assert (after < before / 10) == (not chosen), (before, after)

@@ -13,6 +13,7 @@ from conftest import shared
 from listening import Remarks
 from programs import save_program
 from safetensors.torch import load_file, save_file
+from torch import nn
 from videos import make_folder, make_video
 
 from cache.errors import StoreMismatch
@@ -37,7 +38,7 @@ from sskt.normalise import (
 )
 from sskt.sources.clip_classifier import ClipClassifier
 from sskt.sources.registry import open_source, parse_source
-from sskt.students import build_backbone
+from sskt.students import WrappedBackbone, build_backbone
 from sskt.students.student import build_student
 
 CPU = torch.device("cpu")
@@ -56,6 +57,13 @@ def made(tmp_path_factory):
     return target, paths, f"program:{program}"
 
 
+def of_clips() -> WrappedBackbone:
+    """A student for what does not depend on which: a 3D ResNet has 14 million weights."""
+    torch.manual_seed(0)
+    layers = nn.Conv3d(3, 8, 3, stride=2, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 16, 2)
+    return WrappedBackbone(nn.Sequential(*layers), side_px=32, n_frames=4)
+
+
 def train(target, paths, out, **settings):
     usual = {"epochs": 2, "batch_size": 4, "lr": 0.01, "amp": "fp32", "model": "resnet3d10"}
     how = {"augmentation": SMALL, "execution": choose_execution(device="cpu")}
@@ -71,27 +79,27 @@ def test_hmdb51_trains_through_both_stages_on_every_clip_that_is_here(made, tmp_
     _, _, source = made
     api.precompute(["hmdb51:3"], [source], views=1, augmentation=SMALL, paths=paths)
     taught = {"sources": (source,), "labels": "cached"}
-    summary = train("hmdb51:3", paths, tmp_path / "run", **taught, epochs=1)
+    summary = train("hmdb51:3", paths, tmp_path / "run", **taught, epochs=1, model=of_clips())
     assert summary["labels"] == "cached"
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])
 
 
-def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(ucf101_dir):
-    """200 rows of real clips, against a plain forward on the other renderer's whole clips."""
-    data, weights = shared("data"), shared("weights/imagenet_resnet50.safetensors")
-    paths = Paths(data, ucf101_dir, {"imagenet": weights})
+def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(ucf101):
+    """Two rows of each real clip, against a plain forward on the other renderer's whole clips."""
+    weights = shared("weights/imagenet_resnet50.safetensors")
+    paths = replace(ucf101, weights={"imagenet": weights})
     augmentation = Augmentation(source_side_px=112)
     api.precompute(
         ["ucf101"], ["imagenet"], views=2, augmentation=augmentation, paths=paths,
         execution=choose_execution(device="cpu", compiled=False))  # fmt: skip
-    (path,) = find_stores(ucf101_dir)
+    (path,) = find_stores(paths.cache_dir)
     store = Store.open(path)
     dataset = open_dataset("ucf101", "train", paths=paths)
     assert store.manifest.identity["plan"]["n_frames"] == 16
     assert store.manifest.identity["input"]["frames"]["kind"] == "center_frame"
-    network = open_source("imagenet", weights=weights, weights_dir=ucf101_dir).module
-    rng, rows = np.random.default_rng(0), 0
-    positions = rng.permutation(len(dataset))[:50]
+    network = open_source("imagenet", weights=weights, weights_dir=paths.cache_dir).module
+    assert len(dataset) >= 15
+    positions = np.random.default_rng(0).permutation(len(dataset))
     for backend in ("torch", "dali"):
         for view in (0, 1):
             renderer = open_renderer(
@@ -108,8 +116,6 @@ def test_stored_rows_are_the_sources_answers_for_the_students_centre_frames(ucf1
             stored = torch.from_numpy(store.view(view)[positions].astype(np.float32))
             cosine = F.cosine_similarity(stored, truth, dim=1)
             assert float(cosine.min()) >= 0.999, (backend, view, int(cosine.argmin()))
-            rows += len(cosine)
-    assert rows == 200
 
 
 @pytest.mark.parametrize("frames", ["center_frame", "frames:2", "mean_frame", "reference"])
@@ -121,7 +127,7 @@ def test_cached_and_live_train_the_same_student_from_the_same_clips(made, tmp_pa
     runs = {}
     for labels in ("cached", "live"):
         taught = {"sources": (source,), "labels": labels, "views": 2}
-        train(target, paths, tmp_path / labels, **taught, augmentation=augmentation)
+        train(target, paths, tmp_path / labels, **taught, augmentation=augmentation, model=of_clips())
         runs[labels] = read_metrics(tmp_path / labels)
     for cached, live in zip(*runs.values(), strict=True):
         assert cached["train_loss"] == live["train_loss"]
@@ -196,7 +202,7 @@ def test_sources_may_read_clips_beside_sources_that_read_pictures(made, tmp_path
         truth = network(normalise(clips, ACTIVITYNET_MEAN, WHOLE_LEVELS))
     stored = Store.open(reports[0].path).view(0).astype(np.float32)
     np.testing.assert_allclose(stored, truth, rtol=0.05, atol=0.02 * float(truth.abs().max()))
-    summary = train(target, paths, tmp_path / "run", labels="cached", epochs=1)
+    summary = train(target, paths, tmp_path / "run", labels="cached", epochs=1, model=of_clips())
     assert set(summary["sources"]) >= {"kinetics:resnet3d10"}
     with pytest.raises(RunError, match="reads clips, and digits holds images"):
         api.precompute(["digits"], ["kinetics:resnet3d10"], paths=paths)
@@ -223,7 +229,7 @@ def test_a_program_may_read_clips(made, tmp_path):
         (clips,) = drawn
     truth = Motion()(normalise(clips, IMAGENET_MEAN, IMAGENET_STD))
     np.testing.assert_allclose(stored.view(0).astype(np.float32), truth, atol=0.02)
-    summary = train(target, paths, tmp_path / "run", sources=(name,), labels="cached")
+    summary = train(target, paths, tmp_path / "run", sources=(name,), labels="cached", model=of_clips())
     assert summary["labels"] == "cached"
     other = Augmentation(side_px=32, n_frames=5)
     with pytest.raises(SourceError, match="cannot read"):
@@ -460,7 +466,7 @@ def test_write_through_keeps_what_each_source_saw(made, tmp_path):
             api.precompute([target], names, views=2, augmentation=SMALL, paths=mine)
         else:
             taught = {"sources": names, "labels": "write-through", "views": 2}
-            train(target, mine, tmp_path / "run", **taught, amp="fp32", val_share=0.0)
+            train(target, mine, tmp_path / "run", **taught, amp="fp32", val_share=0.0, model=of_clips())
         for path in find_stores(mine.cache_dir):
             store = Store.open(path)
             stored[kind, store.manifest.identity["source"]["name"]] = [store.view(v) for v in (0, 1)] + [

@@ -1,18 +1,14 @@
 """A method is one file and one line: a strange one works from the command line like ours."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import run_python
 from programs import save_program
 
 from sskt.errors import RunError
 from sskt.methods import METHODS, Scratch, method_named, readers, register
 
-HOUSE = Path(__file__).parents[1]
 ECHO = """
 from dataclasses import dataclass
 
@@ -63,14 +59,7 @@ def folder(tmp_path_factory):
 def run(folder, *words):
     """`sskt` with the strange method registered."""
     code = "import sys, echo, cli; cli.main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(HOUSE)))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python("-c", code, *words, cwd=folder)
 
 
 SHORT = ("--target", "digits", "--limit", "40", "--epochs", "1", "--batch-size", "20", "--amp", "fp32")

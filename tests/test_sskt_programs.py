@@ -2,14 +2,13 @@
 structure, inputs in any precision, batches of any range.
 """
 
-import subprocess
-import sys
 from collections import namedtuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from processes import run_python
 from torch import nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
@@ -302,7 +301,7 @@ for name, end in ends.items():
 
 def test_structures_whose_classes_are_not_here_are_opened(tmp_path):
     """As Hugging Face's ModelOutput without transformers: the program was exported in another process."""
-    subprocess.run([sys.executable, "-c", _ELSEWHERE], cwd=tmp_path, check=True)
+    assert run_python("-c", _ELSEWHERE, cwd=tmp_path).returncode == 0
     x = torch.randn(3, 3, SIDE, SIDE)
     registered = dict(pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE)
     for name, n in (("one", 1), ("model_output", 3), ("dataclass", 2), ("named_tuple", 2)):

@@ -1,15 +1,13 @@
 """A kind of source is one file and one line: a strange one works from the command line like ours."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_python
 from torch import nn
 
 from cache.store import Store, find_stores
@@ -21,13 +19,13 @@ from sskt.sources.registry import kind_of, open_source, parse_source, register, 
 from sskt.sources.source import Source
 from sskt.sources.torchvision import ImageNet
 
-HOUSE = Path(__file__).parents[1]
 DUMMY = '''
 """dummy:CLASSES, a network that tells brightness: its weights are this file."""
 
 from pathlib import Path
 
 import torch
+from processes import run_python
 from torch import nn
 
 from sskt.errors import SourceError
@@ -80,14 +78,7 @@ def folder(tmp_path_factory):
 def run(folder, *words):
     """`sskt` with the strange kind registered."""
     code = "import sys, dummy, cli; cli.main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(HOUSE)))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python("-c", code, *words, cwd=folder)
 
 
 def test_a_strange_kind_fills_a_store_that_is_opened_again(folder):

@@ -1,5 +1,7 @@
 """Any module can be a student's backbone."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torchvision
@@ -54,6 +56,18 @@ def test_it_learns_with_transfer_modules_and_is_copied_into_a_fresh_one():
     (primary.sum() + auxiliary["a"].sum()).backward()
     assert all(p.grad is not None for p in student.parameters())
     network().load_state_dict(student.state_dict(), strict=True)
+
+
+def test_a_copy_taps_its_own_layers():
+    """As the average of a student's weights is one."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3))
+    tapped = WrappedBackbone(module, side_px=16, blocks=("0", "2"))
+    copied = deepcopy(tapped)
+    nn.init.zeros_(copied.module[0].weight)
+    nn.init.zeros_(copied.module[0].bias)
+    x = torch.randn(2, 3, 16, 16)
+    assert not copied(x).blocks[0].any()
+    assert tapped(x).blocks[0].any()
 
 
 @pytest.mark.parametrize(

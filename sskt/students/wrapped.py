@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class WrappedBackbone(Backbone):
                 raise RunError(
                     f"{type(module).__name__} has no submodule {name!r}, expected one of {near}, ..."
                 )
-            submodules[name].register_forward_hook(self._tap(name))
+            submodules[name].register_forward_hook(partial(_tap, self._tapped, name))
         self._names = tuple(blocks)
         self.block_channels, self.n_features = self._find_widths(
             (side_px, side_px) if n_frames is None else (n_frames, side_px, side_px)
@@ -58,14 +59,6 @@ class WrappedBackbone(Backbone):
         blocks = [self._tapped.pop(name) for name in self._names]
         n_axes = 5 if self.reads_clips else 4
         return Features(blocks, last.flatten(start_dim=2).mean(dim=2) if last.ndim == n_axes else last)
-
-    def _tap(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        """A forward hook that stores a submodule's output under `name`."""
-
-        def store(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._tapped[name] = output
-
-        return store
 
     def _find_widths(self, size: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         """The channels of every block and of the pooled output, for inputs of `size`, (H, W) or (D, H, W)."""
@@ -85,3 +78,10 @@ class WrappedBackbone(Backbone):
                 )
         *widths, n_features = (shape[1] for shape in shapes.values())
         return tuple(widths), n_features
+
+
+def _tap(tapped: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    """A forward hook that stores a submodule's output under `name`. A copy of the backbone, such as the one
+    that averages its weights, has copies of `tapped` and of the hook, which refers to it.
+    """
+    tapped[name] = output
