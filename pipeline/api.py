@@ -14,6 +14,7 @@ from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
+from pipeline.train.pretext.run import pretext
 from pipeline.train.run import resume, train
 from pipeline.train.score_run import evaluate
 from pipeline.train.whereabouts import paths_of
@@ -38,6 +39,7 @@ __all__ = [
     "paths_of",
     "precompute",
     "prepare",
+    "pretext",
     "probe",
     "reproduce",
     "resume",
