@@ -11,6 +11,7 @@ from pipeline.studies.probe.run import probe
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
+from pipeline.studies.series import pretext_or_resume
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
@@ -40,6 +41,7 @@ __all__ = [
     "precompute",
     "prepare",
     "pretext",
+    "pretext_or_resume",
     "probe",
     "reproduce",
     "resume",
