@@ -1,7 +1,6 @@
 """The pretext stage: what is held out, stops, what becomes of an encoder, and what is refused."""
 
 import json
-import logging
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,13 @@ from videos import make_folder as make_grey
 import cli
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution
-from pipeline.data.datasets import first_frames
+from pipeline.data import SortedFrames, open_renderer
+from pipeline.data.datasets import first_frames, frames_dataset
 from pipeline.data.render import clips as rendering
+from pipeline.data.render.torch import crop, fit_windows
 from pipeline.train import loop as training
 from pipeline.train.pretext import data as opening
+from pipeline.train.pretext import tracks
 from pipeline.train.pretext.motion import MOTION, motion_of
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError, SourceError
@@ -45,6 +47,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setattr(vgg19, "_SMALL_WIDTHS", (4, 4, 8, 8, 8))
+    monkeypatch.setattr(tracks, "_MOST", 2)
 
 
 def pretext(made, out, task="sorting", **settings):
@@ -164,10 +167,6 @@ def test_pixels_are_the_planned_windows_of_the_planned_frames(made):
     target, paths = made
     dataset = api.open_dataset(target, "train", paths=paths)
     tables = {int(i): motion_of(dataset, row) for row, i in enumerate(dataset.ids)}
-    from pipeline.data import SortedFrames, open_renderer
-    from pipeline.data.datasets import frames_dataset
-    from pipeline.data.render.torch import crop, fit_windows
-
     plan = SortedFrames(32, motion=tables)
     positions = np.array([5, 0, 9])
     rows = plan.rows(1, dataset.ids[positions], dataset.sizes[positions])
@@ -184,8 +183,6 @@ def test_motion_is_the_mean_difference_of_small_grey_frames(made):
     target, paths = made
     dataset = api.open_dataset(target, "train", paths=paths)
     found = motion_of(dataset, 3)
-    from pipeline.data.datasets import frames_dataset
-
     images, first = frames_dataset(dataset), first_frames(dataset)[3]
     whole = np.stack(
         [images.pixels_of(int(first + t)).astype(float) @ (0.299, 0.587, 0.114) for t in range(24)]
@@ -195,6 +192,35 @@ def test_motion_is_the_mean_difference_of_small_grey_frames(made):
     assert found[0] == 0
     np.testing.assert_allclose(np.diff(found) / 256, expected, atol=0.35)  # JPEG's own scaling
     assert len(found) == 24
+
+
+def test_a_track_ends_where_its_patch_is_and_not_where_it_was(made):
+    """In pixels of the packed video."""
+    target, paths = made
+    dataset = api.open_dataset(target, "train", paths=paths)
+    images, firsts = frames_dataset(dataset), first_frames(dataset)
+    followed, stayed = [], []
+    for row in range(6):
+        found = tracks.tracks_of(dataset, row)
+        assert len(found) <= 2
+        assert np.array_equal(found, tracks.tracks_of(dataset, row))
+        for begin, end, *boxes in found.tolist():
+            assert begin >= 0
+            assert end == begin + 15 < dataset.sizes[row, 0]
+            first, last = (images.pixels_of(int(firsts[row] + t)).astype(float) for t in (begin, end))
+            cut = []
+            for image, (top, left, height, width) in (
+                (first, boxes[:4]),
+                (last, boxes[4:]),
+                (last, boxes[:4]),
+            ):
+                assert (height, width) == (32, 32)  # half the short side
+                cut.append(image[top : top + 32, left : left + 32].ravel())
+                assert len(cut[-1]) == 3 * 32 * 32  # inside
+            followed.append(np.corrcoef(cut[0], cut[1])[0, 1])
+            stayed.append(np.corrcoef(cut[0], cut[2])[0, 1])
+    assert len(followed) >= 6
+    assert np.mean(followed) > np.mean(stayed) + 0.1
 
 
 def test_what_is_known_of_a_video_is_computed_once(made, tmp_path, monkeypatch):
@@ -328,7 +354,10 @@ def run(made, *words):
             "Missing option '--target', or '--resume'",
         ),
         (("--target", "TARGET"), "Missing option '--task', or '--resume'"),
-        (("--task", "prediction", "--target", "TARGET", "--size", "30", "--small"), "multiples of 8"),
+        (
+            ("--task", "prediction", "--target", "TARGET", "--size", "30", "--small"),
+            "choose another --size or --batch-size",
+        ),
         (("--resume", "RUN", "--epochs", "3"), "--epochs is settled by the run that --resume continues"),
     ],
 )
@@ -379,7 +408,6 @@ def test_tasks_run_one_after_the_other(made, tmp_path):
     first = json.loads(result.stdout)
     assert [summary["task"] for summary in first] == ["egomotion", "tracking"]
     shutil.rmtree(tmp_path / "tracking")
-    logging.getLogger("pipeline").info("again")
     again = json.loads(run(made, *words, "--json").stdout)
     assert [summary["run"] for summary in again] == [str(tmp_path / "egomotion"), str(tmp_path / "tracking")]
     assert again[0] == first[0]

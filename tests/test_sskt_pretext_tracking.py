@@ -7,7 +7,7 @@ from test_sskt_pretext_tasks import SIDE, learn, open_task, tiny  # noqa: F401 -
 from torch import nn
 
 from sskt.methods.pretext import tracking
-from sskt.methods.pretext.tracker import candidates, follow
+from sskt.methods.pretext.tracker import _step, candidates, follow
 from sskt.methods.pretext.tracking import choose, hinges, own_patches, random_others
 
 
@@ -54,8 +54,6 @@ def test_a_match_is_the_largest_correlation_of_a_plain_search():
                 if 0 <= top <= 12 and 0 <= left <= 18:
                     window = after[top : top + 12, left : left + 12].ravel()
                     best = max(best, (np.corrcoef(template, window)[0, 1], (top, left)))
-        from sskt.methods.pretext.tracker import _step
-
         ends, scores = _step(torch.from_numpy(now), torch.from_numpy(after), torch.tensor([corner]))
         assert tuple(ends[0].tolist()) == best[1]
         assert float(scores[0]) == pytest.approx(best[0], abs=1e-9)

@@ -194,7 +194,8 @@ def _open_splits(
     chosen = choosing(train, share)
     if share and not chosen.any():
         if val_share:
-            raise RunError(f"--val-share {share:g}: no class of {target} has two samples; give --val-share 0")
+            remedy = "give --val-share 0" if tests else "add some"
+            raise RunError(f"--val-share {share:g}: no class of {target} has two samples; {remedy}")
         share = 0.0
     if not share:
         log.info("no epoch is chosen: the student is the last epoch's, which the test split scores once")
