@@ -10,9 +10,11 @@ import click
 from pipeline.commands.cache import cache
 from pipeline.commands.ensemble import ensemble
 from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
 from pipeline.commands.front import FrontDoor
 from pipeline.commands.listings import recipes, sources, targets
 from pipeline.commands.precompute import precompute, prepare
+from pipeline.commands.predict import predict
 from pipeline.commands.pretext import pretext
 from pipeline.commands.probe import probe
 from pipeline.commands.reproduce import reproduce
@@ -35,8 +37,8 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, probe, sources, targets, pretext, train, evaluate, cache, recipes, reproduce,
-    sweep, explain, ensemble,
+    demo, prepare, precompute, probe, sources, targets, pretext, train, evaluate, predict, export, cache,
+    recipes, reproduce, sweep, explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)
 

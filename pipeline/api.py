@@ -14,6 +14,8 @@ from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.series import pretext_or_resume
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
+from pipeline.train.finished.export import export
+from pipeline.train.finished.predict import Predictions, predict
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.pretext.run import pretext
 from pipeline.train.run import resume, train
@@ -28,6 +30,7 @@ __all__ = [
     "Grid",
     "OwnLoopData",
     "Paths",
+    "Predictions",
     "Shrink",
     "TrainingBatch",
     "choose_execution",
@@ -35,10 +38,12 @@ __all__ = [
     "estimate",
     "evaluate",
     "explain",
+    "export",
     "open_dataset",
     "open_training_data",
     "paths_of",
     "precompute",
+    "predict",
     "prepare",
     "pretext",
     "pretext_or_resume",

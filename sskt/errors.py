@@ -43,6 +43,14 @@ class SettingError(RunError):
         self.parameter, self.sentence = parameter, sentence
 
 
+class TooFewLabelsError(RunError):
+    """A probe cannot be fitted: too few samples have a label. `what` is the sentence without its remedy."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+
+
 def shown(text: str, *, keep: str = "") -> str:
     r"""`text` on one line: unprintable characters, except those in `keep`, become \xNN or \uNNNN."""
     return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)

@@ -471,6 +471,6 @@ def test_what_can_only_be_meant_one_way_is_taken(bench):
     assert again["test_top1"] == api.evaluate(out)["test_top1"]
     assert len(open_training_data(target, sources=source, labels="cached", limit=4, batch_size=np.int64(2),
                                 paths=paths, augmentation=augmentation)) == 2  # fmt: skip
-    grid = Grid("imagenet", 3, np.float64(0.5), transfer_modules=True, seeds=np.int8(2))
-    assert grid == Grid((("imagenet",),), (3,), (0.5,), (True,), 2)
+    grid = Grid("imagenet", 3, np.float64(0.5), vary={"transfer_module": True}, seeds=np.int8(2))
+    assert grid == Grid((("imagenet",),), (3,), (0.5,), {"transfer_module": (True,)}, 2)
     assert Grid(("imagenet", ["places365", "imagenet"]), 3, 1).sources[1] == ("places365", "imagenet")

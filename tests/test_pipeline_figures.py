@@ -22,7 +22,7 @@ from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
 from pipeline.studies import explain, series, sweep
 from pipeline.studies.series import matches, train_or_resume
-from pipeline.studies.sweep_grid import Grid
+from pipeline.studies.sweep_grid import Grid, panels_of
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import read_summary
 from sskt.errors import RunError
@@ -105,7 +105,7 @@ def test_several_students_are_set_beside_one_picture(project, tmp_path):
 def test_a_sweep_reads_one_store_and_goes_on_where_it_was(project, tmp_path):
     _folder, common = project
     a, b = (f"program:{save_program(tmp_path / f'{name}.pt2', Tiny(seed))}" for seed, name in enumerate("ab"))
-    grid = Grid(((a,), (a, b)), (1.0, 3.0), (0.1, 1.0, 2.0), (False, True))
+    grid = Grid(((a,), (a, b)), (1.0, 3.0), (0.1, 1.0, 2.0), {"transfer_module": (False, True)})
     settings = {"out": tmp_path / "sweep", "views": 1, "overrides": QUICK, **common}
     rows = api.sweep("digits", grid, **settings)
     assert len(rows) == 1 + 2 * 2 * 2 * 3
@@ -131,6 +131,82 @@ def test_a_sweep_reads_one_store_and_goes_on_where_it_was(project, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(RunError, match="a sweep needs at least one"):
         api.sweep("digits", Grid((), (1.0,), (0.1,)), **settings)
+
+
+def test_a_sweep_varies_settings_and_has_a_student_from_scratch_for_each(project, tmp_path):
+    _folder, common = project
+    a, b = (f"program:{save_program(tmp_path / f'{name}.pt2', Tiny(seed))}" for seed, name in enumerate("ab"))
+    probe = f"probe:{a}+{b}"
+    vary = {"probe_weight": (0.5, 0.9), "labels_per_class": (2,)}
+    grid = Grid(((a,), (a, probe), (probe,)), (1.0, 3.0), (0.1,), vary)
+    settings = {"out": tmp_path / "sweep", "views": 2, "overrides": QUICK, **common}
+    rows = api.sweep("digits", grid, **settings)
+    columns = ("sources", "labels_per_class", "probe_weight", "temperature")
+    both = f"{a}+{probe}"
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        ("", 2, None, None), (a, 2, None, 1.0), (a, 2, None, 3.0),
+        (both, 2, 0.5, 1.0), (both, 2, 0.5, 3.0), (both, 2, 0.9, 1.0), (both, 2, 0.9, 3.0),
+        (probe, 2, 0.5, None), (probe, 2, 0.9, None),
+    ]  # fmt: skip
+    runs = {
+        path.name: json.loads((path / "config.json").read_text()) for path in settings["out"].glob("*-seed0")
+    }
+    assert len(runs) == len(rows)
+    config = runs["a+probe-a+b-labels-per-class-2-probe-weight-0.5-T3-alpha0.1-seed0"]
+    assert (config["labels_per_class"], config["probe_weight"], config["temperature"]) == (2, 0.5, 3.0)
+    assert config["sources"] == [a, probe]
+    scratch = runs["scratch-labels-per-class-2-seed0"]
+    assert (scratch["method"], scratch["labels_per_class"]) == ("scratch", 2)
+    before = {path: path.stat().st_mtime_ns for path in settings["out"].rglob("summary.json")}
+    assert api.sweep("digits", grid, **settings) == rows
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    save_program(tmp_path / "b.pt2", Tiny(7))
+    with pytest.raises(RunError, match="was fitted on other stores than are there now"):
+        api.sweep("digits", Grid(((probe,),), (1.0,), (0.1,), vary), **settings)
+
+
+def test_a_figure_has_an_axis_for_every_distinct_panel(tmp_path):
+    probe = "probe:imagenet+places365"
+    vary = {"aux_loss": ("ce", "cosine"), "epochs": (1, 2)}
+    panels = panels_of(Grid((("imagenet",), (probe,)), (1.0, 3.0), (0.1,), vary), 10, {})
+    assert [len(panel.points) for panel in panels[0]] == [2, 2, 1, 1], "cosine reads no temperature"
+    assert [panel.scratch.name for panel in panels[0]] == ["scratch-epochs-1", "scratch-epochs-2"] * 2
+    points = [point for row in panels for panel in row for point in (panel.scratch, *panel.points)]
+    rows = {point.name: {"mean": 50.0 + len(point.name), "diverged": 0} for point in points}
+    figure = sweep.draw("digits", panels, rows)
+    shown = [axis.axison for axis in figure.axes[:8]]
+    assert shown == [True] * 4 + [True, True, False, False]
+    assert "from scratch 66.0 %" in figure.axes[4].get_title().replace("\n", " ")
+    texts = [text.get_text() for text in figure.axes[4].texts]
+    assert texts == [f"{rows[panels[1][0].points[0].name]['mean']:.1f}"]
+    assert panels[1][0].points[0].name == "probe-imagenet+places365-epochs-1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--vary", "probe-weight=0.5,lots"], "probe-weight: 'lots' is not a valid float range"),
+        (["--vary", "aux-loss=ce,kl"], "aux-loss: 'kl' is not one of"),
+        (["--vary", "schedule"], "'schedule' is not NAME=V,V"),
+        (["--vary", "temperature=1,2"], "temperature has an option of its own, --temperatures"),
+        (["--vary", "teacher-bn=frozen"], "'teacher-bn' cannot be varied, expected one of"),
+        (["--vary", "mixup=0,0.2", "--vary", "mixup=1"], "mixup is given twice"),
+        (["--vary", "epochs=1,2", "--epochs", "3"], "--epochs and --vary epochs both set it"),
+        (["--vary", "mixup=0,-1"], "mixup: -1.0 is not in the range"),
+        (["--vary", "probe-weight=0.5,0.9"], "the grid varies probe_weight, which no student of"),
+        (["--vary", "label-smoothing=0,2"], "is 2.0, expected"),
+        (["--vary", "model=resnet20,resnet21"], "model 'resnet21' is unknown"),
+        (["--sources", "probe"], "probe is fitted on whatever is stored"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_runs(tmp_path, words, said):
+    source = f"program:{save_program(tmp_path / 'a.pt2')}"
+    asked = ["sweep", "--target", "digits", "--sources", source, "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*asked, "--cache-dir", str(tmp_path / "stores"), *words])
+    assert result.exit_code != 0
+    assert said in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.zarr"))
 
 
 def test_the_command_line_sweeps_and_explains(project, tmp_path):

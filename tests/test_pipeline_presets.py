@@ -74,6 +74,76 @@ def test_settings_of_heads_are_not_ignored_where_a_probe_is_alone(folder, tmp_pa
     run(folder, "train", "--out", str(tmp_path / "run"), *own)
 
 
+def test_a_source_of_which_nothing_is_stored_teaches_live_by_the_fast_recipe(folder, tmp_path):
+    short = ("--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "6")
+    elsewhere = ("--cache-dir", str(tmp_path / "stores"))
+    said = run(folder, "train", *elsewhere, *short)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["recipe"], config["labels"]) == ("fast", "live")
+    assert config["sources"] == [f"program:{folder / 'tiny.pt2'}"]
+    told = [line for line in said.splitlines() if line.startswith("--preset best: nothing is stored of")]
+    assert len(told) == 1
+    assert "teaches live by source heads, as with --preset paper --recipe fast" in told[0]
+    # who wants stored rows, or a probe, is not given anything else
+    for words in (("--labels", "cached"), ("--probe-weight", "0.5"), ("--source", "probe:imagenet"),
+                  ("--source", "imagenet@pooled")):  # fmt: skip
+        refused = run(folder, "train", *elsewhere, *words, "--out", str(tmp_path / "no"), code=1)
+        assert "there is no store of " in refused
+        assert "a probe is fitted on stored rows; run `sskt precompute --source " in refused
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_a_live_run_has_stored_is_what_a_probe_of_the_next_is_fitted_on(folder, tmp_path):
+    """Its held-out images are not in that store."""
+    words = ("--epochs", "1", "--batch-size", "6", "--cache-dir", str(tmp_path / "stores"))
+    through = ("--labels", "write-through", "--views", "1")
+    run(folder, "train", "--out", str(tmp_path / "live"), *words, *through)
+    run(folder, "train", "--out", str(tmp_path / "run"), *words)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["sources"], config["labels"]) == ([f"probe:program:{folder / 'tiny.pt2'}"], "cached")
+
+
+def test_without_a_source_and_a_store_the_way_on_is_said(folder, tmp_path):
+    target = f"imagefolder:{folder / 'pets'}"
+    words = ["train", "--target", target, "--cache-dir", str(tmp_path), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1
+    *_, last = result.output.splitlines()
+    assert f"there is no store of any source for {target}" in last
+    assert "run `sskt precompute --source places365 --source imagenet --target imagefolder:" in last
+    assert "or name a source that is asked live, such as --source imagenet" in last
+
+
+def few(root, counts):
+    """A folder of two classes with so many training images, and a store of them."""
+    rng = np.random.default_rng(1)
+    for split, numbers in (("train", counts), ("test", (1, 1))):
+        for name, level, n in zip(("dark", "light"), (60, 180), numbers, strict=True):
+            (root / "pets" / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(level - 40, level + 40, (40, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / "pets" / split / name / f"{i}.png")
+    save_program(root / "tiny.pt2", Tiny())
+    run(root, "precompute", "--views", "1")
+
+
+@pytest.mark.parametrize(
+    ("counts", "words", "remedy", "helps"),
+    [
+        ((2, 6), (), "add --val-share 0 to train on the held-out samples as well", ("--val-share", "0")),
+        ((4, 6), ("--labels-per-class", "1"), "keep more by --labels-per-class", ("--labels-per-class", "2")),
+        ((1, 6), (), "label at least two of each class", ("--preset", "paper")),
+    ],
+)
+def test_what_is_said_where_a_probe_has_too_few_labels_helps(tmp_path, counts, words, remedy, helps):
+    few(tmp_path, counts)
+    short = ("--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "4")
+    said = run(tmp_path, "train", *short, *words, code=1)
+    source = f"program:{tmp_path / 'tiny.pt2'}"
+    assert f"{remedy}, or learn by source heads, with --preset paper --source {source}" in said
+    run(tmp_path, "train", *short, *helps)
+
+
 @pytest.mark.parametrize(
     ("target", "recipe", "preset"),
     [

@@ -168,7 +168,7 @@ def test_a_run_whose_probe_had_other_stores_is_refused(project, tmp_path, monkey
 @pytest.mark.parametrize(
     ("sources", "more", "message"),
     [
-        (("probe",), {"labels_per_class": 1}, "label at least two of each class"),
+        (("probe",), {"labels_per_class": 1}, "keep more by --labels-per-class, or learn by source heads"),
         (
             ("probe:imagenet",),
             {},
@@ -181,7 +181,7 @@ def test_a_run_whose_probe_had_other_stores_is_refused(project, tmp_path, monkey
             {"labels": "live", "views": 3, "probe_views": "own"},
             "asks networks, and probe names none",
         ),
-        (("probe",), {"gradient_cosine": "record"}, "leave one of them out"),
+        (("probe",), {"gradient_cosine": "record"}, "is for the heads of sources, and probe, the only"),
         (("probe",), {"probe_weight": 1.5}, "probe_weight is 1.5, expected at least 0 and at most 1"),
         (("probe",), {"probe_views": "both"}, "probe_views is 'both', expected one of mean, own"),
         (

@@ -590,6 +590,36 @@ def test_mistyped_names_are_refused(bare):
         dry("S1", [], replace(bare, paths=mistyped))
 
 
+def test_a_probe_stands_in_beside_a_source_with_a_head(small, tiny_targets, tmp_path, monkeypatch):
+    _folder, paths, videos, stand_ins, _weights = small
+    two_classes = {"labels": np.arange(N) % 2}  # of three samples each, for the probe's folds
+    monkeypatch.setattr(
+        opening, "load_dataset", lambda spec, split, **_: replace(few(spec, split, videos), **two_classes)
+    )
+    places, imagenet = stand_ins["places365"], stand_ins["imagenet"]
+    probe = f"probe:{imagenet}+{places}"
+    campaign = short(tmp_path, paths, seeds=1, views=2)
+    for _ in range(2):  # the second time from the report's runs
+        (result,) = api.reproduce("S1", campaign, rows=["12"], stand_ins={**stand_ins, "imagenet": probe})
+    config = json.loads((campaign.folder(result.row.name, 0) / "config.json").read_text())
+    assert (config["sources"], config["transfer_module"]) == ([places, probe], True)
+    assert any(mark.note.startswith(f"imagenet is {probe}, which teaches") for mark in result.marks)
+    assert result.sources == (places, probe)
+    assert result.stored == {("cifar10", places): 2 * N, ("cifar10", imagenet): 2 * N}
+
+
+def test_a_probe_alone_cannot_reproduce_a_row(bare):
+    probe = "probe:imagenet+places365"
+    beside = "1,2,3,4,5,10,11,12,13,14,15,16,17,18,23,24,25,26"
+    with pytest.raises(RunError, match=f"sskt-imagenet-ce has no other source; choose --rows {beside}, or "):
+        dry("S1", [], bare, imagenet=probe)
+    assert len(dry("S1", beside.split(","), bare, imagenet=probe)) == 18
+    with pytest.raises(RunError, match=r"choose rows of another source as well, or train .* --sources probe"):
+        dry("S1", ["6"], bare, imagenet=probe)
+    with pytest.raises(RunError, match=r"probe is fitted on whatever is stored.* probe:imagenet\+places365"):
+        dry("S1", ["10"], bare, imagenet="probe")
+
+
 def test_a_row_that_diverges_is_marked_and_the_others_go_on(small, tiny_targets, bare, monkeypatch):
     called = []
 

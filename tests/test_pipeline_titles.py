@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pipeline.runtime.figures import boxes, fitted, lettering
 from pipeline.studies import explain, sweep
-from pipeline.studies.sweep_grid import Grid
+from pipeline.studies.sweep_grid import Grid, panels_of
 from pipeline.train import confusion
 
 NAMES = [
@@ -31,11 +31,17 @@ def test_titles_of_a_sweep_fit(name, grid):
     n_temperatures, n_alphas = grid
     sources = ((f"program:/a/{name}.pt2",), (f"program:/a/{name}.pt2", "imagenet", f"run:/b/{name}"))
     swept = Grid(
-        sources, (1.0, 3.0, 5.0, 10.0)[:n_temperatures], (0.1, 0.5, 1.0, 2.0)[:n_alphas], (False, True)
+        sources,
+        (1.0, 3.0, 5.0, 10.0)[:n_temperatures],
+        (0.1, 0.5, 1.0, 2.0)[:n_alphas],
+        {"transfer_module": (False, True)},
     )
-    rows = [{"mean": 50.0 + n, "diverged": 0} for n in range(1 + 4 * n_temperatures * n_alphas)]
+    panels = panels_of(swept, 10, {})
+    points = [panel.scratch for row in panels for panel in row]
+    points += [point for row in panels for panel in row for point in panel.points]
+    rows = {point.name: {"mean": 50.0 + n, "diverged": 0} for n, point in enumerate(points)}
     with lettering(name):
-        figure = sweep.draw(f"{name}, resnet20, 3 epochs, test top-1 in %", swept, rows)
+        figure = sweep.draw(f"{name}, resnet20, 3 epochs, test top-1 in %", panels, rows)
         figure.draw_without_rendering()
     titles = [axis.title for axis in figure.axes[:4]]
     assert all(inside(text, figure.bbox) for text in (figure._suptitle, *titles))

@@ -139,6 +139,22 @@ def test_a_plain_layer_computes_in_fp32_whatever_is_around_it_and_so_does_a_copy
 
 
 # of 3D ResNets on clips of 112 px: channels in and out, frames, side, kernel, stride
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, "fp32"),  # the slower one there
+        ({"cpu_name": "AMD EPYC 9R14", "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC 7763"}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_a_cpu_takes_bf16_only_where_it_is_faster(found, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert student_precision("auto", CPU) == chosen
+    assert student_precision("bf16", CPU) == "bf16", "which is the user's choice"
+
+
 SHAPES = {
     "layer3, 16 frames": (256, 256, 2, 7, 3, 1),
     "layer2, 16 frames": (128, 128, 4, 14, 3, 1),
@@ -154,11 +170,11 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_gradients_of_3d_resnets_are_right_in_this_machines_precision(name, tmp_path):
+def test_gradients_of_3d_resnets_are_right_in_bf16(name, tmp_path):
     """cases/gen_16: bf16 kernels for AVX512-BF16 get the weight gradient wrong where two frames are left."""
-    amp = student_precision("auto", CPU)
-    if amp == "fp32":
-        pytest.skip("students train in fp32 here, there is no bf16 kernel")
+    amp, found = "bf16", torch.cpu.get_capabilities()
+    if not found.get("avx512_bf16") and not found.get("amx_bf16"):
+        pytest.skip("this CPU has no bf16 kernel")
     c_in, c_out, frames, side, kernel, stride = SHAPES[name]
     torch.manual_seed(0)
     taps = (kernel,) * 3 if isinstance(kernel, int) else kernel

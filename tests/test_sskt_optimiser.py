@@ -156,10 +156,12 @@ def test_what_adam_does_not_have_is_refused():
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
 def test_an_average_is_that_of_the_steps(decay):
-    """Of weights and batch norm statistics alike, the share of the first ones shrinking from step 1 on."""
+    """As in earlier runs, of weights and batch norm statistics alike, the share of the first ones shrinking
+    from step 1 on.
+    """
     torch.manual_seed(0)
     student = build_student("resnet20", 4, {"a": 3}, transfer_module=False)
-    average, expected = AveragedStudent(student, decay), {}
+    average, expected = AveragedStudent(student, decay, matched=False), {}
     for step in range(12):
         with torch.no_grad():
             for weight in student.parameters():
@@ -180,6 +182,26 @@ def test_an_average_is_that_of_the_steps(decay):
     assert isinstance(average.module, Student)
     assert isinstance(average, AveragedModel)
     assert not any(weight.requires_grad for weight in average.parameters())
+
+
+@pytest.mark.parametrize(("decay", "n_steps", "lag"), [(0.5, 40, 1.0), (0.96, 400, 24.0)])
+def test_statistics_lag_as_far_as_the_averaged_weights(decay, n_steps, lag):
+    """Of weights that are t at step t, and of activations whose mean is t there, as a batch norm averages it:
+    those weights are t - lag, and the mean t - 9, or t - lag if that is less.
+    """
+    student = build_student("resnet20", 4, {}, transfer_module=False)
+    average, earlier = AveragedStudent(student, decay), AveragedStudent(student, decay, matched=False)
+    weight, mean = student.backbone.bn1.weight, student.backbone.bn1.running_mean
+    for step in range(n_steps):
+        with torch.no_grad():
+            weight.fill_(step)
+            mean.lerp_(torch.full_like(mean, step), 0.1)
+        for each in (average, earlier):
+            each.update_parameters(student)
+    found = [(n_steps - 1 - norm.weight[0], n_steps - 1 - norm.running_mean[0])
+             for norm in (average.module.backbone.bn1, earlier.module.backbone.bn1)]  # fmt: skip
+    assert found[0] == (pytest.approx(lag, abs=0.3), pytest.approx(max(lag, 9.0), abs=0.3))
+    assert found[1] == (pytest.approx(lag, abs=0.3), pytest.approx(lag + 9.0, abs=0.3))
 
 
 def test_a_student_that_cannot_be_copied_has_no_average():

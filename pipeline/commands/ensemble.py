@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.option_kinds import as_argument, folder_option, options, text_option
-from pipeline.commands.options import CACHE_DIR, CLIPS, DATA_DIR, HOW, JSON, build_execution
+from pipeline.commands.option_kinds import as_argument, folder_option, options
+from pipeline.commands.options import CACHE_DIR, CLIPS, DATA_DIR, HOW, JSON, MOVED, build_execution
 from pipeline.commands.output import show, tell
 from pipeline.commands.told import paths_of
 
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     CLIPS,
     folder_option("--out", None, "Folder to write ensemble.json to. [default: it is not written]"),
     as_argument("execution", build_execution, *HOW),
-    text_option(
-        "--target",
-        "Where the dataset is now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
-    ),
+    MOVED,
     DATA_DIR,
     CACHE_DIR,
     JSON,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.option_kinds import as_argument, options, text_option
-from pipeline.commands.options import CACHE_DIR, CLIPS, DATA_DIR, HOW, JSON, build_execution
+from pipeline.commands.option_kinds import as_argument, folder_option, options
+from pipeline.commands.options import BEST, CACHE_DIR, CLIPS, DATA_DIR, HOW, JSON, MOVED, build_execution
 from pipeline.commands.output import show, tell, tell_json
 from pipeline.commands.told import paths_of
 
@@ -19,19 +19,23 @@ if TYPE_CHECKING:
 @click.command()
 @options(
     click.argument("run", type=click.Path(path_type=Path)),
-    CLIPS,
-    click.option("--best", is_flag=True, help="Score the student of the best epoch instead of the last one."),
-    as_argument("execution", build_execution, *HOW),
-    text_option(
-        "--target",
-        "Where the dataset is now: imagefolder:PATH or videofolder:PATH. [default: as recorded]",
+    folder_option(
+        "--on",
+        None,
+        "Score it on this folder instead, whose class folders are named as the run's classes. "
+        "[default: the target's test split]",
     ),
+    CLIPS,
+    BEST,
+    as_argument("execution", build_execution, *HOW),
+    MOVED,
     DATA_DIR,
     CACHE_DIR,
     JSON,
 )
 def evaluate(
     run: Path,
+    on: Path | None,
     clips: int | str,
     best: bool,
     execution: Execution,
@@ -39,20 +43,31 @@ def evaluate(
     as_json: bool,
     **_told: Any,
 ) -> None:
-    """Score a run's student on the test split.
+    """Score a run's student on the test split, or on another folder.
 
     Writes a confusion matrix into the run's folder. A video's answer is the mean over its clips. The data are
     looked for where the run found them, unless --target or --data-dir says otherwise.
+
+    With --on, folders that are none of the run's classes and classes without a folder are named, and left
+    out. Files that cannot be read are named and counted (n_unusable), and the exit status is 1.
     """
     from pipeline import api
 
     which = "best" if best else "last"
     figures = api.evaluate(
-        run, paths=paths_of(run), target=target, execution=execution, which=which, clips=clips
+        run, on=on, paths=paths_of(run), target=target, execution=execution, which=which, clips=clips
     )
+    _show(figures, as_json)
+    if figures.get("n_unusable"):
+        raise click.exceptions.Exit(1)
+
+
+def _show(figures: dict[str, Any], as_json: bool) -> None:
+    """Print the figures, and each class's."""
     if as_json:
         tell_json(figures)
         return
+    figures = dict(figures)
     by_class = figures.pop("classes")
     written = [figures.pop(name) for name in ("confusion_csv", "confusion_png") if name in figures]
     show([figures], as_json, " ".join(figures))

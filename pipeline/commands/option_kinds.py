@@ -92,11 +92,10 @@ def number_option(flag: str, text: str, *, positive: bool = True, default: float
     return click.option(flag, type=kind, default=default, show_default=default is not None, help=text)
 
 
-def choice_option(flag: str, values: str, default: str | None, text: str) -> Decorator:
+def choice_option(flag: str, values: str, default: str | None, text: str, **more: Any) -> Decorator:
     """One of some words, given as one string."""
-    return click.option(
-        flag, type=click.Choice(values.split()), default=default, show_default=default is not None, help=text
-    )
+    kind = click.Choice(values.split())
+    return click.option(flag, type=kind, default=default, show_default=default is not None, help=text, **more)
 
 
 def text_option(flag: str, text: str, name: str | None = None, **more: Any) -> Decorator:

@@ -112,6 +112,12 @@ CACHE_DIR = click.option(
     show_envvar=True,
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+MOVED = text_option(
+    "--target", "Where the dataset is now: imagefolder:PATH or videofolder:PATH. [default: as recorded]"
+)
+BEST = click.option(
+    "--best", is_flag=True, help="Take the student of the best epoch instead of the last one."
+)
 LIMIT = count_option("--limit", "Use a fixed stratified subset of N training samples.")
 UNLABELLED = click.option(
     "--unlabelled",

@@ -35,6 +35,7 @@ from pipeline.commands.options import (
     build_target,
 )
 from pipeline.commands.output import new_run_folder, show, tell, tell_json
+from pipeline.commands.varied import require_once, varied
 
 if TYPE_CHECKING:
     pass
@@ -83,7 +84,8 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
         "sources",
         multiple=True,
         required=True,
-        help="One set of sources, e.g. places365+imagenet. Repeatable: one row of panels per set.",
+        help="One set of sources, e.g. places365+imagenet or probe:places365+imagenet. Repeatable: one row "
+        "of panels per set.",
     ),
     click.option(
         "--temperatures",
@@ -101,8 +103,13 @@ def demo(cache_dir: str, out: Path | None, seeds: int, threads: int, as_json: bo
         callback=_numbers,
         help="Alphas to try.",
     ),
-    choice_option(
-        "--transfer-module", "no yes both", "no", "Without, with, or one column of panels for each."
+    click.option(
+        "--vary",
+        multiple=True,
+        metavar="NAME=V,V",
+        callback=varied,
+        help="Values of another option of sskt train, e.g. transfer-module=no,yes, probe-weight=0.5,0.9 or "
+        "labels-per-class=1,5,25. Repeatable: one column of panels for every combination.",
     ),
     choice_option(
         "--aux-loss",
@@ -136,7 +143,7 @@ def sweep(
     sources: tuple[str, ...],
     temperatures: tuple[float, ...],
     alphas: tuple[float, ...],
-    transfer_module: str,
+    vary: dict[str, tuple[Any, ...]],
     aux_loss: str | None,
     seeds: int,
     recipe: str,
@@ -146,25 +153,22 @@ def sweep(
     as_json: bool,
     **what: Any,
 ) -> None:
-    """Train over temperature and alpha, and plot the accuracy.
+    """Train over temperature, alpha and other settings, and plot the accuracy.
 
-    The picture is that of the paper's figure 4. All runs read the same stores. Finished runs are skipped and
-    stopped ones go on.
+    The picture is that of the paper's figure 4; with --vary transfer-module=no,yes, all of it. All runs read
+    the same stores. Finished runs are skipped and stopped ones go on.
     """
     from pipeline import api
     from pipeline.data import target_slug
     from sskt.sources import split_names
 
-    modules = {"no": (False,), "yes": (True,), "both": (False, True)}[transfer_module]
-    grid = api.Grid(tuple(split_names(names) for names in sources), temperatures, alphas, modules, seeds)
+    require_once(vary)
+    grid = api.Grid(tuple(split_names(names) for names in sources), temperatures, alphas, vary, seeds)
     out = out or Path("runs") / f"sweep-{target_slug(target)}"
     overrides = {"recipe": recipe, "epochs": epochs, "aux_loss": aux_loss}
+    overrides = {name: value for name, value in overrides.items() if name not in vary}
     rows = api.sweep(target, grid, out=out, amp=student_amp, overrides=overrides, **what)
-    show(
-        rows,
-        as_json,
-        "target model sources transfer_module aux_loss temperature alpha mean std seeds diverged",
-    )
+    show(rows, as_json, " ".join(rows[0]))
     if not as_json:
         for path in sorted(out.glob("sweep.*")):
             tell(str(path))

@@ -188,7 +188,7 @@ _LABELS = "Few labels"
             "--amp",
             "auto fp32 bf16 fp16",
             "auto",
-            "Precision of the student; auto: bf16 where the device has it.",
+            "Precision of the student; auto: bf16 where that is faster than fp32.",
         ),
         click.option("--compile", "compiled", is_flag=True, help="Compile the student's step."),
     ),

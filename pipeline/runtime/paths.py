@@ -10,7 +10,7 @@ from cache import Location, local_path
 from pipeline.runtime import coerce
 from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError, quoted
-from sskt.sources import Contract, at_output, kind_of, network_of, output_of, parse_source
+from sskt.sources import Contract, asked_of, at_output, kind_of, network_of, output_of, parse_source
 
 _DATA_DIR, _CACHE_DIR = "data", "stores"  # the commands' defaults
 
@@ -85,7 +85,10 @@ class Paths:
         return self.contracts.get(source, matching[0] if matching else None)
 
     def of(self, sources: Collection[str]) -> Paths:
-        """Keep only these sources' weights and contracts: a run would reject others as typos."""
+        """Keep only these sources' weights and contracts, of a probe those of the sources that it is fitted
+        on: a run would reject others as typos.
+        """
+        sources = {each for name in sources for each in (name, *asked_of(name))}
         return replace(
             self,
             weights={name: path for name, path in self.weights.items() if name in _with_networks(sources)},

@@ -120,7 +120,7 @@ def _matching_stores(request: DataRequest, sources: tuple[str, ...], named: bool
         try:
             store = request.matching(name)
         except StoreMismatch as no_match:
-            store = _store_without_held_out(request, name)
+            store = store_without_held_out(request, name)
             if store is not None:
                 stores[name] = store
                 continue
@@ -131,7 +131,7 @@ def _matching_stores(request: DataRequest, sources: tuple[str, ...], named: bool
             others.append((name, mismatch))
             continue
         if store is None:  # no store of this name; the same rows may be stored under another
-            store = _store_without_held_out(request, name)
+            store = store_without_held_out(request, name)
         if store is not None:
             stores[name] = store
     if others and not stores:
@@ -158,7 +158,7 @@ def _add_remedy(mismatch: StoreMismatch, request: DataRequest, source: str) -> S
     )
 
 
-def _store_without_held_out(request: DataRequest, name: str) -> Store | None:
+def store_without_held_out(request: DataRequest, name: str) -> Store | None:
     """A store that holds exactly the samples that this run trains on, without the held-out ones, if any."""
     try:
         store = replace(request, whole=None).matching(name)

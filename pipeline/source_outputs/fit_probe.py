@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from cache import Store, digest
 from pipeline.data import Dataset, Positions, subset
 from pipeline.source_outputs.probe_rows import StoredRows
-from sskt.errors import RunError
+from sskt.errors import TooFewLabelsError
 from sskt.metrics import class_precisions
 from sskt.probe import CrossFittedProbe, cross_fit, folds_of
 
@@ -136,15 +136,15 @@ def inputs_of(rows: StoredRows, answers: str) -> ProbeInputs:
 def fit_probe(name: str, rows: StoredRows, *, answers: str) -> RunProbe:
     """Fit a probe on the rows of the labelled samples, and say how good it is.
 
-    `answers`, one of PROBE_VIEWS, is what it will be asked about. Raises RunError for too few labels,
-    StoreIncomplete or StoreDamaged.
+    `answers`, one of PROBE_VIEWS, is what it will be asked about. Raises TooFewLabelsError, StoreIncomplete
+    or StoreDamaged.
     """
     started, dataset = perf_counter(), rows.dataset
     positions = fitted_positions(dataset)
     ids, truth = dataset.ids[positions], dataset.truth[positions]
     if len(positions) < 2:
-        raise RunError(
-            f"{name}: {dataset.target} has {len(positions)} labelled sample(s); label more of them"
+        raise TooFewLabelsError(
+            f"{name}: {dataset.target} has {len(positions)} labelled sample(s)", "label more of them"
         )
     folds = folds_of(truth, subset.draws(ids), dataset.classes)
     features, asked = rows_to_fit(rows, positions, answers=answers)

@@ -13,7 +13,7 @@ from pipeline.data import Dataset, join
 from pipeline.runtime import World
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views
-from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
+from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, store_without_held_out
 from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.pools import open_outputs, pool_stores
@@ -25,6 +25,10 @@ from sskt.errors import RunError, SettingError
 from sskt.sources import LOGITS_OUTPUT, MAP, asked_of, kind_of, network_of, output_kind, output_of
 
 log = logging.getLogger(__name__)
+
+
+class NothingStoredError(RunError):
+    """No source that a probe names has a store, or no source at all."""
 
 
 def probe_among(sources: tuple[str, ...]) -> str | None:
@@ -51,8 +55,8 @@ def open_with_probe(
     """The outputs of `sources`, a probe among them; `fitted` is the one that a run has started with. Ranks
     share the first one's probe: another processor's may differ in the last bits.
 
-    Raises RunError for a probe whose stores are missing, or are others than those that `fitted` was fitted
-    on, and for too few labels; and what `open_source_outputs` raises.
+    Raises RunError for a probe whose stores are missing (NothingStoredError if all are), or are others than
+    those that `fitted` was fitted on, TooFewLabelsError, and what `open_source_outputs` raises.
     """
     of_stores = labels in ("auto", "cached")
     _require_askable(labels, probe_views, of_stores=of_stores)
@@ -121,16 +125,30 @@ def _stores_of(request: DataRequest, name: str) -> dict[str, Store]:
     sources = asked_of(name)
     if not sources and (chosen := _stored_for_probe(request)):
         return chosen
-    stores = {source: store for source in sources if (store := request.matching(source)) is not None}
+    stores = {source: store for source in sources if (store := _store_of(request, source)) is not None}
     absent = tuple(source for source in sources if source not in stores)
     if absent or not sources:
         lacking = " and ".join(absent) or "any source"
         command = request.precompute_command(absent or LIVE_DEFAULT_SOURCES, None)
-        raise RunError(
+        error = RunError if stores else NothingStoredError
+        raise error(
             f"{name}: there is no store of {lacking} for {request.target} under {request.paths.cache_dir}, "
             f"and a probe is fitted on stored rows; run `{command}`"
         )
     return stores
+
+
+def _store_of(request: DataRequest, source: str) -> Store | None:
+    """The store of `source` that serves this run, or one of exactly the samples that it trains on. Raises
+    StoreMismatch.
+    """
+    try:
+        store = request.matching(source)
+    except StoreMismatch:
+        store = store_without_held_out(request, source)
+        if store is None:
+            raise
+    return store or store_without_held_out(request, source)
 
 
 def _stored_for_probe(request: DataRequest) -> dict[str, Store]:
@@ -149,7 +167,7 @@ def _stored_for_probe(request: DataRequest) -> dict[str, Store]:
         mismatch = None
         for name in (each for each in names if network_of(each) == network):
             try:
-                store = request.matching(name)
+                store = _store_of(request, name)
             except StoreMismatch as error:
                 mismatch = error
                 continue

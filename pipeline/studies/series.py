@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ from cache import flatten
 from pipeline.data import Augmentation, parse_target
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
+from pipeline.source_outputs.open_probed import probe_among
 from pipeline.train.backbone import default_model
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
-from pipeline.train.data import pools_of
+from pipeline.train.data import open_data, pools_of, splits_of
+from pipeline.train.method import require_learnable
 from pipeline.train.pretext.run import as_training, with_places
 from pipeline.train.resolve import resolve
 from pipeline.train.run import resume, train
-from pipeline.train.run_folder import read_config, read_summary
-from pipeline.train.splits import open_splits
+from pipeline.train.run_folder import read_config, read_probe, read_summary
+from pipeline.train.settle import require_sound
 from sskt.errors import RunError
 from sskt.methods import method_named
-from sskt.students import Backbone
+from sskt.sources import asked_of, kind_of
+from sskt.students import BACKBONES, Backbone
 
 
 def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
@@ -62,10 +66,34 @@ def pretext_or_resume(
 
 
 def precompute_once(target: str, sources: Sequence[str], **settings: Any) -> None:
-    """`precompute`, then wait until every rank has finished its units."""
+    """`precompute` these sources (see `networks_of`), then wait until every rank has finished its units."""
     with join_world(settings["execution"].device) as world:
-        precompute([target], sources, **settings)
+        precompute([target], networks_of(sources), **settings)
         world.broadcast(value=True)
+
+
+def networks_of(sources: Sequence[str]) -> tuple[str, ...]:
+    """These sources, and in place of a probe those that it is fitted on. Raises RunError for a probe that
+    names none.
+    """
+    for name in sources:
+        if not asked_of(name):
+            raise RunError(
+                f"{name} is fitted on whatever is stored, and a series says what it trains on; name its "
+                f"sources, such as {name}:imagenet+places365"
+            )
+    return tuple(dict.fromkeys(each for name in sources for each in asked_of(name)))
+
+
+def check_settings(target: str, **settings: Any) -> None:
+    """Raise RunError for settings of `train_or_resume` that no run of this target can have, as far as they
+    show without data and networks.
+    """
+    config = _planned(target, **settings)
+    if config.model not in BACKBONES and not config.is_own:
+        raise RunError(f"model {config.model!r} is unknown, expected one of {', '.join(BACKBONES)}")
+    require_sound(config)
+    require_learnable(config)
 
 
 def matches(target: str, out: Path, **settings: Any) -> bool:
@@ -73,19 +101,17 @@ def matches(target: str, out: Path, **settings: Any) -> bool:
     return _first_difference(out, _expected(target, **settings)) is None
 
 
-def _expected(
+def _planned(
     target: str,
     *,
-    paths: Paths,
     execution: Execution,
+    paths: Paths | None = None,  # noqa: ARG001 - so that it takes what `train_or_resume` takes
     augmentation: Augmentation | None = None,
     model: str | Backbone | None = None,
     **settings: Any,
-) -> dict[str, Any]:
-    """What `train` would write into config.json, as far as known without data and networks.
-
-    Leaves out what the caller lets `train` choose (sources, labels, views), and digests of source weights
-    that are not on this machine.
+) -> TrainConfig:
+    """The config of a run before its data and sources are opened; of its sources probes come last, as `train`
+    records them.
     """
     config = resolve(
         target,
@@ -95,6 +121,16 @@ def _expected(
         model=model or default_model(target, settings.get("method", "sskt")),
         **settings,
     )
+    return replace(config, sources=tuple(sorted(config.sources, key=lambda name: kind_of(name).is_fitted)))
+
+
+def _expected(target: str, *, paths: Paths, **settings: Any) -> dict[str, Any]:
+    """What `train` would write into config.json, as far as known without data and networks.
+
+    Leaves out what the caller lets `train` choose (sources, labels, views), and digests of source weights
+    that are not on this machine.
+    """
+    config = _planned(target, **settings)
     expected = {name: value for name, value in config.to_dict().items() if name not in SETTLED_BY_DATA}
     if config.val_share is None and not parse_target(target).is_own_folder:
         expected |= {"val_share": 0.0, "chosen_on": "test"}
@@ -102,8 +138,9 @@ def _expected(
         expected["sources"] = config.sources
     if method_named(config.method).needs and config.labels != "auto":
         expected["labels"] = config.labels
-    if config.views is not None:
-        expected["views"] = config.views
+    for name in ("views", "labelled_share"):
+        if (said := getattr(config, name)) is not None:
+            expected[name] = said
     with mute_remarks():
         expected["unlabelled"] = pools_of(config, paths)
     expected["labelled_list"] = config.labelled_list and weights_name(Path(config.labelled_list))
@@ -118,13 +155,9 @@ def _expected(
 
 def _require_same(target: str, out: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunError, naming the first setting in which the run in `out` differs."""
+    config = _planned(target, **settings)
     with mute_remarks():
-        splits = open_splits(
-            target,
-            paths=settings["paths"],
-            limit=settings.get("limit"),
-            val_share=settings.get("val_share"),
-        )
+        splits = splits_of(config, settings["paths"])
     expected = _expected(target, **settings) | {
         "classes": splits.train.classes,
         "contents": splits.contents(),
@@ -133,9 +166,14 @@ def _require_same(target: str, out: Path, settings: Mapping[str, Any]) -> None:
     }
     if different := _first_difference(out, expected):
         name, actual, wanted = different
+        remedy = f"add --student-amp {actual}, or choose" if name == "amp" else "choose"
         raise RunError(
-            f"{out}: was started with {name} {actual}, this series has {wanted}; choose another --out"
+            f"{out}: was started with {name} {actual}, this series has {wanted}; {remedy} another --out"
         )
+    if probe_among(config.sources) and (probe := read_probe(out)) is not None:
+        with mute_remarks(), join_world(settings["execution"].device) as world:
+            how = {name: settings[name] for name in ("execution", "paths")}
+            open_data(config, world=world, probe=probe, **how)  # refuses other stores than it was fitted on
 
 
 def _first_difference(out: Path, expected: Mapping[str, Any]) -> tuple[str, str, str] | None:

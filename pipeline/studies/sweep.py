@@ -1,5 +1,5 @@
-"""Accuracy over temperature and alpha (SSKT figure 4, supplement figure 2), compared with the student from
-scratch; all runs share one store.
+"""Accuracy over temperature, alpha and other settings (SSKT figure 4, supplement figure 2), compared with the
+student from scratch; all runs share one store.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ import csv
 import io
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cache import write_durably
 from pipeline.data import DEFAULT_VIEWS, Augmentation
 from pipeline.runtime import Execution, Paths, World, boxes, coerce, join_world, lettering
-from pipeline.studies.series import precompute_once, train_or_resume
+from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
-from pipeline.studies.sweep_grid import Grid, number_text, slugs_of
+from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
 from pipeline.train.divergence import DivergedError
 from pipeline.train.run_folder import read_config
 from sskt.errors import RunError
@@ -27,6 +26,7 @@ from sskt.errors import RunError
 log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 48  # characters of a target's name in the title, so that the title's end is not cut off
+_ALWAYS_SHOWN = ("model", "transfer_module", "aux_loss")  # settings with a column in every table
 
 
 def sweep(
@@ -44,15 +44,18 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train every student of the grid, and write sweep.csv (after every point) and sweep.png to `out`;
-    finished runs are skipped.
+    finished runs are skipped. `views` is ignored where the grid varies it.
 
-    Returns one dict per point, the student from scratch first. A run that diverges is counted and the others
-    continue, but with several ranks it stops all. Raises RunError for an empty grid, and whatever the stages
-    raise.
+    Returns one dict per student, those from scratch first: one, or one for each choice of varied settings
+    that they read. A student that would not read what tells two points apart is trained once. A run that
+    diverges is counted and the others continue, but with several ranks it stops all. Raises RunError for an
+    empty grid and for settings that no run can have, before anything runs, and whatever the stages raise.
     """
     target, out = coerce.text(target, "target"), coerce.path(out, "out")
-    if not all((grid.sources, grid.temperatures, grid.alphas, grid.transfer_modules)) or grid.seeds < 1:
-        raise RunError("a sweep needs at least one source, temperature, alpha and seed")
+    overrides = {"model": model, **(overrides or {})}
+    panels = _panels(grid, views, overrides)
+    every = list(chain.from_iterable(panels))
+    points = {point.name: point for point in (*(panel.scratch for panel in every), *_taught(every))}
     common: dict[str, Any] = {
         "augmentation": augmentation or Augmentation(),
         "paths": paths,
@@ -60,54 +63,68 @@ def sweep(
         "limit": limit,
     }
     with join_world(execution.device) as world:
+        for point in points.values():
+            check_settings(target, **common, amp=amp, **point.settings)
+        _tell_unread(every)
         sources = list(dict.fromkeys(name for names in grid.sources for name in names))
-        precompute_once(target, sources, views=views, **common)
-        settings = {**common, "model": model, "amp": amp}
-        rows: list[dict[str, Any]] = []
-        for point in _points(grid, views, overrides or {}):
-            settings["paths"] = paths.of(point.sources)
-            values = _values(target, point, grid.seeds, out, world, **settings)
-            rows.append(_row(point, out, values))
+        precompute_once(target, sources, views=max(grid.vary.get("views", (views,))), **common)
+        rows: dict[str, dict[str, Any]] = {}
+        for name, point in points.items():
+            settings = {**common, "paths": paths.of(point.sources), "amp": amp}
+            values = _values(target, point, grid.seeds, out, world, settings)
+            rows[name] = _row(point, out, values, grid)
             if len(rows) == 1:
-                split = _on_compared_split("test", read_config(out / f"{point.name}-seed0"))
+                split = _on_compared_split("test", read_config(out / f"{name}-seed0"))
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
-                log.info(
-                    f"temperatures and alphas are compared by the accuracy on the {split} split{as_papers}"
-                )
+                log.info(f"students are compared by the accuracy on the {split} split{as_papers}")
             if world.is_first:
-                _write(out / "sweep.csv", _csv(rows))
-        if world.is_first and rows[0]["mean"] is not None:
-            _draw_to(out / "sweep.png", _title(out / "scratch-seed0", rows[1]["aux_loss"]), grid, rows)
-    return rows
+                _write(out / "sweep.csv", _csv(list(rows.values())))
+        if world.is_first and any(rows[panel.scratch.name]["mean"] is not None for panel in every):
+            title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
+            _draw_to(out / "sweep.png", title, panels, rows)
+    return list(rows.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """One student of the grid."""
+def _panels(grid: Grid, views: int, overrides: Mapping[str, Any]) -> list[list[Panel]]:
+    """`panels_of`. Raises RunError for an empty grid, and for settings that are set twice or never read."""
+    if not all((grid.sources, grid.temperatures, grid.alphas)) or grid.seeds < 1:
+        raise RunError("a sweep needs at least one source, temperature, alpha and seed")
+    if twice := [name for name, value in overrides.items() if value is not None and name in grid.vary]:
+        raise RunError(
+            f"the grid varies {twice[0]}, and overrides set it to {overrides[twice[0]]}; leave one out"
+        )
+    panels = panels_of(grid, views, overrides)
+    _require_read(grid, overrides, list(chain.from_iterable(panels)))
+    return panels
 
-    name: str
-    sources: tuple[str, ...]
-    transfer_module: bool | None  # None: from scratch
-    settings: dict[str, Any]  # of `train`
+
+def _require_read(grid: Grid, overrides: Mapping[str, Any], panels: Sequence[Panel]) -> None:
+    """Raise RunError for a setting that would change nothing."""
+    read = {name for point in _taught(panels) for name in point.settings}
+    named = " and ".join("+".join(sources) for sources in grid.sources)
+    told = {name: f"{name} is {value}" for name, value in overrides.items() if value is not None}
+    for name, said in {**told, **{name: f"the grid varies {name}" for name in grid.vary}}.items():
+        if name not in read:
+            raise RunError(f"{said}, which no student of {named} reads; leave it out, or name other sources")
 
 
-def _points(grid: Grid, views: int, overrides: Mapping[str, Any]) -> Iterator[_Point]:
-    """Yield the student from scratch, then every combination."""
-    scratch = {**overrides, "method": "scratch", "views": views, "aux_loss": None}
-    yield _Point("scratch", (), None, scratch)
-    slugs = slugs_of(grid.sources)
-    for (sources, module), temperature, alpha in product(grid.panels(), grid.temperatures, grid.alphas):
-        settings = {
-            **overrides, "sources": sources, "labels": "cached", "views": views, "transfer_module": module,
-            "temperature": temperature, "alpha": alpha,
-        }  # fmt: skip
-        slug = slugs[sources] + ("-tm" if module else "")
-        name = f"{slug}-T{number_text(temperature)}-alpha{number_text(alpha)}"
-        yield _Point(name, sources, module, settings)
+def _taught(panels: Sequence[Panel]) -> list[Point]:
+    return [point for panel in panels for point in panel.points]
+
+
+def _tell_unread(panels: Sequence[Panel]) -> None:
+    """Say where temperatures and alphas do not matter, so that there are fewer runs than asked for."""
+    for sources in dict.fromkeys(panel.sources for panel in panels if not has_heads(panel.sources)):
+        log.info(
+            f"{sources[0]} teaches alone, without source heads: temperature, alpha and other settings of "
+            f"source heads do not matter, and equal runs are trained once"
+        )
+    if any(has_heads(panel.sources) and panel.temperatures == (None,) for panel in panels):
+        log.info("--aux-loss cosine and smooth-l1 read no temperature: one run for all of them")
 
 
 def _values(
-    target: str, point: _Point, seeds: int, out: Path, world: World, **settings: Any
+    target: str, point: Point, seeds: int, out: Path, world: World, settings: Mapping[str, Any]
 ) -> list[float | None]:
     """The metric for each seed; None if it diverged."""
     values: list[float | None] = []
@@ -126,19 +143,23 @@ def _values(
     return values
 
 
-def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, Any]:
-    """One point of the grid, with the mean over the seeds that did not diverge."""
+def _row(point: Point, out: Path, values: Sequence[float | None], grid: Grid) -> dict[str, Any]:
+    """One student, with the mean over the seeds that did not diverge; settings that it does not read are
+    None.
+    """
     config = read_config(out / f"{point.name}-seed0")
-    taught = point.transfer_module is not None
+    heads = bool(point.sources) and has_heads(point.sources)
+    varied = {name: point.settings.get(name) for name in grid.vary if name not in _ALWAYS_SHOWN}
     reached = [value for value in values if value is not None]
     return {
         "target": config["target"],
         "model": config["model"],
         "sources": "+".join(point.sources),
-        "transfer_module": point.transfer_module,
-        "aux_loss": config["aux_loss"] if taught else None,
-        "temperature": config["temperature"] if taught else None,
-        "alpha": config["alpha"] if taught else None,
+        "transfer_module": point.settings.get("transfer_module", False) if heads else None,
+        "aux_loss": config["aux_loss"] if heads else None,
+        **varied,
+        "temperature": config["temperature"] if "temperature" in point.settings else None,
+        "alpha": config["alpha"] if "alpha" in point.settings else None,
         "mean": statistics.mean(reached) if reached else None,
         "std": statistics.stdev(reached) if len(reached) > 1 else None,
         "seeds": len(reached),
@@ -146,27 +167,34 @@ def _row(point: _Point, out: Path, values: Sequence[float | None]) -> dict[str, 
     }
 
 
-def _draw_to(path: Path, title: str, grid: Grid, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_to(
+    path: Path, title: str, panels: Sequence[Sequence[Panel]], rows: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Save the figure of `draw` as a PNG."""
     image = io.BytesIO()
-    with lettering(title, *map(panel_title, grid.panels())) as missing:
-        draw(title, grid, rows).savefig(image, dpi=150, format="png")
+    with lettering(title, *map(panel_title, chain.from_iterable(panels))) as missing:
+        draw(title, panels, rows).savefig(image, dpi=150, format="png")
     _write(path, image.getvalue())
     if missing:
         log.info(f"{path}: {boxes(missing)}")
 
 
-def _title(run: Path, aux_loss: str) -> str:
-    """The figure's title, from one run's config."""
+def _title(run: Path, rows: Sequence[Mapping[str, Any]], grid: Grid) -> str:
+    """The figure's title, from one run's config and the table: what all runs share."""
     config = read_config(run)
     split = _on_compared_split("test", config)
     metric = f"{split} mAP" if config["primary_loss"] == "bce" else f"{split} top-1"
     target, epochs = config["target"], config["epochs"]
     if len(target) > _LONGEST_NAME:
         target = target[: _LONGEST_NAME - 1] + "…"
-    trained = f"{epochs} epoch{'' if epochs == 1 else 's'}"
-    what = f"{target}, {config['model']}, {trained}, auxiliary loss {aux_loss}"
-    return f"{what}, {metric} in %"
+    aux_loss = next((row["aux_loss"] for row in rows if row["aux_loss"]), None)
+    shared = {
+        "model": config["model"],
+        "epochs": f"{epochs} epoch{'' if epochs == 1 else 's'}",
+        "aux_loss": f"auxiliary loss {aux_loss}" if aux_loss else "",
+    }
+    words = [words for name, words in shared.items() if words and name not in grid.vary]
+    return ", ".join((target, *words, f"{metric} in %"))
 
 
 def _on_compared_split(name: str, settings: Mapping[str, Any]) -> str:

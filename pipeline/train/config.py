@@ -25,7 +25,7 @@ OWN_MEAN = "own"  # that such a backbone defines itself
 # known only when a run's data and sources are open
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
-    "chosen_on", "plain_layers", "unlabelled", "labelled_list", "teacher_temperature",
+    "chosen_on", "plain_layers", "unlabelled", "labelled_list", "labelled_share", "teacher_temperature",
 )  # fmt: skip
 
 
@@ -185,6 +185,7 @@ class TrainConfig:
     sketch_dim: int | None = None  # channels of a vertex; None: as many as `vertices` usually has
     rep_weight: float = 1.0
     rep_temperature: float = 1.0
+    ema_matched: bool = False  # the statistics of batch norms lag as far as the averaged weights, not further
 
     @property
     def settings(self) -> MethodConfig:

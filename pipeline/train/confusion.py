@@ -26,14 +26,16 @@ _LARGEST_PT, _SMALLEST_PT = 9.0, 5.0  # of a number in a cell
 _DIGIT = 0.64  # width of a digit, of its size
 
 
-def write_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path) -> dict[str, str]:
+def write_confusion(
+    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path, name: str = "confusion"
+) -> dict[str, str]:
     """Write confusion.csv, counts with true classes as rows, and confusion.png, whose colours are fractions
-    of each true class, with counts in cells that are large enough.
+    of each true class, with counts in cells that are large enough; `name` is that of both files.
 
     `matrix`: int64 (C, C). Returns the paths by kind. Raises RunError if they cannot be written.
     """
     classes = tuple(map(shown, classes))
-    paths = {"confusion_csv": folder / "confusion.csv", "confusion_png": folder / "confusion.png"}
+    paths = {f"confusion_{kind}": folder / f"{name}.{kind}" for kind in ("csv", "png")}
     try:
         with paths["confusion_csv"].open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

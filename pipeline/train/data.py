@@ -26,13 +26,14 @@ from pipeline.data import (
 from pipeline.runtime import Execution, Paths, World, require_named
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
-from pipeline.source_outputs.open_probed import open_with_probe, probe_among
+from pipeline.source_outputs.open_probed import probe_among
 from pipeline.source_outputs.pools import open_outputs
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.source_outputs.stored import stored_teachers
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
+from pipeline.train.open_probe import open_probe
 from pipeline.train.pretext.data import PretextVideos, open_pretext
 from pipeline.train.splits import Splits, open_splits
 from sskt.errors import RunError, shown
@@ -73,26 +74,15 @@ def open_data(
     world: World,
     require_data: Callable[[Splits], None] | None = None,
     probe: RunProbe | None = None,
+    of_preset: bool = False,
 ) -> TrainingData:
     """Open everything that a student learns from, as `config` says; `probe` is that of a run that continues.
 
-    `require_data` may refuse the splits before any source is opened. Raises what opening datasets, stores and
-    sources raises.
+    `of_preset`: a preset chose the probe among the sources, see `open_probe`. `require_data` may refuse the
+    splits before any source is opened. Raises what opening datasets, stores and sources raises.
     """
     spec, method = parse_target(config.target), method_named(config.method)
-    splits = open_splits(
-        config.target,
-        paths=paths,
-        limit=config.limit,
-        val_share=config.val_share,
-        chosen_on=config.chosen_on,
-        labels_per_class=config.labels_per_class,
-        labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
-        unlabelled=pools_of(config, paths),
-        tests=config.method not in PRETEXT_METHODS,
-    )
-    if not method.reads_unlabelled:
-        splits = _labelled_only(splits, config)
+    splits = splits_of(config, paths)
     if require_data is not None:
         require_data(splits)
     for sentence in same_bytes(spec, splits.named, paths.index_dir):
@@ -106,7 +96,7 @@ def open_data(
     if config.method in PRETEXT_METHODS:
         return _of_pretext(config, splits, open_pretext(config, splits, paths, execution, world))
     if method.needs:
-        outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
+        outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe, of_preset)
     plan, eval_plan = _shown(
         config, augmentation.training_plan(spec), augmentation.evaluation_plan(spec), outputs
     )
@@ -140,6 +130,24 @@ def _of_pretext(config: TrainConfig, splits: Splits, videos: PretextVideos) -> T
         contents={**splits.contents(), **videos.contents},
         pools=splits.pools,
     )
+
+
+def splits_of(config: TrainConfig, paths: Paths) -> Splits:
+    """The splits of a run; without the samples that its method cannot learn from. Raises what `open_splits`
+    raises.
+    """
+    splits = open_splits(
+        config.target,
+        paths=paths,
+        limit=config.limit,
+        val_share=config.val_share,
+        chosen_on=config.chosen_on,
+        labels_per_class=config.labels_per_class,
+        labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
+        unlabelled=pools_of(config, paths),
+        tests=config.method not in PRETEXT_METHODS,
+    )
+    return splits if method_named(config.method).reads_unlabelled else _labelled_only(splits, config)
 
 
 def _shown(
@@ -191,6 +199,7 @@ def _open_outputs(
     execution: Execution,
     world: World,
     probe: RunProbe | None,
+    of_preset: bool,
 ) -> tuple[SourceOutputs, RunProbe | None]:
     """The source outputs for the training samples, and the probe among the sources, if there is one."""
     shares_classes = method_named(config.method).shares_classes
@@ -210,17 +219,9 @@ def _open_outputs(
         )
         require_named(replace(paths, weights={}), tuple(outputs.n_classes))
     else:
-        probed = open_with_probe(
-            request,
-            sources,
-            labels=config.labels,
-            views=config.views,
-            teacher_bn=config.teacher_bn,
-            probe_views=config.probe_views,
-            fitted=probe,
-            world=world,
+        outputs, fitted = open_probe(
+            config, splits, request, sources, fitted=probe, world=world, of_preset=of_preset
         )
-        outputs, fitted = probed, probed.probe
         require_named(paths, tuple(chain.from_iterable(map(asked_of, outputs.n_classes))))
     if shares_classes:
         outputs = of_same_classes(outputs, request, method=config.method, resumes=bool(config.source_weights))

@@ -63,9 +63,17 @@ class Evaluator:
     """Scores students on one split. Pixels are rendered once, and kept if memory allows."""
 
     def __init__(
-        self, dataset: Dataset, plan: Plan, execution: Execution, world: World | None = None
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        execution: Execution,
+        world: World | None = None,
+        *,
+        keeps: bool = True,
     ) -> None:
-        """The ranks of `world` share the samples (default: this process sees all)."""
+        """The ranks of `world` share the samples (default: this process sees all). Without `keeps`, pixels
+        are rendered again for every student.
+        """
         self._dataset, self._plan, self._execution = dataset, plan, execution
         self._world = world or World()
         mine = self._world.part(len(dataset))
@@ -76,7 +84,7 @@ class Evaluator:
         if isinstance(plan, CentreClip | EveryClip):  # one picked frame is no larger than an image
             n_frames, self._batch = plan.n_frames, _CLIPS
         nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
-        self._keeps = nbytes <= _room(execution.device)
+        self._keeps = keeps and nbytes <= _room(execution.device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # by view
         self.largest = 0.0  # absolute logit of the last evaluation
 
@@ -137,16 +145,15 @@ class Evaluator:
 
         views = list(self._views(student, amp, both, n_classes + student.head.in_features))
         logits = self._all_sane(student, [rows[:, :n_classes] for rows in views])
-        several = self._dataset.multi_hot is not None
-        found = []
-        for parts in ([z.sigmoid() if several else z.softmax(dim=1) for z in logits],
-                      [rows[:, n_classes:] for rows in views]):  # fmt: skip
-            total = parts[0].clone()
-            for view, rows in enumerate(parts[1:], start=1):
-                total[self._having(view)] += rows
-            found.append(total / torch.from_numpy(self._counts)[:, None])
-        probabilities, features = found
-        return probabilities, features
+        return self._probabilities(logits), self._mean([rows[:, n_classes:] for rows in views])
+
+    def classify(self, student: Student, amp: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scores by which `accuracy` ranks the classes of each of this rank's samples, and their
+        probabilities, the mean over a sample's views: float32 (n, classes) each. With several labels a
+        picture, classes are independent. Raises what `predict` raises.
+        """
+        logits = self.predict(student, amp)
+        return self._answers(logits), self._probabilities(logits)
 
     def _views(
         self, student: Student, amp: str, answer: Callable[[torch.Tensor], torch.Tensor], n_numbers: int
@@ -219,6 +226,18 @@ class Evaluator:
             having = self._having(view)
             answers[having] = torch.logaddexp(answers[having], z.log_softmax(dim=1))
         return answers
+
+    def _probabilities(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean over a sample's views of its probabilities, float32 (n, classes)."""
+        several = self._dataset.multi_hot is not None
+        return self._mean([z.sigmoid() if several else z.softmax(dim=1) for z in logits])
+
+    def _mean(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The mean over a sample's views, each of which has a row for every sample that has the view."""
+        total = views[0].clone()
+        for view, rows in enumerate(views[1:], start=1):
+            total[self._having(view)] += rows
+        return total / torch.from_numpy(self._counts)[:, None]
 
     def _having(self, view: int) -> torch.Tensor:
         """Which of this rank's samples have a view: bool (n,)."""

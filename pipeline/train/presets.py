@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.data import path_family
+from pipeline.runtime import coerce
 from sskt.errors import SettingError
 from sskt.recipes import has_recipe
 from sskt.sources import kind_of
@@ -33,6 +34,12 @@ def usual_preset(target: str, recipe: str | None) -> str:
     return "best" if recipe is None and path_family(target) is not None else "paper"
 
 
+def makes_probe(preset: str | None, method: str, sources: str | Sequence[str] | None) -> bool:
+    """Whether `preset` turns these sources into those of a probe."""
+    named = coerce.texts(sources, "sources")
+    return preset == "best" and method == "sskt" and not any(kind_of(name).is_fitted for name in named)
+
+
 def preset_choice(
     preset: str,
     target: str,
@@ -46,7 +53,8 @@ def preset_choice(
     """What `preset` makes of what was said. What was said stays: a recipe, and sources among which there is a
     probe.
 
-    "best" turns the sources of `--method sskt`, or all stored ones if none is named, into those of a probe.
+    "best" turns the sources of `--method sskt`, or all stored ones if none is named, into those of a probe;
+    where nothing is stored of them, `pipeline.train.open_probe` lets them teach live.
     Raises SettingError for an unknown preset.
     """
     if preset not in PRESETS:
@@ -55,7 +63,7 @@ def preset_choice(
     if preset == "paper":
         return Choice(recipe or "paper", sources, probe_views)
     chosen = recipe or ("fast" if has_recipe(target, method, "fast") else "paper")
-    if method == "sskt" and not any(kind_of(name).is_fitted for name in sources):
+    if makes_probe(preset, method, sources):
         sources = ("probe:" + "+".join(sources),) if sources else ("probe",)
         if labels in ("live", "write-through"):  # which know no other views of a sample
             probe_views = probe_views or "own"

@@ -195,6 +195,7 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
         )
     if values["gradient_cosine"] == "weigh":
         values["gates"] = GATES[0]
+    values["ema_matched"] = values["ema"] > 0
     return values
 
 

@@ -18,6 +18,7 @@ from pipeline.train.data import TrainingData, open_data
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
+from pipeline.train.presets import makes_probe
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import (
     Run,
@@ -88,7 +89,8 @@ def train(
             **settings,
         )
         require_learnable(planned)
-        data = open_data(planned, paths=paths, execution=execution, world=world)
+        of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
+        data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
         backbone = open_backbone(model, config.seed, config.clip_mean)
         require_reads(backbone, config)

@@ -205,6 +205,11 @@ def has_student(path: Path) -> bool:
     return any((path / _STUDENT_FILES[which]).is_file() for which in ("last", "encoder"))
 
 
+def student_file(path: Path, which: str = "last") -> Path:
+    """Where a run's exported student lies, `which` of STUDENTS."""
+    return path / _STUDENT_FILES[which]
+
+
 def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
     """An exported student's weights, `which` of STUDENTS. RunError if they are missing or damaged, or the
     run's task was a pretext.

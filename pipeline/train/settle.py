@@ -67,7 +67,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         teacher_temperature=settle_temperatures(config, data),
         labelled_share=_labelled_share(config, data),
     )
-    _require_sound(config)
+    require_sound(config)
     _require_trainable(config, len(data.dataset))
     _require_labels(config, data.dataset)
     _require_fitting_loss(config, data)
@@ -91,7 +91,7 @@ def _labelled_share(config: TrainConfig, data: TrainingData) -> float | None:
     return max(SHARE_OF_LABELS_ALONE, n_labelled / n)
 
 
-def _require_sound(config: TrainConfig) -> None:
+def require_sound(config: TrainConfig) -> None:
     """Raise RunError for a value that no training can have."""
     for name, choices in _CHOICES.items():
         require_choice(name, getattr(config, name), choices)

@@ -84,7 +84,9 @@ class Trainer:
             warm_up=config.warm_up,
             cool_down=config.cool_down,
         )
-        self._average = AveragedStudent(self.student, config.ema) if config.ema else None
+        self._average = (
+            AveragedStudent(self.student, config.ema, matched=config.ema_matched) if config.ema else None
+        )
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=config.amp == "fp16")
         method.scaled = self._scaler.scale
         self._mixing = Mixing(config.mixup, config.cutmix)

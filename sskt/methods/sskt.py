@@ -77,7 +77,9 @@ class Sskt(Method):
 
     Config = SsktConfig
     needs = ("logits", "pooled", "embedding")
-    of_heads = ("transfer_module", "aux_head", "aux_loss", "kd_reduction", "alpha", "temperature")
+    of_heads = (
+        "transfer_module", "aux_head", "aux_loss", "kd_reduction", "alpha", "temperature", "gradient_cosine",
+    )  # fmt: skip
     reads_unlabelled = True
 
     @classmethod

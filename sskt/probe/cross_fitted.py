@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sskt.errors import RunError, shown
+from sskt.errors import TooFewLabelsError, shown
 from sskt.probe.calibration import calibrate, expected_calibration_error, log_loss
 from sskt.probe.linear import STRENGTHS, LinearProbe, fit_linear
 
@@ -58,17 +58,18 @@ def folds_of(truth: NDArray[Any], keys: NDArray[np.uint64], classes: Sequence[st
     """The fold (N,) of each labelled sample: classes are dealt out evenly, in the order of `keys`.
 
     truth: labels (N,), or multi-hot (N, C), of which the rarest class that a sample shows counts. There are
-    five folds, or as many as the smallest class has samples. Raises RunError, naming the `classes`, for some
-    with one sample: a probe fitted without it would not know that class.
+    five folds, or as many as the smallest class has samples. Raises TooFewLabelsError, naming the `classes`,
+    for some with one sample: a probe fitted without it would not know that class.
     """
     labels = truth if truth.ndim == 1 else _rarest(truth)
     counts = np.bincount(labels)
     smallest = int(counts[counts > 0].min())
     if truth.ndim == 1 and smallest < 2:
         single = [classes[label] for label in np.flatnonzero(counts == 1).tolist()]
-        raise RunError(
+        raise TooFewLabelsError(
             f"{len(single)} class(es) have one labelled sample ({_some(single)}), and a probe is fitted "
-            f"without the sample that it answers; label at least two of each class"
+            f"without the sample that it answers",
+            "label at least two of each class",
         )
     n_folds = max(2, min(MOST_FOLDS, smallest))
     order = np.lexsort((keys, labels))

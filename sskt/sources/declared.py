@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sskt.sources.contract import NOTHING, Contract, assumed, sentence
 from sskt.sources.preprocessor import is_foreign, read_foreign
 
 INSIDE = "sskt_contract.json"  # among the extra files of the archive
+NOTES = "sskt_notes.json"
 OPTION = "--contract"
 _EXTRA = "extra/"
 _ADDED = ("returns", "classes", "crop")  # our fields that are also read in another tool's file
@@ -162,13 +163,15 @@ def save_source(
     interpolation: str | None = None,
     classes: Sequence[str] | str | None = None,
     crop: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Save a teacher as `path` (.pt2) with its contract inside; see `Contract` for the fields.
 
     A module is exported for any number of images of `size` x `size` px; it must be in eval mode and map
     float32 (N, 3, size, size) to (N, K). A program that is already exported is saved unchanged. `classes` are
-    names in the order of the outputs, or one of `sskt.sources.contract.ORDERS`. Raises SourceError for an
-    invalid contract, or a module in train mode.
+    names in the order of the outputs, or one of `sskt.sources.contract.ORDERS`. `notes` are kept
+    beside the contract, for other programs. Raises SourceError for an invalid contract, or a module in train
+    mode.
     """
     path = Path(path)
     fields_given = {
@@ -188,7 +191,10 @@ def save_source(
     program = network if isinstance(network, ExportedProgram) else _export(network, size)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}.pt2")
     try:
-        torch.export.save(program, partial, extra_files={INSIDE: json.dumps(contract.to_dict())})
+        extra = {INSIDE: json.dumps(contract.to_dict())}
+        if notes:
+            extra[NOTES] = json.dumps(dict(notes))
+        torch.export.save(program, partial, extra_files=extra)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from sskt.students.backbone import Backbone, Features, frames_seen, input_layout
 from sskt.students.encoder import PRETEXTS, Encoder
 from sskt.students.gradcam import grad_cam
 from sskt.students.initialise import choose_init
+from sskt.students.pixel_student import PixelStudent
 from sskt.students.prednet import PredNet
 from sskt.students.pretrained import load_pretrained
 from sskt.students.registry import (
@@ -34,6 +35,7 @@ __all__ = [
     "Backbone",
     "Encoder",
     "Features",
+    "PixelStudent",
     "PredNet",
     "ResNet3D",
     "Student",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.data.datasets.cifar_stl import CifarStl
+from pipeline.data.datasets.class_folders import class_folders
 from pipeline.data.datasets.dataset import ArrayImages, Dataset, FileImages, Positions
 from pipeline.data.datasets.digits import Digits
 from pipeline.data.datasets.image_folder import ImageFolder
 from pipeline.data.datasets.imagenet import ImageNet
 from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join
 from pipeline.data.datasets.left_out import UnusableFiles
+from pipeline.data.datasets.named_files import NamedFiles, list_named_files
+from pipeline.data.datasets.named_images import load_named_images
 from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,
@@ -29,6 +32,7 @@ from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
 from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset, join_videos
 from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
+from pipeline.data.datasets.video.named import load_named_videos, recorded_packing
 from pipeline.data.datasets.video.official import OfficialVideos
 from pipeline.data.datasets.video.pack import Packing
 from pipeline.data.datasets.voc import Voc
@@ -44,12 +48,14 @@ __all__ = [
     "DatasetSpec",
     "FileImages",
     "JoinedImages",
+    "NamedFiles",
     "Packing",
     "Packs",
     "Parts",
     "Placed",
     "Positions",
     "UnusableFiles",
+    "class_folders",
     "empty_classes",
     "family_of",
     "first_frames",
@@ -58,11 +64,15 @@ __all__ = [
     "has_val",
     "join",
     "join_videos",
+    "list_named_files",
     "load_dataset",
+    "load_named_images",
+    "load_named_videos",
     "parse_target",
     "path_families",
     "path_family",
     "prepared",
+    "recorded_packing",
     "same_bytes",
     "target_slug",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode, subset
+from pipeline.data.datasets.bit_depth import FULL
 from sskt.errors import TargetError, shown
 
 Positions = NDArray[np.int64]  # (n,) rows of a dataset, from 0 on; a sample's id is another number
@@ -93,6 +94,15 @@ class FileImages:
     def path_of(self, row: int) -> Path:
         """Where the file lies."""
         return self.root / os.fsdecode(bytes(self.paths[row]))
+
+    @property
+    def depth(self) -> int | None:
+        """How many bits the values of its 16-bit files are read as; None if it has none."""
+        shallow = self.depths[self.depths != FULL]
+        if len(shallow):
+            return int(shallow[0])
+        rows = map(int, np.flatnonzero(self.transcode))
+        return FULL if any(decode.inspect(self._read(row)).bits for row in rows) else None
 
     def pixels_of(self, row: int) -> NDArray[np.uint8]:
         """See `Images.pixels_of`. Raises TargetError if the file cannot be read any more."""

@@ -190,20 +190,20 @@ def _drop_unusable(listing: ImageListing, bad: dict[int, str], file: Path) -> No
         sound = np.flatnonzero(listing.facts["valid"])
         listing.paths, listing.facts = listing.paths[sound], listing.facts[sound]
         listing.ids = listing.ids[sound]
-    listing.notes += _remarks(listing)
+    listing.notes += remarks_on(listing.paths, listing.facts, shown(str(listing.root)))
 
 
-def _remarks(listing: ImageListing) -> list[str]:
+def remarks_on(paths: RelativePaths, facts: Facts, where: str) -> list[str]:
     """Notes on files that a user may take for something else."""
-    facts, notes, root = listing.facts, [], shown(str(listing.root))
+    notes = []
     several = np.flatnonzero(facts["several"])
     if len(several):
-        named = [shown(os.fsdecode(bytes(listing.paths[row]))) for row in several]
+        named = [shown(os.fsdecode(bytes(paths[row]))) for row in several]
         notes.append(
-            f"{root}: {len(several):,} files hold several images (frames or pages), of which the first is "
+            f"{where}: {len(several):,} files hold several images (frames or pages), of which the first is "
             f"read: {_first(named)}"
         )
-    suffixes = (b"." + path.rpartition(b".")[2].lower() for path in listing.paths.tolist())
+    suffixes = (b"." + path.rpartition(b".")[2].lower() for path in paths.tolist())
     pairs = Counter(zip(facts["kind"].tolist(), map(os.fsdecode, suffixes), strict=True))
     strange = {  # kind 0: unknown, kept by an earlier version
         (kind, suffix): n
@@ -215,7 +215,7 @@ def _remarks(listing: ImageListing) -> list[str]:
             f"{n:,} {suffix} with {KINDS[kind - 1]} inside" for (kind, suffix), n in strange.items()
         )
         notes.append(
-            f"{root}: {sum(strange.values()):,} files are not what their suffix says, and are read as what "
+            f"{where}: {sum(strange.values()):,} files are not what their suffix says, and are read as what "
             f"they are ({kinds})"
         )
     return notes

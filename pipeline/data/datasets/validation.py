@@ -42,10 +42,17 @@ def check_images(
     unknown = np.array([row for row in np.flatnonzero(~facts["valid"]) if row not in bad], dtype=np.int64)
     try:
         known = _read_known(file) if len(unknown) else KnownFacts(())
-        return bad | _check_all(root, paths, facts, unknown, known)
+        return bad | _check_all(root, paths, facts, unknown, known, shown(root.name))
     finally:  # also after Ctrl-C, so that no file is decoded twice
         if len(unknown) or kept is None or len(kept[0]) != len(paths):
             _write(paths, facts, file, notes)
+
+
+def check_unkept(paths: RelativePaths, facts: Facts, rows: Positions) -> dict[int, str]:
+    """Fill in the facts of the images `rows` of `paths` (N,), which lie anywhere, by decoding them; nothing
+    is kept. Returns the unusable rows, and why.
+    """
+    return _check_all(Path(), paths, facts, rows, KnownFacts(()), "files")
 
 
 def _read_known(file: Path) -> KnownFacts:
@@ -66,17 +73,17 @@ def _write(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> 
 
 
 def _check_all(
-    root: Path, paths: RelativePaths, facts: Facts, rows: Positions, known: KnownFacts
+    root: Path, paths: RelativePaths, facts: Facts, rows: Positions, known: KnownFacts, what: str
 ) -> dict[int, str]:
-    """Decode the images `rows`, except those whose content is `known`, and fill in their facts; returns the
-    bad ones with the reason.
+    """Decode the images `rows` of `what`, except those whose content is `known`, and fill in their facts;
+    returns the bad ones with the reason.
     """
     bad: dict[int, str] = {}
     jobs = [rows[start : start + _PER_JOB] for start in range(0, len(rows), _PER_JOB)]
     if not jobs:
         return bad
     pool = ThreadPoolExecutor(min(32, os.cpu_count() or 1))
-    with warnings.catch_warnings(), Progress(f"checking {shown(root.name)}", total=len(rows)) as progress:
+    with warnings.catch_warnings(), Progress(f"checking {what}", total=len(rows)) as progress:
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata; `inspect` checks size limits itself
         try:
             lengths = {pool.submit(_check_some, root, paths, facts, job, known): len(job) for job in jobs}

@@ -12,7 +12,7 @@ from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published, published_rows
 from pipeline.studies.reproduce.rows import Attempt, Shrink, initial_weights, published_sources
 from sskt.errors import RunError
-from sskt.sources import published_digest, sentence, weights_file
+from sskt.sources import asked_of, published_digest, sentence, weights_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def require_distinct(chosen: Sequence[Attempt]) -> None:
 
 def require_known(paths: Paths, stand_ins: Mapping[str, str]) -> None:
     """Raise RunError for weights or contracts that no published row would read: a misspelt name."""
-    known = [*published_sources(), *stand_ins.values()]
+    known = [*published_sources(), *(each for name in stand_ins.values() for each in asked_of(name))]
     known += [name for row in published_rows() for name in initial_weights(row)]
     for option, named in (("--weights", paths.weights), ("--contract", paths.contracts)):
         if unknown := sorted(set(named) - set(known)):
@@ -74,10 +74,10 @@ def campaign_marks(attempt: Attempt, campaign: Campaign) -> list[Mark]:
     weights = campaign.paths.weights
     marks = [
         Mark("weights", f"weights of {name} are {weights[name].name}")
-        for name in (*attempt.sources, *initial_weights(attempt.row))
+        for name in (*attempt.networks, *initial_weights(attempt.row))
         if name in weights and not published_digest(name, weights[name])
     ]
-    contracts = {name: campaign.paths.contract_of(name) for name in attempt.sources}
+    contracts = {name: campaign.paths.contract_of(name) for name in attempt.networks}
     marks += [Mark("contract", f"{name} declared as {sentence(c)}") for name, c in contracts.items() if c]
     marks.append(
         Mark("views", f"{campaign.views} views in turn; the released code draws a new one in every epoch")

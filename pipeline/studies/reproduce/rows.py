@@ -13,10 +13,11 @@ from pipeline.runtime import Execution, World, coerce
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.studies.reproduce.marks import Mark, Setup, departures
 from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
+from pipeline.studies.series import networks_of
 from pipeline.train.resolve import resolve
 from sskt.errors import RunError
 from sskt.recipes import Recipe, recipe_for
-from sskt.sources import parse_source
+from sskt.sources import kind_of, parse_source
 
 _UNKNOWN = float("nan")
 # the first layer of a pretrained network that a student trains: the authors' command has --ft_begin_index 4
@@ -87,6 +88,11 @@ class Attempt:
         return _METRICS.get(self.row.target, "test_top1")
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that its sources are, or are fitted on."""
+        return networks_of(self.sources)
+
+    @property
     def epochs(self) -> int:
         """Epochs of one run."""
         epochs: int = self.overrides.get("epochs", recipe_for(self.row.target).epochs)
@@ -151,14 +157,44 @@ def attempts(
     that the table cites from other papers.
 
     `stand_ins` map a published source to its replacement. Raises RunError for a stand-in for a source that no
-    row has, and what `chosen_rows` raises.
+    row has, for rows whose only source would be a probe, and what `chosen_rows` raises.
     """
     known = published_sources()
     if unknown := sorted(set(stand_ins) - set(known)):
         raise RunError(
             f"--stand-in names {unknown[0]}, the published rows have {', '.join(known)}; correct the name"
         )
-    return [attempt_of(row, shrink, stand_ins) for row in chosen_rows(table, rows) if not row.is_cited]
+    chosen = [row for row in chosen_rows(table, rows) if not row.is_cited]
+    _require_heads(table, chosen, stand_ins)
+    return [attempt_of(row, shrink, stand_ins) for row in chosen]
+
+
+def is_headless(row: Published, stand_ins: Mapping[str, str]) -> bool:
+    """Whether stand-ins leave a row that learns from sources no source head: what such rows compare, losses
+    and transfer modules, a probe does not have.
+    """
+    return bool(row.sources) and all(_is_probe(name, stand_ins) for name in row.sources)
+
+
+def _require_heads(table: str, chosen: Sequence[Published], stand_ins: Mapping[str, str]) -> None:
+    """Raise RunError for rows that are headless."""
+    headless = [row for row in chosen if is_headless(row, stand_ins)]
+    if not headless:
+        return
+    able = [row for row in chosen if row not in headless]
+    numbers = [str(number) for number, row in enumerate(published_rows(table), start=1) if row in able]
+    named = " and ".join(f"{name}={stand_ins[name]}" for name in headless[0].sources)
+    remedy = f"choose --rows {','.join(numbers)}" if able else "choose rows of another source as well"
+    raise RunError(
+        f"--stand-in {named}: a probe has no source head, and {headless[0].name} has no other source; "
+        f"{remedy}, or train with the probe alone by "
+        f"`sskt sweep --sources {stand_ins[headless[0].sources[0]]}`"
+    )
+
+
+def _is_probe(source: str, stand_ins: Mapping[str, str]) -> bool:
+    """Whether a probe stands in for a published source."""
+    return source in stand_ins and kind_of(stand_ins[source]).is_fitted
 
 
 def chosen_rows(table: str, rows: Sequence[str]) -> list[Published]:
@@ -210,7 +246,11 @@ def attempt_of(row: Published, shrink: Shrink, stand_ins: Mapping[str, str]) -> 
     if row.aux_loss:
         overrides["aux_loss"] = row.aux_loss
     marks = shrink.marks()
-    marks += [Mark("stand-in", f"{name} is {stand_ins[name]}") for name in row.sources if name in stand_ins]
+    for name in (name for name in row.sources if name in stand_ins):
+        headless = ", which teaches the target's classes and has no source head"
+        marks.append(
+            Mark("stand-in", f"{name} is {stand_ins[name]}{headless if _is_probe(name, stand_ins) else ''}")
+        )
     attempt = Attempt(row, sources, overrides, marks)
     if attempt.teacher:
         marks.append(Mark("teacher", f"teacher: {attempt.teacher.row.model} of ours, from scratch"))

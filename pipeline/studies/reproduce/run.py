@@ -26,6 +26,7 @@ from pipeline.studies.reproduce.rows import (
     attempt_of,
     attempts,
     chosen_rows,
+    is_headless,
 )
 from pipeline.studies.series import matches, precompute_once, train_or_resume
 from pipeline.train.divergence import DivergedError
@@ -104,10 +105,14 @@ def _with_finished(
     by_row = {attempt.row: attempt for attempt in chosen}
     targets = {attempt.row.target for attempt in chosen}
     reported = []
-    for attempt in attempts(table, (), shrink=campaign.shrink, stand_ins=stand_ins):
-        if attempt.row in by_row:
-            reported.append(by_row[attempt.row])
-        elif attempt.row.target in targets and _values(attempt, campaign, attempt.metric):
+    for row in chosen_rows(table, ()):
+        if row in by_row:
+            reported.append(by_row[row])
+            continue
+        if row.is_cited or row.target not in targets or is_headless(row, stand_ins):
+            continue
+        attempt = attempt_of(row, campaign.shrink, stand_ins)
+        if _values(attempt, campaign, attempt.metric):
             attempt.marks.extend(campaign_marks(attempt, campaign))
             reported.append(attempt)
     return reported
@@ -171,13 +176,13 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: b
         if target not in samples:
             samples[target] = _n_samples(target, campaign, official_sizes)
         n = samples[target]
-        forwards = {(target, name): n * campaign.views for name in attempt.sources}
+        forwards = {(target, name): n * campaign.views for name in attempt.networks}
         if attempt.teacher is not None:
             forwards = {
                 (target, f"{attempt.teacher.row.model} of seed {seed}"): n * campaign.views
                 for seed in range(campaign.seeds)
             }
-        n_teachers = len(attempt.sources) or int(attempt.teacher is not None)
+        n_teachers = len(attempt.networks) or int(attempt.teacher is not None)
         values = _values(attempt, campaign, attempt.metric)
         runs = campaign.seeds if official_sizes else len(values)
         unfinished = _unfinished_teachers(attempt, campaign) - teachers

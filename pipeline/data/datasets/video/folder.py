@@ -107,6 +107,14 @@ class UnlabelledVideos(Videos[UnlabelledSpec]):
         return True
 
 
+def videos_below(folder: Path) -> tuple[list[Path], tuple[Ignored, ...], tuple[str, ...]]:
+    """The videos below a folder, sorted: files, folders of frames, or the folder itself if its frames lie
+    loose in it; the files that are neither, and notes on them.
+    """
+    others = _Others(folder)
+    return sorted(_videos_in(folder, others)), tuple(others.ignored), others.notes
+
+
 def _list_folders(spec: VideoSpec, root: Path) -> VideoListing:
     """ROOT/SPLIT/CLASS/ (see `pipeline.data.datasets.folder_splits`), or ROOT/CLASS/, of which a fifth is
     held out.
