@@ -11,11 +11,13 @@ from pipeline.studies.probe.run import probe
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
+from pipeline.studies.series import pretext_or_resume
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
 from pipeline.train.finished.export import export
 from pipeline.train.finished.predict import Predictions, predict
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
+from pipeline.train.pretext.run import pretext
 from pipeline.train.run import resume, train
 from pipeline.train.score_run import evaluate
 from pipeline.train.whereabouts import paths_of
@@ -43,6 +45,8 @@ __all__ = [
     "precompute",
     "predict",
     "prepare",
+    "pretext",
+    "pretext_or_resume",
     "probe",
     "reproduce",
     "resume",

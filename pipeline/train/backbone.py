@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data import DatasetSpec, Plan, parse_target
+from pipeline.data import DatasetSpec, Plan, PretextPlan, parse_target
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from pipeline.train.kernel_check import input_shape
 from sskt.errors import RunError, SettingError
@@ -95,8 +95,10 @@ def require_runs(backbone: Backbone, config: TrainConfig, plan: Plan, n_samples:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             trial(torch.zeros(shape))
     except (RuntimeError, ValueError) as error:
-        of_clips = ", --clip-frames" if len(shape) == 5 else ""
+        choices = "--model, --size, --clip-frames" if len(shape) == 5 else "--model, --size"
+        if isinstance(plan, PretextPlan):  # which chooses model and frames
+            choices = "--size"
         raise RunError(
             f"--model {config.model} cannot train on {n} image(s) of {plan.side_px} px at a time "
-            f"({str(error).splitlines()[0]}); choose another --model, --size{of_clips} or --batch-size"
+            f"({str(error).splitlines()[0]}); choose another {choices} or --batch-size"
         ) from error

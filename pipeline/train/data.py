@@ -34,10 +34,11 @@ from pipeline.source_outputs.stored import stored_teachers
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.open_probe import open_probe
+from pipeline.train.pretext.data import PretextVideos, open_pretext
 from pipeline.train.splits import Splits, open_splits
 from sskt.errors import RunError, shown
 from sskt.losses import VECTOR_LOSSES
-from sskt.methods import method_named
+from sskt.methods import PRETEXT_METHODS, method_named
 from sskt.sources import asked_of, columns_of, kind_of
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def open_data(
     if not method.needs and paths.contracts:
         raise RunError(f"--method {config.method} has no sources; leave --contract out, or use sskt or kd")
     outputs, fitted = None, None
+    if config.method in PRETEXT_METHODS:
+        return _of_pretext(config, splits, open_pretext(config, splits, paths, execution, world))
     if method.needs:
         outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe, of_preset)
     plan, eval_plan = _shown(
@@ -112,6 +115,23 @@ def open_data(
     )
 
 
+def _of_pretext(config: TrainConfig, splits: Splits, videos: PretextVideos) -> TrainingData:
+    """The data of a pretext run, whose test split is only compared with the others."""
+    spec = parse_target(config.target)
+    return TrainingData(
+        videos.train,
+        splits.test,
+        videos.plan,
+        Augmentation(**config.augmentation).evaluation_plan(spec),
+        None,
+        val_dataset=videos.held_out,
+        val_share=splits.val_share,
+        chosen_on=splits.chosen_on,
+        contents={**splits.contents(), **videos.contents},
+        pools=splits.pools,
+    )
+
+
 def splits_of(config: TrainConfig, paths: Paths) -> Splits:
     """The splits of a run; without the samples that its method cannot learn from. Raises what `open_splits`
     raises.
@@ -125,6 +145,7 @@ def splits_of(config: TrainConfig, paths: Paths) -> Splits:
         labels_per_class=config.labels_per_class,
         labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
         unlabelled=pools_of(config, paths),
+        tests=config.method not in PRETEXT_METHODS,
     )
     return splits if method_named(config.method).reads_unlabelled else _labelled_only(splits, config)
 

@@ -30,7 +30,7 @@ from pipeline.data.datasets.registry import (
 )
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
-from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset
+from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset, join_videos
 from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
 from pipeline.data.datasets.video.named import load_named_videos, recorded_packing
 from pipeline.data.datasets.video.official import OfficialVideos
@@ -63,6 +63,7 @@ __all__ = [
     "has_unlabelled",
     "has_val",
     "join",
+    "join_videos",
     "list_named_files",
     "load_dataset",
     "load_named_images",
