@@ -8,7 +8,8 @@ from pipeline.runtime import Paths, choose_execution
 from pipeline.studies.ensemble import ensemble
 from pipeline.studies.explain import explain
 from pipeline.studies.probe.run import probe
-from pipeline.studies.reproduce.campaign import Campaign
+from pipeline.studies.reproduce.campaign import Campaign, GraphSettings
+from pipeline.studies.reproduce.graph.price import price_graph
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.sweep import sweep
@@ -24,6 +25,7 @@ __all__ = [
     "Augmentation",
     "Campaign",
     "Contract",
+    "GraphSettings",
     "Grid",
     "OwnLoopData",
     "Paths",
@@ -40,6 +42,7 @@ __all__ = [
     "precompute",
     "prepare",
     "pretext",
+    "price_graph",
     "probe",
     "reproduce",
     "resume",

@@ -71,9 +71,9 @@ def _curve(
 
 
 def multilabel_figures(scores: NDArray[np.floating], multi_hot: NDArray[np.int8]) -> dict[str, float]:
-    """Multi-label metrics in percent: test_map, test_map_11 and test_map_plain, the mean over classes of VOC's
-    area, of its eleven-point precision and of `average_precision`; and test_image_ap, the mean over images of
-    the average precision over classes.
+    """Multi-label metrics in percent: test_map, test_map_11 and test_map_plain, the mean over classes of
+    VOC's area, of its eleven-point precision and of `average_precision`; and test_image_ap, the mean over
+    images of the average precision over classes.
 
     scores, multi_hot: (N, C); entries of -1 are ignored, and so are classes and images without a positive.
     Departs from the released code, which counts an image without a positive as 0, and a class whose objects

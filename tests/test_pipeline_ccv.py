@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from conftest import shared
 from listening import Remarks
+from made_ccv import GONE, TEST, TRAIN, make_ccv, multi_hot
 from sklearn.metrics import average_precision_score
 from videos import decoded, make_video
 
@@ -19,7 +20,6 @@ from cli import main
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.data import centre_frame, parse_target
-from pipeline.data.datasets.decode import to_pixels
 from pipeline.data.datasets.video.dataset import frames_dataset
 from pipeline.data.datasets.video.pack import Packing, is_sound, read_pack, write_pack
 from pipeline.train.evaluate import Evaluator
@@ -29,37 +29,7 @@ from sskt.metrics import multilabel_figures
 from sskt.students import build_backbone
 from sskt.students.student import Student
 
-CATEGORIES = [f"category{i}" for i in range(20)]
-# id: the categories that it shows; ids may begin with a dash, and some videos show nothing
-TRAIN = {
-    "-aBcdefghi1": {0},
-    "bBcdefghi_2": {0, 3},
-    "-_cdefghi-3": set(),
-    "dBcdefghi-4": {1},
-    "EBcdefghi-5": set(),
-    "eBcdefghi-6": {2, 3, 4},
-}
-TEST = {"-tBcdefghi1": {0, 1}, "tBcdefghi-2": set(), "uBcdefghi-3": {2, 3}, "vBcdefghi-4": {4}}
-GONE = ("dBcdefghi-4", "vBcdefghi-4")
-
-
-def multi_hot(videos):
-    return np.array([[int(c in shown) for c in range(20)] for shown in videos.values()], dtype=np.int8)
-
-
-def make_ccv(data, *, videos=True):
-    """The official form: a space ends each row of labels, and no line break the last category."""
-    root = data / "ccv"
-    root.mkdir(parents=True)
-    (root / "categoryName.txt").write_text("\n".join(CATEGORIES))
-    for split, named in (("train", TRAIN), ("test", TEST)):
-        (root / f"{split}VidID.txt").write_text("".join(f"{name}\n" for name in named))
-        rows = ("".join(f"{value} " for value in row) + "\n" for row in multi_hot(named))
-        (root / f"{split}Label.txt").write_text("".join(rows))
-    for i, name in enumerate([*TRAIN, *TEST]):
-        if videos and name not in GONE:
-            make_video(root / "videos" / f"{name}{('.mp4', '.avi')[i % 2]}", n=22, size=(48, 64 + 4 * i))
-    return root
+CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +79,13 @@ def test_prepare_tells_what_to_fetch_and_where_to_put_it(tmp_path):
         return CliRunner().invoke(main, ["prepare", "--target", "ccv", *where, *more])
 
     said = prepare()
-    assert said.exit_code == 1 and "categoryName.txt: no such file; ask for the CCV database" in said.output
+    assert said.exit_code == 1
+    assert "categoryName.txt: no such file; ask for the CCV database" in said.output
     root = make_ccv(data, videos=False)
     said = prepare()
     assert said.exit_code == 1
-    assert "10 listed videos are not there" in said.output and "ccv/videos/ID.mp4" in said.output
+    assert "10 listed videos are not there" in said.output
+    assert "ccv/videos/ID.mp4" in said.output
     left_out = tmp_path / "stores" / "indexes" / "ccv" / "left-out-1.txt"
     assert [line.split("\t")[0] for line in left_out.read_text().splitlines()] == sorted({**TRAIN, **TEST})
     make_video(root / "videos" / "-aBcdefghi1.mkv")
@@ -121,9 +93,11 @@ def test_prepare_tells_what_to_fetch_and_where_to_put_it(tmp_path):
     make_video(root / "videos" / "stranger.mp4")
     (root / "videos" / "tBcdefghi-2.mp4.part").write_bytes(b"half")
     said = prepare("--every", "1")
-    assert said.exit_code == 1 and "sskt prepare --target ccv --every 1 --allow-missing" in said.output
-    assert "1 ids have more than one video" in said.output and "-aBcdefghi1.mp4 is left out" in said.output
-    assert "3 files ignored (1 .part, 1 second of an id, 1 of no listed id)" in said.output
+    assert said.exit_code == 1
+    assert "sskt prepare --target ccv --every 1 --allow-missing" in said.output
+    assert "1 files are second videos of an id" in said.output
+    assert "-aBcdefghi1.mp4 is left out" in said.output
+    assert "3 files ignored (1 second of an id, 1 of no listed id, 1 .part)" in said.output
 
 
 def damage(root, name, old, new):
@@ -136,10 +110,20 @@ def damage(root, name, old, new):
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("trainLabel.txt", "1 0 0 0 0", "1 0 0 0", "trainLabel.txt: line 1 is '1 0 0 .*expected 20 times 0 or 1"),
+        (
+            "trainLabel.txt",
+            "1 0 0 0 0",
+            "1 0 0 0",
+            "trainLabel.txt: line 1 is '1 0 0 .*expected 20 times 0 or 1",
+        ),
         ("testLabel.txt", "0 0 0 0 \n", "0 0 0 2 \n", "testLabel.txt: line 1 is .*expected 20 times 0 or 1"),
         ("testVidID.txt", "tBcdefghi-2\n", "", "testLabel.txt: has 4 rows for the 3 ids of testVidID.txt"),
-        ("trainVidID.txt", "bBcdefghi_2", "../elsewhere", "trainVidID.txt: line 2 is '../elsewhere', expected a Y"),
+        (
+            "trainVidID.txt",
+            "bBcdefghi_2",
+            "../elsewhere",
+            "trainVidID.txt: line 2 is '../elsewhere', expected a Y",
+        ),
         ("trainVidID.txt", "bBcdefghi_2\n", "\n", "trainVidID.txt: line 2 is '', expected a YouTube id"),
         ("testVidID.txt", "tBcdefghi-2", "bBcdefghi_2", "have the id bBcdefghi_2 twice"),
         ("categoryName.txt", "category7\n", "", "categoryName.txt: names 19 categories, expected 20"),
@@ -159,7 +143,9 @@ def test_one_of_five_frames_is_packed_and_they_are_pyavs_own(ccv):
     truth = decoded(ccv.data_dir / "ccv" / "videos" / "-aBcdefghi1.mp4")
     assert dataset.sizes[row, 0] == len(truth[::5]) < len(truth)
     for i, image in enumerate(truth[::5]):
-        assert np.abs(frames.pixels_of(i).astype(int) - image).mean() < 3, "a frame beside it is 8 levels away"
+        assert np.abs(frames.pixels_of(i).astype(int) - image).mean() < 3, (
+            "a frame beside it is 8 levels away"
+        )
 
 
 def test_packs_of_every_frame_are_as_they_were_and_others_have_their_own_magic(tmp_path):
@@ -179,7 +165,8 @@ def test_packs_of_every_frame_are_as_they_were_and_others_have_their_own_magic(t
     for every in (2, 5, 100):
         packed = write_pack(video, some, Packing(every=every))
         assert some.read_bytes().endswith(b"SSKTvid2")
-        assert read_pack(some) == packed and is_sound(some, packed)
+        assert read_pack(some) == packed
+        assert is_sound(some, packed)
         assert (packed.n_frames, packed.packing.every) == (len(range(0, 11, every)), every)
         assert packed.content != content
     some.write_bytes(some.read_bytes()[:-1])
@@ -204,7 +191,8 @@ def test_a_video_of_no_category_is_a_stratum_of_its_own(ccv):
     dataset = open_dataset("ccv", "train", paths=ccv)
     assert dataset.labels.tolist() == [0, 0, -1, -1, 2]
     chosen = choosing(dataset, 0.4)
-    assert chosen[dataset.labels == -1].sum() == 1 and chosen[dataset.labels == 0].sum() == 1
+    assert chosen[dataset.labels == -1].sum() == 1
+    assert chosen[dataset.labels == 0].sum() == 1
 
 
 def test_plain_average_precision_is_sklearns():
@@ -226,7 +214,7 @@ def test_the_answer_about_a_video_is_the_mean_of_each_categorys_probability(ccv)
     student = Student(build_backbone("alexnet-small"), 20, {}, transfer_module=False)
     with torch.no_grad():
         student.head.weight *= 100  # sure, and not alike in all clips
-    evaluator = Evaluator(dataset, plan, choose_execution(device="cpu"))
+    evaluator = Evaluator(dataset, plan, CPU)
     views = torch.stack([*evaluator.predict(student, "fp32")]).double()
     assert (views[0] - views[1]).abs().max() > 0.1
     figures = evaluator.accuracy(student, "fp32")
@@ -241,12 +229,13 @@ def test_the_answer_about_a_video_is_the_mean_of_each_categorys_probability(ccv)
 
 
 def test_a_student_learns_from_videos_of_several_labels(ccv, tmp_path):
-    execution = choose_execution(device="cpu")
     summary = api.train(
-        "ccv", model="alexnet-small", method="scratch", out=tmp_path / "run", paths=ccv, execution=execution,
+        "ccv", model="alexnet-small", method="scratch", out=tmp_path / "run", paths=ccv, execution=CPU,
         augmentation=Augmentation(side_px=64), epochs=1, batch_size=4,
     )  # fmt: skip
-    assert summary["metric"] == "test_map" and 0 <= summary["test_map_plain"] <= 100
-    found = api.evaluate(tmp_path / "run", paths=ccv, execution=execution, clips=2)
-    assert found["n_samples"] == 3 and found["n_clips"] == 2
+    assert summary["metric"] == "test_map"
+    assert 0 <= summary["test_map_plain"] <= 100
+    found = api.evaluate(tmp_path / "run", paths=ccv, execution=CPU, clips=2)
+    assert found["n_samples"] == 3
+    assert found["n_clips"] == 2
     assert found["classes"]["category4"] is None, "its only test video is gone"

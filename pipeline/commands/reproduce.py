@@ -34,6 +34,9 @@ from pipeline.commands.options import (
 from pipeline.commands.output import say, show, tell, tell_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.api import Campaign, GraphSettings
     from pipeline.runtime import Execution, Paths
 
 
@@ -45,11 +48,21 @@ def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
     return {name: source for name, _, source in (text.partition("=") for text in texts)}
 
 
+def _build_graph(pretext_epochs: int | None, side_px: int, small: bool) -> GraphSettings:
+    """What table G has of its own."""
+    from pipeline.api import GraphSettings
+
+    return GraphSettings(pretext_epochs, side_px, small)
+
+
 @click.command(cls=Sectioned)
 @options(
-    text_option("--table", "S1 to S8, M2, M7, M8 or R.", required=True),
+    text_option("--table", "S1 to S8, M2, M7, M8 or R of SSKT; G of graph distillation.", required=True),
     text_option(
         "--rows", "Numbers, ranges or words of row names, e.g. 1-3,7 or resnet20-sskt. [default: all]"
+    ),
+    click.option(
+        "--target", "targets", multiple=True, help="Only rows of this target. Repeatable. [default: all]"
     ),
     count_option("--seeds", "Runs per row.", 3),
     count_option("--views", "Augmented views per sample.", 10),
@@ -70,6 +83,20 @@ def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
     ),
     JSON,
     as_argument(
+        "graph",
+        _build_graph,
+        section(
+            "Table G",
+            count_option(
+                "--pretext-epochs", "Epochs of each pretext task. [default: the task's own, times --scale]"
+            ),
+            count_option("--size", "Side in pixels of what students and teachers see.", 224, name="side_px"),
+            click.option(
+                "--small", is_flag=True, help="Take networks with an eighth of the channels, to try it out."
+            ),
+        ),
+    ),
+    as_argument(
         "execution",
         build_execution,
         section(
@@ -83,6 +110,7 @@ def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
 def reproduce(
     table: str,
     rows: str | None,
+    targets: tuple[str, ...],
     seeds: int,
     views: int,
     scale: float,
@@ -92,6 +120,7 @@ def reproduce(
     dry_run: bool,
     out: Path,
     as_json: bool,
+    graph: GraphSettings,
     execution: Execution,
     paths: Paths,
 ) -> None:
@@ -100,7 +129,8 @@ def reproduce(
     Each source looks once at each target for all rows and seeds. Finished runs are skipped and stopped ones
     go on, so the same command continues where it was. The report marks every row with what differs from the
     paper or its released code, a word and a footnote each. Rows that a table cites from other papers are
-    shown and never run.
+    shown and never run. Table G trains its teachers first, pretext tasks included, once for all rows and
+    seeds.
     """
     from pipeline import api
     from pipeline.studies.reproduce.report import named_marks, price
@@ -113,11 +143,16 @@ def reproduce(
         api.Shrink(scale, limit),
         views,
         student_amp,
+        graph,
     )
     chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
-    results = api.reproduce(table, campaign, rows=chosen, stand_ins=stand_ins, dry_run=dry_run)
+    results = api.reproduce(
+        table, campaign, rows=chosen, targets=targets, stand_ins=stand_ins, dry_run=dry_run
+    )
+    parts = _price(table, campaign, chosen, targets) if dry_run else []
     if as_json:
-        tell_json([result.to_dict() for result in results])
+        listed = [result.to_dict() for result in results]
+        tell_json({"rows": listed, "price": parts} if parts else listed)
         return
     named = named_marks(results)
     if dry_run:
@@ -132,7 +167,19 @@ def reproduce(
     for mark, label in named.items():
         say(f"{label}: {mark.note}")
     say(price(results))
+    if parts:
+        show(parts, as_json, "target what runs_left forwards bytes hours")
     if dry_run:
         return
     for path in sorted(out.glob(f"table-{table}.*")):
         tell(str(path))
+
+
+def _price(
+    table: str, campaign: Campaign, rows: Sequence[str], targets: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What is left to do for table G, measured here; nothing for other tables and for rows never run."""
+    from pipeline import api
+    from pipeline.studies.reproduce.published import GRAPH
+
+    return api.price_graph(campaign, rows=rows, targets=targets) if table == GRAPH else []

@@ -94,6 +94,7 @@ class Settings(TypedDict, total=False):
     sketch_dim: int | None
     rep_weight: float | None
     rep_temperature: float | None
+    gradient_norms: bool | None
     peers: int | None
     psi: int | None
 
@@ -185,6 +186,7 @@ class TrainConfig:
     sketch_dim: int | None = None  # channels of a vertex; None: as many as `vertices` usually has
     rep_weight: float = 1.0
     rep_temperature: float = 1.0
+    gradient_norms: bool = False
 
     @property
     def settings(self) -> MethodConfig:

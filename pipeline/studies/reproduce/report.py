@@ -16,7 +16,7 @@ from typing import Any, Self
 from cache import write_durably
 from pipeline.studies.reproduce.gain_plot import Gain, draw_gains
 from pipeline.studies.reproduce.marks import Mark, cited, labels
-from pipeline.studies.reproduce.published import Published
+from pipeline.studies.reproduce.published import Published, published_rows
 from sskt.errors import RunError
 
 _FIGURES = ("metric", "paper", "ours", "difference", "paper_gain", "our_gain", "seeds")
@@ -59,6 +59,7 @@ class Result:
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
     live: int  # teacher forwards that this row's runs would take without a store
     teachers_left: int  # unfinished runs that train its teachers, not counting those of earlier rows
+    runs: int | None = None  # that give its values; None: one for each seed
 
     @classmethod
     def cited(cls, row: Published) -> Self:
@@ -112,7 +113,7 @@ class Result:
 
     def cost(self, seeds: int) -> dict[str, Any]:
         """What remains of `seeds` runs, as a table row; samples include those of its teachers."""
-        left = 0 if self.row.is_cited else seeds - len(self.values)
+        left = 0 if self.row.is_cited else (seeds if self.runs is None else self.runs) - len(self.values)
         return {
             "row": self.row.name,
             "runs_left": left,
@@ -131,6 +132,12 @@ def _deviation_of_difference(values: Sequence[float], scratch: Sequence[float]) 
     if min(len(values), len(scratch)) < 2:
         return None
     return math.hypot(statistics.stdev(values), statistics.stdev(scratch))
+
+
+def in_order(table: str, results: Sequence[Result]) -> list[Result]:
+    """The results in the table's order."""
+    place = {row: number for number, row in enumerate(published_rows(table))}
+    return sorted(results, key=lambda result: place[result.row])
 
 
 def named_marks(results: Sequence[Result]) -> dict[Mark, str]:

@@ -59,13 +59,14 @@ class CcvSpec(VideoSpec):
         names, rows = self._lines(ids), self._lines(labels)
         if len(names) != len(rows):
             raise TargetError(
-                f"{labels}: has {len(rows):,} rows for the {len(names):,} ids of {ids.name}, expected one for "
-                f"each; restore the official files"
+                f"{labels}: has {len(rows):,} rows for the {len(names):,} ids of {ids.name}, expected one "
+                f"for each; restore the official files"
             )
         for number, (name, row) in enumerate(zip(names, rows, strict=True), start=1):
             if not _ID.fullmatch(name):
                 raise TargetError(
-                    f"{ids}: line {number} is {shown(name)!r}, expected a YouTube id; restore the official file"
+                    f"{ids}: line {number} is {shown(name)!r}, expected a YouTube id; restore the official "
+                    "file"
                 )
             if len(row.split()) != _N_CLASSES or set(row.split()) - {"0", "1"}:
                 raise TargetError(
@@ -146,13 +147,13 @@ def _find_videos(
             ignored.append((_path(entry, root), "second of an id"))
         else:
             found[name] = entry
-    notes: tuple[str, ...] = ()
-    if several:
-        notes = (
-            f"{folder}: {len(several):,} ids have more than one video, and the first by name is taken "
-            f"({several[0]} is left out); remove what is wrong",
-        )
-    return found, notes, tuple(ignored)
+    note = (
+        f"{folder}: {len(several):,} files are second videos of an id, of which the first by name is taken "
+        f"({several[0]} is left out); remove what is wrong"
+        if several
+        else ""
+    )
+    return found, (note,) if note else (), tuple(ignored)
 
 
 def _path(entry: Path, root: Path) -> bytes:

@@ -41,9 +41,9 @@ def prepare_videos(
 ) -> None:
     """Pack what is not packed yet below `index_dir`, and record which listed videos are missing.
 
-    Of `packing` what is None is the target's default. A pack is made again if its video, its bytes or `packing` have changed. Raises TargetError, after all
-    others are packed, that names what is missing or cannot be decoded, unless `allow_missing`; and
-    TargetError if packs cannot be written.
+    Of `packing` what is None is the target's default. A pack is made again if its video, its bytes or
+    `packing` have changed. Raises TargetError, after all others are packed, that names what is missing or
+    cannot be decoded, unless `allow_missing`; and TargetError if packs cannot be written.
     """
     packing, listing = packing.settled(spec.every), spec.list_videos(data_dir)
     clips = [clip for split in listing.clips.values() for clip in split]
