@@ -95,8 +95,8 @@ def reproduce(
 def _require_none(stand_ins: Mapping[str, str] | None) -> None:
     if stand_ins:
         raise RunError(
-            f"--stand-in names {next(iter(stand_ins))}, and the teachers of table {GRAPH} are trained by itself; "
-            f"leave it out"
+            f"--stand-in names {next(iter(stand_ins))}, and the teachers of table {GRAPH} are trained by "
+            f"itself; leave it out"
         )
 
 

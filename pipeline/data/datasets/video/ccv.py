@@ -70,8 +70,8 @@ class CcvSpec(VideoSpec):
                 )
             if len(row.split()) != _N_CLASSES or set(row.split()) - {"0", "1"}:
                 raise TargetError(
-                    f"{labels}: line {number} is {shown(row)!r}, expected {_N_CLASSES} times 0 or 1; restore the "
-                    f"official file"
+                    f"{labels}: line {number} is {shown(row)!r}, expected {_N_CLASSES} times 0 or 1; restore "
+                    f"the official file"
                 )
         return [(name, tuple(map(int, row.split()))) for name, row in zip(names, rows, strict=True)]
 
@@ -97,9 +97,9 @@ class Ccv(Videos[CcvSpec]):
             n_classes=_N_CLASSES,
             how_to_prepare=(
                 "ask for the CCV database on its page at Columbia University, put its categoryName.txt, "
-                "trainVidID.txt, trainLabel.txt, testVidID.txt and testLabel.txt into DATA_DIR/ccv/, and fetch "
-                "the YouTube videos of these ids as DATA_DIR/ccv/videos/ID.mp4 or another suffix, e.g. by "
-                "yt-dlp -o 'DATA_DIR/ccv/videos/%(id)s.%(ext)s' (DATA_DIR is --data-dir); many are gone, "
+                "trainVidID.txt, trainLabel.txt, testVidID.txt and testLabel.txt into DATA_DIR/ccv/, and "
+                "fetch the YouTube videos of these ids as DATA_DIR/ccv/videos/ID.mp4 or another suffix, e.g. "
+                "by yt-dlp -o 'DATA_DIR/ccv/videos/%(id)s.%(ext)s' (DATA_DIR is --data-dir); many are gone, "
                 "--allow-missing goes on without them"
             ),
             root=Path("ccv"),
@@ -113,8 +113,8 @@ def _require_distinct(root: Path, names: Sequence[str]) -> None:
     for name in names:
         if name in seen:
             raise TargetError(
-                f"{root}: its lists have the id {name} twice, expected every video once; restore the official "
-                f"files"
+                f"{root}: its lists have the id {name} twice, expected every video once; restore the "
+                f"official files"
             )
         seen.add(name)
 

@@ -103,8 +103,8 @@ def _protocol(attempt: GraphAttempt) -> Iterator[tuple[str, str]]:
     yield (
         "protocol",
         (
-            f"a video's score is the mean over {frame} of {CLIPS} evenly spaced clips of 16 frames; the paper "
-            f"does not say"
+            f"a video's score is the mean over {frame} of {CLIPS} evenly spaced clips of 16 frames; the "
+            f"paper does not say"
         ),
     )
     if attempt.is_multilabel:
