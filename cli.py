@@ -13,6 +13,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.front import FrontDoor
 from pipeline.commands.listings import recipes, sources, targets
 from pipeline.commands.precompute import precompute, prepare
+from pipeline.commands.pretext import pretext
 from pipeline.commands.probe import probe
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.studies import demo, explain, sweep
@@ -34,8 +35,8 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, probe, sources, targets, train, evaluate, cache, recipes, reproduce, sweep,
-    explain, ensemble,
+    demo, prepare, precompute, probe, sources, targets, pretext, train, evaluate, cache, recipes, reproduce,
+    sweep, explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -12,6 +12,7 @@ from pipeline.studies.reproduce.campaign import Campaign, GraphSettings
 from pipeline.studies.reproduce.graph.price import price_graph
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
+from pipeline.studies.series import pretext_or_resume
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
@@ -42,6 +43,7 @@ __all__ = [
     "precompute",
     "prepare",
     "pretext",
+    "pretext_or_resume",
     "price_graph",
     "probe",
     "reproduce",

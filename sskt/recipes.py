@@ -213,12 +213,58 @@ _FAST_LENGTHS = {  # epochs, batch size
 }
 _FAST = tuple(_fast(paper, *_FAST_LENGTHS[paper.target]) for paper in _PAPER if paper.target in _FAST_LENGTHS)
 _RECIPES = {(recipe.target, recipe.name): recipe for recipe in _PAPER + _FAST}
+# pretext tasks: the schedules of the original papers in epochs of 200 (150), which they count in iterations
+_PRETEXTS: dict[str, dict[str, Any]] = {
+    "sorting": {"epochs": 200, "batch_size": 64, "lr": 0.01, "milestones": (152,), "gamma": 0.1},
+    "egomotion": {
+        "epochs": 200,
+        "batch_size": 128,
+        "lr": 0.001,
+        "milestones": tuple(range(16, 200, 16)),
+        "gamma": 0.5,
+    },
+    "tracking": {
+        "epochs": 200,
+        "batch_size": 50,
+        "lr": 0.001,
+        "milestones": (50, 100, 150),
+        "gamma": 0.1,
+    },
+    "prediction": {
+        "epochs": 150,
+        "batch_size": 4,
+        "lr": 0.001,
+        "milestones": (75,),
+        "gamma": 0.1,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+    },
+}
+
+
+def _pretext(task: str, **settings: Any) -> dict[str, Any]:
+    """What a pretext task changes of any target's recipe."""
+    name = "prednet" if task == "prediction" else f"vgg19-{task}"
+    usual = {
+        "models": (name, f"{name}-small"),
+        "schedule": "multistep",
+        "momentum": 0.9,
+        "dampening": 0.0,
+        "weight_decay": 5e-4,
+        "finetune_lr": None,
+        "primary_loss": "ce",
+        "published": False,
+    }
+    return usual | settings
+
+
 # methods that the table does not describe: Hinton et al.'s distillation, MAXL with equal weights, and graph
 # distillation (Zhang and Peng, IJCAI 2018), whose teachers' temperatures are ours
 _OVERRIDES: dict[str, dict[str, Any]] = {
     "kd": {"aux_loss": "kd", "temperature": 4.0, "alpha": 0.9},
     "graph": {"temperature": 2.0, "alpha": 0.6},
     "maxl": {"primary_loss": "focal", "aux_loss": "focal", "schedule": "cosine", "lr": 0.01, "alpha": 1.0},
+    **{task: _pretext(task, **settings) for task, settings in _PRETEXTS.items()},
 }
 # the same paper's schedule for its own targets. It prints "Adam optimizer with momentum 0.9" and this rate,
 # at which Adam taught AlexNet nothing where we tried it (docs/method.md, section 4), so the optimiser is SGD;

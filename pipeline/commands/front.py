@@ -16,6 +16,7 @@ _STOPPED = {  # the message after Ctrl-C, by command
     "prepare": "stopped; finished files are kept, and the same command continues from there",
     "precompute": "stopped; finished units are kept, and the same command continues from there",
     "train": "stopped; the run folder is kept",
+    "pretext": "stopped; the run folder is kept",
     "reproduce": "stopped; the same command continues from there",
     "sweep": "stopped; the same command continues from there",
     "demo": "stopped; trained sources and stores are kept for the next run",

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pipeline.data.datasets import DatasetSpec
-from pipeline.data.plan import Centre, CentreClip, CornerClip, PadCropFlip, Plan, RandomResizedCropFlip
+from pipeline.data.plan import (
+    PRETEXT_PLANS,
+    Centre,
+    CentreClip,
+    CornerClip,
+    PadCropFlip,
+    Plan,
+    PretextPlan,
+    RandomResizedCropFlip,
+)
 from pipeline.runtime import coerce
 from sskt.errors import RunError, SettingError
 from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
@@ -67,6 +76,20 @@ class Augmentation:
         if kind == "random-resized-crop-flip":
             return RandomResizedCropFlip(side, seed=self.seed, flip=spec.flip)
         return self.evaluation_plan(spec, n_clips=1)
+
+    def pretext_plan(self, spec: DatasetSpec, task: str) -> PretextPlan:
+        """The plan of a pretext task, which chooses frames itself. Raises RunError for a target of images,
+        or a choice that the task makes.
+        """
+        if not spec.holds_videos:
+            raise RunError(
+                f"the pretext task {task} learns from videos, and {spec.name} holds images; name ucf101, "
+                f"hmdb51 or videofolder:PATH"
+            )
+        for name in ("kind", "n_frames", "stride"):
+            if (value := getattr(self, name)) is not None:
+                raise SettingError(name, f"is {value}, and the pretext task {task} chooses it; leave it out")
+        return PRETEXT_PLANS[task](self._side(spec), self.seed, spec.flip)
 
     def evaluation_plan(self, spec: DatasetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
         """The centre view: the whole image for targets of small images, 224 of 256 px for the others;

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import Dataset, Positions
+from pipeline.data.plan import PretextPlan
 from pipeline.data.render import Renderer
 from pipeline.runtime import InUse, World, prefetch, to_device
 
@@ -28,7 +29,8 @@ class Batch:
     step: int  # within the epoch, from 0
     positions: Positions  # (n,) positions in the dataset
     pixels: torch.Tensor  # uint8 (n, 3, side, side), for videos (n, 3, D, side, side), on the device
-    labels: torch.Tensor  # int64 (n,), if multi-label int8 (n, C), on the device
+    # int64 (n,), if multi-label int8 (n, C), of a pretext task its draws, int64 (n, K); on the device
+    labels: torch.Tensor
     n_step: int  # samples of the step over all ranks
 
 
@@ -131,8 +133,16 @@ def _repeated(pool: Positions, total: int, *, seed: int, epoch: int, stream: int
 class Loader:
     """Draws the batches of one split for training."""
 
-    def __init__(self, dataset: Dataset, renderer: Renderer, order: Sampler, device: torch.device) -> None:
-        self._renderer, self._device = renderer, device
+    def __init__(
+        self,
+        dataset: Dataset,
+        renderer: Renderer,
+        order: Sampler,
+        device: torch.device,
+        task: PretextPlan | None = None,
+    ) -> None:
+        """`task` is the plan of a pretext task, whose answers are the labels instead of the dataset's."""
+        self._dataset, self._renderer, self._device, self._task = dataset, renderer, device, task
         self.order = order
         self._labels = torch.from_numpy(dataset.truth).to(device)
 
@@ -142,11 +152,19 @@ class Loader:
         with closing(prefetch(self._drawn(view, steps), _AHEAD)) as drawn:
             try:
                 for step, (positions, pixels) in enumerate(drawn, start=first_step):
-                    labels = self._labels[to_device(positions, self._device)]
+                    labels = self._labels_of(view, positions)
                     yield Batch(step, positions, pixels, labels, self.order.size_of(step))
                     in_use.hold(pixels)
             finally:
                 in_use.release()
+
+    def _labels_of(self, view: int, positions: Positions) -> torch.Tensor:
+        if self._task is None:
+            return self._labels[to_device(positions, self._device)]
+        dataset = self._dataset
+        return to_device(
+            self._task.answers(view, dataset.ids[positions], dataset.sizes[positions]), self._device
+        )
 
     def _drawn(self, view: int, steps: list[Positions]) -> Generator[tuple[Positions, torch.Tensor]]:
         with closing(self._renderer.render(view, steps)) as drawn:

@@ -15,6 +15,7 @@ from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
 from pipeline.train.backbone import default_model
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
 from pipeline.train.data import pools_of
+from pipeline.train.pretext.run import as_training, with_places
 from pipeline.train.resolve import resolve
 from pipeline.train.run import resume, train
 from pipeline.train.run_folder import read_config, read_summary
@@ -43,6 +44,21 @@ def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
             (out / "last.pt").unlink(missing_ok=True)
         world.broadcast(value=True)  # wait until the first rank has written
     return summary
+
+
+def pretext_or_resume(
+    targets: str | Sequence[str],
+    *,
+    task: str,
+    out: Path,
+    model: str | None = None,
+    paths: Paths,
+    val_share: float | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """`pretext(targets, task=task, out=out, ...)` in the way of `train_or_resume`."""
+    target, own = as_training(targets, task=task, model=model, paths=paths, val_share=val_share)
+    return with_places(train_or_resume(target, out, paths=paths, **own, **settings), out)
 
 
 def precompute_once(target: str, sources: Sequence[str], **settings: Any) -> None:

@@ -34,10 +34,11 @@ from pipeline.source_outputs.stored import stored_teachers
 from pipeline.source_outputs.stored_maps import stored_graph_sources
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
+from pipeline.train.pretext.data import PretextVideos, open_pretext
 from pipeline.train.splits import Splits, open_splits
 from sskt.errors import RunError, shown
 from sskt.losses import VECTOR_LOSSES
-from sskt.methods import method_named, readers
+from sskt.methods import PRETEXT_METHODS, method_named, readers
 from sskt.sources import asked_of, columns_of, kind_of
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def open_data(
         labels_per_class=config.labels_per_class,
         labelled_list=None if config.labelled_list is None else Path(config.labelled_list),
         unlabelled=pools_of(config, paths),
+        tests=config.method not in PRETEXT_METHODS,
     )
     if not method.reads_unlabelled:
         splits = _labelled_only(splits, config)
@@ -102,6 +104,8 @@ def open_data(
     if not method.needs and paths.contracts:
         raise RunError(f"--method {config.method} has no sources; leave --contract out, or use sskt or kd")
     outputs, fitted = None, None
+    if config.method in PRETEXT_METHODS:
+        return _of_pretext(config, splits, open_pretext(config, splits, paths, execution, world))
     if method.needs:
         outputs, fitted = _open_outputs(config, splits, paths, execution, world, probe)
     plan, eval_plan = _shown(
@@ -119,6 +123,23 @@ def open_data(
         contents=splits.contents(),
         pools=splits.pools,
         probe=fitted,
+    )
+
+
+def _of_pretext(config: TrainConfig, splits: Splits, videos: PretextVideos) -> TrainingData:
+    """The data of a pretext run, whose test split is only compared with the others."""
+    spec = parse_target(config.target)
+    return TrainingData(
+        videos.train,
+        splits.test,
+        videos.plan,
+        Augmentation(**config.augmentation).evaluation_plan(spec),
+        None,
+        val_dataset=videos.held_out,
+        val_share=splits.val_share,
+        chosen_on=splits.chosen_on,
+        contents={**splits.contents(), **videos.contents},
+        pools=splits.pools,
     )
 
 

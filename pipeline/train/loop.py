@@ -17,18 +17,19 @@ from typing import Any
 
 import torch
 
-from pipeline.data import Loader, Sampler, open_renderer, sampler_for
+from pipeline.data import Loader, PretextPlan, Sampler, open_renderer, sampler_for
 from pipeline.runtime import CpuContention, Execution, Progress, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged
 from pipeline.train.evaluate import InsaneLogitsError
+from pipeline.train.pretext.scorer import PretextScorer
 from pipeline.train.run_folder import Run
 from pipeline.train.score import Scorer
-from pipeline.train.summary import summary_of, summary_sentence
 from pipeline.train.trainer import Trainer
-from sskt.methods import Method
+from sskt.methods import Method, Pretext
 from sskt.sanity import LARGEST_LOGIT
+from sskt.students import PRETEXTS
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def run_epochs(
             course.go()
         except KeyboardInterrupt:
             if run is not None:
-                log.info(f"{course.saved}; `sskt train --resume {run.path}` continues from there")
+                command = "pretext" if config.method in PRETEXTS else "train"
+                log.info(f"{course.saved}; `sskt {command} --resume {run.path}` continues from there")
             raise
         except DivergedError as error:
             saved = course.saved
@@ -70,11 +72,11 @@ def run_epochs(
                 name = run.save_divergence(error.found)
                 saved += f", {name} {'every sample concerned' if error.found['ids'] else 'what was found'}"
             raise DivergedError(f"{error}; {saved}", error.found) from None
-        summary = summary_of(config, course.history) | course.per_step
+        summary = course.scorer.summary(course.history) | course.per_step
         if run is not None:
-            run.save_student(trainer.scored.exported_state())
+            run.save_student(trainer.scored.exported_state(), method.exports)
             run.finish(summary)
-    log.info(summary_sentence(summary))
+    log.info(course.scorer.sentence(summary))
     return summary
 
 
@@ -92,7 +94,11 @@ class _Course:
     ) -> None:
         self._config, self._trainer, self._data, self._execution = config, trainer, data, execution
         self._world, self._run = world, run
-        self._scorer = Scorer(config, data, execution, world, run)
+        self.scorer: Scorer | PretextScorer
+        if isinstance(trainer.method, Pretext):
+            self.scorer = PretextScorer(config, trainer.method, data, execution)
+        else:
+            self.scorer = Scorer(config, data, execution, world, run)
         self._saved_at, self._saving_s = monotonic(), 0.0
         self._by: dict[str, str] = {}  # what renders and computes
         alone_on_cpu = execution.device.type == "cpu" and world.size == 1
@@ -123,7 +129,9 @@ class _Course:
                 f"{len(order.labelled):,} and {order.n - len(order.labelled):,}"
             )
         done = trainer.epoch * len(dataset) + sum(order.size_of(step) for step in range(trainer.step))
-        loader = Loader(dataset, renderer, order, self._execution.device)
+        plan = self._data.plan
+        task = plan if isinstance(plan, PretextPlan) else None
+        loader = Loader(dataset, renderer, order, self._execution.device, task)
         self._compare_with_before(renderer.name)
         bar = Progress(f"train {config.target}", total=config.epochs * len(dataset), done=done)
         with closing(renderer), bar if self._run else nullcontext():
@@ -167,12 +175,12 @@ class _Course:
         trainer = self._trainer
         trainer.require_sane()
         try:
-            found = self._scorer.look(trainer.scored, figures, self.history)
+            found = self.scorer.look(trainer.scored, figures, self.history)
             if last:
-                found |= self._scorer.test(trainer.scored, figures | found, self.history)
-                if self._scorer.largest > LARGEST_LOGIT:
+                found |= self.scorer.test(trainer.scored, figures | found, self.history)
+                if self.scorer.largest > LARGEST_LOGIT:
                     log.warning(
-                        f"the student's answers went up to {self._scorer.largest:.2g} while its batch norms "
+                        f"the student's answers went up to {self.scorer.largest:.2g} while its batch norms "
                         f"had averaged few batches; train for more epochs before its accuracy means anything"
                     )
         except InsaneLogitsError as error:
@@ -203,12 +211,12 @@ class _Course:
         """
         started, state = monotonic(), self._trainer.state()
         if self._run is not None:
-            if self._scorer.best is not None:
-                self._run.save_student(self._scorer.best, "best")
+            if self.scorer.best is not None:
+                self._run.save_student(self.scorer.best, "best")
             self._run.save_checkpoint(
                 {**state, "history": self.history, "by": self._by, "config": self._config.to_dict()}
             )
-        self._scorer.best = None
+        self.scorer.best = None
         self._saved_at = monotonic()
         self._saving_s = self._saved_at - started
         self._note_saved()

@@ -14,7 +14,7 @@ from pipeline.runtime import student_precision
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
-from sskt.methods import METHODS, Method, Parts, method_named, readers
+from sskt.methods import METHODS, PRETEXT_METHODS, Method, Parts, method_named, readers
 from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, map_shape, network_of, output_kind, output_of
 from sskt.students import BACKBONES, Backbone, build_backbone
 
@@ -26,7 +26,7 @@ def readers_of(setting: str) -> list[str]:
     """The methods that read a setting; all of them if it does not belong to any method."""
     if setting in OF_SOURCES:
         return [name for name, method in METHODS.items() if method.needs]
-    return readers(setting) or list(METHODS)
+    return readers(setting) or [*METHODS, *PRETEXT_METHODS]
 
 
 def require_read(method: str, asked: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from pipeline.data import Augmentation, parse_target
+from pipeline.data import Augmentation, Plan, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
 from pipeline.train.config import Settings, TrainConfig, weights_name
@@ -17,7 +17,7 @@ from pipeline.train.method import choose_precision, require_heads, require_read
 from pipeline.train.presets import preset_choice
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
-from sskt.methods import GATES, METHODS, method_named
+from sskt.methods import GATES, METHODS, PRETEXT_METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
 from sskt.optimiser import ADAM_LR
 from sskt.recipes import SETTINGS, Recipe, recipe_for
@@ -99,7 +99,7 @@ def resolve(
         sources=chosen.sources,
         probe_views=chosen.probe_views or "mean",
         **_plain_settings(asked),
-        **_shown(augmentation, target),
+        **_shown(augmentation, target, method),
         **_UNSETTLED,
         **{name: _plain(value) for name, value in _chosen(method, recipe, given).items()},
     )
@@ -138,11 +138,15 @@ def _plain_settings(asked: Settings) -> dict[str, Any]:
 _UNSETTLED: dict[str, Any] = {"classes": (), "contents": {}, "source_weights": {}, "chosen_on": None}
 
 
-def _shown(augmentation: Augmentation, target: str) -> dict[str, Any]:
+def _shown(augmentation: Augmentation, target: str, method: str) -> dict[str, Any]:
     """The student's views: plans and augmentation."""
     spec = parse_target(target)
+    if method in PRETEXT_METHODS:
+        plan: Plan = augmentation.pretext_plan(spec, method)
+    else:
+        plan = augmentation.training_plan(spec)
     return {
-        "plan": augmentation.training_plan(spec).to_dict(),
+        "plan": plan.to_dict(),
         "eval_plan": augmentation.evaluation_plan(spec).to_dict(),
         "augmentation": asdict(augmentation),
     }

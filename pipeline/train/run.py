@@ -46,6 +46,8 @@ from sskt.students import AveragedStudent, Backbone, load_pretrained
 
 log = logging.getLogger(__name__)
 
+_SAME_DATA = "continue it with the data that it was started with"
+
 
 def train(
     target: str,
@@ -147,6 +149,8 @@ def resume(
             probe=read_probe(out),
         )
         _require_same(config, data, out)
+        # also what a pretext task computes for its videos
+        require_contents(out, config.contents, data.contents, where.target, _SAME_DATA)
         backbone = reopen_backbone(config, backbone, out)
         if state is None and config.finetune_from is not None:
             _load_first_weights(backbone, config, out)
@@ -239,7 +243,6 @@ def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
 def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
     """Raise RunError unless the data are those that the run was started with."""
     require_classes(config, splits.train.classes, out)
-    remedy = "continue it with the data that it was started with"
     where = {pool_key(number): pool.name for number, pool in enumerate(splits.pools)}
     for split, sha256 in splits.contents().items():
-        require_contents(out, config.contents, {split: sha256}, where.get(split, target), remedy)
+        require_contents(out, config.contents, {split: sha256}, where.get(split, target), _SAME_DATA)

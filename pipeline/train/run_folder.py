@@ -2,8 +2,9 @@
 
 config.json and environment.json; metrics.jsonl, one line per epoch, and TensorBoard events; last.pt, the
 checkpoint; best.safetensors and student.safetensors, backbone and primary head of the best and the last
-epoch; probe.safetensors, the probe that teaches the student; summary.json, which marks a finished run, or
-diverged.json. Each file except the logs is written completely or not at all, and flushed to disk.
+epoch, or of a pretext task best.safetensors and encoder.safetensors, the backbone alone; probe.safetensors,
+the probe that teaches the student; summary.json, which marks a finished run, or diverged.json. Each file
+except the logs is written completely or not at all, and flushed to disk.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from cache import TEMPORARY, write_durably
 from cache.storage.local import alone_in
 from pipeline.source_outputs.fit_probe import RunProbe
 from sskt.errors import RunError
+from sskt.students import PRETEXTS
 
 STUDENTS = ("last", "best")
 _PROBE = "probe.safetensors"
-_STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors"}
+ENCODER = "encoder.safetensors"
+_STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors", "encoder": ENCODER}
 
 
 class RunBusyError(RunError):
@@ -113,7 +116,7 @@ class Run:
         _write(self.path / "last.pt", buffer.getvalue())
 
     def save_student(self, state: Mapping[str, torch.Tensor], which: str = "last") -> None:
-        """Write an exported student, without source heads; `which` is one of STUDENTS."""
+        """Write an exported student, without source heads; `which` is one of STUDENTS, or "encoder"."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         _write(self.path / _STUDENT_FILES[which], save(tensors))
 
@@ -198,12 +201,19 @@ def read_probe(path: Path) -> RunProbe | None:
 
 
 def has_student(path: Path) -> bool:
-    """Whether the last epoch's student exists."""
-    return (path / _STUDENT_FILES["last"]).is_file()
+    """Whether the last epoch's student exists, or encoder."""
+    return any((path / _STUDENT_FILES[which]).is_file() for which in ("last", "encoder"))
 
 
 def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
-    """An exported student's weights, `which` of STUDENTS. RunError if they are missing or damaged."""
+    """An exported student's weights, `which` of STUDENTS. RunError if they are missing or damaged, or the
+    run's task was a pretext.
+    """
+    if (config := read_config(path)).get("method") in PRETEXTS:
+        raise RunError(
+            f"{path}: its task was {config['method']}, and it knows no classes; fine-tune it first with "
+            f"`sskt train --method scratch --model {config['model']} --finetune-from {path / ENCODER}`"
+        )
     weights = path / _STUDENT_FILES[which]
     if not weights.is_file():
         raise RunError(

@@ -6,8 +6,7 @@ evaluated once, at the end, for these two students.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +15,11 @@ from pipeline.runtime import Execution, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.evaluate import Evaluator
 from pipeline.train.run_folder import Run, read_student
+from pipeline.train.summary import History, best_of, summary_of, summary_sentence
 from sskt.students import Student
 
 if TYPE_CHECKING:
     from pipeline.train.data import TrainingData
-
-History = Sequence[Mapping[str, Any]]
 
 
 class Scorer:
@@ -70,6 +68,14 @@ class Scorer:
         chosen = last if best is figures else self._of_best(student)
         return last | {f"best_{name}": value for name, value in chosen.items()}
 
+    def summary(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """The content of summary.json."""
+        return summary_of(self._config, history)
+
+    def sentence(self, summary: dict[str, Any]) -> str:
+        """What came out, in one line."""
+        return summary_sentence(summary)
+
     def _of_best(self, student: Student) -> dict[str, float]:
         """Test figures of the best epoch's weights, which the student holds meanwhile."""
         best = self.best
@@ -83,22 +89,6 @@ class Scorer:
             return self._test.accuracy(student, self._config.amp)
         finally:
             _copy(kept, own)
-
-
-def best_of(config: TrainConfig, history: History) -> Any:
-    """The best epoch: the first with the largest figure on the split that chooses; on a val split, which may
-    be small, the one with the smallest loss among those. None if there is no such figure.
-    """
-    watched = config.watched
-    seen = [figures for figures in history if watched in figures]
-    if watched is None or not seen:
-        return None
-
-    def rank(figures: Mapping[str, Any]) -> tuple[float, float]:
-        loss = figures["val_loss"] if config.chosen_on == "val" else 0.0
-        return figures[watched], -math.inf if math.isnan(loss) else -loss
-
-    return max(seen, key=rank)
 
 
 def _copy(source: Mapping[str, torch.Tensor], destination: Mapping[str, torch.Tensor]) -> None:

@@ -80,16 +80,18 @@ def open_splits(
     labels_per_class: int | None = None,
     labelled_list: Path | None = None,
     unlabelled: Sequence[str] = (),
+    tests: bool = True,
 ) -> Splits:
     """The splits of a run. `limit` counts training samples; `val_share` is the fraction of them that chooses
     the best epoch (None: the target's default; 0: none is chosen). With `labels_per_class`, only that many
     training samples per class keep their labels; with `labelled_list`, those that the file names (see
-    `listed_in`). `unlabelled` names the pools to train on as well (see `pool_names`).
+    `listed_in`). `unlabelled` names the pools to train on as well (see `pool_names`). `tests`: whether the
+    test split scores the run, for messages.
 
     `chosen_on` is "test" for an earlier run that was started so. Raises SettingError for an impossible
     fraction, and RunError if the test split has unlabelled samples or shares samples with a pool.
     """
-    splits = _open_splits(target, paths, limit, val_share, chosen_on)
+    splits = _open_splits(target, paths, limit, val_share, chosen_on, tests=tests)
     for name, part in splits.named.items():
         if name != "train" and not part.is_labelled.all():
             raise RunError(
@@ -155,11 +157,18 @@ def keep_labels(dataset: Dataset, n_per_class: int) -> Dataset:
 
 
 def _open_splits(
-    target: str, paths: Paths, limit: int | None, val_share: float | None, chosen_on: str | None
+    target: str,
+    paths: Paths,
+    limit: int | None,
+    val_share: float | None,
+    chosen_on: str | None,
+    *,
+    tests: bool,
 ) -> Splits:
     if val_share is not None and not 0 <= val_share < 1:
         raise SettingError("val_share", f"is {val_share}, expected at least 0 and less than 1")
     spec, said = parse_target(target), set[str]()
+    once = ", and the test split scores once, at the end" if tests else ""
 
     def opened(split: str, limit: int | None = None) -> Dataset:
         return open_dataset(target, split, paths=paths, limit=limit, said=said)
@@ -176,7 +185,7 @@ def _open_splits(
                 f"chooses the best epoch; leave it out"
             )
         if val_share is None:
-            log.info("the val split chooses the best epoch, and the test split scores once, at the end")
+            log.info(f"the val split chooses the best epoch{once}")
             return Splits(train, train, test, opened("val"), 0.0, "val")
     elif val_share is None and not spec.is_own_folder:
         log.info(_on_test(target))
@@ -192,7 +201,7 @@ def _open_splits(
         return Splits(train, train, test, None, 0.0, None)
     log.info(
         f"{chosen.sum():,} of {len(train):,} training samples are not trained on and choose the best epoch "
-        f"(--val-share {share:g}); the test split scores once, at the end"
+        f"(--val-share {share:g}){once}"
     )
     left, val = (train.take(np.flatnonzero(part)) for part in (~chosen, chosen))
     return Splits(train, left, test, val, share, "val")

@@ -1,13 +1,16 @@
-"""What a run comes to: the content of summary.json, and a sentence on it."""
+"""What a run comes to: its best epoch, the content of summary.json, and a sentence on it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.train.config import TrainConfig
-from pipeline.train.score import best_of
+
+History = Sequence[Mapping[str, Any]]
 
 
 def summary_of(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,3 +65,19 @@ def _chosen(config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any
     last = history[-1]
     seen = {watched: last[watched], f"best_{watched}": best[watched]}
     return {f"best_{metric}": last[f"best_{metric}"], **found, **seen}
+
+
+def best_of(config: TrainConfig, history: History) -> Any:
+    """The best epoch: the first with the largest figure on the split that chooses; on a val split, which may
+    be small, the one with the smallest loss among those. None if there is no such figure.
+    """
+    watched = config.watched
+    seen = [figures for figures in history if watched in figures]
+    if watched is None or not seen:
+        return None
+
+    def rank(figures: Mapping[str, Any]) -> tuple[float, float]:
+        loss = figures["val_loss"] if config.chosen_on == "val" else 0.0
+        return figures[watched], -math.inf if math.isnan(loss) else -loss
+
+    return max(seen, key=rank)

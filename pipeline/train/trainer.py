@@ -108,6 +108,7 @@ class Trainer:
         view = self._view_of(self.epoch)
         self._load_labels(loader, view)
         self.method.train()
+        self.method.progress = self.epoch / self._config.epochs
         asked = perf_counter()
         for batch in loader.epoch(self.epoch, view, first_step=self.step):
             self.sums.data_s += perf_counter() - asked

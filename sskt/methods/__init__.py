@@ -12,6 +12,7 @@ from sskt.methods.kd import Kd
 from sskt.methods.maxl import AUXILIARY, Maxl
 from sskt.methods.method import Losses, Method, Parts
 from sskt.methods.mixture import Mixture
+from sskt.methods.pretext import PRETEXT_METHODS, Pretext
 from sskt.methods.scratch import Scratch
 from sskt.methods.sskt import GATES, GRADIENT_COSINE, Sskt
 
@@ -20,6 +21,7 @@ __all__ = [
     "GATES",
     "GRADIENT_COSINE",
     "METHODS",
+    "PRETEXT_METHODS",
     "Dml",
     "Graph",
     "Kd",
@@ -30,6 +32,7 @@ __all__ = [
     "MethodConfig",
     "Mixture",
     "Parts",
+    "Pretext",
     "Scratch",
     "SourceConfig",
     "Sskt",
@@ -58,7 +61,9 @@ register("graph", Graph)
 
 
 def method_named(name: str) -> type[Method]:
-    """The method of a name. Raises SettingError for one that is unknown."""
+    """The method, or pretext task, of a name. Raises SettingError for one that is unknown."""
+    if name in PRETEXT_METHODS:
+        return PRETEXT_METHODS[name]
     if name not in METHODS:
         raise SettingError("method", f"is {name!r}, expected one of {', '.join(METHODS)}")
     return METHODS[name]

@@ -88,6 +88,7 @@ class Method(nn.Module):
     adam: ClassVar[bool] = True  # as its optimiser
     compiles: ClassVar[bool] = True
     every_number: ClassVar[bool] = False  # whether it needs a source's whole row, and not only its top k
+    exports: ClassVar[str] = "last"  # what a run keeps of it: its student, or of a pretext task the "encoder"
 
     @classmethod
     def build(cls, config: Any, parts: Parts) -> Method:
@@ -113,6 +114,7 @@ class Method(nn.Module):
         self.auxiliary_names: tuple[str, ...] = student.source_names
         self.recorded_names: tuple[str, ...] = ()
         self.rate = 0.0  # the learning rate in force, for methods that look ahead
+        self.progress = 0.0  # fraction of the epochs that are over, for methods that change with it
         self.labelled_share = 1.0  # of the samples of a step; see `LabelConfig.primary`
         # the gradient scaler's, for methods that take gradients within their step
         self.scaled: Callable[[Tensor], Tensor] = _as_it_is

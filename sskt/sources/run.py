@@ -21,7 +21,14 @@ from sskt.sources.kind import Kind, rest_path, weights_digest
 from sskt.sources.output_rows import OwnNetwork
 from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED
 from sskt.sources.source import Source, SourceSpec
-from sskt.students import BACKBONES, CLIP_BACKBONES, Features, build_student, normalisation_of
+from sskt.students import (
+    BACKBONES,
+    CLIP_BACKBONES,
+    PRETEXTS,
+    Features,
+    build_student,
+    normalisation_of,
+)
 from sskt.weights import load_into
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
@@ -113,6 +120,12 @@ def read_trained(folder: Path) -> Trained:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"
         ) from None
+    if (task := config.get("method")) in PRETEXTS:
+        raise SourceError(
+            f"{folder}: its task was {task}, and it knows no classes; fine-tune it first with `sskt train "
+            f"--method scratch --model {trained.model} --finetune-from {folder / 'encoder.safetensors'}`, "
+            f"and name that run"
+        )
     if trained.model not in BACKBONES:
         raise SourceError(f"{folder}: its student is {trained.model}; export it and name it program:FILE.pt2")
     return trained

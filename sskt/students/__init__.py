@@ -3,8 +3,10 @@
 from sskt.students.alexnet import alexnet_grid
 from sskt.students.average import AveragedStudent, require_decay
 from sskt.students.backbone import Backbone, Features, frames_seen, input_layout, to_channels_last
+from sskt.students.encoder import PRETEXTS, Encoder
 from sskt.students.gradcam import grad_cam
 from sskt.students.initialise import choose_init
+from sskt.students.prednet import PredNet
 from sskt.students.pretrained import load_pretrained
 from sskt.students.registry import (
     BACKBONES,
@@ -17,6 +19,7 @@ from sskt.students.registry import (
 from sskt.students.resnet3d import ResNet3D
 from sskt.students.student import AUXILIARY_HEADS, Student, build_student
 from sskt.students.torchvision_video import TORCH_VIDEO, TorchVideo
+from sskt.students.vgg19 import VGG19
 from sskt.students.wrapped import WrappedBackbone
 
 __all__ = [
@@ -25,10 +28,14 @@ __all__ = [
     "CLIP_BACKBONES",
     "DROPOUTS",
     "KINETICS_BACKBONES",
+    "PRETEXTS",
     "TORCH_VIDEO",
+    "VGG19",
     "AveragedStudent",
     "Backbone",
+    "Encoder",
     "Features",
+    "PredNet",
     "ResNet3D",
     "Student",
     "TorchVideo",

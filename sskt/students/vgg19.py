@@ -53,7 +53,7 @@ class VGG19(Backbone):
 
     def __init__(self, task: str, *, small: bool = False) -> None:
         super().__init__()
-        self._frames = VGG19_FRAMES[task]
+        self.task, self._frames = task, VGG19_FRAMES[task]
         self.block_channels = _SMALL_WIDTHS if small else _WIDTHS
         self.n_features = self.block_channels[-1]
         self.transfer_width = 1000  # the paper's for 3D networks

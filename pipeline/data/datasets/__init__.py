@@ -28,7 +28,7 @@ from pipeline.data.datasets.registry import (
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
 from pipeline.data.datasets.video.ccv import Ccv
-from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset
+from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset, join_videos
 from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
 from pipeline.data.datasets.video.official import OfficialVideos
 from pipeline.data.datasets.video.pack import Packing
@@ -58,6 +58,7 @@ __all__ = [
     "has_unlabelled",
     "has_val",
     "join",
+    "join_videos",
     "load_dataset",
     "parse_target",
     "path_families",

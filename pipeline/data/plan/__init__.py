@@ -10,26 +10,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.plan.clips import CentreClip, ClipPlan, CornerClip, EveryClip, PickedFrames, centre_frame
+from pipeline.data.plan.clips import CentreClip, CornerClip, EveryClip, PickedFrames, centre_frame
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
+from pipeline.data.plan.pretext import PRETEXT_PLANS, FramePair, PretextPlan, SortedFrames
 from sskt.errors import TargetError
 
 __all__ = [
+    "PRETEXT_PLANS",
     "Centre",
     "CentreClip",
     "ClipPlan",
     "CornerClip",
     "EveryClip",
+    "FramePair",
     "PadCropFlip",
     "PickedFrames",
     "Plan",
     "PlanRows",
+    "PretextPlan",
     "RandomResizedCropFlip",
+    "SortedFrames",
     "centre_frame",
     "plan_from",
 ]
 
+ClipPlan = CornerClip | CentreClip | EveryClip | PickedFrames | PretextPlan
 _KINDS = {
     "pad-crop-flip": PadCropFlip,
     "random-resized-crop-flip": RandomResizedCropFlip,

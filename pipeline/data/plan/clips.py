@@ -34,15 +34,7 @@ class CornerClip:
         """See `Plan.rows`; sizes are (N, 3)."""
         draws = draws_of(self.seed, ids, view, CLIP)
         starts = below(draws[:, 0], _last_starts(sizes, self.n_frames, self.stride) + 1)
-        scales = 2.0 ** (-below(draws[:, 1], self.n_scales) / 4)
-        crop = np.maximum(
-            1, (sizes[:, 1:].min(axis=1) * scales).astype(np.int64)
-        )  # rounded down, as released
-        room = sizes[:, 1:] - crop[:, None]
-        corner = below(draws[:, 2], _N_CORNERS)
-        anchors = np.stack([room[:, 0] * (corner >= 3), room[:, 1] * (corner % 2 == 0)], axis=1)
-        anchors = np.where((corner == 0)[:, None], room // 2, anchors)
-        windows = np.column_stack([anchors, crop, crop]).astype(np.int32)
+        windows = corner_windows(draws[:, 1], draws[:, 2], sizes, self.n_scales)
         flips = flips_of(self.seed, ids, view, self.flip)
         return PlanRows(ids, windows, flips, _frames(starts, sizes, self.n_frames, self.stride))
 
@@ -135,12 +127,22 @@ class PickedFrames:
         return self.plan.to_dict()
 
 
-ClipPlan = CornerClip | CentreClip | EveryClip | PickedFrames
-
-
 def centre_frame(plan: CornerClip | CentreClip | EveryClip) -> PickedFrames:
     """What a network that reads images sees of a plan's clips: frame n_frames // 2 alone."""
     return PickedFrames(plan, (plan.n_frames // 2,))
+
+
+def corner_windows(
+    scale: NDArray[np.uint32], corner: NDArray[np.uint32], sizes: NDArray[np.int32], n_scales: int
+) -> NDArray[np.int32]:
+    """Multi-scale corner crops (N, 4) from two draws; see `CornerClip`."""
+    scales = 2.0 ** (-below(scale, n_scales) / 4)
+    crop = np.maximum(1, (sizes[:, 1:].min(axis=1) * scales).astype(np.int64))  # rounded down, as released
+    room = sizes[:, 1:] - crop[:, None]
+    at = below(corner, _N_CORNERS)
+    anchors = np.stack([room[:, 0] * (at >= 3), room[:, 1] * (at % 2 == 0)], axis=1)
+    anchors = np.where((at == 0)[:, None], room // 2, anchors)
+    return np.column_stack([anchors, crop, crop]).astype(np.int32)
 
 
 def _central_squares(sizes: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALGORITHM = "philox4x32-10/v1"  # enters the fingerprint: a changed draw must never pass for the same plan
-# counter word 3: the purpose of a draw; the attempts of a resized crop count up from RESIZED
+# counter word 3: the purpose of a draw; the attempts of a resized crop count up from RESIZED; from 64 on they
+# are pretext tasks'
 FLIP, SHIFT, RESIZED, CLIP = 0, 1, 2, 32
 
 
@@ -22,7 +23,8 @@ class PlanRows:
 
     ids: int64 (N,). windows: int32 (N, 4), (top, left, height, width) in image pixels; a window may
     reach outside the image, where pixels are black. flips: bool (N,), mirror left-right after the resize.
-    frames: int32 (N, F), frame numbers of each video, all cut by the same window; None for images.
+    frames: int32 (N, F), frame numbers of each video; None for images. They are cut by the row's window, or
+    each by its own, windows (N, F, 4), if no row has a frame twice.
     """
 
     ids: NDArray[np.int64]

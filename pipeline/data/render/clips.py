@@ -64,7 +64,12 @@ class _FramePlan:
         videos = np.searchsorted(self._firsts, ids, side="right") - 1
         distinct, row_of = np.unique(videos, return_inverse=True)
         rows = self._plan.rows(view, self._dataset.ids[distinct], self._dataset.sizes[distinct])
-        return PlanRows(ids, rows.windows[row_of], rows.flips[row_of])
+        windows = rows.windows[row_of]
+        if windows.ndim == 3:
+            assert rows.frames is not None  # noqa: S101 - plans of clips have frames
+            shown = rows.frames[row_of] == (ids - self._firsts[videos])[:, None]
+            windows = windows[shown]
+        return PlanRows(ids, windows, rows.flips[row_of])
 
     def to_dict(self) -> dict[str, Any]:
         return self._plan.to_dict()

@@ -1,1 +1,1 @@
-"""Pretext tasks of videos: what a network learns before it is fine-tuned to a teacher (Zhang and Peng, 2018)."""
+"""Pretext tasks: what a network learns from videos alone, before it is fine-tuned (Zhang and Peng, 2018)."""

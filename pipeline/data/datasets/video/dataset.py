@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
 from sskt.errors import TargetError, shown
 
 _OPEN_PACKS = 512  # at a time
+_TARGET = 1 << 40  # between the ids of two joined targets
 
 
 def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
@@ -95,6 +97,26 @@ def frames_dataset(dataset: Dataset) -> Dataset:
     )
 
 
+def join_videos(datasets: Sequence[Dataset]) -> Dataset:
+    """The videos of several targets as one dataset without labels (all are of class 0). The first one's keep
+    their ids; those of the others get new ones, which depend on their own id and their target's place.
+    """
+    first, packs = datasets[0], []
+    for dataset in datasets:
+        assert isinstance(dataset.access, Packs)  # noqa: S101 - the access of every index of videos
+        packs.append(dataset.access)
+    ids = np.concatenate([place * _TARGET + dataset.ids for place, dataset in enumerate(datasets)])
+    return replace(
+        first,
+        ids=ids,
+        labels=np.zeros(len(ids), dtype=np.int64),
+        sizes=np.concatenate([dataset.sizes for dataset in datasets]),
+        contents=np.concatenate([dataset.contents for dataset in datasets]),
+        access=Packs.joined(packs),
+        multi_hot=None,
+    )
+
+
 def first_frames(dataset: Dataset) -> NDArray[np.int64]:
     """The row of each video's first frame in `frames_dataset`: int64 (N,)."""
     counts = dataset.sizes[:, 0].astype(np.int64)
@@ -133,6 +155,13 @@ class Packs:
         """See `Images.take`."""
         paths, packs, names = self._paths, self._packs, self.names
         return Packs([paths[r] for r in rows], [packs[r] for r in rows], [names[r] for r in rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Packs]) -> Packs:
+        """Access to the videos of the first part, then of the others."""
+        paths = [path for part in parts for path in part._paths]
+        infos = [info for part in parts for info in part._packs]
+        return cls(paths, infos, [name for part in parts for name in part.names])
 
     def _open(self, row: int) -> OpenPack:
         return OpenPack(self._paths[row], self._packs[row])

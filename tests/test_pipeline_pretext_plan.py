@@ -1,0 +1,143 @@
+"""Plans of pretext tasks: what they draw, against plain recomputations, and that it never changes."""
+
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipeline.data.plan import FramePair, SortedFrames
+from sskt.methods.pretext.orders import orders
+
+IDS = np.arange(400, dtype=np.int64)
+
+
+def sizes(*lengths, short=90, long=120):
+    return np.array([(lengths[i % len(lengths)], short, long) for i in IDS], dtype=np.int32)
+
+
+def motion(sizes, moves=lambda t: 1):
+    return {int(i): np.cumsum([0, *map(moves, range(size[0] - 1))]) for i, size in zip(IDS, sizes, strict=True)}
+
+
+def test_four_frames_of_equal_distance_are_shown_in_the_order_of_their_class():
+    of = sizes(4, 7, 20, 300)
+    plan = SortedFrames(48, motion=motion(of))
+    rows, answers = plan.rows(3, IDS, of), plan.answers(3, IDS, of)
+    gaps = Counter()
+    for size, frames, answer in zip(of, rows.frames, answers, strict=True):
+        in_time = sorted(frames.tolist())
+        assert 0 <= in_time[0] and in_time[-1] < size[0]
+        (gap,) = set(np.diff(in_time).tolist())
+        assert gap <= 8 and (gap >= 3 or gap == (size[0] - 1) // 3)
+        shown = tuple(in_time.index(frame) for frame in frames)
+        assert min(shown, shown[::-1]) == orders(4)[answer[0]]
+        if size[0] == 300:
+            gaps[gap] += 1
+    assert set(gaps) == set(range(3, 9))
+    assert set(answers[:, 0].tolist()) == set(range(12))
+    assert all(set(channel.tolist()) == {0, 1, 2} for channel in answers[:, 1:].T)
+
+
+def test_both_directions_of_every_class_are_shown():
+    of = sizes(60)
+    rows = SortedFrames(48, motion=motion(of)).rows(0, IDS, of)
+    shown = {tuple(np.argsort(np.argsort(frames)).tolist()) for frames in rows.frames}
+    assert len(shown) == 24
+
+
+def test_frames_are_moved_within_their_tuples_window_by_a_sixteenth_at_most():
+    of = sizes(60)
+    plan = SortedFrames(48, motion=motion(of))
+    windows = plan.rows(1, IDS, of).windows.astype(int)
+    whole = plan._windows(plan._place(1, IDS), of).astype(int)
+    assert windows.shape == (len(IDS), 4, 4)
+    moved = set()
+    for frames, outer in zip(windows, whole, strict=True):
+        for top, left, height, width in frames:
+            assert height == width == 4 * outer[2] // 5
+            down, right = top - outer[0], left - outer[1]
+            middle = (outer[2] - height) // 2
+            assert abs(down - middle) <= height // 16 and abs(right - middle) <= height // 16
+            assert 0 <= down and down + height <= outer[2] and 0 <= right and right + width <= outer[3]
+            moved.add((down - middle, right - middle))
+        assert len({tuple(frame) for frame in frames}) > 1  # not all alike
+    assert len(moved) > 20
+
+
+def test_starts_follow_motion_and_are_free_where_nothing_moves():
+    of = sizes(100)
+    late = motion(of, lambda t: int(t >= 80))
+    spans = np.sort(SortedFrames(48, motion=late).rows(0, IDS, of).frames, axis=1)
+    assert (spans[:, -1] > 80).all()  # every tuple shows some of the motion
+    counts = np.zeros(100)
+    for first, *_, last in spans:
+        counts[first] += 1
+        assert late[0][last] > late[0][first]
+    still = SortedFrames(48, motion=motion(of, lambda t: 0)).rows(0, IDS, of).frames.min(axis=1)
+    assert still.min() < 10 and still.max() > 65
+
+
+def test_a_start_has_the_share_of_its_motion():
+    of = sizes(13)  # gaps of 3 and 4: tuples of 10 and of 13 frames
+    moves = [1, 0, 0, 5, 0, 0, 0, 0, 0, 0, 9, 3]
+    plan = SortedFrames(48, motion=motion(of, lambda t: moves[t]))
+    found, expected = Counter(), np.zeros(4)
+    for view in range(60):
+        for frames in np.sort(plan.rows(view, IDS, of).frames, axis=1):
+            if frames[1] - frames[0] == 3:
+                found[int(frames[0])] += 1
+    for start in range(4):
+        expected[start] = sum(moves[start : start + 9])
+    n = sum(found.values())
+    for start, share in enumerate(expected / expected.sum()):
+        assert abs(found[start] / n - share) < 4 * np.sqrt(share * (1 - share) / n)
+
+
+def test_pairs_are_close_or_not_as_their_label_says():
+    of = sizes(9, 12, 16, 250)
+    plan = FramePair(48)
+    seen, firsts = Counter(), {9: set(), 12: set(), 16: set()}
+    for view in range(8):
+        rows, answers = plan.rows(view, IDS, of), plan.answers(view, IDS, of)
+        for size, (a, b), (close,) in zip(of[:, 0].tolist(), rows.frames.tolist(), answers.tolist(), strict=True):
+            assert 0 <= min(a, b) and max(a, b) < size and a != b
+            assert close == (abs(a - b) <= 7)
+            seen[close, a < b] += 1
+            if not close and size in firsts:
+                firsts[size] |= {(a, b)}
+            if close and size == 250:
+                seen[abs(a - b)] += 1
+    assert firsts[9] == {(0, 8), (8, 0)}
+    assert firsts[12] == {(a, b) for a in range(12) for b in range(12) if abs(a - b) > 7}
+    n = 8 * len(IDS)
+    for key in ((0, False), (0, True), (1, False), (1, True)):
+        assert abs(seen[key] / n - 0.25) < 4 * np.sqrt(0.25 * 0.75 / n)
+    assert all(seen[apart] > 0.5 * n / 4 / 2 / 7 for apart in range(1, 8))
+
+
+@pytest.mark.parametrize(("plan", "n"), [(SortedFrames(48), 4), (FramePair(48), 9)])
+def test_too_short_videos_are_not_usable(plan, n):
+    of = sizes(n - 1, n)
+    assert plan.usable(IDS, of).tolist() == [i % 2 == 1 for i in range(len(IDS))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "answers"),
+    [(SortedFrames, "ROWS", "ANSWERS"), (FramePair, "ROWS", "ANSWERS")],
+)
+def test_what_is_drawn_never_changes(kind, rows, answers):
+    """A run that was begun before continues with the same examples."""
+    of = sizes(40, 90)
+    plan = kind(48, seed=5, **({"motion": motion(of, lambda t: t % 7)} if kind is SortedFrames else {}))
+    drawn = plan.rows(2, IDS, of)
+    assert (drawn.sha256()[:16], hash_of(plan.answers(2, IDS, of))) == (rows, answers)
+    few = np.array([7, 399, 20])
+    again = plan.rows(2, few, of[few])
+    for ours, theirs in ((again.windows, drawn.windows), (again.frames, drawn.frames)):
+        assert np.array_equal(ours, theirs[few])
+    assert np.array_equal(again.flips, drawn.flips[few])
+
+
+def hash_of(answers):
+    return hashlib.sha256(answers.astype("<i8").tobytes()).hexdigest()[:16]
