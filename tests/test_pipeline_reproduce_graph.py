@@ -84,9 +84,9 @@ def test_a_smaller_table_keeps_its_proportions(bare):
     assert config.model == "alexnet-small"
     epochs = [teacher_settings(task, small)["epochs"] for task in TASKS]
     assert epochs == [10, 10, 10, 6]
-    assert [pretexts.pretext_epochs(task, small) for task in TASKS] == [20, 20, 20, 15]
+    assert [pretexts.pretext_epochs(task, "hmdb51", small) for task in TASKS] == [20, 20, 20, 15]
     told = replace(small, graph=replace(small.graph, pretext_epochs=3))
-    assert [pretexts.pretext_epochs(task, told) for task in TASKS] == [3] * 4
+    assert [pretexts.pretext_epochs(task, "hmdb51", told) for task in TASKS] == [3] * 4
 
 
 def test_a_dry_run_shows_48_rows_and_prices_forwards_bytes_and_hours(bare, monkeypatch):
@@ -130,27 +130,35 @@ def made(tmp_path_factory):
     return paths
 
 
-def learn_nothing(calls):
-    """The pretext stage without training: a fresh encoder and the folder of a run."""
+@pytest.fixture
+def learned(monkeypatch):
+    """The pretext runs, which learn nothing here: a fresh encoder in the folder of a run."""
+    names = []
 
-    def pretext(target, *, task, out, model, **settings):
-        calls.append(out.name)
+    def start(target, *, task, out, model, epochs, **_settings):
+        recorded = out / "config.json"
+        if recorded.is_file():
+            assert json.loads(recorded.read_text())["epochs"] == epochs
+            return
+        names.append(out.name)
         out.mkdir(parents=True)
-        recorded = {"task": task, "model": model, "epochs": settings["epochs"], "seed": settings["seed"]}
-        (out / "config.json").write_text(json.dumps(recorded))
-        (out / "summary.json").write_text(json.dumps({"task": task, "iterations": 7, "targets": [target]}))
+        recorded.write_text(json.dumps({"method": task, "target": target, "epochs": epochs}))
+        (out / "summary.json").write_text(json.dumps({"task": task, "iterations": 7}))
         encoder = {f"backbone.{k}": v for k, v in build_backbone(model).state_dict().items()}
         save_file(encoder, out / pretexts.ENCODER)
-        return {}
 
-    return pretext
+    def matches(_target, folder, *, epochs, **_settings):
+        return json.loads((folder / "config.json").read_text())["epochs"] == epochs
+
+    monkeypatch.setattr(pretexts, "pretext_or_resume", start)
+    monkeypatch.setattr(pretexts, "matches", matches)
+    return names
 
 
 def test_teachers_and_stores_are_made_once_for_rows_and_seeds_and_the_next_call_does_nothing(
-    made, tmp_path, monkeypatch
+    made, learned, tmp_path, monkeypatch
 ):
-    called, trained = [], []
-    monkeypatch.setattr(pretexts, "pretext", learn_nothing(called))
+    trained = []
     train = series.train
     monkeypatch.setattr(series, "train", lambda *a, **k: trained.append(k["out"].name) or train(*a, **k))
     paths = replace(made, cache_dir=tmp_path / "stores")
@@ -161,7 +169,7 @@ def test_teachers_and_stores_are_made_once_for_rows_and_seeds_and_the_next_call_
         tmp_path / "out", paths, CPU, seeds=2, shrink=Shrink(0.002), views=1, amp="fp32", graph=graph
     )
     results = api.reproduce("G", campaign, rows=ROWS, targets=["ccv"])
-    assert called == [f"pretext-{task}-ccv-seed0" for task in TASKS]
+    assert learned == [f"pretext-{task}-ccv-seed0" for task in TASKS]
     teachers = [f"teacher-{task}-ccv-seed0" for task in TASKS]
     students = ["alexnet-random", "kd-uniform", "feature-distill-uniform", "gl+gr"]
     assert sorted(trained) == sorted(
@@ -191,21 +199,17 @@ def test_teachers_and_stores_are_made_once_for_rows_and_seeds_and_the_next_call_
     assert "of the pretext tasks on ccv: sorting 7, egomotion 7, tracking 7, prediction 7" in page
     assert "5 training videos of ccv, not the official 4,659" in page
 
-    for module, name in (
-        (series, "train"),
-        (series, "precompute"),
-        (pretexts, "pretext"),
-        (needs, "ensemble"),
-    ):
+    for module, name in ((series, "train"), (needs, "ensemble")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it is there"))
     monkeypatch.setattr(series, "precompute", lambda *_, **__: None)  # looks, and finds all there
     again = api.reproduce("G", campaign, rows=ROWS, targets=["ccv"])
     assert [result.values for result in again] == [result.values for result in results]
     left = {part["what"]: part["runs_left"] for part in api.price_graph(campaign, rows=ROWS, targets=["ccv"])}
     assert set(left.values()) == {0}
+    assert len(learned) == 4
     other = replace(campaign, graph=replace(graph, pretext_epochs=2))
-    with pytest.raises(RunError, match="was started with epochs 1, this table has 2; choose another --out"):
-        api.reproduce("G", other, rows=["fusion"], targets=["ccv"])
+    assert all(needs.is_taught(task, "ccv", campaign) for task in TASKS)
+    assert not any(needs.is_taught(task, "ccv", other) for task in TASKS), "of other pretext runs"
     student = campaign.folder("teacher-sorting-ccv", 0) / "student.safetensors"
     student.write_bytes((campaign.folder("teacher-egomotion-ccv", 0) / "student.safetensors").read_bytes())
     assert teachers_scores("ccv", campaign) is None, "they were another teacher's"

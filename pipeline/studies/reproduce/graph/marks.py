@@ -12,10 +12,10 @@ from pipeline.studies.reproduce.graph.pretext import pretext_epochs, pretext_fol
 from pipeline.studies.reproduce.graph.rows import CLIPS, LAYER, PRETRAINED, GraphAttempt
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.rows import TRAINING_SAMPLES
-from pipeline.train.pretext.run import PRETEXTS
 from pipeline.train.run_folder import read_summary
 from sskt.recipes import recipe_for
 from sskt.sources import published_digest
+from sskt.students import PRETEXTS
 
 # what the tasks' own papers learned from
 _ORIGINAL_DATA = (
@@ -117,7 +117,7 @@ def _teachers(attempt: GraphAttempt) -> Iterator[tuple[str, str]]:
     if not attempt.needs_teachers:
         return
     campaign, target = attempt.campaign, attempt.row.target
-    epochs = ", ".join(f"{task} {pretext_epochs(task, campaign)}" for task in PRETEXTS)
+    epochs = ", ".join(f"{task} {pretext_epochs(task, target, campaign)}" for task in PRETEXTS)
     yield (
         "pretext",
         (

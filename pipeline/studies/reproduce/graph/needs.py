@@ -12,13 +12,13 @@ from cache import write_durably
 from pipeline.runtime import join_world
 from pipeline.studies.ensemble import ensemble
 from pipeline.studies.reproduce.campaign import Campaign
-from pipeline.studies.reproduce.graph.pretext import ENCODER, is_learned, pretext_folder, pretext_once
+from pipeline.studies.reproduce.graph.pretext import is_learned, pretext_folder, pretext_once
 from pipeline.studies.reproduce.graph.rows import CLIPS, shown, teacher_name, teacher_settings
 from pipeline.studies.series import matches, precompute_once, train_or_resume
-from pipeline.train.pretext.run import PRETEXTS
-from pipeline.train.run_folder import read_summary
+from pipeline.train.run_folder import ENCODER, read_summary
 from sskt.download import known_digest_of
 from sskt.sources import at_output
+from sskt.students import PRETEXTS
 
 _MADE_OF = "made-of.json"  # beside ensemble.json: what the teachers were
 

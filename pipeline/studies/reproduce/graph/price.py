@@ -23,8 +23,7 @@ from pipeline.studies.reproduce.graph.rows import (
     teacher_settings,
 )
 from pipeline.studies.reproduce.graph.run import n_samples, reproduce_graph
-from pipeline.train.pretext.run import PRETEXTS
-from sskt.students import BACKBONES, build_backbone
+from sskt.students import BACKBONES, PRETEXTS, build_backbone
 
 TEST_SAMPLES = {"ucf101": 3_783, "hmdb51": 1_530, "ccv": 4_658}  # of the official test splits
 _TRAINING = 3  # forwards that a step costs, with its backward pass
@@ -104,7 +103,7 @@ def _of_teachers(target: str, mine: Sequence[GraphAttempt], campaign: Campaign) 
         network = network_of_task(task, campaign)
         runs = int(not is_learned(task, target, campaign))
         videos = max(1, round(_TRAINED_ON * n))
-        seen = _PRETEXT_SHARE[task] * videos * pretext_epochs(task, campaign)
+        seen = _PRETEXT_SHARE[task] * videos * pretext_epochs(task, target, campaign)
         yield Part(target, f"pretext {task}", runs, network, runs * _TRAINING * seen)
         runs = int(not is_taught(task, target, campaign))
         epochs = teacher_settings(task, campaign)["epochs"]

@@ -15,10 +15,9 @@ from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import GRAPH, TEACHERS_ALONE, Published
 from pipeline.studies.reproduce.rows import chosen_rows
-from pipeline.train.pretext.run import PRETEXTS
 from sskt.recipes import Recipe, recipe_for
 from sskt.sources import DEFAULT_GRID, at_output
-from sskt.students import alexnet_grid
+from sskt.students import PRETEXTS, alexnet_grid
 
 CLIPS = 25  # centre frames of a video that score it, a custom of two-stream networks; the paper prints none
 LAYER = 4  # the paper's conv4
@@ -99,7 +98,7 @@ class GraphAttempt:
     @property
     def epochs(self) -> int:
         """Of a run of the student; 0 if there is none."""
-        return _scaled(self._recipe.epochs, self.campaign) if self.has_student else 0
+        return scaled(self._recipe.epochs, self.campaign) if self.has_student else 0
 
     @property
     def _recipe(self) -> Recipe:
@@ -138,7 +137,7 @@ def graph_attempts(campaign: Campaign, rows: Sequence[str], targets: Sequence[st
 def teacher_settings(task: str, campaign: Campaign) -> dict[str, Any]:
     """Settings of `train` for the teacher that learned this pretext task."""
     settings = _FINE_TUNING | (_OF_PREDNET if task == "prediction" else {})
-    epochs = _scaled(settings["epochs"], campaign)
+    epochs = scaled(settings["epochs"], campaign)
     return {
         "method": "scratch",
         **settings,
@@ -183,5 +182,6 @@ def _small(model: str, campaign: Campaign) -> str:
     return f"{model}-small" if campaign.graph.small else model
 
 
-def _scaled(epochs: int, campaign: Campaign) -> int:
+def scaled(epochs: int, campaign: Campaign) -> int:
+    """Epochs by the campaign's scale, at least one."""
     return max(1, round(epochs * campaign.shrink.scale))
