@@ -99,12 +99,12 @@ def _optimizer(attempt: GraphAttempt) -> Iterator[tuple[str, str]]:
 
 
 def _protocol(attempt: GraphAttempt) -> Iterator[tuple[str, str]]:
-    frame = "the centre frames" if attempt.has_student else "teachers' answers"
+    frame = "the centre frames of " if attempt.has_student else ""
     yield (
         "protocol",
         (
-            f"a video's score is the mean over {frame} of {CLIPS} evenly spaced clips of 16 frames; the "
-            f"paper does not say"
+            f"a video's score is the mean over {frame}{CLIPS} evenly spaced clips of 16 frames; the paper "
+            f"does not say"
         ),
     )
     if attempt.is_multilabel:
@@ -129,7 +129,7 @@ def _teachers(attempt: GraphAttempt) -> Iterator[tuple[str, str]]:
         "teachers",
         (
             "networks, fine-tuning and its schedule as far as the paper leaves them open are ours "
-            "(docs/method.md, section 3.3); one set of teachers serves all seeds of students"
+            "(docs/method.md, section 3.4); one set of teachers serves all seeds of students"
         ),
     )
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.data import parse_target
 from pipeline.data.augmentation import DEFAULT_CLIP
-from pipeline.runtime import autocast, coerce, student_precision
+from pipeline.runtime import autocast, coerce, mute_remarks, student_precision
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.graph.needs import is_taught, teachers_scores
 from pipeline.studies.reproduce.graph.pretext import is_learned, pretext_epochs
@@ -67,7 +67,8 @@ def price_graph(
     what `reproduce` raises for such rows.
     """
     rows, targets = coerce.texts(rows, "rows"), coerce.texts(targets, "targets")
-    results = reproduce_graph(campaign, rows=rows, targets=targets, dry_run=True)
+    with mute_remarks():  # which showing the rows has made
+        results = reproduce_graph(campaign, rows=rows, targets=targets, dry_run=True)
     finished = {result.row: len(result.values) for result in results}
     chosen = [a for a in graph_attempts(campaign, rows, targets) if a.row in finished]
     parts = []

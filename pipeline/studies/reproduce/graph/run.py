@@ -152,11 +152,13 @@ def _results(
     """Results so far and what they cost on the data at hand; with `official_sizes`, what all runs would cost
     on the official splits.
     """
-    results, counted = [], set[str]()
+    results, counted, samples = [], set[str](), dict[str, int]()
     values = {attempt.row: _values(attempt, needs, campaign) for attempt in chosen}
     for attempt in chosen:
         target = attempt.row.target
-        n = n_samples(target, campaign, official_sizes=official_sizes)
+        if target not in samples:
+            samples[target] = n_samples(target, campaign, official_sizes=official_sizes)
+        n = samples[target]
         left = 0
         if attempt.needs_teachers and target not in counted:
             counted.add(target)
