@@ -38,7 +38,7 @@ def run_rows(
     world: World,
     *,
     run: Callable[[R, int], None],
-    report: Callable[[], None],
+    report: Callable[[], object],
 ) -> None:
     """`run` every row with every seed; the first rank calls `report` after each, or once if there is none.
 

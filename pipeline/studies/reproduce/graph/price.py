@@ -71,7 +71,7 @@ def price_graph(
         results = reproduce_graph(campaign, rows=rows, targets=targets, dry_run=True)
     finished = {result.row: len(result.values) for result in results}
     chosen = [a for a in graph_attempts(campaign, rows, targets) if a.row in finished]
-    parts = []
+    parts: list[Part] = []
     for target in dict.fromkeys(attempt.row.target for attempt in chosen):
         mine = [attempt for attempt in chosen if attempt.row.target == target]
         if any(attempt.needs_teachers for attempt in mine):

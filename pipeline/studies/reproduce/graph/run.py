@@ -53,12 +53,12 @@ def reproduce_graph(
             for attempt in reported:
                 if attempt.row.target == target:
                     attempt.marks.extend(data_marks(attempt, dataset))
-
-        def report() -> None:
-            write_report(GRAPH, results(reported), campaign.out)
-
         run_rows(
-            chosen, campaign.seeds, world, run=lambda a, seed: _run(a, seed, needs, campaign), report=report
+            chosen,
+            campaign.seeds,
+            world,
+            run=lambda attempt, seed: _run(attempt, seed, needs, campaign),
+            report=lambda: write_report(GRAPH, results(reported), campaign.out),
         )
     return results(chosen)
 
