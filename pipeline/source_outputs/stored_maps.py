@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from cache import Location, Store
 from pipeline.data import Dataset
-from pipeline.source_outputs.stored import source_name, stored_teachers, stores_with_views
+from pipeline.source_outputs.stored import may_know, source_name, stored_teachers, stores_with_views
 from pipeline.stores import holds_maps, stored_output
 from sskt.errors import RunError, quoted
 from sskt.sources import at_output, kind_of, network_of
@@ -20,7 +20,11 @@ def stored_graph_sources(cache_dir: Location, dataset: Dataset, *, logits: bool)
     Raises RunError, which names what is there, unless every teacher has all that is compared, maps of one
     layer and grid in common and no other, and a network of its own among the paper's four.
     """
-    stores = [store for store in stores_with_views(cache_dir, dataset) if _is_teachers_map(store)]
+    stores = [
+        store
+        for store in stores_with_views(cache_dir, dataset)
+        if _is_teachers_map(store) and may_know(store, dataset.classes)
+    ]
     maps = defaultdict[str, set[str]](set)
     for store in stores:
         maps[network_of(source_name(store))].add(stored_output(store))
