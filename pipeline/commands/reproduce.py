@@ -36,8 +36,9 @@ from pipeline.commands.output import say, show, tell, tell_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.api import Campaign, GraphSettings
+    from pipeline.api import GraphSettings
     from pipeline.runtime import Execution, Paths
+    from pipeline.studies.reproduce.report import Result
 
 
 def _pairs(_ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
@@ -133,53 +134,37 @@ def reproduce(
     seeds.
     """
     from pipeline import api
-    from pipeline.studies.reproduce.report import named_marks, price
 
-    campaign = api.Campaign(
-        out,
-        paths,
-        execution,
-        seeds,
-        api.Shrink(scale, limit),
-        views,
-        student_amp,
-        graph,
-    )
+    shrink = api.Shrink(scale, limit)
+    campaign = api.Campaign(out, paths, execution, seeds, shrink, views, student_amp, graph)
     chosen = [] if rows is None else [part.strip() for part in rows.split(",") if part.strip()]
     results = api.reproduce(
         table, campaign, rows=chosen, targets=targets, stand_ins=stand_ins, dry_run=dry_run
     )
-    parts = _price(table, campaign, chosen, targets) if dry_run else []
+    parts = api.price_graph(campaign, rows=chosen, targets=targets) if dry_run and table == "G" else []
     if as_json:
         listed = [result.to_dict() for result in results]
         tell_json({"rows": listed, "price": parts} if parts else listed)
         return
-    named = named_marks(results)
-    if dry_run:
-        columns = (
-            "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs"
-        )
-        costs = [result.cost(seeds) | {"differs": result.words(named)} for result in results]
-        show(costs, as_json, columns)
-    else:
-        cells: list[dict[str, Any]] = [dict(result.cells(named)) for result in results]
-        show(cells, as_json, "row epochs paper ours difference paper_gain our_gain seeds differs")
-    for mark, label in named.items():
-        say(f"{label}: {mark.note}")
-    say(price(results))
+    _show_results(results, seeds if dry_run else None)
     if parts:
         show(parts, as_json, "target what runs_left forwards bytes hours")
-    if dry_run:
-        return
-    for path in sorted(out.glob(f"table-{table}.*")):
+    for path in () if dry_run else sorted(out.glob(f"table-{table}.*")):
         tell(str(path))
 
 
-def _price(
-    table: str, campaign: Campaign, rows: Sequence[str], targets: Sequence[str]
-) -> list[dict[str, Any]]:
-    """What is left to do for table G, measured here; nothing for other tables and for rows never run."""
-    from pipeline import api
-    from pipeline.studies.reproduce.published import GRAPH
+def _show_results(results: Sequence[Result], seeds: int | None) -> None:
+    """Our figures and the paper's or, of a dry run of so many `seeds`, what is left to do."""
+    from pipeline.studies.reproduce.report import named_marks, price
 
-    return api.price_graph(campaign, rows=rows, targets=targets) if table == GRAPH else []
+    named = named_marks(results)
+    if seeds is not None:
+        costs = [result.cost(seeds) | {"differs": result.words(named)} for result in results]
+        left = "row runs_left teacher_runs_left epochs samples student_samples teacher_forwards_live differs"
+        show(costs, False, left)
+    else:
+        cells: list[dict[str, Any]] = [dict(result.cells(named)) for result in results]
+        show(cells, False, "row epochs paper ours difference paper_gain our_gain seeds differs")
+    for mark, label in named.items():
+        say(f"{label}: {mark.note}")
+    say(price(results))
