@@ -211,8 +211,11 @@ def test_recorded_gradient_norms_are_those_of_each_loss_alone_on_the_fourth_bloc
     }
     for name, other in alone.items():
         caught = []
-        block = other.student.backbone.features[9]
-        block.register_forward_hook(lambda _m, _x, y, into=caught: y.register_hook(into.append))
+
+        def catch(_module, _inputs, block, into=caught):
+            block.register_hook(into.append)
+
+        other.student.backbone.features[9].register_forward_hook(catch)
         other(pixels, labels, outputs).total.backward()
         assert norms.pop(f"gradient_norm/{name}") == pytest.approx(float(caught[0].norm()), rel=1e-4), name
     assert not norms
