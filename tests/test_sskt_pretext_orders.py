@@ -7,7 +7,7 @@ import pytest
 from sskt.methods.pretext.orders import orders, pairs
 
 # the 12 tuples of the released code's table, frames counted from 1
-RELEASED = "1234 1324 1342 1243 1423 1432 2134 2143 2314 3124 3142 3214".split()
+RELEASED = ["1234", "1324", "1342", "1243", "1423", "1432", "2134", "2143", "2314", "3124", "3142", "3214"]
 
 
 @pytest.mark.parametrize(("n", "n_classes"), [(3, 3), (4, 12), (5, 60)])

@@ -90,9 +90,7 @@ def test_sorting_is_the_cross_entropy_of_an_answer_from_six_pairs(tiny):
     frames = []
     for t in range(4):
         planes = pixels[torch.arange(3), labels[:, 1 + t], t].float() / 255
-        rgb = torch.stack(
-            [(planes - mean) / std for mean, std in zip(net.mean, net.std, strict=True)], dim=1
-        )
+        rgb = torch.stack([(planes - mean) / std for mean, std in zip(net.mean, net.std, strict=True)], dim=1)
         y = rgb
         for number, block in enumerate((net.block1, net.block2, net.block3, net.block4, net.block5)):
             y = block(F.max_pool2d(y, 2) if number else y)
@@ -147,6 +145,50 @@ def test_egomotion_is_learnt_and_not_from_frames_that_are_all_alike(tiny):
     assert learn(open_task("egomotion"), egomotion_batch(np.random.default_rng(0)), 100) > 80
     still = egomotion_batch(np.random.default_rng(0), moves=False)
     assert learn(open_task("egomotion"), still, 40) < 58  # by chance 50
+
+
+def test_prediction_weighs_steps_and_layers_and_measures_pixels():
+    torch.manual_seed(0)
+    task = open_task("prediction", "prednet-small").double()
+    pixels = torch.from_numpy(clips(np.random.default_rng(0), 2, 10))
+    losses = task(pixels.double(), torch.zeros(2, 1, dtype=torch.int64), {})
+    frames = pixels.double().numpy() / 255
+    loss, squares = 0.0, np.zeros(2)
+    state, net = None, task.student.backbone
+    with torch.no_grad():
+        for t, state in enumerate(net.steps(torch.from_numpy(frames))):
+            if t == 0:
+                continue
+            for weight, error in zip((1, 0.1, 0.1, 0.1), state.errors, strict=True):
+                loss += weight * error.numpy().mean() / 9
+            shown = F.relu(net.predictions[0](state.representations[0])).clamp(max=1).numpy()
+            squares += ((shown - frames[:, :, t]) ** 2).mean(axis=(1, 2, 3)) / 9
+    copied = ((frames[:, :, 1:] - frames[:, :, :-1]) ** 2).mean(axis=(1, 2, 3, 4))
+    assert float(losses.total.detach()) == pytest.approx(loss, rel=1e-6)
+    assert losses.recorded.tolist() == pytest.approx([squares.mean(), copied.mean()], rel=1e-5)
+    assert int(losses.correct) == (squares < copied).sum()
+    losses.total.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in task.parameters())
+
+
+def prediction_mse(*, moves):
+    """The mean squared error of pixels after a short training, over that of showing the frame before."""
+    torch.manual_seed(0)
+    task, rng = open_task("prediction", "prednet-small"), np.random.default_rng(0)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.003)
+    labels = torch.zeros(8, 1, dtype=torch.int64)
+    for _ in range(60):
+        losses = task(torch.from_numpy(clips(rng, 8, 10, moves=moves)), labels, {})
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+    predicted, copied = losses.recorded.tolist()
+    return predicted / max(copied, 1e-9)
+
+
+def test_what_moves_is_predicted_better_than_by_the_frame_before_and_what_does_not_cannot_be():
+    assert prediction_mse(moves=True) < 0.8
+    assert prediction_mse(moves=False) > 100
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from pipeline.data.plan import (
     Plan,
     PretextPlan,
     SortedFrames,
+    TrackedPatches,
     centre_frame,
     plan_from,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "Renderer",
     "Sampler",
     "SortedFrames",
+    "TrackedPatches",
     "as_target",
     "centre_frame",
     "decode",

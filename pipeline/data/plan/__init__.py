@@ -13,7 +13,14 @@ from typing import Any
 from pipeline.data.plan.clips import CentreClip, CornerClip, EveryClip, PickedFrames, centre_frame
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
-from pipeline.data.plan.pretext import PRETEXT_PLANS, FramePair, PretextPlan, SortedFrames
+from pipeline.data.plan.pretext import (
+    PRETEXT_PLANS,
+    FramePair,
+    FrameSequence,
+    PretextPlan,
+    SortedFrames,
+    TrackedPatches,
+)
 from sskt.errors import TargetError
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "CornerClip",
     "EveryClip",
     "FramePair",
+    "FrameSequence",
     "PadCropFlip",
     "PickedFrames",
     "Plan",
@@ -31,6 +39,7 @@ __all__ = [
     "PretextPlan",
     "RandomResizedCropFlip",
     "SortedFrames",
+    "TrackedPatches",
     "centre_frame",
     "plan_from",
 ]

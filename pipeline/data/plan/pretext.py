@@ -49,6 +49,11 @@ class PretextPlan:
         long_enough: NDArray[np.bool_] = sizes[:, 0] >= self.min_frames
         return long_enough
 
+    @property
+    def lacking(self) -> str:
+        """What is wrong with the videos that it cannot show, for messages."""
+        return f"are shorter than the {self.min_frames} frames that {self.kind} needs"
+
     def to_dict(self) -> dict[str, Any]:
         """See `Plan.to_dict`."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
@@ -184,4 +189,65 @@ def _far_pairs(first: NDArray[np.uint32], other: NDArray[np.uint32], n: Ids) -> 
     return np.stack([begin, np.where(chosen < before, chosen, chosen - before + begin + _CLOSE + 1)], axis=1)
 
 
-PRETEXT_PLANS: dict[str, type[PretextPlan]] = {plan.kind: plan for plan in (SortedFrames, FramePair)}
+@dataclass(frozen=True, slots=True)
+class FrameSequence(PretextPlan):
+    """Ten frames through one window, every second one, as neighbours hardly differ at 25 frames a second
+    (ours: KITTI, of which Lotter et al., ICLR 2017, show ten, has ten a second). In a video too short for it
+    they are neighbours.
+    """
+
+    kind: ClassVar[str] = "prediction"
+    n_frames: ClassVar[int] = 10
+    min_frames: ClassVar[int] = 10
+
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
+        """See `Plan.rows`."""
+        place, n = self._place(view, ids), sizes[:, 0].astype(np.int64)
+        steps = np.where(n >= 2 * self.n_frames - 1, 2, 1)
+        starts = below(place[:, 2], n - (self.n_frames - 1) * steps)
+        frames = starts[:, None] + steps[:, None] * np.arange(self.n_frames)
+        return PlanRows(ids, self._windows(place, sizes), self._flips(view, ids), frames.astype(np.int32))
+
+    def answers(self, view: int, ids: Ids, sizes: Sizes) -> NDArray[np.int64]:  # noqa: ARG002
+        """None is needed: zeros (N, 1)."""
+        return np.zeros((len(ids), 1), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedPatches(PretextPlan):
+    """A patch of a video and what became of it: one of the video's tracks, drawn, each patch through its own
+    window (Wang and Gupta, ICCV 2015).
+    """
+
+    # by id, int32 (K, 10), see `pipeline.train.pretext.tracks`
+    tracks: Mapping[int, NDArray[np.int32]] = field(default_factory=dict, compare=False, repr=False)
+    kind: ClassVar[str] = "tracking"
+    n_frames: ClassVar[int] = 2
+    min_frames: ClassVar[int] = 16
+
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:  # noqa: ARG002
+        """See `Plan.rows`; windows (N, 2, 4)."""
+        counts = np.array([len(self.tracks[video]) for video in ids.tolist()], dtype=np.int64)
+        which = below(self._place(view, ids)[:, 2], counts)
+        rows = [self.tracks[video][at] for video, at in zip(ids.tolist(), which.tolist(), strict=True)]
+        chosen = np.array(rows, dtype=np.int32).reshape(-1, 10)
+        return PlanRows(ids, chosen[:, 2:].reshape(-1, 2, 4), self._flips(view, ids), chosen[:, :2])
+
+    def answers(self, view: int, ids: Ids, sizes: Sizes) -> NDArray[np.int64]:  # noqa: ARG002
+        """Draws below 2^32, by which patches of other videos are chosen: (N, 7)."""
+        draws = [draws_of(self.seed, ids, view, purpose) for purpose in (_WHICH, _JITTER)]
+        return np.concatenate(draws, axis=1)[:, :7].astype(np.int64)
+
+    def usable(self, ids: Ids, sizes: Sizes) -> NDArray[np.bool_]:  # noqa: ARG002
+        """See `PretextPlan.usable`: videos that have a track."""
+        return np.array([len(self.tracks[video]) > 0 for video in ids.tolist()], dtype=np.bool_)
+
+    @property
+    def lacking(self) -> str:
+        """See `PretextPlan.lacking`."""
+        return f"show nothing that moves and can be followed for {self.min_frames} frames"
+
+
+PRETEXT_PLANS: dict[str, type[PretextPlan]] = {
+    plan.kind: plan for plan in (SortedFrames, FramePair, FrameSequence, TrackedPatches)
+}

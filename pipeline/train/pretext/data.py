@@ -13,13 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import Augmentation, Dataset, PretextPlan, SortedFrames, join_videos, parse_target
+from pipeline.data import (
+    Augmentation,
+    Dataset,
+    PretextPlan,
+    SortedFrames,
+    TrackedPatches,
+    join_videos,
+    parse_target,
+)
 from pipeline.runtime import Execution, Paths, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.pretext.motion import MOTION
 from pipeline.train.pretext.per_video import PerVideo
+from pipeline.train.pretext.tracks import TRACKS
 from pipeline.train.splits import Splits
 from sskt.errors import RunError
+from sskt.methods import PRETEXT_METHODS
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +69,7 @@ def open_pretext(
     train, held_out = (
         _usable(part, plan, config, name) for part, name in ((train, "training"), (held_out, "held-out"))
     )
+    _require_enough(config, train, held_out)
     return PretextVideos(train, held_out, plan, contents)
 
 
@@ -78,14 +89,33 @@ def _require_of_task(config: TrainConfig) -> None:
             raise RunError(f"{option}: the pretext task {config.method} does not read it; leave it out")
 
 
+def _require_enough(config: TrainConfig, train: Dataset, held_out: Dataset) -> None:
+    """Raise RunError if a task that compares videos would see one at a time."""
+    n_least = PRETEXT_METHODS[config.method].smallest_batch
+    smallest = config.smallest_step(len(train)) // config.ranks
+    if smallest < n_least:
+        raise RunError(
+            f"a step of {config.method} has {smallest} video(s) in each process, and it compares "
+            f"{n_least}; raise --batch-size (it is {config.batch_size}), of {len(train):,} videos"
+        )
+    if len(held_out) < n_least:
+        raise RunError(
+            f"{len(held_out)} video(s) are held out, and {config.method} compares {n_least}; raise "
+            f"--val-share, or add videos"
+        )
+
+
 def _with_tables(
     plan: PretextPlan, parts: list[Dataset], paths: Paths, execution: Execution, world: World
 ) -> tuple[PretextPlan, dict[str, str]]:
     """The plan with what it needs to know of each video, computed by the first rank, and its digest."""
-    if not isinstance(plan, SortedFrames):
-        return plan, {}
-    tables, digest = _tables(MOTION, parts, paths, execution, world)
-    return replace(plan, motion=tables), {MOTION.name: digest}
+    if isinstance(plan, SortedFrames):
+        tables, digest = _tables(MOTION, parts, paths, execution, world)
+        return replace(plan, motion=tables), {MOTION.name: digest}
+    if isinstance(plan, TrackedPatches):
+        tables, digest = _tables(TRACKS, parts, paths, execution, world)
+        return replace(plan, tracks=tables), {TRACKS.name: digest}
+    return plan, {}
 
 
 def _tables(
@@ -114,12 +144,13 @@ def _usable(dataset: Dataset, plan: PretextPlan, config: TrainConfig, name: str)
     n_left = int(usable.sum())
     if n_left == len(dataset):
         return dataset
-    lacking = f"are shorter than the {plan.min_frames} frames that {config.method} needs"
     n_out = len(dataset) - n_left
     if not n_left:
         raise RunError(
-            f"{config.target}: all {n_out:,} {name} videos {lacking} (the longest has "
-            f"{dataset.sizes[:, 0].max()}); give longer ones"
+            f"{config.target}: all {n_out:,} {name} videos {plan.lacking} (the longest has "
+            f"{dataset.sizes[:, 0].max()} frames); name another target or task"
         )
-    log.warning(f"{config.target}: {n_out:,} of {len(dataset):,} {name} videos {lacking}; they are left out")
+    log.warning(
+        f"{config.target}: {n_out:,} of {len(dataset):,} {name} videos {plan.lacking}; they are left out"
+    )
     return dataset.take(np.flatnonzero(usable))

@@ -38,7 +38,8 @@ class PretextScorer:
         self._config, self._method, self._data, self._execution = config, method, data, execution
         self._dataset = data.val_dataset
         n = len(self._dataset)
-        self._batches = np.array_split(np.arange(n), -(-n // config.batch_size))
+        # none smaller than in training: tracking compares the videos of a batch
+        self._batches = np.array_split(np.arange(n), max(1, n // config.batch_size))
         self.best: dict[str, torch.Tensor] | None = None  # not yet written
 
     def look(self, student: Student, figures: dict[str, Any], history: History) -> dict[str, Any]:  # noqa: ARG002
