@@ -113,7 +113,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         right.append(float((logits.argmax(dim=1) == y).float().mean()))
     return losses, right, float((pooled == 0).all(dim=0).float().mean())
 
