@@ -27,11 +27,13 @@ def mask(shape, radius):
 
 
 def frames(seed, *, shape="disc", n=N_FRAMES, side=SIDE, moves=True):
-    """One video, uint8 (n, side, side, 3); if nothing `moves`, n times its first frame."""
+    """One video, uint8 (n, side, side, 3); if nothing `moves`, n times its first frame. The shape is large
+    enough to be half of a square that the tracking task follows.
+    """
     rng = np.random.default_rng(seed)
     ground = background(rng, side + 2 * n + 8)
     pan, angle = rng.uniform(0, 1, 2) * (1, 2 * np.pi)
-    radius = rng.integers(8, 13)
+    radius = rng.integers(13, 17)
     texture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
     way = np.array([np.sin(angle), np.cos(angle)])
     step = min(rng.uniform(1.5, 3), (side - 2 * 1.3 * radius - 2) / n / np.abs(way).max())

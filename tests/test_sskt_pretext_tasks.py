@@ -28,15 +28,17 @@ def open_task(task, model=None):
     return method.build(method.Config(), Parts(backbone, None, 2, {}, channels_last=False))
 
 
-def clips(rng, n, n_frames, *, moves=True):
-    """A bright bar that moves to the right by a step of its own in each clip: uint8 (n, 3, F, S, S)."""
-    pixels = rng.integers(0, 40, (n, 3, 1, SIDE, SIDE)).repeat(n_frames, axis=2)
+def clips(rng, n, n_frames, *, moves=True, dark=0):
+    """A bright bar that moves to the right by a step of its own in each clip, over noise from `dark` on:
+    uint8 (n, 3, F, S, S).
+    """
+    pixels = rng.integers(dark, dark + 40, (n, 3, 1, SIDE, SIDE)).repeat(n_frames, axis=2)
     steps = rng.integers(2, 5, n)
     for row, step in enumerate(steps):
         for t in range(n_frames):
             at = step * t if moves else 0
             pixels[row, :, t, :, at : at + 3] += 180
-    return pixels.astype(np.uint8)
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def learn(task, batch, n_steps, lr=0.02):
@@ -149,10 +151,10 @@ def test_egomotion_is_learnt_and_not_from_frames_that_are_all_alike(tiny):
 
 def test_prediction_weighs_steps_and_layers_and_measures_pixels():
     torch.manual_seed(0)
-    task = open_task("prediction", "prednet-small").double()
+    task = open_task("prediction", "prednet-small")
     pixels = torch.from_numpy(clips(np.random.default_rng(0), 2, 10))
-    losses = task(pixels.double(), torch.zeros(2, 1, dtype=torch.int64), {})
-    frames = pixels.double().numpy() / 255
+    losses = task(pixels, torch.zeros(2, 1, dtype=torch.int64), {})
+    frames = pixels.float().numpy() / 255
     loss, squares = 0.0, np.zeros(2)
     state, net = None, task.student.backbone
     with torch.no_grad():
@@ -164,31 +166,29 @@ def test_prediction_weighs_steps_and_layers_and_measures_pixels():
             shown = F.relu(net.predictions[0](state.representations[0])).clamp(max=1).numpy()
             squares += ((shown - frames[:, :, t]) ** 2).mean(axis=(1, 2, 3)) / 9
     copied = ((frames[:, :, 1:] - frames[:, :, :-1]) ** 2).mean(axis=(1, 2, 3, 4))
-    assert float(losses.total.detach()) == pytest.approx(loss, rel=1e-6)
-    assert losses.recorded.tolist() == pytest.approx([squares.mean(), copied.mean()], rel=1e-5)
+    assert float(losses.total.detach()) == pytest.approx(loss, rel=1e-5)
+    assert losses.recorded.tolist() == pytest.approx([squares.mean(), copied.mean()], rel=1e-4)
     assert int(losses.correct) == (squares < copied).sum()
     losses.total.backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in task.parameters())
 
 
-def prediction_mse(*, moves):
-    """The mean squared error of pixels after a short training, over that of showing the frame before."""
+def test_prediction_is_learnt():
+    """The mean squared error of pixels over that of showing the frame before: from above 1 to well below."""
     torch.manual_seed(0)
     task, rng = open_task("prediction", "prednet-small"), np.random.default_rng(0)
     optimizer = torch.optim.Adam(task.parameters(), lr=0.003)
-    labels = torch.zeros(8, 1, dtype=torch.int64)
-    for _ in range(60):
-        losses = task(torch.from_numpy(clips(rng, 8, 10, moves=moves)), labels, {})
+    ratios = []
+    for _ in range(40):
+        pixels = torch.from_numpy(clips(rng, 4, 10, dark=110))
+        losses = task(pixels, torch.zeros(4, 1, dtype=torch.int64), {})
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    predicted, copied = losses.recorded.tolist()
-    return predicted / max(copied, 1e-9)
-
-
-def test_what_moves_is_predicted_better_than_by_the_frame_before_and_what_does_not_cannot_be():
-    assert prediction_mse(moves=True) < 0.8
-    assert prediction_mse(moves=False) > 100
+        predicted, copied = losses.recorded.tolist()
+        ratios.append(predicted / copied)
+    assert ratios[0] > 1.5
+    assert np.mean(ratios[-5:]) < 0.8
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,12 @@ def tracks_of(dataset: Dataset, row: int) -> NDArray[np.int32]:
     n, height, width = dataset.sizes[row].tolist()
     if n < N_FRAMES:
         return np.empty((0, 10), dtype=np.int32)
-    n_begins = min(_MOST, n // N_FRAMES)
-    begins = np.linspace(0, n - N_FRAMES, n_begins).astype(int).tolist()
+    begins = np.unique(np.linspace(0, n - N_FRAMES, _MOST).astype(int))
+    needed = np.unique(begins[:, None] + np.arange(N_FRAMES)).tolist()
+    grey = {number: _grey(packs, row, number) for number in needed}
     found: list[tuple[int, list[int]]] = []  # rank among those of its moment
-    for begin in begins:
-        frames = torch.stack([_grey(packs, row, begin + t) for t in range(N_FRAMES)])
+    for begin in begins.tolist():
+        frames = torch.stack([grey[begin + t] for t in range(N_FRAMES)])
         corners = candidates(frames[0], frames[1])
         ends, scores = follow(frames, corners)
         order = scores.argsort(descending=True, stable=True)

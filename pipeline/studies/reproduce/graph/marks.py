@@ -129,7 +129,7 @@ def _teachers(attempt: GraphAttempt) -> Iterator[tuple[str, str]]:
         "teachers",
         (
             "networks, fine-tuning and its schedule as far as the paper leaves them open are ours "
-            "(docs/method.md, section 3.4); one set of teachers serves all seeds of students"
+            "(docs/method.md, sections 3.3 to 3.5); one set of teachers serves all seeds of students"
         ),
     )
 
