@@ -38,7 +38,8 @@ _GRAPHS = (
 )
 _LEGEND = (
     "A gain is over the same network from scratch, in percentage points; its error bar in the picture is the "
-    "root of the summed squares of both standard deviations, the row's and scratch's. The words of the last column are explained below the table."
+    "root of the summed squares of both standard deviations, the row's and scratch's. The words of the last "
+    "column are explained below the table."
 )
 
 
