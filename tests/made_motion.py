@@ -34,7 +34,7 @@ def frames(seed, *, shape="disc", n=N_FRAMES, side=SIDE, moves=True):
     ground = background(rng, side + 2 * n + 8)
     pan, angle = rng.uniform(0, 1, 2) * (1, 2 * np.pi)
     radius = rng.integers(13, 17)
-    texture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    texture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     way = np.array([np.sin(angle), np.cos(angle)])
     step = min(rng.uniform(1.5, 3), (side - 2 * 1.3 * radius - 2) / n / np.abs(way).max())
     middle = side / 2 - way * step * (n - 1) / 2
@@ -45,9 +45,7 @@ def frames(seed, *, shape="disc", n=N_FRAMES, side=SIDE, moves=True):
         frame = ground[n : n + side, left : left + side].copy()
         r = int(radius * 1.01**now)
         inside = mask(shape, r)
-        cut = np.asarray(
-            Image.fromarray(texture[:24, :24]).resize((2 * r + 1,) * 2, Image.Resampling.NEAREST)
-        )
+        cut = np.asarray(texture.resize((2 * r + 1,) * 2, Image.Resampling.BICUBIC))
         top, at = np.rint(middle + way * step * now).astype(int) - r
         area = frame[top : top + 2 * r + 1, at : at + 2 * r + 1]
         area[inside] = cut[inside]

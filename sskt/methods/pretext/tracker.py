@@ -74,7 +74,7 @@ def _step(now: Tensor, after: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
     for axis, room in ((0, height - side), (1, width - side)):
         at = corners[:, axis, None] + moves
         inside = (at >= 0) & (at <= room)
-        scores = scores.masked_fill(~(inside[:, :, None] if axis == 0 else inside[:, None]), -1.0)
+        scores = scores.masked_fill(~(inside[:, :, None] if axis == 0 else inside[:, None]), -2.0)
     best = scores.flatten(1).argmax(dim=1)
     down, right = best // len(moves) - reach, best % len(moves) - reach
     return corners + torch.stack([down, right], dim=1), scores.flatten(1).gather(1, best[:, None])[:, 0]
