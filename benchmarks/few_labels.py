@@ -65,7 +65,9 @@ def main() -> None:
     for seed in seeds:
         for method in methods:
             folder = _folder(args, method, seed)
-            if read_summary(folder) is None:
+            if (folder / "config.json").is_file() and read_summary(folder) is None:
+                api.resume(folder, paths=paths)
+            elif read_summary(folder) is None:
                 train(args, method, seed, sources, by_method[method], paths, folder)
     runs = {m: [read_summary(_folder(args, m, seed)) or {} for seed in seeds] for m in methods}
     metric = runs[methods[0]][0]["metric"]

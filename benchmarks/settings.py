@@ -43,6 +43,10 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "temperature": values(SSKT, "temperature", 1.0, 3.0, 6.0, 12.0),
     "alpha": values(SSKT, "alpha", 0.01, 0.03, 0.1, 0.3, 1.0),
+    # added when 1 had come out best of these
+    "alpha, more": values(SSKT, "alpha", 3.0, 10.0, 30.0),
+    "alpha, beside the probe": values(BOTH, "alpha", 0.1, 1.0, 3.0),
+    "alpha, mixup 0.4": {"scratch": {"mixup": 0.4}, **values({**SSKT, "mixup": 0.4}, "alpha", 0.1, 1.0, 3.0)},
     "loss": {
         "ce": SSKT,
         "kd, mean": {**SSKT, "aux_loss": "kd", "kd_reduction": "mean"},
@@ -94,7 +98,9 @@ class Study:
         """The last student's accuracy in percent; trains it if need be."""
         told = "-".join(f"{name}={value}" for name, value in settings.items()) or "scratch"
         folder = self.out / re.sub("[^a-zA-Z0-9.=_-]+", "-", f"{told}-{seed}")
-        if read_summary(folder) is None:
+        if (folder / "config.json").is_file() and read_summary(folder) is None:
+            api.resume(folder, paths=self.paths)
+        elif read_summary(folder) is None:
             self._train(folder, seed, **settings)
         return float((read_summary(folder) or {})["test_top1"])
 
