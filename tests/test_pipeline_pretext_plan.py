@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.data.plan import FramePair, FrameSequence, SortedFrames
+from pipeline.data.plan import FramePair, FrameSequence, SortedFrames, TrackedPatches
 from sskt.methods.pretext.orders import orders
 
 IDS = np.arange(400, dtype=np.int64)
@@ -150,14 +150,44 @@ def test_too_short_videos_are_not_usable(plan, n):
     assert plan.usable(IDS, of).tolist() == [i % 2 == 1 for i in range(len(IDS))]
 
 
+def tracks():
+    """One to three for each video, of numbers that are none."""
+    return {int(i): np.arange(10 * (1 + i % 3), dtype=np.int32).reshape(-1, 10) for i in IDS}
+
+
+def test_a_track_is_drawn_of_each_video_that_has_one_and_its_patches_have_windows_of_their_own():
+    of, known = sizes(40), tracks()
+    known[3] = known[3][:0]
+    plan = TrackedPatches(48, tracks=known)
+    assert plan.usable(IDS, of).tolist() == [i != 3 for i in range(len(IDS))]
+    ids, seen = np.delete(IDS, 3), set()
+    for view in range(4):
+        rows = plan.rows(view, ids, of[1:])
+        for video, frames, windows in zip(ids, rows.frames, rows.windows, strict=True):
+            drawn = [*frames.tolist(), *windows.ravel().tolist()]
+            assert drawn in known[video].tolist()
+            seen.add((video, tuple(drawn)))
+    assert len(seen) > 0.8 * sum(map(len, known.values()))
+    draws = plan.answers(0, ids, of[1:])
+    assert draws.shape == (len(ids), 7)
+    assert draws.min() >= 0
+    assert 2**31 < draws.max() < 2**32
+
+
 @pytest.mark.parametrize(
     ("kind", "rows", "answers"),
-    [(SortedFrames, "ROWS", "ANSWERS"), (FramePair, "ROWS", "ANSWERS")],
+    [
+        (SortedFrames, "34ac120934a3c398", "ad2ca6287a0810b8"),
+        (FramePair, "6e6cf82ba8d06569", "1d927adce8fa5b64"),
+        (FrameSequence, "ca5fcad1acf961f6", "5a312281df4bd8df"),
+        (TrackedPatches, "56d84a59e432e944", "e9a444a8ea735872"),
+    ],
 )
 def test_what_is_drawn_never_changes(kind, rows, answers):
     """A run that was begun before continues with the same examples."""
     of = sizes(40, 90)
-    plan = kind(48, seed=5, **({"motion": motion(of, lambda t: t % 7)} if kind is SortedFrames else {}))
+    known = {SortedFrames: {"motion": motion(of, lambda t: t % 7)}, TrackedPatches: {"tracks": tracks()}}
+    plan = kind(48, seed=5, **known.get(kind, {}))
     drawn = plan.rows(2, IDS, of)
     assert (drawn.sha256()[:16], hash_of(plan.answers(2, IDS, of))) == (rows, answers)
     few = np.array([7, 399, 20])

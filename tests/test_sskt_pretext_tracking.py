@@ -172,10 +172,10 @@ def test_the_loss_is_that_of_the_chosen_patches(tiny, progress):  # noqa: F811
 
 
 def test_tracking_is_learnt_and_not_from_patches_of_one_video(tiny):  # noqa: F811
-    assert learn(open_task("tracking"), batch_of(np.random.default_rng(0)), 40) > 80
+    assert learn(open_task("tracking"), batch_of(np.random.default_rng(0)), 30, lr=0.02) > 85  # untrained: 76
 
     def all_alike(n):
         pixels, labels = batch_of(np.random.default_rng(0))(n)
         return pixels[:1].expand(n, -1, -1, -1, -1), labels
 
-    assert learn(open_task("tracking"), all_alike, 5) < 60  # by chance 50
+    assert learn(open_task("tracking"), all_alike, 5, lr=0.02) < 60  # by chance 50

@@ -34,6 +34,7 @@ from sskt.methods import PRETEXT_METHODS
 log = logging.getLogger(__name__)
 
 _COMPUTED = "pretext"  # folder of what was computed for videos
+_VAL = 1 << 39  # between the ids of a train split and those of a val split
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +62,7 @@ def open_pretext(
         )
     train = join_videos([splits.train, *(pool.dataset for pool in splits.pools)])
     held_out = join_videos([splits.val])
-    # a val split has ids of its own, which would meet those of the train split
-    own_ids = not np.isin(held_out.ids, train.ids).any()
-    if not own_ids:
+    if np.isin(held_out.ids, train.ids).any():  # a val split numbers its own videos
         held_out = replace(held_out, ids=held_out.ids + _VAL)
     plan, contents = _with_tables(plan, [train, held_out], paths, execution, world)
     train, held_out = (
@@ -71,9 +70,6 @@ def open_pretext(
     )
     _require_enough(config, train, held_out)
     return PretextVideos(train, held_out, plan, contents)
-
-
-_VAL = 1 << 39  # between the ids of a train split and those of a val split
 
 
 def _require_of_task(config: TrainConfig) -> None:
