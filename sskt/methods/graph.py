@@ -165,8 +165,10 @@ class Graph(Method):
         norms = []
         for loss in losses:
             (gradient,) = gradients_of(loss, [block], self.scaled)
-            norms.append(block.new_zeros(()) if gradient is None else gradient.norm())
-        return torch.stack(norms).float()
+            norms.append(
+                torch.zeros((), device=block.device) if gradient is None else gradient.float().norm()
+            )
+        return torch.stack(norms)
 
     def _logits_graph(self, logits: Tensor, outputs: Mapping[str, Tensor]) -> _Term:
         teachers = torch.stack([outputs[name].float() for name in self._teachers], dim=1)
