@@ -8,7 +8,8 @@ from pipeline.runtime import Paths, choose_execution
 from pipeline.studies.ensemble import ensemble
 from pipeline.studies.explain import explain
 from pipeline.studies.probe.run import probe
-from pipeline.studies.reproduce.campaign import Campaign
+from pipeline.studies.reproduce.campaign import Campaign, GraphSettings
+from pipeline.studies.reproduce.graph.price import price_graph
 from pipeline.studies.reproduce.rows import Shrink
 from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.series import pretext_or_resume
@@ -27,6 +28,7 @@ __all__ = [
     "Augmentation",
     "Campaign",
     "Contract",
+    "GraphSettings",
     "Grid",
     "OwnLoopData",
     "Paths",
@@ -47,6 +49,7 @@ __all__ = [
     "prepare",
     "pretext",
     "pretext_or_resume",
+    "price_graph",
     "probe",
     "reproduce",
     "resume",

@@ -70,9 +70,10 @@ def _curve(
     return last + 1, right / (last + 1), recall
 
 
-def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8]) -> dict[str, float]:
-    """Multi-label metrics in percent: test_map and test_map_11, the mean over classes of VOC's area and of
-    its eleven-point precision, and test_image_ap, the mean over images of the average precision over classes.
+def multilabel_figures(scores: NDArray[np.floating], multi_hot: NDArray[np.int8]) -> dict[str, float]:
+    """Multi-label metrics in percent: test_map, test_map_11 and test_map_plain, the mean over classes of
+    VOC's area, of its eleven-point precision and of `average_precision`; and test_image_ap, the mean over
+    images of the average precision over classes.
 
     scores, multi_hot: (N, C); entries of -1 are ignored, and so are classes and images without a positive.
     Departs from the released code, which counts an image without a positive as 0, and a class whose objects
@@ -83,6 +84,10 @@ def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8])
         voc_average_precision(scores[counted, c], multi_hot[counted, c] == 1, eleven_points=True)
         for c, counted in enumerate((multi_hot >= 0).T)
     ]
+    plain = [
+        average_precision(scores[counted, c], multi_hot[counted, c] == 1)
+        for c, counted in enumerate((multi_hot >= 0).T)
+    ]
     by_image = [
         average_precision(row[counted], labels[counted] == 1)
         for row, labels, counted in zip(scores, multi_hot, multi_hot >= 0, strict=True)
@@ -90,11 +95,12 @@ def multilabel_figures(scores: NDArray[np.float32], multi_hot: NDArray[np.int8])
     return {
         "test_map": 100 * float(np.nanmean(by_class)),
         "test_map_11": 100 * float(np.nanmean(eleven)),
+        "test_map_plain": 100 * float(np.nanmean(plain)),
         "test_image_ap": 100 * float(np.nanmean(by_image)),
     }
 
 
-def class_precisions(scores: NDArray[np.float32], multi_hot: NDArray[np.int8]) -> list[float]:
+def class_precisions(scores: NDArray[np.floating], multi_hot: NDArray[np.int8]) -> list[float]:
     """VOC's average precision (area) per class; NaN for a class that no image shows."""
     return [
         voc_average_precision(scores[counted, c], multi_hot[counted, c] == 1, eleven_points=False)

@@ -157,6 +157,7 @@ _PAPER = (
     _IMAGEFOLDER,
     _UCF101,
     replace(_UCF101, target="hmdb51"),
+    replace(_UCF101, target="ccv", primary_loss="bce", published=False),
     replace(
         _UCF101,
         target="videofolder",
@@ -279,7 +280,7 @@ _GRAPH_OF_VIDEOS: dict[str, Any] = {
     "dampening": 0.0,
     "weight_decay": 5e-4,
 }
-_GRAPH_TARGETS = ("ucf101", "hmdb51")
+_GRAPH_TARGETS = ("ucf101", "hmdb51", "ccv")
 
 
 def register(recipe: Recipe) -> None:

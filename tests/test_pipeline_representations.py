@@ -125,3 +125,44 @@ def test_maps_that_do_not_go_together_are_refused(project, tmp_path):
         with pytest.raises(RunError, match=message):
             train(project, tmp_path / "no", sources=sources, **off, **settings)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_run_that_names_no_source_takes_the_stores_that_are_there_or_says_what_lacks(project, tmp_path):
+    paths, runs = project
+    where = Paths(paths.data_dir, tmp_path / "stores")
+    how = {"views": 2, "limit": N, "paths": where, "execution": CPU, "augmentation": SHOWN}
+
+    def without_sources(**settings):
+        return train((where, runs), tmp_path / "run", sources=(), teacher_temperature={}, **settings)
+
+    def refused(message, **settings):
+        with pytest.raises(RunError, match=message):
+            without_sources(**settings)
+
+    refused("compares maps, and none of teachers of digits are stored under .* --output layer4 --source run:")
+    api.precompute(["digits"], runs, output=("logits",), **how)
+    refused("and none of teachers of digits are stored")
+    api.precompute(["digits"], runs[:1], output=("layer4:3",), **how)
+    refused(
+        "run:teacher1 has stored logits and no maps, and run:teacher0 have maps; run sskt precompute --so"
+    )
+    api.precompute(["digits"], runs[1:], output=("layer4:2",), **how)
+    refused("run:teacher0 has layer4:3; run:teacher1 has layer4:2.; precompute one of all")
+    api.precompute(["digits"], runs[1:], output=("layer4:3",), **how)
+    summary = without_sources(epochs=1)
+    names = [f"run:teacher{seed}" for seed in range(2)]
+    assert summary["sources"] == [*names, *(f"{name}@layer4:3" for name in names)]
+    api.precompute(["digits"], runs[:1], output=("layer4:2",), **how)
+    refused("maps of layer4:2 and layer4:3 are stored of every teacher; name one with --source run:teacher0@")
+
+
+def test_maps_alone_are_taken_where_logits_are_not_compared(project, tmp_path):
+    paths, runs = project
+    where = Paths(paths.data_dir, tmp_path / "stores")
+    how = {"views": 1, "limit": N, "paths": where, "execution": CPU, "augmentation": SHOWN}
+    api.precompute(["digits"], runs, output=("layer4:3",), **how)
+    off = {"sources": (), "graph_logits": "off", "epochs": 1, "views": 1}
+    summary = train((where, runs), tmp_path / "run", **off)
+    assert summary["sources"] == [f"run:teacher{seed}@layer4:3" for seed in range(2)]
+    with pytest.raises(RunError, match="run:teacher0 has stored maps and no logits of the target's classes"):
+        train((where, runs), tmp_path / "no", **off | {"graph_logits": "em", "teacher_temperature": {}})

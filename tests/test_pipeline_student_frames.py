@@ -1,6 +1,7 @@
 """A network for images as the student of videos: the centre frame of each clip, and no other is decoded."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -118,3 +119,18 @@ def test_what_cannot_be_done_is_refused(made, tmp_path):
         train(target, paths, tmp_path / "no", method="scratch", model="vgg19-sorting-small", augmentation=few)
     assert not (tmp_path / "no").exists()
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["train_loss"])
+
+
+def test_the_store_of_a_student_of_frames_serves_where_its_run_is_gone(made, tmp_path):
+    """What it saw is then known from the store alone."""
+    target, paths, _ = made
+    teacher = tmp_path / "gone"
+    train(target, paths, teacher, method="scratch", epochs=1)
+    source = f"run:{teacher}"
+    api.precompute([target], [source], views=1, augmentation=SMALL, paths=paths, execution=CPU)
+    how = {"method": "kd", "sources": (source,), "labels": "cached", "epochs": 1}
+    train(target, paths, tmp_path / "before", **how)
+    shutil.rmtree(teacher)
+    train(target, paths, tmp_path / "after", **how)
+    before, after = (read_metrics(tmp_path / name)[-1]["train_loss"] for name in ("before", "after"))
+    assert before == after

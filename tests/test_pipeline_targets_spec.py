@@ -42,6 +42,7 @@ def test_unknown_name_lists_what_exists():
         "voc2007",
         "ucf101",
         "hmdb51",
+        "ccv",
         "digits",
     }
 

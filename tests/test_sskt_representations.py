@@ -197,3 +197,29 @@ def test_maps_that_do_not_go_together_and_sources_that_are_not_read_are_refused(
     ):
         with pytest.raises(RunError, match=message):
             made(maps, **settings)
+
+
+def test_recorded_gradient_norms_are_those_of_each_loss_alone_on_the_fourth_block():
+    pixels, labels, outputs = inputs()
+    graph = made(edges="uniform", rep_weight=3.0, gradient_norms=True)
+    recorded = dict(zip(graph.recorded_names, graph(pixels, labels, outputs).recorded.tolist(), strict=True))
+    norms = {name: value for name, value in recorded.items() if name.startswith("gradient_norm/")}
+    alone = {  # the same student, whose total is this loss and nothing else
+        "primary": made(edges="uniform", alpha=0.0),
+        "logits_graph": made({}, edges="uniform", alpha=1.0, graph_features="off"),
+        "representation_graph": made(teachers=(), edges="uniform", alpha=1.0, graph_logits="off"),
+    }
+    for name, other in alone.items():
+        caught = []
+
+        def catch(_module, _inputs, block, into=caught):
+            block.register_hook(into.append)
+
+        other.student.backbone.features[9].register_forward_hook(catch)
+        other(pixels, labels, outputs).total.backward()
+        assert norms.pop(f"gradient_norm/{name}") == pytest.approx(float(caught[0].norm()), rel=1e-4), name
+    assert not norms
+    with torch.no_grad():
+        assert graph(pixels, labels, outputs).recorded[-3:].tolist() == [0, 0, 0]
+    with pytest.raises(RunError, match=r"--gradient-norms are those on the fourth layer .* is CifarResNet"):
+        made({}, model="resnet20", graph_features="off", gradient_norms=True)

@@ -75,4 +75,10 @@ GRAPH = section(
         help="Temperature of one source's logits. Repeatable. [default: such that all are equally soft "
         "on average, around --temperature]",
     ),
+    click.option(
+        "--gradient-norms",
+        is_flag=True,
+        default=None,
+        help="Record the norm of each loss's gradient on the student's fourth layer.",
+    ),
 )

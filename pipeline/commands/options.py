@@ -75,11 +75,11 @@ def build_augmentation(plan_seed: int, kind: str | None, **shown: Any) -> Augmen
     return Augmentation(plan_seed, kind, **shown)
 
 
-def build_packing(short_px: int, quality: int) -> Packing:
+def build_packing(short_px: int, quality: int, every: int | None) -> Packing:
     """How frames of videos are packed; see `Packing`."""
     from pipeline.data import Packing
 
-    return Packing(short_px, quality)
+    return Packing(short_px, quality, every)
 
 
 def build_target(target: str | None, split: str | None) -> str | None:

@@ -64,6 +64,7 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
         build_packing,
         count_option("--short-side", "Short side of packed frames in pixels.", 128, low=16, name="short_px"),
         count_option("--quality", "JPEG quality of packed frames, at most 100.", 90, high=100),
+        count_option("--every", "Pack one of N frames. [default: 1; of ccv, whose videos are long, 5]"),
     ),
     as_argument("paths", build_paths, DATA_DIR, CACHE_DIR),
     JSON,

@@ -65,8 +65,8 @@ _LABELS = "Few labels"
         build_target,
         text_option(
             "--target",
-            "Dataset: cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, digits, "
-            "imagefolder:PATH or videofolder:PATH.",
+            "Dataset: cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, ccv, "
+            "digits, imagefolder:PATH or videofolder:PATH.",
         ),
         SPLIT,
     ),

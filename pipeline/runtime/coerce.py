@@ -128,7 +128,7 @@ def setting(name: str, value: Any) -> Any:
         return _named_numbers(value, name)
     if name in _WORDS:
         return text(value, name)
-    if name in ("nesterov", "decay_norms", "transfer_module"):
+    if name in ("nesterov", "decay_norms", "transfer_module", "gradient_norms"):
         return flag(value, name)
     is_number = name in SETTINGS or name in _NUMBERS
     return number(value, name) if is_number else value

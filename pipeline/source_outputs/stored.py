@@ -33,7 +33,7 @@ def stored_teachers(cache_dir: Location, dataset: Dataset) -> tuple[str, ...]:
     """
     stores = [store for store in stores_with_views(cache_dir, dataset) if _holds_logits(store)]
     able = [store for store in stores if store.n_classes == len(dataset.classes)]
-    return tuple(sorted({source_name(store) for store in able if _may_know(store, dataset.classes)}))
+    return tuple(sorted({source_name(store) for store in able if may_know(store, dataset.classes)}))
 
 
 def teaching_unnamed(stores: Iterable[Store]) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def source_name(store: Store) -> str:
     return str(store.manifest.identity["source"]["name"])
 
 
-def _may_know(store: Store, classes: tuple[str, ...]) -> bool:
+def may_know(store: Store, classes: tuple[str, ...]) -> bool:
     """Whether a store's source has these classes; True if its classes are unknown."""
     weights = store.manifest.made_by.get("asked", {}).get("weights")
     by_weights = kind_of(source_name(store)).name_by_weights(weights) if weights else None

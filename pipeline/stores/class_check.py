@@ -51,7 +51,7 @@ class Knowledge:
         if self.order is not None:
             return (
                 f"{text}, and {self.in_order:.1f} % if its classes are in {self.order} order: declare "
-                f"--contract {name}=classes={self.order} before it teaches with --method kd"
+                f"--contract {name}=classes={self.order} before it teaches these classes"
             )
         if not self.near_chance:
             return text
@@ -62,7 +62,7 @@ class Knowledge:
                 f"of the others: they are in another order, give their names with "
                 f"--contract {name}=classes=FILE"
             )
-        return f"{text}: as a teacher of these classes (--method kd) it would teach nothing right"
+        return f"{text}: as a teacher of these classes it would teach nothing right"
 
 
 def known_columns(

@@ -84,9 +84,19 @@ def spec_on_store(name: str, paths: Paths, store: Store) -> SourceSpec:
     spec = replace(parse_source(paths.lying(name)), name=parse_source(name).name)
     stored = store.manifest.identity
     if not spec.n_classes:
-        frames = stored["input"].get("frames") or {}
-        mean, std = (tuple(stored["input"][field]) for field in ("mean", "std"))
-        spec = replace(spec, reads_clips=frames.get("kind") == CLIP, mean=mean, std=std)
+        seen = stored["input"]
+        frames = seen.get("frames") or {}
+        mean, std = (tuple(seen[field]) for field in ("mean", "std"))
+        spec = replace(
+            spec,
+            reads_clips=frames.get("kind") == CLIP,
+            # one that was trained on clips' frames sees its own size, others twice that
+            sees_student_frames=kind_of(name).sees_target_size
+            and bool(frames)
+            and seen["side_px"] == stored["plan"]["side_px"],
+            mean=mean,
+            std=std,
+        )
     return spec.under(contract_in_force(name, paths, store))
 
 

@@ -94,6 +94,7 @@ class Settings(TypedDict, total=False):
     sketch_dim: int | None
     rep_weight: float | None
     rep_temperature: float | None
+    gradient_norms: bool | None
     peers: int | None
     psi: int | None
 
@@ -186,6 +187,7 @@ class TrainConfig:
     rep_weight: float = 1.0
     rep_temperature: float = 1.0
     ema_matched: bool = False  # the statistics of batch norms lag as far as the averaged weights, not further
+    gradient_norms: bool = False
 
     @property
     def settings(self) -> MethodConfig:

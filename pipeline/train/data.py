@@ -31,6 +31,7 @@ from pipeline.source_outputs.pools import open_outputs
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.source_outputs.stored import stored_teachers
+from pipeline.source_outputs.stored_maps import stored_graph_sources
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.open_probe import open_probe
@@ -38,7 +39,7 @@ from pipeline.train.pretext.data import PretextVideos, open_pretext
 from pipeline.train.splits import Splits, open_splits
 from sskt.errors import RunError, shown
 from sskt.losses import VECTOR_LOSSES
-from sskt.methods import PRETEXT_METHODS, method_named
+from sskt.methods import PRETEXT_METHODS, method_named, readers
 from sskt.sources import asked_of, columns_of, kind_of
 
 log = logging.getLogger(__name__)
@@ -277,6 +278,8 @@ def _of_same_task(config: TrainConfig, paths: Paths, dataset: Dataset) -> tuple[
             )
     sources = config.sources
     if not sources and config.labels in ("auto", "cached"):
+        if config.method in readers("graph_features") and config.graph_features != "off":
+            return stored_graph_sources(paths.cache_dir, dataset, logits=config.graph_logits != "off")
         sources = stored_teachers(paths.cache_dir, dataset)
     if not sources:
         raise RunError(

@@ -91,7 +91,7 @@ class Evaluator:
     def accuracy(self, student: Student, amp: str) -> dict[str, float]:
         """test_top1 and test_top5 in percent (top-5 only with more than five classes), and test_loss, the
         mean cross-entropy over views; for videos also test_clip_top1 and test_clip_top5, per clip. With
-        several labels per image, `multilabel_figures` and the mean binary cross-entropy. Over all ranks.
+        several labels per sample, `multilabel_figures` and the mean binary cross-entropy. Over all ranks.
         """
         return self._figures(self.predict(student, amp))
 
@@ -192,10 +192,7 @@ class Evaluator:
     def _figures(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
         """See `accuracy`; `logits` are those of `predict`."""
         if self._dataset.multi_hot is not None:
-            every = torch.cat(self._world.all_gather(self._answers(logits)))
-            labels = self._dataset.multi_hot
-            loss = float(multilabel_bce(every, torch.from_numpy(labels)))
-            return {**multilabel_figures(every.numpy(), labels), "test_loss": loss}
+            return self._multilabel_figures(logits, self._dataset.multi_hot)
         truth = torch.from_numpy(self._dataset.labels[self._positions])
         of_views = torch.cat([truth[self._having(view)] for view in range(len(logits))])
         flat = torch.cat([*logits])
@@ -215,12 +212,30 @@ class Evaluator:
             figures |= {f"test_clip_top{k}": 100 * right / self._n_clips for k, right in clips}
         return {**figures, "test_loss": loss / self._n_clips}
 
+    def _multilabel_figures(
+        self, logits: Sequence[torch.Tensor], multi_hot: NDArray[np.int8]
+    ) -> dict[str, float]:
+        truth = torch.from_numpy(multi_hot[self._positions])
+        of_views = torch.cat([truth[self._having(view)] for view in range(len(logits))])
+        gathered = self._world.all_gather((self._answers(logits), torch.cat([*logits]), of_views))
+        answers, flat, of_flat = (torch.cat(parts) for parts in zip(*gathered, strict=True))
+        return {
+            **multilabel_figures(answers.numpy(), multi_hot),
+            "test_loss": float(multilabel_bce(flat, of_flat)),
+        }
+
     def _answers(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """One answer per sample, (n, classes): for several views, the log of the sum of their probabilities,
-        which ranks classes as the mean does, but also those whose probabilities underflow.
+        which ranks classes as the mean does, but also those whose probabilities underflow. With several
+        labels per sample, the mean of each class's own probability, in float64, which tells sure ones apart.
         """
         if len(logits) == 1:
             return logits[0]
+        if self._dataset.multi_hot is not None:
+            total = logits[0].double().sigmoid()
+            for view, z in enumerate(logits[1:], start=1):
+                total[self._having(view)] += z.double().sigmoid()
+            return total / torch.from_numpy(self._counts)[:, None]
         answers = logits[0].log_softmax(dim=1)
         for view, z in enumerate(logits[1:], start=1):
             having = self._having(view)

@@ -213,13 +213,14 @@ def choosing(dataset: Dataset, share: float) -> NDArray[np.bool_]:
 
     In each class, the fraction `share` (rounded, at least one sample, never all) with the smallest content
     digests, so that a moved or renamed sample stays in its part. With several labels per image, the first one
-    is its class.
+    is its class; those without any are one too.
     """
     keys = dataset.contents[:, :8].copy().view(">u8")[:, 0].astype(np.uint64)
-    counts = np.bincount(dataset.labels)
+    classes = dataset.labels + 1
+    counts = np.bincount(classes)
     wanted = np.maximum(1, np.rint(counts * share)) if share else np.zeros(len(counts))
     taken = np.minimum(wanted, np.maximum(counts - 1, 0))
-    chosen: NDArray[np.bool_] = subset.rank_in_class(dataset.labels, keys) < taken[dataset.labels]
+    chosen: NDArray[np.bool_] = subset.rank_in_class(classes, keys) < taken[classes]
     return chosen
 
 

@@ -19,7 +19,7 @@ say where L_r stands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -29,11 +29,12 @@ from torch.nn import functional as F
 
 from sskt.errors import RunError
 from sskt.methods.edges import LearnedEdges, gain_edges, imbalance, uniform_edges
+from sskt.methods.gradients import gradients_of
 from sskt.methods.graph_config import GraphConfig
 from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers
 from sskt.methods.mixture import Mixture
 from sskt.methods.representations import Representations, weight_imbalance
-from sskt.students import Student
+from sskt.students import Features, Student
 from sskt.transport import transport_per_batch, transport_per_sample
 
 _BALANCE = 10.0  # weight of R: that of MMGD's public code
@@ -43,6 +44,7 @@ class _Term(NamedTuple):
     """What one graph gives of a batch."""
 
     loss: Tensor  # float32 scalar
+    plain: Tensor  # the same without weight and R: l_s or L_r
     distances: Tensor  # float32 (K,), means over the batch
     weights: Tensor  # float32 (K,), likewise
 
@@ -83,6 +85,11 @@ class Graph(Method):
         super().__init__(student, config, channels_last=channels_last)
         n_classes = student.head.out_features
         self._teachers, self.edges = tuple(teachers), None
+        if config.gradient_norms and student.backbone.conv4 is None:
+            raise RunError(
+                f"--gradient-norms are those on the fourth layer of alexnet, vgg19-* or prednet, and the "
+                f"student is {type(student.backbone).__name__}; leave it out, or use --model alexnet"
+            )
         self.representations = _representations(student, config, maps)
         if config.graph_logits == "off":
             _require_unread(teachers, "logits", "--graph-logits")
@@ -96,9 +103,12 @@ class Graph(Method):
             self.edges = LearnedEdges(n_classes) if config.edges == "learned" else None
         vertices = self.representations.names if self.representations is not None else ()
         self.auxiliary_names = (*teachers, *vertices)
+        graphs = {"logits_graph": teachers, "representation_graph": vertices}
+        norms = ("primary", *(graph for graph, names in graphs.items() if names))
         self.recorded_names = (
             *(f"edges_from/{name}" for name in teachers),
             *(f"vertex_weight/{name}" for name in vertices),
+            *(f"gradient_norm/{name}" for name in norms if config.gradient_norms),
         )
         own = config.teacher_temperature
         temperatures = [own.get(name, config.temperature) for name in teachers]
@@ -114,8 +124,8 @@ class Graph(Method):
         mixed_sources: Mixture | None = None,  # noqa: ARG002
     ) -> Losses:
         """See `Method.forward`. Auxiliary losses are the mean distances from the teachers and from the
-        vertices of their maps; recorded are the mean weights of the edges that leave the teachers, and those
-        of the vertices.
+        vertices of their maps; recorded are the mean weights of the edges that leave the teachers, those of
+        the vertices and, if asked for, `_gradient_norms`.
         """
         features, logits = self.student.features_and_logits(self._seen(pixels))
         primary = self.config.primary(logits, labels, mixed, self.labelled_share)
@@ -124,37 +134,60 @@ class Graph(Method):
             if self.config.graph_logits != "off":
                 terms.append(self._logits_graph(logits.float(), source_logits))
             if self.representations is not None:
-                conv4 = self.student.backbone.conv4
-                assert conv4 is not None  # noqa: S101 - as `_representations` has checked
-                block = features.blocks[conv4]
+                block = self._distilled(features)
                 terms.append(self._representation_graph(self.representations, block, source_logits))
             taught = torch.stack([term.loss for term in terms]).sum()
         total = (1 - self.config.alpha) * primary + self.config.alpha * taught
+        recorded = [term.weights.detach() for term in terms]
+        if self.config.gradient_norms:
+            losses = [primary, *(term.plain for term in terms)]
+            recorded.append(self._gradient_norms(losses, self._distilled(features)))
         return Losses(
             total,
             primary.detach(),
             torch.cat([term.distances.detach() for term in terms]),
             n_correct(logits, labels),
-            torch.cat([term.weights.detach() for term in terms]),
+            torch.cat(recorded),
         )
+
+    def _distilled(self, features: Features) -> Tensor:
+        """The student's fourth block."""
+        conv4 = self.student.backbone.conv4
+        assert conv4 is not None  # noqa: S101 - as has been checked
+        return features.blocks[conv4]
+
+    def _gradient_norms(self, losses: Sequence[Tensor], block: Tensor) -> Tensor:
+        """The norm of each loss's gradient, a mean over the batch, on the student's fourth block of this
+        rank's samples: float32 (K,). Each costs a backward pass down to that block.
+        """
+        if not torch.is_grad_enabled():
+            return torch.zeros(len(losses), device=block.device)
+        norms = []
+        for loss in losses:
+            (gradient,) = gradients_of(loss, [block], self.scaled)
+            norms.append(
+                torch.zeros((), device=block.device) if gradient is None else gradient.float().norm()
+            )
+        return torch.stack(norms)
 
     def _logits_graph(self, logits: Tensor, outputs: Mapping[str, Tensor]) -> _Term:
         teachers = torch.stack([outputs[name].float() for name in self._teachers], dim=1)
         distances = self.distances(logits, teachers)
         edges = self._edges(teachers, distances)
-        taught = (edges * distances[:, None]).sum(dim=(1, 2)).mean()
+        plain = loss = (edges * distances[:, None]).sum(dim=(1, 2)).mean()
         if self.edges is not None:
-            taught = taught + _BALANCE * imbalance(edges)
-        return _Term(taught, distances.mean(dim=0), edges.mean(dim=(0, 1)))
+            loss = loss + _BALANCE * imbalance(edges)
+        return _Term(loss, plain, distances.mean(dim=0), edges.mean(dim=(0, 1)))
 
     def _representation_graph(
         self, graph: Representations, block: Tensor, outputs: Mapping[str, Tensor]
     ) -> _Term:
         distances, weights = graph(block, outputs)
-        taught = self.config.rep_weight * (weights * distances).sum(dim=1).mean()
+        plain = (weights * distances).sum(dim=1).mean()
+        loss = self.config.rep_weight * plain
         if graph.scores is not None:
-            taught = taught + _BALANCE * weight_imbalance(weights)
-        return _Term(taught, distances.mean(dim=0), weights.mean(dim=0))
+            loss = loss + _BALANCE * weight_imbalance(weights)
+        return _Term(loss, plain, distances.mean(dim=0), weights.mean(dim=0))
 
     def distances(self, logits: Tensor, teachers: Tensor) -> Tensor:
         """d, float (N, M), of the student's logits, float32 (N, C), from the teachers', float32 (N, M, C),

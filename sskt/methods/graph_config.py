@@ -32,6 +32,7 @@ class GraphConfig(TaughtConfig):
     sketch_dim: int | None = None  # channels of a vertex; None: those of SKETCH_DIMS
     rep_weight: float = 1.0  # of L_r
     rep_temperature: float = 1.0  # tau of D_k
+    gradient_norms: bool = False  # whether those of L_prim, l_s and L_r are recorded
 
     def __post_init__(self) -> None:
         """Raises RunError for a value that no training can have."""

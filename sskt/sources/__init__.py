@@ -20,6 +20,7 @@ from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
 from sskt.sources.input_map import InputMap, scaled_side
 from sskt.sources.open_output import open_output, open_outputs
 from sskt.sources.outputs import (
+    DEFAULT_GRID,
     LOGITS_OUTPUT,
     MAP,
     OUTPUT_FORMS,
@@ -54,6 +55,7 @@ __all__ = [
     "CENTER_FRAME",
     "CLIP",
     "CONVERTED",
+    "DEFAULT_GRID",
     "DTYPES",
     "LOGITS",
     "LOGITS_OUTPUT",

@@ -1,5 +1,6 @@
 """Student networks by name, their heads, and what trains with them."""
 
+from sskt.students.alexnet import alexnet_grid
 from sskt.students.average import AveragedStudent, require_decay
 from sskt.students.backbone import Backbone, Features, frames_seen, input_layout, to_channels_last
 from sskt.students.encoder import PRETEXTS, Encoder
@@ -41,6 +42,7 @@ __all__ = [
     "Student",
     "TorchVideo",
     "WrappedBackbone",
+    "alexnet_grid",
     "build_backbone",
     "build_student",
     "choose_init",

@@ -52,6 +52,14 @@ class AlexNet(Backbone):
         return Features(blocks, self.classifier(self.avgpool(x).flatten(start_dim=1)))
 
 
+def alexnet_grid(side_px: int) -> int:
+    """The side of the fourth layer's maps of images of `side_px`."""
+    side = (side_px - 7) // 4 + 1
+    for _ in range(2):  # poolings before it
+        side = (side - 3) // 2 + 1
+    return side
+
+
 def _narrow(features: nn.Sequential, classifier: nn.Sequential) -> None:
     """Replace each layer that has weights by a smaller one with fresh weights."""
     channels, widths = 3, iter(_SMALL_WIDTHS)

@@ -30,6 +30,7 @@ from pipeline.data.datasets.registry import (
 )
 from pipeline.data.datasets.remarks import empty_classes, same_bytes
 from pipeline.data.datasets.unlabelled_folder import UnlabelledFolder
+from pipeline.data.datasets.video.ccv import Ccv
 from pipeline.data.datasets.video.dataset import Packs, first_frames, frames_dataset, join_videos
 from pipeline.data.datasets.video.folder import UnlabelledVideos, VideoFolder
 from pipeline.data.datasets.video.named import load_named_videos, recorded_packing
@@ -83,6 +84,7 @@ for _family in (  # in the order in which messages and `sskt targets` list them
     Places365(),
     Voc(),
     OfficialVideos(),
+    Ccv(),
     Digits(),
     ImageFolder(),
     VideoFolder(),

@@ -147,7 +147,7 @@ class Dataset:
     16), first bytes of the sha256 of the file, or of the raw (H, W, 3) pixels of an array. notes: sentences
     that the caller should pass on to the user. multi_hot: int8 (N, C), of multi-label targets: 1 for a class
     that is present, 0 for one that is absent, -1 for one that is not counted; `labels` then holds the first
-    class that is present.
+    class that is present, and -1 for a video that shows none.
     """
 
     target: str

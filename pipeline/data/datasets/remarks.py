@@ -65,9 +65,12 @@ def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Pa
 
 def empty_classes(dataset: Dataset) -> list[str]:
     """A sentence on the classes that a split has no sample of, if there are any."""
-    counts = np.bincount(dataset.labels[dataset.labelled], minlength=len(dataset.classes))
+    if dataset.multi_hot is not None:
+        counts = (dataset.multi_hot == 1).sum(axis=0)
+    else:
+        counts = np.bincount(dataset.labels[dataset.labelled], minlength=len(dataset.classes))
     empty = [shown(name) for name, n in zip(dataset.classes, counts, strict=True) if n == 0]
-    if not empty or dataset.multi_hot is not None:
+    if not empty:
         return []
     more = f" and {len(empty) - _NAMED:,} more" if len(empty) > _NAMED else ""
     n = f"{len(empty):,} of the {len(dataset.classes):,} classes ({', '.join(empty[:_NAMED])}{more})"
@@ -91,6 +94,7 @@ def _list(
         split, dataset = splits[at]
         row = int(place - begins[at])
         content = dataset.contents[row].tobytes().hex()[:12]
-        lines.append((dataset.name_of(row), split, dataset.classes[dataset.labels[row]], content))
+        label = dataset.labels[row]
+        lines.append((dataset.name_of(row), split, dataset.classes[label] if label >= 0 else "-", content))
     kept = facts_file(index_dir, target_slug(spec.name), spec.root)
     return write_list(kept, "same-bytes", lines)

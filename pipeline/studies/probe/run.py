@@ -177,7 +177,7 @@ def _figures(group: StoreGroup, names: tuple[str, ...], rows: Rows, samples: Sam
 
 def _report(samples: Samples, found: list[Figures]) -> dict[str, Any]:
     """Everything, as plain data."""
-    counts = np.bincount(samples.labels, minlength=samples.n_classes)
+    counts = np.bincount(samples.labels[samples.labels >= 0], minlength=samples.n_classes)
     names = distinct_names(found)
     singles = [figures for figures in found if len(figures.sources) == 1]
     return {

@@ -1,5 +1,5 @@
-"""The metric of published video rows: the student scored over all clips of the test split, as in the released
-test script.
+"""The metrics of published video rows: a student scored over all clips of the test split, as in SSKT's
+released test script, or over a number of them.
 """
 
 from __future__ import annotations
@@ -16,24 +16,32 @@ from pipeline.train.score_run import evaluate
 
 ALL_CLIPS_METRIC = "test_top1_all_clips"
 
-_FILE = "all-clips.json"  # in the run's folder
 
-
-def score_all_clips(folder: Path, paths: Paths, execution: Execution) -> None:
+def score_clips(folder: Path, paths: Paths, execution: Execution, clips: int | str = ALL_CLIPS) -> None:
     """Score a finished run and save the result in its folder, unless that was done already."""
+    path = _file(folder, clips)
     with join_world(execution.device) as world:
-        if world.is_first and not (folder / _FILE).is_file():
+        if world.is_first and not path.is_file():
             where = replace(paths, weights={})
-            figures = evaluate(folder, paths=where, execution=execution, clips=ALL_CLIPS)
+            figures = evaluate(folder, paths=where, execution=execution, clips=clips)
             scores = {name: value for name, value in figures.items() if name.startswith(("test_", "n_"))}
-            write_durably(folder / _FILE, (json.dumps(scores, indent=2) + "\n").encode())
+            write_durably(path, (json.dumps(scores, indent=2) + "\n").encode())
         world.broadcast(value=True)  # wait until the first rank has written
 
 
-def add_all_clips(summary: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """`summary` plus ALL_CLIPS_METRIC of the run in `folder`, in percent; None if it is not known yet."""
+def add_clip_scores(
+    summary: dict[str, Any], folder: Path, clips: int | str = ALL_CLIPS
+) -> dict[str, Any] | None:
+    """`summary` plus the scores of the run in `folder`, in percent, by names such as ALL_CLIPS_METRIC; None
+    if they are not known yet.
+    """
     try:
-        scores = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        scores = json.loads(_file(folder, clips).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    return summary | {ALL_CLIPS_METRIC: scores["test_top1"]}
+    named = {name: value for name, value in scores.items() if name.startswith("test_")}
+    return summary | {f"{name}_{clips}_clips": value for name, value in named.items()}
+
+
+def _file(folder: Path, clips: int | str) -> Path:
+    return folder / f"{clips}-clips.json"

@@ -16,6 +16,21 @@ from sskt.sources import asked_of, published_digest, sentence, weights_file
 
 
 @dataclass(frozen=True, slots=True)
+class GraphSettings:
+    """What table G has of its own."""
+
+    pretext_epochs: int | None = None  # None: the tasks' own, by the campaign's scale
+    side_px: int = 224  # of what students and teachers see
+    small: bool = False  # networks with an eighth of the channels, to try it out
+
+    def __post_init__(self) -> None:
+        """Raises RunError for anything but whole numbers."""
+        epochs = coerce.whole_or_none(self.pretext_epochs, "pretext_epochs", low=1)
+        object.__setattr__(self, "pretext_epochs", epochs)
+        object.__setattr__(self, "side_px", coerce.whole(self.side_px, "side_px", low=1))
+
+
+@dataclass(frozen=True, slots=True)
 class Campaign:
     """Settings that all runs of a table share."""
 
@@ -26,6 +41,7 @@ class Campaign:
     shrink: Shrink = field(default_factory=Shrink)
     views: int = DEFAULT_VIEWS
     amp: str = "auto"  # for the students
+    graph: GraphSettings = field(default_factory=GraphSettings)  # for table G
 
     def __post_init__(self) -> None:
         """Raises RunError for anything but a path or a whole number."""

@@ -15,7 +15,9 @@ from sskt.errors import RunError
 _FILE = Path(__file__).with_name("published.csv")
 _PSI = re.compile(r"maxl psi=(\d+)")
 _CITED = "cited: "  # prefix of the authors of a row that the table cites from another paper
-GRAPH = "G"  # the second paper's table
+GRAPH = "G"  # the second paper's tables 1 and 2, which print no column of initial weights
+TEACHERS_ALONE = ("models fusion", "models ensemble")  # rows of that table without a student
+_PRETRAINED = "alexnet imagenet-pretrained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,9 @@ class Published:
 
     table: str
     target: str
-    model: str
+    model: str  # "" if there is no student
     method: str  # of sskt.methods.METHODS, "finetune" or "cited"; of table G in that paper's words
-    init: str  # "random", or the task of the weights that the student started from
+    init: str  # "random", or the task of the weights that the student started from; "" of cited rows
     sources: tuple[str, ...]
     transfer_module: bool
     primary_loss: str  # "" if the method has its own
@@ -46,6 +48,8 @@ class Published:
         """The row's name, the same in every table, and its runs' folder name."""
         if self.is_cited:
             return f"{self.target}-cited-{re.sub(r'[^A-Za-z0-9]+', '-', self.authors).strip('-')}"
+        if self.table == GRAPH:
+            return f"{self.target}-{self.method.replace(' ', '-')}"
         words = [self.target, self.model, self.method]
         words += [f"from-{self.init}"] if self.init != "random" else []
         words += ["+".join(source.replace(":", "-") for source in self.sources)] if self.sources else []
@@ -80,9 +84,9 @@ def _row(fields: dict[str, str]) -> Published:
     return Published(
         fields["table"],
         fields["target"],
-        fields["model"],
+        "" if method in TEACHERS_ALONE else fields["model"],
         "cited" if authors else "maxl" if psi else method,
-        fields["init"],
+        fields["init"] or ("" if authors else "imagenet" if method == _PRETRAINED else "random"),
         sources,
         fields["transfer_module"] == "yes",
         primary,

@@ -16,7 +16,7 @@ from typing import Any, Self
 from cache import write_durably
 from pipeline.studies.reproduce.gain_plot import Gain, draw_gains
 from pipeline.studies.reproduce.marks import Mark, cited, labels
-from pipeline.studies.reproduce.published import Published
+from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
 from sskt.errors import RunError
 
 _FIGURES = ("metric", "paper", "ours", "difference", "paper_gain", "our_gain", "seeds")
@@ -28,11 +28,18 @@ _STYLE = (
     "th{background:#f5f5f5}td:first-child,th:first-child{text-align:left}img{max-width:100%}"
     ".mark{color:#a40000}"
 )
-_LEGEND = (
+_SSKTS = (
     "Accuracies in percent, mean and standard deviation over the seeds, ours of the last epoch; the paper's "
-    "deviations are over 3 tests of one seed. A gain is over the same network from scratch, in "
-    "percentage points; its error bar in the picture is the root of the summed squares of both standard "
-    "deviations, the row's and scratch's. The words of the last column are explained below the table."
+    "deviations are over 3 tests of one seed."
+)
+_GRAPHS = (
+    "Accuracies, and for CCV mean average precision, in percent; ours of the last epoch, mean and standard "
+    "deviation over the seeds of students. Rows without a student have one figure."
+)
+_LEGEND = (
+    "A gain is over the same network from scratch, in percentage points; its error bar in the picture is the "
+    "root of the summed squares of both standard deviations, the row's and scratch's. The words of the last "
+    "column are explained below the table."
 )
 
 
@@ -59,6 +66,7 @@ class Result:
     stored: Mapping[tuple[str, str], int]  # teacher forwards by target and source, shared by all rows
     live: int  # teacher forwards that this row's runs would take without a store
     teachers_left: int  # unfinished runs that train its teachers, not counting those of earlier rows
+    runs: int | None = None  # that give its values; None: one for each seed
 
     @classmethod
     def cited(cls, row: Published) -> Self:
@@ -112,7 +120,7 @@ class Result:
 
     def cost(self, seeds: int) -> dict[str, Any]:
         """What remains of `seeds` runs, as a table row; samples include those of its teachers."""
-        left = 0 if self.row.is_cited else seeds - len(self.values)
+        left = 0 if self.row.is_cited else (seeds if self.runs is None else self.runs) - len(self.values)
         return {
             "row": self.row.name,
             "runs_left": left,
@@ -131,6 +139,12 @@ def _deviation_of_difference(values: Sequence[float], scratch: Sequence[float]) 
     if min(len(values), len(scratch)) < 2:
         return None
     return math.hypot(statistics.stdev(values), statistics.stdev(scratch))
+
+
+def in_order(table: str, results: Sequence[Result]) -> list[Result]:
+    """The results in the table's order."""
+    place = {row: number for number, row in enumerate(published_rows(table))}
+    return sorted(results, key=lambda result: place[result.row])
 
 
 def named_marks(results: Sequence[Result]) -> dict[Mark, str]:
@@ -189,13 +203,17 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     return paths
 
 
+def _legend(table: str) -> str:
+    return f"{_GRAPHS if table == GRAPH else _SSKTS} {_LEGEND}"
+
+
 def _markdown(table: str, results: Sequence[Result], has_image: bool) -> str:
     named = named_marks(results)
     rows = [result.cells(named) for result in results]
     lines = [f"# Table {table}, run again", ""]
     lines += [f"| {' | '.join(_SHOWN)} |", "|---|" + "---:|" * (len(_SHOWN) - 1)]
     lines += [f"| {' | '.join(row[name] for name in _SHOWN)} |" for row in rows]
-    lines += ["", _LEGEND, "", "Differs from the paper:", ""]
+    lines += ["", _legend(table), "", "Differs from the paper:", ""]
     lines += [f"* {label}: {mark.note}" for mark, label in named.items()] or ["* in nothing"]
     lines += ["", price(results), ""]
     return "\n".join([*lines, f"![gains over scratch](table-{table}.png)", ""] if has_image else lines)
@@ -226,7 +244,8 @@ def _html(table: str, results: Sequence[Result], image: bytes | None) -> str:
         figure = f'<p><img alt="gains over scratch" src="data:image/png;base64,{data}"></p>\n'
     return (
         f"<!doctype html><meta charset=utf-8><title>Table {table}</title>\n<style>{_STYLE}</style>\n"
-        f"<h1>Table {table}, run again</h1>\n<table><tr>{head}</tr>\n{body}</table>\n<p>{_LEGEND}</p>\n"
+        f"<h1>Table {table}, run again</h1>\n<table><tr>{head}</tr>\n{body}</table>\n"
+        f"<p>{_legend(table)}</p>\n"
         f"<p>Differs from the paper:</p>\n<ul>\n{notes or '<li>in nothing</li>'}</ul>\n"
         f"<p>{html.escape(price(results))}</p>\n{figure}"
     )

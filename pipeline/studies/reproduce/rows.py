@@ -12,7 +12,7 @@ from pipeline.data import Augmentation
 from pipeline.runtime import Execution, World, coerce
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.studies.reproduce.marks import Mark, Setup, departures
-from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
+from pipeline.studies.reproduce.published import Published, published_rows
 from pipeline.studies.series import networks_of
 from pipeline.train.resolve import resolve
 from sskt.errors import RunError
@@ -40,6 +40,7 @@ TRAINING_SAMPLES = {
     "voc": 5_717,
     "ucf101": 9_537,
     "hmdb51": 3_570,
+    "ccv": 4_659,
 }
 # the paper's metric for a target, if not top-1 on the run's own evaluation views: per-image average
 # precision, and top-1 over all clips of a video (docs/method.md, section 2.7)
@@ -151,10 +152,15 @@ class Attempt:
 
 
 def attempts(
-    table: str, rows: Sequence[str], *, shrink: Shrink, stand_ins: Mapping[str, str]
+    table: str,
+    rows: Sequence[str],
+    *,
+    shrink: Shrink,
+    stand_ins: Mapping[str, str],
+    targets: Sequence[str] = (),
 ) -> list[Attempt]:
     """The rows of a table that `rows` select by number (from 1), range, or part of a row's name; without rows
-    that the table cites from other papers.
+    that the table cites from other papers. Not of table G, which `pipeline.studies.reproduce.graph` runs.
 
     `stand_ins` map a published source to its replacement. Raises RunError for a stand-in for a source that no
     row has, for rows whose only source would be a probe, and what `chosen_rows` raises.
@@ -164,7 +170,7 @@ def attempts(
         raise RunError(
             f"--stand-in names {unknown[0]}, the published rows have {', '.join(known)}; correct the name"
         )
-    chosen = [row for row in chosen_rows(table, rows) if not row.is_cited]
+    chosen = [row for row in chosen_rows(table, rows, targets) if not row.is_cited]
     _require_heads(table, chosen, stand_ins)
     return [attempt_of(row, shrink, stand_ins) for row in chosen]
 
@@ -197,22 +203,23 @@ def _is_probe(source: str, stand_ins: Mapping[str, str]) -> bool:
     return source in stand_ins and kind_of(stand_ins[source]).is_fitted
 
 
-def chosen_rows(table: str, rows: Sequence[str]) -> list[Published]:
-    """The selected rows: those that `attempts` would run, and cited rows, which are never run.
+def chosen_rows(table: str, rows: Sequence[str], targets: Sequence[str] = ()) -> list[Published]:
+    """The selected rows, of all targets or of some: those that are run, and cited rows, which are never run.
 
-    Raises RunError if nothing is selected, and for rows of graph distillation, which is another paper's.
+    Raises RunError if nothing is selected, and for a target that the table does not have.
     """
     listed = published_rows(table)
-    chosen = [row for number, row in enumerate(listed, start=1) if _is_chosen(number, row, rows)]
+    known = list(dict.fromkeys(row.target for row in listed))
+    if unknown := [name for name in targets if name not in known]:
+        raise RunError(f"--target is {unknown[0]!r}, table {table} has {', '.join(known)}; name one of these")
+    chosen = [
+        row
+        for number, row in enumerate(listed, start=1)
+        if _is_chosen(number, row, rows) and (not targets or row.target in targets)
+    ]
     if not chosen:
         names = ", ".join(row.name for row in listed[:3])
         raise RunError(f"--rows chooses none of the {len(listed)} rows of table {table} ({names}, ...)")
-    if table == GRAPH and not all(row.is_cited for row in chosen):
-        n_cited = sum(row.is_cited for row in listed)
-        raise RunError(
-            f"table {GRAPH} is of graph distillation, whose students and teachers are not here yet; "
-            f"--rows cited shows the {n_cited} rows that it cites"
-        )
     return chosen
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data import open_dataset
 from pipeline.runtime import coerce, join_world, mute_remarks
-from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, add_all_clips, score_all_clips
+from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, add_clip_scores, score_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,
+    GraphSettings,
     campaign_marks,
     initial_weights_file,
     require_distinct,
     require_known,
 )
+from pipeline.studies.reproduce.graph.run import reproduce_graph
+from pipeline.studies.reproduce.loop import run_rows
 from pipeline.studies.reproduce.marks import Mark
-from pipeline.studies.reproduce.published import published_rows
-from pipeline.studies.reproduce.report import Result, Scratch, write_report
+from pipeline.studies.reproduce.published import GRAPH, published_rows
+from pipeline.studies.reproduce.report import Result, Scratch, in_order, write_report
 from pipeline.studies.reproduce.rows import (
     TRAINING_SAMPLES,
     Attempt,
@@ -29,10 +31,8 @@ from pipeline.studies.reproduce.rows import (
     is_headless,
 )
 from pipeline.studies.series import matches, precompute_once, train_or_resume
-from pipeline.train.divergence import DivergedError
-from pipeline.train.run_folder import RunBusyError, read_summary
-
-log = logging.getLogger(__name__)
+from pipeline.train.run_folder import read_summary
+from sskt.errors import RunError
 
 
 def reproduce(
@@ -40,28 +40,37 @@ def reproduce(
     campaign: Campaign,
     *,
     rows: str | Sequence[str] = (),
+    targets: str | Sequence[str] = (),
     stand_ins: Mapping[str, str] | None = None,
     dry_run: bool = False,
 ) -> list[Result]:
     """Run the chosen rows of a table with every seed, and write the report (`write_report`) to
-    `campaign.out`: these rows, and those that earlier calls with the same settings have run. `dry_run` only
-    returns what there is to do, by the targets' official sizes. Rows that the table cites from other papers
-    are shown but never run.
+    `campaign.out`: these rows, and those that earlier calls with the same settings have run; `targets` are
+    those of the rows, by default all. `dry_run` only returns what there is to do, by the targets' official
+    sizes. Rows that the table cites from other papers are shown but never run.
 
     A run that diverges is marked, one that another process is training is left to it (so several processes,
     one GPU each, may share a table), and the others continue; with several ranks either stops all. Raises
     whatever the stages raise; finished work is kept, and the same call continues from there.
     """
-    rows = coerce.texts(rows, "rows")
-    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {})
+    rows, targets = coerce.texts(rows, "rows"), coerce.texts(targets, "targets")
+    if table == GRAPH:
+        _require_none(stand_ins)
+        return reproduce_graph(campaign, rows=rows, targets=targets, dry_run=dry_run)
+    if campaign.graph != GraphSettings():
+        raise RunError(
+            f"--pretext-epochs, --size and --small are of table {GRAPH}, this is table {table}; leave them "
+            "out"
+        )
+    chosen = attempts(table, rows, shrink=campaign.shrink, stand_ins=stand_ins or {}, targets=targets)
     require_known(campaign.paths, stand_ins or {})
     require_distinct(chosen)
     for attempt in chosen:
         attempt.marks.extend(campaign_marks(attempt, campaign))
-    cited = [Result.cited(row) for row in chosen_rows(table, rows) if row.is_cited]
+    cited = [Result.cited(row) for row in chosen_rows(table, rows, targets) if row.is_cited]
 
     def results(of: Sequence[Attempt]) -> list[Result]:
-        return _in_order(table, [*_results(of, campaign, official_sizes=dry_run), *cited])
+        return in_order(table, [*_results(of, campaign, official_sizes=dry_run), *cited])
 
     if dry_run:
         return results(chosen)
@@ -74,28 +83,22 @@ def reproduce(
                 if attempt.row.target == target:
                     attempt.marks.extend(reduced)
             _precompute(target, list(dict.fromkeys(s for a in mine for s in a.sources)), campaign)
-        for seed in range(campaign.seeds):  # every row once before any second seed
-            for number, attempt in enumerate(chosen, start=1):
-                log.info(f"seed {seed}, row {number} of {len(chosen)}: {attempt.row.name}")
-                try:
-                    _run(attempt, seed, campaign)
-                except (DivergedError, RunBusyError) as error:
-                    if world.size > 1:  # the other ranks would wait for this one
-                        raise
-                    log.info(f"{attempt.row.name}: {error}")
-                    if isinstance(error, DivergedError):
-                        attempt.marks.append(Mark("diverged", f"seed {seed} diverged"))
-                if world.is_first:
-                    write_report(table, results(reported), campaign.out)
-        if world.is_first and not chosen:
-            write_report(table, results(reported), campaign.out)
+        run_rows(
+            chosen,
+            campaign.seeds,
+            world,
+            run=lambda attempt, seed: _run(attempt, seed, campaign),
+            report=lambda: write_report(table, results(reported), campaign.out),
+        )
     return results(chosen)
 
 
-def _in_order(table: str, results: Sequence[Result]) -> list[Result]:
-    """The results in the table's order."""
-    place = {row: number for number, row in enumerate(published_rows(table))}
-    return sorted(results, key=lambda result: place[result.row])
+def _require_none(stand_ins: Mapping[str, str] | None) -> None:
+    if stand_ins:
+        raise RunError(
+            f"--stand-in names {next(iter(stand_ins))}, and the teachers of table {GRAPH} are trained by "
+            f"itself; leave it out"
+        )
 
 
 def _with_finished(
@@ -139,7 +142,7 @@ def _run(attempt: Attempt, seed: int, campaign: Campaign) -> None:
     folder = campaign.folder(attempt.row.name, seed)
     train_or_resume(attempt.row.target, folder, **_settings(attempt, seed, campaign))
     if attempt.metric == ALL_CLIPS_METRIC:
-        score_all_clips(folder, campaign.paths, campaign.execution)
+        score_clips(folder, campaign.paths, campaign.execution)
 
 
 def _sources(attempt: Attempt, seed: int, campaign: Campaign) -> tuple[str, ...]:
@@ -225,7 +228,7 @@ def _finished(attempt: Attempt, seed: int, campaign: Campaign) -> dict[str, Any]
     summary = read_summary(folder)  # first, since the settings may need weights that are not here yet
     if summary is None or not matches(attempt.row.target, folder, **_settings(attempt, seed, campaign)):
         return None
-    return add_all_clips(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
+    return add_clip_scores(summary, folder) if attempt.metric == ALL_CLIPS_METRIC else summary
 
 
 def _unfinished_teachers(attempt: Attempt, campaign: Campaign) -> set[Path]:

@@ -50,7 +50,7 @@ def _packings(spec: VideoSpec, index_dir: Path) -> Iterator[Packing]:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
             if not record["missing"] and not record["damaged"]:
-                yield Packing(**record["packing"])
+                yield Packing.recorded(record["packing"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
 

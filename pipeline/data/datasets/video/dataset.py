@@ -36,11 +36,11 @@ def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) ->
         raise TargetError(f"{spec.name}: its videos without labels are not prepared; run `{prepare}`")
     if record is None:
         raise TargetError(_first_commands(spec, data_dir, index_dir))
-    command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words)}`"
+    command = f"run `{command_of('prepare', spec, data_dir, index_dir, *record.command_words(spec))}`"
     listing = spec.list_videos(data_dir)
     listed = listing.clips[split]
     left_out, known = record.left_out, KnownVideos(spec, data_dir, index_dir)
-    ids, packs, paths, labels = [], [], [], []
+    ids, packs, paths, labels, multi_hot = [], [], [], [], []
     for number, clip in enumerate(listed):
         if clip.name in left_out:
             continue
@@ -53,6 +53,7 @@ def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) ->
         packs.append(packed)
         paths.append(path)
         labels.append(clip.label)
+        multi_hot.append(clip.multi_hot)
     known.save()
     if not ids:
         raise TargetError(
@@ -75,6 +76,7 @@ def load_videos(spec: VideoSpec, split: str, data_dir: Path, index_dir: Path) ->
         contents=np.array([list(p.content) for p in packs], dtype=np.uint8),
         access=Packs(paths, packs, [listed[number].name for number in ids]),
         notes=tuple(notes),
+        multi_hot=np.array(multi_hot, dtype=np.int8) if spec.is_multilabel else None,
     )
 
 
@@ -88,6 +90,7 @@ def frames_dataset(dataset: Dataset) -> Dataset:
         kind="files",
         ids=np.arange(n, dtype=np.int64),
         labels=np.broadcast_to(np.int64(0), n),
+        multi_hot=None,
         sizes=np.repeat(dataset.sizes[:, 1:], counts, axis=0),
         contents=np.broadcast_to(np.uint8(0), (n, 16)),
         access=_Frames(dataset.access, first_frames(dataset)),

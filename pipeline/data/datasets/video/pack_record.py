@@ -29,14 +29,15 @@ class Record:
     missing: tuple[str, ...] = ()  # listed, and nowhere to be found
     damaged: dict[str, str] = field(default_factory=dict)  # name to reason
 
-    @property
-    def command_words(self) -> list[str]:
-        """The options of `sskt prepare` that ended so."""
-        usual, words = Packing(), []
+    def command_words(self, spec: VideoSpec) -> list[str]:
+        """The options of `sskt prepare` that ended so for this target."""
+        usual, words = Packing().settled(spec.every), []
         if self.packing.short_px != usual.short_px:
             words.append(f"--short-side {self.packing.short_px}")
         if self.packing.quality != usual.quality:
             words.append(f"--quality {self.packing.quality}")
+        if self.packing.every != usual.every:
+            words.append(f"--every {self.packing.every}")
         return [*words, "--allow-missing"] if self.left_out else words
 
     @property
@@ -60,7 +61,7 @@ def read_record(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Record | No
     path = _file(spec, data_dir, index_dir, "prepared", "json")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Record(Packing(**record["packing"]), tuple(record["missing"]), dict(record["damaged"]))
+        return Record(Packing.recorded(record["packing"]), tuple(record["missing"]), dict(record["damaged"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

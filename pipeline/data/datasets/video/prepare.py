@@ -41,11 +41,11 @@ def prepare_videos(
 ) -> None:
     """Pack what is not packed yet below `index_dir`, and record which listed videos are missing.
 
-    A pack is made again if its video, its bytes or `packing` have changed. Raises TargetError, after all
-    others are packed, that names what is missing or cannot be decoded, unless `allow_missing`; and
-    TargetError if packs cannot be written.
+    Of `packing` what is None is the target's default. A pack is made again if its video, its bytes or
+    `packing` have changed. Raises TargetError, after all others are packed, that names what is missing or
+    cannot be decoded, unless `allow_missing`; and TargetError if packs cannot be written.
     """
-    listing = spec.list_videos(data_dir)
+    packing, listing = packing.settled(spec.every), spec.list_videos(data_dir)
     clips = [clip for split in listing.clips.values() for clip in split]
     remarks = [
         *listing.notes,
@@ -61,6 +61,7 @@ def prepare_videos(
     log.info(
         f"{spec.name}: {kept + new:,} of {len(clips):,} listed videos are packed ({kept:,} from before), "
         f"short side {packing.short_px} px, JPEG quality {packing.quality}"
+        + (f", one of {packing.every} frames" if packing.every != 1 else "")
     )
     record = Record(packing, missing, damaged)
     what = "; ".join(_problems(missing, damaged))
@@ -70,7 +71,7 @@ def prepare_videos(
             f"{data_dir / spec.root}: no video to train on: {what}, all in {listed}; {spec.how_to_prepare}"
         )
     if what and not allow_missing:
-        again = command_of("prepare", spec, data_dir, index_dir, *record.command_words)
+        again = command_of("prepare", spec, data_dir, index_dir, *record.command_words(spec))
         raise TargetError(
             f"{spec.name}: {what}, all in {listed}; the rest is packed. Restore them and prepare again, "
             f"or go on without them: {again}"

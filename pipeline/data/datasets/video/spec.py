@@ -16,8 +16,9 @@ class VideoEntry:
     """One video of a list; `source` is None if it cannot be found."""
 
     name: str  # "ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi"
-    label: int
+    label: int  # where there are several, the first; -1: none
     source: Path | None
+    multi_hot: tuple[int, ...] = ()  # 1 or 0 for each class, where videos have several labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class VideoSpec(DatasetSpec):
     source_scale: Fraction = Fraction(2)
     holds_videos: bool = True
     split: int = 1  # of the official splits
+    every: int = 1  # one of so many frames is packed, unless the user says otherwise
 
     def list_videos(self, data_dir: Path) -> VideoListing:
         """Every listed video, none of which is read. Raises TargetError if the lists are missing or cannot be
