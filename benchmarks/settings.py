@@ -64,6 +64,13 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "smooth L1, mlp": {"heads": "features", "aux_loss": "smooth-l1", "aux_head": "mlp"},
         "smooth L1 beside the probe": {**PROBE, "heads": "features", "aux_loss": "smooth-l1"},
     },
+    # added when alpha = 10 had come out best of these
+    "embeddings, more": {
+        **values({"heads": "features", "aux_loss": "smooth-l1"}, "alpha", 3.0, 30.0, 100.0),
+        "alpha 10 beside the probe": {**PROBE, "heads": "features", "aux_loss": "smooth-l1", "alpha": 10.0},
+        "alpha 10, mixup 0.4": {"heads": "features", "aux_loss": "smooth-l1", "alpha": 10.0, "mixup": 0.4},
+        "cosine, alpha 10": {"heads": "features", "aux_loss": "cosine", "alpha": 10.0},
+    },
     "probe": {
         "of features": PROBE,
         "of logits": {"probe": "logits"},
