@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data import Dataset, Packs
+from pipeline.data import Dataset
+from pipeline.train.pretext.grey import grey_frame
 from pipeline.train.pretext.per_video import PerVideo
-from sskt.errors import TargetError
 from sskt.methods.pretext.tracker import candidates, follow, square_side
 
 N_FRAMES = 16  # of a track
@@ -24,14 +22,12 @@ def tracks_of(dataset: Dataset, row: int) -> NDArray[np.int32]:
     height, width) in pixels of the packed video. At most 8, which begin at up to 8 moments; of each moment
     the steadiest come first. Raises TargetError for a damaged frame.
     """
-    packs = dataset.access
-    assert isinstance(packs, Packs)  # noqa: S101 - the access of every index of videos
     n, height, width = dataset.sizes[row].tolist()
     if n < N_FRAMES:
         return np.empty((0, 10), dtype=np.int32)
     begins = np.unique(np.linspace(0, n - N_FRAMES, _MOST).astype(int))
     needed = np.unique(begins[:, None] + np.arange(N_FRAMES)).tolist()
-    grey = {number: _grey(packs, row, number) for number in needed}
+    grey = {number: _grey(dataset, row, number) for number in needed}
     found: list[tuple[int, list[int]]] = []  # rank among those of its moment
     for begin in begins.tolist():
         frames = torch.stack([grey[begin + t] for t in range(N_FRAMES)])
@@ -54,20 +50,12 @@ def _box(corner: torch.Tensor, side: int, scale: float, height: int, width: int)
     return [min(top, height - px), min(left, width - px), px, px]
 
 
-def _grey(packs: Packs, row: int, number: int) -> torch.Tensor:
+def _grey(dataset: Dataset, row: int, number: int) -> torch.Tensor:
     """A frame in grey levels with a short side of 64: float64 (H, W)."""
-    try:
-        image = Image.open(io.BytesIO(packs.frame(row, number)))
-        scale = _SHORT_PX / min(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
-        image.draft("L", size)
-        small = image.convert("L").resize(size, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(small, dtype=np.float64))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise TargetError(
-            f"{packs.name_of(row)} frame {number}: is damaged since it was packed ({error}); run "
-            f"sskt prepare again"
-        ) from None
+    scale = _SHORT_PX / min(dataset.sizes[row, 1:].tolist())
+    height, width = (round(v * scale) for v in dataset.sizes[row, 1:].tolist())
+    small = grey_frame(dataset, row, number, scale).resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(small, dtype=np.float64))
 
 
 TRACKS = PerVideo("tracks-1", "tracks", tracks_of)

@@ -6,8 +6,6 @@ correlation filter (KCF). This is plainer: it needs no library.
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +23,8 @@ def candidates(now: Tensor, after: Tensor) -> Tensor:
     side = square_side(now)
     step = max(1, side // 2)
     height, width = now.shape
-    corners = list(product(range(0, height - side + 1, step), range(0, width - side + 1, step)))
+    tops, lefts = range(0, height - side + 1, step), range(0, width - side + 1, step)
+    corners = [(top, left) for top in tops for left in lefts]
     moving = (after - now).abs() > _CHANGED
     shares = [float(moving[top : top + side, left : left + side].double().mean()) for top, left in corners]
     kept = [at for at, share in zip(corners, shares, strict=True) if _MOVING[0] <= share <= _MOVING[1]]
