@@ -5,12 +5,13 @@ public, see docs/store-format.md.
 """
 
 from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreIncomplete, StoreMismatch
-from cache.layout import TABLES, table_sha256, write_table
+from cache.layout import TABLES, default_block_rows, table_sha256, write_table
 from cache.manifest import Manifest, differences, digest, flatten, require_match
 from cache.repair import repair_metadata
 from cache.row_format import LOGITS, REPRESENTATIONS
 from cache.storage import TEMPORARY, Location, is_file, local_path, location, subfolders, write_durably
 from cache.store import MappedView, Problem, Store, find_stores
+from cache.unit import Unit
 
 __all__ = [
     "ABSENT",
@@ -28,6 +29,8 @@ __all__ = [
     "StoreDamaged",
     "StoreIncomplete",
     "StoreMismatch",
+    "Unit",
+    "default_block_rows",
     "differences",
     "digest",
     "find_stores",

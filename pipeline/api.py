@@ -15,13 +15,19 @@ from pipeline.studies.reproduce.run import reproduce
 from pipeline.studies.series import pretext_or_resume
 from pipeline.studies.sweep import sweep
 from pipeline.studies.sweep_grid import Grid
-from pipeline.train.finished.export import export
-from pipeline.train.finished.predict import Predictions, predict
-from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
-from pipeline.train.pretext.run import pretext
-from pipeline.train.run import resume, train
-from pipeline.train.score_run import evaluate
-from pipeline.train.whereabouts import paths_of
+from pipeline.train import (
+    OwnLoopData,
+    Predictions,
+    TrainingBatch,
+    evaluate,
+    export,
+    open_training_data,
+    paths_of,
+    predict,
+    pretext,
+    resume,
+    train,
+)
 from sskt.sources import Contract, save_source
 
 __all__ = [

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import TEMPORARY, CacheError, Location, write_durably
-from cache.store import default_block_rows
+from cache import TEMPORARY, CacheError, Location, default_block_rows, write_durably
 from pipeline.data import Dataset, in_batches, open_renderer
 from pipeline.runtime import Execution, render_batch_size
 from pipeline.stores import Destination, Job, choose_forward, destination, open_frozen, recorded_forward

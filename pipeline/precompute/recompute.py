@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import REPRESENTATIONS, Store, StoreIncomplete
-from cache.unit import Unit
+from cache import REPRESENTATIONS, Store, StoreIncomplete, Unit
 from pipeline.data import Renderer, in_batches, open_renderer
 from pipeline.runtime import Execution, render_batch_size
 from pipeline.stores import Origin

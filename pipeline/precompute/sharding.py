@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from cache.unit import Unit
+from cache import Unit
 from pipeline.runtime import World
 
 _VIEWS_PER_DECODE = 4  # more would leave every view unfinished for longer

@@ -14,8 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import TABLES, Location, Problem, Store, StoreDamaged, repair_metadata, table_sha256, write_table
-from cache.unit import Unit
+from cache import (
+    TABLES,
+    Location,
+    Problem,
+    Store,
+    StoreDamaged,
+    Unit,
+    repair_metadata,
+    table_sha256,
+    write_table,
+)
 from pipeline.data import open_renderer, plan_from
 from pipeline.precompute.recompute import Agreement, recompute
 from pipeline.precompute.worker import Worker

@@ -18,8 +18,7 @@ from time import perf_counter, sleep
 import numpy as np
 import torch
 
-from cache import CacheError
-from cache.unit import Unit
+from cache import CacheError, Unit
 from pipeline.data import Dataset, Positions, Renderer, in_batches
 from pipeline.precompute.sharding import split_tasks, task_order
 from pipeline.runtime import Progress, World, memory_for_images, prefetch, to_device

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import Store
-from cache.unit import Unit
+from cache import Store, Unit
 from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
 from pipeline.source_outputs.placement import Placement, Table

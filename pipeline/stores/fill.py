@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from rich.progress import TaskID
 
-from cache import LOGITS, REPRESENTATIONS, Location, Manifest, Store
-from cache.unit import Unit
+from cache import LOGITS, REPRESENTATIONS, Location, Manifest, Store, Unit
 from pipeline.data import Renderer, open_renderer, parse_target
 from pipeline.runtime import Execution
 from pipeline.stores.contracts import contract_record

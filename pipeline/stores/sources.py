@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cache import Location, StoreMismatch
-from cache.layout import default_block_rows
+from cache import Location, StoreMismatch, default_block_rows
 from pipeline.runtime import Execution
 from sskt.errors import SourceError
 from sskt.sources import (

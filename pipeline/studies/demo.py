@@ -19,8 +19,7 @@ from typing import Any
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Paths, choose_execution, mute_remarks
 from pipeline.studies.demo_sources import demo_sources
-from pipeline.train.run import train
-from pipeline.train.run_folder import read_metrics
+from pipeline.train import read_metrics, train
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,20 @@ from torch import Tensor
 from cache import write_durably
 from pipeline.data import CentreClip, Dataset, Plan, open_dataset, plan_from
 from pipeline.runtime import Execution, Paths, choose_execution, coerce, mute_remarks
-from pipeline.train.config import TrainConfig
-from pipeline.train.evaluate import Evaluator, of_clips
-from pipeline.train.finished.student import EVALUATION_CLIPS
-from pipeline.train.kernel_check import prepare_to_score
-from pipeline.train.run_folder import read_config, read_student
-from pipeline.train.splits import open_splits, scoring_split
-from pipeline.train.whereabouts import labelled_list_of, require_contents, whereabouts_of
+from pipeline.train import (
+    EVALUATION_CLIPS,
+    Evaluator,
+    TrainConfig,
+    labelled_list_of,
+    of_clips,
+    open_splits,
+    prepare_to_score,
+    read_config,
+    read_student,
+    require_contents,
+    scoring_split,
+    whereabouts_of,
+)
 from sskt.errors import RunError
 from sskt.metrics import multilabel_figures, topk_correct
 from sskt.probe import fit_linear

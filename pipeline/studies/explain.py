@@ -18,9 +18,7 @@ from cache import write_durably
 from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer, plan_from
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering
-from pipeline.train.config import TrainConfig
-from pipeline.train.run_folder import read_config, read_student
-from pipeline.train.whereabouts import whereabouts_of
+from pipeline.train import TrainConfig, read_config, read_student, whereabouts_of
 from sskt.errors import RunError, shown
 from sskt.normalise import normalise
 from sskt.students import Student, build_backbone, grad_cam

@@ -14,15 +14,25 @@ from pipeline.data import Augmentation, parse_target
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
 from pipeline.source_outputs.open_probed import probe_among
-from pipeline.train.backbone import default_model
-from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
-from pipeline.train.data import open_data, pools_of, splits_of
-from pipeline.train.method import require_learnable
-from pipeline.train.pretext.run import as_training, with_places
-from pipeline.train.resolve import resolve
-from pipeline.train.run import resume, train
-from pipeline.train.run_folder import read_config, read_probe, read_summary
-from pipeline.train.settle import require_sound
+from pipeline.train import (
+    SETTLED_BY_DATA,
+    TrainConfig,
+    as_training,
+    default_model,
+    open_data,
+    pools_of,
+    read_config,
+    read_probe,
+    read_summary,
+    require_learnable,
+    require_sound,
+    resolve,
+    resume,
+    splits_of,
+    train,
+    weights_name,
+    with_places,
+)
 from sskt.errors import RunError
 from sskt.methods import method_named
 from sskt.sources import asked_of, kind_of

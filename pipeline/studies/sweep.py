@@ -19,8 +19,7 @@ from pipeline.runtime import Execution, Paths, World, boxes, coerce, join_world,
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
-from pipeline.train.divergence import DivergedError
-from pipeline.train.run_folder import read_config
+from pipeline.train import DivergedError, read_config
 from sskt.errors import RunError
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from typing import Any
 
 from cache import digest
 from pipeline.runtime import coerce
-from pipeline.train.config import Settings
-from pipeline.train.method import readers_of
+from pipeline.train import Settings, readers_of
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import method_named

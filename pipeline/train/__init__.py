@@ -1,1 +1,76 @@
 """Stage two: what a run is (`config`), a student on its way (`trainer`), and the run around it (`train`)."""
+
+from pipeline.train.backbone import default_model
+from pipeline.train.config import SETTLED_BY_DATA, Settings, TrainConfig, weights_name
+from pipeline.train.data import open_data, pools_of, splits_of
+from pipeline.train.divergence import DivergedError
+from pipeline.train.evaluate import ALL_CLIPS, Evaluator, of_clips
+from pipeline.train.finished.export import export
+from pipeline.train.finished.predict import Predictions, predict
+from pipeline.train.finished.student import EVALUATION_CLIPS
+from pipeline.train.kernel_check import prepare_to_score
+from pipeline.train.method import readers_of, require_learnable
+from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
+from pipeline.train.pretext.run import as_training, pretext, with_places
+from pipeline.train.resolve import resolve
+from pipeline.train.run import resume, train
+from pipeline.train.run_folder import (
+    ENCODER,
+    RunBusyError,
+    read_config,
+    read_metrics,
+    read_probe,
+    read_student,
+    read_summary,
+)
+from pipeline.train.score_run import evaluate
+from pipeline.train.settle import require_sound
+from pipeline.train.splits import keep_labels, open_splits, scoring_split
+from pipeline.train.whereabouts import labelled_list_of, paths_of, require_contents, whereabouts_of
+
+__all__ = [
+    "ALL_CLIPS",
+    "ENCODER",
+    "EVALUATION_CLIPS",
+    "SETTLED_BY_DATA",
+    "DivergedError",
+    "Evaluator",
+    "OwnLoopData",
+    "Predictions",
+    "RunBusyError",
+    "Settings",
+    "TrainConfig",
+    "TrainingBatch",
+    "as_training",
+    "default_model",
+    "evaluate",
+    "export",
+    "keep_labels",
+    "labelled_list_of",
+    "of_clips",
+    "open_data",
+    "open_splits",
+    "open_training_data",
+    "paths_of",
+    "pools_of",
+    "predict",
+    "prepare_to_score",
+    "pretext",
+    "read_config",
+    "read_metrics",
+    "read_probe",
+    "read_student",
+    "read_summary",
+    "readers_of",
+    "require_contents",
+    "require_learnable",
+    "require_sound",
+    "resolve",
+    "resume",
+    "scoring_split",
+    "splits_of",
+    "train",
+    "weights_name",
+    "whereabouts_of",
+    "with_places",
+]

@@ -27,7 +27,7 @@ from pipeline.studies.probe.picture import draw_to, require_writable
 from pipeline.studies.probe.rows import Rows, Samples, first_logits, join, read_rows
 from pipeline.studies.probe.stored import StoreGroup, holds_logits, parts_of, store_groups
 from pipeline.studies.probe.train_command import train_command
-from pipeline.train.splits import keep_labels
+from pipeline.train import keep_labels
 from sskt.errors import RunError
 from sskt.probe import agreement
 from sskt.recipes import recipe_for

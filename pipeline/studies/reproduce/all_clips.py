@@ -11,8 +11,7 @@ from typing import Any
 
 from cache import write_durably
 from pipeline.runtime import Execution, Paths, join_world
-from pipeline.train.evaluate import ALL_CLIPS
-from pipeline.train.score_run import evaluate
+from pipeline.train import ALL_CLIPS, evaluate
 
 ALL_CLIPS_METRIC = "test_top1_all_clips"
 

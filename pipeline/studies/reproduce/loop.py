@@ -9,8 +9,7 @@ from typing import Protocol, TypeVar
 from pipeline.runtime import World
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published
-from pipeline.train.divergence import DivergedError
-from pipeline.train.run_folder import RunBusyError
+from pipeline.train import DivergedError, RunBusyError
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.data import Augmentation, DatasetSpec, parse_target
 from pipeline.studies.reproduce.published import Published
-from pipeline.train.config import TrainConfig
+from pipeline.train import TrainConfig
 from sskt.normalise import KINETICS_MEAN
 from sskt.sources import REFERENCE
 from sskt.students import ResNet3D

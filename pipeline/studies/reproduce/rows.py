@@ -14,7 +14,7 @@ from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC
 from pipeline.studies.reproduce.marks import Mark, Setup, departures
 from pipeline.studies.reproduce.published import Published, published_rows
 from pipeline.studies.series import networks_of
-from pipeline.train.resolve import resolve
+from pipeline.train import resolve
 from sskt.errors import RunError
 from sskt.recipes import Recipe, recipe_for
 from sskt.sources import kind_of, parse_source

@@ -31,7 +31,7 @@ from pipeline.studies.reproduce.rows import (
     is_headless,
 )
 from pipeline.studies.series import matches, precompute_once, train_or_resume
-from pipeline.train.run_folder import read_summary
+from pipeline.train import read_summary
 from sskt.errors import RunError
 
 

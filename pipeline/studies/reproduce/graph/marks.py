@@ -12,7 +12,7 @@ from pipeline.studies.reproduce.graph.pretext import pretext_epochs, pretext_fol
 from pipeline.studies.reproduce.graph.rows import CLIPS, LAYER, PRETRAINED, GraphAttempt
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.rows import TRAINING_SAMPLES
-from pipeline.train.run_folder import read_summary
+from pipeline.train import read_summary
 from sskt.recipes import recipe_for
 from sskt.sources import published_digest
 from sskt.students import PRETEXTS

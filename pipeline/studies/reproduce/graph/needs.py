@@ -15,7 +15,7 @@ from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.graph.pretext import is_learned, pretext_folder, pretext_once
 from pipeline.studies.reproduce.graph.rows import CLIPS, shown, teacher_name, teacher_settings
 from pipeline.studies.series import matches, precompute_once, train_or_resume
-from pipeline.train.run_folder import ENCODER, read_summary
+from pipeline.train import ENCODER, read_summary
 from sskt.download import known_digest_of
 from sskt.sources import at_output
 from sskt.students import PRETEXTS

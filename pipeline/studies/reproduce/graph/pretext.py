@@ -8,8 +8,7 @@ from typing import Any
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.graph.rows import common, network_of_task, pretext_name, scaled
 from pipeline.studies.series import matches, pretext_or_resume
-from pipeline.train.pretext.run import as_training
-from pipeline.train.run_folder import ENCODER, read_summary
+from pipeline.train import ENCODER, as_training, read_summary
 from sskt.recipes import recipe_for
 
 

@@ -21,7 +21,7 @@ from pipeline.studies.reproduce.published import GRAPH
 from pipeline.studies.reproduce.report import Result, Scratch, in_order, write_report
 from pipeline.studies.reproduce.rows import TRAINING_SAMPLES, chosen_rows
 from pipeline.studies.series import matches, train_or_resume
-from pipeline.train.run_folder import read_summary
+from pipeline.train import read_summary
 from sskt.errors import RunError
 from sskt.students import PRETEXTS
 
