@@ -432,8 +432,6 @@ def test_rows_are_chosen_by_number_range_and_name():
         names("resnet99")
     with pytest.raises(RunError, match="--table is 'S9', expected one of S1"):
         attempts("S9", [], shrink=Shrink(), stand_ins={})
-    with pytest.raises(RunError, match="graph distillation"):
-        attempts("G", [], shrink=Shrink(), stand_ins={})
     with pytest.raises(RunError, match=r"--scale is 1\.5"):
         attempts("S1", [], shrink=Shrink(scale=1.5), stand_ins={})
 

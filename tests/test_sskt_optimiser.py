@@ -220,7 +220,7 @@ def test_a_student_that_cannot_be_copied_has_no_average():
 
 def test_every_image_target_has_a_fast_recipe_shorter_than_the_papers_but_for_folders():
     fast = {recipe.target: recipe for recipe in all_recipes() if recipe.name == "fast"}
-    videos = {"ucf101", "hmdb51", "videofolder"}
+    videos = {"ucf101", "hmdb51", "ccv", "videofolder"}
     assert set(fast) == {recipe.target for recipe in all_recipes() if recipe.name == "paper"} - videos
     for target, recipe in fast.items():
         paper = recipe_for(target)
@@ -241,7 +241,7 @@ def test_a_recipe_that_there_is_not_is_refused():
         ("ucf101", "sskt", "fast", "--recipe fast: there is none for ucf101, only for cifar10, cifar100, "),
         ("cifar10", "maxl", "fast", "--recipe fast: --method maxl has its own schedule; use --recipe paper"),
         ("cifar10", "sskt", "slow", "recipe is 'slow', expected one of paper, fast"),
-        ("ccv", "sskt", "fast", "'ccv' has no recipe, expected one of cifar10"),
+        ("mnist", "sskt", "fast", "'mnist' has no recipe, expected one of cifar10"),
     ):
         with pytest.raises(RunError, match=message):
             recipe_for(target, method, name=name)

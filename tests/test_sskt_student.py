@@ -215,5 +215,5 @@ def test_recipe_ends_after_its_last_milestone_and_names_models_that_exist(target
 def test_recipes_of_our_own_say_so():
     assert not recipe_for("digits").published
     assert not recipe_for("imagefolder:scenes").published
-    with pytest.raises(RunError, match="'ccv' has no recipe, expected one of cifar10"):
-        recipe_for("ccv")
+    with pytest.raises(RunError, match="'mnist' has no recipe, expected one of cifar10"):
+        recipe_for("mnist")

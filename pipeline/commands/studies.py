@@ -153,7 +153,7 @@ def sweep(
     as_json: bool,
     **what: Any,
 ) -> None:
-    """Train over temperature, alpha and other settings, and plot the accuracy.
+    """Train over chosen settings, and plot the accuracy.
 
     The picture is that of the paper's figure 4; with --vary transfer-module=no,yes, all of it. All runs read
     the same stores. Finished runs are skipped and stopped ones go on.
