@@ -125,7 +125,9 @@ def test_the_store_of_a_student_of_frames_serves_where_its_run_is_gone(made, tmp
     """What it saw is then known from the store alone."""
     target, paths, _ = made
     teacher = tmp_path / "gone"
-    train(target, paths, teacher, method="scratch", epochs=1, seed=1)  # a network of its own, so a store of its own
+    train(
+        target, paths, teacher, method="scratch", epochs=1, seed=1
+    )  # a network of its own, so a store of its own
     source = f"run:{teacher}"
     api.precompute([target], [source], views=1, augmentation=SMALL, paths=paths, execution=CPU)
     how = {"method": "kd", "sources": (source,), "labels": "cached", "epochs": 1}

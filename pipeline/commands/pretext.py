@@ -65,7 +65,9 @@ _OF_TASK = "[default: the task's]"
         SPLIT,
     ),
     click.option(
-        "--small", is_flag=True, help="Take the task's small network, for trials: vgg19-sorting-small and so on."
+        "--small",
+        is_flag=True,
+        help="Take the task's small network, for trials: vgg19-sorting-small and so on.",
     ),
     count_option("--epochs", f"Length of the training, in examples of every video. {_OF_TASK}"),
     count_option("--batch-size", f"Videos per step, over all processes. {_OF_TASK}"),
