@@ -21,7 +21,7 @@ setup: .venv/.ready  ## Make .venv and install the pinned packages (about 3 GB)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup  ## Both stages on handwritten digits: four minutes, no download
+demo: setup  ## Both stages on handwritten digits: three minutes, no download
 	$(BIN)/sskt demo $(ARGS)
 
 test: setup  ## Run the tests, on several cores

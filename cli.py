@@ -30,7 +30,7 @@ def main() -> None:
     """Pay for the teachers once: keep what frozen networks say of your data, then train any student with it.
 
     \b
-    sskt demo                                          see it work: no download, four minutes
+    sskt demo                                          see it work: no download, three minutes
     sskt precompute --source places365 --target stl10  stage one: what the source says, once
     sskt train --target stl10                          stage two: a student, taught from the store
     """  # noqa: D301  (click's mark for "do not rewrap" is the character, not the two signs)

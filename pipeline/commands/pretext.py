@@ -97,7 +97,7 @@ _OF_TASK = "[default: the task's]"
     section(
         EXECUTION,
         choice_option(
-            "--amp", "auto fp32 bf16 fp16", "auto", "Precision; auto: bf16 where the device has it."
+            "--amp", "auto fp32 bf16 fp16", "auto", "Precision; auto: bf16 where that is faster than fp32."
         ),
     ),
     as_argument("paths", build_paths, section(PLACES, DATA_DIR, CACHE_DIR)),
