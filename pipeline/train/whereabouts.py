@@ -251,12 +251,12 @@ def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
     """Raise RunError for a missing folder, naming the option that says where it is."""
     if spec.is_own_folder and not (paths.data_dir / spec.root).is_dir():
         raise RunError(
-            f"{run}: its data lay in {paths.data_dir / spec.root}, which is no folder any more; say where "
-            f"they are now with --target {spec.family}:PATH"
+            f"{run}: its data are expected in {paths.data_dir / spec.root}, which is not a folder; say where "
+            f"they are with --target {spec.family}:PATH"
         )
     if not (spec.is_own_folder or family_of(spec).is_bundled or paths.data_dir.is_dir()):
         raise RunError(
-            f"{run}: its data lay in {paths.data_dir}, which is no folder any more; say where they are "
+            f"{run}: its data are expected in {paths.data_dir}, which is not a folder; say where they are "
             f"now with --data-dir"
         )
     lying = local_path(paths.cache_dir)
