@@ -282,6 +282,16 @@ def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     (out / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def test_a_series_goes_on_with_runs_of_the_version_that_began_it(project, tmp_path):
+    _folder, common = project
+    asked, out = {"method": "scratch", "ema": 0.9, **QUICK, **common}, tmp_path / "run"
+    train_or_resume("digits", out, **asked)
+    config = json.loads((out / "config.json").read_text())
+    assert config["ema_matched"]
+    (out / "config.json").write_text(json.dumps(config | {"ema_matched": False}))
+    assert matches("digits", out, **asked)
+
+
 def test_other_weights_under_the_same_name_are_another_run(project, tmp_path):
     folder, common = project
     source = f"program:{save_program(tmp_path / 'a.pt2', Tiny(0))}"

@@ -151,7 +151,9 @@ def test_a_finished_run_is_evaluated_elsewhere(moved):
 
 def test_what_is_gone_is_named_with_the_option_that_helps(moved):
     half, target = moved.folder / "half-live", f"imagefolder:{moved.folder / 'pics'}"
-    with pytest.raises(RunError, match=r"its data are expected in .*pics, which .* with --target imagefolder:PATH"):
+    with pytest.raises(
+        RunError, match=r"its data are expected in .*pics, which .* with --target imagefolder:PATH"
+    ):
         api.evaluate(moved.folder / "whole-cached", execution=EXECUTION)
     with pytest.raises(RunError, match=r"program:tiny\.pt2 does not exist .* with --source program:PATH"):
         api.resume(half, target=target, **moved.options())

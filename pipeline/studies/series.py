@@ -38,6 +38,8 @@ from sskt.methods import method_named
 from sskt.sources import asked_of, kind_of
 from sskt.students import BACKBONES, Backbone
 
+_OF_VERSION = ("ema_matched",)  # nobody chooses these; a run keeps those of the version that began it
+
 
 def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
     """The summary of the run in `out`: `train(target, out=out, **settings)` if there is none yet, `resume` it
@@ -141,7 +143,8 @@ def _expected(target: str, *, paths: Paths, **settings: Any) -> dict[str, Any]:
     that are not on this machine.
     """
     config = _planned(target, **settings)
-    expected = {name: value for name, value in config.to_dict().items() if name not in SETTLED_BY_DATA}
+    left_out = (*SETTLED_BY_DATA, *_OF_VERSION)
+    expected = {name: value for name, value in config.to_dict().items() if name not in left_out}
     if config.val_share is None and not parse_target(target).is_own_folder:
         expected |= {"val_share": 0.0, "chosen_on": "test"}
     if config.sources:
