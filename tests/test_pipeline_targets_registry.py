@@ -183,7 +183,7 @@ def test_a_folder_that_moved_is_told_to_a_run_that_goes_on(folder):
     (folder / "mine").rename(folder / "moved-away")
     try:
         gone = run(folder, "evaluate", "moved")
-        assert "say where they are now with --target stripes_in:PATH" in gone.stderr
+        assert "say where they are with --target stripes_in:PATH" in gone.stderr
         other = run(folder, "evaluate", "moved", "--target", "imagefolder:moved-away")
         assert (
             "was trained on stripes_in:mine, and --target imagefolder:moved-away is another" in other.stderr
