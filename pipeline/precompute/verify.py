@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -124,7 +123,7 @@ def _repair(
                 "ids": dataset.ids,
                 "contents": dataset.contents,
                 "probe_ids": dataset.ids[:n_probe],
-                "probe": probe_pixels(renderer, np.arange(n_probe)),
+                "probe": probe_pixels(renderer, range(n_probe)),
             }
         for name in tables:
             if table_sha256(rebuilt[name]) == store.tables_sha256[name]:

@@ -18,6 +18,7 @@ from pipeline.runtime.paths import Paths, folder_words, require_named
 from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.remarks import mute_remarks
+from pipeline.runtime.tables import csv_text
 
 __all__ = [
     "CpuContention",
@@ -31,6 +32,7 @@ __all__ = [
     "boxes",
     "channels_last",
     "choose_execution",
+    "csv_text",
     "fitted",
     "folder_words",
     "join_world",

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 
-import numpy as np
 import torch
 
 from cache import Store, StoreMismatch
@@ -235,7 +234,7 @@ def _open_network(request: DataRequest, outputs: list[tuple[Source, InputMap]]) 
         forward = replace(forward, outputs=tuple(each.spec.output for each, _ in outputs))
     plan = source_plan(input_map, request.plan)
     with closing(open_renderer(request.dataset, plan, execution, batch_size=1)) as renderer:
-        positions = np.arange(min(PROBE_SAMPLES, len(request.dataset)))
+        positions = range(min(PROBE_SAMPLES, len(request.dataset)))
         shown = torch.from_numpy(probe_pixels(renderer, positions))
         frozen = open_frozen(source, input_map, forward, execution, image_px, shown=shown)
         try_source(frozen, request.dataset, renderer)

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import TaskID
 
@@ -143,7 +142,7 @@ def _create(
     dataset, image_px, first = job.dataset, job.plan.side_px, group[0]
     source = open_outputs(first.source, outputs)
     forward = choose_forward(source, first.input_map, execution, image_px, len(dataset), job.views)
-    probe = np.arange(min(PROBE_SAMPLES, len(dataset)))
+    probe = range(min(PROBE_SAMPLES, len(dataset)))
     pixels = probe_pixels(renderer, probe)
     frozen = open_frozen(
         source,

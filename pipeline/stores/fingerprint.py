@@ -9,6 +9,7 @@ was made from.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,8 @@ def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:
         )
 
 
-def probe_pixels(renderer: Renderer, positions: Positions) -> NDArray[np.uint8]:
+def probe_pixels(renderer: Renderer, positions: Sequence[int] | Positions) -> NDArray[np.uint8]:
     """Render view 0 of a few samples: uint8 (P, 3, side, side), for clips (P, 3, F, side, side)."""
-    batches = [positions[i : i + 1] for i in range(len(positions))]
+    batches = [np.array([position]) for position in positions]
     pixels: NDArray[np.uint8] = torch.cat([batch.cpu() for batch in renderer.render(0, batches)]).numpy()
     return pixels

@@ -4,7 +4,6 @@ student from scratch; all runs share one store.
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 import statistics
@@ -15,7 +14,7 @@ from typing import Any
 
 from cache import write_durably
 from pipeline.data import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import Execution, Paths, World, boxes, coerce, join_world, lettering
+from pipeline.runtime import Execution, Paths, World, boxes, coerce, csv_text, join_world, lettering
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
@@ -202,11 +201,7 @@ def _on_compared_split(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
+    return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]).encode()
 
 
 def _write(path: Path, data: bytes) -> None:

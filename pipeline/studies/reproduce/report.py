@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cache import write_durably
+from pipeline.runtime import csv_text
 from pipeline.studies.reproduce.gain_plot import Gain, draw_gains
 from pipeline.studies.reproduce.marks import Mark, cited, labels
 from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
@@ -220,14 +219,12 @@ def _markdown(table: str, results: Sequence[Result], has_image: bool) -> str:
 
 
 def _csv(results: Sequence[Result]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_COLUMNS, "values"])
     named = named_marks(results)
-    for result in results:
-        cells = result.cells(named)
-        writer.writerow([*(cells[name] for name in _COLUMNS), " ".join(f"{v:.4f}" for v in result.values)])
-    return out.getvalue()
+    rows = [
+        [*(result.cells(named)[name] for name in _COLUMNS), " ".join(f"{v:.4f}" for v in result.values)]
+        for result in results
+    ]
+    return csv_text([[*_COLUMNS, "values"], *rows])
 
 
 def _html(table: str, results: Sequence[Result], image: bytes | None) -> str:

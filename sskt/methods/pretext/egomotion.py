@@ -7,13 +7,9 @@ trained: one encoder for both frames, and a small network that looks at their ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sskt.methods.method import Losses, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses
 from sskt.methods.pretext.pretext import Pretext
 from sskt.students import VGG19, Backbone, Features
 
@@ -30,20 +26,9 @@ class Egomotion(Pretext):
         cls.require(isinstance(backbone, VGG19) and backbone.task == cls.task)
         return TransformHead(backbone.block_channels[-1])
 
-    def forward(
-        self,
-        pixels: Tensor,
-        labels: Tensor,
-        source_logits: Mapping[str, Tensor],  # noqa: ARG002
-        mixed: Mixture | None = None,  # noqa: ARG002
-        mixed_sources: Mixture | None = None,  # noqa: ARG002
-    ) -> Losses:
-        """See `Method.forward`; pixels are the two frames."""
-        answer = labels[:, 0]
-        logits = self.student.predict(self._seen(pixels)).float()
-        loss = F.cross_entropy(logits, answer, reduction="mean")
-        empty = stacked([], loss)
-        return Losses(loss, loss.detach(), empty, n_correct(logits, answer), empty)
+    def losses(self, pixels: Tensor, labels: Tensor) -> Losses:
+        """See `Pretext.losses`; pixels are the two frames."""
+        return self.classified(self.student.predict(self._seen(pixels)).float(), labels[:, 0])
 
 
 class TransformHead(nn.Module):

@@ -7,13 +7,10 @@ alone would train through the layers below it only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from sskt.methods.method import Losses, stacked
-from sskt.methods.mixture import Mixture
 from sskt.methods.pretext.pretext import Pretext, PretextConfig
 from sskt.students import Backbone, Features, PredNet, Student
 
@@ -39,15 +36,8 @@ class Prediction(Pretext):
         cls.require(isinstance(backbone, PredNet))
         return _Pooled()
 
-    def forward(
-        self,
-        pixels: Tensor,
-        labels: Tensor,  # noqa: ARG002
-        source_logits: Mapping[str, Tensor],  # noqa: ARG002
-        mixed: Mixture | None = None,  # noqa: ARG002
-        mixed_sources: Mixture | None = None,  # noqa: ARG002
-    ) -> Losses:
-        """See `Method.forward`; pixels are ten frames."""
+    def losses(self, pixels: Tensor, labels: Tensor) -> Losses:  # noqa: ARG002
+        """See `Pretext.losses`; pixels are ten frames."""
         net, frames = self.student.backbone, self._seen(pixels)
         assert isinstance(net, PredNet)  # noqa: S101 - `head` has looked
         losses, squares = [], []

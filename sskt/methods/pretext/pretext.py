@@ -4,14 +4,17 @@ was drawn for the task, so that a loss is a function of pixels and draws.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sskt.errors import RunError
 from sskt.methods.config import MethodConfig
-from sskt.methods.method import Method, Parts
+from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
+from sskt.methods.mixture import Mixture
 from sskt.students import Backbone, Encoder
 
 
@@ -42,6 +45,28 @@ class Pretext(Method):
         if parts.freeze_until is not None:
             encoder.freeze_until(parts.freeze_until)
         return cls(encoder, config, channels_last=parts.channels_last)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        source_logits: Mapping[str, Tensor],  # noqa: ARG002
+        mixed: Mixture | None = None,  # noqa: ARG002
+        mixed_sources: Mixture | None = None,  # noqa: ARG002
+    ) -> Losses:
+        """See `Method.forward`. A task has no sources, and nothing of it is mixed."""
+        return self.losses(pixels, labels)
+
+    def losses(self, pixels: Tensor, labels: Tensor) -> Losses:
+        """The losses of a batch: pixels uint8 (N, 3, F, H, W), the task's frames, and draws int64 (N, K)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def classified(logits: Tensor, answer: Tensor) -> Losses:
+        """Cross-entropy of logits (N, C) with the right answers, int64 (N,)."""
+        loss = F.cross_entropy(logits, answer, reduction="mean")
+        empty = stacked([], loss)
+        return Losses(loss, loss.detach(), empty, n_correct(logits, answer), empty)
 
     @classmethod
     def head(cls, backbone: Backbone) -> nn.Module:

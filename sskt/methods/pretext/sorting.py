@@ -8,14 +8,11 @@ layer; the released network has one before it, for each frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sskt.methods.method import Losses, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses
 from sskt.methods.pretext.orders import orders, pairs
 from sskt.methods.pretext.pretext import Pretext
 from sskt.students import VGG19, Backbone, Features
@@ -36,20 +33,12 @@ class Sorting(Pretext):
         cls.require(isinstance(backbone, VGG19) and backbone.task == cls.task)
         return OrderHead(backbone.block_channels[-1])
 
-    def forward(
-        self,
-        pixels: Tensor,
-        labels: Tensor,
-        source_logits: Mapping[str, Tensor],  # noqa: ARG002
-        mixed: Mixture | None = None,  # noqa: ARG002
-        mixed_sources: Mixture | None = None,  # noqa: ARG002
-    ) -> Losses:
-        """See `Method.forward`; pixels are the four frames in the order in which they are shown."""
+    def losses(self, pixels: Tensor, labels: Tensor) -> Losses:
+        """See `Pretext.losses`; pixels are the four frames in the order in which they are shown."""
         answer, channels = labels[:, 0], labels[:, 1:]
-        logits = self.student.predict(self._seen(keep_channel(pixels, channels))).float()
-        loss = F.cross_entropy(logits, answer, reduction="mean")
-        empty = stacked([], loss)
-        return Losses(loss, loss.detach(), empty, n_correct(logits, answer), empty)
+        return self.classified(
+            self.student.predict(self._seen(keep_channel(pixels, channels))).float(), answer
+        )
 
 
 class OrderHead(nn.Module):

@@ -10,7 +10,6 @@ its own part of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import combinations
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sskt.methods.method import Losses, stacked
-from sskt.methods.mixture import Mixture
 from sskt.methods.pretext.pretext import Pretext, PretextConfig
 from sskt.students import VGG19, Backbone, Features, Student
 
@@ -46,15 +44,8 @@ class Tracking(Pretext):
         cls.require(isinstance(backbone, VGG19) and backbone.task == cls.task)
         return EmbeddingHead(backbone.block_channels[-1])
 
-    def forward(
-        self,
-        pixels: Tensor,
-        labels: Tensor,
-        source_logits: Mapping[str, Tensor],  # noqa: ARG002
-        mixed: Mixture | None = None,  # noqa: ARG002
-        mixed_sources: Mixture | None = None,  # noqa: ARG002
-    ) -> Losses:
-        """See `Method.forward`; pixels are a patch and its successor, of at least two videos."""
+    def losses(self, pixels: Tensor, labels: Tensor) -> Losses:
+        """See `Pretext.losses`; pixels are a patch and its successor, of at least two videos."""
         seen = self._seen(pixels).transpose(1, 2).flatten(0, 1)  # row by row, patch by patch
         vectors = F.normalize(self.student.predict(seen[:, :, None]).float(), dim=1, eps=1e-12)
         pairs = vectors.reshape(len(pixels), 2, -1)
