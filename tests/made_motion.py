@@ -26,15 +26,19 @@ def mask(shape, radius):
     }[shape]
 
 
-def frames(seed, *, shape="disc", n=N_FRAMES, side=SIDE, moves=True):
+def frames(seed, *, shape="disc", texture="noise", n=N_FRAMES, side=SIDE, moves=True):
     """One video, uint8 (n, side, side, 3); if nothing `moves`, n times its first frame. The shape is large
-    enough to be half of a square that the tracking task follows.
+    enough to be half of a square that the tracking task follows; its texture is of 8 x 8 colours, or of 8
+    upright "stripes".
     """
     rng = np.random.default_rng(seed)
     ground = background(rng, side + 2 * n + 8)
     pan, angle = rng.uniform(0, 1, 2) * (1, 2 * np.pi)
     radius = rng.integers(13, 17)
-    texture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    if texture == "stripes":
+        colours[:] = colours[0]
+    pattern = Image.fromarray(colours)
     way = np.array([np.sin(angle), np.cos(angle)])
     step = min(rng.uniform(1.5, 3), (side - 2 * 1.3 * radius - 2) / n / np.abs(way).max())
     middle = side / 2 - way * step * (n - 1) / 2
@@ -45,7 +49,7 @@ def frames(seed, *, shape="disc", n=N_FRAMES, side=SIDE, moves=True):
         frame = ground[n : n + side, left : left + side].copy()
         r = int(radius * 1.01**now)
         inside = mask(shape, r)
-        cut = np.asarray(texture.resize((2 * r + 1,) * 2, Image.Resampling.BICUBIC))
+        cut = np.asarray(pattern.resize((2 * r + 1,) * 2, Image.Resampling.BICUBIC))
         top, at = np.rint(middle + way * step * now).astype(int) - r
         area = frame[top : top + 2 * r + 1, at : at + 2 * r + 1]
         area[inside] = cut[inside]

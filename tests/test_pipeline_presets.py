@@ -74,6 +74,15 @@ def test_settings_of_heads_are_not_ignored_where_a_probe_is_alone(folder, tmp_pa
     run(folder, "train", "--out", str(tmp_path / "run"), *own)
 
 
+@pytest.mark.parametrize(
+    "words", [("--probe-weight", "0.5"), ("--probe-temperature", "2.0"), ("--probe-views", "own")]
+)
+def test_settings_of_a_probe_are_not_ignored_where_there_is_none(folder, tmp_path, words):
+    said = run(folder, "train", "--preset", "paper", "--out", str(tmp_path / "run"), *words, code=1)
+    assert f"{' '.join(words)} is for a probe, and there is none among the sources; add --source probe:" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_source_of_which_nothing_is_stored_teaches_live_by_the_fast_recipe(folder, tmp_path):
     short = ("--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "6")
     elsewhere = ("--cache-dir", str(tmp_path / "stores"))

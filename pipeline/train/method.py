@@ -20,6 +20,7 @@ from sskt.students import BACKBONES, Backbone, build_backbone
 
 # how sources are used, which only methods with sources read
 OF_SOURCES = ("labels", "teacher_bn")
+OF_PROBE = ("probe_weight", "probe_temperature", "probe_views")
 
 
 def readers_of(setting: str) -> list[str]:
@@ -51,6 +52,19 @@ def require_heads(method: str, asked: Mapping[str, Any], sources: Sequence[str])
             raise RunError(
                 f"--{name.replace('_', '-')}{said} is for the heads of sources, and {sources[0]}, the only "
                 f"source, has none; name another source beside it, use --preset paper, or leave it out"
+            )
+
+
+def require_probe(asked: Mapping[str, Any], sources: Sequence[str]) -> None:
+    """Raise RunError for a given setting of a probe where none is among the sources."""
+    if any(kind_of(name).is_fitted for name in sources):
+        return
+    for name in OF_PROBE:
+        if name in asked:
+            joined = f"probe:{'+'.join(sources)}" if sources else "probe"
+            raise RunError(
+                f"--{name.replace('_', '-')} {asked[name]} is for a probe, and there is none among the "
+                f"sources; add --source {joined}, or leave it out"
             )
 
 

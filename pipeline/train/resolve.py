@@ -13,7 +13,7 @@ from pipeline.data import Augmentation, Plan, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
 from pipeline.train.config import Settings, TrainConfig, weights_name
-from pipeline.train.method import choose_precision, require_heads, require_read
+from pipeline.train.method import choose_precision, require_heads, require_probe, require_read
 from pipeline.train.presets import preset_choice
 from sskt.errors import RunError
 from sskt.losses import VECTOR_LOSSES
@@ -225,7 +225,10 @@ def _require_read(
         if asked[name] != _DEFAULTS[name]:
             changed[name] = asked[name]
     require_read(method, changed)
+    if asked["probe_views"] == "own":  # not the mean, which is usual
+        changed["probe_views"] = "own"
     require_heads(method, changed, sources)
+    require_probe(changed, sources)
 
 
 def _plain(value: Any) -> Any:
