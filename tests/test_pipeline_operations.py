@@ -1,5 +1,5 @@
-"""RandAugment, TrivialAugment, colour jitter and random erasing beside torchvision's own: tables, draws, pixels;
-and the same bytes by every renderer, in any order.
+"""RandAugment, TrivialAugment, colour jitter and random erasing beside torchvision's own: tables, draws and
+pixels; and the same bytes by every renderer, in any order.
 """
 
 import json
@@ -19,8 +19,16 @@ from cache import StoreMismatch
 from pipeline import api
 from pipeline.data import Augmentation, open_renderer, parse_target, pick_frames, plan_from
 from pipeline.data.datasets import load_dataset
-from pipeline.data.plan import Augmented, CornerClip, PadCropFlip, RandomResizedCropFlip
-from pipeline.data.plan.operations import OPERATIONS, POLICIES, Operations, RowOperations, spaces_of
+from pipeline.data.plan import (
+    OPERATIONS,
+    POLICIES,
+    Augmented,
+    CornerClip,
+    Operations,
+    PadCropFlip,
+    RandomResizedCropFlip,
+)
+from pipeline.data.plan.operations import spaces_of
 from pipeline.data.render import in_batches
 from pipeline.data.render.operations import apply, change_image
 from pipeline.runtime.execution import Execution
@@ -110,6 +118,17 @@ def test_pixels_of_jitter_and_erasing_are_torchvisions():
             expected = erasing.transform(jitter.transform(image, params), box)
             assert torch.equal(change_image(image, rows, row), expected)
             assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("name", ["ShearX", "Rotate"])
+def test_pixels_do_not_move_elsewhere_under_autocast(name):
+    image, value = images(64)[0], 0.1234
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = apply(image, name, value)  # which is then looked up
+    expected = THEIRS["randaugment"]._apply_image_or_video_transform(
+        image, name, value, v2.InterpolationMode.NEAREST, {}
+    )
+    assert torch.equal(first, expected)
 
 
 def test_operations_follow_one_another_as_torchvisions_do():
@@ -331,6 +350,6 @@ def test_stored_and_live_labels_train_to_the_same_numbers(tmp_path):
         assert config["plan"]["operations"]["policy"] == "randaugment"
     assert losses["cached"] == losses["live"]
     assert all(losses["live"])
-    with pytest.raises(StoreMismatch, match="plan.operations"):
-        usual = {"labels": "cached", "sources": source, "model": small_student()}
-        api.train("digits", out=tmp_path / "plain", **usual, **how | {"augmentation": Augmentation()})
+    usual, how["augmentation"] = {"labels": "cached", "sources": source}, Augmentation()
+    with pytest.raises(StoreMismatch, match=r"plan\.operations"):
+        api.train("digits", out=tmp_path / "plain", model=small_student(), **usual, **how)

@@ -178,16 +178,16 @@ SHOWN = (
     ),
     text_option(
         "--augment",
-        "Operations on the cropped and flipped pixels, for student and sources alike: randaugment[:N:M], N of "
-        "them at magnitude M of 30 (2:9), or trivialaugment. [default: none]",
+        "Change the cropped pixels that student and sources see: randaugment[:N:M], by N operations at "
+        "magnitude M of 30 (2:9), or trivialaugment. [default: none]",
     ),
     text_option(
         "--color-jitter",
-        "Strengths of brightness,contrast,saturation,hue, e.g. 0.4,0.4,0.4,0.1; one number: of the first "
+        "Strengths of brightness,contrast,saturation,hue, e.g. 0.4,0.4,0.4,0.1; one number is for the first "
         "three. [default: none]",
     ),
     number_option(
-        "--random-erasing", "Probability that a box of an image is black. [default: 0]", positive=False
+        "--random-erasing", "Probability that a box in an image becomes black. [default: 0]", positive=False
     ),
     rare(count_option("--clip-frames", "Frames per clip. [default: 16]", name="n_frames")),
     rare(count_option("--stride", "Step between the frames of a clip. [default: 1]")),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from pipeline.data.datasets import DatasetSpec
 from pipeline.data.plan import (
+    POLICIES,
     PRETEXT_PLANS,
+    RANDAUGMENT,
     Augmented,
     Centre,
     CentreClip,
@@ -19,7 +20,6 @@ from pipeline.data.plan import (
     PretextPlan,
     RandomResizedCropFlip,
 )
-from pipeline.data.plan.operations import POLICIES, RANDAUGMENT
 from pipeline.runtime import coerce
 from sskt.errors import RunError, SettingError
 from sskt.normalise import ACTIVITYNET_MEAN, KINETICS_MEAN, WHOLE_LEVELS
@@ -80,13 +80,18 @@ class Augmentation:
     @property
     def operations(self) -> Operations:
         """What is done to the cropped and flipped pixels. Raises SettingError for what is out of range."""
-        policy = {} if self.augment is None else _policy(coerce.text(self.augment, "augment"))
+        policy = Operations() if self.augment is None else _policy(coerce.text(self.augment, "augment"))
         jitter = self.color_jitter or (0.0,)
         if len(jitter) == 1:
             jitter = (*jitter * 3, 0.0)
-        return Operations(**policy, color_jitter=(*jitter, 0.0)[:4], random_erasing=self.random_erasing or 0.0)
+        brightness, contrast, saturation, hue = (*jitter, 0.0)[:4]
+        return replace(
+            policy,
+            color_jitter=(brightness, contrast, saturation, hue),
+            random_erasing=self.random_erasing or 0.0,
+        )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for a run's record; later fields appear only if they are set."""
         fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return {k: v for k, v in fields.items() if k not in _OPERATIONS or v is not None}
@@ -222,29 +227,29 @@ class Augmentation:
         return side
 
 
-def _policy(text: str) -> dict[str, Any]:
-    """Fields of `Operations` from NAME or randaugment:N:M. Raises SettingError for anything else."""
+def _policy(text: str) -> Operations:
+    """Operations from NAME or randaugment:N:M. Raises SettingError for anything else."""
     name, *numbers = text.split(":")
     if not numbers:
-        return {"policy": name}
+        return Operations(name)
     if name != RANDAUGMENT or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise SettingError(
             "augment",
             f"is {text!r}, expected {' or '.join(POLICIES)}, or {RANDAUGMENT}:N:M of N operations at "
             f"magnitude M, such as {RANDAUGMENT}:2:9",
         )
-    return {"policy": name, "n_ops": int(numbers[0]), "magnitude": int(numbers[1])}
+    return Operations(name, int(numbers[0]), int(numbers[1]))
 
 
-def _strengths(jitter: Any) -> tuple[float, ...]:
+def _strengths(jitter: object) -> tuple[float, ...]:
     """One, three or four numbers, or the same as text. Raises SettingError for anything else."""
-    values = jitter
+    found = jitter
     if isinstance(jitter, str):
         try:
-            values = [float(number) for number in jitter.split(",")]
+            found = list(map(float, jitter.split(",")))
         except ValueError:
-            values = []
-    values = tuple(float(strength) for strength in coerce.numbers(values, "color_jitter"))
+            found = []
+    values = tuple(map(float, coerce.numbers(found, "color_jitter")))
     if len(values) not in (1, 3, 4):
         raise SettingError(
             "color_jitter",

@@ -13,8 +13,8 @@ from typing import Any
 from pipeline.data.plan.augmented import Augmented, geometry_of, pick_frames
 from pipeline.data.plan.clips import CentreClip, CornerClip, EveryClip, PickedFrames, centre_frame
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
-from pipeline.data.plan.operations import Operations
-from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
+from pipeline.data.plan.operations import OPERATIONS, POLICIES, RANDAUGMENT, Operations
+from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows, RowOperations
 from pipeline.data.plan.pretext import (
     PRETEXT_PLANS,
     FramePair,
@@ -26,7 +26,10 @@ from pipeline.data.plan.pretext import (
 from sskt.errors import TargetError
 
 __all__ = [
+    "OPERATIONS",
+    "POLICIES",
     "PRETEXT_PLANS",
+    "RANDAUGMENT",
     "Augmented",
     "Centre",
     "CentreClip",
@@ -42,6 +45,7 @@ __all__ = [
     "PlanRows",
     "PretextPlan",
     "RandomResizedCropFlip",
+    "RowOperations",
     "SortedFrames",
     "TrackedPatches",
     "centre_frame",

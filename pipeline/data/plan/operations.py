@@ -1,6 +1,6 @@
 """Operations on an image after crop and flip, decided before any pixel is read: RandAugment (Cubuk et al.,
-2020), TrivialAugment in its wide space (Müller and Hutter, ICCV 2021), colour jitter, random erasing (Zhong et
-al., AAAI 2020).
+2020), TrivialAugment in its wide space (Müller and Hutter, ICCV 2021), colour jitter, and random erasing
+(Zhong et al., AAAI 2020).
 
 Which operations with which parameters follows torchvision's transforms of these names, at their defaults; the
 draws are the plan's own. `pipeline.data.render.operations` carries them out.
@@ -40,9 +40,9 @@ _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 class Operations:
     """What is done to cropped and flipped images: the policy, then the jitter, then the erasing.
 
-    `n_ops` and `magnitude` (a bin, 0 to 30) are randaugment's. `color_jitter` are the strengths of brightness,
-    contrast, saturation and hue: factors are drawn from [max(0, 1 - s), 1 + s], hue from [-s, s] turns, in a
-    drawn order. `random_erasing` is the probability that a box becomes black.
+    `n_ops` and `magnitude` (a bin, 0 to 30) are randaugment's. `color_jitter` are the strengths s of
+    brightness, contrast, saturation and hue: factors are drawn from [max(0, 1 - s), 1 + s], hue from [-s, s]
+    turns; their order is drawn too. `random_erasing` is the probability that a box becomes black.
     """
 
     policy: str | None = None  # one of POLICIES

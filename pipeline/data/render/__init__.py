@@ -4,7 +4,7 @@ requested; for videos clips of the planned frames, (N, 3, F, side, side).
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
 images in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
 count; they differ from one another by at most about one grey level on average after a resize, and not at all
-without one. What a plan does to pixels after crop and flip is done by one implementation for all (`operations`).
+without one. What a plan does to pixels after crop and flip is done by one implementation, `operations`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_s
 
         return JoinedRenderer(dataset.access, open_part, device)
     if isinstance(plan, Augmented):
-        from pipeline.data.render.operations import AugmentedRenderer
+        from pipeline.data.render.augmented import AugmentedRenderer
 
         geometry = open_renderer(dataset, plan.plan, execution, batch_size=batch_size)
         return AugmentedRenderer(dataset, plan, geometry, device=device, threads=threads)

@@ -10,79 +10,16 @@ which a convolution in TF32 or bfloat16 would not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.data.datasets import Dataset, Positions
-from pipeline.data.plan import Augmented
-from pipeline.data.plan.operations import OPERATIONS
-from pipeline.data.plan.plan import RowOperations
-from pipeline.data.render.renderer import Renderer
-from pipeline.runtime import InUse
-from sskt.sources import one_thread_each
+from pipeline.data.plan import OPERATIONS, RowOperations
 
 _MAX_MAPS = 320  # of moved positions that are kept; trivialaugment has 305
-
-
-class AugmentedRenderer:
-    """See `pipeline.data.render.Renderer`: what another renderer draws, changed by the plan's operations on
-    the same device.
-    """
-
-    def __init__(
-        self, dataset: Dataset, plan: Augmented, geometry: Renderer, *, device: torch.device, threads: int
-    ) -> None:
-        """`geometry` draws `plan.plan`."""
-        self._dataset, self._plan, self._geometry, self._device = dataset, plan, geometry, device
-        self.name = geometry.name
-        self._pool = one_thread_each(threads, "augment")
-        self._n_jobs = 4 * threads  # per batch: images differ in what they cost
-
-    def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
-        """See `Renderer.render`."""
-        in_use = InUse(self._device)
-        with closing(self._geometry.render(view, batches)) as drawn:
-            try:
-                for positions, pixels in zip(batches, drawn, strict=True):
-                    ids, sizes = self._dataset.ids[positions], self._dataset.sizes[positions]
-                    operations = self._plan.rows(view, ids, sizes).operations
-                    assert operations is not None  # noqa: S101 - such a plan has some
-                    yield self._changed(pixels, operations)
-                    in_use.hold(pixels)
-            finally:
-                in_use.release()
-
-    @contextmanager
-    def cache_decoded(self) -> Iterator[None]:
-        """See `Renderer.cache_decoded`."""
-        with self._geometry.cache_decoded():
-            yield
-
-    def close(self) -> None:
-        """See `Renderer.close`."""
-        self._geometry.close()
-
-    def _changed(self, pixels: torch.Tensor, operations: RowOperations) -> torch.Tensor:
-        """A changed copy of uint8 (n, 3, side, side), or of clips (n, 3, F, side, side), frame by frame."""
-        frames = pixels.transpose(1, 2) if pixels.ndim == 5 else pixels[:, None]
-        changed = torch.empty(frames.shape, dtype=torch.uint8, device=pixels.device)
-
-        def change(rows: Sequence[int]) -> None:
-            for row in rows:
-                for frame in range(frames.shape[1]):
-                    changed[row, frame] = change_image(frames[row, frame].contiguous(), operations, row)
-
-        if pixels.device.type == "cpu":
-            for _ in self._pool.map(change, _split(len(pixels), self._n_jobs)):
-                pass
-        else:
-            change(range(len(pixels)))
-        return changed.transpose(1, 2) if pixels.ndim == 5 else changed[:, 0]
 
 
 def change_image(image: torch.Tensor, operations: RowOperations, row: int) -> torch.Tensor:
@@ -127,7 +64,7 @@ _CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 
 
 def sharpen(image: torch.Tensor, factor: float) -> torch.Tensor:
-    """torchvision's adjust_sharpness of uint8 (3, H, W): away from, or towards, a blurred image whose weights
+    """Torchvision's adjust_sharpness of uint8 (3, H, W): away from, or towards, a blurred image whose weights
     are 5/13 and 1/13. Thirteenths are never halves, so rounding does not depend on how they are added up.
     """
     if min(image.shape[1:]) <= 2:
@@ -141,11 +78,22 @@ def sharpen(image: torch.Tensor, factor: float) -> torch.Tensor:
     return sharpened.clamp_(0, 255).to(torch.uint8)
 
 
-def _affine(image: torch.Tensor, **how: list[int] | list[float]) -> torch.Tensor:
-    arguments = {"translate": [0, 0], "shear": [0.0, 0.0], "center": None} | how
-    return tvf.affine(
-        image, angle=0.0, scale=1.0, interpolation=tvf.InterpolationMode.NEAREST, **arguments
+def _affine(
+    image: torch.Tensor,
+    translate: Sequence[int] = (0, 0),
+    shear: Sequence[float] = (0.0, 0.0),
+    center: list[float] | None = None,
+) -> torch.Tensor:
+    moved: torch.Tensor = tvf.affine(
+        image,
+        angle=0.0,
+        translate=list(translate),
+        scale=1.0,
+        shear=list(shear),
+        interpolation=tvf.InterpolationMode.NEAREST,
+        center=center,
     )
+    return moved
 
 
 def _move(image: torch.Tensor, name: str, value: float) -> torch.Tensor:
@@ -161,14 +109,9 @@ def _move(image: torch.Tensor, name: str, value: float) -> torch.Tensor:
 
 @lru_cache(_MAX_MAPS)
 def _sources_of(name: str, value: float, side_px: int, device: torch.device) -> torch.Tensor:
-    """For each pixel, row by row, 1 + the position that it comes from, 0 for outside: int64 (side * side,)."""
+    """For each pixel, row by row, 1 + the position that it comes from, 0 for outside: int32 (side^2,)."""
     line = torch.arange(side_px, dtype=torch.float32)
     positions = torch.stack(torch.meshgrid(line + 1, line, indexing="ij"))
-    row, column = _MOVES[name](positions, value).to(torch.int64)
+    with torch.autocast("cpu", enabled=False):
+        row, column = _MOVES[name](positions, value).to(torch.int32)
     return torch.where(row > 0, (row - 1) * side_px + column + 1, 0).flatten().to(device)
-
-
-def _split(n: int, n_parts: int) -> list[range]:
-    """0 to n - 1 in at most `n_parts` runs."""
-    ends = np.linspace(0, n, min(n, n_parts) + 1).astype(int).tolist()
-    return [range(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
