@@ -30,6 +30,12 @@ class RowOperations:
     values: NDArray[np.float32]
     boxes: NDArray[np.int32]
 
+    @property
+    def changed(self) -> list[int]:
+        """The rows with an operation besides the identity, whose code is 0, or with a box."""
+        rows: list[int] = np.flatnonzero((self.codes != 0).any(axis=1) | (self.boxes[:, 2] > 0)).tolist()
+        return rows
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:

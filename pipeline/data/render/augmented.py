@@ -57,17 +57,16 @@ class AugmentedRenderer:
     def _changed(self, pixels: torch.Tensor, operations: RowOperations) -> torch.Tensor:
         """A changed copy of uint8 (n, 3, side, side), or of clips (n, 3, F, side, side), frame by frame."""
         frames = pixels.transpose(1, 2) if pixels.ndim == 5 else pixels[:, None]
-        changed = torch.empty(frames.shape, dtype=torch.uint8, device=pixels.device)
+        changed, rows = frames.clone(memory_format=torch.contiguous_format), operations.changed
 
-        def change(rows: Sequence[int]) -> None:
-            for row in rows:
-                for frame in range(frames.shape[1]):
-                    changed[row, frame] = change_image(frames[row, frame].contiguous(), operations, row)
+        def change(some: Sequence[int]) -> None:
+            for row in some:
+                for image in changed[row]:
+                    image.copy_(change_image(image, operations, row))
 
         if pixels.device.type == "cpu":
-            jobs = [range(job, len(pixels), self._n_jobs) for job in range(self._n_jobs)]
-            for _ in self._pool.map(change, jobs):
+            for _ in self._pool.map(change, [rows[job :: self._n_jobs] for job in range(self._n_jobs)]):
                 pass
         else:
-            change(range(len(pixels)))
+            change(rows)
         return changed.transpose(1, 2) if pixels.ndim == 5 else changed[:, 0]
