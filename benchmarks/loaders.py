@@ -2,6 +2,7 @@
 
     python benchmarks/loaders.py --target cifar10 --data-dir data
     python benchmarks/loaders.py --target imagenet --split test --data-dir data --batch-size 64
+    python benchmarks/loaders.py --target cifar10 --data-dir data --augment randaugment
 
 Batches are drawn in shuffled order and discarded. Rounds alternate between the loaders; figures are medians.
 """
@@ -26,6 +27,8 @@ from pipeline.runtime.distributed import World
 from pipeline.runtime.execution import Execution
 from sskt.errors import RunError
 
+_POLICIES = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}
+
 
 def main() -> None:
     args = _arguments()
@@ -34,7 +37,7 @@ def main() -> None:
         dataset = load_dataset(
             spec, args.split, data_dir=args.data_dir, index_dir=Path(scratch), limit=args.limit
         )
-    plan = Augmentation(side_px=args.size).training_plan(spec)
+    plan = Augmentation(side_px=args.size, augment=args.augment).training_plan(spec)
     device = torch.device(args.device)
     order = Sampler(len(dataset), args.batch_size, 0, World())
     epochs = {"DataLoader, torchvision v2, 2 workers": plain(args, dataset, plan.side_px)}
@@ -80,6 +83,8 @@ def plain(args: argparse.Namespace, dataset, side: int):
         drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
     else:
         drawn = [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+    if args.augment is not None:
+        drawn.append(_POLICIES[args.augment])
     loader = torch.utils.data.DataLoader(  # uint8 like ours, since the student normalises
         Images(dataset, v2.Compose([*drawn, v2.ToImage()])),
         batch_size=args.batch_size,
@@ -105,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--limit", type=int)
     parser.add_argument("--size", type=int)
+    parser.add_argument("--augment", choices=_POLICIES)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

@@ -44,6 +44,28 @@ def test_small_pictures_are_the_same_bytes(cifar10_dir, tmp_path):
     assert torch.equal(draw(dataset, plan, "dali", "cuda"), draw(dataset, plan, "torch", "cpu"))
 
 
+@pytest.mark.parametrize("backend", ["dali", "resident"])
+def test_small_pictures_are_changed_as_on_a_cpu(cifar10_dir, tmp_path, backend):
+    dataset = load_dataset(
+        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=200
+    )
+    shown = Augmentation(seed=2, augment="randaugment", color_jitter=0.4, random_erasing=0.5)
+    plan = shown.training_plan(parse_target("cifar10"))
+    first, again = draw(dataset, plan, backend, "cuda"), draw(dataset, plan, backend, "cuda")
+    gap = (first.int() - draw(dataset, plan, "torch", "cpu").int()).abs()
+    assert torch.equal(first, again)
+    assert gap.float().mean(dim=(1, 2, 3)).max() <= 1.0
+
+
+def test_changed_jpegs_differ_by_at_most_a_grey_level_on_average(tmp_path):
+    data = shared("data/imagenet").parent
+    dataset = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)
+    dataset = dataset.take(np.arange(0, 1000, 25))
+    plan = Augmentation(seed=4, side_px=112, augment="randaugment").training_plan(parse_target("imagenet"))
+    gap = draw(dataset, plan, "dali", "cuda").int() - draw(dataset, plan, "torch", "cpu").int()
+    assert gap.abs().float().mean() <= 1.0
+
+
 def test_jpegs_differ_by_at_most_a_grey_level_on_average(tmp_path):
     data = shared("data/imagenet").parent
     dataset = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path)

@@ -13,6 +13,7 @@ from pipeline.commands.option_kinds import (
     choice_option,
     count_option,
     folder_option,
+    number_option,
     rare,
     section,
     text_option,
@@ -174,6 +175,19 @@ SHOWN = (
         "Side in pixels of the sources' input. [default: 7/3 of --size for small images, "
         "twice --size for clips, else --size]",
         name="source_side_px",
+    ),
+    text_option(
+        "--augment",
+        "Change the cropped pixels that student and sources see: randaugment[:N:M], by N operations at "
+        "magnitude M of 30 (2:9), or trivialaugment. [default: none]",
+    ),
+    text_option(
+        "--color-jitter",
+        "Strengths of brightness,contrast,saturation,hue, e.g. 0.4,0.4,0.4,0.1; one number is for the first "
+        "three. [default: none]",
+    ),
+    number_option(
+        "--random-erasing", "Probability that a box in an image becomes black. [default: 0]", positive=False
     ),
     rare(count_option("--clip-frames", "Frames per clip. [default: 16]", name="n_frames")),
     rare(count_option("--stride", "Step between the frames of a clip. [default: 1]")),

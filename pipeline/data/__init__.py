@@ -36,6 +36,7 @@ from pipeline.data.labelled_list import listed_in
 from pipeline.data.loader import Batch, Loader, Sampler, sampler_for
 from pipeline.data.mixup import Mixing
 from pipeline.data.plan import (
+    Augmented,
     Centre,
     CentreClip,
     ClipPlan,
@@ -47,6 +48,8 @@ from pipeline.data.plan import (
     SortedFrames,
     TrackedPatches,
     centre_frame,
+    geometry_of,
+    pick_frames,
     plan_from,
 )
 from pipeline.data.pools import NO_POOL, Pool, as_target, open_pools, pool_names
@@ -63,6 +66,7 @@ __all__ = [
     "UNLABELLED",
     "ArrayImages",
     "Augmentation",
+    "Augmented",
     "Batch",
     "Centre",
     "CentreClip",
@@ -92,6 +96,7 @@ __all__ = [
     "class_folders",
     "decode",
     "family_of",
+    "geometry_of",
     "has_val",
     "in_batches",
     "join",
@@ -107,6 +112,7 @@ __all__ = [
     "parse_target",
     "path_families",
     "path_family",
+    "pick_frames",
     "plan_from",
     "pool_names",
     "prepared",

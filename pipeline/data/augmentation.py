@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
 from pipeline.data.datasets import DatasetSpec
 from pipeline.data.plan import (
+    POLICIES,
     PRETEXT_PLANS,
+    RANDAUGMENT,
+    Augmented,
     Centre,
     CentreClip,
     CornerClip,
+    Operations,
     PadCropFlip,
     Plan,
     PretextPlan,
@@ -40,6 +44,7 @@ _CLIP_PLANS = ("corner-clip", "centre-clip")
 PLANS = (*_IMAGE_PLANS, *_CLIP_PLANS)
 RELEASED, EARLIER = "released", "earlier"
 SOURCE_INPUTS = (RELEASED, EARLIER)
+_OPERATIONS = ("augment", "color_jitter", "random_erasing")  # a record holds them only if they are set
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +59,50 @@ class Augmentation:
     stride: int | None = None  # between a clip's frames
     source_frames: str | None = None  # what image sources see of a clip; see sskt.sources.clip_frames
     source_input: str = RELEASED  # or EARLIER, as in older stores; see `input_map`
+    augment: str | None = None  # randaugment, randaugment:N:M or trivialaugment
+    # strengths of brightness, contrast, saturation and hue; without hue, or one for all but hue
+    color_jitter: tuple[float, ...] | None = None
+    random_erasing: float | None = None  # probability
 
     def __post_init__(self) -> None:
-        """Raises RunError for numbers that are not whole, or a seed too large for the plan."""
+        """Raises RunError for numbers that are not whole, a seed too large for the plan, or an operation that
+        there is not.
+        """
         object.__setattr__(self, "seed", coerce.whole(self.seed, "seed", below=coerce.PLAN_SEEDS))
         for name in ("side_px", "source_side_px", "n_frames", "stride"):
             object.__setattr__(self, name, coerce.whole_or_none(getattr(self, name), name, low=0))
+        jitter = None if self.color_jitter is None else _strengths(self.color_jitter)
+        erasing = coerce.number_or_none(self.random_erasing, "random_erasing")
+        object.__setattr__(self, "color_jitter", jitter if jitter is None or any(jitter) else None)
+        object.__setattr__(self, "random_erasing", erasing or None)
+        self.operations  # noqa: B018 - which refuses parameters out of range
+
+    @property
+    def operations(self) -> Operations:
+        """What is done to the cropped and flipped pixels. Raises SettingError for what is out of range."""
+        policy = Operations() if self.augment is None else _policy(coerce.text(self.augment, "augment"))
+        jitter = self.color_jitter or (0.0,)
+        if len(jitter) == 1:
+            jitter = (*jitter * 3, 0.0)
+        brightness, contrast, saturation, hue = (*jitter, 0.0)[:4]
+        return replace(
+            policy,
+            color_jitter=(brightness, contrast, saturation, hue),
+            random_erasing=self.random_erasing or 0.0,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for a run's record; later fields appear only if they are set."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in fields.items() if k not in _OPERATIONS or v is not None}
 
     def training_plan(self, spec: DatasetSpec) -> Plan:
         """The plan of a training view. Raises RunError for an unknown kind or size."""
+        plan = self._geometry(spec)
+        return Augmented(plan, self.operations, self.seed) if self.operations else plan
+
+    def _geometry(self, spec: DatasetSpec) -> Plan:
+        """The plan of windows, flips and frames."""
         side = self._side(spec)
         kind = self.kind or spec.plan_kind
         possible = _CLIP_PLANS if spec.holds_videos else _IMAGE_PLANS
@@ -89,6 +129,11 @@ class Augmentation:
         for name in ("kind", "n_frames", "stride"):
             if (value := getattr(self, name)) is not None:
                 raise SettingError(name, f"is {value}, and the pretext task {task} chooses it; leave it out")
+        for name in _OPERATIONS:
+            if (value := getattr(self, name)) is not None:
+                raise SettingError(
+                    name, f"is {value}, and the pretext task {task} shows frames as they are; leave it out"
+                )
         return PRETEXT_PLANS[task](self._side(spec), self.seed, spec.flip)
 
     def evaluation_plan(self, spec: DatasetSpec, *, n_clips: int = TRAINING_CLIPS) -> Centre | CentreClip:
@@ -180,3 +225,35 @@ class Augmentation:
         if side < 1:
             raise SettingError("side_px", f"is {side}, expected at least 1 pixel")
         return side
+
+
+def _policy(text: str) -> Operations:
+    """Operations from NAME or randaugment:N:M. Raises SettingError for anything else."""
+    name, *numbers = text.split(":")
+    if not numbers:
+        return Operations(name)
+    if name != RANDAUGMENT or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise SettingError(
+            "augment",
+            f"is {text!r}, expected {' or '.join(POLICIES)}, or {RANDAUGMENT}:N:M of N operations at "
+            f"magnitude M, such as {RANDAUGMENT}:2:9",
+        )
+    return Operations(name, int(numbers[0]), int(numbers[1]))
+
+
+def _strengths(jitter: object) -> tuple[float, ...]:
+    """One, three or four numbers, or the same as text. Raises SettingError for anything else."""
+    found = jitter
+    if isinstance(jitter, str):
+        try:
+            found = list(map(float, jitter.split(",")))
+        except ValueError:
+            found = []
+    values = tuple(map(float, coerce.numbers(found, "color_jitter")))
+    if len(values) not in (1, 3, 4):
+        raise SettingError(
+            "color_jitter",
+            f"is {jitter!r}, expected brightness,contrast,saturation,hue such as 0.4,0.4,0.4,0.1, the first "
+            f"three, or one number for these three",
+        )
+    return values

@@ -118,6 +118,7 @@ def precompute_command(
     unlabelled: Sequence[str] = (),
 ) -> str:
     """The command that makes the stores of `sources` for a target's training split, and for pools."""
+    jitter = augmentation.color_jitter
     settings = {
         "--views": views,
         "--limit": limit,
@@ -129,6 +130,9 @@ def precompute_command(
         "--stride": augmentation.stride,
         "--source-frames": augmentation.source_frames,
         "--source-input": None if augmentation.source_input == RELEASED else augmentation.source_input,
+        "--augment": augmentation.augment,
+        "--color-jitter": jitter and ",".join(f"{strength:g}" for strength in jitter),
+        "--random-erasing": augmentation.random_erasing,
     }
     words = [f"--source {quoted(name)}" for name in sources]
     for network in dict.fromkeys(map(network_of, sources)):

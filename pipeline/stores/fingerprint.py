@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache import Store, StoreMismatch
-from pipeline.data import CentreClip, CornerClip, Dataset, PickedFrames, Plan, Positions, Renderer
+from pipeline.data import CentreClip, CornerClip, Dataset, Plan, Positions, Renderer, geometry_of, pick_frames
 from sskt.errors import RunError
 from sskt.sources import CONVERTED, LOGITS_OUTPUT, MAP, InputMap, SourceSpec, output_kind, row_shape
 
@@ -77,9 +77,9 @@ def source_plan(input_map: InputMap, plan: Plan) -> Plan:
     """The plan as rendered for a source: images as planned; for clips, only the frames that it sees."""
     if input_map.frames is None:
         return plan
-    if not isinstance(plan, CornerClip | CentreClip):
+    if not isinstance(geometry_of(plan), CornerClip | CentreClip):
         raise RunError(f"{type(plan).__name__} is a plan for images, {input_map.frames.kind} is for clips")
-    return PickedFrames(plan, input_map.frames.picks)
+    return pick_frames(plan, input_map.frames.picks)
 
 
 def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:

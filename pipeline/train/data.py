@@ -18,8 +18,10 @@ from pipeline.data import (
     Plan,
     Pool,
     centre_frame,
+    geometry_of,
     join,
     parse_target,
+    pick_frames,
     pool_names,
     same_bytes,
 )
@@ -157,15 +159,16 @@ def _shown(
     """The plans as drawn: if the student reads images, the centre frame of each clip, so that no other frame
     is decoded. Of a training clip all frames are drawn where live sources look at them.
     """
-    if config.student_frames is None or not isinstance(plan, CornerClip | CentreClip):
+    clips = geometry_of(plan)
+    if config.student_frames is None or not isinstance(clips, CornerClip | CentreClip):
         return plan, eval_plan
     assert isinstance(eval_plan, CentreClip)  # noqa: S101 - as is that of every target of videos
     log.info(
-        f"{config.model} reads images: of each clip it sees frame {plan.n_frames // 2} of {plan.n_frames}, "
+        f"{config.model} reads images: of each clip it sees frame {clips.n_frames // 2} of {clips.n_frames}, "
         f"counted from 0"
     )
     cached = outputs is None or outputs.kind == "cached"
-    return centre_frame(plan) if cached else plan, centre_frame(eval_plan)
+    return pick_frames(plan, (clips.n_frames // 2,)) if cached else plan, centre_frame(eval_plan)
 
 
 def _labelled_only(splits: Splits, config: TrainConfig) -> Splits:

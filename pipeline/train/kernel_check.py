@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data import ClipPlan, Plan
+from pipeline.data import ClipPlan, Plan, geometry_of
 from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
@@ -73,7 +73,8 @@ def prepare_to_score(
 
 def input_shape(config: TrainConfig, plan: Plan, n: int) -> tuple[int, ...]:
     """The shape of `n` samples as the student's network sees them."""
-    frames = (plan.n_frames,) if isinstance(plan, ClipPlan) and config.student_frames is None else ()
+    clips = geometry_of(plan)
+    frames = (clips.n_frames,) if isinstance(clips, ClipPlan) and config.student_frames is None else ()
     return (n, 3, *frames, plan.side_px, plan.side_px)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -148,7 +148,7 @@ def _shown(augmentation: Augmentation, target: str, method: str) -> dict[str, An
     return {
         "plan": plan.to_dict(),
         "eval_plan": augmentation.evaluation_plan(spec).to_dict(),
-        "augmentation": asdict(augmentation),
+        "augmentation": augmentation.to_dict(),
     }
 
 

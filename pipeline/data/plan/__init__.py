@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.data.plan.augmented import Augmented, geometry_of, pick_frames
 from pipeline.data.plan.clips import CentreClip, CornerClip, EveryClip, PickedFrames, centre_frame
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
-from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows
+from pipeline.data.plan.operations import OPERATIONS, POLICIES, RANDAUGMENT, Operations
+from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows, RowOperations
 from pipeline.data.plan.pretext import (
     PRETEXT_PLANS,
     FramePair,
@@ -24,7 +26,11 @@ from pipeline.data.plan.pretext import (
 from sskt.errors import TargetError
 
 __all__ = [
+    "OPERATIONS",
+    "POLICIES",
     "PRETEXT_PLANS",
+    "RANDAUGMENT",
+    "Augmented",
     "Centre",
     "CentreClip",
     "ClipPlan",
@@ -32,15 +38,19 @@ __all__ = [
     "EveryClip",
     "FramePair",
     "FrameSequence",
+    "Operations",
     "PadCropFlip",
     "PickedFrames",
     "Plan",
     "PlanRows",
     "PretextPlan",
     "RandomResizedCropFlip",
+    "RowOperations",
     "SortedFrames",
     "TrackedPatches",
     "centre_frame",
+    "geometry_of",
+    "pick_frames",
     "plan_from",
 ]
 
@@ -58,7 +68,17 @@ def plan_from(fields: dict[str, Any], where: str) -> Plan:
     """Rebuild the plan whose `to_dict` gave `fields`. Raises TargetError, prefixed by `where`, for an unknown
     kind or algorithm.
     """
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if "operations" in fields:
+        geometry = {name: value for name, value in fields.items() if name != "operations"}
+        changes = _arguments(fields["operations"])
+        seed, algorithm = changes.pop("seed"), changes.pop("algorithm", None)
+        if algorithm != ALGORITHM:
+            raise TargetError(
+                f"{where}: its operations are drawn by {algorithm}, expected {ALGORITHM}; use the version of "
+                f"the program that made it"
+            )
+        return Augmented(plan_from(geometry, where), Operations(**changes), seed)
+    arguments = _arguments(fields)
     kind, algorithm = arguments.pop("kind", None), arguments.pop("algorithm", ALGORITHM)
     if kind not in _KINDS or algorithm != ALGORITHM:
         raise TargetError(
@@ -67,3 +87,7 @@ def plan_from(fields: dict[str, Any], where: str) -> Plan:
         )
     plan: Plan = _KINDS[kind](**arguments)
     return plan
+
+
+def _arguments(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

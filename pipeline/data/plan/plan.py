@@ -13,8 +13,28 @@ from numpy.typing import NDArray
 
 ALGORITHM = "philox4x32-10/v1"  # enters the fingerprint: a changed draw must never pass for the same plan
 # counter word 3: the purpose of a draw; the attempts of a resized crop count up from RESIZED; from 64 on they
-# are pretext tasks'
+# are pretext tasks', from 128 on operations'
 FLIP, SHIFT, RESIZED, CLIP = 0, 1, 2, 32
+
+
+@dataclass(frozen=True, slots=True)
+class RowOperations:
+    """What is done to each of N images after crop and flip, in the order of the columns, then the erasing.
+
+    codes: int8 (N, K), positions in `pipeline.data.plan.operations.OPERATIONS`. values: float32 (N, K), each
+    operation's parameter. boxes: int32 (N, 4), (top, left, height, width) of what becomes black; height 0:
+    nothing.
+    """
+
+    codes: NDArray[np.int8]
+    values: NDArray[np.float32]
+    boxes: NDArray[np.int32]
+
+    @property
+    def changed(self) -> list[int]:
+        """The rows with an operation besides the identity, whose code is 0, or with a box."""
+        rows: list[int] = np.flatnonzero((self.codes != 0).any(axis=1) | (self.boxes[:, 2] > 0)).tolist()
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +44,20 @@ class PlanRows:
     ids: int64 (N,). windows: int32 (N, 4), (top, left, height, width) in image pixels; a window may
     reach outside the image, where pixels are black. flips: bool (N,), mirror left-right after the resize.
     frames: int32 (N, F), frame numbers of each video; None for images. They are cut by the row's window, or
-    each by its own, windows (N, F, 4), if no row has a frame twice.
+    each by its own, windows (N, F, 4), if no row has a frame twice. operations: None where nothing follows.
     """
 
     ids: NDArray[np.int64]
     windows: NDArray[np.int32]
     flips: NDArray[np.bool_]
     frames: NDArray[np.int32] | None = None
+    operations: RowOperations | None = None
 
     def sha256(self) -> str:
         """Hex digest of the decisions, for tests and records."""
         parts = [self.ids, self.windows, self.flips] + ([] if self.frames is None else [self.frames])
+        if (changes := self.operations) is not None:
+            parts += [changes.codes, changes.values, changes.boxes]
         return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
 
 

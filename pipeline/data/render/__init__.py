@@ -4,7 +4,7 @@ requested; for videos clips of the planned frames, (N, 3, F, side, side).
 Three renderers share one plan: `dali` (one graph for CPU and GPU), `torch` (everywhere) and `resident` (small
 images in memory). Each gives the same bytes for the same rows whatever the order, batch size or thread
 count; they differ from one another by at most about one grey level on average after a resize, and not at all
-without one.
+without one. What a plan does to pixels after crop and flip is done by one implementation, `operations`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Sequence
 
 from pipeline.data.datasets import Dataset, JoinedImages, Positions
-from pipeline.data.plan import ClipPlan, Plan
+from pipeline.data.plan import Augmented, ClipPlan, Plan
 from pipeline.data.render.renderer import Renderer
 from pipeline.runtime import Execution
 from sskt.errors import RunError
@@ -40,6 +40,11 @@ def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_s
             return open_renderer(part, plan, execution, batch_size=batch_size)
 
         return JoinedRenderer(dataset.access, open_part, device)
+    if isinstance(plan, Augmented):
+        from pipeline.data.render.augmented import AugmentedRenderer
+
+        geometry = open_renderer(dataset, plan.plan, execution, batch_size=batch_size)
+        return AugmentedRenderer(dataset, plan, geometry, device=device, threads=threads)
     if dataset.kind == "video":
         from pipeline.data.render.clips import ClipRenderer
 
