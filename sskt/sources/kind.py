@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from sskt.download import digest_of
+from sskt.download import digest_of, known_digest_of
 from sskt.errors import SourceError
 from sskt.sources.contract import Contract
 from sskt.sources.outputs import LOGITS_OUTPUT, network_of
@@ -45,6 +45,11 @@ class Kind(ABC):
     @abstractmethod
     def weights_path(self, name: str, weights_dir: Path) -> Path:
         """The file that holds the weights if the user gives none, whether it exists or not."""
+
+    def digest(self, weights: Path) -> str:
+        """The sha256 by which stores recognise the weights in a file that `weights_path` names. Raises OSError.
+        """
+        return known_digest_of(weights)
 
     def fetch_weights(self, name: str, weights_dir: Path) -> Path:
         """`weights_path`, downloaded and verified if need be. Raises SourceError or DownloadError."""

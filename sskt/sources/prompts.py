@@ -1,0 +1,20 @@
+"""The texts by which a zero-shot classifier knows its classes (CLIP, section 3.1.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+DEFAULT_PROMPTS = ("a photo of a {}.",)  # CLIP's
+
+
+def prompt_texts(prompts: Sequence[str], classes: Sequence[str]) -> list[list[str]]:
+    """Of each prompt, the text of each class; underscores in names are spaces."""
+    return [[prompt.replace("{}", name.replace("_", " ")) for name in classes] for prompt in prompts]
+
+
+def prompts_sha256(prompts: Sequence[str] | None, classes: Sequence[str]) -> str:
+    """The digest of the texts, in their order: what rows depend on of the classes' names."""
+    texts = prompt_texts(prompts or DEFAULT_PROMPTS, classes)
+    return hashlib.sha256(json.dumps(texts).encode("utf-8", "surrogateescape")).hexdigest()
