@@ -44,10 +44,8 @@ def open_origin(
     recorded, options = store.manifest.identity, store.manifest.made_by.get("asked", {})
     dataset = open_dataset_of(store, paths, target=target)
     name = recorded["source"]["name"]
-    told = Contract.from_dict(options.get("told", {}))
-    network = reopen_source(
-        name, weights or options.get("weights"), weights_dir=paths.weights_dir, told=told
-    )
+    told = Contract.from_dict(options["told"]) if "told" in options else None
+    network = reopen_source(name, weights or options.get("weights"), weights_dir=paths.weights_dir, told=told)
     source = network.for_classes(dataset.classes)
     # the rows were made under the contract that the store records, whatever is declared now
     returns = recorded["source"].get("returns", LOGITS)

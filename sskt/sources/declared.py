@@ -54,8 +54,8 @@ class Declared:
 
 
 def declared_of(path: Path, told: Contract | None = None, *, inside: Contract | None = None) -> Declared:
-    """Collect what is declared about the program at `path`; `told` is the user's declaration, `inside` that of
-    a file that is no .pt2.
+    """Collect what is declared about the program at `path`; `told` is the user's declaration, `inside` that
+    of a file that is no .pt2.
 
     Raises SourceError for a declaration that is unreadable or invalid.
     """
@@ -223,7 +223,7 @@ def _export(network: nn.Module, size: int | None) -> ExportedProgram:
 
 
 def parse_json(text: str, where: str) -> Contract:
-    """The contract in a JSON text; `where` it was found, for messages. Raises SourceError for another text."""
+    """The contract in a JSON text, found at `where`. Raises SourceError for any other text."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict):

@@ -1,5 +1,5 @@
-"""hf:REPO-OR-FOLDER, networks of Hugging Face Transformers: image classifiers, backbones, and the image towers
-of CLIP and SigLIP, whose logits are those of a zero-shot classifier of the target's classes.
+"""hf:REPO-OR-FOLDER, networks of Hugging Face Transformers: image classifiers, backbones, and the image
+towers of CLIP and SigLIP, whose logits are those of a zero-shot classifier of the target's classes.
 
 Nothing is downloaded and no code of a repository runs: a network is a folder, or lies in the hub's cache.
 """
@@ -26,6 +26,8 @@ from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, POOLED
 from sskt.sources.prompts import DEFAULT_PROMPTS
 from sskt.sources.source import Source, SourceSpec
 
+_USUAL_PX = 224
+
 
 class HfKind(Kind):
     """Folders that `save_pretrained` wrote, and repositories in the hub's cache."""
@@ -51,7 +53,8 @@ class HfKind(Kind):
 
         config = self._config(name)
         declared = _declared(config, told)
-        network, notes = load_network(config, self.parse(name).name)
+        size_px = declared.contract.size or _USUAL_PX
+        network, notes = load_network(config, self.parse(name).name, size_px)
         spec = self.parse(name).under(declared.contract)
         spec = replace(
             spec,
@@ -117,8 +120,8 @@ class HfKind(Kind):
         if not is_repo(rest):
             raise SourceError(f"{folder}: no such folder; give one that save_pretrained wrote")
         raise SourceError(
-            f"{self.name_at(rest)}: there is no folder {rest}, and the hub's cache does not have it; nothing is "
-            f"downloaded here: {download_advice(rest)}"
+            f"{self.name_at(rest)}: there is no folder {rest}, and the hub's cache does not have it; nothing "
+            f"is downloaded here; {download_advice(rest)}, or give a folder"
         )
 
 
@@ -127,8 +130,8 @@ def _declared(config: HfConfig, told: Contract) -> Declared:
     contract, remarks, who = read_processor(config)
     if not contract.declares_pixels and not told.declares_pixels:
         raise SourceError(
-            f"{config.folder}: has no preprocessor_config.json, so nothing says how it wants its images; restore "
-            f"that, or declare it with --contract NAME=mean=0.5,std=0.5,size=224"
+            f"{config.folder}: has no preprocessor_config.json, so nothing says how it wants its images; "
+            f"restore that, or declare it with --contract hf:{config.folder}=mean=0.5,std=0.5,size=224"
         )
     contract = replace(contract, size=contract.size or config.image_size, classes=None)
     if config.is_pair:

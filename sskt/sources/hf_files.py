@@ -75,7 +75,9 @@ class HfConfig:
 
     @property
     def sha256(self) -> str:
-        """The digest of what its rows depend on: its weights' shapes leave numbers of heads and the like open."""
+        """The digest of what its rows depend on: its weights' shapes leave numbers of heads and the like
+        open.
+        """
         return hashlib.sha256(json.dumps(_without(self.fields), sort_keys=True).encode()).hexdigest()
 
 

@@ -45,9 +45,11 @@ class Classifier(HfNetwork):
         return z if self.head is None else self.head(z)
 
     def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
-        """See `OwnNetwork.features_and_logits`. Raises SourceError if its logits are not those of one layer."""
+        """See `OwnNetwork`. Raises SourceError if its logits are not those of one last layer."""
         if self.head is None:
-            raise SourceError(f"{type(self.model).__name__} has no single last linear layer, ask for its logits")
+            raise SourceError(
+                f"{type(self.model).__name__} has no single last linear layer; ask for its logits"
+            )
         pooled: Tensor = self.model(pixel_values=x).logits
         return Features([], pooled), self.head(pooled)
 
@@ -115,7 +117,7 @@ class ZeroShot(OwnNetwork):
         return self.tower.n_features
 
     def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
-        """See `OwnNetwork.features_and_logits`; cosines are taken in float32, since the scale is about 100."""
+        """See `OwnNetwork`; cosines are taken in float32, since the scale is about 100."""
         features, embedding = self.tower.features_and_logits(x)
         with torch.autocast(x.device.type, enabled=False):
             image = F.normalize(embedding.float(), dim=1)
@@ -124,8 +126,8 @@ class ZeroShot(OwnNetwork):
 
 
 def _take_head(model: Any, n_classes: int, size_px: int) -> nn.Module | None:
-    """Take the last linear layer out of `model`, whose logits are then what that layer read; None, and `model`
-    unchanged, if its logits are not just those of the layer.
+    """Take the last linear layer out of `model`, whose logits are then what that layer read; None, and
+    `model` unchanged, if its logits are not just those of the layer.
     """
     layers = [
         (name, layer)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from sskt.errors import SourceError
 from sskt.extras import library
@@ -26,8 +25,8 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, Attrib
 _SAME = 1e-3  # relative: two forwards of the same images
 
 
-def load_network(config: HfConfig, name: str) -> tuple[HfNetwork, tuple[str, ...]]:
-    """The network in a folder, in float32, and remarks on its weights.
+def load_network(config: HfConfig, name: str, size_px: int) -> tuple[HfNetwork, tuple[str, ...]]:
+    """The network in a folder, in float32, and remarks on its weights; `size_px` is the side of its images.
 
     Raises SourceError if it reads no images, its weights are missing, damaged or of another network, or it
     gives other features when it is asked again; MissingExtraError without Transformers.
@@ -62,8 +61,10 @@ def load_network(config: HfConfig, name: str) -> tuple[HfNetwork, tuple[str, ...
     if lacks_pooler:
         notes.append(f"{config.folder}: has no pooler, its feature is that of the first token")
     if left_out:
-        notes.append(f"{config.folder}: {len(left_out)} tensors of its file ({left_out[0]}, ...) are not used")
-    network = _wrap(model, config, uses_pooler=not lacks_pooler)
+        notes.append(
+            f"{config.folder}: {len(left_out)} tensors of its file ({left_out[0]}, ...) are not used"
+        )
+    network = _wrap(model, config, size_px, uses_pooler=not lacks_pooler)
     _require_function(network, name)
     return network, tuple(notes)
 
@@ -79,8 +80,8 @@ def zero_shot(source: Source, config: HfConfig, classes: tuple[str, ...]) -> Sou
     names = contract.classes if isinstance(contract.classes, tuple) else classes
     if len(names) < 2:
         raise SourceError(
-            f"{source.spec.name} is a zero-shot classifier, and there are {len(names)} class names; declare them "
-            f"with --contract {source.spec.name}=classes=FILE, or ask it for @embedding"
+            f"{source.spec.name} is a zero-shot classifier, and there are {len(names)} class names; declare "
+            f"them with --contract {source.spec.name}=classes=FILE, or ask it for @embedding"
         )
     prompts = contract.prompts or DEFAULT_PROMPTS
     text, tokens_sha256 = text_features(tower.pair, config, prompts, names, source.spec.name)
@@ -102,7 +103,9 @@ def _class_of(config: HfConfig, transformers: Any, name: str) -> Any:
         return made_by
     reads = getattr(made_by, "main_input_name", "pixel_values")
     if reads != "pixel_values":
-        raise SourceError(f"{name}: {config.architecture} reads {reads}, expected a network that reads images")
+        raise SourceError(
+            f"{name}: {config.architecture} reads {reads}, expected a network that reads images"
+        )
     if not (config.is_classifier or config.is_backbone):
         raise SourceError(
             f"{name}: {config.architecture} is no image classifier or backbone; load its backbone with "
@@ -111,13 +114,12 @@ def _class_of(config: HfConfig, transformers: Any, name: str) -> Any:
     return made_by
 
 
-def _wrap(model: Any, config: HfConfig, *, uses_pooler: bool) -> HfNetwork:
-    size = config.image_size or 224
+def _wrap(model: Any, config: HfConfig, size_px: int, *, uses_pooler: bool) -> HfNetwork:
     if config.is_pair:
-        return ImageTower(model, size)
+        return ImageTower(model, size_px)
     if config.is_classifier:
-        return Classifier(model, config.n_classes, size)
-    return Backbone(model, size, uses_pooler=uses_pooler)
+        return Classifier(model, config.n_classes, size_px)
+    return Backbone(model, size_px, uses_pooler=uses_pooler)
 
 
 def _require_function(network: HfNetwork, name: str) -> None:
@@ -127,7 +129,9 @@ def _require_function(network: HfNetwork, name: str) -> None:
         with torch.inference_mode():
             first, again = network(x), network(x)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise SourceError(f"{name}: cannot read an image of {network.size_px} px ({_reason(error)})") from error
+        raise SourceError(
+            f"{name}: cannot read an image of {network.size_px} px ({_reason(error)})"
+        ) from error
     if not torch.allclose(first, again, rtol=_SAME, atol=_SAME * float(first.abs().max()), equal_nan=True):
         raise SourceError(
             f"{name} gives other features when it is asked again about the same image, as networks that mask "

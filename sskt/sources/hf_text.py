@@ -1,4 +1,6 @@
-"""The text tower of a CLIP or SigLIP, which runs once: the embedding of every class of a zero-shot classifier."""
+"""The text tower of a CLIP or SigLIP, which runs once: the embedding of every class of a zero-shot
+classifier.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Impo
 def text_features(
     pair: Any, config: HfConfig, prompts: Sequence[str], classes: Sequence[str], name: str
 ) -> tuple[Tensor, str]:
-    """The embedding of each class, float32 (K, D) of length 1: the mean of those of its prompts; and the sha256
-    of the tokens, which no version of a tokenizer may change.
+    """The embedding of each class, float32 (K, D) of length 1: the mean of those of its prompts; and the
+    sha256 of the tokens, which no version of a tokenizer may change.
 
     Raises SourceError for a folder without a tokenizer.
     """
@@ -54,7 +56,9 @@ def text_features(
                 mask = None if padding == "max_length" else tokens.get("attention_mask")
                 found = pair.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask)
                 rows.append(F.normalize(found.pooler_output.float(), dim=1))
-            tokens_seen.append([tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts])
+            tokens_seen.append(
+                [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
+            )
             total = total + torch.cat(rows)
     sha256 = hashlib.sha256(json.dumps(tokens_seen).encode()).hexdigest()
     return F.normalize(total, dim=1).clone(), sha256

@@ -28,4 +28,4 @@ def cached_file(repo: str, file: str) -> Path | None:
 
 def download_advice(repo: str, file: str = "") -> str:
     """The command that fills the cache, for a message."""
-    return f"`hf download {repo}{f' {file}' if file else ''}` where there is a network puts them there"
+    return f"run `hf download {repo}{f' {file}' if file else ''}` where there is a network"

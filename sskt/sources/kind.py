@@ -47,7 +47,8 @@ class Kind(ABC):
         """The file that holds the weights if the user gives none, whether it exists or not."""
 
     def digest(self, weights: Path) -> str:
-        """The sha256 by which stores recognise the weights in a file that `weights_path` names. Raises OSError.
+        """The sha256 by which stores recognise the weights in a file that `weights_path` names. Raises
+        OSError.
         """
         return known_digest_of(weights)
 

@@ -1,7 +1,7 @@
 """onnx:FILE, any network as an ONNX file, computed by ONNX Runtime with its own weights.
 
-Its contract is declared as a program's is: by the user, in the file's metadata (`sskt export` writes it there),
-or in a JSON file beside it.
+Its contract is declared as a program's is: by the user, in the file's metadata (`sskt export` writes it
+there), or in a JSON file beside it.
 """
 
 from __future__ import annotations

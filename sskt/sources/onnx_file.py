@@ -10,7 +10,7 @@ from typing import Any
 
 from sskt.download import known_digest_of
 from sskt.errors import SourceError
-from sskt.extras import library
+from sskt.extras import is_installed, library
 from sskt.sources.contract import Contract
 from sskt.sources.declared import METADATA, parse_json
 
@@ -18,8 +18,8 @@ _LOCATION = "location"  # the key of a file's name in an external tensor's recor
 
 
 def contract_inside(path: Path) -> Contract:
-    """The contract in a file's metadata; an empty one if it has none. Raises SourceError for one that cannot be
-    read.
+    """The contract in a file's metadata; an empty one if it has none. Raises SourceError for one that cannot
+    be read.
     """
     for entry in _model(path).metadata_props:
         if entry.key == METADATA:
@@ -28,8 +28,8 @@ def contract_inside(path: Path) -> Contract:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The files that hold a file's weights, if it does not hold them itself; sorted. Raises SourceError for one
-    outside of its folder, or missing.
+    """The files that hold a file's weights, if it does not hold them itself; sorted. Raises SourceError for
+    one outside of its folder, or missing.
     """
     found = sorted({entry for tensor in _tensors(_model(path).graph) for entry in _locations(tensor)})
     for name in found:
@@ -43,6 +43,8 @@ def data_files(path: Path) -> list[Path]:
 def digest_with_data(path: Path) -> str:
     """The sha256 of a file, or of its digest and those of the files with its weights. Raises OSError."""
     own = known_digest_of(path)
+    if not is_installed("onnx"):  # to use a store, which records what was seen when it was made
+        return own
     digests = [[file.name, known_digest_of(file)] for file in data_files(path)]
     return hashlib.sha256(json.dumps([own, *digests]).encode()).hexdigest() if digests else own
 

@@ -19,7 +19,11 @@ from sskt.errors import SourceError
 from sskt.extras import library
 from sskt.sources.onnx_file import data_files
 
-_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_FLOATS: dict[str, type[np.floating[Any]]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+}
 _LOGITS = "logits"
 _CUDA = "CUDAExecutionProvider"
 _MAX_LISTED = 6
@@ -37,8 +41,8 @@ class OnnxNetwork:
 
 
 def read_network(path: Path) -> OnnxNetwork:
-    """Open an ONNX file. Raises SourceError if it is missing or damaged, or does not map one batch of RGB images
-    to one row of numbers each; MissingExtraError without ONNX Runtime.
+    """Open an ONNX file. Raises SourceError if it is missing or damaged, or does not map one batch of RGB
+    images to one row of numbers each; MissingExtraError without ONNX Runtime.
     """
     if path.is_dir():
         raise SourceError(f"{path}: is a folder; give the .onnx file itself")
@@ -105,8 +109,16 @@ def _open(runtime: Any, path: Path, provider: str) -> Any:
         return runtime.InferenceSession(str(path), sess_options=options, providers=[provider])
     except failures.InvalidProtobuf as error:
         raise SourceError(f"{path}: is not a whole ONNX file; export it again") from error
-    except (failures.Fail, failures.InvalidGraph, failures.InvalidArgument, failures.NotImplemented,
-            failures.NoSuchFile, failures.RuntimeException, RuntimeError, ValueError) as error:
+    except (
+        failures.Fail,
+        failures.InvalidGraph,
+        failures.InvalidArgument,
+        failures.NotImplemented,
+        failures.NoSuchFile,
+        failures.RuntimeException,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise SourceError(
             f"{path}: ONNX Runtime {runtime.__version__} cannot run it ({str(error).splitlines()[0][:200]}); "
             f"export it again for this version"
@@ -142,8 +154,8 @@ def _rows_output(session: Any, path: Path) -> tuple[Any, tuple[str, ...]]:
     if len(chosen) != 1:
         listed = ", ".join(_shown(each) for each in outputs[:_MAX_LISTED])
         raise SourceError(
-            f"{path}: returns {listed}, expected one (N, K) output of logits or of an embedding, or one called "
-            f"logits; export the network with that output alone"
+            f"{path}: returns {listed}, expected one (N, K) output of logits or of an embedding, or one "
+            f"called logits; export the network with that output alone"
         )
     if len(outputs) == 1:
         return chosen[0], ()

@@ -190,7 +190,7 @@ def _lacks_output(network: str, output: str, kind: Kind) -> SourceError:
     if output == POOLED and EMBEDDED in kind.outputs:
         return SourceError(
             f"{asked}, and a program's layers cannot be told apart; export the network without its "
-            f"classifier, and name that {at_output('program:FILE.pt2', EMBEDDED)}"
+            f"classifier, and name that {at_output(kind.forms[0], EMBEDDED)}"
         )
     if output == EMBEDDED and POOLED in kind.outputs:
         return SourceError(f"{asked}, which programs have; its features are {at_output(network, POOLED)}")

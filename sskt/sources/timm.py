@@ -31,8 +31,8 @@ class TimmKind(Kind):
     is_foreign = True
 
     def parse(self, name: str) -> SourceSpec:
-        """See `Kind.parse`; timm is not imported, so the number of classes is 0, and a name that timm lacks is
-        found when the source is opened.
+        """See `Kind.parse`; timm is not imported, so the number of classes is 0, and a name that timm lacks
+        is found when the source is opened.
         """
         named = _named(name)
         if not named or "/" in named:
@@ -104,6 +104,6 @@ def _named(name: str) -> str:
 def _no_weights(name: str, config: TimmConfig) -> str:
     repo = config.repo or f"timm/{config.full_name}"
     return (
-        f"{name}: its weights ({repo}) are not in the hub's cache, and nothing is downloaded here; pass a file "
-        f"with --weights {name}=FILE; {download_advice(repo, config.file or _FILE)}"
+        f"{name}: its weights ({repo}) are not in the hub's cache, and nothing is downloaded here; pass a "
+        f"file with --weights {name}=FILE, or {download_advice(repo, config.file or _FILE)}"
     )

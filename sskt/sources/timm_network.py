@@ -20,7 +20,9 @@ from sskt.sources.output_rows import OwnNetwork
 from sskt.students import Features
 from sskt.weights import load_into
 
-_PROJECTIONS = range(1, 2000)  # widths of CLIP's image embeddings in timm; of labels it has 1,000, or over 10,000
+_PROJECTIONS = range(
+    1, 2000
+)  # widths of CLIP's image embeddings in timm; of labels it has 1,000, or over 10,000
 _IMAGENET = 1000
 
 
@@ -86,7 +88,9 @@ def find_config(named: str, source: str, *, quietly: bool = False) -> TimmConfig
         if quietly:
             return None
         known = models.list_models()
-        near = difflib.get_close_matches(architecture, known, n=3) or [m for m in known if "resnet50" in m][:2]
+        near = (
+            difflib.get_close_matches(architecture, known, n=3) or [m for m in known if "resnet50" in m][:2]
+        )
         raise SourceError(
             f"source {source!r}: timm has no network {architecture!r}, did you mean {' or '.join(near)}; "
             f"timm.list_models() lists all"
@@ -98,7 +102,8 @@ def find_config(named: str, source: str, *, quietly: bool = False) -> TimmConfig
         near = difflib.get_close_matches(tag, tags, n=3) or sorted(tags)[:3]
         named_so = f"did you mean {' or '.join(tags[each] for each in near)}" if near else "it has none"
         raise SourceError(
-            f"source {source!r}: timm has no weights {tag!r} of {architecture}, {named_so}; or leave the tag out"
+            f"source {source!r}: timm has no weights {tag!r} of {architecture}, {named_so}; or leave the tag "
+            f"out"
         )
     config = models.get_pretrained_cfg(named, allow_unregistered=True)
     fields = {} if config is None else config.to_dict()
@@ -140,7 +145,7 @@ class TimmNetwork(OwnNetwork):
         return z
 
     def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
-        """See `OwnNetwork.features_and_logits`; blocks are the layers of a ResNet, other networks have none."""
+        """See `OwnNetwork`; blocks are the layers of a ResNet, other networks have none."""
         if self._layers:
             last, maps = self.network.forward_intermediates(x, indices=self._layers)
         else:
@@ -150,7 +155,8 @@ class TimmNetwork(OwnNetwork):
 
 
 def load_network(config: TimmConfig, weights: Path, source: str) -> tuple[TimmNetwork, tuple[str, ...]]:
-    """The network with the weights in a file, and remarks about them. Its classifier is as wide as the file's.
+    """The network with the weights in a file, and remarks about them. Its classifier is as wide as the
+    file's.
 
     Raises SourceError for a file that cannot be read, or does not fit.
     """
