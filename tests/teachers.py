@@ -13,7 +13,7 @@ _VIT = {
     "image_size": SIDE,
     "patch_size": 8,
 }
-_WORDS = "<pad> <s> </s> <unk> a photo sketch of red green blue .".split()
+_WORDS = ("<pad>", "<s>", "</s>", "<unk>", "a", "photo", "sketch", "of", "red", "green", "blue", ".")
 
 
 def save_timm(path: Path, name: str = "test_vit", n_classes: int = 1000) -> Path:
@@ -30,7 +30,9 @@ def save_classifier(folder: Path, classes: tuple[str, ...] = ("red", "green", "b
 
     torch.manual_seed(0)
     names = dict(enumerate(classes))
-    config = hf.ViTConfig(**_VIT, intermediate_size=64, id2label=names, label2id={c: i for i, c in names.items()})
+    config = hf.ViTConfig(
+        **_VIT, intermediate_size=64, id2label=names, label2id={c: i for i, c in names.items()}
+    )
     hf.ViTForImageClassification(config).save_pretrained(folder)
     hf.ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return folder
@@ -54,8 +56,12 @@ def save_pair(folder: Path, family: str = "CLIP") -> Path:
     torch.manual_seed(0)
     text = {
         **{name: _VIT[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")},
-        **{"vocab_size": len(_WORDS), "max_position_embeddings": 16, "intermediate_size": 64},
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        "vocab_size": len(_WORDS),
+        "max_position_embeddings": 16,
+        "intermediate_size": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     }
     vision = {**_VIT, "intermediate_size": 64}
     if family == "CLIP":
@@ -96,12 +102,12 @@ def save_onnx(
     dtype: str = "FLOAT",
     tail: str = "",
 ) -> np.ndarray:
-    """Mean colour times a matrix (n_numbers, 3), which is returned; `tail` is an operator after it."""
+    """The mean of every channel times a matrix, which is returned; `tail` is an operator after it."""
     import onnx
     from onnx import helper, numpy_helper
 
     if weight is None:
-        weight = np.random.default_rng(0).normal(size=(n_numbers, 3)).astype(np.float32)
+        weight = np.random.default_rng(0).normal(size=(n_numbers, shape[1])).astype(np.float32)
     kind = getattr(onnx.TensorProto, dtype)
     inputs = [helper.make_tensor_value_info("images", kind, shape)]
     if second_input:
@@ -118,9 +124,7 @@ def save_onnx(
         nodes.append(helper.make_node(tail, ["rows"], ["z"]))
     outputs = [helper.make_tensor_value_info("z", kind, [shape[0], n_numbers])]
     numbers = weight.astype(np.float16 if dtype == "FLOAT16" else np.float32)
-    graph = helper.make_graph(
-        nodes, "colour", inputs, outputs, [numpy_helper.from_array(numbers, "weight")]
-    )
+    graph = helper.make_graph(nodes, "colour", inputs, outputs, [numpy_helper.from_array(numbers, "weight")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)

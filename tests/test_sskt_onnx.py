@@ -45,16 +45,9 @@ def test_rows_are_plain_arithmetic_in_any_batch(tmp_path):
     assert torch.equal(vectors, rows)
 
 
-@pytest.mark.parametrize("dtype", ["FLOAT16", "DOUBLE"])
-def test_other_precisions_are_taken_as_they_are(tmp_path, dtype):
+def test_half_precision_is_taken_as_it_is(tmp_path):
     path, x = tmp_path / "net.onnx", pixels(4)
-    if dtype == "DOUBLE":
-        weight = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float64)
-        with pytest.raises(SourceError, match="ONNX Runtime .* cannot run it"):
-            save_onnx(path, weight=weight, dtype=dtype)  # whose matrix is written as float32
-            frozen(path)
-        return
-    weight = save_onnx(path, dtype=dtype)
+    weight = save_onnx(path, dtype="FLOAT16")
     np.testing.assert_allclose(frozen(path).logits(x).double().numpy(), by_hand(x, weight), atol=2e-2)
 
 
@@ -92,9 +85,7 @@ def test_a_file_whose_weights_lie_beside_it_is_recognised_by_both(tmp_path):
     save_onnx(path)
     kind = kind_of("onnx:net.onnx")
     assert kind.digest(path) == digest_of(path)
-    onnx.save(
-        onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0
-    )
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=0)
     frozen(path)
     first, own = kind.digest(path), digest_of(path)
     data = bytearray((tmp_path / "net.data").read_bytes())
@@ -103,21 +94,24 @@ def test_a_file_whose_weights_lie_beside_it_is_recognised_by_both(tmp_path):
     assert digest_of(path) == own
     assert kind.digest(path) != first
     (tmp_path / "net.data").unlink()
-    with pytest.raises(SourceError, match="keeps its weights in net.data, which is not beside it"):
+    with pytest.raises(SourceError, match=r"keeps its weights in net.data, which is not beside it"):
         frozen(path)
 
 
 def test_nan_weights_are_named(tmp_path):
     path = tmp_path / "nan.onnx"
     save_onnx(path, weight=np.full((7, 3), np.nan, dtype=np.float32))
-    with pytest.raises(NonFiniteLogitsError, match="onnx:nan.onnx gave NaN, .* check its weights"):
+    with pytest.raises(NonFiniteLogitsError, match=r"onnx:nan.onnx gave NaN, .* check its weights"):
         frozen(path).logits(pixels(2))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"second_input": True}, r"takes 2 input\(s\), images .*, mask .*, expected one float \(N, 3, H, W\)"),
+        (
+            {"second_input": True},
+            r"takes 2 input\(s\), images .*, mask .*, expected one float \(N, 3, H, W\)",
+        ),
         ({"shape": ("batch", 16, 16, 3)}, "moves the channels"),
         ({"shape": ("batch", 3, 16, 20)}, "takes images of 16x20, expected square"),
         ({"shape": ("batch", 1, 16, 16)}, r"expected one float \(N, 3, H, W\)"),
@@ -133,6 +127,9 @@ def test_networks_of_other_inputs_are_refused(tmp_path, options, message):
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "net.onnx"
     with pytest.raises(SourceError, match="no such ONNX file"):
+        frozen(path)
+    save_onnx(path, dtype="DOUBLE")  # with a matrix of float32
+    with pytest.raises(SourceError, match=r"ONNX Runtime .* cannot run it"):
         frozen(path)
     save_onnx(path)
     whole = path.read_bytes()

@@ -13,7 +13,7 @@ from teachers import save_timm
 
 import sskt.extras
 from sskt.errors import MissingExtraError, SourceError
-from sskt.sources import Contract, FrozenSource, InputMap, open_outputs, open_source, parse_source
+from sskt.sources import Contract, Forward, FrozenSource, InputMap, open_outputs, open_source, parse_source
 
 NAME = "timm:test_vit"
 
@@ -95,7 +95,9 @@ def test_weights_come_from_the_hubs_cache(weights, tmp_path, monkeypatch):
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(snapshot.name)
     save_file(torch.load(weights), snapshot / "model.safetensors")
-    with pytest.raises(SourceError, match=rf"nothing is downloaded.*--weights {NAME}=FILE.*hf download timm/"):
+    with pytest.raises(
+        SourceError, match=rf"nothing is downloaded.*--weights {NAME}=FILE.*hf download timm/"
+    ):
         open_source(NAME, weights_dir=tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in (NAME, f"{NAME}.{full}"):
@@ -145,12 +147,13 @@ def test_imagenet_resnet50_gives_torchvisions_rows(tmp_path):
     weights = shared("weights/imagenet_resnet50.safetensors")
     folder = shared("data/scene15/train")
     files = [next(iter(sorted(each.iterdir()))) for each in sorted(folder.iterdir())[:2]]
-    images = [Image.open(file).convert("RGB").resize((224, 224)) for file in files]
+    images = [Image.open(file).convert("RGB").resize((96, 96)) for file in files]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     rows = []
     for name in ("imagenet", "timm:resnet50"):
         source = open_source(name, weights=weights, weights_dir=tmp_path)
-        frozen = FrozenSource(source, InputMap(224), device=torch.device("cpu"), threads=1)
+        forward = Forward("fp32", 2)
+        frozen = FrozenSource(source, InputMap(96), device=torch.device("cpu"), forward=forward, threads=1)
         rows.append(frozen.logits(pixels))
     assert (rows[0] - rows[1]).abs().max() <= 2**-7  # float16's last bit of the largest logits, about 15
     assert len(load_file(weights)) == 320

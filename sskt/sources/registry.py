@@ -150,7 +150,8 @@ def open_network(
             f"{spec.name} carries its own weights, {weights} was given beside it; leave that out"
         )
     source = kind.open(network, weights or kind.fetch_weights(network, weights_dir), told or NOTHING)
-    _require_fitting(source.spec)
+    if source.of_classes is None:
+        _require_fitting(source.spec)
     if told is not None and told.prompts and source.of_classes is None:
         raise SourceError(f"{spec.name} reads no texts, and its contract has prompts; leave them out")
     if told is not None and source.declared is None:
