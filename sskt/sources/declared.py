@@ -48,7 +48,7 @@ class Declared:
         if not self.statements:
             return (
                 f"{name} declares nothing; assumed: {rest}. Where that is wrong, declare it: {OPTION} "
-                f"{name}=mean=0.5,std=0.5,returns=logits and the like, or in a JSON file of its name beside it"
+                f"{name}=mean=0.5,std=0.5,returns=logits and the like, or in a JSON file beside it"
             )
         return f"{name} declares {'; '.join(self.statements)}" + (f"; assumed: {rest}" if rest else "")
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sskt.errors import SourceError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import EMBEDDING, LOGITS, NOTHING, Contract
 from sskt.sources.declared import Declared, combine
 from sskt.sources.hf_files import (
@@ -38,14 +37,7 @@ class HfKind(Kind):
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads no file, so the number of classes is 0."""
-        return SourceSpec(
-            self.name_at(_recorded(name)),
-            task="hf",
-            architecture="transformers",
-            n_classes=0,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-        )
+        return self.unopened(self.name_at(_recorded(name)), "transformers")
 
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""

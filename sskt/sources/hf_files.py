@@ -4,14 +4,13 @@ to be known.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sskt.download import known_digest_of
+from sskt.download import digest_of_data, known_digest_of
 from sskt.errors import SourceError
 from sskt.sources.contract import Contract
 from sskt.sources.preprocessor import read_foreign
@@ -78,7 +77,7 @@ class HfConfig:
         """The digest of what its rows depend on: its weights' shapes leave numbers of heads and the like
         open.
         """
-        return hashlib.sha256(json.dumps(_without(self.fields), sort_keys=True).encode()).hexdigest()
+        return digest_of_data(_without(self.fields))
 
 
 def read_config(folder: Path) -> HfConfig:
@@ -122,7 +121,7 @@ def folder_digest(weights: Path) -> str:
         return known_digest_of(weights)
     names = sorted(set(_read(weights).get("weight_map", {}).values()))
     digests = [[name, known_digest_of(weights.parent / name)] for name in names]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return digest_of_data(digests)
 
 
 def _without(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sskt.errors import SourceError
@@ -120,7 +119,7 @@ class ZeroShot(OwnNetwork):
         """See `OwnNetwork`; cosines are taken in float32, since the scale is about 100."""
         features, embedding = self.tower.features_and_logits(x)
         with torch.autocast(x.device.type, enabled=False):
-            image = F.normalize(embedding.float(), dim=1)
+            image = nn.functional.normalize(embedding.float(), dim=1)
             logits = self.scale * image @ self.text.t() + self.bias
         return features, logits
 

@@ -4,15 +4,13 @@ classifier.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sskt.download import digest_of_data
 from sskt.errors import SourceError
 from sskt.extras import library
 from sskt.sources.prompts import prompt_texts
@@ -55,10 +53,9 @@ def text_features(
                 )
                 mask = None if padding == "max_length" else tokens.get("attention_mask")
                 found = pair.get_text_features(input_ids=tokens["input_ids"], attention_mask=mask)
-                rows.append(F.normalize(found.pooler_output.float(), dim=1))
+                rows.append(torch.nn.functional.normalize(found.pooler_output.float(), dim=1))
             tokens_seen.append(
                 [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
             )
             total = total + torch.cat(rows)
-    sha256 = hashlib.sha256(json.dumps(tokens_seen).encode()).hexdigest()
-    return F.normalize(total, dim=1).clone(), sha256
+    return torch.nn.functional.normalize(total, dim=1).clone(), digest_of_data(tokens_seen)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sskt.download import digest_of, known_digest_of
 from sskt.errors import SourceError
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract
 from sskt.sources.outputs import LOGITS_OUTPUT, network_of
 from sskt.sources.source import Source, SourceSpec
@@ -59,6 +60,10 @@ class Kind(ABC):
     def published(self) -> list[SourceSpec]:
         """Every source of this kind that has published weights."""
         return []
+
+    def unopened(self, name: str, architecture: str) -> SourceSpec:
+        """The spec of a source whose file was not read: its classes are not known, nor is its input."""
+        return SourceSpec(name, self.prefix, architecture, n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def slug(self, name: str) -> str:
         """What follows `prefix` in the name of the folder that holds the source's stores."""

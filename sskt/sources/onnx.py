@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sskt.errors import SsktError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of
 from sskt.sources.kind import Kind, rest_path
@@ -29,14 +28,7 @@ class OnnxKind(Kind):
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads no file, so the number of classes is 0."""
-        return SourceSpec(
-            self.name_at(rest_path(name).name),
-            task="onnx",
-            architecture="onnx",
-            n_classes=0,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-        )
+        return self.unopened(self.name_at(rest_path(name).name), "onnx")
 
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""

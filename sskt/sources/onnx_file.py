@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sskt.download import known_digest_of
+from sskt.download import digest_of_data, known_digest_of
 from sskt.errors import SourceError
 from sskt.extras import is_installed, library
 from sskt.sources.contract import Contract
@@ -46,7 +44,7 @@ def digest_with_data(path: Path) -> str:
     if not is_installed("onnx"):  # to use a store, which records what was seen when it was made
         return own
     digests = [[file.name, known_digest_of(file)] for file in data_files(path)]
-    return hashlib.sha256(json.dumps([own, *digests]).encode()).hexdigest() if digests else own
+    return digest_of_data([own, *digests]) if digests else own
 
 
 def _model(path: Path) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
+
+from sskt.download import digest_of_data
 
 DEFAULT_PROMPTS = ("a photo of a {}.",)  # CLIP's
 
@@ -16,5 +16,4 @@ def prompt_texts(prompts: Sequence[str], classes: Sequence[str]) -> list[list[st
 
 def prompts_sha256(prompts: Sequence[str] | None, classes: Sequence[str]) -> str:
     """The digest of the texts, in their order: what rows depend on of the classes' names."""
-    texts = prompt_texts(prompts or DEFAULT_PROMPTS, classes)
-    return hashlib.sha256(json.dumps(texts).encode("utf-8", "surrogateescape")).hexdigest()
+    return digest_of_data(prompt_texts(prompts or DEFAULT_PROMPTS, classes))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sskt.errors import SourceError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import EMBEDDING, LOGITS, Contract
 from sskt.sources.declared import Declared, combine
 from sskt.sources.hub import cached_file, download_advice
@@ -37,14 +36,7 @@ class TimmKind(Kind):
         named = _named(name)
         if not named or "/" in named:
             raise SourceError(f"source {name!r} names no network of timm, expected such as timm:resnet50")
-        return SourceSpec(
-            self.name_at(named),
-            task="timm",
-            architecture=named.partition(".")[0],
-            n_classes=0,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-        )
+        return self.unopened(self.name_at(named), named.partition(".")[0])
 
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""
