@@ -111,6 +111,10 @@ def _require_weights(path: Path) -> None:
         )
     if zipfile.is_zipfile(path):
         _require_checkpoint(path)
+    elif head.startswith(b"PK"):
+        raise SourceError(
+            f"{path}: is not a whole PyTorch checkpoint, its end is missing; fetch or save it again"
+        )
     elif not path.name.endswith(SUFFIXES) and head[:1] != b"\x80":
         raise SourceError(
             f"{path}: cannot tell what kind of weights file this is, expected one of {', '.join(SUFFIXES)}"

@@ -6,10 +6,12 @@ The transfer goes to a temporary file beside the destination, which is renamed o
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -104,6 +106,11 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes, streamed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def digest_of_data(value: Any) -> str:
+    """sha256 of plain data, written as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def known_digest_of(path: Path) -> str:

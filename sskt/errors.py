@@ -20,6 +20,10 @@ class SourceError(SsktError):
     """A source network or its weights cannot be used as requested."""
 
 
+class MissingExtraError(SsktError):
+    """An optional package is needed and not installed; the message names the extra that installs it."""
+
+
 class DownloadError(SsktError):
     """A file could not be downloaded, or is not the published one."""
 

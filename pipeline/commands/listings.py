@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def sources(name: str | None, as_json: bool) -> None:
     """List the sources, or show what NAME expects and returns.
 
-    NAME is a listed source, program:FILE.pt2 or run:FOLDER; nothing is downloaded.
+    NAME is a listed source, or such as timm:resnet50, hf:REPO-OR-FOLDER, onnx:FILE, program:FILE.pt2 or
+    run:FOLDER; nothing is downloaded.
     """
     from pipeline.commands.rows import source_fields, source_rows
 

@@ -143,7 +143,8 @@ CONTRACT = rare(
         help="What a source expects and returns, if its file does not declare it: mean=0.5/0.5/0.5, std=0.5, "
         "range=0/255, channels=bgr, interpolation=bicubic, size=224, returns=logits, log-probabilities, "
         "probabilities, sigmoids or embedding, classes=FILE (one name per line) or an order of the target's "
-        "names: target, numeric, text, case-insensitive or reversed. Separate several by commas. Repeatable.",
+        "names: target, numeric, text, case-insensitive or reversed; prompts=FILE (one per line, {} is the "
+        "class's name) for zero-shot classifiers. Separate several by commas. Repeatable.",
     )
 )
 THREADS = click.option(

@@ -98,8 +98,8 @@ def prepare(
         "sources",
         multiple=True,
         required=True,
-        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH, program:FILE.pt2 or run:FOLDER; with an "
-        "output of its own: imagenet@pooled. Repeatable.",
+        help="imagenet, places365, imagenet:ARCH, kinetics:ARCH, timm:NAME, hf:REPO-OR-FOLDER, onnx:FILE, "
+        "program:FILE.pt2 or run:FOLDER; with an output of its own: imagenet@pooled. Repeatable.",
     ),
     click.option(
         "--output",
@@ -108,7 +108,7 @@ def prepare(
         show_default=True,
         help="What to store of sources whose names do not say: logits; pooled, the input of a network's last "
         "linear layer; layerN:G, the maps of layer N averaged to G x G (layerN: 6 x 6); embedding, the "
-        "vector that a program returns. Repeatable; all come from one forward.",
+        "vector that a network without a classifier returns. Repeatable; all come from one forward.",
     ),
     as_argument(
         "targets",

@@ -85,7 +85,7 @@ def source_fields(name: str) -> dict[str, Any]:
         "trained_on": contract.crop,
         "returns": spec.returns,
         "output": spec.output,
-        "n_classes": spec.n_classes if output_kind(spec.output) != MAP else None,
+        "n_classes": (spec.n_classes or None) if output_kind(spec.output) != MAP else None,
         "classes": shown(contract.classes) if named else None,
         "assumed": assumed(contract) or None,
         "declared": "; ".join(remarks) or None,

@@ -243,7 +243,8 @@ def _jobs(
             datasets.setdefault(pool.name, []).append(pool.dataset)
         plan = augmentation.training_plan(spec)
         by_frames: dict[ClipFrames | None, list[tuple[Source, InputMap]]] = {}
-        for source in opened:
+        for each in opened:
+            source = each.for_classes(datasets[name][0].classes)
             input_map = augmentation.input_map(spec, source.spec)
             size = source.spec.contract.size
             if size is not None and size != input_map.side_px:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cache import Location, local_path
 from pipeline.runtime import coerce
-from sskt.download import known_digest_of
 from sskt.errors import RunError, SourceError, quoted
 from sskt.sources import Contract, asked_of, at_output, kind_of, network_of, output_of, parse_source
 
@@ -56,12 +55,13 @@ class Paths:
         """
         parse_source(source)
         path = self.weights_of(source)
+        kind = kind_of(source)
         if path is None:
-            path = kind_of(source).weights_path(self.lying(source), self.weights_dir)
+            path = kind.weights_path(self.lying(source), self.weights_dir)
             if not path.is_file():
                 return None
         try:
-            return known_digest_of(path)
+            return kind.digest(path)
         except OSError as error:
             raise SourceError(
                 f"{path}: cannot be read ({error.strerror}); check --weights {source}=PATH"

@@ -285,7 +285,9 @@ def _open_sources(request: DataRequest, names: tuple[str, ...]) -> dict[str, tup
             sound_stores(store_folder(cache_dir, dataset, name)), stores_elsewhere(cache_dir, dataset, name)
         )
         paths = with_recorded_weights(name, paths, stores)
-    opened = open_named(names, paths)
+    opened = {
+        name: source.for_classes(request.class_names) for name, source in open_named(names, paths).items()
+    }
     return {
         name: (source, request.augmentation.input_map(request.spec, source.spec))
         for name, source in opened.items()

@@ -111,6 +111,7 @@ def _request_of(request: DataRequest, pool: Pool, stores: Mapping[str, Store]) -
         n_rows=len(pool.dataset),
         source_weights=weights,
         pools=(),
+        classes=request.class_names,
     )
 
 

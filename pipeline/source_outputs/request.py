@@ -20,7 +20,7 @@ from pipeline.stores import (
     stores_elsewhere,
 )
 from sskt.errors import quoted
-from sskt.sources import CONVERTED, OPTION, network_of, output_of, to_told
+from sskt.sources import CONVERTED, OPTION, network_of, output_of, prompts_sha256, to_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,17 @@ class DataRequest:
     # the option because of which rows that hold only the largest numbers are refused
     needs_every_number: str | None = None
     pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `dataset`
+    classes: tuple[str, ...] | None = None  # the target's, if `dataset` is a pool
 
     @property
     def stored(self) -> Dataset:
         """The samples that a store should hold."""
         return self.dataset if self.whole is None else self.whole
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The target's classes."""
+        return self.stored.classes if self.classes is None else self.classes
 
     @property
     def n_samples(self) -> int:
@@ -69,6 +75,10 @@ class DataRequest:
             about["weights_sha256"] = sha256
         spec = spec_on_store(source, self.paths, store)
         about["returns"] = spec.returns if spec.returns in CONVERTED else None
+        if "prompts_sha256" in about:  # a zero-shot classifier, of this run's classes
+            declared = spec.contract.classes
+            names = declared if isinstance(declared, tuple) else self.class_names
+            about["prompts_sha256"] = prompts_sha256(spec.contract.prompts, names)
         about = {name: value for name, value in about.items() if value is not None}
         input_map = self.augmentation.input_map(self.spec, spec)
         return identity(about, input_map, self.plan, self.stored, top_k=store.top_k)

@@ -77,7 +77,7 @@ def known_columns(
         columns = columns_of(contract.classes, classes) if n_classes == len(classes) else None
         if columns is not None or kind.prefix != dataset.target:
             return columns
-    likely = kind.is_path or kind.prefix == dataset.target
+    likely = kind.is_path or kind.is_foreign or kind.prefix == dataset.target
     return np.arange(n_classes) if likely and n_classes == len(classes) else None
 
 

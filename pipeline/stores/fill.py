@@ -235,6 +235,15 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
 @cache
 def _versions() -> dict[str, str]:
     """Of the packages that decide a row's bits, those that are installed."""
-    packages = ("torch", "torchvision", "numpy", "zarr", "nvidia-dali-cuda130")
+    packages = (
+        "torch",
+        "torchvision",
+        "timm",
+        "transformers",
+        "onnxruntime",
+        "numpy",
+        "zarr",
+        "nvidia-dali-cuda130",
+    )
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {name: importlib.metadata.version(name) for name in packages if name in installed}

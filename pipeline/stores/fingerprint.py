@@ -27,8 +27,8 @@ PROBE_TOLERANCE = 1.0  # grey levels: the mean absolute difference allowed betwe
 
 def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> dict[str, Any]:
     """The frozen network. Eval mode is part of it, since batch statistics would make a row depend on its
-    neighbours. So is what it returns, if that is converted to logits, and the stored output, if it is not
-    the logits.
+    neighbours. So is what it returns, if that is converted to logits, the stored output, if it is not the
+    logits, and whatever else its kind says that rows depend on.
     """
     output: dict[str, Any] = {"output": spec.output} if spec.output != LOGITS_OUTPUT else {}
     if output_kind(spec.output) == MAP:
@@ -43,6 +43,7 @@ def source_identity(spec: SourceSpec, weights_sha256: str, n_classes: int) -> di
         "mode": "eval",
         **converted,
         **output,
+        **dict(spec.identity),
     }
 
 

@@ -13,7 +13,7 @@ from pipeline.data import Dataset, Plan, load_dataset, parse_target, plan_from
 from pipeline.runtime import Paths
 from pipeline.stores.alike import with_recorded_names
 from pipeline.stores.fingerprint import identity, source_identity, source_plan
-from sskt.sources import LOGITS, LOGITS_OUTPUT, InputMap, Source, reopen_source
+from sskt.sources import LOGITS, LOGITS_OUTPUT, Contract, InputMap, Source, reopen_source
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ def open_origin(
     recorded, options = store.manifest.identity, store.manifest.made_by.get("asked", {})
     dataset = open_dataset_of(store, paths, target=target)
     name = recorded["source"]["name"]
-    source = reopen_source(name, weights or options.get("weights"), weights_dir=paths.weights_dir)
+    told = Contract.from_dict(options["told"]) if "told" in options else None
+    network = reopen_source(name, weights or options.get("weights"), weights_dir=paths.weights_dir, told=told)
+    source = network.for_classes(dataset.classes)
     # the rows were made under the contract that the store records, whatever is declared now
     returns = recorded["source"].get("returns", LOGITS)
     output = recorded["source"].get("output", LOGITS_OUTPUT)

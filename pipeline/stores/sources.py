@@ -43,6 +43,12 @@ def open_frozen(
     Its logits for `shown`, a few real images, are compared with plain fp32. Raises SourceError if it cannot
     run as the user insists, StoreMismatch if this machine cannot compute rows as those of `store` were.
     """
+    if source.runs_itself and (execution.compute not in (None, "fp32") or execution.compiled):
+        option = "--compile" if execution.compiled else f"--amp {execution.compute}"
+        raise SourceError(
+            f"{source.spec.name} runs as it was exported, in a runtime of its own; leave {option} out, or "
+            f"give it to the other sources in a command of their own"
+        )
     if forward.outputs and source.outputs != forward.outputs:
         source = open_outputs(source, forward.outputs)
     uncompiled = replace(forward, compiled=False)

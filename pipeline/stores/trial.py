@@ -36,13 +36,15 @@ def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> No
     """Run a source on real images in view 0 and check its outputs; log anything odd.
 
     `renderer` draws what the source sees, one sample at a time. Raises SourceError for outputs that
-    contradict its contract, or that nothing can be learnt from.
+    contradict its contract, or that nothing can be learnt from, NonFiniteLogitsError if none is finite.
     """
     batches = [np.array([position]) for position in trial_positions(dataset)]
     outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
     for part, columns in frozen.source.with_columns():
         spec, rows = part.spec, outputs[:, columns]
         name, declared = spec.name, spec.contract.returns
+        if not torch.isfinite(rows).all(dim=1).any():
+            frozen.require_finite_output(rows, part)
         if spec.output == LOGITS_OUTPUT:
             require_known_kind(rows, declared, name)
             remarks = remarks_on(rows, declared, name)

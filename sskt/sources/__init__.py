@@ -6,7 +6,7 @@ from sskt.sources.batch_stats import BatchStatisticsSource
 from sskt.sources.class_order import columns_of, known_orders
 from sskt.sources.clip_frames import CENTER_FRAME, CLIP, REFERENCE, ClipFrames
 from sskt.sources.contract import CONVERTED, LOGITS, Contract, assumed, sentence, shown
-from sskt.sources.declared import OPTION, parse_told, save_source, to_told
+from sskt.sources.declared import METADATA, OPTION, parse_told, save_source, to_told
 from sskt.sources.embeddings import remarks_on_embedding, require_embedding
 from sskt.sources.forward import (
     DTYPES,
@@ -35,6 +35,7 @@ from sskt.sources.outputs import (
     with_usual_output,
 )
 from sskt.sources.plain import DisagreementError
+from sskt.sources.prompts import prompts_sha256
 from sskt.sources.registry import (
     asked_of,
     kind_of,
@@ -60,6 +61,7 @@ __all__ = [
     "LOGITS",
     "LOGITS_OUTPUT",
     "MAP",
+    "METADATA",
     "OPTION",
     "OUTPUT_FORMS",
     "POOLED",
@@ -98,6 +100,7 @@ __all__ = [
     "output_of",
     "parse_source",
     "parse_told",
+    "prompts_sha256",
     "published_digest",
     "remarks_on",
     "remarks_on_embedding",

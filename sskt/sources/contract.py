@@ -45,6 +45,7 @@ class Contract:
     crop: str | None = None  # for the record: a source sees the crop that the student sees
     classes: tuple[str, ...] | str | None = None  # names in the order of its outputs, or one of ORDERS
     returns: str | None = None  # one of RETURNS
+    prompts: tuple[str, ...] | None = None  # of a zero-shot classifier: texts in which {} is a class's name
 
     def __post_init__(self) -> None:
         _require_word("channels", self.channels, CHANNELS)
@@ -54,6 +55,9 @@ class Contract:
             _require_word("classes", self.classes, ORDERS)
         elif self.classes is not None:
             _require_names(self.classes)
+        for prompt in self.prompts or ():
+            if prompt.count("{}") != 1:
+                raise SourceError(f"prompts has {prompt!r}, expected text with one {{}} for the class's name")
         if self.size is not None and self.size < 1:
             raise SourceError(f"size is {self.size}, expected a side of at least 1 pixel")
         if (self.mean is None) != (self.std is None):
@@ -202,11 +206,11 @@ def _read(name: str, value: Any) -> Any:
         if len(whole) != 1 or whole[0] != int(whole[0]):
             raise SourceError(f"size is {value!r}, expected one whole number of pixels")
         return int(whole[0])
-    if name == "classes" and isinstance(value, Sequence) and not isinstance(value, str):
+    if name in ("classes", "prompts") and isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(str(item) for item in value)
     if not isinstance(value, str):
         raise SourceError(f"{name} is {value!r}, expected text")
-    return value
+    return (value,) if name == "prompts" else value
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:

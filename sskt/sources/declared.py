@@ -25,8 +25,10 @@ from sskt.sources.preprocessor import is_foreign, read_foreign
 
 INSIDE = "sskt_contract.json"  # among the extra files of the archive
 NOTES = "sskt_notes.json"
+METADATA = "sskt_contract"  # the key of a contract, as JSON, in the metadata of files that are no .pt2
 OPTION = "--contract"
 _EXTRA = "extra/"
+_LISTS = ("classes", "prompts")  # fields that may be read from a file, one line each
 _ADDED = ("returns", "classes", "crop")  # our fields that are also read in another tool's file
 
 
@@ -46,34 +48,42 @@ class Declared:
         if not self.statements:
             return (
                 f"{name} declares nothing; assumed: {rest}. Where that is wrong, declare it: {OPTION} "
-                f"{name}=mean=0.5,std=0.5,returns=logits and the like, or save the program with save_source"
+                f"{name}=mean=0.5,std=0.5,returns=logits and the like, or in a JSON file beside it"
             )
         return f"{name} declares {'; '.join(self.statements)}" + (f"; assumed: {rest}" if rest else "")
 
 
-def declared_of(path: Path, told: Contract | None = None) -> Declared:
-    """Collect what is declared about the program at `path`; `told` is the user's declaration.
+def declared_of(path: Path, told: Contract | None = None, *, inside: Contract | None = None) -> Declared:
+    """Collect what is declared about the program at `path`; `told` is the user's declaration, `inside` that
+    of a file that is no .pt2.
 
     Raises SourceError for a declaration that is unreadable or invalid.
     """
     json_file = path.with_suffix(".json")
-    declarations = [(OPTION, told or NOTHING), ("the file itself", read_inside(path))]
+    declarations = [("the file itself", read_inside(path) if inside is None else inside)]
     remarks: list[str] = []
     if json_file.is_file():
         contract, remarks = read_beside(json_file)
         declarations.append((json_file.name, contract))
-    total, statements = NOTHING, []
-    for who, contract in declarations:
+    return combine(path.name, told or NOTHING, declarations, remarks)
+
+
+def combine(
+    name: str, told: Contract, declarations: Sequence[tuple[str, Contract]], remarks: Sequence[str] = ()
+) -> Declared:
+    """What the user and others declare, the first of them first: `declarations` are (who, what)."""
+    total, statements, found = NOTHING, [], list(remarks)
+    for who, contract in ((OPTION, told), *declarations):
         for what, used, overridden in total.differs_from(contract):
-            remarks.append(f"{path.name}: {who} says {what} {overridden}, which {what} {used} overrides")
+            found.append(f"{name}: {who} says {what} {overridden}, which {what} {used} overrides")
         if contract != NOTHING:
             statements.append(f"{sentence(contract)} ({who})")
         total = total.over(contract)
     if total.crop is not None:
-        remarks.append(
-            f"{path.name}: its own crop ({total.crop}) is not made; it sees the crop that the student sees"
+        found.append(
+            f"{name}: its own crop ({total.crop}) is not made; it sees the crop that the student sees"
         )
-    return Declared(total, told or NOTHING, tuple(statements), tuple(remarks), assumes_rest=True)
+    return Declared(total, told, tuple(statements), tuple(found), assumes_rest=True)
 
 
 def read_inside(path: Path) -> Contract:
@@ -85,7 +95,7 @@ def read_inside(path: Path) -> Contract:
             text = archive.read_string(f"{_EXTRA}{INSIDE}")
     except (RuntimeError, OSError, ValueError):
         return Contract()  # opening the file will report what is wrong with it
-    return _parse_json(text, f"{path}: its contract ({INSIDE})")
+    return parse_json(text, f"{path}: its contract ({INSIDE})")
 
 
 def read_beside(path: Path) -> tuple[Contract, list[str]]:
@@ -113,14 +123,14 @@ def read_beside(path: Path) -> tuple[Contract, list[str]]:
     misspelt = [name for name in content if difflib.get_close_matches(name, known, n=1)]
     if not known & content.keys() and not misspelt:
         return Contract(), [f"{path.name}: has no field of a contract, so it says nothing of its program"]
-    return _parse_json(text, str(path)), []
+    return parse_json(text, str(path)), []
 
 
 def parse_told(text: str) -> Contract:
     """Parse what a user writes after NAME=: KEY=VALUE,KEY=VALUE, e.g. mean=0.5,std=0.5,returns=probabilities.
 
-    `classes` is one of the known orders, or a text file with one name per line. Raises SourceError for
-    anything else.
+    `classes` is one of the known orders, or a text file with one name per line; `prompts` is one text, or a
+    file with one per line. Raises SourceError for anything else.
     """
     pairs: dict[str, Any] = {}
     for part in text.split(","):
@@ -130,9 +140,10 @@ def parse_told(text: str) -> Contract:
                 f"{OPTION}: {part!r} is not KEY=VALUE, e.g. mean=0.485/0.456/0.406,returns=probabilities"
             )
         pairs[key.strip()] = value.strip()
-    class_file = Path(pairs.get("classes", "")).expanduser()
-    if "classes" in pairs and class_file.is_file():
-        pairs["classes"] = _read_lines(class_file)
+    for key in _LISTS:
+        file = Path(pairs.get(key, "")).expanduser()
+        if key in pairs and file.is_file():
+            pairs[key] = _read_lines(file, key)
     try:
         return Contract.from_dict(pairs)
     except SourceError as error:
@@ -141,11 +152,11 @@ def parse_told(text: str) -> Contract:
 
 
 def to_told(contract: Contract) -> str:
-    """Write a contract as text that `parse_told` reads, leaving out a list of class names."""
+    """Write a contract as text that `parse_told` reads, leaving out lists of class names and of prompts."""
     pairs = [
         f"{name}={'/'.join(map(repr, value)) if isinstance(value, list) else value}"
         for name, value in contract.to_dict().items()
-        if not (name == "classes" and isinstance(value, list))
+        if not (name in _LISTS and isinstance(value, list))
     ]
     return ",".join(pairs)
 
@@ -211,7 +222,8 @@ def _export(network: nn.Module, size: int | None) -> ExportedProgram:
     return torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
 
 
-def _parse_json(text: str, where: str) -> Contract:
+def parse_json(text: str, where: str) -> Contract:
+    """The contract in a JSON text, found at `where`. Raises SourceError for any other text."""
     try:
         content = json.loads(text)
         if not isinstance(content, dict):
@@ -221,8 +233,8 @@ def _parse_json(text: str, where: str) -> Contract:
         raise SourceError(f"{where}: {error}; correct it, or save the program again") from error
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, what: str) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: cannot be read as a list of class names ({error})") from error
+        raise SourceError(f"{path}: cannot be read as a list of {what} ({error})") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of
 from sskt.sources.exported_program import read_program
@@ -23,15 +22,7 @@ class ProgramKind(Kind):
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads no file, so the number of classes is 0."""
-        file_name = rest_path(name).name
-        return SourceSpec(
-            self.name_at(file_name),
-            task="program",
-            architecture="program",
-            n_classes=0,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-        )
+        return self.unopened(self.name_at(rest_path(name).name), "program")
 
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""

@@ -105,6 +105,8 @@ class FrozenSource:
             raise SourceError(
                 f"{source.spec.name}: fp16 on a CPU is slower than fp32; use bf16 or fp32 there"
             )
+        if source.runs_itself:  # autocast and the compiler do not reach it
+            forward = Forward("fp32", forward.batch_size)
         self.source = source
         self.input_map = input_map
         self.device = device

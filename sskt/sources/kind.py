@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from sskt.download import digest_of
+from sskt.download import digest_of, known_digest_of
 from sskt.errors import SourceError
+from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract
 from sskt.sources.outputs import LOGITS_OUTPUT, network_of
 from sskt.sources.source import Source, SourceSpec
@@ -46,6 +47,12 @@ class Kind(ABC):
     def weights_path(self, name: str, weights_dir: Path) -> Path:
         """The file that holds the weights if the user gives none, whether it exists or not."""
 
+    def digest(self, weights: Path) -> str:
+        """The sha256 by which stores recognise the weights in a file that `weights_path` names. Raises
+        OSError.
+        """
+        return known_digest_of(weights)
+
     def fetch_weights(self, name: str, weights_dir: Path) -> Path:
         """`weights_path`, downloaded and verified if need be. Raises SourceError or DownloadError."""
         return self.weights_path(name, weights_dir)
@@ -53,6 +60,10 @@ class Kind(ABC):
     def published(self) -> list[SourceSpec]:
         """Every source of this kind that has published weights."""
         return []
+
+    def unopened(self, name: str, architecture: str) -> SourceSpec:
+        """The spec of a source whose file was not read: its classes are not known, nor is its input."""
+        return SourceSpec(name, self.prefix, architecture, n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def slug(self, name: str) -> str:
         """What follows `prefix` in the name of the folder that holds the source's stores."""

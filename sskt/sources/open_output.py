@@ -57,18 +57,18 @@ def open_outputs(source: Source, outputs: Sequence[str]) -> Source:
 
 def _require_no_embedding(source: Source) -> None:
     name = source.spec.name
-    if source.spec.contract.returns == EMBEDDING:
-        features = at_output(name, EMBEDDED if source.is_traced else POOLED)
+    if source.spec.contract.returns == EMBEDDING and source.of_classes is None:
+        features = at_output(name, EMBEDDED if source.is_traced or EMBEDDED in source.outputs else POOLED)
         raise SourceError(
             f"{name} is declared to return an embedding, and logits are asked of it; name it {features}, or "
-            f"export the network with its classifier"
+            f"use the network with its classifier"
         )
 
 
 def _embedding(source: Source) -> Source:
     """A program whose rows are taken as they are."""
     spec = source.spec
-    if spec.contract.returns not in (None, EMBEDDING):
+    if spec.contract.returns not in (None, EMBEDDING) and source.of_classes is None:
         raise SourceError(
             f"{spec.name} is declared to return {spec.contract.returns}, and an embedding is asked of it; "
             f"leave out @{EMBEDDED}, or declare returns={EMBEDDING}"

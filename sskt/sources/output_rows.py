@@ -52,14 +52,14 @@ class OutputRows(nn.Module):
         if isinstance(network, OwnNetwork):
             _require_layers(layers, len(network.block_channels), name)
             channels = {layer: network.block_channels[layer - 1] for layer in layers}
-            n_features = network.n_features
+            n_features = network.n_features if POOLED in outputs else 0
             self.values: nn.Module = _OfOurs(network, outputs)
         else:
             _require_layers(layers, _n_layers(network), name)
             channels = {layer: _n_channels(network, layer) for layer in layers}
             last, n_features = _last_linear(network, n_classes, name) if POOLED in outputs else ("", 0)
             self.values = _traced(network, outputs, last)
-        known = {LOGITS_OUTPUT: n_classes, POOLED: n_features}
+        known = {LOGITS_OUTPUT: n_classes, EMBEDDED: n_classes, POOLED: n_features}
         self.widths = tuple(  # numbers of each output
             known[output]
             if output in known
@@ -102,7 +102,7 @@ class _OfOurs(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features, logits = self.network.features_and_logits(x)
-        known = {LOGITS_OUTPUT: logits, POOLED: features.pooled}
+        known = {LOGITS_OUTPUT: logits, EMBEDDED: logits, POOLED: features.pooled}
         return [
             known[output] if output in known else features.blocks[layer_and_grid(output)[0] - 1]
             for output in self._outputs

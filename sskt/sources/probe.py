@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from sskt.errors import SourceError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract
 from sskt.sources.kind import Kind
 from sskt.sources.source import Source, SourceSpec
@@ -20,7 +19,7 @@ class ProbeKind(Kind):
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`."""
-        return SourceSpec(name, "probe", "linear", n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return self.unopened(name, "linear")
 
     def open(self, name: str, weights: Path, told: Contract) -> Source:  # noqa: ARG002
         """Raises SourceError: there is nothing to open."""

@@ -14,8 +14,10 @@ from sskt.errors import SourceError
 from sskt.sources.contract import NOTHING, Contract, sentence
 from sskt.sources.declared import OPTION, Declared
 from sskt.sources.exported import ProgramKind
+from sskt.sources.hf import HfKind
 from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.kinetics import Kinetics
+from sskt.sources.onnx import OnnxKind
 from sskt.sources.open_output import open_output
 from sskt.sources.outputs import (
     EMBEDDED,
@@ -31,6 +33,7 @@ from sskt.sources.places365 import Places365
 from sskt.sources.probe import ProbeKind
 from sskt.sources.run import RunKind
 from sskt.sources.source import Source, SourceSpec
+from sskt.sources.timm import TimmKind
 from sskt.sources.torchvision import ImageNet
 
 _KINDS: dict[str, Kind] = {
@@ -39,6 +42,9 @@ _KINDS: dict[str, Kind] = {
         ImageNet(),
         Places365(),
         Kinetics(),
+        TimmKind(),
+        HfKind(),
+        OnnxKind(),
         ProgramKind(),
         RunKind(),
         ProbeKind(),
@@ -144,22 +150,27 @@ def open_network(
             f"{spec.name} carries its own weights, {weights} was given beside it; leave that out"
         )
     source = kind.open(network, weights or kind.fetch_weights(network, weights_dir), told or NOTHING)
-    _require_fitting(source.spec)
+    if source.of_classes is None:
+        _require_fitting(source.spec)
+    if told is not None and told.prompts and source.of_classes is None:
+        raise SourceError(f"{spec.name} reads no texts, and its contract has prompts; leave them out")
     if told is not None and source.declared is None:
         source = replace(source, declared=Declared(told, told, (f"{sentence(told)} ({OPTION})",)))
     return source
 
 
-def reopen_source(name: str, weights: str | Path | None, *, weights_dir: Path) -> Source:
+def reopen_source(
+    name: str, weights: str | Path | None, *, weights_dir: Path, told: Contract | None = None
+) -> Source:
     """Open the source that was recorded as `name` with the weights file `weights`; raises what `open_source`
     raises.
     """
     if not weights:
-        return open_source(name, weights_dir=weights_dir)
+        return open_source(name, weights_dir=weights_dir, told=told)
     by_weights = kind_of(name).name_by_weights(weights)
     if by_weights is not None:
-        return open_source(at_output(by_weights, output_of(name)), weights_dir=weights_dir)
-    return open_source(name, weights=Path(weights), weights_dir=weights_dir)
+        return open_source(at_output(by_weights, output_of(name)), weights_dir=weights_dir, told=told)
+    return open_source(name, weights=Path(weights), weights_dir=weights_dir, told=told)
 
 
 def weights_file(name: str, weights: Path | None, weights_dir: Path) -> Path:
@@ -180,7 +191,7 @@ def _lacks_output(network: str, output: str, kind: Kind) -> SourceError:
     if output == POOLED and EMBEDDED in kind.outputs:
         return SourceError(
             f"{asked}, and a program's layers cannot be told apart; export the network without its "
-            f"classifier, and name that {at_output('program:FILE.pt2', EMBEDDED)}"
+            f"classifier, and name that {at_output(kind.forms[0], EMBEDDED)}"
         )
     if output == EMBEDDED and POOLED in kind.outputs:
         return SourceError(f"{asked}, which programs have; its features are {at_output(network, POOLED)}")

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sskt.checkpoints import read_checkpoint
 from sskt.errors import SourceError
-from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sanity import LARGEST_LOGIT, has_settled
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, rest_path, weights_digest
@@ -46,7 +45,7 @@ class RunKind(Kind):
         folder = rest_path(name)
         name = self.name_at(folder.name)
         if not (folder / _CONFIG).is_file():
-            return SourceSpec(name, "run", "", n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            return self.unopened(name, "")
         trained = read_trained(folder)
         mean, std = trained.normalisation
         return SourceSpec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class SourceSpec:
     contract: Contract = NOTHING  # what is known about published weights, or declared about a program
     earlier_mean: tuple[float, ...] | None = None  # the mean in older stores, if it differs
     output: str = LOGITS_OUTPUT  # which of the source's outputs is computed and stored
+    identity: tuple[tuple[str, str], ...] = ()  # what else its rows depend on: fields of a fingerprint
 
     def under(self, contract: Contract) -> SourceSpec:
         """The source under a contract; what the contract leaves open is unchanged."""
@@ -75,10 +77,19 @@ class Source:
     batch_range: tuple[int, int | None] = (1, None)  # batch sizes that it accepts; None: no upper limit
     notes: tuple[str, ...] = ()  # what was used of its file, for the caller to log
     is_traced: bool = False  # a graph whose mode, memory layout and guards were fixed at export
+    runs_itself: bool = False  # by a runtime of its own, in the precision that it was exported in
     outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # names of the outputs that the module can compute
     largest_logit: float = LARGEST_LOGIT  # a larger one means that the network is not sound
     network: Source | None = None  # of which this is another output than the logits, or several outputs
     parts: tuple[Source, ...] = ()  # the outputs whose rows lie side by side in this one's, if it has several
+    # of a classifier without classes of its own (zero-shot): makes it one of the classes with these names
+    of_classes: Callable[[tuple[str, ...]], Source] | None = None
+
+    def for_classes(self, classes: tuple[str, ...]) -> Source:
+        """Itself, or if its logits are those of any classes that are named, the classifier of `classes`."""
+        if self.of_classes is None or self.spec.output != LOGITS_OUTPUT:
+            return self
+        return self.of_classes(classes)
 
     def with_columns(self) -> list[tuple[Source, slice]]:
         """Every output, and where its numbers are in a row; without parts, its own is the whole row."""

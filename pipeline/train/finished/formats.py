@@ -19,13 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sskt.errors import SettingError
-from sskt.sources import Contract, save_source
+from sskt.sources import METADATA, Contract, save_source
 from sskt.sources.exported_program import read_program
 from sskt.students import PixelStudent
 
 _ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")
 _INPUT, _OUTPUT = "images", "logits"  # of an ONNX file
-CONTRACT = "sskt_contract"  # the key of the input contract in a file's metadata, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def _answer_safetensors(path: Path, network: PixelStudent, x: Tensor) -> Tensor:
 
 def _metadata(contract: Contract, about: Mapping[str, str]) -> dict[str, str]:
     classes = json.dumps(list(contract.classes or ()))
-    return {CONTRACT: json.dumps(contract.to_dict()), "classes": classes, **about}
+    return {METADATA: json.dumps(contract.to_dict()), "classes": classes, **about}
 
 
 FORMATS = {
