@@ -19,7 +19,7 @@ from pipeline.commands.pretext import pretext
 from pipeline.commands.probe import probe
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.studies import demo, explain, sweep
-from pipeline.commands.train import train
+from pipeline.commands.train import config, train
 
 
 @click.group(
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, probe, sources, targets, pretext, train, evaluate, predict, export, cache,
+    demo, prepare, precompute, probe, sources, targets, pretext, train, config, evaluate, predict, export, cache,
     recipes, reproduce, sweep, explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)

@@ -25,6 +25,7 @@ from pipeline.train import (
     paths_of,
     predict,
     pretext,
+    resolved_settings,
     resume,
     train,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "price_graph",
     "probe",
     "reproduce",
+    "resolved_settings",
     "resume",
     "save_source",
     "sweep",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
+from pipeline.commands.config_file import config_option, show_settings
 from pipeline.commands.front import Sectioned
 from pipeline.commands.graph_options import GRAPH
 from pipeline.commands.option_kinds import (
@@ -107,6 +108,10 @@ _LABELS = "Few labels"
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
     folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
+    config_option(
+        "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats the "
+        "run. Options on the command line win."
+    ),
     JSON,
     section(
         _SOURCES,
@@ -210,6 +215,7 @@ def train(
     augmentation: Augmentation,
     execution: Execution,
     paths: Paths,
+    only_resolve: bool = False,
     **settings: Unpack[Settings],
 ) -> None:
     """Stage two: train a student, taught by sources.
@@ -228,20 +234,21 @@ def train(
         summary = _continue(resume, target, execution, settings)
     elif target is not None:
         settings["preset"] = settings["preset"] or usual_preset(target, settings["recipe"])
-        out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
-        summary = api.train(
-            target,
-            out=out,
-            model=model,
-            augmentation=augmentation,
-            paths=paths,
-            execution=execution,
-            seed=seed,
-            limit=limit,
-            eval_every=eval_every,
-            finetune_from=finetune_from,
+        asked: dict[str, Any] = {
+            "model": model,
+            "augmentation": augmentation,
+            "execution": execution,
+            "seed": seed,
+            "limit": limit,
+            "eval_every": eval_every,
+            "finetune_from": finetune_from,
             **settings,
-        )
+        }
+        if only_resolve:
+            show_settings(api.resolved_settings(target, **asked), as_json)
+            return
+        out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
+        summary = api.train(target, out=out, paths=paths, **asked)
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to continue a run.")
     run = str(resume or out)
@@ -266,3 +273,16 @@ def _continue(run: Path, target: str | None, execution: Execution, settings: Set
         sources=settings["sources"],
         unlabelled=settings["unlabelled"],
     )
+
+
+@click.command(
+    cls=Sectioned, params=[param for param in train.params if param.name not in ("resume", "out")]
+)
+def config(**told: Any) -> None:
+    """Print the settings that sskt train would use with the same options, and train nothing.
+
+    One line per setting that the run reads, and where its value comes from: the command line, the file of
+    --config, the recipe or a default; null: the data will settle it. What is printed can be given to --config.
+    """
+    assert train.callback is not None  # noqa: S101 - what click.command decorates
+    train.callback(resume=None, out=None, only_resolve=True, **told)

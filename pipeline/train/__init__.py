@@ -12,6 +12,7 @@ from pipeline.train.kernel_check import prepare_to_score
 from pipeline.train.method import readers_of, require_learnable
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.pretext.run import as_training, pretext, with_places
+from pipeline.train.repeat import resolved_settings
 from pipeline.train.resolve import resolve
 from pipeline.train.run import resume, train
 from pipeline.train.run_folder import (
@@ -66,6 +67,7 @@ __all__ = [
     "require_learnable",
     "require_sound",
     "resolve",
+    "resolved_settings",
     "resume",
     "scoring_split",
     "splits_of",
