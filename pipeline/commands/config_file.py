@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from pipeline.commands.option_kinds import Decorator
 from pipeline.commands.output import tell, tell_json
 
-REPEATED = "sskt.repeated"  # in a context's meta: the recorded config that its --config names
+_REPEATED = "sskt.repeated"  # in a context's meta: who follows a run that repeats another
 
 _WHO = {
     ParameterSource.COMMANDLINE: "command line",
@@ -23,7 +23,7 @@ _WHO = {
 }
 _ABSENT = (None, "", "~", "null")
 _OF_AUGMENTATION = {"seed": "plan_seed"}  # an option by another name
-_OF_COMMAND = ("config", "resume", "as_json", "help")  # what a file does not say
+_OF_COMMAND = ("config", "resume", "trackers", "as_json", "help")  # what a file does not say
 
 
 def config_option(text: str, *, stage_one: bool = False) -> Decorator:
@@ -75,9 +75,10 @@ def _settings(ctx: click.Context, path: Path) -> Mapping[str, Any]:
     found = _parsed(path)
     if not {"plan", "eval_plan", "contents"} <= set(found):
         return dict(_flat(path, found))
-    from pipeline.train.repeat import repeated_settings
+    from pipeline.train.repeat import RepeatedRun, repeated_settings
 
-    ctx.meta[REPEATED] = recorded = json.loads(path.read_text(encoding="utf-8"))
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    ctx.meta[_REPEATED] = RepeatedRun(recorded, path)
     return dict(_flat(path, repeated_settings(path.parent, recorded)))
 
 
@@ -160,6 +161,12 @@ def _checked(
         except click.BadParameter as error:
             raise _bad(f"{path}: {name}: {error.message}") from None
     return values
+
+
+def followers_of_config() -> list[Any]:
+    """Who says in what a run departs from the one that its --config repeats; nobody where none is repeated."""
+    follower = click.get_current_context().meta.get(_REPEATED)
+    return [] if follower is None else [follower]
 
 
 def show_settings(settings: Mapping[str, Any], as_json: bool) -> None:

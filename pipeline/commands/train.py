@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from pipeline.commands.config_file import config_option, show_settings
+from pipeline.commands.config_file import config_option, followers_of_config, show_settings
 from pipeline.commands.front import Sectioned
 from pipeline.commands.graph_options import GRAPH
 from pipeline.commands.option_kinds import (
@@ -112,6 +112,13 @@ _LABELS = "Few labels"
         "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats the "
         "run. Options on the command line win."
     ),
+    click.option(
+        "--tracker",
+        "trackers",
+        multiple=True,
+        type=click.Choice(["wandb", "mlflow", "trackio", "aim"]),
+        help="Send settings and figures to an experiment tracker too; installed by sskt[NAME]. Repeatable.",
+    ),
     JSON,
     section(
         _SOURCES,
@@ -212,6 +219,7 @@ def train(
     as_json: bool,
     finetune_from: Path | None,
     eval_every: int,
+    trackers: tuple[str, ...],
     augmentation: Augmentation,
     execution: Execution,
     paths: Paths,
@@ -231,7 +239,7 @@ def train(
     from pipeline.train.presets import usual_preset
 
     if resume is not None:
-        summary = _continue(resume, target, execution, settings)
+        summary = _continue(resume, target, execution, trackers, settings)
     elif target is not None:
         settings["preset"] = settings["preset"] or usual_preset(target, settings["recipe"])
         asked: dict[str, Any] = {
@@ -248,7 +256,8 @@ def train(
             show_settings(api.resolved_settings(target, **asked), as_json)
             return
         out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
-        summary = api.train(target, out=out, paths=paths, **asked)
+        followers = (*trackers, *followers_of_config())
+        summary = api.train(target, out=out, paths=paths, trackers=followers, **asked)
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to continue a run.")
     run = str(resume or out)
@@ -258,13 +267,15 @@ def train(
         tell(run)
 
 
-def _continue(run: Path, target: str | None, execution: Execution, settings: Settings) -> dict[str, Any]:
+def _continue(
+    run: Path, target: str | None, execution: Execution, trackers: tuple[str, ...], settings: Settings
+) -> dict[str, Any]:
     """Resume a run; options that it has settled are refused."""
     from pipeline import api
     from pipeline.data import path_family
 
     told = "target sources" if target is None or path_family(target) else "sources"
-    require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
+    require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights trackers as_json")
     return api.resume(
         run,
         execution=execution,
@@ -272,11 +283,12 @@ def _continue(run: Path, target: str | None, execution: Execution, settings: Set
         target=target,
         sources=settings["sources"],
         unlabelled=settings["unlabelled"],
+        trackers=trackers,
     )
 
 
 @click.command(
-    cls=Sectioned, params=[param for param in train.params if param.name not in ("resume", "out")]
+    cls=Sectioned, params=[param for param in train.params if param.name not in ("resume", "out", "trackers")]
 )
 def config(**told: Any) -> None:
     """Print the settings that sskt train would use with the same options, and train nothing.
@@ -285,4 +297,4 @@ def config(**told: Any) -> None:
     --config, the recipe or a default; null: the data will settle it. What is printed can be given to --config.
     """
     assert train.callback is not None  # noqa: S101 - what click.command decorates
-    train.callback(resume=None, out=None, only_resolve=True, **told)
+    train.callback(resume=None, out=None, trackers=(), only_resolve=True, **told)

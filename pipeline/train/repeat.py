@@ -4,7 +4,11 @@ run as few as repeat it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import logging
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,6 +24,8 @@ from sskt.errors import RunError
 from sskt.normalise import RELEASED_MEAN
 from sskt.sources import asked_of, kind_of, to_told
 from sskt.students import PRETEXTS
+
+log = logging.getLogger(__name__)
 
 # what others depend on comes first, so that a default which follows from it is not taken for a choice
 _DECISIVE = ("schedule", "optimizer", "primary_loss", "aux_loss", "graph_logits", "epochs")
@@ -111,13 +117,29 @@ def repeated_settings(folder: Path, recorded: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def config_differences(
-    recorded: Mapping[str, Any], now: Mapping[str, Any], names: Collection[str] = ()
-) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two configs differ, but for `names`: name -> (recorded, now)."""
-    old = TrainConfig.from_dict(dict(recorded), "config.json").to_dict()
-    pairs = {name: (value, now[name]) for name, value in old.items() if name in now and name not in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+@dataclass(frozen=True)
+class RepeatedRun:
+    """Follows a run that repeats another (see `pipeline.train.trackers.Tracker`): says where it departs."""
+
+    recorded: Mapping[str, Any]  # the other's config
+    file: Path
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Say which settings and data are not those of the run that is repeated."""
+        old = json.loads(json.dumps(TrainConfig.from_dict(dict(self.recorded), str(self.file)).to_dict()))
+        now = json.loads(json.dumps(config))
+        apart = [f"{name} {_brief(now[name])} (not {_brief(old[name])})" for name in now if now[name] != old[name]]
+        log.info(f"repeats {self.file}" + (f", except: {', '.join(apart)}" if apart else ", in every setting"))
+
+    def log_epoch(self, figures: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Nothing to do."""
+
+
+def _brief(value: Any) -> str:
+    return textwrap.shorten(str(value), 60, placeholder="...")
 
 
 def _read_by(config: TrainConfig) -> list[str]:

@@ -15,6 +15,7 @@ from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, 
 from pipeline.train.backbone import default_model, open_backbone, reopen_backbone, require_reads, require_runs
 from pipeline.train.config import Settings, TrainConfig, weights_name
 from pipeline.train.data import TrainingData, open_data
+from pipeline.train.example_images import log_examples
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
@@ -31,6 +32,7 @@ from pipeline.train.run_folder import (
 )
 from pipeline.train.settle import declared_of, settle
 from pipeline.train.splits import Splits, pool_key
+from pipeline.train.trackers import OnEpoch, Tracker, open_trackers
 from pipeline.train.whereabouts import (
     labelled_list_of,
     pools_to_record,
@@ -62,11 +64,15 @@ def train(
     limit: int | None = None,
     eval_every: int = 1,
     finetune_from: Path | str | None = None,
+    trackers: str | Tracker | Sequence[str | Tracker] = (),
+    on_epoch: OnEpoch | None = None,
     **settings: Unpack[Settings],
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
+    `on_epoch` is called after every epoch, with its line of metrics.jsonl; what it raises ends the run, which can
+    be resumed. `trackers` follow the run: "wandb", "mlflow", "trackio", "aim" or your own
+    (`pipeline.train.trackers.Tracker`). `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
     one of any module). Under torchrun the ranks share every batch. Returns the run's summary. Nothing is
     written to `out` before all inputs have been checked.
     """
@@ -74,6 +80,7 @@ def train(
     paths, execution = paths or Paths(), execution or choose_execution()
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
     model = model or default_model(target, settings.get("method", "sskt"))
+    followers = open_trackers(trackers, on_epoch)
     began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
     with join_world(execution.device) as world:
         planned = resolve(
@@ -105,7 +112,10 @@ def train(
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
-        run = Run.begin(out, config.to_dict(), places, data.probe) if world.is_first else None
+        run = None
+        if world.is_first:
+            run = Run.begin(out, config.to_dict(), places, data.probe, followers)
+            log_examples(run, data, execution)
         if config.overridden:
             log.info(_departures(config))
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
@@ -120,8 +130,11 @@ def resume(
     sources: Sequence[str] = (),
     unlabelled: Sequence[str] = (),
     backbone: Backbone | None = None,
+    trackers: str | Tracker | Sequence[str | Tracker] = (),
+    on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
-    """Continue the run in `out`, to the same numbers as without a stop; returns its summary.
+    """Continue the run in `out`, to the same numbers as without a stop; returns its summary. `trackers` and
+    `on_epoch` as in `train`.
 
     Data, stores and weights are expected where they were (`paths_of`), or in `paths`. If they moved,
     `target`, such as imagefolder:PATH, and `sources`, such as program:FILE, say where they are; so does
@@ -130,6 +143,7 @@ def resume(
     number of ranks have changed, RunBusyError if another process trains it.
     """
     out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
+    followers = open_trackers(trackers, on_epoch)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None and has_student(out):
@@ -160,7 +174,7 @@ def resume(
         with kernels(config, execution.device):
             require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
         log.info(_next_step(config, state, out))
-        run = Run.go_on(out, state["history"] if state else ()) if world.is_first else None
+        run = Run.go_on(out, state["history"] if state else (), followers) if world.is_first else None
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
 
 
