@@ -17,6 +17,7 @@ from pipeline.commands.precompute import precompute, prepare
 from pipeline.commands.predict import predict
 from pipeline.commands.pretext import pretext
 from pipeline.commands.probe import probe
+from pipeline.commands.report import report, runs
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.studies import demo, explain, sweep
 from pipeline.commands.train import config, train
@@ -37,8 +38,8 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, probe, sources, targets, pretext, train, config, evaluate, predict, export, cache,
-    recipes, reproduce, sweep, explain, ensemble,
+    demo, prepare, precompute, probe, sources, targets, pretext, train, config, evaluate, predict, export, runs, report,
+    cache, recipes, reproduce, sweep, explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)
 

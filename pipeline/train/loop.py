@@ -23,6 +23,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged
 from pipeline.train.evaluate import InsaneLogitsError
+from pipeline.train.example_images import log_examples
 from pipeline.train.pretext.scorer import PretextScorer
 from pipeline.train.run_folder import Run
 from pipeline.train.score import Scorer
@@ -55,6 +56,8 @@ def run_epochs(
     good state stays.
     """
     with closing(run) if run else nullcontext(), kernels(config, execution.device):
+        if run is not None and state is None:
+            log_examples(run, data, execution)
         trainer = Trainer(config, method, data.dataset, data.source_outputs, execution, world)
         course = _Course(config, trainer, data, execution, world, run)
         if state is not None:

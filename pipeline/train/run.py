@@ -15,7 +15,6 @@ from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, 
 from pipeline.train.backbone import default_model, open_backbone, reopen_backbone, require_reads, require_runs
 from pipeline.train.config import Settings, TrainConfig, weights_name
 from pipeline.train.data import TrainingData, open_data
-from pipeline.train.example_images import log_examples
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
@@ -115,7 +114,6 @@ def train(
         run = None
         if world.is_first:
             run = Run.begin(out, config.to_dict(), places, data.probe, followers)
-            log_examples(run, data, execution)
         if config.overridden:
             log.info(_departures(config))
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)

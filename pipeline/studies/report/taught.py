@@ -1,0 +1,133 @@
+"""What taught a run, for a page: each source's price, how far its answers agree with the labels and with each other's,
+and the probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_mutual_info_score
+
+from cache import CacheError, Store, find_stores
+from pipeline.data import Dataset
+from pipeline.stores import stored_output
+from pipeline.train import TrainConfig, read_probe, splits_of, whereabouts_of
+from sskt.errors import shown
+from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, output_of, parse_source
+
+_ROWS = 2_000  # labelled samples that are compared
+
+
+def sources_of(
+    run: Path, config: TrainConfig, metrics: Sequence[Mapping[str, Any]], *, paths: Any, target: str | None
+) -> dict[str, Any]:
+    """Of each source of a run, a probe's own included: forwards, bytes and agreement; and how far each two agree.
+    Agreement is the adjusted mutual information of top classes, 0 for chance and 1 for the same partition. Raises
+    what opening the run's data raises.
+    """
+    where = whereabouts_of(run, config, paths=paths, target=target)
+    names = list(dict.fromkeys(each for name in config.sources for each in asked_of(name) or (name,)))
+    dataset = splits_of(config, where.paths).train
+    stores = _stores(names, config, dataset, where.paths.cache_dir)
+    labelled = dataset.labelled
+    n = min(_ROWS, len(labelled))
+    positions = labelled[np.linspace(0, len(labelled) - 1, n).round().astype(np.int64)]
+    answers = {
+        name: answer for name, store in stores.items() if (answer := _top(store, dataset, positions)) is not None
+    }
+    rows = [
+        _row(name, stores.get(name), answers.get(name), dataset, positions, config, metrics) for name in names
+    ]
+    return {
+        "rows": rows,
+        "compared": len(positions),
+        "pairs": [
+            {"a": shown(a), "b": shown(b), "agreement": agreement(answers[a], answers[b])}
+            for a, b in combinations(answers, 2)
+        ],
+    }
+
+
+def probe_of(run: Path) -> dict[str, Any] | None:
+    """What a run's probe was fitted on and how honest it is; None for a run without one. Raises RunError."""
+    probe = read_probe(run)
+    if probe is None:
+        return None
+    fitted = probe.fitted
+    return {
+        "name": shown(probe.name),
+        "samples": len(probe.ids),
+        "folds": fitted.n_folds,
+        "views": probe.inputs.views,
+        "answers": probe.inputs.answers,
+        "temperature": float(np.mean(fitted.temperatures)),
+        "error_before": fitted.ece_before,
+        "error_after": fitted.ece_after,
+    }
+
+
+def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    """The adjusted mutual information of two labellings (N,) of the same samples, whatever their classes are."""
+    return float(adjusted_mutual_info_score(one, other))
+
+
+def _stores(names: Sequence[str], config: TrainConfig, dataset: Dataset, cache_dir: Any) -> dict[str, Store]:
+    """For each source the store that holds this run's rows: the same plan, and every sample of the dataset."""
+    found: dict[str, Store] = {}
+    for path in find_stores(cache_dir):
+        try:
+            store = Store.open(path)
+            about = store.manifest.identity
+            holds = about["plan"] == config.plan and np.isin(dataset.ids, store.ids).all() and store.whole_views
+        except CacheError:
+            continue
+        if not holds or about["target"]["name"] != dataset.target or about["target"]["split"] != dataset.split:
+            continue
+        for name in names:
+            network = parse_source(name).name
+            alike = network == about["source"]["name"] and output_of(name) == stored_output(store)
+            digest = config.source_weights.get(name, about["source"]["weights_sha256"])
+            if alike and digest == about["source"]["weights_sha256"]:
+                found.setdefault(name, store)
+    return found
+
+
+def _top(store: Store, dataset: Dataset, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """A source's best class of each sample in view 0; None for a store of no logits."""
+    if stored_output(store) != LOGITS_OUTPUT:
+        return None
+    rows = store.rows(0, store.positions_of(dataset.ids[positions]))
+    if store.top_k is not None:  # values come first, then the classes, best first
+        return rows.view(np.uint16)[:, store.top_k].astype(np.int64)
+    return rows.view(np.float16).astype(np.float32).argmax(axis=1)
+
+
+def _row(
+    name: str,
+    store: Store | None,
+    answer: NDArray[np.int64] | None,
+    dataset: Dataset,
+    positions: NDArray[np.int64],
+    config: TrainConfig,
+    metrics: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    losses = [each[f"aux_loss/{name}"] for each in metrics if f"aux_loss/{name}" in each]
+    live = None if config.labels == "cached" else len(dataset) * len(metrics)
+    with_labels = None
+    if answer is not None and dataset.multi_hot is None:
+        with_labels = agreement(answer, dataset.labels[positions])
+    return {
+        "name": shown(name),
+        "fitted": kind_of(name).is_fitted,
+        "forwards": live or (store and store.n_samples * store.whole_views),
+        "bytes": store and store.nbytes,
+        "views": store and store.whole_views,
+        "agreement": with_labels,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
