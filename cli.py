@@ -38,8 +38,8 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, probe, sources, targets, pretext, train, config, evaluate, predict, export, runs, report,
-    cache, recipes, reproduce, sweep, explain, ensemble,
+    demo, prepare, precompute, probe, sources, targets, pretext, train, config, evaluate, predict, export,
+    runs, report, cache, recipes, reproduce, sweep, explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -1,13 +1,12 @@
 """The program: `sskt`, or `python -m sskt` and `torchrun -m sskt` where a launcher wants a module.
 
-Its other rooms have common names. A folder that the user works in may hold a cli.py or pipeline.py, and `-m` or
-PYTHONPATH put that folder first; so these names are looked up beside this package before anything else.
+Its other rooms have common names. A folder that the user works in may hold a cli.py or pipeline.py, and `-m`
+or PYTHONPATH put that folder first; so these names are looked up beside this package before anything else.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from typing import Any
 _ROOMS = ("cli", "pipeline", "cache")
 
 
-class _OwnRooms(MetaPathFinder):
+class _OwnRooms:
     """Finds the rooms of this installation, wherever the search path leads."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
         """The room of that name; None for every other module."""
-        return PathFinder.find_spec(fullname, [str(Path(__file__).parents[1])]) if fullname in _ROOMS else None
+        return (
+            PathFinder.find_spec(fullname, [str(Path(__file__).parents[1])]) if fullname in _ROOMS else None
+        )
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from pipeline.api import open_dataset
+from pipeline.api import Paths, open_dataset
 from sskt.errors import TargetError
 
 SCOPE = "detection, segmentation and regression are out of scope"
@@ -18,22 +18,28 @@ def fill(folder, *names):
 
 @pytest.mark.parametrize(
     "names",
-    [("images", "masks"), ("JPEGImages", "SegmentationClass", "Annotations"), ("train/images", "train/labels", "val/images")],
+    [
+        ("images", "masks"),
+        ("JPEGImages", "SegmentationClass", "Annotations"),
+        ("train/images", "train/labels", "val/images"),
+    ],
 )
 def test_a_folder_of_boxes_or_masks_is_refused(tmp_path, names):
     fill(tmp_path, *names)
     with pytest.raises(TargetError, match=SCOPE):
-        open_dataset(f"imagefolder:{tmp_path}", "train")
+        open_dataset(f"imagefolder:{tmp_path}", "train", paths=Paths(tmp_path, tmp_path / "stores"))
 
 
 def test_classes_with_such_names_among_others_are_classes(tmp_path):
     fill(tmp_path, "masks", "images", "hats")
-    assert open_dataset(f"imagefolder:{tmp_path}", "train").classes == ("hats", "images", "masks")
+    assert open_dataset(
+        f"imagefolder:{tmp_path}", "train", paths=Paths(tmp_path, tmp_path / "stores")
+    ).classes == ("hats", "images", "masks")
 
 
 @pytest.mark.parametrize("name", ["coco", "COCO-2017", "ade20k"])
 def test_a_data_set_of_another_task_is_named_as_such(name):
     with pytest.raises(TargetError, match=SCOPE):
-        open_dataset(name, "train")
+        open_dataset(name, "train", paths=Paths())
     with pytest.raises(TargetError, match=r"imagefolder:PATH[^;]*$"):
-        open_dataset("cifar11", "train")
+        open_dataset("cifar11", "train", paths=Paths())

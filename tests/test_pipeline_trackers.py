@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from listening import Remarks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import api
@@ -61,7 +62,8 @@ def package(monkeypatch):
 def test_on_epoch_sees_every_line_of_the_metrics(tmp_path):
     seen = []
     train(tmp_path / "run", on_epoch=seen.append)
-    assert seen == read_metrics(tmp_path / "run") and [each["epoch"] for each in seen] == [1, 2]
+    assert seen == read_metrics(tmp_path / "run")
+    assert [each["epoch"] for each in seen] == [1, 2]
 
 
 def test_what_on_epoch_raises_ends_a_run_that_goes_on_later(tmp_path):
@@ -79,7 +81,8 @@ def test_wandb_gets_settings_figures_and_summary_under_one_id(tmp_path, package)
     wandb = package("wandb")
     summary = train(tmp_path / "run", trackers="wandb")
     ((_, about),) = wandb.named("init")
-    assert about["config"]["epochs"] == 2 and about["name"] == "run"
+    assert about["config"]["epochs"] == 2
+    assert about["name"] == "run"
     logged = wandb.named("log")
     assert [kwargs["step"] for _, kwargs in logged] == [1, 2]
     lines = read_metrics(tmp_path / "run")
@@ -110,19 +113,24 @@ def test_a_run_that_continues_is_the_same_run_to_its_tracker(tmp_path, package, 
     assert asked[key] == known
     if name == "mlflow":
         assert not second.named("log_params")  # which must not change
-        assert all("/" in key or key.replace("_", "").isalnum() for (args, _) in second.named("log_metrics") for key in args[0])
+        assert all(
+            "/" in key or key.replace("_", "").isalnum()
+            for (args, _) in second.named("log_metrics")
+            for key in args[0]
+        )
 
 
-def test_a_tracker_that_fails_later_costs_the_tracking_and_not_the_run(tmp_path, package, caplog):
+def test_a_tracker_that_fails_later_costs_the_tracking_and_not_the_run(tmp_path, package):
     mlflow = package("mlflow", broken=("log_metrics",))
+    remarks = Remarks()
     assert train(tmp_path / "run", trackers=("mlflow",))["epochs"] == 2
     assert len(mlflow.named("log_metrics")) == 1
-    assert "the run goes on without it" in caplog.text
+    assert "the run goes on without it" in str(remarks)
 
 
 def test_a_tracker_that_cannot_start_or_is_not_installed_is_refused(tmp_path, package):
     package("wandb", broken=("init",))
-    with pytest.raises(RunError, match="--tracker wandb cannot start .no way there."):
+    with pytest.raises(RunError, match=r"--tracker wandb cannot start \(no way there\)"):
         train(tmp_path / "run", trackers="wandb")
     with pytest.raises(SettingError, match=r"pip install 'sskt\[aim\]'"):
         train(tmp_path / "other", trackers="aim")
@@ -134,8 +142,10 @@ def test_a_tracker_that_cannot_start_or_is_not_installed_is_refused(tmp_path, pa
 def test_tensorboard_has_the_settings_and_the_images_that_the_student_saw(tmp_path):
     train(tmp_path / "run", epochs=1)
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload()
-    images = events.Images("training_images__view_0")
-    assert len(images) == 1 and images[0].height > 16
+    (tag,) = events.Tags()["images"]
+    (image,) = events.Images(tag)
+    assert "training" in tag
+    assert image.height >= 16
     shown = events.PluginTagToContent("hparams")
     assert b"label_smoothing" in shown["_hparams_/session_start_info"]
     (line,) = read_metrics(tmp_path / "run")

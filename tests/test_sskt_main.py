@@ -27,10 +27,17 @@ def test_the_program_finds_its_own_rooms(installed, tmp_path, words):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(installed)])}
     done = subprocess.run(
-        [sys.executable, "-m", "sskt", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "sskt", *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Usage: sskt {words[0]} [OPTIONS]" if len(words) > 1 else "Usage: sskt [OPTIONS]")
+    assert done.stdout.startswith(
+        f"Usage: sskt {words[0]} [OPTIONS]" if len(words) > 1 else "Usage: sskt [OPTIONS]"
+    )
 
 
 def test_the_packages_say_that_they_are_typed_and_bring_their_templates(installed):

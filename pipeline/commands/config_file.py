@@ -1,4 +1,6 @@
-"""--config FILE: settings of a run from YAML or JSON, by the names of config.json, each checked as its option."""
+"""--config FILE: settings of a run from YAML or JSON, by the names of config.json, each checked as its
+option.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from pipeline.commands.option_kinds import Decorator
-from pipeline.commands.output import tell, tell_json
+from pipeline.commands.settings_text import parsed, refused
 
 _REPEATED = "sskt.repeated"  # in a context's meta: who follows a run that repeats another
 
-_WHO = {
-    ParameterSource.COMMANDLINE: "command line",
-    ParameterSource.ENVIRONMENT: "environment",
-    ParameterSource.DEFAULT_MAP: "file of --config",
-}
 _ABSENT = (None, "", "~", "null")
 _OF_AUGMENTATION = {"seed": "plan_seed"}  # an option by another name
 _OF_COMMAND = ("config", "resume", "trackers", "as_json", "help")  # what a file does not say
 
 
 def config_option(text: str, *, stage_one: bool = False) -> Decorator:
-    """--config, whose values stand where the command line says nothing. Of a command of stage one (`stage_one`)
-    the settings of a student are read over.
+    """--config, whose values stand where the command line says nothing. Of a command of stage one
+    (`stage_one`) the settings of a student are read over.
     """
     return click.option(
         "--config",
@@ -67,64 +63,22 @@ def _read_stage_one(ctx: click.Context, _option: click.Parameter, path: Path | N
 
 def _options(command: click.Command) -> dict[str, click.Parameter]:
     """A command's options by the names of their settings."""
-    return {option.name: option for option in command.params if option.name and option.name not in _OF_COMMAND}
+    return {
+        option.name: option for option in command.params if option.name and option.name not in _OF_COMMAND
+    }
 
 
 def _settings(ctx: click.Context, path: Path) -> Mapping[str, Any]:
     """What a file says; of a run's own config.json, the settings that repeat it."""
-    found = _parsed(path)
+    found = parsed(path)
     if not {"plan", "eval_plan", "contents"} <= set(found):
         return dict(_flat(path, found))
-    from pipeline.train.repeat import RepeatedRun, repeated_settings
+    from pipeline.train.repeat import repeated_settings
+    from pipeline.train.repeated_run import RepeatedRun
 
     recorded = json.loads(path.read_text(encoding="utf-8"))
     ctx.meta[_REPEATED] = RepeatedRun(recorded, path)
     return dict(_flat(path, repeated_settings(path.parent, recorded)))
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    """A file's settings, with numbers and words as text, so that options read them as on the command line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _bad(f"{path}: cannot be read ({error}); give a YAML or JSON file") from None
-    try:
-        found = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=lambda p: _unique(path, p))
-    except json.JSONDecodeError as error:
-        if path.suffix == ".json":
-            raise _bad(f"{path}: is no JSON ({error}); correct it") from None
-        found = _parsed_yaml(path, text)
-    if not isinstance(found, dict):
-        raise _bad(f"{path}: holds {type(found).__name__}, expected settings by name such as epochs: 30")
-    return found
-
-
-def _parsed_yaml(path: Path, text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.BaseLoader):
-        """Scalars as text, and no name twice."""
-
-    def mapping(loader: Any, node: Any) -> dict[str, Any]:
-        return _unique(path, [tuple(loader.construct_object(n, deep=True) for n in pair) for pair in node.value])
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(text, Loader) or {}  # noqa: S506 - builds lists, mappings and text alone
-    except yaml.YAMLError as error:
-        raise _bad(f"{path}: is no YAML ({' '.join(str(error).split())}); correct it") from None
-
-
-def _unique(path: Path, pairs: Collection[Any]) -> dict[str, Any]:
-    """Pairs as a mapping. Raises BadParameter for a name that stands twice: one would be lost."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if not isinstance(name, str):
-            raise _bad(f"{path}: {name!r} is no name of a setting")
-        if name in found:
-            raise _bad(f"{path}: {name} stands twice; leave one out")
-        found[name] = value
-    return found
 
 
 def _flat(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -135,7 +89,7 @@ def _flat(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, Mapping):
             yield from ((_OF_AUGMENTATION.get(key, key), each) for key, each in value.items())
         else:
-            raise _bad(f"{path}: augmentation is {value!r}, expected settings by name such as side_px: 64")
+            raise refused(f"{path}: augmentation is {value!r}, expected settings by name such as side_px: 64")
 
 
 def _checked(
@@ -151,7 +105,7 @@ def _checked(
     values: dict[str, Any] = {}
     for name, value in found.items():
         if name not in known:
-            raise _bad(f"{path}: {name} is no setting{_near(name, known)}")
+            raise refused(f"{path}: {name} is no setting{_near(name, known)}")
         if value in _ABSENT or name not in options:
             continue
         option = options[name]
@@ -159,43 +113,14 @@ def _checked(
             values[name] = _as_told(option, value)
             option.process_value(ctx, values[name])
         except click.BadParameter as error:
-            raise _bad(f"{path}: {name}: {error.message}") from None
+            raise refused(f"{path}: {name}: {error.message}") from None
     return values
 
 
 def followers_of_config() -> list[Any]:
-    """Who says in what a run departs from the one that its --config repeats; nobody where none is repeated."""
+    """Who says where a run departs from the one that its --config repeats; nobody if it repeats none."""
     follower = click.get_current_context().meta.get(_REPEATED)
     return [] if follower is None else [follower]
-
-
-def show_settings(settings: Mapping[str, Any], as_json: bool) -> None:
-    """Print settings as a file for --config, each with a comment on who chose its value, or as JSON."""
-    if as_json:
-        tell_json(settings)
-        return
-    import yaml
-
-    plain = {name: value for name, value in settings.items() if name != "augmentation"}
-    lines = yaml.safe_dump(plain, default_flow_style=None, sort_keys=False, width=10_000).splitlines()
-    width = min(40, max(map(len, lines)))
-    for (name, value), line in zip(plain.items(), lines, strict=True):
-        tell(f"{line.ljust(width)}  # {_chosen_by(name, value)}")
-    seen = {name: value for name, value in settings["augmentation"].items() if value is not None}
-    tell(yaml.safe_dump({"augmentation": seen}, default_flow_style=False, sort_keys=False).rstrip())
-
-
-def _chosen_by(name: str, value: Any) -> str:
-    """Who chose a setting's value, in words."""
-    from pipeline.train.config import SETTLED_BY_DATA
-    from sskt.recipes import SETTINGS
-
-    source = click.get_current_context().get_parameter_source(name)
-    if source in _WHO:
-        return _WHO[source]
-    if value is None:
-        return "settled by the data" if name in SETTLED_BY_DATA else "not set"
-    return "recipe" if name in SETTINGS else "default"
 
 
 def _near(name: str, known: Collection[str]) -> str:
@@ -210,11 +135,9 @@ def _near(name: str, known: Collection[str]) -> str:
 
 def _derived() -> set[str]:
     """The fields of config.json that nobody sets."""
-    from dataclasses import fields
-
     from pipeline.train.config import TrainConfig
 
-    return {field.name for field in fields(TrainConfig)}
+    return set(TrainConfig.__annotations__)
 
 
 def _as_told(option: click.Parameter, value: Any) -> Any:
@@ -239,7 +162,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _bad(message: str) -> click.BadParameter:
-    return click.BadParameter(message, param_hint="--config")

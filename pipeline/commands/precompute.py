@@ -135,7 +135,7 @@ def prepare(
         "--estimate", is_flag=True, help="Measure for a few seconds what it would cost, and store nothing."
     ),
     config_option(
-        "Settings file of sskt train; what stores depend on is read from it. Options on the command line win.",
+        "Settings file of sskt train; what stores depend on is read from it. Options win.",
         stage_one=True,
     ),
     JSON,

@@ -105,7 +105,9 @@ RARELY = section(
         "trapezoid: fraction of the steps in which it falls to 0. [default: 0.8]",
         positive=False,
     ),
-    count_option("--patience", "plateau: evaluations without progress before a drop. [default: as milestones]"),
+    count_option(
+        "--patience", "plateau: evaluations without progress before a drop. [default: as milestones]"
+    ),
     number_option("--momentum", f"SGD's momentum. {OF_RECIPE}", positive=False),
     number_option("--dampening", f"Dampening of SGD's momentum. {OF_RECIPE}", positive=False),
     _flag_option("--nesterov", f"Nesterov's momentum. {OF_RECIPE}"),

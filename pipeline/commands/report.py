@@ -32,8 +32,8 @@ _COLUMNS = "run target model method seed test_top1 test_map best_test_top1 best_
 def runs(folders: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     """List runs, best first, with the settings in which they differ.
 
-    FOLDERs are runs, or hold some at any depth. [default: runs] Accuracies are of the last epoch, in percent; of a
-    run that has not finished, of the last one that was scored.
+    FOLDERs are runs, or hold some at any depth. [default: runs] Accuracies are of the last epoch, in percent;
+    of a run that has not finished, of the last one that was scored.
     """
     from pipeline import api
     from pipeline.studies.report.runs import differing, text_of
@@ -80,9 +80,9 @@ def report(
 ) -> None:
     """Write a page about a run.
 
-    One HTML file without links to others: curves, the mistakes that the student is surest of, confusions, classes,
-    what each source cost and how far it agrees with the labels, and the probe. Where data or stores are missing,
-    the page says so.
+    One HTML file without links to others: curves, the mistakes that the student is surest of, confusions,
+    classes, what each source cost and how far it agrees with the labels, and the probe. Where data or stores
+    are missing, the page says so.
     """
     from pipeline import api
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from pipeline.commands.config_file import config_option, followers_of_config, show_settings
+from pipeline.commands.config_file import config_option, followers_of_config
 from pipeline.commands.front import Sectioned
 from pipeline.commands.graph_options import GRAPH
 from pipeline.commands.option_kinds import (
@@ -39,6 +39,7 @@ from pipeline.commands.options import (
 )
 from pipeline.commands.output import new_run_folder, tell, tell_json
 from pipeline.commands.recipe_options import OF_RECIPE, RARELY, RECIPE
+from pipeline.commands.show_settings import show_settings
 from pipeline.commands.told import paths_of, require_alone
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ _LABELS = "Few labels"
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
     folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
     config_option(
-        "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats the "
-        "run. Options on the command line win."
+        "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats "
+        "that run. Options win."
     ),
     click.option(
         "--tracker",
@@ -275,7 +276,9 @@ def _continue(
     from pipeline.data import path_family
 
     told = "target sources" if target is None or path_family(target) else "sources"
-    require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights trackers as_json")
+    require_alone(
+        f"resume {told} unlabelled device renderer threads data_dir cache_dir weights trackers as_json"
+    )
     return api.resume(
         run,
         execution=execution,
@@ -294,7 +297,8 @@ def config(**told: Any) -> None:
     """Print the settings that sskt train would use with the same options, and train nothing.
 
     One line per setting that the run reads, and where its value comes from: the command line, the file of
-    --config, the recipe or a default; null: the data will settle it. What is printed can be given to --config.
+    --config, the recipe or a default; null: the data will settle it. What is printed can be given to
+    --config.
     """
     assert train.callback is not None  # noqa: S101 - what click.command decorates
     train.callback(resume=None, out=None, trackers=(), only_resolve=True, **told)

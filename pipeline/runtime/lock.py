@@ -21,8 +21,8 @@ LOCK = "run.lock"  # it stays when the run has ended: to remove it would let two
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that call this out of a folder. Raises BlockingIOError if one is in it, and OSError if
-    the folder cannot be written.
+    """Keep other processes that call this out of a folder. Raises BlockingIOError if one is in it, and
+    OSError if the folder cannot be written.
     """
     lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
     try:

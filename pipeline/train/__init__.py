@@ -6,6 +6,7 @@ from pipeline.train.confusion import draw_confusion
 from pipeline.train.data import open_data, pools_of, splits_of
 from pipeline.train.divergence import DivergedError
 from pipeline.train.evaluate import ALL_CLIPS, Evaluator, of_clips
+from pipeline.train.example_images import example_images
 from pipeline.train.finished.export import export
 from pipeline.train.finished.predict import Predictions, predict
 from pipeline.train.finished.student import EVALUATION_CLIPS, open_finished
@@ -13,8 +14,8 @@ from pipeline.train.kernel_check import prepare_to_score
 from pipeline.train.method import readers_of, require_learnable
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.pretext.run import as_training, pretext, with_places
-from pipeline.train.repeat import resolved_settings
 from pipeline.train.resolve import resolve
+from pipeline.train.resolved import resolved_settings
 from pipeline.train.run import resume, train
 from pipeline.train.run_folder import (
     ENCODER,
@@ -47,6 +48,7 @@ __all__ = [
     "default_model",
     "draw_confusion",
     "evaluate",
+    "example_images",
     "export",
     "keep_labels",
     "labelled_list_of",

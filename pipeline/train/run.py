@@ -69,11 +69,11 @@ def train(
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `on_epoch` is called after every epoch, with its line of metrics.jsonl; what it raises ends the run, which can
-    be resumed. `trackers` follow the run: "wandb", "mlflow", "trackio", "aim" or your own
-    (`pipeline.train.trackers.Tracker`). `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
-    one of any module). Under torchrun the ranks share every batch. Returns the run's summary. Nothing is
-    written to `out` before all inputs have been checked.
+    `on_epoch` is called after every epoch, with its line of metrics.jsonl; what it raises ends the run, which
+    can be resumed. `trackers` follow the run: "wandb", "mlflow", "trackio", "aim" or your own
+    (`pipeline.train.trackers.Tracker`). `model` is a name, or your own backbone, which keeps its weights
+    (`sskt.students.WrappedBackbone` makes one of any module). Under torchrun the ranks share every batch.
+    Returns the run's summary. Nothing is written to `out` before all inputs have been checked.
     """
     augmentation = augmentation or Augmentation()
     paths, execution = paths or Paths(), execution or choose_execution()

@@ -1,10 +1,11 @@
 """A run directory: settings, environment, results (docs/method.md, promise 7).
 
 config.json and environment.json; metrics.jsonl, one line per epoch, and TensorBoard events, with settings and
-example images; trackers.json, the ids of trackers that follow it; last.pt, the checkpoint; best.safetensors and student.safetensors, backbone and primary head of the best and the last
-epoch, or of a pretext task best.safetensors and encoder.safetensors, the backbone alone; probe.safetensors,
-the probe that teaches the student; summary.json, which marks a finished run, or diverged.json. Each file
-except the logs is written completely or not at all, and flushed to disk.
+example images; trackers.json, the ids of trackers that follow it; last.pt, the checkpoint; best.safetensors
+and student.safetensors, backbone and primary head of the best and the last epoch, or of a pretext task
+best.safetensors and encoder.safetensors, the backbone alone; probe.safetensors, the probe that teaches the
+student; summary.json, which marks a finished run, or diverged.json. Each file except the logs is written
+completely or not at all, and flushed to disk.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Run:
         probe: RunProbe | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> Self:
-        """Create the directory; `trackers` follow the run. Raises RunError if it already holds a run or cannot be written, RunBusyError
-        if another process has just started one there.
+        """Create the directory; `trackers` follow the run. Raises RunError if it already holds a run or
+        cannot be written, RunBusyError if another process has just started one there.
         """
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -117,8 +118,8 @@ class Run:
             tracker.log_epoch(metrics)
 
     def log_images(self, name: str, images: torch.Tensor) -> None:
-        """Show images, uint8 (N, 3, H, W), in TensorBoard."""
-        self._events.add_images(name, images)
+        """Show images, uint8 (N, H, W, 3), in TensorBoard."""
+        self._events.add_images(name, images, dataformats="NHWC")
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace last.pt by `state`: plain data and tensors, which load with `weights_only=True`."""

@@ -1,5 +1,6 @@
-"""Tasks that this program does not do, by what gives them away: the names of data sets, and folders beside images that
-hold boxes or masks. Trained on as classes, those would be a student that tells photographs from their masks.
+"""Tasks that this program does not do, by what gives them away: the names of data sets, and folders beside
+images that hold boxes or masks. Trained on as classes, those would be a student that tells photographs from
+their masks.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def names_other_task(target: str) -> str:
 
 
 def require_classes(folder: Path, names: Collection[str]) -> None:
-    """Raise TargetError if the folders `names` in `folder` are images and their boxes or masks, not classes."""
+    """Raise TargetError if the folders `names` in `folder` are no classes, but images and boxes or masks."""
     plain = {name.casefold() for name in names}
     if plain & _IMAGES and plain & _ANSWERS and plain <= _IMAGES | _ANSWERS:
         raise TargetError(
-            f"{folder}: {' and '.join(f'{name}/' for name in sorted(names))} are images with boxes or masks, expected "
-            f"a folder per class; {SCOPE}"
+            f"{folder}: {' and '.join(f'{name}/' for name in sorted(names))} are images with boxes or masks, "
+            f"expected a folder per class; {SCOPE}"
         )

@@ -173,7 +173,8 @@ def parse_target(name: str) -> DatasetSpec:
         with_labels = [family for family in path_families() if family.has_labels]
         *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in with_labels)]
         raise TargetError(
-            f"target {name!r} is not known, expected one of {', '.join(names)} or {last}{names_other_task(name)}"
+            f"target {name!r} is not known, expected one of {', '.join(names)} or {last}"
+            f"{names_other_task(name)}"
         )
     return spec
 

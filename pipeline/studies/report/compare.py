@@ -19,9 +19,9 @@ _MOST_COLUMNS = 8  # of the table of classes
 
 
 def compare(rows: Sequence[Mapping[str, Any]], out: Path | str) -> Path:
-    """Write one page of HTML about runs, rows of `list_runs`, and return its path. Runs of one target share their
-    pictures; classes are shown where `sskt evaluate` has left a confusion matrix. Raises RunError if the page
-    cannot be written.
+    """Write one page of HTML about runs, rows of `list_runs`, and return its path. Runs of one target share
+    their pictures; classes are shown where `sskt evaluate` has left a confusion matrix. Raises RunError if
+    the page cannot be written.
     """
     out = coerce.path(out, "out")
     names = runs.differing(rows)

@@ -1,4 +1,6 @@
-"""The pictures of a page: curves over the epochs, as SVG. Each is narrow, so that a phone shows it without zoom."""
+"""The pictures of a page: curves over the epochs, as SVG. Each is narrow, so that a phone shows it without
+zoom.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,18 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from pipeline.runtime import fitted, lettering
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by label: epochs and values
 
+_SMALL_PX = 64  # images up to this side are kept exactly, and enlarged
 _SIZE_IN = (4.6, 3.2)
 _TEXT_PT = 9.0
 _STYLE = {
@@ -38,7 +45,7 @@ def curves(series: Series, *, ylabel: str, log: bool = False) -> str:
     """A line per series, as a data URI of an SVG picture."""
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     with lettering(*series), matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         rows = -(-len(series) // (2 if max(map(len, series), default=0) < 24 else 1))
@@ -52,6 +59,9 @@ def curves(series: Series, *, ylabel: str, log: bool = False) -> str:
             axes.plot(epochs, values, style, marker=marker, markersize=3, linewidth=1.5, label=short)
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axes.set(xlabel="epoch", ylabel=ylabel)
         axes.grid(alpha=0.3)
@@ -73,3 +83,10 @@ def svg_uri(figure: Figure) -> str:
 def data_uri(content: bytes, kind: str) -> str:
     """A file's bytes as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def image_uri(pixels: NDArray[np.uint8]) -> str:
+    """An image, uint8 (H, W, 3), as a data URI: a PNG if it is small, else a JPEG."""
+    out, small = io.BytesIO(), pixels.shape[0] <= _SMALL_PX
+    Image.fromarray(pixels).save(out, format="PNG" if small else "JPEG", quality=88)
+    return data_uri(out.getvalue(), f"image/{'png' if small else 'jpeg'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -11,9 +10,9 @@ from cache import write_durably
 from sskt.errors import RunError, shown
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a template of this package, filled, to `path`; names in it are escaped. Raises RunError if the file
-    cannot be written.
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Write a template of this package, filled, to `path`; names in it are escaped. Raises RunError if the
+    file cannot be written.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.studies.report"),

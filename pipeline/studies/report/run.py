@@ -12,8 +12,15 @@ from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.studies.report import figures, runs
 from pipeline.studies.report.page import write_page
 from pipeline.studies.report.scored import score
-from pipeline.studies.report.taught import probe_of, sources_of
-from pipeline.train import EVALUATION_CLIPS, TrainConfig, open_finished, open_to_score, read_metrics, read_summary
+from pipeline.studies.report.taught import taught
+from pipeline.train import (
+    EVALUATION_CLIPS,
+    TrainConfig,
+    open_finished,
+    open_to_score,
+    read_metrics,
+    read_summary,
+)
 from sskt.errors import SsktError, shown
 
 log = logging.getLogger(__name__)
@@ -32,9 +39,10 @@ def report(
 ) -> Path:
     """Write one page of HTML about a run, `out` (default: report.html in its folder), and return its path.
 
-    The student, "last" or "best", is asked about the test split; data and stores are expected where they were, in
-    `paths`, or where `target` says. Where they are missing, or the run has not finished, the page goes without the
-    sections that need them and says why. Raises RunError if `run` is none, or the page cannot be written.
+    The student, "last" or "best", is asked about the test split; data and stores are expected where they
+    were, in `paths`, or where `target` says. Where they are missing, or the run has not finished, the page
+    goes without the sections that need them and says why. Raises RunError if `run` is none, or the page
+    cannot be written.
     """
     finished = open_finished(run, clips)
     folder, config, how = finished.folder, finished.config, execution or choose_execution()
@@ -49,7 +57,7 @@ def report(
     of_sources = None
     if config.sources:
         of_sources = _unless_missing(
-            "what taught it", lambda: sources_of(folder, config, metrics, paths=paths, target=target), missing
+            "what taught it", lambda: taught(folder, config, metrics, paths=paths, target=target), missing
         )
     write_page(
         out,
@@ -60,7 +68,6 @@ def report(
         scored=_unless_missing("the test split", scored, missing),
         which=which,
         sources=of_sources,
-        probe=_unless_missing("the probe", lambda: probe_of(folder), missing),
         label_share=metrics[-1]["label_s"] / metrics[-1]["epoch_s"] if metrics else None,
         overridden={name: tuple(map(runs.text_of, pair)) for name, pair in _overridden(config).items()},
         settings={name: shown(runs.text_of(value)) for name, value in config.to_dict().items()},

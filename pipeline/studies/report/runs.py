@@ -21,9 +21,9 @@ _ABOUT = (*_ALWAYS, "limit", "finetune_from", "augmentation")
 
 
 def list_runs(folders: Path | str | Sequence[Path | str] = "runs") -> list[dict[str, Any]]:
-    """One row per run in or below `folders`: run, state, target, model, method, seed, its metric in percent (None
-    before it is known), epoch_s, and under `settings` every setting by name. Sorted by target, then by the metric,
-    best first. A run whose files cannot be read has its error under `state`.
+    """One row per run in or below `folders`: run, state, target, model, method, seed, its metric in percent
+    (None before it is known), epoch_s, and under `settings` every setting by name. Sorted by target, then by
+    the metric, best first. A run whose files cannot be read has its error under `state`.
 
     Raises RunError if a folder is missing, or there is no run.
     """
@@ -49,8 +49,8 @@ def differing(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Finished runs that differ in nothing but their seed, as one row each: the mean and the standard deviation of
-    the metric (None for one run), best first.
+    """Finished runs that differ in nothing but their seed, as one row each: the mean and the standard
+    deviation of the metric (None for one run), best first.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:

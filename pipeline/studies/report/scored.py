@@ -1,29 +1,28 @@
-"""A finished run's student on its test split, for a page: confusions, classes, and the mistakes it is surest of."""
+"""A finished run's student on its test split, for a page: confusions, classes, and the mistakes it is surest
+of.
+"""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.data import Dataset, Plan, open_renderer
+from pipeline.data import Dataset, Plan
 from pipeline.runtime import Execution, lettering
-from pipeline.studies.report.figures import data_uri, svg_uri
-from pipeline.train import Evaluator, draw_confusion
+from pipeline.studies.report.figures import image_uri, svg_uri
+from pipeline.studies.report.mistakes import mistakes, multilabel_mistakes
+from pipeline.train import Evaluator, draw_confusion, example_images
 from sskt.errors import shown
 from sskt.metrics import class_precisions, confusion_matrix
 from sskt.students import Student
 
 MISTAKES, PAIRS = 12, 10
 _DRAWN = 60  # classes; with more, the picture of a confusion matrix shows nothing
-_SMALL_PX = 64  # images up to this side are kept exactly, and enlarged
 
 
 def score(dataset: Dataset, student: Student, plan: Plan, amp: str, execution: Execution) -> dict[str, Any]:
@@ -37,7 +36,8 @@ def score(dataset: Dataset, student: Student, plan: Plan, amp: str, execution: E
         wrong = multilabel_mistakes(shares, dataset.multi_hot)
         of_classes = _of_several_labels(scores.numpy(), dataset.multi_hot, classes)
     of_classes["classes"].sort(key=lambda each: (each["value"] is None, each["value"]))
-    images = _images(dataset, plan, [row for row, _, _ in wrong[:MISTAKES]], execution)
+    rows = np.array([row for row, _, _ in wrong[:MISTAKES]], dtype=np.int64)
+    images = [image_uri(image) for image in example_images(dataset, plan, rows, execution)]
     return {
         "samples": len(dataset),
         "n_wrong": len(wrong),
@@ -54,33 +54,6 @@ def score(dataset: Dataset, student: Student, plan: Plan, amp: str, execution: E
             for image, (row, said, share) in zip(images, wrong, strict=False)
         ],
     }
-
-
-def mistakes(
-    scores: NDArray[np.floating], shares: NDArray[np.floating], labels: NDArray[np.int64]
-) -> list[tuple[int, int, float]]:
-    """(row, class said, its probability) of every row whose best class is not its label, surest first.
-
-    scores and shares are (N, C), labels (N,).
-    """
-    said = scores.argmax(axis=1)
-    rows = np.flatnonzero(said != labels)
-    sure = shares[rows, said[rows]]
-    order = np.argsort(-sure, kind="stable")
-    return [(int(rows[at]), int(said[rows[at]]), float(sure[at])) for at in order]
-
-
-def multilabel_mistakes(
-    shares: NDArray[np.floating], multi_hot: NDArray[np.int8]
-) -> list[tuple[int, int, float]]:
-    """(row, class, its probability) of the worst answer about each image that has one beyond 0.5 on the wrong side;
-    entries of -1 do not count.
-    """
-    off = np.where(multi_hot < 0, 0.0, np.abs(shares - multi_hot))
-    worst = off.argmax(axis=1)
-    size = off[np.arange(len(off)), worst]
-    order = [int(row) for row in np.argsort(-size, kind="stable") if size[row] > 0.5]
-    return [(row, int(worst[row]), float(shares[row, worst[row]])) for row in order]
 
 
 def _of_one_label(scores: torch.Tensor, dataset: Dataset, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -102,7 +75,8 @@ def _of_one_label(scores: torch.Tensor, dataset: Dataset, classes: tuple[str, ..
             for c, (name, total) in enumerate(zip(classes, totals, strict=True))
         ],
         "pairs": [
-            {"truth": classes[t], "said": classes[s], "n": int(off[t, s]), "of": int(totals[t])} for t, s in pairs
+            {"truth": classes[t], "said": classes[s], "n": int(off[t, s]), "of": int(totals[t])}
+            for t, s in pairs
         ],
     }
 
@@ -127,22 +101,3 @@ def _truth(dataset: Dataset, row: int, classes: Sequence[str]) -> str:
     if dataset.multi_hot is None:
         return classes[int(dataset.labels[row])]
     return ", ".join(np.array(classes)[dataset.multi_hot[row] == 1]) or "none"
-
-
-def _images(dataset: Dataset, plan: Plan, rows: Sequence[int], execution: Execution) -> list[str]:
-    """Some samples as the student sees them, of clips the middle frame, as data URIs."""
-    if not rows:
-        return []
-    positions = np.array(rows, dtype=np.int64)
-    renderer = open_renderer(dataset.take(positions), plan, execution, batch_size=len(rows))
-    with closing(renderer), closing(renderer.render(0, [np.arange(len(rows))])) as drawn:
-        images = next(drawn).cpu()
-    if images.ndim == 5:
-        images = images[:, :, images.shape[2] // 2]
-    return [_encoded(image) for image in images.permute(0, 2, 3, 1).numpy()]
-
-
-def _encoded(pixels: NDArray[np.uint8]) -> str:
-    out, small = io.BytesIO(), pixels.shape[0] <= _SMALL_PX
-    Image.fromarray(pixels).save(out, format="PNG" if small else "JPEG", quality=88)
-    return data_uri(out.getvalue(), f"image/{'png' if small else 'jpeg'}")

@@ -1,70 +1,97 @@
-"""What taught a run, for a page: each source's price, how far its answers agree with the labels and with each other's,
-and the probe.
+"""What taught a run, for a page: each source's price, how far its answers agree with the labels and with each
+other's, and the probe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 
 from cache import CacheError, Store, find_stores
 from pipeline.data import Dataset
+from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.stores import stored_output
 from pipeline.train import TrainConfig, read_probe, splits_of, whereabouts_of
 from sskt.errors import shown
-from sskt.sources import LOGITS_OUTPUT, asked_of, kind_of, output_of, parse_source
+from sskt.sources import LOGITS_OUTPUT, kind_of, output_of, parse_source
 
 _ROWS = 2_000  # labelled samples that are compared
 
 
-def sources_of(
+def taught(
     run: Path, config: TrainConfig, metrics: Sequence[Mapping[str, Any]], *, paths: Any, target: str | None
 ) -> dict[str, Any]:
-    """Of each source of a run, a probe's own included: forwards, bytes and agreement; and how far each two agree.
-    Agreement is the adjusted mutual information of top classes, 0 for chance and 1 for the same partition. Raises
-    what opening the run's data raises.
+    """Of each source of a run, a probe's own included: forwards, bytes and agreement; how far each two agree;
+    and the probe. Agreement is the adjusted mutual information of top classes, 0 for chance and 1 for the
+    same partition. Raises what opening the run's data raises.
     """
     where = whereabouts_of(run, config, paths=paths, target=target)
-    names = list(dict.fromkeys(each for name in config.sources for each in asked_of(name) or (name,)))
+    probe = read_probe(run)
+    names = list(
+        dict.fromkeys(
+            [
+                *(name for name in config.sources if not kind_of(name).is_fitted),
+                *(probe.inputs.sources if probe else ()),
+            ]
+        )
+    )
     dataset = splits_of(config, where.paths).train
     stores = _stores(names, config, dataset, where.paths.cache_dir)
     labelled = dataset.labelled
-    n = min(_ROWS, len(labelled))
-    positions = labelled[np.linspace(0, len(labelled) - 1, n).round().astype(np.int64)]
-    answers = {
-        name: answer for name, store in stores.items() if (answer := _top(store, dataset, positions)) is not None
-    }
-    rows = [
-        _row(name, stores.get(name), answers.get(name), dataset, positions, config, metrics) for name in names
+    positions = labelled[
+        np.linspace(0, len(labelled) - 1, min(_ROWS, len(labelled))).round().astype(np.int64)
     ]
+    answers = {
+        name: answer
+        for name, store in stores.items()
+        if (answer := _top(store, dataset, positions)) is not None
+    }
     return {
-        "rows": rows,
+        "rows": [
+            _row(name, stores.get(name), answers.get(name), dataset, positions, config, metrics)
+            for name in names
+        ],
         "compared": len(positions),
         "pairs": [
             {"a": shown(a), "b": shown(b), "agreement": agreement(answers[a], answers[b])}
-            for a, b in combinations(answers, 2)
+            for number, a in enumerate(answers)
+            for b in list(answers)[number + 1 :]
         ],
+        "probe": probe and _probe(probe, stores, dataset, positions, config),
     }
 
 
-def probe_of(run: Path) -> dict[str, Any] | None:
-    """What a run's probe was fitted on and how honest it is; None for a run without one. Raises RunError."""
-    probe = read_probe(run)
-    if probe is None:
-        return None
-    fitted = probe.fitted
+def _probe(
+    probe: Any,
+    stores: Mapping[str, Store],
+    dataset: Dataset,
+    positions: NDArray[np.int64],
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """What a probe was fitted on, how often it is right about samples whose label it has not seen, and how
+    honest its confidence is.
+    """
+    fitted, sources = probe.fitted, list(probe.inputs.sources)
+    right = None
+    if dataset.multi_hot is None and all(name in stores for name in sources):
+        of_probe = {name: stores[name] for name in sources}
+        rows = StoredRows(of_probe, dataset, probe.inputs.views, config.temperature)
+        folds = torch.from_numpy(probe.folds_of(dataset.ids[positions]))
+        said = probe.logits(rows.mean(positions), folds).argmax(dim=1).numpy()
+        right = 100 * float((said == dataset.labels[positions]).mean())
     return {
         "name": shown(probe.name),
         "samples": len(probe.ids),
         "folds": fitted.n_folds,
         "views": probe.inputs.views,
         "answers": probe.inputs.answers,
+        "right": right,
         "temperature": float(np.mean(fitted.temperatures)),
         "error_before": fitted.ece_before,
         "error_after": fitted.ece_after,
@@ -72,21 +99,27 @@ def probe_of(run: Path) -> dict[str, Any] | None:
 
 
 def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
-    """The adjusted mutual information of two labellings (N,) of the same samples, whatever their classes are."""
+    """The adjusted mutual information of two labellings (N,) of the same samples, of any classes."""
     return float(adjusted_mutual_info_score(one, other))
 
 
 def _stores(names: Sequence[str], config: TrainConfig, dataset: Dataset, cache_dir: Any) -> dict[str, Store]:
-    """For each source the store that holds this run's rows: the same plan, and every sample of the dataset."""
+    """For each source the store that holds this run's rows: its plan, and every sample of the dataset."""
     found: dict[str, Store] = {}
     for path in find_stores(cache_dir):
         try:
             store = Store.open(path)
             about = store.manifest.identity
-            holds = about["plan"] == config.plan and np.isin(dataset.ids, store.ids).all() and store.whole_views
+            holds = (
+                about["plan"] == config.plan and np.isin(dataset.ids, store.ids).all() and store.whole_views
+            )
         except CacheError:
             continue
-        if not holds or about["target"]["name"] != dataset.target or about["target"]["split"] != dataset.split:
+        if (
+            not holds
+            or about["target"]["name"] != dataset.target
+            or about["target"]["split"] != dataset.split
+        ):
             continue
         for name in names:
             network = parse_source(name).name
@@ -123,7 +156,6 @@ def _row(
         with_labels = agreement(answer, dataset.labels[positions])
     return {
         "name": shown(name),
-        "fitted": kind_of(name).is_fitted,
         "forwards": live or (store and store.n_samples * store.whole_views),
         "bytes": store and store.nbytes,
         "views": store and store.whole_views,
