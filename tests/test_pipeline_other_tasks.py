@@ -25,15 +25,15 @@ def fill(folder, *names):
     ],
 )
 def test_a_folder_of_boxes_or_masks_is_refused(tmp_path, names):
-    fill(tmp_path, *names)
+    fill(tmp_path / "data", *names)
     with pytest.raises(TargetError, match=SCOPE):
-        open_dataset(f"imagefolder:{tmp_path}", "train", paths=Paths(tmp_path, tmp_path / "stores"))
+        open_dataset(f"imagefolder:{tmp_path / 'data'}", "train", paths=Paths(tmp_path, tmp_path / "stores"))
 
 
 def test_classes_with_such_names_among_others_are_classes(tmp_path):
-    fill(tmp_path, "masks", "images", "hats")
+    fill(tmp_path / "data", "masks", "images", "hats")
     assert open_dataset(
-        f"imagefolder:{tmp_path}", "train", paths=Paths(tmp_path, tmp_path / "stores")
+        f"imagefolder:{tmp_path / 'data'}", "train", paths=Paths(tmp_path, tmp_path / "stores")
     ).classes == ("hats", "images", "masks")
 
 

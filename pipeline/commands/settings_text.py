@@ -30,17 +30,14 @@ def parsed(path: Path) -> dict[str, Any]:
 def _parsed_yaml(path: Path, text: str) -> Any:
     import yaml
 
-    class Loader(yaml.BaseLoader):
-        """Scalars as text, and no name twice."""
+    loader: Any = type("Loader", (yaml.BaseLoader,), {})  # scalars stay text
 
-    def mapping(loader: Any, node: Any) -> dict[str, Any]:
-        return _unique(
-            path, [tuple(loader.construct_object(n, deep=True) for n in pair) for pair in node.value]
-        )
+    def mapping(of: Any, node: Any) -> dict[str, Any]:
+        return _unique(path, [tuple(of.construct_object(n, deep=True) for n in pair) for pair in node.value])
 
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(text, Loader) or {}  # noqa: S506 - builds lists, mappings and text alone
+        return yaml.load(text, loader) or {}  # noqa: S506 - builds lists, mappings and text alone
     except yaml.YAMLError as error:
         raise refused(f"{path}: is no YAML ({' '.join(str(error).split())}); correct it") from None
 

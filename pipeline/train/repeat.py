@@ -38,8 +38,8 @@ def repeated_settings(folder: Path, recorded: Mapping[str, Any]) -> dict[str, An
         paths, places = paths_of(folder), read_paths(folder)
     except RunError as error:
         raise RunError(
-            f"{folder}: its environment.json, which says where the run found its data, cannot be read; copy it "
-            f"beside config.json"
+            f"{folder}: its environment.json, which says where the run found its data, cannot be read; copy "
+            f"it beside config.json"
         ) from error
     target = str(places.get("target") or config.target)
     settings: dict[str, Any] = {"target": target, **{name: getattr(config, name) for name in ABOUT[1:]}}
