@@ -26,7 +26,7 @@ class Package(ModuleType):
 
     def __init__(self, name, broken=()):
         super().__init__(name)
-        self.__spec__ = ModuleSpec(name, None)
+        self.__spec__ = ModuleSpec(name, None, origin="made")
         self.calls, self.broken, self.hash = [], broken, "aim-hash"
         self.info, self.summary = SimpleNamespace(run_id="mlflow-id"), {}
 

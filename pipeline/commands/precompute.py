@@ -135,7 +135,8 @@ def prepare(
         "--estimate", is_flag=True, help="Measure for a few seconds what it would cost, and store nothing."
     ),
     config_option(
-        "Settings file of sskt train; what stores depend on is read from it. Options win.",
+        "Settings file of sskt train, of which what stores depend on is read. Options on the command line "
+        "win.",
         stage_one=True,
     ),
     JSON,

@@ -106,7 +106,7 @@ RARELY = section(
         positive=False,
     ),
     count_option(
-        "--patience", "plateau: evaluations without progress before a drop. [default: as milestones]"
+        "--patience", "plateau: evaluations without progress before a drop. [default: the recipe's]"
     ),
     number_option("--momentum", f"SGD's momentum. {OF_RECIPE}", positive=False),
     number_option("--dampening", f"Dampening of SGD's momentum. {OF_RECIPE}", positive=False),

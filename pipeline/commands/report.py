@@ -87,5 +87,5 @@ def report(
     from pipeline import api
 
     which = "best" if best else "last"
-    how = {"execution": execution, "which": which, "clips": clips}
+    how: dict[str, Any] = {"execution": execution, "which": which, "clips": clips}
     tell(str(api.report(run, out=out, paths=paths_of(run), target=target, **how)))

@@ -111,7 +111,7 @@ _LABELS = "Few labels"
     folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
     config_option(
         "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats "
-        "that run. Options win."
+        "that run. Options on the command line win."
     ),
     click.option(
         "--tracker",

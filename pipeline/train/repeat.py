@@ -75,7 +75,7 @@ def _given(config: TrainConfig, target: str) -> dict[str, Any]:
             augmentation=Augmentation(**config.augmentation),
             model=config.model,
             amp="fp32",
-            **given,  # type: ignore[typeddict-item]
+            **given,
         )
         names = [name for name in (*_DECISIVE, *others) if getattr(usual, name) != getattr(config, name)]
         if not (left := [name for name in names if name not in given]):

@@ -161,9 +161,10 @@ class Run:
         plain = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
         named = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten(plain)}
         metric = "test_map" if config.get("primary_loss") == "bce" else "test_top1"
-        experiment, start, _ = hparams(named, {metric: None})
+        experiment, start, _ = hparams(named, {metric: None})  # type: ignore[no-untyped-call]
+        writer: Any = self._events.file_writer
         for part in (experiment, start):
-            self._events.file_writer.add_summary(part)
+            writer.add_summary(part)
 
     def _open_logs(self, history: Sequence[Mapping[str, Any]]) -> None:
         with _writing(self.path):

@@ -39,7 +39,11 @@ def open_trackers(
     """Trackers, some of them by name, and the caller's function. Raises SettingError, naming the extra, for
     one that is not installed.
     """
-    several = [trackers] if isinstance(trackers, str) or hasattr(trackers, "log_epoch") else list(trackers)  # type: ignore[arg-type]
+    several: list[str | Tracker] = []
+    if isinstance(trackers, Sequence) and not isinstance(trackers, str):
+        several += trackers
+    else:
+        several.append(trackers)
     found: list[Tracker] = [_named(each) if isinstance(each, str) else each for each in several]
     return found + ([_Function(on_epoch)] if on_epoch is not None else [])
 
@@ -47,7 +51,8 @@ def open_trackers(
 def _named(name: str) -> Tracker:
     if name not in TRACKERS:
         raise SettingError("trackers", f"names {name!r}, expected one of {', '.join(TRACKERS)}")
-    if importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # none: a folder of that name, such as wandb leaves where it ran
         raise SettingError(
             "trackers", f"names {name}, which is not installed; run pip install 'sskt[{name}]'"
         )

@@ -135,9 +135,10 @@ def _top(store: Store, dataset: Dataset, positions: NDArray[np.int64]) -> NDArra
     if stored_output(store) != LOGITS_OUTPUT:
         return None
     rows = store.rows(0, store.positions_of(dataset.ids[positions]))
+    best: NDArray[np.int64] = rows.view(np.float16).astype(np.float32).argmax(axis=1)
     if store.top_k is not None:  # values come first, then the classes, best first
-        return rows.view(np.uint16)[:, store.top_k].astype(np.int64)
-    return rows.view(np.float16).astype(np.float32).argmax(axis=1)
+        best = rows.view(np.uint16)[:, store.top_k].astype(np.int64)
+    return best
 
 
 def _row(
