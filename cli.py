@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.cache import cache
+from pipeline.commands.config import config
 from pipeline.commands.ensemble import ensemble
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
@@ -20,7 +21,7 @@ from pipeline.commands.probe import probe
 from pipeline.commands.report import report, runs
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.studies import demo, explain, sweep
-from pipeline.commands.train import config, train
+from pipeline.commands.train import train
 
 
 @click.group(

@@ -6,6 +6,7 @@ or PYTHONPATH put that folder first; so these names are looked up beside this pa
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -17,19 +18,15 @@ _ROOMS = ("cli", "pipeline", "cache")
 class _OwnRooms:
     """Finds the rooms of this installation, wherever the search path leads."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
         """The room of that name; None for every other module."""
-        return (
-            PathFinder.find_spec(fullname, [str(Path(__file__).parents[1])]) if fullname in _ROOMS else None
-        )
+        return PathFinder.find_spec(name, [str(Path(__file__).parents[1])]) if name in _ROOMS else None
 
 
 def main() -> None:
     """Run the command line."""
     sys.meta_path.insert(0, _OwnRooms())
-    from cli import main as command
-
-    command(prog_name="sskt")
+    importlib.import_module("cli").main(prog_name="sskt")
 
 
 if __name__ == "__main__":

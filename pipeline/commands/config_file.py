@@ -87,7 +87,7 @@ def _flat(path: Path, found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if name != "augmentation" or value in _ABSENT:
             yield name, value
         elif isinstance(value, Mapping):
-            yield from ((_OF_AUGMENTATION.get(key, key), each) for key, each in value.items())
+            yield from ((_OF_AUGMENTATION.get(str(key), str(key)), each) for key, each in value.items())
         else:
             raise refused(f"{path}: augmentation is {value!r}, expected settings by name such as side_px: 64")
 

@@ -69,9 +69,8 @@ def train(
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `on_epoch` is called after every epoch, with its line of metrics.jsonl; what it raises ends the run, which
-    can be resumed. `trackers` follow the run: "wandb", "mlflow", "trackio", "aim" or your own
-    (`pipeline.train.trackers.Tracker`). `model` is a name, or your own backbone, which keeps its weights
+    `trackers` (see `open_trackers`) and `on_epoch`, called with every line of metrics.jsonl, follow the run.
+    `model` is a name, or your own backbone, which keeps its weights
     (`sskt.students.WrappedBackbone` makes one of any module). Under torchrun the ranks share every batch.
     Returns the run's summary. Nothing is written to `out` before all inputs have been checked.
     """
@@ -111,9 +110,8 @@ def train(
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
-        run = None
-        if world.is_first:
-            run = Run.begin(out, config.to_dict(), places, data.probe, followers)
+        begun = (out, config.to_dict(), places, data.probe, followers)
+        run = Run.begin(*begun) if world.is_first else None
         if config.overridden:
             log.info(_departures(config))
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)

@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import io
 import json
-import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from cache import TEMPORARY, flatten, write_durably
+from cache import TEMPORARY, write_durably
 from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.source_outputs.fit_probe import RunProbe
+from pipeline.train.run_records import environment, log_settings
 from pipeline.train.trackers import Tracker
 from sskt.errors import RunError
 from sskt.students import PRETEXTS
@@ -35,8 +32,6 @@ from sskt.students import PRETEXTS
 STUDENTS = ("last", "best")
 _PROBE = "probe.safetensors"
 ENCODER = "encoder.safetensors"
-# of a config: what no user chooses, and is long
-_NO_SETTINGS = ("classes", "contents", "source_weights", "contracts", "plan", "eval_plan", "plain_layers")
 _STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors", "encoder": ENCODER}
 
 
@@ -78,12 +73,12 @@ class Run:
         run = cls(path)
         try:
             _require_new(path)
-            _write_json(path / "environment.json", _environment() | {"places": dict(paths)})
+            _write_json(path / "environment.json", environment() | {"places": dict(paths)})
             if probe is not None:
                 _write(path / _PROBE, probe.to_bytes())
             _write_json(path / "config.json", config)
             run._open_logs(())
-            run._log_settings(config)
+            log_settings(run._events, config)
             run._follow(trackers, config)
         except BaseException:
             run.close()
@@ -155,16 +150,6 @@ class Run:
     def _end_tracking(self, summary: Mapping[str, Any] | None) -> None:
         while self._started:
             self._started.pop().finish(summary)
-
-    def _log_settings(self, config: Mapping[str, Any]) -> None:
-        """Show a run's settings and its metric among TensorBoard's hyper-parameters."""
-        plain = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
-        named = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten(plain)}
-        metric = "test_map" if config.get("primary_loss") == "bce" else "test_top1"
-        experiment, start, _ = hparams(named, {metric: None})  # type: ignore[no-untyped-call]
-        writer: Any = self._events.file_writer
-        for part in (experiment, start):
-            writer.add_summary(part)
 
     def _open_logs(self, history: Sequence[Mapping[str, Any]]) -> None:
         with _writing(self.path):
@@ -310,15 +295,3 @@ def _writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
         ) from error
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

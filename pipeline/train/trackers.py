@@ -36,8 +36,9 @@ class Tracker(Protocol):
 def open_trackers(
     trackers: str | Tracker | Sequence[str | Tracker], on_epoch: OnEpoch | None
 ) -> list[Tracker]:
-    """Trackers, some of them by name, and the caller's function. Raises SettingError, naming the extra, for
-    one that is not installed.
+    """Who follows a run: trackers of the caller's or by name ("wandb", "mlflow", "trackio", "aim"), and a
+    function that gets every epoch's line of metrics.jsonl; what that raises ends the run, which can be
+    resumed. Raises SettingError, naming the extra, for a tracker that is not installed.
     """
     several: list[str | Tracker] = []
     if isinstance(trackers, Sequence) and not isinstance(trackers, str):
