@@ -69,16 +69,14 @@ def train(
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `trackers` (see `open_trackers`) and `on_epoch`, called with every line of metrics.jsonl, follow the run.
-    `model` is a name, or your own backbone, which keeps its weights
-    (`sskt.students.WrappedBackbone` makes one of any module). Under torchrun the ranks share every batch.
-    Returns the run's summary. Nothing is written to `out` before all inputs have been checked.
+    `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
+    one of any module); `trackers` and `on_epoch` follow the run (`open_trackers`). Under torchrun the ranks
+    share every batch. Returns the run's summary; `out` is written when all inputs have been checked.
     """
-    augmentation = augmentation or Augmentation()
-    paths, execution = paths or Paths(), execution or choose_execution()
+    augmentation, paths = augmentation or Augmentation(), paths or Paths()
+    execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
     model = model or default_model(target, settings.get("method", "sskt"))
-    followers = open_trackers(trackers, on_epoch)
     began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
     with join_world(execution.device) as world:
         planned = resolve(
@@ -100,9 +98,8 @@ def train(
         backbone = open_backbone(model, config.seed, config.clip_mean)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
-        if began_with is not None:
-            for note in load_pretrained(backbone, began_with, config.model):
-                log.warning(note)
+        for note in load_pretrained(backbone, began_with, config.model) if began_with else ():
+            log.warning(note)
         method = open_method(config, backbone, data.source_classes)
         if config.ema:
             AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
@@ -110,10 +107,9 @@ def train(
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
-        begun = (out, config.to_dict(), places, data.probe, followers)
+        begun = out, config.to_dict(), places, data.probe, followers
         run = Run.begin(*begun) if world.is_first else None
-        if config.overridden:
-            log.info(_departures(config))
+        _log_departures(config)
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
@@ -174,13 +170,16 @@ def resume(
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
 
 
-def _departures(config: TrainConfig) -> str:
+def _log_departures(config: TrainConfig) -> None:
+    """Say where a run's settings are not the recipe's."""
+    if not config.overridden:
+        return
     published = recipe_for(config.target, config.method, name=config.recipe).published
     recipe = "the paper's recipe" if published else "the recipe"
     if config.recipe != "paper":
         recipe = f"the recipe {config.recipe}"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
-    return f"{recipe} of {config.target}, except: {', '.join(ours)}"
+    log.info(f"{recipe} of {config.target}, except: {', '.join(ours)}")
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
