@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by label: epochs and values
 
 _SMALL_PX = 64  # images up to this side are kept exactly, and enlarged
-_SIZE_IN = (4.6, 3.2)
+_SIZE_IN = (3.9, 2.8)
 _TEXT_PT = 9.0
 _STYLE = {
     "svg.hashsalt": "sskt",  # the same page for the same run

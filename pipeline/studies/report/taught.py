@@ -104,30 +104,32 @@ def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 
 
 def _stores(names: Sequence[str], config: TrainConfig, dataset: Dataset, cache_dir: Any) -> dict[str, Store]:
-    """For each source the store that holds this run's rows: its plan, and every sample of the dataset."""
+    """For each source the store that holds this run's rows: its plan, and the contents of every sample."""
     found: dict[str, Store] = {}
     for path in find_stores(cache_dir):
         try:
             store = Store.open(path)
-            about = store.manifest.identity
-            holds = (
-                about["plan"] == config.plan and np.isin(dataset.ids, store.ids).all() and store.whole_views
-            )
-        except CacheError:
+            if not _holds(store, config, dataset):
+                continue
+        except CacheError:  # damaged, so of no use here; sskt cache ls names it
             continue
-        if (
-            not holds
-            or about["target"]["name"] != dataset.target
-            or about["target"]["split"] != dataset.split
-        ):
-            continue
+        source = store.manifest.identity["source"]
         for name in names:
-            network = parse_source(name).name
-            alike = network == about["source"]["name"] and output_of(name) == stored_output(store)
-            digest = config.source_weights.get(name, about["source"]["weights_sha256"])
-            if alike and digest == about["source"]["weights_sha256"]:
+            alike = parse_source(name).name == source["name"] and output_of(name) == stored_output(store)
+            if (
+                alike
+                and config.source_weights.get(name, source["weights_sha256"]) == source["weights_sha256"]
+            ):
                 found.setdefault(name, store)
     return found
+
+
+def _holds(store: Store, config: TrainConfig, dataset: Dataset) -> bool:
+    """Whether a store has a whole view of this run's plan, of these very samples."""
+    alike = store.manifest.identity["plan"] == config.plan and store.whole_views > 0
+    if not alike or not np.isin(dataset.ids, store.ids).all():
+        return False
+    return bool(np.array_equal(store.contents[store.positions_of(dataset.ids)], dataset.contents))
 
 
 def _top(store: Store, dataset: Dataset, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
