@@ -139,17 +139,17 @@ def test_a_page_about_a_run_shows_what_its_files_and_its_student_say(project):
 
 
 def test_a_page_says_what_it_goes_without(project, tmp_path):
-    out = tmp_path / "page.html"
-    api.report(project / "runs" / "a", out=out, paths=Paths(project / "data", tmp_path / "nothing"))
-    assert "What taught it" in out.read_text()  # without stores: dashes
-    (project / "runs" / "b" / "student.safetensors").rename(tmp_path / "kept")
+    out, run = tmp_path / "page.html", project / "runs" / "b"
+    (run / "student.safetensors").rename(tmp_path / "kept")
     try:
         remarks = Remarks()
-        api.report(project / "runs" / "b", out=out)
+        api.report(run, out=out, paths=Paths(project / "data", tmp_path / "nothing"))
     finally:
-        (tmp_path / "kept").rename(project / "runs" / "b" / "student.safetensors")
-    assert "goes without the test split" in out.read_text()
+        (tmp_path / "kept").rename(run / "student.safetensors")
+    page = out.read_text()
+    assert "goes without the test split" in page
     assert "goes without the test split" in str(remarks)
+    assert "What taught it" in page  # without stores: dashes
 
 
 def test_a_page_that_compares_has_every_run_and_no_address_but_its_own(project, tmp_path):
