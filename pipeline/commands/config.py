@@ -14,7 +14,7 @@ from pipeline.commands.train import train
     cls=Sectioned, params=[param for param in train.params if param.name not in ("resume", "out", "trackers")]
 )
 def config(**told: Any) -> None:
-    """Print the settings that sskt train would use with the same options, and train nothing.
+    """Print what sskt train would do, and train nothing.
 
     One line per setting that the run reads, and where its value comes from: the command line, the file of
     --config, the recipe or a default; null: the data will settle it. What is printed can be given to
