@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from pipeline.commands.cache import cache
+from pipeline.commands.config import config
 from pipeline.commands.ensemble import ensemble
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
@@ -17,6 +18,7 @@ from pipeline.commands.precompute import precompute, prepare
 from pipeline.commands.predict import predict
 from pipeline.commands.pretext import pretext
 from pipeline.commands.probe import probe
+from pipeline.commands.report import report, runs
 from pipeline.commands.reproduce import reproduce
 from pipeline.commands.studies import demo, explain, sweep
 from pipeline.commands.train import train
@@ -37,8 +39,8 @@ def main() -> None:
 
 
 for command in (
-    demo, prepare, precompute, probe, sources, targets, pretext, train, evaluate, predict, export, cache,
-    recipes, reproduce, sweep, explain, ensemble,
+    demo, prepare, precompute, probe, sources, targets, pretext, train, config, evaluate, predict, export,
+    runs, report, cache, recipes, reproduce, sweep, explain, ensemble,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -8,6 +8,9 @@ from pipeline.runtime import Paths, choose_execution
 from pipeline.studies.ensemble import ensemble
 from pipeline.studies.explain import explain
 from pipeline.studies.probe.run import probe
+from pipeline.studies.report.compare import compare
+from pipeline.studies.report.run import report
+from pipeline.studies.report.runs import list_runs
 from pipeline.studies.reproduce.campaign import Campaign, GraphSettings
 from pipeline.studies.reproduce.graph.price import price_graph
 from pipeline.studies.reproduce.rows import Shrink
@@ -25,6 +28,7 @@ from pipeline.train import (
     paths_of,
     predict,
     pretext,
+    resolved_settings,
     resume,
     train,
 )
@@ -42,11 +46,13 @@ __all__ = [
     "Shrink",
     "TrainingBatch",
     "choose_execution",
+    "compare",
     "ensemble",
     "estimate",
     "evaluate",
     "explain",
     "export",
+    "list_runs",
     "open_dataset",
     "open_training_data",
     "paths_of",
@@ -57,7 +63,9 @@ __all__ = [
     "pretext_or_resume",
     "price_graph",
     "probe",
+    "report",
     "reproduce",
+    "resolved_settings",
     "resume",
     "save_source",
     "sweep",

@@ -17,7 +17,6 @@ from listening import Remarks
 from programs import Tiny, save_program
 from videos import make_folder
 
-from cache.storage.local import alone_in
 from cli import main
 from pipeline import api
 from pipeline.api import Paths, choose_execution, open_dataset
@@ -25,6 +24,7 @@ from pipeline.data import augmentation as choices
 from pipeline.data import prepare as opening
 from pipeline.data.datasets.dataset import ArrayImages, Dataset
 from pipeline.data.datasets.registry import TARGETS
+from pipeline.runtime.lock import alone_in
 from pipeline.studies import series as again
 from pipeline.studies.reproduce import all_clips, published, report
 from pipeline.studies.reproduce import rows as attempt

@@ -117,7 +117,7 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
         with pytest.raises(KeyboardInterrupt):
             api.train("digits", out=out, **settings)
     before = {path: path.read_bytes() for path in out.iterdir()}
-    holds = "import sys\nfrom cache.storage.local import *\n"
+    holds = "import sys\nfrom pathlib import Path\nfrom pipeline.runtime.lock import alone_in\n"
     holds += "with alone_in(Path(sys.argv[1])): print('in', flush=True); input()"
     other = Process("-c", holds, out, cwd=ROOT)
     assert other.stdout.readline() == b"in\n"

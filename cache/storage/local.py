@@ -129,29 +129,6 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that call this out of a folder; the kernel lifts the lock when this process dies.
-
-    Raises BlockingIOError if another process holds it. Where folders cannot be locked (Windows, NFS) nobody
-    is kept out.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # a network file system
-            pass
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def temporary_sibling(path: Path) -> Path:
     """A name in the same folder that no other process will choose."""
     return path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex[:16]}")

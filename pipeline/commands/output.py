@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -60,7 +60,7 @@ def tell_json(result: Any) -> None:
     tell(json.dumps(result, indent=2))
 
 
-def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
+def show(rows: list[dict[str, Any]], as_json: bool, columns: str | Sequence[str]) -> None:
     """Print rows as JSON, or as a table of the `columns` that any row has."""
     if as_json:
         tell_json(rows)
@@ -68,7 +68,8 @@ def show(rows: list[dict[str, Any]], as_json: bool, columns: str) -> None:
     if not rows:
         tell("none")
         return
-    shown = [name for name in columns.split() if any(row.get(name) is not None for row in rows)]
+    names = columns.split() if isinstance(columns, str) else columns
+    shown = [name for name in names if any(row.get(name) is not None for row in rows)]
     lines = [[name.replace("_", " ") for name in shown]]
     lines += [[_cell(name, row.get(name)) for name in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.commands.config_file import config_option
 from pipeline.commands.front import Sectioned
 from pipeline.commands.option_kinds import (
     EXECUTION,
@@ -132,6 +133,11 @@ def prepare(
     ),
     click.option(
         "--estimate", is_flag=True, help="Measure for a few seconds what it would cost, and store nothing."
+    ),
+    config_option(
+        "Settings file of sskt train, of which what stores depend on is read. Options on the command line "
+        "win.",
+        stage_one=True,
     ),
     JSON,
     as_argument(

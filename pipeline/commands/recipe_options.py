@@ -105,6 +105,11 @@ RARELY = section(
         "trapezoid: fraction of the steps in which it falls to 0. [default: 0.8]",
         positive=False,
     ),
+    count_option(
+        "--patience", "plateau: evaluations without progress before a drop. [default: the recipe's]"
+    ),
+    number_option("--momentum", f"SGD's momentum. {OF_RECIPE}", positive=False),
+    number_option("--dampening", f"Dampening of SGD's momentum. {OF_RECIPE}", positive=False),
     _flag_option("--nesterov", f"Nesterov's momentum. {OF_RECIPE}"),
     _flag_option("--decay-norms", f"Apply weight decay to norms and biases too. {OF_RECIPE}"),
     number_option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
+from pipeline.commands.config_file import config_option, followers_of_config
 from pipeline.commands.front import Sectioned
 from pipeline.commands.graph_options import GRAPH
 from pipeline.commands.option_kinds import (
@@ -38,6 +39,7 @@ from pipeline.commands.options import (
 )
 from pipeline.commands.output import new_run_folder, tell, tell_json
 from pipeline.commands.recipe_options import OF_RECIPE, RARELY, RECIPE
+from pipeline.commands.show_settings import show_settings
 from pipeline.commands.told import paths_of, require_alone
 
 if TYPE_CHECKING:
@@ -107,6 +109,17 @@ _LABELS = "Few labels"
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
     folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
+    config_option(
+        "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats "
+        "that run. Options on the command line win."
+    ),
+    click.option(
+        "--tracker",
+        "trackers",
+        multiple=True,
+        type=click.Choice(["wandb", "mlflow", "trackio", "aim"]),
+        help="Send settings and figures to an experiment tracker too; installed by sskt[NAME]. Repeatable.",
+    ),
     JSON,
     section(
         _SOURCES,
@@ -207,9 +220,11 @@ def train(
     as_json: bool,
     finetune_from: Path | None,
     eval_every: int,
+    trackers: tuple[str, ...],
     augmentation: Augmentation,
     execution: Execution,
     paths: Paths,
+    only_resolve: bool = False,
     **settings: Unpack[Settings],
 ) -> None:
     """Stage two: train a student, taught by sources.
@@ -225,23 +240,25 @@ def train(
     from pipeline.train.presets import usual_preset
 
     if resume is not None:
-        summary = _continue(resume, target, execution, settings)
+        summary = _continue(resume, target, execution, trackers, settings)
     elif target is not None:
         settings["preset"] = settings["preset"] or usual_preset(target, settings["recipe"])
-        out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
-        summary = api.train(
-            target,
-            out=out,
-            model=model,
-            augmentation=augmentation,
-            paths=paths,
-            execution=execution,
-            seed=seed,
-            limit=limit,
-            eval_every=eval_every,
-            finetune_from=finetune_from,
+        asked: dict[str, Any] = {
+            "model": model,
+            "augmentation": augmentation,
+            "execution": execution,
+            "seed": seed,
+            "limit": limit,
+            "eval_every": eval_every,
+            "finetune_from": finetune_from,
             **settings,
-        )
+        }
+        if only_resolve:
+            show_settings(api.resolved_settings(target, **asked), as_json)
+            return
+        out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
+        followers = (*trackers, *followers_of_config())
+        summary = api.train(target, out=out, paths=paths, trackers=followers, **asked)
     else:
         raise click.UsageError("Missing option '--target', or '--resume' to continue a run.")
     run = str(resume or out)
@@ -251,13 +268,17 @@ def train(
         tell(run)
 
 
-def _continue(run: Path, target: str | None, execution: Execution, settings: Settings) -> dict[str, Any]:
+def _continue(
+    run: Path, target: str | None, execution: Execution, trackers: tuple[str, ...], settings: Settings
+) -> dict[str, Any]:
     """Resume a run; options that it has settled are refused."""
     from pipeline import api
     from pipeline.data import path_family
 
     told = "target sources" if target is None or path_family(target) else "sources"
-    require_alone(f"resume {told} unlabelled device renderer threads data_dir cache_dir weights as_json")
+    require_alone(
+        f"resume {told} unlabelled device renderer threads data_dir cache_dir weights trackers as_json"
+    )
     return api.resume(
         run,
         execution=execution,
@@ -265,4 +286,5 @@ def _continue(run: Path, target: str | None, execution: Execution, settings: Set
         target=target,
         sources=settings["sources"],
         unlabelled=settings["unlabelled"],
+        trackers=trackers,
     )

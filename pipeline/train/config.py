@@ -21,6 +21,7 @@ OWN = "own:"  # precedes the class name of a backbone that the caller made
 EARLIER_MEAN = "kinetics"  # that 3D ResNets subtracted before runs recorded it
 OWN_MEAN = "own"  # that such a backbone defines itself
 
+ABOUT = ("target", "model", "seed", "limit", "eval_every")  # what a user says of a run besides `Settings`
 
 # known only when a run's data and sources are open
 SETTLED_BY_DATA = (

@@ -42,7 +42,7 @@ def write_confusion(
             writer.writerow(["true \\ said", *classes])
             writer.writerows([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
         with lettering(*classes) as missing:
-            _draw(matrix, classes).savefig(paths["confusion_png"], dpi=120)
+            draw_confusion(matrix, classes).savefig(paths["confusion_png"], dpi=120)
         if missing:
             log.info(f"{paths['confusion_png']}: {boxes(missing)}")
     except OSError as error:
@@ -52,7 +52,8 @@ def write_confusion(
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def _draw(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
+def draw_confusion(matrix: NDArray[np.int64], classes: tuple[str, ...]) -> Figure:
+    """The picture of a confusion matrix, int64 (C, C); see `write_confusion`."""
     from matplotlib.figure import Figure
 
     has_samples = matrix.sum(axis=1) > 0  # a class without would be an empty row

@@ -23,6 +23,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.data import TrainingData
 from pipeline.train.divergence import DivergedError, diverged
 from pipeline.train.evaluate import InsaneLogitsError
+from pipeline.train.example_images import example_images, spread
 from pipeline.train.pretext.scorer import PretextScorer
 from pipeline.train.run_folder import Run
 from pipeline.train.score import Scorer
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 60.0  # within an epoch: the most that a kill can cost
 _SAVING_SHARE = 0.02  # largest fraction of the time spent on saving after shorter epochs
+_SHOWN = 16  # training images in TensorBoard
 _ASK_EVERY = 50  # steps between two queries of the first rank's clock
 
 
@@ -55,6 +57,9 @@ def run_epochs(
     good state stays.
     """
     with closing(run) if run else nullcontext(), kernels(config, execution.device):
+        if run is not None and state is None and not isinstance(data.plan, PretextPlan):
+            images = example_images(data.dataset, data.plan, spread(data.dataset, _SHOWN), execution)
+            run.log_images("training images, view 0", torch.from_numpy(images))
         trainer = Trainer(config, method, data.dataset, data.source_outputs, execution, world)
         course = _Course(config, trainer, data, execution, world, run)
         if state is not None:

@@ -31,6 +31,7 @@ from pipeline.train.run_folder import (
 )
 from pipeline.train.settle import declared_of, settle
 from pipeline.train.splits import Splits, pool_key
+from pipeline.train.trackers import OnEpoch, Tracker, open_trackers
 from pipeline.train.whereabouts import (
     labelled_list_of,
     pools_to_record,
@@ -62,16 +63,18 @@ def train(
     limit: int | None = None,
     eval_every: int = 1,
     finetune_from: Path | str | None = None,
+    trackers: str | Tracker | Sequence[str | Tracker] = (),
+    on_epoch: OnEpoch | None = None,
     **settings: Unpack[Settings],
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
     `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
-    one of any module). Under torchrun the ranks share every batch. Returns the run's summary. Nothing is
-    written to `out` before all inputs have been checked.
+    one of any module); `trackers` and `on_epoch` follow the run (`open_trackers`). Under torchrun the ranks
+    share every batch. Returns the run's summary; `out` is written when all inputs have been checked.
     """
-    augmentation = augmentation or Augmentation()
-    paths, execution = paths or Paths(), execution or choose_execution()
+    augmentation, paths = augmentation or Augmentation(), paths or Paths()
+    execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
     model = model or default_model(target, settings.get("method", "sskt"))
     began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
@@ -95,9 +98,8 @@ def train(
         backbone = open_backbone(model, config.seed, config.clip_mean)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
-        if began_with is not None:
-            for note in load_pretrained(backbone, began_with, config.model):
-                log.warning(note)
+        for note in load_pretrained(backbone, began_with, config.model) if began_with else ():
+            log.warning(note)
         method = open_method(config, backbone, data.source_classes)
         if config.ema:
             AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
@@ -105,9 +107,9 @@ def train(
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
-        run = Run.begin(out, config.to_dict(), places, data.probe) if world.is_first else None
-        if config.overridden:
-            log.info(_departures(config))
+        begun = out, config.to_dict(), places, data.probe, followers
+        run = Run.begin(*begun) if world.is_first else None
+        _log_departures(config)
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
@@ -120,8 +122,11 @@ def resume(
     sources: Sequence[str] = (),
     unlabelled: Sequence[str] = (),
     backbone: Backbone | None = None,
+    trackers: str | Tracker | Sequence[str | Tracker] = (),
+    on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
-    """Continue the run in `out`, to the same numbers as without a stop; returns its summary.
+    """Continue the run in `out`, to the same numbers as without a stop; returns its summary. `trackers` and
+    `on_epoch` as in `train`.
 
     Data, stores and weights are expected where they were (`paths_of`), or in `paths`. If they moved,
     `target`, such as imagefolder:PATH, and `sources`, such as program:FILE, say where they are; so does
@@ -130,6 +135,7 @@ def resume(
     number of ranks have changed, RunBusyError if another process trains it.
     """
     out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
+    followers = open_trackers(trackers, on_epoch)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
     if summary is not None and has_student(out):
@@ -160,17 +166,20 @@ def resume(
         with kernels(config, execution.device):
             require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
         log.info(_next_step(config, state, out))
-        run = Run.go_on(out, state["history"] if state else ()) if world.is_first else None
+        run = Run.go_on(out, state["history"] if state else (), followers) if world.is_first else None
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
 
 
-def _departures(config: TrainConfig) -> str:
+def _log_departures(config: TrainConfig) -> None:
+    """Say where a run's settings are not the recipe's."""
+    if not config.overridden:
+        return
     published = recipe_for(config.target, config.method, name=config.recipe).published
     recipe = "the paper's recipe" if published else "the recipe"
     if config.recipe != "paper":
         recipe = f"the recipe {config.recipe}"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
-    return f"{recipe} of {config.target}, except: {', '.join(ours)}"
+    log.info(f"{recipe} of {config.target}, except: {', '.join(ours)}")
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:

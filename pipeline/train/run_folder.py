@@ -1,31 +1,31 @@
 """A run directory: settings, environment, results (docs/method.md, promise 7).
 
-config.json and environment.json; metrics.jsonl, one line per epoch, and TensorBoard events; last.pt, the
-checkpoint; best.safetensors and student.safetensors, backbone and primary head of the best and the last
-epoch, or of a pretext task best.safetensors and encoder.safetensors, the backbone alone; probe.safetensors,
-the probe that teaches the student; summary.json, which marks a finished run, or diverged.json. Each file
-except the logs is written completely or not at all, and flushed to disk.
+config.json and environment.json; metrics.jsonl, one line per epoch, and TensorBoard events, with settings and
+example images; trackers.json, the ids of trackers that follow it; last.pt, the checkpoint; best.safetensors
+and student.safetensors, backbone and primary head of the best and the last epoch, or of a pretext task
+best.safetensors and encoder.safetensors, the backbone alone; probe.safetensors, the probe that teaches the
+student; summary.json, which marks a finished run, or diverged.json. Each file except the logs is written
+completely or not at all, and flushed to disk.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torchvision
 from safetensors.torch import load_file, save
 from torch.utils.tensorboard import SummaryWriter
 
 from cache import TEMPORARY, write_durably
-from cache.storage.local import alone_in
+from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.source_outputs.fit_probe import RunProbe
+from pipeline.train.run_records import environment, log_settings
+from pipeline.train.trackers import Tracker
 from sskt.errors import RunError
 from sskt.students import PRETEXTS
 
@@ -45,6 +45,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         """Lock the directory. Raises RunBusyError if another process has. Use `begin` or `go_on`."""
         self.path = path
+        self._started: list[Tracker] = []  # those that wait for the end of the run
         self._opened = ExitStack()
         with _writing(path):
             try:
@@ -61,40 +62,40 @@ class Run:
         config: Mapping[str, Any],
         paths: Mapping[str, Any],
         probe: RunProbe | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> Self:
-        """Create the directory. Raises RunError if it already holds a run or cannot be written, RunBusyError
-        if another process has just started one there.
+        """Create the directory; `trackers` follow the run. Raises RunError if it already holds a run or
+        cannot be written, RunBusyError if another process has just started one there.
         """
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
+        _require_new(path)  # also before the lock, which leaves a file
         run = cls(path)
         try:
-            with _writing(path):
-                names = [found.name for found in path.iterdir()]
-            # what a run leaves that was killed while it started
-            if any(name not in ("environment.json", _PROBE) and TEMPORARY not in name for name in names):
-                raise RunError(
-                    f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
-                    f"or continue the run in it with --resume {path}"
-                )
-            _write_json(path / "environment.json", _environment() | {"places": dict(paths)})
+            _require_new(path)
+            _write_json(path / "environment.json", environment() | {"places": dict(paths)})
             if probe is not None:
                 _write(path / _PROBE, probe.to_bytes())
             _write_json(path / "config.json", config)
             run._open_logs(())
+            log_settings(run._events, config)
+            run._follow(trackers, config)
         except BaseException:
             run.close()
             raise
         return run
 
     @classmethod
-    def go_on(cls, path: Path, history: Sequence[Mapping[str, Any]]) -> Self:
+    def go_on(
+        cls, path: Path, history: Sequence[Mapping[str, Any]], trackers: Sequence[Tracker] = ()
+    ) -> Self:
         """Reopen a run that was stopped after the epochs of `history`; later lines of its logs are dropped.
         Raises RunBusyError if another process still trains it.
         """
         run = cls(path)
         try:
             run._open_logs(history)
+            run._follow(trackers, read_config(path))
         except BaseException:
             run.close()
             raise
@@ -108,6 +109,12 @@ class Run:
         for name, value in metrics.items():
             if isinstance(value, int | float) and name != "epoch":
                 self._events.add_scalar(name, value, metrics["epoch"])
+        for tracker in self._started:
+            tracker.log_epoch(metrics)
+
+    def log_images(self, name: str, images: torch.Tensor) -> None:
+        """Show images, uint8 (N, H, W, 3), in TensorBoard."""
+        self._events.add_images(name, images, dataformats="NHWC")
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace last.pt by `state`: plain data and tensors, which load with `weights_only=True`."""
@@ -128,10 +135,21 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
         _write_json(self.path / "summary.json", summary)
+        self._end_tracking(summary)
 
     def close(self) -> None:
         """Close the logs; others may open the run from here on."""
+        self._end_tracking(None)
         self._opened.close()
+
+    def _follow(self, trackers: Sequence[Tracker], config: Mapping[str, Any]) -> None:
+        for tracker in trackers:
+            tracker.start(self.path, config)
+            self._started.append(tracker)
+
+    def _end_tracking(self, summary: Mapping[str, Any] | None) -> None:
+        while self._started:
+            self._started.pop().finish(summary)
 
     def _open_logs(self, history: Sequence[Mapping[str, Any]]) -> None:
         with _writing(self.path):
@@ -141,6 +159,18 @@ class Run:
             self._metrics = self._opened.enter_context(metrics)
             self._events = SummaryWriter(str(self.path), purge_step=len(history) + 1 if history else None)
             self._opened.callback(self._events.close)
+
+
+def _require_new(path: Path) -> None:
+    """Raise RunError for a folder that holds more than what a run leaves that was killed while it started."""
+    with _writing(path):
+        names = [found.name for found in path.iterdir()]
+    left = ("environment.json", _PROBE, LOCK)
+    if any(name not in left and TEMPORARY not in name for name in names):
+        raise RunError(
+            f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
+            f"or continue the run in it with --resume {path}"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -265,15 +295,3 @@ def _writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
         ) from error
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

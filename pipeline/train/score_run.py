@@ -44,15 +44,30 @@ def evaluate(
     backbone, execution = coerce.backbone(backbone), execution or choose_execution()
     finished = open_finished(run, clips)
     if on is None:
-        where = whereabouts_of(finished.folder, finished.config, paths=paths, target=target)
-        dataset = _test_split(finished, where.target, where.paths)
-        student = finished.student(which, backbone, execution, where.paths)
+        dataset, student = open_to_score(
+            finished, which=which, target=target, paths=paths, execution=execution, backbone=backbone
+        )
         return _score(finished, student, dataset, execution, "confusion")
     on, paths = coerce.path(on, "on"), known_paths(finished.folder, paths)
     with open_class_folders(finished, on, paths=paths, target=target) as (dataset, n_unusable):
         student = finished.student(which, backbone, execution, paths)
         name = f"confusion-{target_slug(on.absolute().name)}"
         return _score(finished, student, dataset, execution, name) | {"n_unusable": n_unusable}
+
+
+def open_to_score(
+    finished: FinishedRun,
+    *,
+    which: str = "last",
+    target: str | None = None,
+    paths: Paths | None = None,
+    execution: Execution,
+    backbone: Backbone | None = None,
+) -> tuple[Dataset, Student]:
+    """The split that scores a run, and its student; arguments and errors as in `evaluate`."""
+    where = whereabouts_of(finished.folder, finished.config, paths=paths, target=target)
+    dataset = _test_split(finished, where.target, where.paths)
+    return dataset, finished.student(which, backbone, execution, where.paths)
 
 
 def _test_split(finished: FinishedRun, target: str, paths: Paths) -> Dataset:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.datasets.class_folders import class_folders
+from pipeline.data.datasets.other_tasks import require_classes
 from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
 from sskt.errors import TargetError
 
@@ -67,6 +68,10 @@ def layout_of(root: Path, *, videos: bool) -> Layout:
     Raises TargetError, naming the folders, if they are ambiguous.
     """
     inside = {name: class_folders(root / name) for name in class_folders(root)}
+    require_classes(root, inside)
+    for name in inside:
+        if _meaning(name):
+            require_classes(root / name, inside[name])
     unlabelled = [name for name in inside if _UNLABELLED_NAME.fullmatch(_plain(name))]
     named = {name: split for name, below in inside.items() if below and (split := _meaning(name))}
     named = named or _splits_by_part_of_name(

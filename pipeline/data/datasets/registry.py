@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.other_tasks import names_other_task
 from pipeline.data.datasets.video.pack import Packing
 from sskt.errors import TargetError, shown
 
@@ -171,7 +172,10 @@ def parse_target(name: str) -> DatasetSpec:
     if spec is None:
         with_labels = [family for family in path_families() if family.has_labels]
         *names, last = [*TARGETS, *(f"{family.name}:PATH" for family in with_labels)]
-        raise TargetError(f"target {name!r} is not known, expected one of {', '.join(names)} or {last}")
+        raise TargetError(
+            f"target {name!r} is not known, expected one of {', '.join(names)} or {last}"
+            f"{names_other_task(name)}"
+        )
     return spec
 
 

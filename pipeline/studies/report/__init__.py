@@ -1,0 +1,1 @@
+"""What came out of runs, to read: a table of several, and one page of HTML about a run or a comparison."""
