@@ -32,13 +32,12 @@ from numpy.typing import NDArray
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution
 from pipeline.studies.series import precompute_once, train_or_resume
-from pipeline.train import read_summary
 from sskt.methods import Graph, register
 from sskt.students import PRETEXTS, alexnet_grid
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from made_motion import frames, write  # noqa: E402 - the videos that the tests of the pretext tasks learn from
+from made_motion import frames, write
 
 SHAPES, TEXTURES = ("disc", "square", "triangle", "ring"), ("noise", "stripes")
 NETWORKS = {task: f"vgg19-{task}-small" for task in PRETEXTS} | {"prediction": "prednet-small"}
@@ -209,12 +208,14 @@ class Runs:
             told = api.predict(folder, self.fold.root / "test", paths=self.paths, clips=CLIPS)
             if told.unusable:
                 raise SystemExit(f"{folder}: {told.errors()[0]}")
-            classes = {n: c for n, c in enumerate(told.classes)}
-            found = {str(f): classes[int(t)] in f.parts for f, t in zip(told.files, told.top, strict=True)}
+            found = {str(f): told.classes[int(t)] in f.parts for f, t in zip(told.files, told.top, strict=True)}
             kept.write_text(json.dumps(found))
         found = json.loads(kept.read_text())
         share = 100 * float(np.mean([*found.values()]))
-        print(f"{self.fold.name}, seed {self.seed}: {method}: {share:.1f} %, {summary['epoch_s']:.2f} s/epoch", flush=True)
+        print(
+            f"{self.fold.name}, seed {self.seed}: {method}: {share:.1f} %, {summary['epoch_s']:.2f} s/epoch",
+            flush=True,
+        )
         return np.array([found[name] for name in sorted(found)])
 
 

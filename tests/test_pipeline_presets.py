@@ -79,7 +79,9 @@ def test_settings_of_heads_are_not_ignored_where_a_probe_is_alone(folder, tmp_pa
 )
 def test_settings_of_a_probe_are_not_ignored_where_there_is_none(folder, tmp_path, words):
     said = run(folder, "train", "--preset", "paper", "--out", str(tmp_path / "run"), *words, code=1)
-    assert f"{' '.join(words)} is for a probe, and there is none among the sources; add --source probe:" in said
+    assert (
+        f"{' '.join(words)} is for a probe, and there is none among the sources; add --source probe:" in said
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -35,9 +35,12 @@ def open_probe(
 ) -> tuple[SourceOutputs, RunProbe | None]:
     """The outputs of `sources` and the probe among them; see `open_with_probe`, also for what is raised.
 
-    `of_preset`: nobody asked for the probe. Where nothing is stored of the sources that it names, these are
-    asked live, and there is no probe.
+    `of_preset`: nobody asked for the probe. Where every training sample has a label, it would tell a student
+    little that is new, and where nothing is stored of the sources that it names, it cannot be fitted; source
+    heads teach then, and there is no probe.
     """
+    if of_preset and fitted is None and _prefers_heads(config, splits, sources):
+        return _open_heads(config, request, sources), None
     try:
         probed = open_with_probe(
             request,
@@ -58,6 +61,34 @@ def open_probe(
     return probed, probed.probe
 
 
+def _prefers_heads(config: TrainConfig, splits: Splits, sources: tuple[str, ...]) -> bool:
+    """Whether heads teach more than a preset's probe would: all samples have a label, the sources give
+    logits, and nobody set anything of a probe.
+    """
+    all_labelled = len(splits.train.labelled) == len(splits.train) and not splits.pools
+    logits = all(output_of(name) == LOGITS_OUTPUT for name in asked_of(sources[0]))
+    return all_labelled and logits and not _is_told(config) and config.probe_views == "mean"
+
+
+def _is_told(config: TrainConfig) -> bool:
+    """Whether something was set that only a probe reads."""
+    usual = SsktConfig()
+    return any(
+        getattr(config, name) != getattr(usual, name) for name in ("probe_weight", "probe_temperature")
+    )
+
+
+def _open_heads(config: TrainConfig, request: DataRequest, sources: tuple[str, ...]) -> SourceOutputs:
+    """The sources of a preset's probe as teachers of source heads."""
+    log.info(
+        f"--preset best: all {len(request.dataset):,} training samples have a label, so source heads teach "
+        f"with alpha {config.alpha:g}, and no probe; --source probe: a probe all the same"
+    )
+    return open_outputs(
+        request, asked_of(sources[0]), labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
+    )
+
+
 def _open_live(
     config: TrainConfig, request: DataRequest, sources: tuple[str, ...], error: NothingStoredError
 ) -> SourceOutputs:
@@ -67,11 +98,7 @@ def _open_live(
     named = asked_of(sources[0])
     if not named:
         raise RunError(f"{error}, or name a source that is asked live, such as --source imagenet") from None
-    usual = SsktConfig()
-    told = any(
-        getattr(config, name) != getattr(usual, name) for name in ("probe_weight", "probe_temperature")
-    )
-    if told or config.labels == "cached" or any(output_of(name) != LOGITS_OUTPUT for name in named):
+    if _is_told(config) or config.labels == "cached" or any(output_of(name) != LOGITS_OUTPUT for name in named):
         raise error
     listed = " and ".join(named)
     log.info(
