@@ -12,13 +12,21 @@ from typing import Any, Unpack
 
 from pipeline.data import NO_POOL, Augmentation
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, join_world
-from pipeline.train.backbone import default_model, open_backbone, reopen_backbone, require_reads, require_runs
+from pipeline.train.backbone import (
+    default_model,
+    open_backbone,
+    reopen_backbone,
+    require_reads,
+    require_runs,
+    take_module,
+)
 from pipeline.train.config import Settings, TrainConfig, weights_name
 from pipeline.train.data import TrainingData, open_data
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
 from pipeline.train.presets import makes_probe
+from pipeline.train.published_weights import published_weights
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import (
     Run,
@@ -42,8 +50,8 @@ from pipeline.train.whereabouts import (
     whereabouts_of,
 )
 from sskt.errors import RunError
-from sskt.recipes import recipe_for
-from sskt.students import AveragedStudent, Backbone, load_pretrained
+from sskt.recipes import BY_SIZE, recipe_for
+from sskt.students import AveragedStudent, Backbone, Wrappable, load_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +62,7 @@ def train(
     target: str,
     *,
     out: Path | str,
-    model: str | Backbone | None = None,
+    model: str | Wrappable | None = None,
     augmentation: Augmentation | None = None,
     paths: Paths | None = None,
     execution: Execution | None = None,
@@ -62,19 +70,24 @@ def train(
     limit: int | None = None,
     eval_every: int = 1,
     finetune_from: Path | str | None = None,
+    pretrained: bool = False,
     **settings: Unpack[Settings],
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
-    one of any module). Under torchrun the ranks share every batch. Returns the run's summary. Nothing is
-    written to `out` before all inputs have been checked.
+    `model` is a name, your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes one
+    of any module), or a plain module, of which a copy is made one (`sskt.students.wrap_module`).
+    `finetune_from` is a file of initial weights; `pretrained` takes the published ones of `model`
+    (`pipeline.train.published_weights`). Under torchrun the ranks share every batch. Returns the run's
+    summary. Nothing is written to `out` before all inputs have been checked.
     """
     augmentation = augmentation or Augmentation()
     paths, execution = paths or Paths(), execution or choose_execution()
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
-    model = model or default_model(target, settings.get("method", "sskt"))
+    model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
     began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
+    if coerce.flag(pretrained, "pretrained"):
+        began_with = published_weights(model, paths, given=began_with)
     with join_world(execution.device) as world:
         planned = resolve(
             target,
@@ -92,9 +105,13 @@ def train(
         of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
-        backbone = open_backbone(model, config.seed, config.clip_mean)
+        if by_size := [f"{name} {getattr(config, name):g}" for name in BY_SIZE if not getattr(planned, name)]:
+            log.info(f"--recipe {config.recipe}, by {len(data.dataset):,} samples: {', '.join(by_size)}")
+        backbone = open_backbone(model, config)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
+        if backbone.note:
+            log.warning(backbone.note)
         if began_with is not None:
             for note in load_pretrained(backbone, began_with, config.model):
                 log.warning(note)
@@ -119,7 +136,7 @@ def resume(
     target: str | None = None,
     sources: Sequence[str] = (),
     unlabelled: Sequence[str] = (),
-    backbone: Backbone | None = None,
+    backbone: Wrappable | None = None,
 ) -> dict[str, Any]:
     """Continue the run in `out`, to the same numbers as without a stop; returns its summary.
 
@@ -153,10 +170,10 @@ def resume(
         _require_same(config, data, out)
         # also what a pretext task computes for its videos
         require_contents(out, config.contents, data.contents, where.target, _SAME_DATA)
-        backbone = reopen_backbone(config, backbone, out)
+        network = reopen_backbone(config, backbone, out, resumes=True)
         if state is None and config.finetune_from is not None:
-            _load_first_weights(backbone, config, out)
-        method = open_method(config, backbone, data.source_classes)
+            _load_first_weights(network, config, out)
+        method = open_method(config, network, data.source_classes)
         with kernels(config, execution.device):
             require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
         log.info(_next_step(config, state, out))

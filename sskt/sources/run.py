@@ -22,12 +22,15 @@ from sskt.sources.output_rows import OwnNetwork
 from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED
 from sskt.sources.source import Source, SourceSpec
 from sskt.students import (
-    BACKBONES,
-    CLIP_BACKBONES,
     PRETEXTS,
     Features,
-    build_student,
+    Student,
+    build_backbone,
+    is_built_by_name,
     normalisation_of,
+    reads_clips,
+    sizes_seen,
+    source_sha256,
 )
 from sskt.weights import load_into
 
@@ -64,10 +67,11 @@ class RunKind(Kind):
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""
         spec = self.parse(name).under(told)
+        notes = _changes(weights.parent)
         module = Predictor(weights.parent).eval().requires_grad_(False)
         # batch norms that have averaged only a few batches give logits of any size that float16 holds
         largest = LARGEST_LOGIT if has_settled(module) else torch.finfo(torch.float16).max
-        return Source(spec, module, weights_digest(weights), weights, largest_logit=largest)
+        return Source(spec, module, weights_digest(weights), weights, notes=notes, largest_logit=largest)
 
     def weights_path(self, name: str, weights_dir: Path) -> Path:  # noqa: ARG002
         """See `Kind.weights_path`."""
@@ -90,6 +94,8 @@ class Trained:
     classes: tuple[str, ...]
     clip_mean: str  # the mean that a 3D ResNet subtracts, one of CLIP_MEANS
     sees_frames: bool = False  # it reads images, and was trained on frames of clips
+    sizes: tuple[tuple[int, ...], ...] = ((224, 224),)  # of its inputs, see `build_backbone`
+    source_sha256: str | None = None  # of the function that makes it, if one does
 
     @property
     def n_classes(self) -> int:
@@ -99,12 +105,12 @@ class Trained:
     @property
     def reads_clips(self) -> bool:
         """Whether it reads (N, 3, D, H, W)."""
-        return self.model in CLIP_BACKBONES
+        return reads_clips(self.model, sizes=self.sizes)
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of pixels in 0..1."""
-        return normalisation_of(self.model, clip_mean=self.clip_mean)
+        return normalisation_of(self.model, clip_mean=self.clip_mean, sizes=self.sizes)
 
 
 def read_trained(folder: Path) -> Trained:
@@ -115,7 +121,9 @@ def read_trained(folder: Path) -> Trained:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         classes = tuple(map(str, config["classes"]))
         clip_mean, frames = config.get("clip_mean", "kinetics"), config.get("student_frames")
-        trained = Trained(str(config["model"]), classes, clip_mean, frames is not None)
+        sizes = sizes_seen(config.get("plan", {}), frames)
+        source = config.get("model_sha256")
+        trained = Trained(str(config["model"]), classes, clip_mean, frames is not None, sizes, source)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"
@@ -126,9 +134,22 @@ def read_trained(folder: Path) -> Trained:
             f"--method scratch --model {trained.model} --finetune-from {folder / 'encoder.safetensors'}`, "
             f"and name that run"
         )
-    if trained.model not in BACKBONES:
+    if not is_built_by_name(trained.model):
         raise SourceError(f"{folder}: its student is {trained.model}; export it and name it program:FILE.pt2")
     return trained
+
+
+def _changes(folder: Path) -> tuple[str, ...]:
+    """A remark if the source of the function that makes a run's student has changed."""
+    trained = read_trained(folder)
+    if trained.source_sha256 is None or source_sha256(trained.model) == trained.source_sha256:
+        return ()
+    return (
+        (
+            f"{folder}: the source of {trained.model} has changed since the run was started; if the network "
+            f"computes something else by now, so does this source"
+        ),
+    )
 
 
 class Predictor(OwnNetwork):
@@ -143,7 +164,8 @@ class Predictor(OwnNetwork):
                 f"{folder}: has no {_WEIGHTS}, the run did not come to its end; "
                 f"`sskt train --resume {folder}`"
             )
-        self.student = build_student(trained.model, trained.n_classes, {}, transfer_module=False)
+        backbone = build_backbone(trained.model, sizes=trained.sizes)
+        self.student = Student(backbone, trained.n_classes, {}, transfer_module=False)
         load_into(
             self.student,
             read_checkpoint(folder / _WEIGHTS),
@@ -151,8 +173,6 @@ class Predictor(OwnNetwork):
             n_classes=trained.n_classes,
             remedy="config.json beside it says what it should be; restore both from one run",
         )
-
-        backbone = self.student.backbone
         self.block_channels, self.n_features = backbone.block_channels, backbone.n_features
 
     def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:
