@@ -77,17 +77,15 @@ def train(
 
     `model` is a name, your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes one
     of any module), or a plain module, of which a copy is made one (`sskt.students.wrap_module`).
-    `finetune_from` is a file of initial weights; `pretrained` takes the published ones of `model`
-    (`pipeline.train.published_weights`). Under torchrun the ranks share every batch. Returns the run's
-    summary. Nothing is written to `out` before all inputs have been checked.
+    `finetune_from` is a file of initial weights; `pretrained` takes the published ones. Under torchrun the
+    ranks share every batch. Returns the run's summary. Nothing is written to `out` before all inputs have
+    been checked.
     """
     augmentation = augmentation or Augmentation()
     paths, execution = paths or Paths(), execution or choose_execution()
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
-    began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
-    if coerce.flag(pretrained, "pretrained"):
-        began_with = published_weights(model, paths, given=began_with)
+    began_with = _first_weights(model, paths, finetune_from, pretrained)
     with join_world(execution.device) as world:
         planned = resolve(
             target,
@@ -105,16 +103,10 @@ def train(
         of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
-        if by_size := [f"{name} {getattr(config, name):g}" for name in BY_SIZE if not getattr(planned, name)]:
-            log.info(f"--recipe {config.recipe}, by {len(data.dataset):,} samples: {', '.join(by_size)}")
         backbone = open_backbone(model, config)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
-        if backbone.note:
-            log.warning(backbone.note)
-        if began_with is not None:
-            for note in load_pretrained(backbone, began_with, config.model):
-                log.warning(note)
+        _load_weights(backbone, began_with, config)
         method = open_method(config, backbone, data.source_classes)
         if config.ema:
             AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
@@ -123,8 +115,8 @@ def train(
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
         run = Run.begin(out, config.to_dict(), places, data.probe) if world.is_first else None
-        if config.overridden:
-            log.info(_departures(config))
+        for remark in filter(None, (_by_size(planned, config, len(data.dataset)), _departures(config))):
+            log.info(remark)
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
@@ -181,7 +173,31 @@ def resume(
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
 
 
+def _first_weights(
+    model: str | Backbone, paths: Paths, finetune_from: Path | str | None, pretrained: bool
+) -> Path | None:
+    """The file of the weights that a student starts from; None for fresh ones, or its own."""
+    given = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
+    return published_weights(model, paths, given=given) if coerce.flag(pretrained, "pretrained") else given
+
+
+def _load_weights(backbone: Backbone, path: Path | None, config: TrainConfig) -> None:
+    """Load the initial weights of a new run, if there are any; logs what was assumed."""
+    notes = () if path is None else load_pretrained(backbone, path, config.model)
+    for note in filter(None, (backbone.note, *notes)):
+        log.warning(note)
+
+
+def _by_size(planned: TrainConfig, config: TrainConfig, n: int) -> str:
+    """A sentence on what the recipe chose by the number of training samples; empty if nothing."""
+    chosen = [f"{name} {getattr(config, name):g}" for name in BY_SIZE if not getattr(planned, name)]
+    return f"--recipe {config.recipe}, by {n:,} samples: {', '.join(chosen)}" if chosen else ""
+
+
 def _departures(config: TrainConfig) -> str:
+    """A sentence on the settings that are not the recipe's; empty if all are."""
+    if not config.overridden:
+        return ""
     published = recipe_for(config.target, config.method, name=config.recipe).published
     recipe = "the paper's recipe" if published else "the recipe"
     if config.recipe != "paper":
