@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sskt.checkpoints import read_checkpoint
-from sskt.errors import SourceError
+from sskt.errors import RunError, SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sanity import LARGEST_LOGIT, has_settled
 from sskt.sources.contract import LOGITS, Contract
@@ -51,7 +51,10 @@ class RunKind(Kind):
         if not (folder / _CONFIG).is_file():
             return SourceSpec(name, "run", "", n_classes=0, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         trained = read_trained(folder)
-        mean, std = trained.normalisation
+        try:
+            (mean, std), clips = trained.normalisation, trained.reads_clips
+        except RunError as error:  # of a function that makes it
+            raise SourceError(f"{folder}: {error}") from error
         return SourceSpec(
             name,
             task="run",
@@ -59,7 +62,7 @@ class RunKind(Kind):
             n_classes=trained.n_classes,
             mean=mean,
             std=std,
-            reads_clips=trained.reads_clips,
+            reads_clips=clips,
             sees_student_frames=trained.sees_frames,
             contract=Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS),
         )
