@@ -208,7 +208,8 @@ class Runs:
             told = api.predict(folder, self.fold.root / "test", paths=self.paths, clips=CLIPS)
             if told.unusable:
                 raise SystemExit(f"{folder}: {told.errors()[0]}")
-            found = {str(f): told.classes[int(t)] in f.parts for f, t in zip(told.files, told.top, strict=True)}
+            named = zip(told.files, told.top, strict=True)
+            found = {str(file): told.classes[int(top)] in file.parts for file, top in named}
             kept.write_text(json.dumps(found))
         found = json.loads(kept.read_text())
         share = 100 * float(np.mean([*found.values()]))

@@ -1,5 +1,5 @@
 """Training settings per target: table 1 of SSKT (Hong, Yoon, Choi, WACV 2022), our own for other targets, and
-fast ones, which are ours as well.
+ours that are fast, or for students that start from pretrained weights.
 
 The table gives milestones but no number of epochs: STL10's 200 come from the command on the authors' page;
 the others, which end some time after the last milestone, are ours. It gives no gamma either; 0.2 is the
@@ -8,12 +8,16 @@ released code's for [60,120,160,200], 0.1 is customary for the other two schedul
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sskt.errors import RunError, SettingError
 
-RECIPES = ("paper", "fast")
+RECIPES = ("paper", "fast", "finetune")
+BY_SIZE = ("epochs", "batch_size", "lr")  # a recipe that has 0 for them leaves them to `finetune_length`
+# the fractions of all steps that a schedule reads, by the name of the setting
+FRACTIONS = {"trapezoid": ("warm_up", "cool_down"), "warm-cosine": ("warm_up",)}
 SETTINGS = (  # fields of a recipe that a run may override
     "epochs",
     "batch_size",
@@ -31,6 +35,7 @@ SETTINGS = (  # fields of a recipe that a run may override
     "weight_decay",
     "decay_norms",
     "ema",
+    "layer_decay",
     "label_smoothing",
     "temperature",
     "alpha",
@@ -57,10 +62,11 @@ class Recipe:
     patience: int = 10  # for a plateau, in evaluations: the released 3D code's
     dampening: float = 0.0  # of the momentum
     nesterov: bool = False
-    warm_up: float = 0.2  # for a trapezoid: fractions of all steps
-    cool_down: float = 0.8
+    warm_up: float = 0.2  # for a trapezoid or warm-cosine: fractions of all steps
+    cool_down: float = 0.8  # for a trapezoid
     decay_norms: bool = True  # whether norms and biases have weight decay too
     ema: float = 0.0  # decay per step of the average of weights that is scored and kept; 0: there is none
+    layer_decay: float = 1.0  # factor on the rate per layer below the heads; 1: all have the same rate
     label_smoothing: float = 0.0
     finetune_lr: float | None = None  # replaces lr for a student that starts from pretrained weights
     temperature: float = 3.0  # T and alpha: the released 2D code's defaults
@@ -81,7 +87,7 @@ class Recipe:
 
     def patience_in(self, epochs: int) -> int:
         """The patience scaled to another number of epochs."""
-        return max(1, round(self.patience * epochs / self.epochs))
+        return max(1, round(self.patience * epochs / self.epochs)) if self.epochs else self.patience
 
 
 _CIFAR10 = Recipe(
@@ -216,7 +222,31 @@ _FAST_LENGTHS = {  # epochs, batch size
     "digits": (10, 32),
 }
 _FAST = tuple(_fast(paper, *_FAST_LENGTHS[paper.target]) for paper in _PAPER if paper.target in _FAST_LENGTHS)
-_RECIPES = {(recipe.target, recipe.name): recipe for recipe in _PAPER + _FAST}
+
+
+def _finetune(paper: Recipe) -> Recipe:
+    """A recipe for a student that starts from pretrained weights, by the number of training images."""
+    return replace(
+        paper,
+        name="finetune",
+        published=False,
+        epochs=0,
+        batch_size=0,
+        lr=0.0,
+        finetune_lr=None,
+        optimizer="adamw",
+        weight_decay=0.05,
+        decay_norms=False,
+        schedule="warm-cosine",
+        warm_up=0.1,
+        milestones=(),
+        ema=0.99,
+        layer_decay=0.75,
+    )
+
+
+_FINETUNE = tuple(_finetune(paper) for paper in _PAPER if paper.target in _FAST_LENGTHS)
+_RECIPES = {(recipe.target, recipe.name): recipe for recipe in _PAPER + _FAST + _FINETUNE}
 # pretext tasks: the schedules of the original papers in epochs of 200 (150), which they count in iterations
 _PRETEXTS: dict[str, dict[str, Any]] = {
     "sorting": {"epochs": 200, "batch_size": 64, "lr": 0.01, "milestones": (152,), "gamma": 0.1},
@@ -285,6 +315,20 @@ _GRAPH_OF_VIDEOS: dict[str, Any] = {
     "weight_decay": 5e-4,
 }
 _GRAPH_TARGETS = ("ucf101", "hmdb51", "ccv")
+
+
+def finetune_length(n_images: int, batch_size: int = 0) -> dict[str, Any]:
+    """BY_SIZE of the finetune recipe for a number of training images (docs/method.md, section 4.2), with a
+    given `batch_size` if it is not 0.
+    """
+    usual = next((size for size in (32, 16) if n_images >= 10 * size), 8)  # ten steps per epoch
+    batch_size = batch_size or usual
+    epochs = round(math.sqrt(2e6 / max(1, n_images)))
+    return {
+        "epochs": min(60, max(5, epochs)),
+        "batch_size": batch_size,
+        "lr": 5e-4 * math.sqrt(batch_size / 32),
+    }
 
 
 def register(recipe: Recipe) -> None:

@@ -1,9 +1,10 @@
 """Learning-rate schedules by name: drops at milestones (SSKT table 1), drops when a loss stops improving (its
-video recipe), half a cosine, and a trapezoid, which moves at every step.
+video recipe), half a cosine, and two that move at every step: a trapezoid, and a cosine with a warm-up.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, R
 
 from sskt.errors import RunError, SettingError
 
-SCHEDULES = ("multistep", "plateau", "cosine", "trapezoid")
+SCHEDULES = ("multistep", "plateau", "cosine", "trapezoid", "warm-cosine")
 
 
 class Schedule:
@@ -34,9 +35,9 @@ class Schedule:
     ) -> None:
         """`kind`: "multistep", times `gamma` at each of `milestones`, in epochs; "plateau", times `gamma`
         after more than `patience` evaluations without a lower loss; "cosine", from the full rate to 0 over
-        `epochs`; "trapezoid", see `trapezoid`, over all `steps` of a run. Departs from the released code: its
-        plateau watches the sum of the primary and auxiliary losses on clips of the validation split; ours the
-        primary loss on the evaluation views.
+        `epochs`; "trapezoid" and "warm-cosine", see `trapezoid` and `warm_cosine`, over all `steps` of a run.
+        Departs from the released code: its plateau watches the sum of the primary and auxiliary losses on
+        clips of the validation split; ours the primary loss on the evaluation views.
         """
         if kind not in SCHEDULES:
             raise SettingError("schedule", f"is {kind!r}, expected one of {', '.join(SCHEDULES)}")
@@ -48,8 +49,10 @@ class Schedule:
             self._torch = ReduceLROnPlateau(optimiser, mode="min", factor=gamma, patience=patience)
         elif kind == "cosine":
             self._torch = CosineAnnealingLR(optimiser, T_max=epochs, eta_min=0.0)
-        else:
+        elif kind == "trapezoid":
             self._torch = LambdaLR(optimiser, trapezoid(steps, warm_up, cool_down))
+        else:
+            self._torch = LambdaLR(optimiser, warm_cosine(steps, warm_up))
 
     @property
     def lr(self) -> float:
@@ -98,6 +101,22 @@ def trapezoid(steps: int, warm_up: float, cool_down: float) -> Callable[[int], f
 
     def factor(step: int) -> float:
         return max(0.0, min(1.0, (step + 1) / rising, (steps - step) / falling))
+
+    return factor
+
+
+def warm_cosine(steps: int, warm_up: float) -> Callable[[int], float]:
+    """The factor on the learning rate of step 0, 1, ... of `steps`: a line from 0 to 1 over the first
+    `warm_up` of the steps, a fraction, then half a cosine from 1 to 0. No step has a rate of 0; what follows
+    the last one has.
+    """
+    rising = max(1.0, warm_up * steps)
+
+    def factor(step: int) -> float:
+        if step + 1 < rising:
+            return (step + 1) / rising
+        gone = (step + 1 - rising) / max(1.0, steps + 1 - rising)
+        return (1 + math.cos(math.pi * min(1.0, gone))) / 2
 
     return factor
 

@@ -394,7 +394,7 @@ MISTAKEN = [
     (lambda f: api.train("digits", out=7, **from_python(f)), "out is 7 (int), expected a path"),
     (
         lambda f: api.train("digits", out=f / "run", model=torch.nn.Linear(2, 2), **from_python(f)),
-        "model is the module Linear, expected a name or a Backbone, which sskt.students.WrappedBackbone",
+        "the module Linear cannot take images (2x3x16x16: ",
     ),
     (
         lambda f: api.train("digits", out=f / "run", model=torch.nn.Linear, **from_python(f)),

@@ -146,12 +146,13 @@ def test_adam_by_hand(fused):
 
 
 def test_what_adam_does_not_have_is_refused():
-    require_adam(0.9, 0.0, nesterov=False)
+    require_adam("adam", 0.9, 0.0, nesterov=False)
     for settings, option in (((0.9, 0.0, True), "--nesterov"), ((0.9, 0.9, False), "dampening 0.9")):
-        with pytest.raises(RunError, match=rf"--optimizer adam has no {option}; leave it out, or use"):
-            require_adam(*settings)
+        for kind in ("adam", "adamw"):
+            with pytest.raises(RunError, match=rf"--optimizer {kind} has no {option}; leave it out, or use"):
+                require_adam(kind, *settings)
     with pytest.raises(RunError, match=r"needs a momentum below 1, its first beta, this run has 1; use 0.9"):
-        require_adam(1, 0.0, nesterov=False)
+        require_adam("adam", 1, 0.0, nesterov=False)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
@@ -245,4 +246,4 @@ def test_a_recipe_that_there_is_not_is_refused():
     ):
         with pytest.raises(RunError, match=message):
             recipe_for(target, method, name=name)
-    assert RECIPES == ("paper", "fast")
+    assert RECIPES == ("paper", "fast", "finetune")

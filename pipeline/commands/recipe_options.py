@@ -37,24 +37,46 @@ RECIPE = section(
     "Recipe",
     choice_option(
         "--recipe",
-        "paper fast",
+        "paper fast finetune",
         None,
-        "Settings to start from; fast: our own for images, with fewer epochs. See sskt recipes. "
-        "[default: paper; with --preset best fast]",
+        "Settings to start from; fast: our own for images, with fewer epochs; finetune: for pretrained "
+        "weights, by the number of images. See sskt recipes. [default: paper; with --preset best fast, or "
+        "finetune if the weights are pretrained]",
     ),
     choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {OF_RECIPE}"),
-    choice_option("--optimizer", "sgd adam", None, f"SGD with momentum, or Adam; see also --lr. {OF_RECIPE}"),
+    choice_option(
+        "--optimizer",
+        "sgd adam adamw",
+        None,
+        f"SGD with momentum, Adam or AdamW; see also --lr. {OF_RECIPE}",
+    ),
     choice_option(
         "--schedule",
-        "multistep plateau cosine trapezoid",
+        "multistep plateau cosine trapezoid warm-cosine",
         None,
-        f"Learning rate schedule; trapezoid: per step, linear warm-up and cool-down. {OF_RECIPE}",
+        "Learning rate schedule; per step are trapezoid, linear warm-up and cool-down, and warm-cosine, "
+        f"linear warm-up and half a cosine. {OF_RECIPE}",
     ),
-    number_option("--weight-decay", f"L2 penalty. {OF_RECIPE}", positive=False),
+    number_option(
+        "--weight-decay",
+        "L2 penalty; of adamw, decoupled from the gradient. "
+        "[default: the recipe's; 0.05 with --optimizer adamw]",
+        positive=False,
+    ),
+    number_option(
+        "--layer-decay",
+        "Factor on the learning rate per layer below the heads, in (0, 1], for pretrained students; 1: the "
+        f"same rate for all. {OF_RECIPE}",
+    ),
+    click.option(
+        "--pretrained",
+        is_flag=True,
+        help="Start from the model's published weights: torchvision's, or timm's from a local cache.",
+    ),
     click.option(
         "--finetune-from",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Initial weights: torchvision's, 3D-ResNets-PyTorch's, or a student of ours.",
+        help="Initial weights: torchvision's, timm's, 3D-ResNets-PyTorch's, or a student of ours.",
     ),
     text_option("--freeze-until", "Freeze the backbone up to this block, e.g. layer4."),
     number_option(
@@ -97,7 +119,8 @@ RARELY = section(
     number_option("--gamma", f"Factor of a drop. {OF_RECIPE}"),
     number_option(
         "--warm-up",
-        "trapezoid: fraction of the steps in which the rate rises from 0. [default: 0.2]",
+        "trapezoid and warm-cosine: fraction of the steps in which the rate rises from 0. [default: the "
+        "recipe's, or 0.2]",
         positive=False,
     ),
     number_option(

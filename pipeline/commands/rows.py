@@ -24,6 +24,8 @@ from sskt.sources import (
     shown,
 )
 
+_BY_SIZE = "by images"
+
 
 def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
     """One row per store; a damaged store has only its path and, under "problem", its error."""
@@ -120,14 +122,14 @@ def recipe_rows() -> list[dict[str, Any]]:
             "target": recipe.target,
             "recipe": recipe.name,
             "models": ", ".join(recipe.models),
-            "epochs": recipe.epochs,
-            "lr": recipe.lr,
+            "epochs": recipe.epochs or _BY_SIZE,
+            "lr": recipe.lr or _BY_SIZE,
             "finetune_lr": recipe.finetune_lr,
             "schedule": recipe.schedule,
             "milestones": _only(recipe, "multistep", ", ".join(map(str, recipe.milestones))),
-            "gamma": None if recipe.schedule == "trapezoid" else recipe.gamma,
+            "gamma": _only(recipe, "multistep plateau", recipe.gamma),
             "patience": _only(recipe, "plateau", recipe.patience),
-            "warm_up": _only(recipe, "trapezoid", recipe.warm_up),
+            "warm_up": _only(recipe, "trapezoid warm-cosine", recipe.warm_up),
             "cool_down": _only(recipe, "trapezoid", recipe.cool_down),
             "momentum": recipe.momentum,
             "dampening": recipe.dampening,
@@ -135,8 +137,9 @@ def recipe_rows() -> list[dict[str, Any]]:
             "weight_decay": recipe.weight_decay,
             "decay_norms": recipe.decay_norms,
             "ema": recipe.ema or None,
+            "layer_decay": None if recipe.layer_decay == 1 else recipe.layer_decay,
             "label_smoothing": recipe.label_smoothing or None,
-            "batch_size": recipe.batch_size,
+            "batch_size": recipe.batch_size or _BY_SIZE,
             "optimizer": recipe.optimizer,
             "loss": recipe.primary_loss,
             "aux_loss": recipe.aux_loss,
@@ -148,9 +151,9 @@ def recipe_rows() -> list[dict[str, Any]]:
     ]
 
 
-def _only(recipe: Recipe, schedule: str, value: Any) -> Any:
-    """A setting that one schedule alone reads; None for a recipe with another."""
-    return value if recipe.schedule == schedule else None
+def _only(recipe: Recipe, schedules: str, value: Any) -> Any:
+    """A setting that some schedules alone read; None for a recipe with another."""
+    return value if recipe.schedule in schedules.split() else None
 
 
 def _target_row(name: str, spec: DatasetSpec, is_prepared: bool | None) -> dict[str, Any]:

@@ -92,12 +92,15 @@ _LABELS = "Few labels"
     ),
     text_option(
         "--model",
-        "Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18. Of videos, one for images "
-        f"sees the centre frame of each clip. {OF_RECIPE}",
+        "Student: resnet20, resnet18 and others; for clips resnet3d18, r3d_18; timm:NAME; or "
+        "package.module:function, which returns any torch.nn.Module. Of videos, one for images sees the "
+        f"centre frame of each clip. {OF_RECIPE}",
     ),
     count_option("--epochs", f"Length of the training. {OF_RECIPE}"),
     count_option("--batch-size", f"Images per step, over all processes. {OF_RECIPE}"),
-    number_option("--lr", "Initial learning rate. [default: the recipe's; 0.001 with --optimizer adam]"),
+    number_option(
+        "--lr", "Initial learning rate. [default: the recipe's; 0.001 with --optimizer adam or adamw]"
+    ),
     choice_option(
         "--preset",
         "paper best",
@@ -219,6 +222,7 @@ def train(
     resume: Path | None,
     as_json: bool,
     finetune_from: Path | None,
+    pretrained: bool,
     eval_every: int,
     trackers: tuple[str, ...],
     augmentation: Augmentation,
@@ -251,10 +255,11 @@ def train(
             "limit": limit,
             "eval_every": eval_every,
             "finetune_from": finetune_from,
+            "pretrained": pretrained,
             **settings,
         }
         if only_resolve:
-            show_settings(api.resolved_settings(target, **asked), as_json)
+            show_settings(api.resolved_settings(target, paths=paths, **asked), as_json)
             return
         out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
         followers = (*trackers, *followers_of_config())

@@ -15,7 +15,6 @@ from torch import nn
 from cache import Location, location
 from sskt.errors import RunError, SettingError
 from sskt.recipes import SETTINGS
-from sskt.students import Backbone
 
 PLAN_SEEDS = 2**64  # the plan's generator is keyed by two 32-bit words
 SEEDS = 2**63  # beyond this NumPy turns a key into a float, and different seeds give the same draws
@@ -100,20 +99,15 @@ def place(value: Any, name: str) -> Location:
     return location(value) if isinstance(value, str) else _require_location(value, name)
 
 
-def model(value: Any) -> str | Backbone | None:
-    """A student's network by name, or its backbone, or None. Raises RunError for anything else."""
-    return value if isinstance(value, str) else backbone(value, "model", "a name or a Backbone")
+def model(value: Any) -> str | nn.Module | None:
+    """A student's network by name, or its backbone or module, or None. Raises RunError for anything else."""
+    return value if isinstance(value, str) else backbone(value, "model", "a name or a torch.nn.Module")
 
 
-def backbone(value: Any, name: str = "backbone", expected: str = "a Backbone") -> Backbone | None:
-    """A backbone, or None. Raises RunError otherwise; for another module the message says how to wrap it."""
-    if value is None or isinstance(value, Backbone):
+def backbone(value: Any, name: str = "backbone", expected: str = "a torch.nn.Module") -> nn.Module | None:
+    """A backbone, a module that can be made one, or None. Raises RunError otherwise."""
+    if value is None or isinstance(value, nn.Module):
         return value
-    if isinstance(value, nn.Module):
-        raise RunError(
-            f"{name} is the module {type(value).__name__}, expected {expected}, which "
-            f"sskt.students.WrappedBackbone(module, side_px=...) makes of a module without its last layer"
-        )
     raise SettingError(name, f"is {_shown(value)}, expected {expected}")
 
 

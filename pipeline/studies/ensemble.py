@@ -28,6 +28,7 @@ from pipeline.train import (
     prepare_to_score,
     read_config,
     read_student,
+    reopen_backbone,
     require_contents,
     scoring_split,
     whereabouts_of,
@@ -35,7 +36,7 @@ from pipeline.train import (
 from sskt.errors import RunError
 from sskt.metrics import multilabel_figures, topk_correct
 from sskt.probe import fit_linear
-from sskt.students import Student, build_backbone, to_channels_last
+from sskt.students import Student, to_channels_last
 
 _STRENGTH = 1.0  # C of the logistic regression
 
@@ -130,7 +131,7 @@ def _open(run: Path, config: TrainConfig, target: str, paths: Paths) -> tuple[Da
 
 def _student(run: Path, config: TrainConfig, plan: Plan, paths: Paths, execution: Execution) -> Student:
     """A run's last student, computing as it did while it trained."""
-    network = build_backbone(config.model, clip_mean=config.clip_mean)
+    network = reopen_backbone(config, None, run)
     student = Student(network, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run))
     student.to(execution.device)

@@ -18,10 +18,10 @@ from cache import write_durably
 from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer, plan_from
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering
-from pipeline.train import TrainConfig, read_config, read_student, whereabouts_of
+from pipeline.train import TrainConfig, read_config, read_student, reopen_backbone, whereabouts_of
 from sskt.errors import RunError, shown
 from sskt.normalise import normalise
-from sskt.students import Student, build_backbone, grad_cam
+from sskt.students import Student, grad_cam
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,16 +94,11 @@ def explain(
 
 def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
     config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
-    backbone = build_backbone(config.model)
+    backbone = reopen_backbone(config, None, run)
     if backbone.reads_clips:
         raise RunError(f"{run}: its student reads clips, and maps are of pictures")
     if config.student_frames is not None:
         raise RunError(f"{run}: its student was trained on videos, and maps are of pictures")
-    if not backbone.pools_last_block:
-        raise RunError(
-            f"{run}: the class of {config.model} is not read from the mean of its last block, which the maps "
-            f"need; choose a run of another --model, such as resnet18"
-        )
     student = Student(backbone, len(config.classes), {}, transfer_module=False)
     student.load_state_dict(read_student(run))
     return config, student.to(device).eval()

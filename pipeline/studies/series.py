@@ -36,7 +36,7 @@ from pipeline.train import (
 from sskt.errors import RunError
 from sskt.methods import method_named
 from sskt.sources import asked_of, kind_of
-from sskt.students import BACKBONES, Backbone
+from sskt.students import Backbone, require_built_by_name
 
 _OF_VERSION = ("ema_matched",)  # nobody chooses these; a run keeps those of the version that began it
 
@@ -102,9 +102,9 @@ def check_settings(target: str, **settings: Any) -> None:
     show without data and networks.
     """
     config = _planned(target, **settings)
-    if config.model not in BACKBONES and not config.is_own:
-        raise RunError(f"model {config.model!r} is unknown, expected one of {', '.join(BACKBONES)}")
-    require_sound(config)
+    if not config.is_own:
+        require_built_by_name(config.model)
+    require_sound(config.sized(1))
     require_learnable(config)
 
 
@@ -143,7 +143,9 @@ def _expected(target: str, *, paths: Paths, **settings: Any) -> dict[str, Any]:
     that are not on this machine.
     """
     config = _planned(target, **settings)
-    left_out = (*SETTLED_BY_DATA, *_OF_VERSION)
+    left_out = [*SETTLED_BY_DATA, *_OF_VERSION]
+    sized = config.sized(1).to_dict()
+    left_out += [name for name, value in config.to_dict().items() if sized[name] != value]
     expected = {name: value for name, value in config.to_dict().items() if name not in left_out}
     if config.val_share is None and not parse_target(target).is_own_folder:
         expected |= {"val_share": 0.0, "chosen_on": "test"}

@@ -1,6 +1,6 @@
 """Stage two: what a run is (`config`), a student on its way (`trainer`), and the run around it (`train`)."""
 
-from pipeline.train.backbone import default_model
+from pipeline.train.backbone import default_model, reopen_backbone
 from pipeline.train.config import SETTLED_BY_DATA, Settings, TrainConfig, weights_name, with_defaults
 from pipeline.train.confusion import draw_confusion
 from pipeline.train.data import open_data, pools_of, splits_of
@@ -69,6 +69,7 @@ __all__ = [
     "read_student",
     "read_summary",
     "readers_of",
+    "reopen_backbone",
     "require_contents",
     "require_learnable",
     "require_sound",

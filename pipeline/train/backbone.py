@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from pipeline.data import DatasetSpec, Plan, PretextPlan, parse_target
+from pipeline.data import Augmentation, Plan, PretextPlan, parse_target
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from pipeline.train.kernel_check import input_shape
 from sskt.errors import RunError, SettingError
 from sskt.normalise import CLIP_MEANS, RELEASED_MEAN
 from sskt.recipes import recipe_for
 from sskt.sources import CENTER_FRAME
-from sskt.students import BACKBONES, CLIP_BACKBONES, Backbone, ResNet3D, build_backbone
+from sskt.students import (
+    BACKBONES,
+    CLIP_BACKBONES,
+    Backbone,
+    ResNet3D,
+    Wrappable,
+    build_backbone,
+    is_built_by_name,
+    is_reference,
+    reads_clips,
+    sizes_seen,
+    source_sha256,
+    wrap_module,
+)
+
+log = logging.getLogger(__name__)
 
 
 def default_model(target: str, method: str) -> str:
@@ -27,15 +44,54 @@ def model_name(model: str | Backbone) -> str:
     return model if isinstance(model, str) else f"{OWN}{type(model).__name__}"
 
 
-def choose_frames(spec: DatasetSpec, model: str | Backbone) -> str | None:
+def take_module(
+    model: str | nn.Module | None, target: str, augmentation: Augmentation
+) -> str | Backbone | None:
+    """`model`, made a backbone for the target's images if it is a plain module; see `wrap_module`."""
+    if not isinstance(model, nn.Module):
+        return model
+    return _as_backbone(model, _sizes_of(target, augmentation))
+
+
+def _sizes_of(target: str, augmentation: Augmentation) -> tuple[tuple[int, ...], ...]:
+    """The sizes of inputs that a student of unknown kind may read: clips, if there are any, or images."""
+    plan = augmentation.training_plan(parse_target(target)).to_dict()
+    return tuple(dict.fromkeys((*sizes_seen(plan, None), *sizes_seen(plan, CENTER_FRAME))))
+
+
+def _as_backbone(module: nn.Module, sizes: tuple[tuple[int, ...], ...]) -> Backbone:
+    """A backbone as it is, or one of a copy of a plain module."""
+    if isinstance(module, Backbone):
+        return module
+    name = f"the module {type(module).__name__}"
+    try:
+        own = copy.deepcopy(module)
+    except Exception as error:
+        raise RunError(
+            f"{name} cannot be copied ({type(error).__name__}: {error}); wrap it in "
+            f"sskt.students.WrappedBackbone(module, side_px=...) yourself"
+        ) from error
+    return wrap_module(own, sizes, name)
+
+
+def choose_frames(target: str, model: str | Backbone, augmentation: Augmentation) -> str | None:
     """What a student sees of a clip, for the config: the centre frame if it reads images and the target holds
     videos.
     """
+    if not parse_target(target).holds_videos:
+        return None
     if isinstance(model, Backbone):
         reads_images = not model.reads_clips
     else:
-        reads_images = model in BACKBONES and model not in CLIP_BACKBONES
-    return CENTER_FRAME if reads_images and spec.holds_videos else None
+        reads_images = is_built_by_name(model) and not reads_clips(
+            model, sizes=_sizes_of(target, augmentation)
+        )
+    return CENTER_FRAME if reads_images else None
+
+
+def source_of(model: str) -> str | None:
+    """The sha256 of the source of the function that makes a student; None for any other."""
+    return source_sha256(model) if is_reference(model) else None
 
 
 def choose_clip_mean(asked: str, model: str) -> str:
@@ -44,32 +100,55 @@ def choose_clip_mean(asked: str, model: str) -> str:
     """
     if asked not in CLIP_MEANS:
         raise SettingError("clip_mean", f"is {asked!r}, expected one of {', '.join(CLIP_MEANS)}")
-    if model.startswith("resnet3d"):
+    if model in BACKBONES and model.startswith("resnet3d"):
         return asked
     if asked != RELEASED_MEAN:
         raise RunError(f"--clip-mean {asked} is for resnet3d networks, this student is {model}; leave it out")
-    return OWN_MEAN if model.startswith(OWN) else EARLIER_MEAN
+    return OWN_MEAN if model.startswith(OWN) or is_reference(model) else EARLIER_MEAN
 
 
-def open_backbone(model: str | Backbone, seed: int, clip_mean: str) -> Backbone:
-    """Build a named backbone from the seed, or take the caller's as it is; the heads' weights follow the seed
-    in either case.
+def open_backbone(model: str | Backbone, config: TrainConfig) -> Backbone:
+    """Build a named backbone from the run's seed, or take the caller's as it is; the heads' weights follow
+    the seed in either case.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
     if isinstance(model, str):
-        return build_backbone(model, clip_mean=clip_mean)
-    if isinstance(model, ResNet3D) and clip_mean != OWN_MEAN:
-        model.take_off(clip_mean)  # in a run from before backbones had another mean
+        return build_backbone(model, clip_mean=config.clip_mean, sizes=_sizes(config))
+    if isinstance(model, ResNet3D) and config.clip_mean != OWN_MEAN:
+        model.take_off(config.clip_mean)  # in a run from before backbones had another mean
     return model
 
 
-def reopen_backbone(config: TrainConfig, backbone: Backbone | None, run: Path) -> Backbone:
+def _sizes(config: TrainConfig) -> tuple[tuple[int, ...], ...]:
+    return sizes_seen(config.plan, config.student_frames)
+
+
+def reopen_backbone(
+    config: TrainConfig, backbone: Wrappable | None, run: Path, *, resumes: bool = False
+) -> Backbone:
     """The backbone of an earlier run, with the weights that its seed gives. Raises RunError if it was the
-    caller's own, and `backbone` is None.
+    caller's own, and `backbone` is None, or if it `resumes` and the source of the function that makes it has
+    changed, which otherwise is only said.
     """
     if config.is_own and backbone is None:
-        raise RunError(f"{run}: its student is {config.model}; continue from Python, with that backbone")
-    return open_backbone(backbone or config.model, config.seed, config.clip_mean)
+        raise RunError(
+            f"{run}: its student is {config.model}; continue from Python, with that backbone (one that is "
+            f"named as --model package.module:function is made again by itself)"
+        )
+    now = source_of(config.model) if config.model_sha256 else None
+    if now != config.model_sha256:
+        changed = (
+            f"{run}: the source of {config.model} has changed since the run was started (sha256 was "
+            f"{str(config.model_sha256)[:12]}, is {str(now)[:12]})"
+        )
+        if resumes:
+            raise RunError(
+                f"{changed}, and it would not come to the same numbers; restore the source, or start again "
+                f"in another folder"
+            )
+        log.warning(f"{changed}; if the network computes something else by now, so does this student")
+    own = None if backbone is None else _as_backbone(backbone, _sizes(config))
+    return open_backbone(own or config.model, config)
 
 
 def require_reads(backbone: Backbone, config: TrainConfig) -> None:
@@ -90,7 +169,12 @@ def require_runs(backbone: Backbone, config: TrainConfig, plan: Plan, n_samples:
         return
     n = min(2, config.smallest_step(n_samples) // config.ranks)
     shape = input_shape(config, plan, n)
-    trial = copy.deepcopy(backbone).cpu().train()
+    try:
+        trial = copy.deepcopy(backbone).cpu().train()
+    except Exception:
+        if not is_reference(config.model):
+            raise
+        return  # it has been tried in eval mode
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             trial(torch.zeros(shape))

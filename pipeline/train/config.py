@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
 from sskt.download import known_digest_of
 from sskt.errors import RunError
 from sskt.methods import MethodConfig, method_named
-from sskt.recipes import SETTINGS, recipe_for
+from sskt.recipes import BY_SIZE, SETTINGS, finetune_length, recipe_for
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 OWN = "own:"  # precedes the class name of a backbone that the caller made
@@ -71,6 +71,7 @@ class Settings(TypedDict, total=False):
     weight_decay: float | None
     decay_norms: bool | None
     ema: float | None
+    layer_decay: float | None
     clip_norm: float | None
     mixup: float | None
     cutmix: float | None
@@ -168,7 +169,7 @@ class TrainConfig:
     labels_per_class: int | None = None  # that are kept; None: all
     labelled_share: float | None = None  # labelled fraction of a batch; None: as in all samples
     recipe: str = "paper"  # one of RECIPES: the source of settings that were not given
-    warm_up: float = 0.2  # trapezoid: fraction of the steps in which the rate rises
+    warm_up: float = 0.2  # trapezoid and warm-cosine: fraction of the steps in which the rate rises
     cool_down: float = 0.8  # trapezoid: fraction in which it falls
     nesterov: bool = False
     decay_norms: bool = True  # whether weight decay applies to norms and biases
@@ -189,6 +190,8 @@ class TrainConfig:
     rep_temperature: float = 1.0
     ema_matched: bool = False  # the statistics of batch norms lag as far as the averaged weights, not further
     gradient_norms: bool = False
+    layer_decay: float = 1.0  # factor on the rate per layer below the heads
+    model_sha256: str | None = None  # of the source of the function that makes the student, if one does
 
     @property
     def settings(self) -> MethodConfig:
@@ -220,9 +223,19 @@ class TrainConfig:
         """
         finetuned = self.finetune_from is not None
         recipe = recipe_for(self.target, self.method, finetuned=finetuned, name=self.recipe)
-        read = [name for name in SETTINGS if name != "milestones" or self.schedule != "trapezoid"]
+        read = [name for name in SETTINGS if name != "milestones" or self.schedule == "multistep"]
         pairs = {name: (getattr(self, name), getattr(recipe, name)) for name in read}
-        return {name: (ours, recipes) for name, (ours, recipes) in pairs.items() if ours != recipes}
+        by_size = [name for name in BY_SIZE if not getattr(recipe, name)]
+        return {
+            name: (ours, recipes)
+            for name, (ours, recipes) in pairs.items()
+            if ours != recipes and name not in by_size
+        }
+
+    def sized(self, n_images: int) -> TrainConfig:
+        """`self`, with what its recipe leaves to the number of training images; see BY_SIZE."""
+        found = finetune_length(n_images, self.batch_size)
+        return replace(self, **{name: found[name] for name in BY_SIZE if not getattr(self, name)})
 
     def smallest_step(self, n_samples: int) -> int:
         """Samples of the smallest step of an epoch, over all ranks."""

@@ -249,7 +249,7 @@ def _request_of(
         execution,
         temperature=config.temperature,
         n_rows=-(-len(dataset) // world.size),
-        n_forwards=-(-n_seen // world.size) * config.epochs,
+        n_forwards=-(-n_seen // world.size) * config.sized(n_seen).epochs,
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,

@@ -16,7 +16,7 @@ from sskt.errors import RunError
 from sskt.losses import LOGITS_LOSSES, VECTOR_LOSSES
 from sskt.methods import METHODS, PRETEXT_METHODS, Method, Parts, method_named, readers
 from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, map_shape, network_of, output_kind, output_of
-from sskt.students import BACKBONES, Backbone, build_backbone
+from sskt.students import BACKBONES, Backbone, build_backbone, sizes_seen
 
 # how sources are used, which only methods with sources read
 OF_SOURCES = ("labels", "teacher_bn")
@@ -164,11 +164,14 @@ def _another(config: TrainConfig, backbone: Backbone) -> Backbone:
     """A second network like the first, with the same pretrained weights, or with new random ones."""
     if config.finetune_from is not None:
         return copy.deepcopy(backbone)
-    if config.model not in BACKBONES:
+    if config.is_own:
         raise RunError(
-            f"--method {config.method} builds its own networks; name one of {', '.join(BACKBONES)}"
+            f"--method {config.method} builds its own networks; name one with --model, such as "
+            f"{', '.join(BACKBONES)}"
         )
-    return build_backbone(config.model, clip_mean=config.clip_mean)
+    return build_backbone(
+        config.model, clip_mean=config.clip_mean, sizes=sizes_seen(config.plan, config.student_frames)
+    )
 
 
 def _require_able(method: type[Method], config: TrainConfig) -> None:
@@ -178,7 +181,7 @@ def _require_able(method: type[Method], config: TrainConfig) -> None:
         "several processes": config.ranks > 1 and not method.several_processes,
         "--mixup or --cutmix": (config.mixup > 0 or config.cutmix > 0) and not method.mixes,
         "--compile": config.compiled and not method.compiles,
-        "--optimizer adam": config.optimizer == "adam" and not method.adam,
+        f"--optimizer {config.optimizer}": config.optimizer != "sgd" and not method.adam,
         "images without labels": bool(config.unlabelled) and not method.reads_unlabelled,
     }
     for what, asked in unable.items():

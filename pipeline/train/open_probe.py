@@ -98,7 +98,8 @@ def _open_live(
     named = asked_of(sources[0])
     if not named:
         raise RunError(f"{error}, or name a source that is asked live, such as --source imagenet") from None
-    if _is_told(config) or config.labels == "cached" or any(output_of(name) != LOGITS_OUTPUT for name in named):
+    of_logits = all(output_of(name) == LOGITS_OUTPUT for name in named)
+    if _is_told(config) or config.labels == "cached" or not of_logits:
         raise error
     listed = " and ".join(named)
     log.info(

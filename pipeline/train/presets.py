@@ -1,5 +1,6 @@
 """Presets: what a run does where its user says nothing. "paper" is SSKT as published; "best" is what taught
-most where we measured (benchmarks/RESULTS.md): a linear probe of the sources, and the fast recipe.
+most where we measured (benchmarks/RESULTS.md): a linear probe of the sources, and the fast recipe, or for
+pretrained students the finetune recipe.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ def preset_choice(
     sources: Sequence[str],
     labels: str,
     probe_views: str | None,
+    finetuned: bool = False,
 ) -> Choice:
     """What `preset` makes of what was said. What was said stays: a recipe, and sources among which there is a
     probe.
 
     "best" turns the sources of `--method sskt`, or all stored ones if none is named, into those of a probe;
-    where nothing is stored of them, `pipeline.train.open_probe` lets them teach live.
+    where nothing is stored of them, `pipeline.train.open_probe` lets them teach live. `finetuned` is for a
+    student that starts from pretrained weights.
     Raises SettingError for an unknown preset.
     """
     if preset not in PRESETS:
@@ -62,7 +65,8 @@ def preset_choice(
     sources = tuple(sources)
     if preset == "paper":
         return Choice(recipe or "paper", sources, probe_views)
-    chosen = recipe or ("fast" if has_recipe(target, method, "fast") else "paper")
+    usual = "finetune" if finetuned else "fast"
+    chosen = recipe or (usual if has_recipe(target, method, usual) else "paper")
     if makes_probe(preset, method, sources):
         sources = ("probe:" + "+".join(sources),) if sources else ("probe",)
         if labels in ("live", "write-through"):  # which know no other views of a sample

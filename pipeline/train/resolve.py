@@ -11,17 +11,17 @@ import numpy as np
 
 from pipeline.data import Augmentation, Plan, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
-from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
-from pipeline.train.config import Settings, TrainConfig, weights_name
+from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name, source_of
+from pipeline.train.config import OWN, Settings, TrainConfig, weights_name
 from pipeline.train.method import choose_precision, require_heads, require_probe, require_read
 from pipeline.train.presets import preset_choice
-from sskt.errors import RunError
+from sskt.errors import RunError, SettingError
 from sskt.losses import VECTOR_LOSSES
 from sskt.methods import GATES, METHODS, PRETEXT_METHODS, method_named
 from sskt.normalise import RELEASED_MEAN
-from sskt.optimiser import ADAM_LR
-from sskt.recipes import SETTINGS, Recipe, recipe_for
-from sskt.students import DROPOUTS, Backbone, choose_init
+from sskt.optimiser import optimizer_defaults
+from sskt.recipes import BY_SIZE, FRACTIONS, SETTINGS, Recipe, recipe_for
+from sskt.students import DROPOUTS, Backbone, choose_init, is_reference
 
 _DEFAULTS: Settings = {  # of settings that neither a recipe nor a method has
     "method": "sskt",
@@ -68,7 +68,7 @@ def resolve(
     asked: Settings = {**_DEFAULTS, **settings}
     method, finetuned = asked["method"], finetune_from is not None
     method_named(method)  # refuses one that is unknown
-    frames, model = choose_frames(parse_target(target), model), model_name(model)
+    frames, model = choose_frames(target, model, augmentation), model_name(model)
     chosen = preset_choice(
         asked["preset"] or "paper",
         target,
@@ -77,7 +77,9 @@ def resolve(
         sources=coerce.texts(asked["sources"], "sources"),
         labels=asked["labels"],
         probe_views=asked["probe_views"],
+        finetuned=finetuned,
     )
+    _require_pretrained(chosen.recipe, model, finetuned=finetuned)
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
     given = _given(settings)
     _require_read(method, recipe, given, asked, chosen.sources)
@@ -95,6 +97,7 @@ def resolve(
         clip_mean=choose_clip_mean(asked["clip_mean"], model),
         dropout=DROPOUTS.get(model, 0.0),
         student_frames=frames,
+        model_sha256=source_of(model),
         recipe=chosen.recipe,
         sources=chosen.sources,
         probe_views=chosen.probe_views or "mean",
@@ -105,10 +108,27 @@ def resolve(
     )
 
 
+def _require_pretrained(recipe: str, model: str, *, finetuned: bool) -> None:
+    """Raise RunError for the finetune recipe of a student whose weights are random; those of the caller's
+    own network may not be.
+    """
+    brings_weights = model.startswith(OWN) or is_reference(model)
+    if recipe == "finetune" and not finetuned and not brings_weights:
+        raise RunError(
+            f"--recipe finetune is for pretrained weights, and {model} would start from random ones; add "
+            f"--pretrained or --finetune-from FILE, or use another recipe"
+        )
+
+
 def _given(settings: Settings) -> dict[str, Any]:
     """The settings of a recipe or a method that the user gives."""
     named = {name: value for name, value in settings.items() if name not in _DEFAULTS and value is not None}
-    return {name: coerce.setting(name, value) for name, value in named.items()}
+    given = {name: coerce.setting(name, value) for name, value in named.items()}
+    for name in BY_SIZE:  # where 0 would mean that it is left to the number of images
+        if given.get(name) == 0:
+            least = "more than 0" if name == "lr" else "at least 1"
+            raise SettingError(name, f"is {given[name]}, expected {least}")
+    return given
 
 
 def _plain_settings(asked: Settings) -> dict[str, Any]:
@@ -166,8 +186,7 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
                 f"--temperature {given['temperature']} softens classes, and --aux-loss "
                 f"{given['aux_loss']} compares vectors; leave it out"
             )
-    if given.get("optimizer") == "adam" and recipe.optimizer != "adam":  # the recipe's are SGD's
-        given = {"lr": ADAM_LR, "dampening": 0.0, "nesterov": False} | given
+    given = optimizer_defaults(given.get("optimizer"), recipe.optimizer) | given
     if (
         given.get("graph_logits") in ("cosine", "off")
         and given.get("temperature", recipe.temperature) != recipe.temperature
@@ -181,10 +200,12 @@ def _chosen(method: str, recipe: Recipe, given: Mapping[str, Any]) -> dict[str, 
     if values["primary_loss"] != "ce" and "label_smoothing" not in given:
         values["label_smoothing"] = 0.0  # which is only for ce
     for name in ("warm_up", "cool_down"):
-        if values["schedule"] != "trapezoid" and name in given:
+        able = [schedule for schedule, names in FRACTIONS.items() if name in names]
+        if values["schedule"] not in able and name in given:
             option = "--" + name.replace("_", "-")
             raise RunError(
-                f"{option} is for --schedule trapezoid, this run has {values['schedule']}; leave it out"
+                f"{option} is for --schedule {' or '.join(able)}, this run has {values['schedule']}; leave "
+                f"it out"
             )
     if values["kd_reduction"] is None:
         values["kd_reduction"] = method_named(method).reduction(values["primary_loss"])

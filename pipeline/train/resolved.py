@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from pipeline.data import Augmentation
-from pipeline.runtime import Execution, World, choose_execution, coerce
+from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.train.backbone import choose_clip_mean, default_model
 from pipeline.train.config import ABOUT, Settings, TrainConfig
 from pipeline.train.method import readers_of
+from pipeline.train.published_weights import first_weights
 from pipeline.train.resolve import resolve
 from sskt.normalise import RELEASED_MEAN
 
@@ -32,6 +33,8 @@ def resolved_settings(
     limit: int | None = None,
     eval_every: int = 1,
     finetune_from: Path | str | None = None,
+    pretrained: bool = False,
+    paths: Paths | None = None,
     **settings: Unpack[Settings],
 ) -> dict[str, Any]:
     """What `train` with the same arguments would do, as far as it is known before data and sources are
@@ -41,13 +44,14 @@ def resolved_settings(
     Raises RunError for what `train` would refuse without looking at data.
     """
     target = coerce.text(target, "target")
-    began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
+    model = model or default_model(target, settings.get("method", "sskt"))
+    began_with = first_weights(model, paths or Paths(), finetune_from, pretrained)
     config = resolve(
         target,
         execution=execution or choose_execution(),
         world=World.from_environment(),
         augmentation=augmentation or Augmentation(),
-        model=model or default_model(target, settings.get("method", "sskt")),
+        model=model,
         seed=seed,
         limit=limit,
         eval_every=eval_every,
@@ -71,6 +75,6 @@ def _read_by(config: TrainConfig) -> list[str]:
     unread = {name for name, schedules in _OF_SCHEDULE.items() if config.schedule not in schedules}
     unread |= {"preset"} | ({"kd_reduction"} if config.aux_loss != "kd" else set())
     unread |= set() if config.teacher_temperature else {"teacher_temperature"}
-    unread |= {"momentum", "dampening", "nesterov"} if config.optimizer == "adam" else set()
+    unread |= {"momentum", "dampening", "nesterov"} if config.optimizer != "sgd" else set()
     names = [name for name in Settings.__annotations__ if name not in unread]
     return [name for name in names if config.method in readers_of(name)]

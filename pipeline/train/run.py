@@ -12,13 +12,21 @@ from typing import Any, Unpack
 
 from pipeline.data import NO_POOL, Augmentation
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, join_world
-from pipeline.train.backbone import default_model, open_backbone, reopen_backbone, require_reads, require_runs
+from pipeline.train.backbone import (
+    default_model,
+    open_backbone,
+    reopen_backbone,
+    require_reads,
+    require_runs,
+    take_module,
+)
 from pipeline.train.config import Settings, TrainConfig, weights_name
 from pipeline.train.data import TrainingData, open_data
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
 from pipeline.train.method import open_method, require_learnable
 from pipeline.train.presets import makes_probe
+from pipeline.train.published_weights import first_weights
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import (
     Run,
@@ -43,8 +51,8 @@ from pipeline.train.whereabouts import (
     whereabouts_of,
 )
 from sskt.errors import RunError
-from sskt.recipes import recipe_for
-from sskt.students import AveragedStudent, Backbone, load_pretrained
+from sskt.recipes import BY_SIZE, recipe_for
+from sskt.students import AveragedStudent, Backbone, Wrappable, load_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +63,7 @@ def train(
     target: str,
     *,
     out: Path | str,
-    model: str | Backbone | None = None,
+    model: str | Wrappable | None = None,
     augmentation: Augmentation | None = None,
     paths: Paths | None = None,
     execution: Execution | None = None,
@@ -63,21 +71,24 @@ def train(
     limit: int | None = None,
     eval_every: int = 1,
     finetune_from: Path | str | None = None,
+    pretrained: bool = False,
     trackers: str | Tracker | Sequence[str | Tracker] = (),
     on_epoch: OnEpoch | None = None,
     **settings: Unpack[Settings],
 ) -> dict[str, Any]:
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
-    `model` is a name, or your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes
-    one of any module); `trackers` and `on_epoch` follow the run (`open_trackers`). Under torchrun the ranks
-    share every batch. Returns the run's summary; `out` is written when all inputs have been checked.
+    `model` is a name, your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes one
+    of any module), or a plain module, of which a copy is made one (`sskt.students.wrap_module`).
+    `finetune_from` is a file of initial weights; `pretrained` takes the published ones. `trackers` and
+    `on_epoch` follow the run (`open_trackers`). Under torchrun the ranks share every batch. Returns the run's
+    summary; `out` is written when all inputs have been checked.
     """
     augmentation, paths = augmentation or Augmentation(), paths or Paths()
     execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
-    model = model or default_model(target, settings.get("method", "sskt"))
-    began_with = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
+    model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
+    began_with = first_weights(model, paths, finetune_from, pretrained)
     with join_world(execution.device) as world:
         planned = resolve(
             target,
@@ -95,11 +106,10 @@ def train(
         of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
-        backbone = open_backbone(model, config.seed, config.clip_mean)
+        backbone = open_backbone(model, config)
         require_reads(backbone, config)
         require_runs(backbone, config, data.plan, len(data.dataset))
-        for note in load_pretrained(backbone, began_with, config.model) if began_with else ():
-            log.warning(note)
+        _load_weights(backbone, began_with, config)
         method = open_method(config, backbone, data.source_classes)
         if config.ema:
             AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
@@ -109,7 +119,8 @@ def train(
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
         begun = out, config.to_dict(), places, data.probe, followers
         run = Run.begin(*begun) if world.is_first else None
-        _log_departures(config)
+        for remark in filter(None, (_by_size(planned, config, len(data.dataset)), _departures(config))):
+            log.info(remark)
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
@@ -121,7 +132,7 @@ def resume(
     target: str | None = None,
     sources: Sequence[str] = (),
     unlabelled: Sequence[str] = (),
-    backbone: Backbone | None = None,
+    backbone: Wrappable | None = None,
     trackers: str | Tracker | Sequence[str | Tracker] = (),
     on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
@@ -159,10 +170,10 @@ def resume(
         _require_same(config, data, out)
         # also what a pretext task computes for its videos
         require_contents(out, config.contents, data.contents, where.target, _SAME_DATA)
-        backbone = reopen_backbone(config, backbone, out)
+        network = reopen_backbone(config, backbone, out, resumes=True)
         if state is None and config.finetune_from is not None:
-            _load_first_weights(backbone, config, out)
-        method = open_method(config, backbone, data.source_classes)
+            _load_first_weights(network, config, out)
+        method = open_method(config, network, data.source_classes)
         with kernels(config, execution.device):
             require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
         log.info(_next_step(config, state, out))
@@ -170,16 +181,29 @@ def resume(
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
 
 
-def _log_departures(config: TrainConfig) -> None:
-    """Say where a run's settings are not the recipe's."""
+def _load_weights(backbone: Backbone, path: Path | None, config: TrainConfig) -> None:
+    """Load the initial weights of a new run, if there are any; logs what was assumed."""
+    notes = () if path is None else load_pretrained(backbone, path, config.model)
+    for note in filter(None, (backbone.note, *notes)):
+        log.warning(note)
+
+
+def _by_size(planned: TrainConfig, config: TrainConfig, n: int) -> str:
+    """A sentence on what the recipe chose by the number of training samples; empty if nothing."""
+    chosen = [f"{name} {getattr(config, name):g}" for name in BY_SIZE if not getattr(planned, name)]
+    return f"--recipe {config.recipe}, by {n:,} samples: {', '.join(chosen)}" if chosen else ""
+
+
+def _departures(config: TrainConfig) -> str:
+    """A sentence on the settings that are not the recipe's; empty if all are."""
     if not config.overridden:
-        return
+        return ""
     published = recipe_for(config.target, config.method, name=config.recipe).published
     recipe = "the paper's recipe" if published else "the recipe"
     if config.recipe != "paper":
         recipe = f"the recipe {config.recipe}"
     ours = [f"{name} {value} (not {recipes})" for name, (value, recipes) in config.overridden.items()]
-    log.info(f"{recipe} of {config.target}, except: {', '.join(ours)}")
+    return f"{recipe} of {config.target}, except: {', '.join(ours)}"
 
 
 def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:

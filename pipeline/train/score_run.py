@@ -15,7 +15,7 @@ from pipeline.train.finished.student import EVALUATION_CLIPS, FinishedRun, known
 from pipeline.train.splits import scoring_split
 from pipeline.train.whereabouts import require_classes, require_contents, whereabouts_of
 from sskt.errors import RunError
-from sskt.students import Backbone, Student
+from sskt.students import Student, Wrappable
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def evaluate(
     execution: Execution | None = None,
     which: str = "last",
     clips: int | str = EVALUATION_CLIPS,
-    backbone: Backbone | None = None,
+    backbone: Wrappable | None = None,
 ) -> dict[str, Any]:
     """Score a run's exported student, "last" or "best", on its target's test split, in the run's evaluation
     view; for videos, in `clips` clips each, or "all", as in the released test script. Writes the confusion
@@ -62,7 +62,7 @@ def open_to_score(
     target: str | None = None,
     paths: Paths | None = None,
     execution: Execution,
-    backbone: Backbone | None = None,
+    backbone: Wrappable | None = None,
 ) -> tuple[Dataset, Student]:
     """The split that scores a run, and its student; arguments and errors as in `evaluate`."""
     where = whereabouts_of(finished.folder, finished.config, paths=paths, target=target)

@@ -15,7 +15,7 @@ from pipeline.train.teacher_temperatures import settle_temperatures
 from sskt.errors import RunError
 from sskt.methods import method_named
 from sskt.methods.config import require_choice, require_range
-from sskt.optimiser import OPTIMIZERS, require_adam, require_nesterov
+from sskt.optimiser import OPTIMIZERS, require_adam, require_layer_decay, require_nesterov
 from sskt.schedules import SCHEDULES, require_trapezoid
 from sskt.students import require_decay
 
@@ -52,7 +52,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
     """
     outputs = data.source_outputs
     config = replace(
-        config,
+        config.sized(len(data.dataset)),
         classes=data.dataset.classes,
         sources=tuple(outputs.n_classes) if outputs else (),
         labels=outputs.kind if outputs else "none",
@@ -99,10 +99,12 @@ def require_sound(config: TrainConfig) -> None:
         if (value := getattr(config, name)) is not None:
             require_range(name, value, low, high)
     _ = config.settings  # which checks itself
-    require_trapezoid(config.warm_up, config.cool_down)
+    if config.schedule == "trapezoid":
+        require_trapezoid(config.warm_up, config.cool_down)
+    require_layer_decay(config.layer_decay)
     require_decay(config.ema)
-    if config.optimizer == "adam":
-        require_adam(config.momentum, config.dampening, config.nesterov)
+    if config.optimizer != "sgd":
+        require_adam(config.optimizer, config.momentum, config.dampening, config.nesterov)
     if config.nesterov:
         require_nesterov(config.momentum, config.dampening)
     if config.schedule == "plateau" and config.chosen_on is None:

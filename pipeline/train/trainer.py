@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data import Batch, Dataset, Loader, Mixing, Positions, sampler_for
 from pipeline.runtime import Execution, World, autocast, peak_memory, reuse_freed_memory
@@ -24,10 +24,10 @@ from pipeline.train.divergence import diverged
 from pipeline.train.sums import Sums, to_host
 from sskt.kernels import compute_plainly
 from sskt.methods import Losses, Method
-from sskt.optimiser import build_optimizer
+from sskt.optimiser import build_optimizer, by_layer
 from sskt.sanity import insane_weight
 from sskt.schedules import Schedule
-from sskt.students import AveragedStudent, Student, to_channels_last
+from sskt.students import BACKBONES, AveragedStudent, Student, layer_factors, to_channels_last
 
 _CHECK_EVERY = 25  # steps between two checks of the losses, each of which waits for the GPU
 
@@ -57,12 +57,12 @@ class Trainer:
             to_channels_last(method)
         for name in config.plain_layers:
             compute_plainly(method.get_submodule(name))
-        parallel = world.parallel(method, self._device, may_have_unused=config.is_own)
+        parallel = world.parallel(method, self._device, may_have_unused=config.model not in BACKBONES)
         self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
         self._untried = parallel if config.compiled else None  # to check the compiled step against, once
         self._optimiser = build_optimizer(
             config.optimizer,
-            method.parameter_groups(),
+            _with_layer_decay(method, config),
             lr=config.lr,
             momentum=config.momentum,
             dampening=config.dampening,
@@ -264,3 +264,16 @@ class Trainer:
             **self.sums.means(self._names, self._world, self._device),
             **peak_memory(self._device),
         }
+
+
+def _with_layer_decay(method: Method, config: TrainConfig) -> list[dict[str, Any]]:
+    """The method's parameter groups; with rates by layer in the backbones of all its students."""
+    groups = method.parameter_groups()
+    if config.layer_decay == 1:
+        return groups
+    factors: dict[Tensor, float] = {}
+    for student in method.modules():
+        if isinstance(student, Student):
+            backbone = student.backbone
+            factors |= layer_factors(backbone.layers(), backbone, config.layer_decay)
+    return by_layer(groups, factors, config.lr)

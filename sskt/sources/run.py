@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sskt.checkpoints import read_checkpoint
-from sskt.errors import SourceError
+from sskt.errors import RunError, SourceError
 from sskt.sanity import LARGEST_LOGIT, has_settled
 from sskt.sources.contract import LOGITS, Contract
 from sskt.sources.kind import Kind, rest_path, weights_digest
@@ -21,12 +21,15 @@ from sskt.sources.output_rows import OwnNetwork
 from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED
 from sskt.sources.source import Source, SourceSpec
 from sskt.students import (
-    BACKBONES,
-    CLIP_BACKBONES,
     PRETEXTS,
     Features,
-    build_student,
+    Student,
+    build_backbone,
+    is_built_by_name,
     normalisation_of,
+    reads_clips,
+    sizes_seen,
+    source_sha256,
 )
 from sskt.weights import load_into
 
@@ -47,7 +50,10 @@ class RunKind(Kind):
         if not (folder / _CONFIG).is_file():
             return self.unopened(name, "")
         trained = read_trained(folder)
-        mean, std = trained.normalisation
+        try:
+            (mean, std), clips = trained.normalisation, trained.reads_clips
+        except RunError as error:  # of a function that makes it
+            raise SourceError(f"{folder}: {error}") from error
         return SourceSpec(
             name,
             task="run",
@@ -55,7 +61,7 @@ class RunKind(Kind):
             n_classes=trained.n_classes,
             mean=mean,
             std=std,
-            reads_clips=trained.reads_clips,
+            reads_clips=clips,
             sees_student_frames=trained.sees_frames,
             contract=Contract(mean, std, (0.0, 1.0), "rgb", classes=trained.classes, returns=LOGITS),
         )
@@ -63,10 +69,11 @@ class RunKind(Kind):
     def open(self, name: str, weights: Path, told: Contract) -> Source:
         """See `Kind.open`."""
         spec = self.parse(name).under(told)
+        notes = _changes(weights.parent)
         module = Predictor(weights.parent).eval().requires_grad_(False)
         # batch norms that have averaged only a few batches give logits of any size that float16 holds
         largest = LARGEST_LOGIT if has_settled(module) else torch.finfo(torch.float16).max
-        return Source(spec, module, weights_digest(weights), weights, largest_logit=largest)
+        return Source(spec, module, weights_digest(weights), weights, notes=notes, largest_logit=largest)
 
     def weights_path(self, name: str, weights_dir: Path) -> Path:  # noqa: ARG002
         """See `Kind.weights_path`."""
@@ -89,6 +96,8 @@ class Trained:
     classes: tuple[str, ...]
     clip_mean: str  # the mean that a 3D ResNet subtracts, one of CLIP_MEANS
     sees_frames: bool = False  # it reads images, and was trained on frames of clips
+    sizes: tuple[tuple[int, ...], ...] = ((224, 224),)  # of its inputs, see `build_backbone`
+    source_sha256: str | None = None  # of the function that makes it, if one does
 
     @property
     def n_classes(self) -> int:
@@ -98,12 +107,12 @@ class Trained:
     @property
     def reads_clips(self) -> bool:
         """Whether it reads (N, 3, D, H, W)."""
-        return self.model in CLIP_BACKBONES
+        return reads_clips(self.model, sizes=self.sizes)
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of pixels in 0..1."""
-        return normalisation_of(self.model, clip_mean=self.clip_mean)
+        return normalisation_of(self.model, clip_mean=self.clip_mean, sizes=self.sizes)
 
 
 def read_trained(folder: Path) -> Trained:
@@ -114,7 +123,9 @@ def read_trained(folder: Path) -> Trained:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         classes = tuple(map(str, config["classes"]))
         clip_mean, frames = config.get("clip_mean", "kinetics"), config.get("student_frames")
-        trained = Trained(str(config["model"]), classes, clip_mean, frames is not None)
+        sizes = sizes_seen(config.get("plan", {}), frames)
+        source = config.get("model_sha256")
+        trained = Trained(str(config["model"]), classes, clip_mean, frames is not None, sizes, source)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SourceError(
             f"{folder}: is no run ({type(error).__name__}: {error}); give the folder that sskt train printed"
@@ -125,9 +136,22 @@ def read_trained(folder: Path) -> Trained:
             f"--method scratch --model {trained.model} --finetune-from {folder / 'encoder.safetensors'}`, "
             f"and name that run"
         )
-    if trained.model not in BACKBONES:
+    if not is_built_by_name(trained.model):
         raise SourceError(f"{folder}: its student is {trained.model}; export it and name it program:FILE.pt2")
     return trained
+
+
+def _changes(folder: Path) -> tuple[str, ...]:
+    """A remark if the source of the function that makes a run's student has changed."""
+    trained = read_trained(folder)
+    if trained.source_sha256 is None or source_sha256(trained.model) == trained.source_sha256:
+        return ()
+    return (
+        (
+            f"{folder}: the source of {trained.model} has changed since the run was started; if the network "
+            f"computes something else by now, so does this source"
+        ),
+    )
 
 
 class Predictor(OwnNetwork):
@@ -142,7 +166,8 @@ class Predictor(OwnNetwork):
                 f"{folder}: has no {_WEIGHTS}, the run did not come to its end; "
                 f"`sskt train --resume {folder}`"
             )
-        self.student = build_student(trained.model, trained.n_classes, {}, transfer_module=False)
+        backbone = build_backbone(trained.model, sizes=trained.sizes)
+        self.student = Student(backbone, trained.n_classes, {}, transfer_module=False)
         load_into(
             self.student,
             read_checkpoint(folder / _WEIGHTS),
@@ -150,8 +175,6 @@ class Predictor(OwnNetwork):
             n_classes=trained.n_classes,
             remedy="config.json beside it says what it should be; restore both from one run",
         )
-
-        backbone = self.student.backbone
         self.block_channels, self.n_features = backbone.block_channels, backbone.n_features
 
     def features_and_logits(self, x: Tensor) -> tuple[Features, Tensor]:

@@ -29,7 +29,6 @@ class AlexNet(Backbone):
 
     conv4 = 3
     head_keys = ("classifier.6.",)  # the other fully connected layers belong to the backbone
-    pools_last_block = False
 
     def __init__(self, *, small: bool = False) -> None:
         super().__init__()

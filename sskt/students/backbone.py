@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
+from sskt.students.layers import group_layers
 
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by a tensor's axes
 
@@ -29,9 +31,38 @@ class Backbone(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN  # of the pixels that it expects, in [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
     conv4: int | None = None  # which block is the layer that graph distillation compares, if one is
-    pools_last_block: bool = True  # whether `pooled` is the mean of the last block
     # keys of its head in published files, which a student that starts from one does not copy
     head_keys: tuple[str, ...] = ("fc.", "classifier.", "head.", "heads.", "last_linear.")
+    own_prefix: str = ""  # of its keys, which published files do not have
+    note: str = ""  # what was assumed when it was made
+
+    def network(self) -> nn.Module:
+        """The module whose children are the network's parts: the backbone itself, or what it wraps."""
+        return self
+
+    def mapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """For maps of where a class is seen: a tensor that `pooled` was computed from, and `pooled`."""
+        features = self(x)
+        return features.blocks[-1], features.pooled
+
+    def as_maps(self, block: Tensor) -> Tensor:
+        """What `mapped` gives, or its gradient, as float (N, C, H, W)."""
+        return block
+
+    def layers(self) -> dict[str, int]:
+        """For each parameter by name, how early it is: 0 for the first layer."""
+        found = group_layers(self.network())
+        return {f"{self.own_prefix}{name}": layer for name, layer in found.items()}
+
+
+def sizes_seen(plan: Mapping[str, Any], student_frames: str | None) -> tuple[tuple[int, ...], ...]:
+    """The size of a run's inputs after (N, 3), (H, W) or (D, H, W), from its plan as plain data;
+    `student_frames` says what it sees of clips if it reads images.
+    """
+    side, n_frames = int(plan.get("side_px", 224)), plan.get("n_frames")
+    if n_frames is None or student_frames is not None:
+        return ((side, side),)
+    return ((int(n_frames), side, side),)
 
 
 def frames_seen(backbone: Backbone, pixels: Tensor) -> Tensor:

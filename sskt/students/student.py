@@ -97,15 +97,19 @@ class Student(nn.Module):
     def freeze_until(self, block: str) -> None:
         """Freeze every part of the backbone before `block`: no gradient, batch norms in eval mode.
 
-        `block` is the name of a child of the backbone ("layer4" corresponds to ft_begin_index 4), or "head"
-        for the whole backbone. Departs from the released code, whose ft_begin_index also sets the auxiliary
-        heads' learning rate to 0 and leaves the batch norms of frozen layers in train mode; ours trains the
-        heads and freezes those norms. Raises RunError for another name.
+        `block` is the name of a child of the backbone, or of the network that it wraps ("layer4" corresponds
+        to ft_begin_index 4), or "head" for the whole backbone. Departs from the released code, whose
+        ft_begin_index also sets the auxiliary heads' learning rate to 0 and leaves the batch norms of frozen
+        layers in train mode; ours trains the heads and freezes those norms. Raises RunError for another name.
         """
-        children = dict(self.backbone.named_children())
+        network = self.backbone.network()
+        children = dict(network.named_children())
         if block != "head" and block not in children:
             known = ", ".join([*children, "head"])
             raise SettingError("freeze_until", f"is {block!r}, expected one of {known}")
+        if block != next(iter(children), "head"):
+            for weight in network.parameters(recurse=False):  # position embeddings
+                weight.requires_grad = False
         for name, child in children.items():
             if name == block:
                 break

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data import Dataset, Plan, open_dataset, open_renderer
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
@@ -24,7 +24,7 @@ from pipeline.train.run_folder import student_file
 from pipeline.train.splits import scoring_split
 from pipeline.train.whereabouts import whereabouts_of
 from sskt.errors import RunError, SettingError, SsktError, shown
-from sskt.students import Backbone, PixelStudent, frames_seen
+from sskt.students import PixelStudent, frames_seen
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def export(
     paths: Paths | None = None,
     target: str | None = None,
     which: str = "last",
-    backbone: Backbone | None = None,
+    backbone: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Write a run's student, "last" or "best", to `out` (default: in the run's folder) in one of FORMATS,
     with the normalisation inside, and class names and input contract in its metadata.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.data import Dataset, list_named_files
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
@@ -19,7 +20,6 @@ from pipeline.train.evaluate import Evaluator, InsaneLogitsError
 from pipeline.train.finished.open_files import FileOpener
 from pipeline.train.finished.student import EVALUATION_CLIPS, known_paths, open_finished
 from sskt.errors import RunError, shown
-from sskt.students import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def predict(
     execution: Execution | None = None,
     which: str = "last",
     clips: int | str = EVALUATION_CLIPS,
-    backbone: Backbone | None = None,
+    backbone: nn.Module | None = None,
 ) -> Predictions:
     """What a run's student, "last" or "best", says of images or videos: files, and all that lie below
     folders.

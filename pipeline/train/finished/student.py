@@ -15,7 +15,7 @@ from pipeline.train.kernel_check import prepare_to_score
 from pipeline.train.run_folder import read_config, read_student
 from pipeline.train.whereabouts import paths_of
 from sskt.errors import RunError
-from sskt.students import Backbone, Student, to_channels_last
+from sskt.students import Student, Wrappable, to_channels_last
 
 EVALUATION_CLIPS = 10  # per video
 
@@ -33,7 +33,7 @@ class FinishedRun:
         """Whether the student's classes are independent of each other: several labels per image."""
         return self.config.primary_loss == "bce"
 
-    def bare_student(self, which: str, backbone: Backbone | None) -> Student:
+    def bare_student(self, which: str, backbone: Wrappable | None) -> Student:
         """The exported student, "last" or "best", on the CPU, in eval mode, as any program would compute it.
 
         A run with a backbone of the caller's needs `backbone`, built as it was then. Raises RunError if the
@@ -49,7 +49,7 @@ class FinishedRun:
         return student.eval()
 
     def student(
-        self, which: str, backbone: Backbone | None, execution: Execution, paths: Paths | None
+        self, which: str, backbone: Wrappable | None, execution: Execution, paths: Paths | None
     ) -> Student:
         """The exported student, computing as it did in training: the same last bits. See `bare_student`."""
         student = self.bare_student(which, backbone).to(execution.device)
