@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from pipeline.data import Augmentation, Plan, parse_target
+from pipeline.data import Augmentation, Plan, family_of, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name
 from pipeline.train.config import Settings, TrainConfig, weights_name
@@ -79,6 +79,9 @@ def resolve(
         probe_views=asked["probe_views"],
     )
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
+    spec = parse_target(target)
+    if family_of(spec).has_several_labels(spec):
+        recipe = replace(recipe, primary_loss="bce")
     given = _given(settings)
     _require_read(method, recipe, given, asked, chosen.sources)
     return TrainConfig(

@@ -1,0 +1,127 @@
+"""Access to images that lie on a disk as their makers encoded them: each a file, or a stretch of a larger one."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets import decode
+from pipeline.data.datasets.bit_depth import FULL
+from pipeline.data.datasets.dataset import Positions
+from sskt.errors import TargetError, shown
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class EncodedImages(ABC):
+    """N encoded images.
+
+    paths: bytes (N,), their names, file-system encoded. transcode: bool (N,), whether Pillow decodes an image
+    for all renderers, which are handed a plain PNG (see `decode.Inspection`). depths: uint8 (N,), the bits of
+    the values of 16-bit images (see `bit_depth`).
+    """
+
+    paths: NDArray[np.bytes_]
+    transcode: NDArray[np.bool_]
+    depths: NDArray[np.uint8]
+
+    @abstractmethod
+    def name_of(self, row: int) -> str:
+        """See `Images.name_of`."""
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """The bytes of an image as they lie on the disk. Raises OSError."""
+
+    def take(self, rows: Positions) -> Self:
+        """See `Images.take`."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: v[rows] for name, v in values.items() if isinstance(v, np.ndarray)})
+
+    @property
+    def depth(self) -> int | None:
+        """How many bits the values of its 16-bit images are read as; None if it has none."""
+        shallow = self.depths[self.depths != FULL]
+        if len(shallow):
+            return int(shallow[0])
+        rows = map(int, np.flatnonzero(self.transcode))
+        return FULL if any(decode.inspect(self._read(row)).bits for row in rows) else None
+
+    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+        """See `Images.pixels_of`. Raises TargetError if the image cannot be read any more."""
+        encoded = self._read(row)
+        try:
+            return decode.to_pixels(encoded, int(self.depths[row]))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise TargetError(
+                f"{self.name_of(row)}: is damaged since it was indexed ({error}); restore it"
+            ) from None
+
+    def encoded(self, row: int) -> bytes:
+        """See `Images.encoded`. Raises TargetError if the image cannot be read any more."""
+        return decode.to_png(self.pixels_of(row)) if self.transcode[row] else self._read(row)
+
+    def stack(self, rows: Positions) -> NDArray[np.uint8]:
+        """See `Images.stack`."""
+        return np.stack([self.pixels_of(int(row)) for row in rows])
+
+    def _read(self, row: int) -> bytes:
+        try:
+            return self.read(row)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise TargetError(
+                f"{self.name_of(row)}: cannot be read since it was indexed ({reason}); restore it"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class FileImages(EncodedImages):
+    """Image files below `root`, to which `paths` are relative; a path may be absolute."""
+
+    root: Path
+
+    def name_of(self, row: int) -> str:
+        """See `Images.name_of`."""
+        return shown(str(self.path_of(row)))
+
+    def path_of(self, row: int) -> Path:
+        """Where the file lies."""
+        return self.root / os.fsdecode(bytes(self.paths[row]))
+
+    def read(self, row: int) -> bytes:
+        """See `EncodedImages.read`."""
+        return self.path_of(row).read_bytes()
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PackedImages(EncodedImages):
+    """Images that lie one behind another in a few large files, `packs`.
+
+    paths: the name of the file, a slash and the image's name there. pack: int64 (N,), which file. begins,
+    lengths: int64 (N,), the stretch of bytes there.
+    """
+
+    packs: tuple[Path, ...]
+    pack: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def name_of(self, row: int) -> str:
+        """See `Images.name_of`."""
+        name = os.fsdecode(bytes(self.paths[row]))
+        return shown(f"{self.packs[self.pack[row]].parent / name} (byte {self.begins[row]:,})")
+
+    def read(self, row: int) -> bytes:
+        """See `EncodedImages.read`. Raises OSError for a file that has become shorter, too."""
+        with self.packs[self.pack[row]].open("rb") as opened:
+            opened.seek(int(self.begins[row]))
+            encoded = opened.read(int(self.lengths[row]))
+        if len(encoded) != self.lengths[row]:
+            raise OSError(f"the file ends within it, {len(encoded):,} of {self.lengths[row]:,} bytes are there")
+        return encoded
