@@ -27,6 +27,7 @@ from sskt.losses import (
     smooth_l1,
     soft_cross_entropy,
     soft_focal,
+    weighted_cross_entropy,
 )
 from sskt.methods.mixture import Mixture, of_both
 
@@ -42,11 +43,14 @@ class LabelConfig(MethodConfig):
 
     primary_loss: str = "ce"  # one of sskt.losses.PRIMARY_LOSSES
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()  # ce: factor of a sample's loss, by its class; empty: 1
 
     def __post_init__(self) -> None:
         """Raises SettingError for a value that no training can have."""
         require_choice("primary_loss", self.primary_loss, PRIMARY_LOSSES)
         require_range("label_smoothing", self.label_smoothing, 0, 1)
+        for weight in self.class_weights:
+            require_range("class_weights", weight, 0, math.inf)
 
     def primary(
         self, logits: Tensor, labels: Tensor, mixed: Mixture | None = None, labelled_share: float = 1.0
@@ -70,6 +74,10 @@ class LabelConfig(MethodConfig):
             return multilabel_bce(logits, labels)
         if self.primary_loss == "focal":
             return focal(logits, labels)
+        if self.class_weights:
+            return weighted_cross_entropy(
+                logits, labels, self.class_weights, label_smoothing=self.label_smoothing
+            )
         return F.cross_entropy(
             logits, labels, reduction="mean", label_smoothing=self.label_smoothing, ignore_index=UNLABELLED
         )

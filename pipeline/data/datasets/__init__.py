@@ -15,7 +15,9 @@ from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join
 from pipeline.data.datasets.left_out import UnusableFiles
 from pipeline.data.datasets.named_files import NamedFiles, list_named_files
 from pipeline.data.datasets.named_images import load_named_images
+from pipeline.data.datasets.own.hf_dataset import HfDataset
 from pipeline.data.datasets.own.image_list import ImageList
+from pipeline.data.datasets.own.tar_shards import TarShards
 from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,
@@ -91,6 +93,8 @@ for _family in (  # in the order in which messages and `sskt targets` list them
     Digits(),
     ImageFolder(),
     ImageList(),
+    TarShards(),
+    HfDataset(),
     VideoFolder(),
     UnlabelledFolder(),
     UnlabelledVideos(),

@@ -35,7 +35,7 @@ _FORMAT = 2
 _FIRST_FACTS = np.dtype([(name, FACTS[name]) for name in (FACTS.names or ())[:6]])
 _FIRST = 1  # lacks the last three facts; the others still hold for files that every decoder reads alike
 _LONGEST_NAME = 180  # bytes, of the 255 that a file system allows
-_DAMAGE = (
+DAMAGE = (  # what reading a damaged .npz raises
     OSError,
     ValueError,
     KeyError,
@@ -65,7 +65,7 @@ def read_facts(file: Path) -> tuple[RelativePaths, Facts] | None:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as data:
             paths, facts, version = data["paths"], data["facts"], int(data["format"])
-    except _DAMAGE:
+    except DAMAGE:
         return None
     if version == _FIRST and facts.dtype == _FIRST_FACTS:
         paths, facts = _convert_first(paths, facts)

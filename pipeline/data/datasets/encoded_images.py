@@ -103,10 +103,11 @@ class FileImages(EncodedImages):
 class PackedImages(EncodedImages):
     """Images that lie one behind another in a few large files, `packs`.
 
-    paths: the name of the file, a slash and the image's name there. pack: int64 (N,), which file. begins,
-    lengths: int64 (N,), the stretch of bytes there.
+    paths: the path of the file below `root`, a slash and the image's name there. pack: int64 (N,), which file.
+    begins, lengths: int64 (N,), the stretch of bytes there.
     """
 
+    root: Path
     packs: tuple[Path, ...]
     pack: NDArray[np.int64]
     begins: NDArray[np.int64]
@@ -114,8 +115,7 @@ class PackedImages(EncodedImages):
 
     def name_of(self, row: int) -> str:
         """See `Images.name_of`."""
-        name = os.fsdecode(bytes(self.paths[row]))
-        return shown(f"{self.packs[self.pack[row]].parent / name} (byte {self.begins[row]:,})")
+        return shown(str(self.root / os.fsdecode(bytes(self.paths[row]))))
 
     def read(self, row: int) -> bytes:
         """See `EncodedImages.read`. Raises OSError for a file that has become shorter, too."""

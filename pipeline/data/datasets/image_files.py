@@ -234,12 +234,12 @@ def remarks_on(paths: RelativePaths, facts: Facts, where: str) -> list[str]:
             f"{where}: {len(several):,} files hold several images (frames or pages), of which the first is "
             f"read: {_first(named)}"
         )
-    suffixes = (b"." + path.rpartition(b".")[2].lower() for path in paths.tolist())
-    pairs = Counter(zip(facts["kind"].tolist(), map(os.fsdecode, suffixes), strict=True))
+    suffixes = (os.path.splitext(os.fsdecode(path))[1].lower() for path in paths.tolist())  # noqa: PTH122
+    pairs = Counter(zip(facts["kind"].tolist(), suffixes, strict=True))
     strange = {  # kind 0: unknown, kept by an earlier version
         (kind, suffix): n
         for (kind, suffix), n in pairs.most_common()
-        if kind and SUFFIXES.get(suffix) != KINDS[kind - 1]
+        if kind and suffix and SUFFIXES.get(suffix) != KINDS[kind - 1]
     }
     if strange:
         kinds = ", ".join(

@@ -1,11 +1,12 @@
 """What a user's list, shards or tables say of their images: splits and labels, checked; and datasets of it.
 
-Splits follow the rules of folders: val is the test split where there is no other, and where nothing names a
-split, a fixed fifth of each class is held out.
+Splits follow the rules of folders: val is the test split where there is no other, and where nothing but train
+is named, a fixed fifth of each class is held out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,8 @@ _NAMED = 5  # values named in a message
 class Annotations:
     """What is said of N images, in their order.
 
-    source: what says it, for messages. places: where each is said, such as "line 7". splits: each one's, as
+    source: what says it, for messages. places: where each is said, such as "line 7". keys: each one's name, by
+    which a fifth is held out. splits: each one's, as
     written; None where nothing names any. labels: each one's classes, one unless `several`, none for an image
     without a label, or, of `several`, one that shows no class. classes: names in label order, where declared.
     notes: sentences for the user.
@@ -34,6 +36,7 @@ class Annotations:
 
     source: str
     places: Sequence[str]
+    keys: Sequence[str]
     splits: Sequence[str] | None
     labels: Sequence[tuple[str, ...]]
     several: bool
@@ -43,10 +46,11 @@ class Annotations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """Checked annotations of N images: `splits`, each one's, without any where none is named; `labels` int64
-    (N,), -1 for none; `multi_hot` int8 (N, C) of several labels per image, else None.
+    """Checked annotations of N images: `keys`, bytes (N,), as in `Annotations`; `splits`, each one's, None
+    where none is named; `labels` int64 (N,), -1 for none; `multi_hot` int8 (N, C) of several labels per image.
     """
 
+    keys: NDArray[np.bytes_]
     splits: NDArray[np.str_] | None
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -67,11 +71,11 @@ class Samples:
         multi_hot = None if self.multi_hot is None else self.multi_hot[rows]
         whole = to_dataset(listing, spec, split, self.classes, self.labels[rows], multi_hot)
         if splits is None:
-            in_test = hold_out(listing.paths, np.maximum(whole.labels, 0))
+            in_test = hold_out(self.keys[rows], np.maximum(whole.labels, 0))
             kept = in_test if split == TEST else ~in_test
             if split == TEST:
                 n = int(in_test.sum())
-                note = f"{spec.as_given}: names no splits, so a fixed fifth of each class is held out ({n:,} images)"
+                note = f"{spec.as_given}: has no test split, so a fixed fifth of each class is held out ({n:,} images)"
                 whole = replace(whole, notes=(*whole.notes, shown(note)))
         else:
             kept = splits[rows] == split
@@ -111,7 +115,7 @@ def check(said: Annotations) -> Samples:
     unknown = [row for row in np.flatnonzero(counted) if any(name not in label_of for name in said.labels[row])]
     if unknown:
         name = next(name for name in said.labels[unknown[0]] if name not in label_of)
-        found = f" has the label {name!r}"
+        found = f", with {name!r}"
         which = "a label that no training image has" if said.classes is None else "a label that is not declared"
         _refuse(said, unknown, f"have {which}", found, f"expected one of {_some(classes)}; correct the label")
     multi_hot = np.zeros((len(said.labels), len(classes)), dtype=np.int8) if said.several else None
@@ -122,22 +126,26 @@ def check(said: Annotations) -> Samples:
             labels[row] = known[0]
         if multi_hot is not None:
             multi_hot[row, known] = 1
-    return Samples(splits, classes, labels, multi_hot)
+    keys = np.array([os.fsencode(key) for key in said.keys], dtype=np.bytes_)
+    return Samples(keys, splits, classes, labels, multi_hot)
 
 
-def _splits(said: Annotations, names: Sequence[str]) -> NDArray[np.str_]:
+def _splits(said: Annotations, names: Sequence[str]) -> NDArray[np.str_] | None:
+    """Each image's split; None if all are for training. Raises TargetError as `check` does."""
     meant = splits_of(names)
     strange = [row for row, name in enumerate(names) if name not in meant]
     if strange:
-        found = f" has {names[strange[0]]!r}"
-        _refuse(said, strange, "have no split", found, f"expected {TRAIN}, {VAL}, {TEST} or {UNLABELLED}")
+        found = f", with {names[strange[0]]!r}"
+        _refuse(said, strange, "have a split that is unknown", found, f"expected {TRAIN}, {VAL}, {TEST} or {UNLABELLED}")
+    if set(meant.values()) == {TRAIN}:
+        return None
     splits = np.array([meant[name] for name in names])
     for split, wanted in ((TRAIN, TRAIN), (TEST, f"{VAL} or {TEST}")):
         if split not in meant.values():
             counts = ", ".join(f"{(splits == each).sum():,} {each}" for each in dict.fromkeys(meant.values()))
             raise TargetError(
-                f"{shown(said.source)}: no image is of the split {wanted}, found {counts}; name some, or name no "
-                f"splits, so that a fifth of each class is held out"
+                f"{shown(said.source)}: no image is of the split {wanted}, found {counts}; name some, or no "
+                f"split but {TRAIN}, of which a fifth is then held out"
             )
     return splits
 

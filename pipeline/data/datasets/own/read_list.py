@@ -62,7 +62,13 @@ def read_list(file: Path) -> ListedImages:
     if separator:
         notes.append(f"{file}: the labels of an image are taken as separated by {separator!r}")
     said = Annotations(
-        str(file), places, splits if SPLIT in columns else None, of_each, several, notes=tuple(map(shown, notes))
+        str(file),
+        places,
+        paths,
+        splits if SPLIT in columns else None,
+        of_each,
+        several,
+        notes=tuple(map(shown, notes)),
     )
     return ListedImages(paths, said)
 
