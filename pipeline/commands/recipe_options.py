@@ -45,9 +45,9 @@ RECIPE = section(
     choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {OF_RECIPE}"),
     choice_option(
         "--class-weights",
-        "balanced",
-        None,
-        "Weigh the labels' loss by class, inversely to its number of training samples; for ce.",
+        "off balanced",
+        "off",
+        "Weight of each class in --primary-loss ce; balanced: inverse to its number of training samples.",
     ),
     choice_option("--optimizer", "sgd adam", None, f"SGD with momentum, or Adam; see also --lr. {OF_RECIPE}"),
     choice_option(

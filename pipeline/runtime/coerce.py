@@ -124,8 +124,6 @@ def setting(name: str, value: Any) -> Any:
     if name == "milestones":
         values = _several(value, (str, int, float, np.generic), name, "epochs such as [60, 120]")
         return tuple(whole(epoch, "one of milestones") for epoch in values)
-    if name == "class_weights":
-        return value if isinstance(value, str) else numbers(value, name)
     if name == "teacher_temperature":
         return _named_numbers(value, name)
     if name in _WORDS:
@@ -138,7 +136,7 @@ def setting(name: str, value: Any) -> Any:
 
 _WORDS = (
     "optimizer", "schedule", "aux_loss", "aux_head", "primary_loss", "graph_logits", "edges", "transport",
-    "graph_features", "vertices",
+    "graph_features", "vertices", "class_weights",
 )  # fmt: skip
 _NUMBERS = (
     "clip_norm",

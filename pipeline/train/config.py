@@ -20,13 +20,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 OWN = "own:"  # precedes the class name of a backbone that the caller made
 EARLIER_MEAN = "kinetics"  # that 3D ResNets subtracted before runs recorded it
 OWN_MEAN = "own"  # that such a backbone defines itself
-BALANCED = "balanced"  # weights of classes that make each count as much as any other
 
 
 # known only when a run's data and sources are open
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
     "chosen_on", "plain_layers", "unlabelled", "labelled_list", "labelled_share", "teacher_temperature",
+    "weight_of_class",
 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ class Settings(TypedDict, total=False):
     # a method's
     primary_loss: str | None
     label_smoothing: float | None
-    class_weights: str | Sequence[float] | None  # BALANCED, or one for each class
+    class_weights: str | None
     aux_loss: str | None
     temperature: float | None
     alpha: float | None
@@ -190,7 +190,8 @@ class TrainConfig:
     rep_temperature: float = 1.0
     ema_matched: bool = False  # the statistics of batch norms lag as far as the averaged weights, not further
     gradient_norms: bool = False
-    class_weights: str | tuple[float, ...] = ()  # of the primary loss; BALANCED until the data are open
+    class_weights: str = "off"  # one of sskt.methods.config.CLASS_WEIGHTS
+    weight_of_class: tuple[float, ...] = ()  # what they are, in label order; empty: 1
 
     @property
     def settings(self) -> MethodConfig:

@@ -209,7 +209,7 @@ def _usual(recipe: Recipe) -> dict[str, Any]:
         for method in METHODS.values()
         for f in fields(method.Config)
     }
-    known = {f.name for f in fields(TrainConfig)} - {"gates", *SETTINGS}
+    known = {f.name for f in fields(TrainConfig)} - {"gates", "weight_of_class", *SETTINGS}
     defaults = {name: value for name, value in every.items() if name in known}
     off = {"clip_norm": None, "mixup": 0.0, "cutmix": 0.0}
     of_recipe = {name: getattr(recipe, name) for name in SETTINGS}

@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.data import Dataset
 from pipeline.source_outputs import SourceOutputs
-from pipeline.train.config import BALANCED, PRECISIONS, TrainConfig, weights_name
+from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
 from pipeline.train.data import TrainingData
 from pipeline.train.teacher_temperatures import settle_temperatures
-from sskt.errors import RunError, SettingError, shown
+from sskt.errors import RunError, shown
 from sskt.methods import method_named
 from sskt.methods.config import require_choice, require_range
 from sskt.optimiser import OPTIMIZERS, require_adam, require_nesterov
@@ -68,7 +68,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
         teacher_temperature=settle_temperatures(config, data),
         labelled_share=_labelled_share(config, data),
-        class_weights=_class_weights(config, data.dataset),
+        weight_of_class=_weight_of_class(config, data.dataset),
     )
     require_sound(config)
     _require_trainable(config, len(data.dataset))
@@ -94,34 +94,27 @@ def _labelled_share(config: TrainConfig, data: TrainingData) -> float | None:
     return max(SHARE_OF_LABELS_ALONE, n_labelled / n)
 
 
-def _class_weights(config: TrainConfig, dataset: Dataset) -> tuple[float, ...]:
-    """The weights of classes in the primary loss, one for each. Balanced: n / (C * n_c) for a class with n_c
-    of the n labelled training samples, whose mean over these samples is 1.
+def _weight_of_class(config: TrainConfig, dataset: Dataset) -> tuple[float, ...]:
+    """The weight of each class in the primary loss; none where classes are not weighed. Balanced:
+    n / (C * n_c) for a class that has n_c of the n labelled training samples, over which its mean is 1.
 
-    Raises RunError for images of several labels, another loss than ce, and weights that do not fit.
+    Raises RunError for images of several labels, another loss than ce, and a class without samples.
     """
-    weights = config.class_weights
-    if not weights:
+    if config.class_weights == "off":
         return ()
     if dataset.multi_hot is not None or config.primary_loss != "ce":
         has = "several labels per image" if dataset.multi_hot is not None else config.primary_loss
         raise RunError(
-            f"--class-weights weighs the classes of --primary-loss ce, and this run has {has}; leave it out"
+            f"--class-weights {config.class_weights} weighs the classes of --primary-loss ce, and this run "
+            f"has {has}; leave it out"
         )
-    n_classes = len(dataset.classes)
-    if isinstance(weights, str):
-        if weights != BALANCED:
-            raise SettingError("class_weights", f"is {weights!r}, expected {BALANCED}, or a number per class")
-        counts = np.bincount(dataset.labels[dataset.labelled], minlength=n_classes)
-        if not counts.all():
-            raise RunError(
-                f"--class-weights {BALANCED}: no training sample with a label is of "
-                f"{shown(dataset.classes[int(counts.argmin())])}; add some, or leave it out"
-            )
-        return tuple((counts.sum() / (n_classes * counts)).tolist())
-    if len(weights) != n_classes:
-        raise SettingError("class_weights", f"has {len(weights)} numbers, expected {n_classes}, one per class")
-    return weights
+    counts = np.bincount(dataset.labels[dataset.labelled], minlength=len(dataset.classes))
+    if not counts.all():
+        raise RunError(
+            f"--class-weights {config.class_weights}: no training sample with a label is of class "
+            f"{shown(dataset.classes[int(counts.argmin())])}; add some, or leave it out"
+        )
+    return tuple((counts.sum() / (len(counts) * counts)).tolist())
 
 
 def require_sound(config: TrainConfig) -> None:

@@ -8,7 +8,7 @@ from pipeline.data.datasets.cifar_stl import CifarStl
 from pipeline.data.datasets.class_folders import class_folders
 from pipeline.data.datasets.dataset import ArrayImages, Dataset, Positions
 from pipeline.data.datasets.digits import Digits
-from pipeline.data.datasets.encoded_images import EncodedImages, FileImages, PackedImages
+from pipeline.data.datasets.encoded_images import EncodedImages, FileImages
 from pipeline.data.datasets.image_folder import ImageFolder
 from pipeline.data.datasets.imagenet import ImageNet
 from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join

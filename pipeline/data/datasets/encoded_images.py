@@ -1,4 +1,4 @@
-"""Access to images that lie on a disk as their makers encoded them: each a file, or a stretch of a larger one."""
+"""Access to encoded images on a disk: each a file, or a stretch of bytes in a larger one."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class FileImages(EncodedImages):
 class PackedImages(EncodedImages):
     """Images that lie one behind another in a few large files, `packs`.
 
-    paths: the path of the file below `root`, a slash and the image's name there. pack: int64 (N,), which file.
-    begins, lengths: int64 (N,), the stretch of bytes there.
+    paths: the path of the file below `root`, a slash and the image's name there. pack: int64 (N,), which
+    file. begins, lengths: int64 (N,), the stretch of bytes there.
     """
 
     root: Path
@@ -121,7 +121,9 @@ class PackedImages(EncodedImages):
         """See `EncodedImages.read`. Raises OSError for a file that has become shorter, too."""
         with self.packs[self.pack[row]].open("rb") as opened:
             opened.seek(int(self.begins[row]))
-            encoded = opened.read(int(self.lengths[row]))
+            encoded: bytes = opened.read(int(self.lengths[row]))
         if len(encoded) != self.lengths[row]:
-            raise OSError(f"the file ends within it, {len(encoded):,} of {self.lengths[row]:,} bytes are there")
+            raise OSError(
+                f"the file ends within it, {len(encoded):,} of {self.lengths[row]:,} bytes are there"
+            )
         return encoded

@@ -27,11 +27,10 @@ _NAMED = 5  # values named in a message
 class Annotations:
     """What is said of N images, in their order.
 
-    source: what says it, for messages. places: where each is said, such as "line 7". keys: each one's name, by
-    which a fifth is held out. splits: each one's, as
-    written; None where nothing names any. labels: each one's classes, one unless `several`, none for an image
-    without a label, or, of `several`, one that shows no class. classes: names in label order, where declared.
-    notes: sentences for the user.
+    source: what says it, for messages. places: where each is said, such as "line 7". keys: each one's name,
+    by which a fifth is held out. splits: each one's, as written; None where nothing names any. labels: each
+    one's classes, one unless `several`, none for an image without a label, or, of `several`, one that shows
+    no class. classes: names in label order, where declared. notes: sentences for the user.
     """
 
     source: str
@@ -47,7 +46,7 @@ class Annotations:
 @dataclass(frozen=True, slots=True, eq=False)
 class Samples:
     """Checked annotations of N images: `keys`, bytes (N,), as in `Annotations`; `splits`, each one's, None
-    where none is named; `labels` int64 (N,), -1 for none; `multi_hot` int8 (N, C) of several labels per image.
+    where none is named; `labels` int64 (N,), -1 for none; `multi_hot` int8 (N, C) of several labels each.
     """
 
     keys: NDArray[np.bytes_]
@@ -75,12 +74,14 @@ class Samples:
             kept = in_test if split == TEST else ~in_test
             if split == TEST:
                 n = int(in_test.sum())
-                note = f"{spec.as_given}: has no test split, so a fixed fifth of each class is held out ({n:,} images)"
-                whole = replace(whole, notes=(*whole.notes, shown(note)))
+                note = f"has no test split, so a fixed fifth of each class is held out ({n:,} images)"
+                whole = replace(whole, notes=(*whole.notes, f"{shown(spec.as_given)}: {note}"))
         else:
             kept = splits[rows] == split
         if not kept.any():
-            raise TargetError(f"{shown(spec.as_given)}: no image of the {split} split can be used; restore some")
+            raise TargetError(
+                f"{shown(spec.as_given)}: no image of the {split} split can be used; restore some"
+            )
         dataset = whole.take(np.flatnonzero(kept))
         return without_labels(dataset) if split == UNLABELLED else dataset
 
@@ -108,19 +109,25 @@ def check(said: Annotations) -> Samples:
     training = np.ones(len(said.labels), dtype=bool) if splits is None else splits == TRAIN
     counted = np.ones(len(said.labels), dtype=bool) if splits is None else splits != UNLABELLED
     if not said.several:
-        missing = [row for row in np.flatnonzero(counted) if not said.labels[row]]
+        missing = [row for row in np.flatnonzero(counted).tolist() if not said.labels[row]]
         _refuse(said, missing, "have no label", "", "label them, or give them the split unlabelled")
     classes = _classes(said, training)
     label_of = {name: label for label, name in enumerate(classes)}
-    unknown = [row for row in np.flatnonzero(counted) if any(name not in label_of for name in said.labels[row])]
+    unknown = [
+        row
+        for row in np.flatnonzero(counted).tolist()
+        if any(name not in label_of for name in said.labels[row])
+    ]
     if unknown:
         name = next(name for name in said.labels[unknown[0]] if name not in label_of)
         found = f", with {name!r}"
-        which = "a label that no training image has" if said.classes is None else "a label that is not declared"
+        which = (
+            "a label that no training image has" if said.classes is None else "a label that is not declared"
+        )
         _refuse(said, unknown, f"have {which}", found, f"expected one of {_some(classes)}; correct the label")
     multi_hot = np.zeros((len(said.labels), len(classes)), dtype=np.int8) if said.several else None
     labels = np.full(len(said.labels), -1, dtype=np.int64)
-    for row in np.flatnonzero(counted):
+    for row in np.flatnonzero(counted).tolist():
         known = sorted(label_of[name] for name in said.labels[row])
         if known:
             labels[row] = known[0]
@@ -136,7 +143,13 @@ def _splits(said: Annotations, names: Sequence[str]) -> NDArray[np.str_] | None:
     strange = [row for row, name in enumerate(names) if name not in meant]
     if strange:
         found = f", with {names[strange[0]]!r}"
-        _refuse(said, strange, "have a split that is unknown", found, f"expected {TRAIN}, {VAL}, {TEST} or {UNLABELLED}")
+        _refuse(
+            said,
+            strange,
+            "have a split that is unknown",
+            found,
+            f"expected {TRAIN}, {VAL}, {TEST} or {UNLABELLED}",
+        )
     if set(meant.values()) == {TRAIN}:
         return None
     splits = np.array([meant[name] for name in names])
@@ -156,14 +169,14 @@ def _classes(said: Annotations, training: NDArray[np.bool_]) -> tuple[str, ...]:
     """
     classes = said.classes
     if classes is None:
-        found = {name for row in np.flatnonzero(training) for name in said.labels[row]}
+        found = {name for row in np.flatnonzero(training).tolist() for name in said.labels[row]}
         by_number = all(name.isdecimal() and str(int(name)) == name for name in found)
         classes = tuple(sorted(found, key=int) if by_number else sorted(found))
     if len(classes) < 2:
         one = f"one class ({shown(classes[0])})" if classes else "no label"
         raise TargetError(
-            f"{shown(said.source)}: its training images have {one}, expected at least two classes; this program "
-            f"trains classifiers"
+            f"{shown(said.source)}: its training images have {one}, expected at least two classes, "
+            f"since students are classifiers; correct the labels"
         )
     return classes
 

@@ -44,7 +44,9 @@ class OwnImages(Family[ImageSpec]):
     def load(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
         """See `Family.load`."""
         if not self.lies_there(spec, data_dir):
-            raise TargetError(f"{shown(str(data_dir / spec.root))}: no such {self.what}; {spec.how_to_prepare}")
+            raise TargetError(
+                f"{shown(str(data_dir / spec.root))}: no such {self.what}; {spec.how_to_prepare}"
+            )
         said, listing = self.annotated(spec, data_dir / spec.root, index_dir)
         listing.notes[:0] = said.notes
         return check(said).dataset(spec, split, listing)

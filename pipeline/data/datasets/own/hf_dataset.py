@@ -66,7 +66,9 @@ class HfDataset(OwnImages):
         columns = _same(files, [table.columns for table in tables])
         of = np.repeat(np.arange(len(files)), [len(table.labels) for table in tables])
         if not len(of):
-            raise TargetError(f"{shown(str(root))}: its {len(files):,} files hold no row; {spec.how_to_prepare}")
+            raise TargetError(
+                f"{shown(str(root))}: its {len(files):,} files hold no row; {spec.how_to_prepare}"
+            )
         names = [
             f"{file.relative_to(root) if file != root else file.name}/row {row}"
             for file, table in zip(files, tables, strict=True)
@@ -134,7 +136,7 @@ def _same(files: list[Path], columns: list[Columns]) -> Columns:
             raise TargetError(
                 f"{shown(str(file))}: its columns are {each.image} and {each.label} with "
                 f"{len(each.classes or ())} declared classes, and those of {shown(files[0].name)} "
-                f"{columns[0].image} and {columns[0].label} with {len(columns[0].classes or ())}, or classes of "
+                f"{columns[0].image} and {columns[0].label} with {len(columns[0].classes or ())}, or of "
                 f"other names; write all files alike"
             )
     return columns[0]

@@ -1,4 +1,4 @@
-"""Which files a path or a pattern of files names: a folder, wildcards, and braces as WebDataset writes them."""
+"""The files that a folder or a pattern names, with braces as WebDataset writes them, and their splits."""
 
 from __future__ import annotations
 

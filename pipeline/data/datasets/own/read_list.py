@@ -38,7 +38,9 @@ class ListedImages:
 def read_list(file: Path) -> ListedImages:
     """Read a list. Raises TargetError, naming the line, for what cannot be read or understood."""
     if file.suffix.lower() not in _SUFFIXES:
-        raise _wrong(file, f"ends in {file.suffix or 'nothing'!r}, expected {', '.join(_SUFFIXES)}; rename it")
+        raise _wrong(
+            file, f"ends in {file.suffix or 'nothing'!r}, expected {', '.join(_SUFFIXES)}; rename it"
+        )
     records = list(_records(file))
     if not records:
         raise _wrong(file, "names no image; add lines")
@@ -80,7 +82,9 @@ def _several(file: Path, columns: Mapping[str, None]) -> bool:
     if PATH not in columns or not {LABEL, LABELS} & set(columns):
         raise _wrong(file, f"{found}, {expected}; rename its columns so")
     if LABEL in columns and LABELS in columns:
-        raise _wrong(file, f"has both {LABEL} and {LABELS}, expected {LABEL} for one label per image; drop one")
+        raise _wrong(
+            file, f"has both {LABEL} and {LABELS}, expected {LABEL} for one label per image; drop one"
+        )
     return LABELS in columns
 
 
@@ -102,7 +106,9 @@ def _records(file: Path) -> Iterator[_Record]:
 
 
 def _rows(file: Path, text: str, delimiter: str) -> Iterator[_Record]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     names: list[str] | None = None
     try:
         for row in reader:
@@ -117,8 +123,8 @@ def _rows(file: Path, text: str, delimiter: str) -> Iterator[_Record]:
             if len(row) != len(names):
                 raise _wrong(
                     file,
-                    f"line {reader.line_num:,} has {len(row)} values, expected {len(names)} as the header; quote "
-                    f"a value that holds {delimiter!r}",
+                    f"line {reader.line_num:,} has {len(row)} values, expected {len(names)} as the header; "
+                    f"quote a value that holds {delimiter!r}",
                 )
             yield f"line {reader.line_num:,}", dict(zip(names, row, strict=True))
     except csv.Error as error:
@@ -133,7 +139,9 @@ def _objects(file: Path, text: str, *, by_line: bool) -> Iterator[_Record]:
         else:
             listed = json.loads(text)
             if not isinstance(listed, list):
-                raise _wrong(file, "holds no list, expected a list of objects such as {path, label}; change it")
+                raise _wrong(
+                    file, "holds no list, expected a list of objects such as {path, label}; change it"
+                )
             found = [(f"entry {number:,}", each) for number, each in enumerate(listed, start=1)]
     except (ValueError, RecursionError) as error:
         raise _wrong(file, f"is no sound JSON ({error}); correct it") from None
@@ -161,8 +169,8 @@ def _path(file: Path, where: str, value: Any) -> str:
         else:
             raise _wrong(
                 file,
-                f"{where} has the path {value}, which leaves the list's folder; put the list above its images, "
-                f"or write absolute paths",
+                f"{where} has the path {value}, which leaves the list's folder; put the list above its "
+                f"images, or write absolute paths",
             )
     return "/".join(plain)
 
@@ -174,7 +182,9 @@ def _separator(file: Path, records: list[_Record]) -> str | None:
     found = [separator for separator in SEPARATORS if any(separator in text for text in texts)]
     if len(found) > 1:
         held = " and ".join(map(repr, found))
-        raise _wrong(file, f'its {LABELS} hold {held}, which may separate; write JSON lists such as ["a", "b"]')
+        raise _wrong(
+            file, f'its {LABELS} hold {held}, which may separate; write JSON lists such as ["a", "b"]'
+        )
     return found[0] if found else None
 
 
@@ -185,7 +195,9 @@ def _labels(file: Path, where: str, value: Any, *, several: bool, separator: str
         try:
             parts = json.loads(value)
         except ValueError as error:
-            raise _wrong(file, f"{where} has the labels {value}, no sound JSON ({error}); correct it") from None
+            raise _wrong(
+                file, f"{where} has the labels {value}, no sound JSON ({error}); correct it"
+            ) from None
     elif several and isinstance(value, list):
         parts = value
     elif separator and isinstance(value, str):

@@ -1,5 +1,5 @@
-"""Read tables of images and labels: Arrow files as `datasets` saves them, in which every image lies as its file
-was, and Parquet, of which an Arrow copy is made, since its rows cannot be read one by one. Needs pyarrow.
+"""Read tables of images and labels: Arrow files as `datasets` saves them, in which every image lies as its
+file was, and Parquet, of which an Arrow copy is made, since its rows cannot be read singly. Needs pyarrow.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def _copy(file: Path, copy: Path) -> None:
         with os.fdopen(descriptor, "wb") as out, pq.ParquetFile(file) as table:
             columns = _columns(file, table.schema_arrow)
             names = [columns.image, columns.label]
-            schema = pa.schema([table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata)
+            schema = pa.schema(
+                [table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata
+            )
             with pa.ipc.new_stream(out, schema) as writer:
                 for batch in table.iter_batches(batch_size=_ROWS, columns=names):
                     writer.write_batch(batch.select(names))
@@ -108,8 +110,8 @@ def _copy(file: Path, copy: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise TargetError(
-            f"{shown(str(file))}: cannot be copied to {shown(str(copy.parent))} ({reason}); make room, or choose "
-            f"another --cache-dir"
+            f"{shown(str(file))}: cannot be copied to {shown(str(copy.parent))} ({reason}); make room, or "
+            f"choose another --cache-dir"
         ) from None
     finally:
         if temporary is not None:
@@ -127,22 +129,28 @@ def _stretches(
     """Where the images of a batch lie in its file; `first` is the number of its first row."""
     if pa.types.is_struct(images.type):
         if "bytes" not in [images.type.field(i).name for i in range(images.type.num_fields)]:
-            raise _wrong(file, f"its images are {images.type}, expected bytes; save it with datasets' Image type")
+            raise _wrong(
+                file, f"its images are {images.type}, expected the bytes of files; save it as datasets' Image"
+            )
         images = images.field("bytes")
     binary, large = pa.types.is_binary(images.type), pa.types.is_large_binary(images.type)
     if not (binary or large):
-        raise _wrong(file, f"its images are {images.type}, expected the bytes of files; save it with Image columns")
+        raise _wrong(
+            file, f"its images are {images.type}, expected the bytes of files; save it as datasets' Image"
+        )
     if images.null_count:
         row = first + int(np.flatnonzero(images.is_null().to_numpy(zero_copy_only=False))[0])
         raise _wrong(
             file,
-            f"{images.null_count:,} rows, the first is row {row:,}, hold no image, or only the path of one; save "
-            f"it by save_to_disk of datasets, which puts the images in",
+            f"{images.null_count:,} rows, the first is row {row:,}, hold no image, or only the path of one; "
+            f"save it by save_to_disk of datasets, which puts the images in",
         )
     if not len(images):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     _, ends, content = images.buffers()
-    edges = np.frombuffer(ends, dtype="<i8" if large else "<i4")[images.offset : images.offset + len(images) + 1]
+    edges = np.frombuffer(ends, dtype="<i8" if large else "<i4")[
+        images.offset : images.offset + len(images) + 1
+    ]
     begins = edges.astype(np.int64) + (content.address - whole.address)
     if begins[0] < 0 or begins[-1] > whole.size:
         raise _wrong(file, "is compressed, and images are read from where they lie; save it again without")

@@ -67,7 +67,7 @@ def read_shard(path: Path) -> Shard:
                 stem, _, suffix = base.partition(".")
                 key, suffix = posixpath.join(folder, stem), suffix.lower()
                 if not member.isfile() or member.issparse() or base.startswith("."):
-                    shard.ignored[_kind_of(member, base)] += not member.isdir()
+                    shard.ignored["hidden" if base.startswith(".") else "links"] += not member.isdir()
                 elif f".{suffix}" in SUFFIXES:
                     _add_image(path, key, member, members)
                 elif suffix in _LABELS and member.size <= _LONGEST_LABEL:
@@ -122,7 +122,7 @@ def _require_plain(path: Path, begin: bytes) -> None:
     for signature, kind in _COMPRESSED:
         if begin.startswith(signature):
             raise TargetError(
-                f"{shown(str(path))}: is compressed ({kind}), and images are read from where they lie in a plain "
+                f"{shown(str(path))}: is compressed ({kind}), and images are read where they lie, in a plain "
                 f"tar; decompress it (images hardly get larger)"
             )
 
@@ -148,14 +148,12 @@ def _set_labels(path: Path, sample: Sample, suffix: str, begin: int, content: by
         return False
     sample.several = "labels" in said
     values = said["labels"] if sample.several else [said["label"]]
-    if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, str | int) for v in values):
+    if not isinstance(values, list) or any(
+        isinstance(v, bool) or not isinstance(v, str | int) for v in values
+    ):
         raise TargetError(f"{where} has the labels {values!r}, expected text or whole numbers; correct it")
     sample.labels = tuple(dict.fromkeys(text for value in values if (text := str(value).strip())))
     return True
-
-
-def _kind_of(member: tarfile.TarInfo, base: str) -> str:
-    return "hidden" if base.startswith(".") else "links and sparse files"
 
 
 def _torn(path: Path, what: str) -> TargetError:

@@ -1,4 +1,4 @@
-"""Which columns of a table hold the images and the labels, by the types that `datasets` records, or by name."""
+"""The columns of a table that hold images and labels, by the types that `datasets` records, or by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Columns:
         is neither text nor a whole number, or beyond the declared classes.
         """
         values = value if self.several else [value]
-        return tuple(dict.fromkeys(self._label(each, file, row) for each in values or () if not self._is_none(each)))
+        return tuple(
+            dict.fromkeys(self._label(each, file, row) for each in values or () if not self._is_none(each))
+        )
 
     def _is_none(self, value: Any) -> bool:
         return value is None or value == "" or (self.classes is not None and value == _NO_CLASS)
@@ -41,11 +43,15 @@ class Columns:
         if self.classes is None or isinstance(value, str):
             return str(value).strip()
         if not 0 <= value < len(self.classes):
-            raise _wrong(file, f"row {row:,} has the label {value}, expected one of {len(self.classes):,} classes")
+            raise _wrong(
+                file, f"row {row:,} has the label {value}, expected one of {len(self.classes):,} classes"
+            )
         return self.classes[value]
 
 
-def columns_of(file: Path, names: Sequence[str], lists: Sequence[str], metadata: Mapping[bytes, bytes]) -> Columns:
+def columns_of(
+    file: Path, names: Sequence[str], lists: Sequence[str], metadata: Mapping[bytes, bytes]
+) -> Columns:
     """The columns to read of a table with columns `names`, of which `lists` hold lists.
 
     Raises TargetError, naming what there is, for a table without images or labels, or with several of them.
@@ -97,7 +103,7 @@ def _pick(typed: Sequence[str], names: Sequence[str], usual: Sequence[str]) -> l
 
 
 def _found(names: Sequence[str], candidates: Sequence[str]) -> str:
-    return f"the columns {', '.join(candidates if 1 < len(candidates) else names)}"
+    return f"the columns {', '.join(candidates if len(candidates) > 1 else names)}"
 
 
 def _wrong(file: Path, what: str) -> TargetError:

@@ -1,4 +1,4 @@
-"""What tar shards hold, read once and kept: a shard is read again when its length or time of change differs."""
+"""What tar shards hold, read once and kept: a shard is read again if its length or time differs."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def read_shards(files: Sequence[Path], index_file: Path, notes: list[str]) -> li
         except OSError as error:
             reason = error.strerror or str(error)
             notes.append(
-                f"{index_file.parent}: the index cannot be kept there ({reason}), so each run reads all shards "
-                f"again; allow writing there"
+                f"{index_file.parent}: the index cannot be kept there ({reason}), so each run reads all "
+                f"shards again; allow writing there"
             )
     return [shards[key] for key in keys]
 
@@ -86,15 +86,13 @@ def _read(file: Path) -> dict[_Key, Shard] | None:
             about = json.loads(data["shards"].tobytes())
             columns = (data["names"], data["stretches"].reshape(-1, 2), data["labels"], data["several"])
         samples = [
-            Sample(os.fsdecode(name), *stretch, tuple(json.loads(labels)), None if many < 0 else bool(many))
-            for name, stretch, labels, many in zip(*(column.tolist() for column in columns), strict=True)
+            Sample(os.fsdecode(name), begin, n, tuple(json.loads(labels)), None if many < 0 else bool(many))
+            for name, (begin, n), labels, many in zip(*(column.tolist() for column in columns), strict=True)
         ]
         shards, begin = {}, 0
         for each in about:
             path, size, mtime_ns = each["file"]
-            shards[path, size, mtime_ns] = Shard(
-                samples[begin : begin + each["n"]], Counter(each["ignored"])
-            )
+            shards[path, size, mtime_ns] = Shard(samples[begin : begin + each["n"]], Counter(each["ignored"]))
             begin += each["n"]
     except (*DAMAGE, TypeError):
         return None

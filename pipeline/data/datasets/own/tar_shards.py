@@ -55,10 +55,14 @@ class TarShards(OwnImages):
         shards = read_shards(files, index_file, notes)
         samples = [sample for shard in shards for sample in shard.samples]
         if not samples:
-            raise TargetError(f"{shown(str(root))}: its {len(files):,} shards hold no image; {spec.how_to_prepare}")
+            raise TargetError(
+                f"{shown(str(root))}: its {len(files):,} shards hold no image; {spec.how_to_prepare}"
+            )
         pack = np.repeat(np.arange(len(files)), [len(shard.samples) for shard in shards])
         above = common_folder(files)
-        names = [f"{files[of].relative_to(above)}/{sample.name}" for of, sample in zip(pack, samples, strict=True)]
+        names = [
+            f"{files[of].relative_to(above)}/{sample.name}" for of, sample in zip(pack, samples, strict=True)
+        ]
         places = [f"{name} (byte {sample.begin:,})" for name, sample in zip(names, samples, strict=True)]
         images = PackedImages(
             paths=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
@@ -92,7 +96,7 @@ def _several(root: Path, samples: Sequence[Sample], places: Sequence[str]) -> bo
     odd = [place for place, each in zip(places, said, strict=True) if several and not each]
     if odd:
         raise TargetError(
-            f"{shown(str(root))}: {len(odd):,} of {len(samples):,} images have no list `labels` in their .json, "
+            f"{shown(str(root))}: {len(odd):,} of {len(samples):,} images have no list `labels` in a .json, "
             f"and others do, the first is {shown(odd[0])}; write one for each, empty for none"
         )
     return several
