@@ -1,7 +1,7 @@
 """Read a list of images and labels: CSV or TSV with a header, JSON (a list of objects), or JSON Lines.
 
 Columns: path; label, or labels for several per image; split, if the list names any. Others are passed over.
-Labels in one cell are a JSON list, or separated by whichever of | ; , the column holds.
+Labels in one cell are a JSON list, or separated by | or ;, whichever the column holds, else by commas.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.data.datasets.own.annotations import Annotations
 from sskt.errors import TargetError, shown
 
 PATH, LABEL, LABELS, SPLIT = "path", "label", "labels", "split"
-SEPARATORS = "|;,"
+SEPARATORS = "|;"  # before a comma, which may be part of a label
 _SUFFIXES = {".csv": ",", ".tsv": "\t", ".json": "", ".jsonl": ""}
 _Record = tuple[str, Mapping[str, Any]]  # where it stands, and its values by column
 
@@ -183,8 +183,10 @@ def _separator(file: Path, records: list[_Record]) -> str | None:
     if len(found) > 1:
         held = " and ".join(map(repr, found))
         raise _wrong(
-            file, f'its {LABELS} hold {held}, which may separate; write JSON lists such as ["a", "b"]'
+            file, f'its {LABELS} hold {held}, and either may separate; write JSON lists such as ["a", "b"]'
         )
+    if not found and any("," in text for text in texts):
+        return ","
     return found[0] if found else None
 
 
