@@ -1,4 +1,4 @@
-"""Weights of classes are scikit-learn's, weigh torch's loss, are recorded, and hold for a run that continues."""
+"""Weights of classes are scikit-learn's, weigh torch's loss, are recorded, and hold for resumed runs."""
 
 import json
 from pathlib import Path

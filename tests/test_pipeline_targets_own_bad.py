@@ -168,7 +168,7 @@ def test_wrong_shards(folder):
     name = f"tar:{folder}/shards"
     for members, expected in (
         (sound | labels | {"0.png": image}, "a.tar: the key 0 has two images, 0.jpg and 0.png (byte"),
-        (sound | {k: v for k, v in labels.items() if k != "3.cls"}, "1 of 12 images have no label ... a.tar/3."),
+        (sound | {k: v for k, v in labels.items() if k != "3.cls"}, "1 of 12 images have no label ... 3."),
         (sound | labels | {"0.cls": b"\xff\xfe"}, "the .cls of 0.jpg (byte ... cannot be read"),
         (sound | {"0.json": b'{"label": [1]}'} | {k: v for k, v in labels.items() if k != "0.cls"},
          "the .json of 0.jpg ... has the labels [[1]]"),

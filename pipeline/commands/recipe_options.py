@@ -66,7 +66,7 @@ RECIPE = section(
     number_option(
         "--val-share",
         "Fraction of the training samples held out to choose the best epoch; 0: none is chosen. "
-        "[default: 0.1 for a folder without a val split; other targets use their test split]",
+        "[default: 0.1 for your own data without a val split; other targets use their test split]",
         positive=False,
     ),
 )
