@@ -7,8 +7,6 @@ where it departs from that code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +32,7 @@ def soft_cross_entropy(logits: Tensor, source_logits: Tensor, *, temperature: fl
 
 
 def weighted_cross_entropy(
-    logits: Tensor, labels: Tensor, class_weights: Sequence[float], *, label_smoothing: float
+    logits: Tensor, labels: Tensor, class_weights: tuple[float, ...], *, label_smoothing: float
 ) -> Tensor:
     """Cross-entropy with a weight for each class.
 

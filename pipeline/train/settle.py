@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.data import Dataset
 from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
@@ -108,7 +106,7 @@ def _weight_of_class(config: TrainConfig, dataset: Dataset) -> tuple[float, ...]
             f"--class-weights {config.class_weights} weighs the classes of --primary-loss ce, and this run "
             f"has {has}; leave it out"
         )
-    counts = np.bincount(dataset.labels[dataset.labelled], minlength=len(dataset.classes))
+    counts = dataset.class_counts
     if not counts.all():
         raise RunError(
             f"--class-weights {config.class_weights}: no training sample with a label is of class "

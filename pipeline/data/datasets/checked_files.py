@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +88,16 @@ def _convert_first(paths: RelativePaths, facts: Facts) -> tuple[RelativePaths, F
 
 def write_facts(file: Path, paths: RelativePaths, facts: Facts) -> None:
     """Replace a folder's facts in one step, without files not found valid. Raises OSError if that fails."""
+    write_arrays(file, format=_FORMAT, paths=paths[facts["valid"]], facts=facts[facts["valid"]])
+
+
+def write_arrays(file: Path, **arrays: Any) -> None:
+    """Replace an .npz in one step. Raises OSError if that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            np.savez(out, format=_FORMAT, paths=paths[facts["valid"]], facts=facts[facts["valid"]])
+            np.savez(out, **arrays)
         Path(temporary).replace(file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -106,6 +106,13 @@ class Dataset:
         return np.asarray(known)
 
     @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """How many samples show each class, of those with a label: int64 (C,)."""
+        if self.multi_hot is not None:
+            return np.asarray((self.multi_hot == 1).sum(axis=0))
+        return np.bincount(self.labels[self.labelled], minlength=len(self.classes))
+
+    @property
     def labelled(self) -> Positions:
         """The rows of the samples that have a label, ascending."""
         return np.flatnonzero(self.is_labelled)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,10 @@ class EncodedImages(ABC):
         """See `Images.take`."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return replace(self, **{name: v[rows] for name, v in values.items() if isinstance(v, np.ndarray)})
+
+    def decoded(self, transcode: NDArray[np.bool_], depths: NDArray[np.uint8]) -> Self:
+        """The same images, decoded so."""
+        return replace(self, transcode=transcode, depths=depths)
 
     @property
     def depth(self) -> int | None:
@@ -86,6 +91,11 @@ class FileImages(EncodedImages):
 
     root: Path
 
+    @classmethod
+    def below(cls, root: Path, paths: Sequence[bytes]) -> Self:
+        """Files of which nothing but their place is known yet."""
+        return cls(**_unknown(paths), root=root)
+
     def name_of(self, row: int) -> str:
         """See `Images.name_of`."""
         return shown(str(self.path_of(row)))
@@ -113,6 +123,26 @@ class PackedImages(EncodedImages):
     begins: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
+    @classmethod
+    def lying_in(
+        cls,
+        root: Path,
+        packs: Sequence[Path],
+        pack: NDArray[np.int64],
+        names: Sequence[str],
+        begins: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> Self:
+        """Images of which nothing but their place is known yet."""
+        return cls(
+            **_unknown([os.fsencode(name) for name in names]),
+            root=root,
+            packs=tuple(packs),
+            pack=pack,
+            begins=begins,
+            lengths=lengths,
+        )
+
     def name_of(self, row: int) -> str:
         """See `Images.name_of`."""
         return shown(str(self.root / os.fsdecode(bytes(self.paths[row]))))
@@ -127,3 +157,13 @@ class PackedImages(EncodedImages):
                 f"the file ends within it, {len(encoded):,} of {self.lengths[row]:,} bytes are there"
             )
         return encoded
+
+
+def _unknown(paths: Sequence[bytes]) -> dict[str, Any]:
+    """The fields of `EncodedImages`, for images not looked at yet."""
+    n = len(paths)
+    return {
+        "paths": np.array(paths, dtype=np.bytes_),
+        "transcode": np.zeros(n, dtype=bool),
+        "depths": np.full(n, FULL, dtype=np.uint8),
+    }

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -164,10 +164,9 @@ def to_dataset(
         labels=labels,
         sizes=np.ascontiguousarray(listing.facts["size"]),
         contents=contents,
-        access=replace(
-            listing.images,
-            transcode=np.ascontiguousarray(listing.facts["transcode"]),
-            depths=np.where(deep, listing.depth, FULL).astype(np.uint8),
+        access=listing.images.decoded(
+            np.ascontiguousarray(listing.facts["transcode"]),
+            np.where(deep, listing.depth, FULL).astype(np.uint8),
         ),
         notes=tuple(listing.notes),
         multi_hot=multi_hot,
@@ -177,12 +176,7 @@ def to_dataset(
 def _new_listing(root: Path, files: list[Found]) -> tuple[ImageListing, dict[int, str]]:
     """A listing not yet validated, and its rows that are not files, with the reason."""
     n = len(files)
-    images = FileImages(
-        root=root,
-        paths=np.array([path for path, _ in files], dtype=np.bytes_),
-        transcode=np.zeros(n, dtype=bool),
-        depths=np.full(n, FULL, dtype=np.uint8),
-    )
+    images = FileImages.below(root, [path for path, _ in files])
     listing = ImageListing(root, images, np.zeros(n, dtype=FACTS), np.arange(n))
     gone = {}
     for row, (_, stat) in enumerate(files):

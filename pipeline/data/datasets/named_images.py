@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,9 +35,7 @@ def load_named_images(
     facts = np.zeros(len(paths), dtype=FACTS)
     unusable = files.unusable_among(rows)
     sound = np.array([row for row in rows if row not in unusable], dtype=np.int64)
-    images = FileImages(
-        root=Path(), paths=paths, transcode=np.zeros(len(paths), bool), depths=np.zeros(len(paths), np.uint8)
-    )
+    images = FileImages.below(Path(), paths.tolist())
     unusable |= check_unkept(images, facts, sound)
     depth, notes = _depth(facts, depth_of_target)
     for row in np.flatnonzero(facts["bits"] > depth):  # they would wrap around
@@ -50,7 +47,7 @@ def load_named_images(
     facts = facts[sound]
     notes += remarks_on(paths[sound], facts, "the files given")
     depths = np.where(facts["bits"] > 0, depth, FULL).astype(np.uint8)
-    access = replace(images.take(sound), transcode=np.ascontiguousarray(facts["transcode"]), depths=depths)
+    access = images.take(sound).decoded(np.ascontiguousarray(facts["transcode"]), depths)
     sizes, contents = np.ascontiguousarray(facts["size"]), np.ascontiguousarray(facts["content"])
     return unlabelled_dataset("files", classes, sound, sizes, access, contents), unusable, notes
 

@@ -6,7 +6,6 @@ is named, a fixed fifth of each class is held out.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -133,7 +132,7 @@ def check(said: Annotations) -> Samples:
             labels[row] = known[0]
         if multi_hot is not None:
             multi_hot[row, known] = 1
-    keys = np.array([os.fsencode(key) for key in said.keys], dtype=np.bytes_)
+    keys = np.array([key.encode("utf-8", "surrogateescape") for key in said.keys], dtype=np.bytes_)
     return Samples(keys, splits, classes, labels, multi_hot)
 
 

@@ -10,7 +10,7 @@ from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.folder_splits import VAL
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec
 from pipeline.data.datasets.own.annotations import Annotations, check
-from pipeline.data.datasets.registry import UNLABELLED, Family, own_folder
+from pipeline.data.datasets.registry import UNLABELLED, Family, own_folder, target_slug
 from sskt.errors import TargetError, shown
 
 
@@ -26,8 +26,10 @@ class OwnImages(Family[ImageSpec]):
         """The splits that are named; none if none is, or nothing is there."""
 
     @abstractmethod
-    def annotated(self, spec: ImageSpec, root: Path, index_dir: Path) -> tuple[Annotations, ImageListing]:
-        """What is said of all images, and those that can be used, with their rows there as ids."""
+    def annotated(self, root: Path, index_dir: Path, slug: str) -> tuple[Annotations, ImageListing]:
+        """What is said of all images at `root`, and those that can be used, with their rows there as ids;
+        `slug` is of the names of what is kept in `index_dir`.
+        """
 
     def from_path(self, path: str) -> ImageSpec:
         """See `Family.from_path`."""
@@ -47,7 +49,7 @@ class OwnImages(Family[ImageSpec]):
             raise TargetError(
                 f"{shown(str(data_dir / spec.root))}: no such {self.what}; {spec.how_to_prepare}"
             )
-        said, listing = self.annotated(spec, data_dir / spec.root, index_dir)
+        said, listing = self.annotated(data_dir / spec.root, index_dir, target_slug(spec.name))
         listing.notes[:0] = said.notes
         return check(said).dataset(spec, split, listing)
 

@@ -7,96 +7,61 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipeline.data.datasets.bit_depth import FULL
 from pipeline.data.datasets.checked_files import facts_file
-from pipeline.data.datasets.encoded_images import PackedImages
-from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_packed
-from pipeline.data.datasets.own.annotations import Annotations
-from pipeline.data.datasets.own.family import OwnImages
-from pipeline.data.datasets.own.pack_files import files_at, split_of_each
-from pipeline.data.datasets.registry import target_slug
+from pipeline.data.datasets.image_files import ImageSpec
+from pipeline.data.datasets.own.pack_files import files_at
+from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
 from sskt.errors import TargetError, shown
 
-if TYPE_CHECKING:
-    from pipeline.data.datasets.own.table_columns import Columns
 
-
-class HfDataset(OwnImages):
+class HfDataset(PackedFamily):
     """A user's folders of Arrow or Parquet files."""
 
     name, what = "hf-dataset", "folder of Arrow or Parquet files"
     how_to_prepare = "name a folder that save_to_disk of datasets has written, or a folder of Parquet files"
 
-    def lies_there(self, spec: ImageSpec, data_dir: Path) -> bool:
-        """See `Family.lies_there`."""
-        return bool(_files(data_dir / spec.root))
+    def files(self, root: Path) -> list[Path]:
+        """See `PackedFamily.files`."""
+        return _files(root)
 
     def has_several_labels(self, spec: ImageSpec) -> bool:
         """See `Family.has_several_labels`."""
-        files = _files(spec.root)
+        files = self.files(spec.root)
         if not files:
             return False
-        _require_pyarrow(spec)
-        from pipeline.data.datasets.own.read_tables import read_columns
+        _require_pyarrow(spec.root)
+        from pipeline.data.datasets.own import read_tables
 
-        return read_columns(files[0]).several
+        return read_tables.read_columns(files[0]).several
 
-    def splits(self, spec: ImageSpec, data_dir: Path) -> Collection[str]:
-        """See `OwnImages.splits`."""
-        root = data_dir / spec.root
-        return split_of_each(_files(root), root) or ()
+    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+        """See `PackedFamily.rows`."""
+        _require_pyarrow(root)
+        from pipeline.data.datasets.own import read_tables
 
-    def annotated(self, spec: ImageSpec, root: Path, index_dir: Path) -> tuple[Annotations, ImageListing]:
-        """See `OwnImages.annotated`."""
-        _require_pyarrow(spec)
-        from pipeline.data.datasets.own.read_tables import copy_parquet, read_table
-
-        files, slug = _files(root), target_slug(spec.name)
-        packs = files
+        packs = files = self.files(root)
         if files[0].suffix == ".parquet":
-            packs = copy_parquet(files, facts_file(index_dir, slug, root).with_suffix(""))
-        tables = [read_table(pack, file) for pack, file in zip(packs, files, strict=True)]
-        columns = _same(files, [table.columns for table in tables])
-        of = np.repeat(np.arange(len(files)), [len(table.labels) for table in tables])
-        if not len(of):
-            raise TargetError(
-                f"{shown(str(root))}: its {len(files):,} files hold no row; {spec.how_to_prepare}"
-            )
+            packs = read_tables.copy_parquet(files, facts_file(index_dir, slug, root).with_suffix(""))
+        columns, tables = read_tables.read_all(files, packs)
         names = [
-            f"{file.relative_to(root) if file != root else file.name}/row {row}"
+            f"{file.relative_to(above)}/row {row}"
             for file, table in zip(files, tables, strict=True)
             for row in range(len(table.labels))
         ]
-        images = PackedImages(
-            paths=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
-            transcode=np.zeros(len(names), dtype=bool),
-            depths=np.full(len(names), FULL, dtype=np.uint8),
-            root=root,
-            packs=tuple(packs),
-            pack=of,
-            begins=np.concatenate([table.begins for table in tables]),
-            lengths=np.concatenate([table.lengths for table in tables]),
+        return PackedRows(
+            files=files,
+            packs=packs,
+            n_of_each=[len(table.labels) for table in tables],
+            names=names,
+            keys=names,
+            begins=read_tables.joined([table.begins for table in tables]),
+            lengths=read_tables.joined([table.lengths for table in tables]),
+            labels=[labels for table in tables for labels in table.labels],
+            several=columns.several,
+            classes=columns.classes,
         )
-        mtimes_ns = np.array([file.stat().st_mtime_ns for file in files], dtype=np.int64)
-        listing = list_packed(root, images, mtimes_ns[of], slug=slug, index_dir=index_dir)
-        splits = split_of_each(files, root)
-        said = Annotations(
-            str(root),
-            names,
-            names,
-            None if splits is None else [splits[number] for number in of],
-            [labels for table in tables for labels in table.labels],
-            columns.several,
-            columns.classes,
-        )
-        return said, listing
 
 
 def _files(root: Path) -> list[Path]:
@@ -129,22 +94,9 @@ def _files(root: Path) -> list[Path]:
     return found
 
 
-def _same(files: list[Path], columns: list[Columns]) -> Columns:
-    """The columns that all files have. Raises TargetError if one has others."""
-    for file, each in zip(files, columns, strict=True):
-        if each != columns[0]:
-            raise TargetError(
-                f"{shown(str(file))}: its columns are {each.image} and {each.label} with "
-                f"{len(each.classes or ())} declared classes, and those of {shown(files[0].name)} "
-                f"{columns[0].image} and {columns[0].label} with {len(columns[0].classes or ())}, or of "
-                f"other names; write all files alike"
-            )
-    return columns[0]
-
-
-def _require_pyarrow(spec: ImageSpec) -> None:
+def _require_pyarrow(root: Path) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise TargetError(
-            f"{shown(spec.as_given)}: Arrow and Parquet files are read by pyarrow, which is not installed; "
+            f"{shown(str(root))}: Arrow and Parquet files are read by pyarrow, which is not installed; "
             f"pip install 'sskt[parquet]'"
         )

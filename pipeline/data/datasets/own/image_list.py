@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import lru_cache
-from os import fsencode
 from pathlib import Path
 
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_paths
 from pipeline.data.datasets.own.annotations import Annotations, splits_of
 from pipeline.data.datasets.own.family import OwnImages
 from pipeline.data.datasets.own.read_list import ListedImages, read_list
-from pipeline.data.datasets.registry import target_slug
 
 
 class ImageList(OwnImages):
@@ -34,11 +32,11 @@ class ImageList(OwnImages):
             return ()
         return splits_of(_read(data_dir / spec.root).said.splits or ()).values()
 
-    def annotated(self, spec: ImageSpec, root: Path, index_dir: Path) -> tuple[Annotations, ImageListing]:
+    def annotated(self, root: Path, index_dir: Path, slug: str) -> tuple[Annotations, ImageListing]:
         """See `OwnImages.annotated`."""
         listed = _read(root)
-        paths = [fsencode(path) for path in listed.paths]
-        return listed.said, list_paths(root.parent, paths, slug=target_slug(spec.name), index_dir=index_dir)
+        paths = [path.encode("utf-8", "surrogateescape") for path in listed.paths]
+        return listed.said, list_paths(root.parent, paths, slug=slug, index_dir=index_dir)
 
 
 def _read(file: Path) -> ListedImages:

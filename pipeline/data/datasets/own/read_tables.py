@@ -4,11 +4,8 @@ file was, and Parquet, of which an Arrow copy is made, since its rows cannot be 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,42 +66,69 @@ def read_table(file: Path, named: Path) -> Table:
                     n += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(named, error) from None
-    empty = np.zeros(0, dtype=np.int64)
-    return Table(columns, np.concatenate([empty, *begins]), np.concatenate([empty, *lengths]), labels)
+    return Table(columns, joined(begins), joined(lengths), labels)
+
+
+def read_all(files: Sequence[Path], packs: Sequence[Path]) -> tuple[Columns, list[Table]]:
+    """Read the Arrow files `packs`, which messages call `files`, and the columns that all of them have.
+
+    Raises TargetError for a file with other columns than the first, and what `read_table` raises.
+    """
+    tables = [read_table(pack, file) for pack, file in zip(packs, files, strict=True)]
+    first = tables[0].columns
+    for file, columns in zip(files, (table.columns for table in tables), strict=True):
+        if columns != first:
+            raise _wrong(
+                file,
+                f"its columns are {columns.image} and {columns.label} with {len(columns.classes or ())} "
+                f"declared classes, and those of {files[0].name} {first.image} and {first.label} with "
+                f"{len(first.classes or ())}, or of other names; write all files alike",
+            )
+    return first, tables
+
+
+def joined(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Numbers of several files as one array."""
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
 def copy_parquet(files: Sequence[Path], folder: Path) -> list[Path]:
     """Arrow copies in `folder` of the images and labels of Parquet files, made where they are not there yet;
     those of other files are removed. Raises TargetError for a file that is damaged, or lack of room.
     """
-    copies = [folder / f"{file.stem}-{_version(file)}.arrow" for file in files]
+    stats = [file.stat() for file in files]
+    copies = [
+        folder / f"{number:05}-{stat.st_size:x}-{stat.st_mtime_ns:x}.arrow"
+        for number, stat in enumerate(stats)
+    ]
     new = [(file, copy) for file, copy in zip(files, copies, strict=True) if not copy.is_file()]
     with Progress("copying out of Parquet", total=len(new)) as progress:
         for file, copy in new:
             _copy(file, copy)
             progress.advance(1)
-    for old in folder.glob("*.arrow") if new else ():
-        if old not in copies:
-            with suppress(OSError):
-                old.unlink()
+            for old in folder.glob(f"{copy.name[:6]}*.arrow"):
+                if old != copy:
+                    old.unlink(missing_ok=True)
     return copies
 
 
 def _copy(file: Path, copy: Path) -> None:
-    temporary = None
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=copy.parent, prefix=".copy-")
-        with os.fdopen(descriptor, "wb") as out, pq.ParquetFile(file) as table:
+        with (
+            tempfile.TemporaryDirectory(dir=copy.parent, prefix=".copy-") as folder,
+            pq.ParquetFile(file) as table,
+        ):
             columns = _columns(file, table.schema_arrow)
             names = [columns.image, columns.label]
             schema = pa.schema(
                 [table.schema_arrow.field(name) for name in names], table.schema_arrow.metadata
             )
-            with pa.ipc.new_stream(out, schema) as writer:
+            unfinished = Path(folder) / copy.name
+            with pa.ipc.new_stream(str(unfinished), schema) as writer:
                 for batch in table.iter_batches(batch_size=_ROWS, columns=names):
                     writer.write_batch(batch.select(names))
-        Path(temporary).replace(copy)
+            unfinished.replace(copy)
     except pa.ArrowException as error:
         raise _damaged(file, error) from None
     except OSError as error:
@@ -113,9 +137,6 @@ def _copy(file: Path, copy: Path) -> None:
             f"{shown(str(file))}: cannot be copied to {shown(str(copy.parent))} ({reason}); make room, or "
             f"choose another --cache-dir"
         ) from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _columns(file: Path, schema: Any) -> Columns:
@@ -155,11 +176,6 @@ def _stretches(
     if begins[0] < 0 or begins[-1] > whole.size:
         raise _wrong(file, "is compressed, and images are read from where they lie; save it again without")
     return begins[:-1], np.diff(begins)
-
-
-def _version(file: Path) -> str:
-    stat = file.stat()
-    return hashlib.sha256(f"{file}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()[:12]
 
 
 def _damaged(file: Path, error: Exception) -> TargetError:

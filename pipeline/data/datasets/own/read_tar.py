@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from pipeline.data.datasets.decode import SUFFIXES
+from pipeline.data.datasets.own.shard import Sample, Shard
 from sskt.errors import TargetError, shown
 
 BLOCK = 512
@@ -29,27 +28,6 @@ _COMPRESSED = (  # signatures
 )
 _LABELS = ("cls", "json")
 _LONGEST_LABEL = 1 << 20  # bytes of a .cls or .json
-
-
-@dataclass(slots=True)
-class Sample:
-    """One image in a shard: its member's name, first byte and length; the labels said of it, and whether they
-    are those of an image that may have several.
-    """
-
-    name: str
-    begin: int
-    length: int
-    labels: tuple[str, ...] = ()
-    several: bool | None = None  # None: nothing is said
-
-
-@dataclass(slots=True)
-class Shard:
-    """What a shard holds; `ignored` counts the members that are not read, by their suffix."""
-
-    samples: list[Sample] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
 
 
 def read_shard(path: Path) -> Shard:

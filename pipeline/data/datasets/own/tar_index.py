@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline.data.datasets.checked_files import DAMAGE
-from pipeline.data.datasets.own.read_tar import Sample, Shard, read_shard
+from pipeline.data.datasets.checked_files import DAMAGE, write_arrays
+from pipeline.data.datasets.own.read_tar import read_shard
+from pipeline.data.datasets.own.shard import Sample, Shard
 from pipeline.runtime import Progress
 
 _FORMAT = 1
@@ -56,25 +55,16 @@ def _key(file: Path) -> _Key:
 
 def _write(file: Path, shards: dict[_Key, Shard]) -> None:
     samples = [sample for shard in shards.values() for sample in shard.samples]
-    about = [
-        {"file": key, "n": len(shard.samples), "ignored": shard.ignored} for key, shard in shards.items()
-    ]
-    columns: dict[str, Any] = {
-        "names": np.array([os.fsencode(sample.name) for sample in samples], dtype=np.bytes_),
-        "stretches": np.array([(sample.begin, sample.length) for sample in samples], dtype="<i8"),
-        "labels": np.array([json.dumps(sample.labels).encode() for sample in samples], dtype=np.bytes_),
-        "several": np.array([-1 if s.several is None else s.several for s in samples], dtype="i1"),
-        "shards": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            np.savez(out, format=_FORMAT, **columns)
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    about = [{"file": key, "n": len(each.samples), "ignored": each.ignored} for key, each in shards.items()]
+    write_arrays(
+        file,
+        format=_FORMAT,
+        names=np.array([os.fsencode(sample.name) for sample in samples], dtype=np.bytes_),
+        stretches=np.array([(sample.begin, sample.length) for sample in samples], dtype="<i8"),
+        labels=np.array([json.dumps(sample.labels).encode() for sample in samples], dtype=np.bytes_),
+        several=np.array([-1 if s.several is None else s.several for s in samples], dtype="i1"),
+        shards=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+    )
 
 
 def _read(file: Path) -> dict[_Key, Shard] | None:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.bit_depth import FULL
 from pipeline.data.datasets.checked_files import facts_file
-from pipeline.data.datasets.encoded_images import PackedImages
-from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_packed
-from pipeline.data.datasets.own.annotations import Annotations
-from pipeline.data.datasets.own.family import OwnImages
-from pipeline.data.datasets.own.pack_files import common_folder, files_at, split_of_each
-from pipeline.data.datasets.own.read_tar import Sample, Shard, read_shard
+from pipeline.data.datasets.image_files import ImageSpec
+from pipeline.data.datasets.own.pack_files import files_at
+from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
+from pipeline.data.datasets.own.read_tar import read_shard
+from pipeline.data.datasets.own.shard import Sample, Shard
 from pipeline.data.datasets.own.tar_index import read_shards
-from pipeline.data.datasets.registry import target_slug
 from sskt.errors import TargetError, shown
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # compressed ones are refused
 
 
-class TarShards(OwnImages):
+class TarShards(PackedFamily):
     """A user's tar shards."""
 
     name, what = "tar", "shard"
@@ -31,62 +27,40 @@ class TarShards(OwnImages):
         "name a tar file, a folder of them, or a pattern such as 'train-{000..146}.tar' or '*.tar'"
     )
 
-    def lies_there(self, spec: ImageSpec, data_dir: Path) -> bool:
-        """See `Family.lies_there`."""
-        return bool(files_at(data_dir / spec.root, _SUFFIXES))
+    def files(self, root: Path) -> list[Path]:
+        """See `PackedFamily.files`."""
+        return files_at(root, _SUFFIXES)
 
     def has_several_labels(self, spec: ImageSpec) -> bool:
         """See `Family.has_several_labels`; by the first shard that says anything."""
-        for file in files_at(spec.root, _SUFFIXES):
+        for file in self.files(spec.root):
             said = (sample.several for sample in read_shard(file).samples)
             if (several := next((each for each in said if each is not None), None)) is not None:
                 return several
         return False
 
-    def splits(self, spec: ImageSpec, data_dir: Path) -> Collection[str]:
-        """See `OwnImages.splits`."""
-        root = data_dir / spec.root
-        return split_of_each(files_at(root, _SUFFIXES), root) or ()
-
-    def annotated(self, spec: ImageSpec, root: Path, index_dir: Path) -> tuple[Annotations, ImageListing]:
-        """See `OwnImages.annotated`."""
-        files, notes, slug = files_at(root, _SUFFIXES), list[str](), target_slug(spec.name)
-        index_file = facts_file(index_dir, f"{slug}-shards", root)
-        shards = read_shards(files, index_file, notes)
+    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+        """See `PackedFamily.rows`."""
+        files, notes = self.files(root), list[str]()
+        shards = read_shards(files, facts_file(index_dir, f"{slug}-shards", root), notes)
         samples = [sample for shard in shards for sample in shard.samples]
-        if not samples:
-            raise TargetError(
-                f"{shown(str(root))}: its {len(files):,} shards hold no image; {spec.how_to_prepare}"
-            )
-        pack = np.repeat(np.arange(len(files)), [len(shard.samples) for shard in shards])
-        above = common_folder(files)
         names = [
-            f"{files[of].relative_to(above)}/{sample.name}" for of, sample in zip(pack, samples, strict=True)
+            f"{file.relative_to(above)}/{sample.name}"
+            for file, shard in zip(files, shards, strict=True)
+            for sample in shard.samples
         ]
-        places = [f"{name} (byte {sample.begin:,})" for name, sample in zip(names, samples, strict=True)]
-        images = PackedImages(
-            paths=np.array([os.fsencode(name) for name in names], dtype=np.bytes_),
-            transcode=np.zeros(len(names), dtype=bool),
-            depths=np.full(len(names), FULL, dtype=np.uint8),
-            root=above,
-            packs=tuple(files),
-            pack=pack,
+        return PackedRows(
+            files=files,
+            packs=files,
+            n_of_each=[len(shard.samples) for shard in shards],
+            names=names,
+            keys=[sample.name for sample in samples],
             begins=np.array([sample.begin for sample in samples], dtype=np.int64),
             lengths=np.array([sample.length for sample in samples], dtype=np.int64),
-        )
-        mtimes_ns = np.array([file.stat().st_mtime_ns for file in files], dtype=np.int64)
-        listing = list_packed(root, images, mtimes_ns[pack], slug=slug, index_dir=index_dir)
-        splits = split_of_each(files, root)
-        said = Annotations(
-            str(root),
-            places,
-            [sample.name for sample in samples],
-            None if splits is None else [splits[of] for of in pack],
-            [sample.labels for sample in samples],
-            _several(root, samples, places),
+            labels=[sample.labels for sample in samples],
+            several=_several(root, samples, names),
             notes=(*notes, *_ignored(root, shards)),
         )
-        return said, listing
 
 
 def _several(root: Path, samples: Sequence[Sample], places: Sequence[str]) -> bool:
