@@ -23,7 +23,7 @@ from torch import nn
 from cache.store import find_stores
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution
-from pipeline.data.datasets import has_unlabelled, has_val, load_dataset, parse_target
+from pipeline.data.datasets import family_of, has_unlabelled, has_val, load_dataset, parse_target
 from pipeline.data.datasets.own.pack_files import files_at
 from pipeline.data.plan import RandomResizedCropFlip
 from pipeline.data.render import open_renderer
@@ -276,6 +276,35 @@ def test_a_list_is_a_pool_of_images_without_labels(made, tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["contents"]["unlabelled-1"] == load(pool, "train", tmp_path).content_sha256
     assert summary["epochs"] == 1
+
+
+def test_images_without_labels_are_a_pool_in_every_form(tmp_path):
+    for seed in range(4):
+        draw(tmp_path / f"{seed}.jpg", seed)
+    contents = {f"{seed}.jpg": (tmp_path / f"{seed}.jpg").read_bytes() for seed in range(4)}
+    rows = [{"path": name, "split": "unlabelled"} for name in contents]
+    several = {f"{seed}.json": json.dumps({"labels": ["a", "b"][seed % 2 :]}).encode() for seed in range(4)}
+    write_tar(tmp_path / "shards" / "train-0.tar", contents | several)
+    write_tar(tmp_path / "shards" / "test-0.tar", contents | several)
+    write_tar(tmp_path / "shards" / "unlabelled-0.tar", contents)
+    write_tar(tmp_path / "unlabelled-1.tar", contents)
+    (tmp_path / "tables").mkdir()
+    images = pa.table({"image": list(contents.values()), "label": [None] * 4})
+    pq.write_table(images, tmp_path / "tables" / "unlabelled.parquet")
+    for name in (
+        f"list:{write_csv(tmp_path, tmp_path / 'pool.csv', rows)}",
+        f"tar:{tmp_path}/shards",
+        f"tar:{tmp_path}/unlabelled-*.tar",
+        f"hf-dataset:{tmp_path}/tables",
+    ):
+        pool = load(name, "unlabelled", tmp_path)
+        assert pool.labels.tolist() == [-1] * 4
+        assert (pool.classes, pool.multi_hot) == ((), None)
+        assert [pool.encoded(row) for row in range(4)] == list(contents.values())
+        spec = parse_target(name)
+        own = "train" if name.endswith("shards") else "unlabelled"
+        assert family_of(spec).pool_split(spec, Path()) == own
+    assert load(f"tar:{tmp_path}/shards", "train", tmp_path).multi_hot.tolist() == [[1, 1], [0, 1]] * 2
 
 
 def test_shards_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):

@@ -107,6 +107,10 @@ class Family(ABC, Generic[S]):
         """Whether there is a split of samples without labels, `UNLABELLED`."""
         return False
 
+    def pool_split(self, spec: S, data_dir: Path) -> str:  # noqa: ARG002
+        """The split that another target's pool takes."""
+        return "train" if self.has_labels else UNLABELLED
+
     def obtain(self, spec: S, data_dir: Path, *, download: bool) -> None:
         """Put the files into `data_dir` if they are not there; most families leave that to the user.
 

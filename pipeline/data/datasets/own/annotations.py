@@ -81,13 +81,7 @@ class Samples:
             raise TargetError(
                 f"{shown(spec.as_given)}: no image of the {split} split can be used; restore some"
             )
-        dataset = whole.take(np.flatnonzero(kept))
-        return without_labels(dataset) if split == UNLABELLED else dataset
-
-
-def without_labels(dataset: Dataset) -> Dataset:
-    """The same images without labels and classes, as a pool has them."""
-    return replace(dataset, classes=(), labels=np.full(len(dataset), -1, dtype=np.int64), multi_hot=None)
+        return whole.take(np.flatnonzero(kept))
 
 
 def splits_of(names: Sequence[str]) -> dict[str, str]:
@@ -100,11 +94,21 @@ def splits_of(names: Sequence[str]) -> dict[str, str]:
     return meant
 
 
-def check(said: Annotations) -> Samples:
+def all_unlabelled(names: Sequence[str]) -> bool:
+    """Whether all of these words mean the split of samples without labels."""
+    return all(split_named(name) == UNLABELLED for name in names)
+
+
+def check(said: Annotations, *, labelled: bool = True) -> Samples:
     """Check what is said. Raises TargetError, with the count and the first place, for a split that is unknown
     or missing, a label that is missing or that no training image has, and fewer than two classes.
+
+    Unless `labelled`, labels are neither checked nor read, for a pool.
     """
-    splits = None if said.splits is None else _splits(said, said.splits)
+    splits = None if said.splits is None else _splits(said, said.splits, labelled=labelled)
+    keys = np.array([key.encode("utf-8", "surrogateescape") for key in said.keys], dtype=np.bytes_)
+    if not labelled:
+        return Samples(keys, splits, (), np.full(len(keys), -1, dtype=np.int64), None)
     training = np.ones(len(said.labels), dtype=bool) if splits is None else splits == TRAIN
     counted = np.ones(len(said.labels), dtype=bool) if splits is None else splits != UNLABELLED
     if not said.several:
@@ -132,11 +136,10 @@ def check(said: Annotations) -> Samples:
             labels[row] = known[0]
         if multi_hot is not None:
             multi_hot[row, known] = 1
-    keys = np.array([key.encode("utf-8", "surrogateescape") for key in said.keys], dtype=np.bytes_)
     return Samples(keys, splits, classes, labels, multi_hot)
 
 
-def _splits(said: Annotations, names: Sequence[str]) -> NDArray[np.str_] | None:
+def _splits(said: Annotations, names: Sequence[str], *, labelled: bool) -> NDArray[np.str_] | None:
     """Each image's split; None if all are for training. Raises TargetError as `check` does."""
     meant = splits_of(names)
     strange = [row for row, name in enumerate(names) if name not in meant]
@@ -153,7 +156,7 @@ def _splits(said: Annotations, names: Sequence[str]) -> NDArray[np.str_] | None:
         return None
     splits = np.array([meant[name] for name in names])
     for split, wanted in ((TRAIN, TRAIN), (TEST, f"{VAL} or {TEST}")):
-        if split not in meant.values():
+        if labelled and split not in meant.values():
             counts = ", ".join(f"{(splits == each).sum():,} {each}" for each in dict.fromkeys(meant.values()))
             raise TargetError(
                 f"{shown(said.source)}: no image is of the split {wanted}, found {counts}; name some, or no "

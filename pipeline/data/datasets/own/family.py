@@ -51,7 +51,7 @@ class OwnImages(Family[ImageSpec]):
             )
         said, listing = self.annotated(data_dir / spec.root, index_dir, target_slug(spec.name))
         listing.notes[:0] = said.notes
-        return check(said).dataset(spec, split, listing)
+        return check(said, labelled=split != UNLABELLED).dataset(spec, split, listing)
 
     def is_prepared(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> bool:  # noqa: ARG002
         """See `Family.is_prepared`."""
@@ -64,3 +64,7 @@ class OwnImages(Family[ImageSpec]):
     def has_unlabelled(self, spec: ImageSpec, data_dir: Path) -> bool:
         """See `Family.has_unlabelled`."""
         return UNLABELLED in self.splits(spec, data_dir)
+
+    def pool_split(self, spec: ImageSpec, data_dir: Path) -> str:
+        """See `Family.pool_split`."""
+        return UNLABELLED if set(self.splits(spec, data_dir)) == {UNLABELLED} else "train"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.datasets.own.annotations import splits_of
+from pipeline.data.datasets.own.annotations import all_unlabelled, splits_of
 from pipeline.data.datasets.walk import is_hidden
 from sskt.errors import TargetError, shown
 
@@ -54,6 +54,12 @@ def split_of_each(files: Sequence[Path], root: Path) -> list[str] | None:
             f"{shown(strange[0].name)}, and others do; begin their names with train, val or test"
         )
     return [meant[word] for word in words if word is not None]
+
+
+def are_labelled(files: Sequence[Path], root: Path) -> list[bool]:
+    """Whether each file is of a split with labels; see `split_of_each`."""
+    splits = split_of_each(files, root)
+    return [splits is None or not all_unlabelled([splits[number]]) for number in range(len(files))]
 
 
 def common_folder(files: Sequence[Path]) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.data.datasets.own.annotations import Annotations
+from pipeline.data.datasets.own.annotations import Annotations, all_unlabelled
 from pipeline.data.datasets.own.list_records import Record, read_records, wrong
 from sskt.errors import shown
 
@@ -38,7 +38,8 @@ def read_list(file: Path) -> ListedImages:
     if not records:
         raise wrong(file, "names no image; add lines")
     columns = dict.fromkeys(column for _, values in records for column in values)
-    several = _several(file, columns)
+    is_pool = all_unlabelled([str(values.get(SPLIT)) for _, values in records])
+    several = _several(file, columns, is_pool=is_pool)
     column = LABELS if several else LABEL
     separator = _separator(file, records) if several else None
     seen: dict[str, str] = {}  # path -> where
@@ -68,11 +69,13 @@ def read_list(file: Path) -> ListedImages:
     return ListedImages(paths, said)
 
 
-def _several(file: Path, columns: Mapping[str, None]) -> bool:
-    """Whether images have several labels. Raises TargetError for columns that are missing or contradict."""
+def _several(file: Path, columns: Mapping[str, None], *, is_pool: bool) -> bool:
+    """Whether images have several labels; a list of images without labels may lack their column. Raises
+    TargetError for columns that are missing or contradict.
+    """
     found = f"has the columns {', '.join(map(repr, columns))}"
     expected = f"expected {PATH}, {LABEL} (or {LABELS}) and, if it names splits, {SPLIT}"
-    if PATH not in columns or not {LABEL, LABELS} & set(columns):
+    if PATH not in columns or not (is_pool or {LABEL, LABELS} & set(columns)):
         raise wrong(file, f"{found}, {expected}; rename its columns so")
     if LABEL in columns and LABELS in columns:
         raise wrong(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.image_files import ImageSpec
-from pipeline.data.datasets.own.pack_files import files_at
+from pipeline.data.datasets.own.pack_files import are_labelled, files_at
 from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
 from pipeline.data.datasets.own.read_tar import read_shard
 from pipeline.data.datasets.own.shard import Sample, Shard
@@ -49,25 +49,30 @@ class TarShards(PackedFamily):
             for file, shard in zip(files, shards, strict=True)
             for sample in shard.samples
         ]
+        n_of_each = [len(shard.samples) for shard in shards]
         return PackedRows(
             files=files,
             packs=files,
-            n_of_each=[len(shard.samples) for shard in shards],
+            n_of_each=n_of_each,
             names=names,
             keys=[sample.name for sample in samples],
             begins=np.array([sample.begin for sample in samples], dtype=np.int64),
             lengths=np.array([sample.length for sample in samples], dtype=np.int64),
             labels=[sample.labels for sample in samples],
-            several=_several(root, samples, names),
+            several=_several(root, samples, names, np.repeat(are_labelled(files, root), n_of_each)),
             notes=(*notes, *_ignored(root, shards)),
         )
 
 
-def _several(root: Path, samples: Sequence[Sample], places: Sequence[str]) -> bool:
+def _several(root: Path, samples: Sequence[Sample], places: Sequence[str], labelled: Iterable[bool]) -> bool:
     """Whether images have several labels. Raises TargetError if some have and others do not."""
     said = [sample.several for sample in samples]
     several = True in said
-    odd = [place for place, each in zip(places, said, strict=True) if several and not each]
+    odd = [
+        place
+        for place, each, counts in zip(places, said, labelled, strict=True)
+        if several and counts and not each
+    ]
     if odd:
         raise TargetError(
             f"{shown(str(root))}: {len(odd):,} of {len(samples):,} images have no list `labels` in a .json, "
