@@ -24,7 +24,7 @@ from cache.store import find_stores
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution
 from pipeline.data.datasets import family_of, has_unlabelled, has_val, load_dataset, parse_target
-from pipeline.data.datasets.own.pack_files import files_at
+from pipeline.data.datasets.own.pack_files import files_at, split_of_each
 from pipeline.data.plan import RandomResizedCropFlip
 from pipeline.data.render import open_renderer
 from sskt.errors import TargetError
@@ -354,6 +354,20 @@ def test_patterns_name_shards_as_webdataset_writes_them(tmp_path):
     }
     with pytest.raises(TargetError, match=r"1 of its 4 files are missing, the first is train-003.tar"):
         files_at(tmp_path / "a/train-{000..003}.tar", (".tar",))
+
+
+def test_names_of_files_say_the_split():
+    root = Path("/data/x")
+    for names, expected in (
+        (("train-00000-of-00002.parquet", "test-00000-of-00001.parquet"), ["train", "test"]),
+        (("imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"), ["train", "test"]),
+        (("train/data-0.arrow", "validation/data-0.arrow", "test/data-0.arrow"), ["train", "val", "test"]),
+        (("0000.tar", "0001.tar"), None),
+        (("train1.tar", "unlabelled.tar"), ["train", "unlabelled"]),
+    ):
+        assert split_of_each([root / name for name in names], root) == expected
+    with pytest.raises(TargetError, match=r"1 of 2 files name no split, the first is extra\.tar"):
+        split_of_each([root / "train.tar", root / "extra.tar"], root)
 
 
 def test_what_the_datasets_library_saves_is_read(made, tmp_path, monkeypatch):

@@ -40,8 +40,8 @@ def files_at(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def split_of_each(files: Sequence[Path], root: Path) -> list[str] | None:
-    """The split that the first word of each file's name means (train-00000-of-00004.parquet), else the folder
-    that it lies in, below `root`; None if none means any. Raises TargetError if only some do.
+    """The split that a word of each file's name means (train-00000-of-00004.parquet, flowers-train-0.tar),
+    else the folder that it lies in, below `root`; None if none means any. Raises TargetError if only some do.
     """
     words = [_word(file, root) for file in files]
     meant = splits_of([word for word in words if word is not None])
@@ -68,11 +68,13 @@ def common_folder(files: Sequence[Path]) -> Path:
 
 
 def _word(file: Path, root: Path) -> str | None:
-    """The word in a file's path that means a split."""
+    """The word in a file's name that means a split, if it is the only one, else its folder below `root`."""
     above = file.parent
     folders = above.relative_to(root).parts if above.is_relative_to(root) else above.parts[-1:]
-    words = [re.split(r"[-_.\d]", file.name)[0], *reversed(folders)]
-    return next((word for word in words if word and splits_of([word])), None)
+    words = [word for word in re.findall(r"[^\W\d_]+", file.name) if splits_of([word])]
+    if len({split for word in words for split in splits_of([word]).values()}) == 1:
+        return words[0]
+    return next((folder for folder in reversed(folders) if splits_of([folder])), None)
 
 
 def _expanded(pattern: str) -> list[str]:
