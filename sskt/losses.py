@@ -31,6 +31,24 @@ def soft_cross_entropy(logits: Tensor, source_logits: Tensor, *, temperature: fl
     return -(temperature**2) * (target * log_q).sum(dim=1).mean()
 
 
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, class_weights: tuple[float, ...], *, label_smoothing: float
+) -> Tensor:
+    """Cross-entropy with a weight for each class.
+
+    1 / N * sum_n w_{y_n} * CE(z_n, y_n), over the N samples with a label
+
+    logits: (N, K) float32. labels: int64 (N,); UNLABELLED ones do not count. class_weights: (K,). Returns a
+    scalar. Unlike torch's weighted mean, it divides by the number of samples and not by their weights: so
+    parts of a batch add up, and a batch of rare classes alone weighs more than one without.
+    """
+    losses = F.cross_entropy(
+        logits, labels, reduction="none", label_smoothing=label_smoothing, ignore_index=UNLABELLED
+    )
+    weights = logits.new_tensor(class_weights)[labels.clamp(min=0)]
+    return (weights * losses).sum() / (labels != UNLABELLED).sum()
+
+
 def focal(logits: Tensor, target: Tensor) -> Tensor:
     """Focal loss: cross-entropy that down-weights easy samples (Lin et al., 2017, gamma 2).
 

@@ -205,8 +205,12 @@ def _fast(paper: Recipe, epochs: int, batch_size: int) -> Recipe:
     )
 
 
-# with the paper's 0.1 heads taught next to nothing in short runs, with 1 ten points less error on digits and
-# eight on 450 photographs (benchmarks/RESULTS.md); with 3 and more they taught less again
+# a user's images that no class folders hold have the recipes of those that are in some
+_AS_FOLDERS = {"list": "imagefolder", "tar": "imagefolder", "hf-dataset": "imagefolder"}
+
+
+# with the paper's 0.1 heads taught nothing on digits, with 1 six points, and eight on 450 photographs; with 3
+# and more they taught less again (benchmarks/RESULTS.md)
 _FAST_ALPHA = 1.0
 # a tenth of the paper's epochs; a quarter, and no larger batch, where there are few images; all where nobody
 # knows how many there are
@@ -347,7 +351,13 @@ def all_recipes() -> list[Recipe]:
 
 def has_recipe(target: str, method: str, name: str) -> bool:
     """Whether a target has a recipe of this name that the method can take."""
-    return (target.partition(":")[0], name) in _RECIPES and not _has_own_schedule(method, name)
+    return (_family(target), name) in _RECIPES and not _has_own_schedule(method, name)
+
+
+def _family(target: str) -> str:
+    """The target, or the family of a user's own, that the recipes of `target` are kept under."""
+    head = target.partition(":")[0]
+    return _AS_FOLDERS.get(head, head)
 
 
 def _has_own_schedule(method: str, name: str) -> bool:
@@ -355,7 +365,8 @@ def _has_own_schedule(method: str, name: str) -> bool:
 
 
 def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, name: str = "paper") -> Recipe:
-    """The recipe of a target by its registry name; every `imagefolder:...` has the same one.
+    """The recipe of a target by its registry name; every `imagefolder:...` has the same one, and so have a
+    user's lists and shards.
 
     `method` is one of sskt.methods.METHODS; `finetuned` is for a student that starts from pretrained weights;
     `name` is one of RECIPES. Raises RunError for an unknown target or name, and where there is no such recipe
@@ -363,7 +374,7 @@ def recipe_for(target: str, method: str = "sskt", *, finetuned: bool = False, na
     """
     if name not in RECIPES:
         raise SettingError("recipe", f"is {name!r}, expected one of {', '.join(RECIPES)}")
-    family = target.partition(":")[0]
+    family = _family(target)
     if (family, "paper") not in _RECIPES:
         known = [of for of, called in _RECIPES if called == "paper"]
         raise RunError(f"target {target!r} has no recipe, expected one of {', '.join(known)}")

@@ -87,7 +87,7 @@ for name in ("stripes", "stripes_in"):
 '''
 NAMES = (
     "cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, ccv, digits, stripes, "
-    "imagefolder:PATH, videofolder:PATH or stripes_in:PATH"
+    "imagefolder:PATH, list:PATH, tar:PATH, hf-dataset:PATH, videofolder:PATH or stripes_in:PATH"
 )
 SHORT = ("--epochs", "1", "--batch-size", "8", "--amp", "fp32", "--device", "cpu")
 

@@ -114,7 +114,7 @@ CACHE_DIR = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 MOVED = text_option(
-    "--target", "Where the dataset is now: imagefolder:PATH or videofolder:PATH. [default: as recorded]"
+    "--target", "Where your own dataset is now, such as imagefolder:PATH. [default: as recorded]"
 )
 BEST = click.option(
     "--best", is_flag=True, help="Take the student of the best epoch instead of the last one."
@@ -124,8 +124,8 @@ UNLABELLED = click.option(
     "--unlabelled",
     multiple=True,
     help="More training images, whose labels are not read: the training split of another target, or all "
-    "images below a folder; stl10 for STL10's own 100,000. Repeatable. [default: unlabelled/ of an "
-    "imagefolder or videofolder; none: not even that]",
+    "images below a folder; stl10 for STL10's own 100,000. Repeatable. [default: the split "
+    "unlabelled of your own data; none: not even that]",
 )
 WEIGHTS = click.option(
     "--weights",

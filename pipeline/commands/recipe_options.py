@@ -45,6 +45,12 @@ RECIPE = section(
     ),
     choice_option("--primary-loss", "ce focal bce", None, f"Loss of the target's labels. {OF_RECIPE}"),
     choice_option(
+        "--class-weights",
+        "off balanced",
+        "off",
+        "Weight of each class in --primary-loss ce; balanced: inverse to its number of training samples.",
+    ),
+    choice_option(
         "--optimizer",
         "sgd adam adamw",
         None,
@@ -82,7 +88,7 @@ RECIPE = section(
     number_option(
         "--val-share",
         "Fraction of the training samples held out to choose the best epoch; 0: none is chosen. "
-        "[default: 0.1 for a folder without a val split; other targets use their test split]",
+        "[default: 0.1 for your own data without a val split; other targets use their test split]",
         positive=False,
     ),
 )

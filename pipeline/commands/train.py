@@ -68,7 +68,7 @@ _LABELS = "Few labels"
         text_option(
             "--target",
             "Dataset: cifar10, cifar100, stl10, imagenet, places365, voc, voc2007, ucf101, hmdb51, ccv, "
-            "digits, imagefolder:PATH or videofolder:PATH.",
+            "digits, imagefolder:PATH, list:FILE, tar:PATTERN, hf-dataset:PATH or videofolder:PATH.",
         ),
         SPLIT,
     ),
@@ -106,7 +106,7 @@ _LABELS = "Few labels"
         "paper best",
         None,
         "What to do where you say nothing: paper, SSKT as published; best, a probe of the sources and the "
-        "fast recipe. [default: best for imagefolder and videofolder without --recipe; else paper]",
+        "fast recipe. [default: best for your own data without --recipe; else paper]",
     ),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets import Dataset, FileImages, Packs, Positions
+from pipeline.data.datasets import Dataset, EncodedImages, FileImages, Packs, Positions
 from sskt.errors import RunError, shown
 
 
@@ -42,7 +42,7 @@ def listed_in(file: Path, dataset: Dataset, root: Path) -> Positions:
 
 def _names(dataset: Dataset) -> dict[str, int]:
     """The row of each sample, by its name in a list."""
-    if isinstance(dataset.access, FileImages):
+    if isinstance(dataset.access, EncodedImages):
         return {os.fsdecode(path): row for row, path in enumerate(dataset.access.paths.tolist())}
     if isinstance(dataset.access, Packs):
         return {name: row for row, name in enumerate(dataset.access.names)}

@@ -109,9 +109,10 @@ def open_pools(
                 f"--unlabelled {shown(name)} holds {holds}, and {shown(target)} holds {wanted}; name a pool "
                 f"of {wanted}"
             )
-        own = about.as_given == spec.as_given or not family_of(about).has_labels
-        dataset = open_dataset(name, UNLABELLED if own else "train", paths=paths, said=said)
-        if not own and has_unlabelled(about, paths.data_dir):
+        own = about.as_given == spec.as_given
+        split = UNLABELLED if own else family_of(about).pool_split(about, paths.data_dir)
+        dataset = open_dataset(name, split, paths=paths, said=said)
+        if split != UNLABELLED and has_unlabelled(about, paths.data_dir):
             log.info(
                 f"--unlabelled {shown(name)}: its train split is taken; its own samples without labels are a "
                 f"pool by themselves, named by their folder"

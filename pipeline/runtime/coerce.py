@@ -130,7 +130,7 @@ def setting(name: str, value: Any) -> Any:
 
 _WORDS = (
     "optimizer", "schedule", "aux_loss", "aux_head", "primary_loss", "graph_logits", "edges", "transport",
-    "graph_features", "vertices",
+    "graph_features", "vertices", "class_weights",
 )  # fmt: skip
 _NUMBERS = (
     "clip_norm",

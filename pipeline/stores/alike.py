@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cache import CacheError, Difference, Location, Store, StoreMismatch, differences, find_stores, subfolders
-from pipeline.data import Dataset, path_family, target_slug
+from pipeline.data import Dataset, path_families, path_family, target_slug
 from sskt.sources import LOGITS_OUTPUT, MAP, kind_of, output_kind, parse_source, source_slug
 
 # fields that also differ for a subset of a store's samples, which is checked row by row
@@ -42,9 +42,9 @@ def stores_elsewhere(
     """
     folders = [split_folder(cache_dir, dataset)] if source_name is not None else []
     target_folder = target_slug(dataset.target)
-    family = path_family(dataset.target)
-    if family is not None:
-        relatives = [folder for folder in subfolders(cache_dir) if folder.name.startswith(f"{family.name}-")]
+    if path_family(dataset.target) is not None:  # the same images may be a folder, a list or shards
+        own = tuple(f"{family.name}-" for family in path_families())
+        relatives = [folder for folder in subfolders(cache_dir) if folder.name.startswith(own)]
         folders += [folder / dataset.split for folder in relatives if folder.name != target_folder]
     own_folder = None if source_name is None else store_folder(cache_dir, dataset, source_name)
     for folder in folders:

@@ -27,6 +27,7 @@ ABOUT = ("target", "model", "seed", "limit", "eval_every")  # what a user says o
 SETTLED_BY_DATA = (
     "classes", "sources", "labels", "views", "contents", "source_weights", "contracts", "val_share",
     "chosen_on", "plain_layers", "unlabelled", "labelled_list", "labelled_share", "teacher_temperature",
+    "weight_of_class",
 )  # fmt: skip
 
 
@@ -78,6 +79,7 @@ class Settings(TypedDict, total=False):
     # a method's
     primary_loss: str | None
     label_smoothing: float | None
+    class_weights: str | None
     aux_loss: str | None
     temperature: float | None
     alpha: float | None
@@ -192,6 +194,8 @@ class TrainConfig:
     gradient_norms: bool = False
     layer_decay: float = 1.0  # factor on the rate per layer below the heads
     model_sha256: str | None = None  # of the source of the function that makes the student, if one does
+    class_weights: str = "off"  # one of sskt.methods.config.CLASS_WEIGHTS
+    weight_of_class: tuple[float, ...] = ()  # what they are, in label order; empty: 1
 
     @property
     def settings(self) -> MethodConfig:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 
-from pipeline.data import Augmentation, Plan, parse_target
+from pipeline.data import Augmentation, Plan, family_of, parse_target
 from pipeline.runtime import Execution, World, channels_last, coerce
 from pipeline.train.backbone import choose_clip_mean, choose_frames, model_name, source_of
 from pipeline.train.config import OWN, Settings, TrainConfig, weights_name
@@ -81,6 +81,9 @@ def resolve(
     )
     _require_pretrained(chosen.recipe, model, finetuned=finetuned)
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
+    spec = parse_target(target)
+    if family_of(spec).has_several_labels(spec):
+        recipe = replace(recipe, primary_loss="bce")
     given = _given(settings)
     _require_read(method, recipe, given, asked, chosen.sources)
     return TrainConfig(
@@ -227,7 +230,7 @@ def _usual(recipe: Recipe) -> dict[str, Any]:
         for method in METHODS.values()
         for f in fields(method.Config)
     }
-    known = {f.name for f in fields(TrainConfig)} - {"gates", *SETTINGS}
+    known = {f.name for f in fields(TrainConfig)} - {"gates", "weight_of_class", *SETTINGS}
     defaults = {name: value for name, value in every.items() if name in known}
     off = {"clip_norm": None, "mixup": 0.0, "cutmix": 0.0}
     of_recipe = {name: getattr(recipe, name) for name in SETTINGS}

@@ -12,7 +12,7 @@ from pipeline.source_outputs import SourceOutputs
 from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
 from pipeline.train.data import TrainingData
 from pipeline.train.teacher_temperatures import settle_temperatures
-from sskt.errors import RunError
+from sskt.errors import RunError, shown
 from sskt.methods import method_named
 from sskt.methods.config import require_choice, require_range
 from sskt.optimiser import OPTIMIZERS, require_adam, require_layer_decay, require_nesterov
@@ -66,6 +66,7 @@ def settle(config: TrainConfig, data: TrainingData) -> TrainConfig:
         labelled_list=config.labelled_list and weights_name(Path(config.labelled_list)),
         teacher_temperature=settle_temperatures(config, data),
         labelled_share=_labelled_share(config, data),
+        weight_of_class=_weight_of_class(config, data.dataset),
     )
     require_sound(config)
     _require_trainable(config, len(data.dataset))
@@ -89,6 +90,29 @@ def _labelled_share(config: TrainConfig, data: TrainingData) -> float | None:
     if config.labelled_share is not None or taught or n_labelled in (0, n):
         return config.labelled_share
     return max(SHARE_OF_LABELS_ALONE, n_labelled / n)
+
+
+def _weight_of_class(config: TrainConfig, dataset: Dataset) -> tuple[float, ...]:
+    """The weight of each class in the primary loss; none where classes are not weighed. Balanced:
+    n / (C * n_c) for a class that has n_c of the n labelled training samples, over which its mean is 1.
+
+    Raises RunError for images of several labels, another loss than ce, and a class without samples.
+    """
+    if config.class_weights == "off":
+        return ()
+    if dataset.multi_hot is not None or config.primary_loss != "ce":
+        has = "several labels per image" if dataset.multi_hot is not None else config.primary_loss
+        raise RunError(
+            f"--class-weights {config.class_weights} weighs the classes of --primary-loss ce, and this run "
+            f"has {has}; leave it out"
+        )
+    counts = dataset.class_counts
+    if not counts.all():
+        raise RunError(
+            f"--class-weights {config.class_weights}: no training sample with a label is of class "
+            f"{shown(dataset.classes[int(counts.argmin())])}; add some, or leave it out"
+        )
+    return tuple((counts.sum() / (len(counts) * counts)).tolist())
 
 
 def require_sound(config: TrainConfig) -> None:

@@ -96,9 +96,10 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
         own = parse_target(was).as_given == parse_target(_recorded_target(run) or config.target).as_given
         name = target if own else was
         spec = parse_target(name)
-        if spec.is_own_folder and not spec.root.is_dir():
+        if spec.is_own_folder and not family_of(spec).lies_there(spec, Path()):
+            found = "is no folder" if family_of(spec).what == "folder" else "is not there"
             raise RunError(
-                f"{run}: its samples without labels of {began} lay in {spec.root}, which is no folder "
+                f"{run}: its samples without labels of {began} lay in {spec.root}, which {found} "
                 f"any more; say where they are now with --unlabelled"
             )
         names.append(name)
@@ -249,9 +250,10 @@ def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
 
 def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
     """Raise RunError for a missing folder, naming the option that says where it is."""
-    if spec.is_own_folder and not (paths.data_dir / spec.root).is_dir():
+    if spec.is_own_folder and not family_of(spec).lies_there(spec, paths.data_dir):
+        found = "not a folder" if family_of(spec).what == "folder" else "not there"
         raise RunError(
-            f"{run}: its data are expected in {paths.data_dir / spec.root}, which is not a folder; say where "
+            f"{run}: its data are expected in {paths.data_dir / spec.root}, which is {found}; say where "
             f"they are with --target {spec.family}:PATH"
         )
     if not (spec.is_own_folder or family_of(spec).is_bundled or paths.data_dir.is_dir()):

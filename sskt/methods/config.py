@@ -27,8 +27,11 @@ from sskt.losses import (
     smooth_l1,
     soft_cross_entropy,
     soft_focal,
+    weighted_cross_entropy,
 )
 from sskt.methods.mixture import Mixture, of_both
+
+CLASS_WEIGHTS = ("off", "balanced")  # of the primary loss; balanced: each class counts as much as any other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +45,14 @@ class LabelConfig(MethodConfig):
 
     primary_loss: str = "ce"  # one of sskt.losses.PRIMARY_LOSSES
     label_smoothing: float = 0.0
+    class_weights: str = "off"  # one of CLASS_WEIGHTS
+    weight_of_class: tuple[float, ...] = ()  # what they are: of ce, the factor of a sample's loss; empty: 1
 
     def __post_init__(self) -> None:
         """Raises SettingError for a value that no training can have."""
         require_choice("primary_loss", self.primary_loss, PRIMARY_LOSSES)
         require_range("label_smoothing", self.label_smoothing, 0, 1)
+        require_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
 
     def primary(
         self, logits: Tensor, labels: Tensor, mixed: Mixture | None = None, labelled_share: float = 1.0
@@ -70,6 +76,10 @@ class LabelConfig(MethodConfig):
             return multilabel_bce(logits, labels)
         if self.primary_loss == "focal":
             return focal(logits, labels)
+        if self.weight_of_class:
+            return weighted_cross_entropy(
+                logits, labels, self.weight_of_class, label_smoothing=self.label_smoothing
+            )
         return F.cross_entropy(
             logits, labels, reduction="mean", label_smoothing=self.label_smoothing, ignore_index=UNLABELLED
         )

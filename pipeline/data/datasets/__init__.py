@@ -6,14 +6,18 @@ from pathlib import Path
 
 from pipeline.data.datasets.cifar_stl import CifarStl
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.dataset import ArrayImages, Dataset, FileImages, Positions
+from pipeline.data.datasets.dataset import ArrayImages, Dataset, Positions
 from pipeline.data.datasets.digits import Digits
+from pipeline.data.datasets.encoded_images import EncodedImages, FileImages
 from pipeline.data.datasets.image_folder import ImageFolder
 from pipeline.data.datasets.imagenet import ImageNet
 from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join
 from pipeline.data.datasets.left_out import UnusableFiles
 from pipeline.data.datasets.named_files import NamedFiles, list_named_files
 from pipeline.data.datasets.named_images import load_named_images
+from pipeline.data.datasets.own.hf_dataset import HfDataset
+from pipeline.data.datasets.own.image_list import ImageList
+from pipeline.data.datasets.own.tar_shards import TarShards
 from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
     SPLITS,
@@ -47,6 +51,7 @@ __all__ = [
     "ArrayImages",
     "Dataset",
     "DatasetSpec",
+    "EncodedImages",
     "FileImages",
     "JoinedImages",
     "NamedFiles",
@@ -87,6 +92,9 @@ for _family in (  # in the order in which messages and `sskt targets` list them
     Ccv(),
     Digits(),
     ImageFolder(),
+    ImageList(),
+    TarShards(),
+    HfDataset(),
     VideoFolder(),
     UnlabelledFolder(),
     UnlabelledVideos(),

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ _FORMAT = 2
 _FIRST_FACTS = np.dtype([(name, FACTS[name]) for name in (FACTS.names or ())[:6]])
 _FIRST = 1  # lacks the last three facts; the others still hold for files that every decoder reads alike
 _LONGEST_NAME = 180  # bytes, of the 255 that a file system allows
-_DAMAGE = (
+DAMAGE = (  # what reading a damaged .npz raises
     OSError,
     ValueError,
     KeyError,
@@ -65,7 +66,7 @@ def read_facts(file: Path) -> tuple[RelativePaths, Facts] | None:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as data:
             paths, facts, version = data["paths"], data["facts"], int(data["format"])
-    except _DAMAGE:
+    except DAMAGE:
         return None
     if version == _FIRST and facts.dtype == _FIRST_FACTS:
         paths, facts = _convert_first(paths, facts)
@@ -87,11 +88,16 @@ def _convert_first(paths: RelativePaths, facts: Facts) -> tuple[RelativePaths, F
 
 def write_facts(file: Path, paths: RelativePaths, facts: Facts) -> None:
     """Replace a folder's facts in one step, without files not found valid. Raises OSError if that fails."""
+    write_arrays(file, format=_FORMAT, paths=paths[facts["valid"]], facts=facts[facts["valid"]])
+
+
+def write_arrays(file: Path, **arrays: Any) -> None:
+    """Replace an .npz in one step. Raises OSError if that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            np.savez(out, format=_FORMAT, paths=paths[facts["valid"]], facts=facts[facts["valid"]])
+            np.savez(out, **arrays)
         Path(temporary).replace(file)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode, subset
-from pipeline.data.datasets.bit_depth import FULL
-from sskt.errors import TargetError, shown
+from sskt.errors import TargetError
 
 Positions = NDArray[np.int64]  # (n,) rows of a dataset, from 0 on; a sample's id is another number
 
@@ -74,70 +72,6 @@ class ArrayImages:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FileImages:
-    """Image files below `root`.
-
-    paths: bytes (N,), relative to `root`, file-system encoded. transcode: bool (N,), whether Pillow decodes
-    the file for all renderers, which are handed a plain PNG (see `decode.Inspection`). depths: uint8 (N,),
-    the bits of the values of 16-bit files (see `bit_depth`).
-    """
-
-    root: Path
-    paths: NDArray[np.bytes_]
-    transcode: NDArray[np.bool_]
-    depths: NDArray[np.uint8]
-
-    def name_of(self, row: int) -> str:
-        """See `Images.name_of`."""
-        return shown(str(self.path_of(row)))
-
-    def path_of(self, row: int) -> Path:
-        """Where the file lies."""
-        return self.root / os.fsdecode(bytes(self.paths[row]))
-
-    @property
-    def depth(self) -> int | None:
-        """How many bits the values of its 16-bit files are read as; None if it has none."""
-        shallow = self.depths[self.depths != FULL]
-        if len(shallow):
-            return int(shallow[0])
-        rows = map(int, np.flatnonzero(self.transcode))
-        return FULL if any(decode.inspect(self._read(row)).bits for row in rows) else None
-
-    def pixels_of(self, row: int) -> NDArray[np.uint8]:
-        """See `Images.pixels_of`. Raises TargetError if the file cannot be read any more."""
-        encoded = self._read(row)
-        try:
-            return decode.to_pixels(encoded, int(self.depths[row]))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise TargetError(
-                f"{self.name_of(row)}: is damaged since it was indexed ({error}); restore it"
-            ) from None
-
-    def encoded(self, row: int) -> bytes:
-        """See `Images.encoded`. Raises TargetError if the file cannot be read any more."""
-        return decode.to_png(self.pixels_of(row)) if self.transcode[row] else self._read(row)
-
-    def stack(self, rows: Positions) -> NDArray[np.uint8]:
-        """See `Images.stack`."""
-        return np.stack([self.pixels_of(int(row)) for row in rows])
-
-    def take(self, rows: Positions) -> FileImages:
-        """See `Images.take`."""
-        return replace(self, paths=self.paths[rows], transcode=self.transcode[rows], depths=self.depths[rows])
-
-    def _read(self, row: int) -> bytes:
-        path = self.path_of(row)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise TargetError(
-                f"{self.name_of(row)}: cannot be read since it was indexed ({reason}); restore it"
-            ) from None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """N samples of one split.
 
@@ -170,6 +104,13 @@ class Dataset:
         """Whether each sample has a label: bool (N,). Those without have -1, or nothing but -1."""
         known = self.labels >= 0 if self.multi_hot is None else (self.multi_hot >= 0).any(axis=1)
         return np.asarray(known)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """How many samples show each class, of those with a label: int64 (C,)."""
+        if self.multi_hot is not None:
+            return np.asarray((self.multi_hot == 1).sum(axis=0))
+        return np.bincount(self.labels[self.labelled], minlength=len(self.classes))
 
     @property
     def labelled(self) -> Positions:

@@ -111,6 +111,13 @@ def has_unlabelled(spec: DatasetSpec, data_dir: Path) -> bool:
     return UNLABELLED in _folders(spec, data_dir)
 
 
+def split_named(name: str) -> str | None:
+    """The split that a word means, such as Validation or test_set, `UNLABELLED` among them; None: none."""
+    if _UNLABELLED_NAME.fullmatch(_plain(name)):
+        return UNLABELLED
+    return _meaning(name)
+
+
 def _folders(spec: DatasetSpec, data_dir: Path) -> Mapping[str, Path]:
     root = data_dir / spec.root
     return layout_of(root, videos=spec.holds_videos).folders if root.is_dir() else {}

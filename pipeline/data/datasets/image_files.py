@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, facts_file
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.dataset import Dataset, FileImages
+from pipeline.data.datasets.dataset import Dataset
 from pipeline.data.datasets.decode import FORMATS, SUFFIXES
+from pipeline.data.datasets.encoded_images import EncodedImages, FileImages, PackedImages
 from pipeline.data.datasets.left_out import UnusableFiles, read_accepted, write_list
 from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.validation import KINDS, check_images
@@ -46,19 +47,24 @@ class ImageSpec(DatasetSpec):
 
 @dataclass(slots=True)
 class ImageListing:
-    """The images below a folder, sorted by path, and notes for the user.
+    """The images below a folder, sorted by path, or those of a list or of packs; and notes for the user.
 
-    paths: bytes (N,), relative; the first component is the class folder. facts: `checked_files.FACTS` (N,),
-    all valid. ids: int64 (N,), positions in the folder or list, of which some may be left out. depth: bits of
-    the values of 16-bit files.
+    images: of N images; of a folder, the first component of their paths is the class folder. facts:
+    `checked_files.FACTS` (N,), all valid. ids: int64 (N,), positions in the folder or list, of which some may
+    be left out. depth: bits of the values of 16-bit files.
     """
 
-    root: Path
-    paths: RelativePaths
+    root: Path  # for messages
+    images: EncodedImages
     facts: Facts
     ids: NDArray[np.int64]
     depth: int = FULL
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def paths(self) -> RelativePaths:
+        """The names of the images, bytes (N,)."""
+        return self.images.paths
 
 
 def list_images(
@@ -118,6 +124,24 @@ def list_paths(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) ->
     return listing
 
 
+def list_packed(
+    root: Path, images: PackedImages, mtimes_ns: NDArray[np.int64], *, slug: str, index_dir: Path
+) -> ImageListing:
+    """List and validate images in larger files, whose times of change are int64 (N,); see `list_images`.
+
+    Raises UnusableFiles, naming what cannot be decoded, unless the user goes on without it.
+    """
+    n = len(images.paths)
+    listing = ImageListing(root, images, np.zeros(n, dtype=FACTS), np.arange(n))
+    listing.facts["bytes"], listing.facts["mtime_ns"] = images.lengths, mtimes_ns
+    file = facts_file(index_dir, slug, root)
+    _drop_unusable(listing, _check(listing, {}, file), file)
+    if not len(listing.paths):
+        raise TargetError(f"{shown(str(root))}: none of its {n:,} pictures can be used; restore them")
+    _set_depth(listing, int(listing.facts["bits"].max()))
+    return listing
+
+
 def to_dataset(
     listing: ImageListing,
     spec: DatasetSpec,
@@ -140,9 +164,7 @@ def to_dataset(
         labels=labels,
         sizes=np.ascontiguousarray(listing.facts["size"]),
         contents=contents,
-        access=FileImages(
-            listing.root,
-            listing.paths,
+        access=listing.images.decoded(
             np.ascontiguousarray(listing.facts["transcode"]),
             np.where(deep, listing.depth, FULL).astype(np.uint8),
         ),
@@ -153,8 +175,9 @@ def to_dataset(
 
 def _new_listing(root: Path, files: list[Found]) -> tuple[ImageListing, dict[int, str]]:
     """A listing not yet validated, and its rows that are not files, with the reason."""
-    paths = np.array([path for path, _ in files], dtype=np.bytes_)
-    listing = ImageListing(root, paths, np.zeros(len(files), dtype=FACTS), np.arange(len(files)))
+    n = len(files)
+    images = FileImages.below(root, [path for path, _ in files])
+    listing = ImageListing(root, images, np.zeros(n, dtype=FACTS), np.arange(n))
     gone = {}
     for row, (_, stat) in enumerate(files):
         if stat is None:
@@ -165,7 +188,9 @@ def _new_listing(root: Path, files: list[Found]) -> tuple[ImageListing, dict[int
 
 
 def _check(listing: ImageListing, gone: dict[int, str], file: Path) -> dict[int, str]:
-    return check_images(listing.root, listing.paths, listing.facts, gone, file, listing.notes)
+    return check_images(
+        listing.images, listing.facts, gone, file, listing.notes, what=shown(listing.root.name)
+    )
 
 
 def _drop_unusable(listing: ImageListing, bad: dict[int, str], file: Path) -> None:
@@ -188,7 +213,7 @@ def _drop_unusable(listing: ImageListing, bad: dict[int, str], file: Path) -> No
             f"{f', all in {where}' if where else ''}"
         )
         sound = np.flatnonzero(listing.facts["valid"])
-        listing.paths, listing.facts = listing.paths[sound], listing.facts[sound]
+        listing.images, listing.facts = listing.images.take(sound), listing.facts[sound]
         listing.ids = listing.ids[sound]
     listing.notes += remarks_on(listing.paths, listing.facts, shown(str(listing.root)))
 
@@ -203,12 +228,12 @@ def remarks_on(paths: RelativePaths, facts: Facts, where: str) -> list[str]:
             f"{where}: {len(several):,} files hold several images (frames or pages), of which the first is "
             f"read: {_first(named)}"
         )
-    suffixes = (b"." + path.rpartition(b".")[2].lower() for path in paths.tolist())
-    pairs = Counter(zip(facts["kind"].tolist(), map(os.fsdecode, suffixes), strict=True))
+    suffixes = (os.path.splitext(os.fsdecode(path))[1].lower() for path in paths.tolist())  # noqa: PTH122
+    pairs = Counter(zip(facts["kind"].tolist(), suffixes, strict=True))
     strange = {  # kind 0: unknown, kept by an earlier version
         (kind, suffix): n
         for (kind, suffix), n in pairs.most_common()
-        if kind and SUFFIXES.get(suffix) != KINDS[kind - 1]
+        if kind and suffix and SUFFIXES.get(suffix) != KINDS[kind - 1]
     }
     if strange:
         kinds = ", ".join(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts
-from pipeline.data.datasets.dataset import Dataset, FileImages, Images
+from pipeline.data.datasets.dataset import Dataset, Images
+from pipeline.data.datasets.encoded_images import FileImages
 from pipeline.data.datasets.image_files import remarks_on
 from pipeline.data.datasets.named_files import NamedFiles
 from pipeline.data.datasets.validation import check_unkept
@@ -34,7 +35,8 @@ def load_named_images(
     facts = np.zeros(len(paths), dtype=FACTS)
     unusable = files.unusable_among(rows)
     sound = np.array([row for row in rows if row not in unusable], dtype=np.int64)
-    unusable |= check_unkept(paths, facts, sound)
+    images = FileImages.below(Path(), paths.tolist())
+    unusable |= check_unkept(images, facts, sound)
     depth, notes = _depth(facts, depth_of_target)
     for row in np.flatnonzero(facts["bits"] > depth):  # they would wrap around
         unusable[int(row)] = (
@@ -42,10 +44,10 @@ def load_named_images(
         )
         facts["valid"][row] = False
     sound = np.flatnonzero(facts["valid"])
-    paths, facts = paths[sound], facts[sound]
-    notes += remarks_on(paths, facts, "the files given")
+    facts = facts[sound]
+    notes += remarks_on(paths[sound], facts, "the files given")
     depths = np.where(facts["bits"] > 0, depth, FULL).astype(np.uint8)
-    access = FileImages(Path(), paths, np.ascontiguousarray(facts["transcode"]), depths)
+    access = images.take(sound).decoded(np.ascontiguousarray(facts["transcode"]), depths)
     sizes, contents = np.ascontiguousarray(facts["size"]), np.ascontiguousarray(facts["content"])
     return unlabelled_dataset("files", classes, sound, sizes, access, contents), unusable, notes
 

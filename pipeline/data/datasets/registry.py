@@ -70,7 +70,8 @@ class Family(ABC, Generic[S]):
 
     name: str
     targets: tuple[S, ...] = ()  # those that have a name of their own
-    is_path = False  # whether NAME:PATH is the user's folder at PATH
+    is_path = False  # whether NAME:PATH is the user's own data at PATH
+    what = "folder"  # that PATH names
     official_splits: tuple[str, ...] = ()  # "1", ... where TARGET:1 is one of several official divisions
     has_labels = True  # False: only good as a pool of samples without labels
     is_bundled = False  # comes with a Python package, so there are no files to look for
@@ -91,6 +92,14 @@ class Family(ABC, Generic[S]):
         """The spec of one of the `official_splits` of a target."""
         raise NotImplementedError
 
+    def lies_there(self, spec: S, data_dir: Path) -> bool:
+        """Whether a user's own data are where `spec` says."""
+        return (data_dir / spec.root).is_dir()
+
+    def has_several_labels(self, spec: S) -> bool:
+        """Whether images have several labels; of a user's own data, by a look at what says them."""
+        return spec.is_multilabel
+
     def has_val(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
         """Whether there is a third split, "val"."""
         return False
@@ -98,6 +107,10 @@ class Family(ABC, Generic[S]):
     def has_unlabelled(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
         """Whether there is a split of samples without labels, `UNLABELLED`."""
         return False
+
+    def pool_split(self, spec: S, data_dir: Path) -> str:  # noqa: ARG002
+        """The split that another target's pool takes."""
+        return "train" if self.has_labels else UNLABELLED
 
     def obtain(self, spec: S, data_dir: Path, *, download: bool) -> None:
         """Put the files into `data_dir` if they are not there; most families leave that to the user.
@@ -197,16 +210,18 @@ def no_target(spec: DatasetSpec) -> str:
     return f"{name} has no labels, so it is no target; give it with --unlabelled beside a --target"
 
 
-def own_folder(family: str, path: str) -> Path:
-    """The absolute path of a user's folder. Raises TargetError for a URL, or a path that names no folder."""
+def own_folder(family: str, path: str, what: str = "folder") -> Path:
+    """The absolute path of a user's folder, or of `what` else. Raises TargetError for a URL, or a path that
+    names none.
+    """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
         raise TargetError(
-            f"target {family}:{path} is a URL, expected a local folder; copy the files to a disk, or mount "
+            f"target {family}:{path} is a URL, expected a local {what}; copy the files to a disk, or mount "
             f"them, and give that path (--cache-dir may be a URL: stores can lie in an object store)"
         )
     root = _absolute(path)
     if not path or not root.name:
-        raise TargetError(f"target {family}:{path} names no folder, expected {family}:PATH")
+        raise TargetError(f"target {family}:{path} names no {what}, expected {family}:PATH")
     return root
 
 

@@ -65,11 +65,8 @@ def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Pa
 
 def empty_classes(dataset: Dataset) -> list[str]:
     """A sentence on the classes that a split has no sample of, if there are any."""
-    if dataset.multi_hot is not None:
-        counts = (dataset.multi_hot == 1).sum(axis=0)
-    else:
-        counts = np.bincount(dataset.labels[dataset.labelled], minlength=len(dataset.classes))
-    empty = [shown(name) for name, n in zip(dataset.classes, counts, strict=True) if n == 0]
+    counts = zip(dataset.classes, dataset.class_counts, strict=True)
+    empty = [shown(name) for name, n in counts if n == 0]
     if not empty:
         return []
     more = f" and {len(empty) - _NAMED:,} more" if len(empty) > _NAMED else ""

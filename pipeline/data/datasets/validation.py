@@ -19,21 +19,22 @@ from pipeline.data.datasets.checked_files import (
 )
 from pipeline.data.datasets.dataset import Positions
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
+from pipeline.data.datasets.encoded_images import EncodedImages
 from pipeline.runtime import Progress
-from sskt.errors import shown
 
 KINDS = tuple(FORMATS)
 _PER_JOB = 64
 
 
 def check_images(
-    root: Path, paths: RelativePaths, facts: Facts, bad: dict[int, str], file: Path, notes: list[str]
+    images: EncodedImages, facts: Facts, bad: dict[int, str], file: Path, notes: list[str], *, what: str
 ) -> dict[int, str]:
-    """Fill in the facts, from `file` or by decoding, and keep them there.
+    """Fill in the facts of images, from `file` or by decoding, and keep them there.
 
     bad: unusable rows, and why; returned with those that decoding adds. notes: receives what the user should
-    know.
+    know. what: the name of these images in the progress bar.
     """
+    paths = images.paths
     kept = read_facts(file)
     if kept is None and file.exists():
         notes.append(f"{file}: the kept index was damaged or of another version, and was built again")
@@ -42,17 +43,17 @@ def check_images(
     unknown = np.array([row for row in np.flatnonzero(~facts["valid"]) if row not in bad], dtype=np.int64)
     try:
         known = _read_known(file) if len(unknown) else KnownFacts(())
-        return bad | _check_all(root, paths, facts, unknown, known, shown(root.name))
+        return bad | _check_all(images, facts, unknown, known, what)
     finally:  # also after Ctrl-C, so that no file is decoded twice
         if len(unknown) or kept is None or len(kept[0]) != len(paths):
             _write(paths, facts, file, notes)
 
 
-def check_unkept(paths: RelativePaths, facts: Facts, rows: Positions) -> dict[int, str]:
-    """Fill in the facts of the images `rows` of `paths` (N,), which lie anywhere, by decoding them; nothing
-    is kept. Returns the unusable rows, and why.
+def check_unkept(images: EncodedImages, facts: Facts, rows: Positions) -> dict[int, str]:
+    """Fill in the facts of the images `rows` by decoding them; nothing is kept. Returns the unusable rows,
+    and why.
     """
-    return _check_all(Path(), paths, facts, rows, KnownFacts(()), "files")
+    return _check_all(images, facts, rows, KnownFacts(()), "files")
 
 
 def _read_known(file: Path) -> KnownFacts:
@@ -73,7 +74,7 @@ def _write(paths: RelativePaths, facts: Facts, file: Path, notes: list[str]) -> 
 
 
 def _check_all(
-    root: Path, paths: RelativePaths, facts: Facts, rows: Positions, known: KnownFacts, what: str
+    images: EncodedImages, facts: Facts, rows: Positions, known: KnownFacts, what: str
 ) -> dict[int, str]:
     """Decode the images `rows` of `what`, except those whose content is `known`, and fill in their facts;
     returns the bad ones with the reason.
@@ -86,7 +87,7 @@ def _check_all(
     with warnings.catch_warnings(), Progress(f"checking {what}", total=len(rows)) as progress:
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata; `inspect` checks size limits itself
         try:
-            lengths = {pool.submit(_check_some, root, paths, facts, job, known): len(job) for job in jobs}
+            lengths = {pool.submit(_check_some, images, facts, job, known): len(job) for job in jobs}
             for done in as_completed(lengths):
                 bad.update(done.result())
                 progress.advance(lengths[done])
@@ -95,14 +96,12 @@ def _check_all(
     return bad
 
 
-def _check_some(
-    root: Path, paths: RelativePaths, facts: Facts, rows: Positions, known: KnownFacts
-) -> dict[int, str]:
+def _check_some(images: EncodedImages, facts: Facts, rows: Positions, known: KnownFacts) -> dict[int, str]:
     bad = {}
     for row in rows:
         fact = facts[row]
         try:
-            encoded = (root / os.fsdecode(bytes(paths[row]))).read_bytes()
+            encoded = images.read(int(row))
             same = known.fact(content_of(encoded))
             seen = inspect(encoded) if same is None else None
         except UnreadableError as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.data import (
     Dataset,
-    FileImages,
+    EncodedImages,
     NamedFiles,
     Packing,
     load_named_images,
@@ -84,7 +84,7 @@ class FileOpener:
         def look(target: str, paths: Paths) -> int | None:
             with mute_remarks():
                 found = (open_dataset(target, split, paths=paths).access for split in ("train", "test"))
-                depths = (access.depth for access in found if isinstance(access, FileImages))
+                depths = (access.depth for access in found if isinstance(access, EncodedImages))
                 return next((depth for depth in depths if depth is not None), None)
 
         return self._ask(look)

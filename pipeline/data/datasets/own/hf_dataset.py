@@ -1,0 +1,102 @@
+"""hf-dataset:FOLDER, images and labels as Hugging Face's `datasets` saves them (save_to_disk), or in Parquet.
+
+They are read by pyarrow; `datasets` itself is not needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from pipeline.data.datasets.checked_files import facts_file
+from pipeline.data.datasets.image_files import ImageSpec
+from pipeline.data.datasets.own.pack_files import files_at
+from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
+from sskt.errors import TargetError, shown
+
+
+class HfDataset(PackedFamily):
+    """A user's folders of Arrow or Parquet files."""
+
+    name, what = "hf-dataset", "folder of Arrow or Parquet files"
+    how_to_prepare = "name a folder that save_to_disk of datasets has written, or a folder of Parquet files"
+
+    def files(self, root: Path) -> list[Path]:
+        """See `PackedFamily.files`."""
+        return _files(root)
+
+    def has_several_labels(self, spec: ImageSpec) -> bool:
+        """See `Family.has_several_labels`."""
+        files = self.files(spec.root)
+        if not files:
+            return False
+        _require_pyarrow(spec.root)
+        from pipeline.data.datasets.own import read_tables
+
+        return read_tables.read_columns(files[0]).several
+
+    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+        """See `PackedFamily.rows`."""
+        _require_pyarrow(root)
+        from pipeline.data.datasets.own import read_tables
+
+        packs = files = self.files(root)
+        if files[0].suffix == ".parquet":
+            packs = read_tables.copy_parquet(files, facts_file(index_dir, slug, root).with_suffix(""))
+        columns, tables = read_tables.read_all(files, packs)
+        names = [
+            f"{file.relative_to(above)}/row {row}"
+            for file, table in zip(files, tables, strict=True)
+            for row in range(len(table.labels))
+        ]
+        return PackedRows(
+            files=files,
+            packs=packs,
+            n_of_each=[len(table.labels) for table in tables],
+            names=names,
+            keys=names,
+            begins=read_tables.joined([table.begins for table in tables]),
+            lengths=read_tables.joined([table.lengths for table in tables]),
+            labels=[labels for table in tables for labels in table.labels],
+            several=columns.several,
+            classes=columns.classes,
+        )
+
+
+def _files(root: Path) -> list[Path]:
+    """The Arrow files of a saved data set, in their order; else the Parquet files at `root`.
+
+    Raises TargetError for a saved data set that lacks a file, or whose record cannot be read.
+    """
+    record = root / "dataset_dict.json"
+    folders = [root] if (root / "state.json").is_file() else []
+    try:
+        if record.is_file():
+            folders = [root / name for name in json.loads(record.read_text(encoding="utf-8"))["splits"]]
+        if not folders:
+            return files_at(root, (".parquet",))
+        found = []
+        for folder in folders:
+            record = folder / "state.json"
+            state = json.loads(record.read_text(encoding="utf-8"))
+            found += [folder / each["filename"] for each in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TargetError(
+            f"{shown(str(record))}: cannot be read ({error}); copy the data set again, whole"
+        ) from None
+    missing = [file for file in found if not file.is_file()]
+    if missing:
+        raise TargetError(
+            f"{shown(str(root))}: {len(missing):,} of its {len(found):,} files are missing, the first is "
+            f"{shown(str(missing[0].relative_to(root)))}; copy the data set again, whole"
+        )
+    return found
+
+
+def _require_pyarrow(root: Path) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise TargetError(
+            f"{shown(str(root))}: Arrow and Parquet files are read by pyarrow, which is not installed; "
+            f"pip install 'sskt[parquet]'"
+        )

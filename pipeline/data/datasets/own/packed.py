@@ -1,0 +1,85 @@
+"""Images that lie one behind another in a user's files: what families of shards and tables share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets.encoded_images import PackedImages
+from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_packed
+from pipeline.data.datasets.own.annotations import Annotations
+from pipeline.data.datasets.own.family import OwnImages
+from pipeline.data.datasets.own.pack_files import common_folder, split_of_each
+from sskt.errors import TargetError, shown
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PackedRows:
+    """N images in files, which `packs` holds, in their order: `n_of_each`, how many lie in each file; names,
+    unique, and keys, as in `Annotations`; begins, lengths: int64 (N,), their bytes; labels and the rest as in
+    `Annotations`.
+    """
+
+    files: Sequence[Path]  # the user's
+    packs: Sequence[Path]  # where the bytes are, which may be copies
+    n_of_each: Sequence[int]
+    names: Sequence[str]
+    keys: Sequence[str]
+    begins: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    labels: Sequence[tuple[str, ...]]
+    several: bool
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class PackedFamily(OwnImages):
+    """Families of files that hold many images each. The names of the files say the splits."""
+
+    @abstractmethod
+    def files(self, root: Path) -> list[Path]:
+        """The files that a target's path names; none if nothing is there."""
+
+    @abstractmethod
+    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+        """What the files hold; names begin with the path of a file below `above`."""
+
+    def lies_there(self, spec: ImageSpec, data_dir: Path) -> bool:
+        """See `Family.lies_there`."""
+        return bool(self.files(data_dir / spec.root))
+
+    def splits(self, spec: ImageSpec, data_dir: Path) -> Collection[str]:
+        """See `OwnImages.splits`."""
+        root = data_dir / spec.root
+        return split_of_each(self.files(root), root) or ()
+
+    def annotated(self, root: Path, index_dir: Path, slug: str) -> tuple[Annotations, ImageListing]:
+        """See `OwnImages.annotated`."""
+        files = self.files(root)
+        above = root if root.is_dir() else common_folder(files)
+        rows = self.rows(root, above, index_dir, slug)
+        if not rows.names:
+            raise TargetError(
+                f"{shown(str(root))}: its {len(rows.files):,} files hold no image; {self.how_to_prepare}"
+            )
+        of = np.repeat(np.arange(len(rows.files)), rows.n_of_each)
+        images = PackedImages.lying_in(above, rows.packs, of, rows.names, rows.begins, rows.lengths)
+        mtimes_ns = np.array([file.stat().st_mtime_ns for file in rows.files], dtype=np.int64)
+        listing = list_packed(root, images, mtimes_ns[of], slug=slug, index_dir=index_dir)
+        splits = split_of_each(rows.files, root)
+        said = Annotations(
+            str(root),
+            rows.names,
+            rows.keys,
+            None if splits is None else [splits[number] for number in of],
+            rows.labels,
+            rows.several,
+            rows.classes,
+            rows.notes,
+        )
+        return said, listing
