@@ -35,7 +35,7 @@ class InUse:
         if self._device.type != "cuda":
             return
         event: Any = torch.cuda.Event  # not typed by torch
-        queued = event()
+        queued = event(blocking=True)  # leaves the core that would spin to the decoders
         queued.record(torch.cuda.current_stream(self._device))
         self._held.append((queued, tensor))
         if len(self._held) > _MAX_HELD:

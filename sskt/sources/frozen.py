@@ -139,8 +139,9 @@ class FrozenSource:
             logits = self._join([self._group(group) for group in groups])
             computed = None
             if self.device.type == "cuda":
-                computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                computed.record()
+                event: Any = torch.cuda.Event  # not typed by torch
+                computed = event(blocking=True)  # leaves the core that would spin to the decoders
+                computed.record(torch.cuda.current_stream(self.device))
             return _PendingLogits(logits, pixels, computed)
         futures = [self._pool.submit(self._group, group) for group in groups]
         # joined by the caller, outside inference mode, so that the result may enter the student's graph
@@ -276,7 +277,7 @@ class FrozenSource:
             few = self.source.nearest_batch_size(2)
             require_same_bits(partial(self._try, network), self._images(few), name)
         if forward.compiled:
-            network = compile_network(network)
+            network = compile_network(network, self.device)
             with compiler_errors(name):
                 z = self._try(network, self._images(forward.batch_size))
         if plain is not None:
