@@ -247,6 +247,7 @@ def _request_of(
         temperature=config.temperature,
         n_rows=-(-len(dataset) // world.size),
         n_forwards=-(-n_seen // world.size) * config.epochs,
+        n_step=-(-config.batch_size // world.size),
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,
