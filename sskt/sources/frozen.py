@@ -125,11 +125,13 @@ class FrozenSource:
         self.require_finite(logits)
         return logits
 
-    def submit(self, pixels: Tensor) -> Callable[[], Tensor]:
+    def submit(self, pixels: Tensor, *, in_order: bool = False) -> Callable[[], Tensor]:
         """Start on `pixels`; the function returned waits for their logits, (N, K) float16, which are not
         checked to be finite.
 
         On a CPU the workers run while the caller prepares the next batch; on CUDA the kernels are queued.
+        `in_order` says that all that the caller does with the logits is queued behind them, and that the
+        caller holds `pixels`: then nobody waits for a CUDA device.
         """
         if not len(pixels):
             empty = torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
@@ -138,7 +140,7 @@ class FrozenSource:
         if self._pool is None:
             logits = self._join([self._group(group) for group in groups])
             computed = None
-            if self.device.type == "cuda":
+            if self.device.type == "cuda" and not in_order:
                 event: Any = torch.cuda.Event  # not typed by torch
                 computed = event(blocking=True)  # leaves the core that would spin to the decoders
                 computed.record(torch.cuda.current_stream(self.device))
