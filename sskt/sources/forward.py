@@ -82,9 +82,7 @@ def default_batch_size(device: torch.device) -> int:
     return _CUDA_BATCH_SIZE if device.type == "cuda" else _CPU_BATCH_SIZE
 
 
-def compile_network(
-    function: Callable[[Tensor], Tensor], device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def compile_network(function: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
     """Compile `function` for the one shape that it will be called with, with its networks' weights frozen.
 
     On CUDA the compiler would time several kernels and take the fastest, so that two processes could take
@@ -96,7 +94,7 @@ def compile_network(
     copy = FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, closure=function.__closure__
     )
-    options: dict[str, str | int | bool] = {"freezing": True}
+    options: dict[str, Any] = {"freezing": True}
     if device.type == "cuda":
         options["deterministic"] = True
     return torch.compile(copy, dynamic=False, fullgraph=True, options=options)
