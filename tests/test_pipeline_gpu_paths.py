@@ -309,7 +309,7 @@ def test_write_through_waits_once_a_view(dataset, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("n", "measured", "expected"), [(50_000, 512, 481), (2_500, 1250, 1250), (96, 64, 48)]
+    ("n", "measured", "expected"), [(50_000, 512, 481), (2_500, 1250, 1250), (2_500, 512, 313), (96, 64, 48)]
 )
 def test_forwards_divide_a_unit(monkeypatch, n, measured, expected):
     asked = {}

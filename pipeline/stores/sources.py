@@ -155,8 +155,13 @@ def _images_per_sample(input_map: InputMap) -> int:
 
 
 def _even_part(n: int, most: int) -> int:
-    """The size of the fewest equal parts of `n` that hold at most `most`, so that none is padded by much."""
-    return -(-n // -(-n // most))
+    """The largest of `n` and its half, quarter and so on, rounded up, that is at most `most`: what is padded
+    is next to nothing, and a batch for one source is a whole number of forwards of another.
+    """
+    n_parts = 1
+    while -(-n // n_parts) > most:
+        n_parts *= 2
+    return -(-n // n_parts)
 
 
 def recorded_forward(path: Location, made_by: dict[str, Any], execution: Execution) -> Forward:
