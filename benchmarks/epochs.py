@@ -6,8 +6,9 @@ Without sources it uses the demo's sources and digits, so that it runs anywhere.
 epoch each; ratios are taken within a round, and their medians over rounds are reported. "constant" is the
 same student with the same heads, fed soft labels from memory: the least that knowledge transfer can cost.
 "one batch" is that without a loader, with the same pixels on the device in every step: the step alone.
-"plain" is what one would write without this package: a DataLoader with two workers, torchvision's transforms,
-eager fp32 teachers in the step. It runs in a separate process, untouched by our settings.
+"plain" is what one would write without this package: a DataLoader, torchvision's transforms, eager fp32
+teachers in the step; "plain, fast" the same under autocast and in channels last, in the precisions of ours.
+They run in a separate process each, untouched by our settings.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from pipeline.data.loader import Loader, Sampler
 from pipeline.data.render import open_renderer
 from pipeline.precompute.run import fill_stores
 from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import channels_last, student_precision
+from pipeline.runtime.execution import autocast, channels_last, student_precision
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.live import LiveOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.stores.job import Job
-from pipeline.stores.sources import open_frozen
+from pipeline.stores.sources import open_frozen, step_batch_size
 from pipeline.studies.demo_sources import demo_sources
 from pipeline.train.config import TrainConfig
 from pipeline.train.method import open_method
@@ -50,7 +51,17 @@ from sskt.students import build_backbone
 from sskt.students.student import build_student
 
 Epoch = Callable[[], tuple[float, float]]  # trains one epoch; returns its seconds and data wait share
-KINDS = ("scratch", "one batch", "constant", "cached", "cached, transfer module", "live", "plain")
+KINDS = (
+    "scratch",
+    "one batch",
+    "constant",
+    "cached",
+    "cached, transfer module",
+    "live",
+    "plain",
+    "plain, fast",
+)
+SLOW = ("live", "plain", "plain, fast")
 
 
 def main() -> None:
@@ -66,7 +77,13 @@ class Setting:
         self.args = args
         weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
         paths = Paths(args.data_dir, scratch / "stores", weights)
-        self.execution = choose_execution(amp=args.source_amp, compiled=True)
+        self.execution = choose_execution(
+            device=args.device,
+            amp=args.source_amp,
+            renderer=args.renderer,
+            threads=args.threads,
+            compiled=True,
+        )
         spec = parse_target(args.target)
         self.dataset = load_dataset(
             spec, args.split, data_dir=args.data_dir, index_dir=scratch / "ix", limit=args.limit
@@ -99,9 +116,12 @@ class Bench(Setting):
     def run(self) -> None:
         """Measure every kind, alternating."""
         with ExitStack() as stack:
-            epochs = {kind: self.make_epoch(kind) for kind in KINDS[:-1] if kind not in self.args.skip}
-            if "plain" not in self.args.skip:
-                epochs["plain"] = stack.enter_context(plain_in_process(self.args, self.scratch))
+            kinds = [kind for kind in KINDS if kind not in self.args.skip]
+            epochs = {kind: self.make_epoch(kind) for kind in kinds if not kind.startswith("plain")}
+            for kind in kinds:
+                if kind.startswith("plain"):
+                    fast = kind == "plain, fast"
+                    epochs[kind] = stack.enter_context(plain_in_process(self.args, self.scratch, fast))
             self.take_turns(epochs)
 
     def take_turns(self, epochs: dict[str, Epoch]) -> None:
@@ -111,7 +131,7 @@ class Bench(Setting):
         waits: dict[str, list[float]] = {kind: [] for kind in epochs}
         for i in range(self.args.rounds):
             for kind, epoch in epochs.items():
-                if kind in ("live", "plain") and i >= self.args.slow_rounds:
+                if kind in SLOW and i >= self.args.slow_rounds:
                     continue
                 took, wait = epoch()
                 seconds[kind].append(took)
@@ -128,6 +148,7 @@ class Bench(Setting):
             ("cached, transfer module", "scratch"),
             ("live", "cached"),
             ("plain", "cached"),
+            ("plain, fast", "cached"),
         ):
             if over in seconds and under in seconds:
                 pairs = zip(seconds[over], seconds[under], strict=False)
@@ -145,7 +166,9 @@ class Bench(Setting):
         elif kind == "live":
             teachers = {}
             for name, (source, input_map) in self.sources.items():
-                forward = self.execution.forward(len(self.dataset))
+                # as a run of some length asks them: compiled, on CUDA about a whole step at once
+                n = step_batch_size(source, input_map, self.execution, self.args.batch_size)
+                forward = self.execution.forward(len(self.dataset), fastest=n)
                 teachers[name] = open_frozen(source, input_map, forward, self.execution, self.plan.side_px)
             labels = LiveOutputs(teachers, views=self.args.views)
         config = self.config(labels, transfer_module="transfer" in kind)
@@ -219,11 +242,11 @@ class Bench(Setting):
 
 
 @contextmanager
-def plain_in_process(args: argparse.Namespace, scratch: Path) -> Iterator[Epoch]:
+def plain_in_process(args: argparse.Namespace, scratch: Path, fast: bool) -> Iterator[Epoch]:
     """The plain epoch in a separate process, since a Trainer changes how its process allocates memory."""
     context = multiprocessing.get_context("spawn")
     parent, child = context.Pipe()
-    process = context.Process(target=_serve_epochs, args=(child, args, scratch))
+    process = context.Process(target=_serve_epochs, args=(child, args, scratch, fast))
     process.start()
     child.close()
 
@@ -238,8 +261,8 @@ def plain_in_process(args: argparse.Namespace, scratch: Path) -> Iterator[Epoch]
         process.join()
 
 
-def _serve_epochs(pipe, args: argparse.Namespace, scratch: Path) -> None:
-    epoch = plain(Setting(args, scratch))
+def _serve_epochs(pipe, args: argparse.Namespace, scratch: Path, fast: bool) -> None:
+    epoch = plain(Setting(args, scratch), fast)
     while True:
         try:
             pipe.recv()
@@ -248,8 +271,8 @@ def _serve_epochs(pipe, args: argparse.Namespace, scratch: Path) -> None:
         pipe.send(epoch())
 
 
-def plain(setting: Setting) -> Epoch:
-    """The obvious training loop, without this package."""
+def plain(setting: Setting, fast: bool) -> Epoch:
+    """The obvious training loop, without this package; `fast`: under autocast and in channels last."""
     device, side, dataset = setting.execution.device, setting.plan.side_px, setting.dataset
     if dataset.kind == "array":
         drawn = [v2.RandomCrop(side, padding=4), v2.RandomHorizontalFlip()]
@@ -264,17 +287,22 @@ def plain(setting: Setting) -> Epoch:
         Images(dataset, v2.Compose([*drawn, *scaled])),
         batch_size=setting.args.batch_size,
         shuffle=True,
-        num_workers=2,
+        num_workers=setting.args.workers,
         persistent_workers=True,
+        pin_memory=device.type == "cuda",
         multiprocessing_context="spawn",
     )
+    layout = torch.channels_last if fast else torch.contiguous_format
+    amp = student_precision(setting.args.amp, device) if fast else "fp32"
+    source_amp = setting.execution.precision if fast else "fp32"
     teachers = {
-        name: (source.module.to(device), input_map.side_px)
+        name: (source.module.to(device, memory_format=layout), input_map.side_px)
         for name, (source, input_map) in setting.sources.items()
     }
     torch.manual_seed(0)
     classes = {name: source.spec.n_classes for name, (source, _) in setting.sources.items()}
-    student = build_student(setting.args.model, len(dataset.classes), classes, False).to(device).train()
+    student = build_student(setting.args.model, len(dataset.classes), classes, False)
+    student = student.to(device, memory_format=layout).train()
     optimiser = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def epoch() -> tuple[float, float]:
@@ -282,16 +310,18 @@ def plain(setting: Setting) -> Epoch:
         waited, step_done = 0.0, started
         for x, y in loader:
             waited += perf_counter() - step_done
-            x, y = x.to(device), y.to(device)
-            with torch.no_grad():
+            x, y = (batch.to(device, non_blocking=True) for batch in (x, y))
+            x = x.contiguous(memory_format=layout)
+            with torch.no_grad(), autocast(device, source_amp):
                 soft = {
                     name: module(x if x.shape[-1] == px else F.interpolate(x, size=px, mode="bilinear"))
                     for name, (module, px) in teachers.items()
                 }
-            primary, auxiliary = student(x)
-            loss = F.cross_entropy(primary, y)
+            with autocast(device, amp):
+                primary, auxiliary = student(x)
+            loss = F.cross_entropy(primary.float(), y)
             for name, logits in auxiliary.items():
-                loss = loss + 0.1 * soft_cross_entropy(logits, soft[name], temperature=3.0)
+                loss = loss + 0.1 * soft_cross_entropy(logits.float(), soft[name].float(), temperature=3.0)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -327,6 +357,8 @@ class Constant:
     def load(self, view, positions) -> None: ...
 
     def prepare(self, view, positions) -> None: ...
+
+    def check(self) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -375,7 +407,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--source-amp", default="auto")
     parser.add_argument("--compile", action="store_true", help="the student's step")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--slow-rounds", type=int, default=2, help="of the live and the plain epoch")
+    parser.add_argument("--slow-rounds", type=int, default=2, help="of the live and the plain epochs")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--renderer", default="auto")
+    parser.add_argument("--threads", type=int, help="that decode; default: one per core")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain epochs' DataLoader")
     parser.add_argument("--skip", nargs="*", default=[], choices=KINDS)
     return parser.parse_args()
 

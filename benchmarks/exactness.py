@@ -1,6 +1,7 @@
 """Do a store's rows match the pixels that a student sees? Compare random rows with a plain recomputation.
 
 usage: exactness.py STORE --target NAME --source NAME [--weights PATH] [--data-dir DIR] [--pairs N]
+                    [--device DEVICE]
 
 For N random (sample, view) pairs, compares the stored row with an eager fp32 forward, batch by batch and
 without any of our execution code, on pixels drawn by a renderer other than the store's; and with our own live
@@ -20,7 +21,7 @@ from cache.store import Store
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import open_renderer
-from pipeline.runtime.execution import Execution
+from pipeline.runtime.execution import Execution, choose_execution
 from pipeline.stores.fingerprint import source_plan
 from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--cache-dir", type=Path, default=Path("stores"))
     parser.add_argument("--pairs", type=int, default=512)
+    parser.add_argument("--device", default="cpu", help="of the renderer of the store and of all forwards")
     args = parser.parse_args()
     store, spec = Store.open(args.store), parse_target(args.target)
     dataset = load_dataset(spec, "train", data_dir=args.data_dir, index_dir=args.cache_dir / "indexes")
@@ -58,37 +60,42 @@ def main() -> None:
         Augmentation().training_plan(spec),
         Augmentation().input_map(spec, source.spec),
     )
-    plain = eager(source, input_map.side_px, draw(dataset, plan, other, positions, views))
+    device = choose_execution(device=args.device).device
+    torch.backends.cudnn.allow_tf32 = False
+    pixels = draw(dataset, plan, other, positions, views, torch.device("cpu"))
+    plain = eager(source, input_map.side_px, pixels, device)
     forward = Forward.from_dict(store.manifest.made_by)
-    frozen = FrozenSource(source, input_map, device=torch.device("cpu"), forward=forward)
-    live = frozen.logits(draw(dataset, source_plan(input_map, plan), made_by, positions, views)).float()
+    frozen = FrozenSource(source, input_map, device=device, forward=forward)
+    pixels = draw(dataset, source_plan(input_map, plan), made_by, positions, views, device)
+    live = frozen.logits(pixels).float().cpu()
     print(f"{store.path}: {args.pairs} pairs, made by {store.manifest.made_by['renderer']}")
     report(f"stored / eager fp32, {other} pixels", stored.float(), plain)
     report(f"stored / live path, {made_by} pixels", stored.float(), live)
     report("shifted by one sample / eager fp32", shifted.float(), plain)
 
 
-def draw(dataset, plan, backend: str, positions: np.ndarray, views: np.ndarray) -> torch.Tensor:
-    """Render (sample, view) pairs: uint8 (N, 3, side, side), or (N, 3, D, side, side)."""
-    renderer = open_renderer(
-        dataset, plan, Execution(torch.device("cpu"), renderer=backend, threads=2), batch_size=64
-    )
+def draw(
+    dataset, plan, backend: str, positions: np.ndarray, views: np.ndarray, device: torch.device
+) -> torch.Tensor:
+    """Render (sample, view) pairs: uint8 (N, 3, side, side), or (N, 3, D, side, side), on the CPU."""
+    renderer = open_renderer(dataset, plan, Execution(device, renderer=backend, threads=2), batch_size=64)
     pixels: dict[int, torch.Tensor] = {}
     with closing(renderer):
         for view in np.unique(views):
             pairs = np.flatnonzero(views == view)
             batches = [positions[pairs[i : i + 64]] for i in range(0, len(pairs), 64)]
-            rendered = torch.cat(list(renderer.render(int(view), batches)))
+            rendered = torch.cat([batch.cpu() for batch in renderer.render(int(view), batches)])
             pixels |= dict(zip(pairs.tolist(), rendered, strict=True))
     return torch.stack([pixels[row] for row in range(len(positions))])
 
 
-def eager(source, side_px: int, pixels: torch.Tensor) -> torch.Tensor:
-    """The plain computation: f_s written out, float32, 32 images at a time, no autocast."""
+def eager(source, side_px: int, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The plain computation: f_s written out, float32, 32 images at a time, no autocast; on the CPU."""
     if pixels.ndim == 5 and not source.spec.reads_clips:
         pixels = pixels[:, :, pixels.shape[2] // 2]
     mean, std = (
-        torch.tensor(v).view(3, *[1] * (pixels.ndim - 2)) for v in (source.spec.mean, source.spec.std)
+        torch.tensor(v, device=device).view(3, *[1] * (pixels.ndim - 2))
+        for v in (source.spec.mean, source.spec.std)
     )
 
     def map_input(batch: torch.Tensor) -> torch.Tensor:
@@ -101,7 +108,8 @@ def eager(source, side_px: int, pixels: torch.Tensor) -> torch.Tensor:
         return F.interpolate(x, (side_px, side_px), **how)
 
     with torch.inference_mode():
-        return torch.cat([source.module(map_input(batch)) for batch in pixels.split(32)])
+        module = source.module.to(device)
+        return torch.cat([module(map_input(batch.to(device))).cpu() for batch in pixels.split(32)])
 
 
 def report(name: str, ours: torch.Tensor, reference: torch.Tensor) -> None:

@@ -1,10 +1,11 @@
-"""Loaders alone, in one run: ours with each renderer, against a DataLoader with torchvision and two workers.
+"""Loaders alone, in one run: ours with each renderer, against a DataLoader with torchvision.
 
     python benchmarks/loaders.py --target cifar10 --data-dir data
     python benchmarks/loaders.py --target imagenet --split test --data-dir data --batch-size 64
     python benchmarks/loaders.py --target cifar10 --data-dir data --augment randaugment
 
-Batches are drawn in shuffled order and discarded. Rounds alternate between the loaders; figures are medians.
+Batches are drawn in shuffled order, end on the device, and are discarded. Rounds alternate between the
+loaders; figures are medians.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def main() -> None:
     plan = Augmentation(side_px=args.size, augment=args.augment).training_plan(spec)
     device = torch.device(args.device)
     order = Sampler(len(dataset), args.batch_size, 0, World())
-    epochs = {"DataLoader, torchvision v2, 2 workers": plain(args, dataset, plan.side_px)}
-    for backend in ("torch", "dali", "resident"):
+    epochs = {f"DataLoader, torchvision v2, {args.workers} workers": plain(args, dataset, plan.side_px)}
+    on_host = ("dali-cpu",) if device.type == "cuda" else ()
+    for backend in ("torch", "dali", *on_host, "resident"):
         try:
             renderer = open_renderer(
                 dataset,
@@ -89,14 +91,15 @@ def plain(args: argparse.Namespace, dataset, side: int):
         Images(dataset, v2.Compose([*drawn, v2.ToImage()])),
         batch_size=args.batch_size,
         shuffle=True,
-        num_workers=2,
+        num_workers=args.workers,
         persistent_workers=True,
+        pin_memory=args.device != "cpu",
         multiprocessing_context="spawn",
     )
 
     def epoch(_number: int) -> None:
         for pixels, _ in loader:
-            _ = pixels
+            _ = pixels.to(args.device, non_blocking=True)
 
     return epoch
 
@@ -113,7 +116,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--augment", choices=_POLICIES)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of our renderers")
+    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
 

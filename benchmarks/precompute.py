@@ -5,8 +5,9 @@
 
 The target's images are drawn by its training plan, and every round adds views to the stores. "bare" is the
 source, as stage one runs it, on one batch in memory; it is measured before and after each round, since a
-shared machine drifts, and ratios are medians over the rounds. The plain loop is what one would write without
-this package: a DataLoader, two workers, Pillow, torchvision's transforms, an eager fp32 forward.
+shared machine drifts, and ratios are medians over the rounds. The plain loops are what one would write
+without this package: a DataLoader, Pillow, torchvision's transforms, an eager forward; once in fp32 and, on
+CUDA, once in channels last under autocast in the precision of ours.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -29,7 +31,7 @@ from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.render import in_batches, open_renderer
 from pipeline.precompute.run import fill_stores
 from pipeline.runtime.distributed import World
-from pipeline.runtime.execution import choose_execution, render_batch_size
+from pipeline.runtime.execution import Execution, autocast, choose_execution, render_batch_size
 from pipeline.runtime.paths import Paths
 from pipeline.stores.job import Job
 from pipeline.stores.sources import choose_forward, open_frozen
@@ -47,7 +49,12 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     weights = {name: Path(path) for name, _, path in (pair.partition("=") for pair in args.weights)}
     paths = Paths(args.data_dir, scratch, weights)
     execution = choose_execution(
-        device="auto", amp=args.amp, renderer="auto", threads=2, batch_size=args.batch_size, compiled=True
+        device=args.device,
+        amp=args.amp,
+        renderer=args.renderer,
+        threads=args.threads,
+        batch_size=args.batch_size,
+        compiled=True,
     )
     spec = parse_target(args.target)
     dataset = load_dataset(
@@ -70,6 +77,9 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     n_batch = max(render_batch_size(forward.batch_size) for forward in forwards)
     with closing(open_renderer(dataset, plan, execution, batch_size=n_batch)) as renderer:
         pixels = next(iter(renderer.render(0, in_batches(np.arange(n_batch), n_batch)))).clone()
+        if execution.device.type == "cuda":
+            torch.cuda.synchronize()  # before DALI uses its buffer again
+            pixels = pixels.to(execution.device)
 
     def bare() -> list[float]:
         """Images per second of every source on a resident batch."""
@@ -115,9 +125,13 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     for name, values in ratios.items():
         print(f"{name:<40}{_spread(values, '.4f' if 'writing' in name else '.3f')}")
     if dataset.kind == "files":
-        plain = plain_loop(args, dataset, sources[0][0], side)
-        print(f"{'plain loop, first source':<40}{plain:>10.1f} images/s")
-        print(f"{'stage one / plain loop':<40}{passed[-1] / plain:>10.2f}")
+        plain = partial(plain_loop, args, dataset, sources[0][0], side, execution)
+        loops = {"plain loop, fp32": plain()}
+        if execution.device.type == "cuda":
+            loops[f"plain loop, {execution.precision}"] = plain(fast=True)
+        for name, rate in loops.items():
+            print(f"{name + ', first source':<40}{rate:>10.1f} images/s")
+            print(f"{'stage one / ' + name:<40}{passed[-1] / rate:>10.2f}")
 
 
 def _spread(values: Sequence[float], form: str) -> str:
@@ -125,8 +139,8 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):>10{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def plain_loop(args, dataset, source, side: int) -> float:
-    """Images per second of the obvious loop, without this package."""
+def plain_loop(args, dataset, source, side: int, execution: Execution, *, fast: bool = False) -> float:
+    """Images per second of the obvious loop, without this package; `fast`: channels last under autocast."""
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(side, antialias=True),
@@ -138,15 +152,22 @@ def plain_loop(args, dataset, source, side: int) -> float:
     )
     rows = np.random.default_rng(0).permutation(len(dataset))[: args.plain]
     loader = torch.utils.data.DataLoader(
-        _Images(dataset, rows, transform), batch_size=32, num_workers=2, multiprocessing_context="spawn"
+        _Images(dataset, rows, transform),
+        batch_size=args.plain_batch_size,
+        num_workers=args.workers,
+        pin_memory=execution.device.type == "cuda",
+        multiprocessing_context="spawn",
     )
-    module = source.module.to(memory_format=torch.contiguous_format)
-    device = next(module.parameters()).device
+    layout = torch.channels_last if fast else torch.contiguous_format
+    device = execution.device
+    module = source.module.to(device, memory_format=layout)
+    precision = autocast(device, execution.precision if fast else "fp32")
     logits, started = [], None
-    with torch.inference_mode():
+    with torch.inference_mode(), precision:
         for pixels in loader:
             started = started or perf_counter()  # once the workers are running
-            logits.append(module(pixels.to(device)).to(torch.float16).cpu())
+            x = pixels.to(device, non_blocking=True).contiguous(memory_format=layout)
+            logits.append(module(x).to(torch.float16).cpu())
     return len(rows) / (perf_counter() - started)
 
 
@@ -180,6 +201,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--seconds", type=float, default=6.0, help="duration of each bare measurement")
     parser.add_argument("--plain", type=int, default=320, help="images in the plain loop")
+    parser.add_argument("--plain-batch-size", type=int, default=32)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--renderer", default="auto")
+    parser.add_argument("--threads", type=int, default=2, help="that decode")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain loop's DataLoader")
     return parser.parse_args()
 
 

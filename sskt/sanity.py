@@ -46,8 +46,8 @@ def insane_rows(logits: Tensor, largest: float = LARGEST_LOGIT) -> list[int]:
 
 def has_settled(module: nn.Module) -> bool:
     """Whether the network's batch norms, if any, have averaged enough batches for its logits to be judged."""
-    n_batches = [int(n) for name, n in module.named_buffers() if name.endswith("num_batches_tracked")]
-    return not n_batches or min(n_batches) >= _SETTLED_AFTER
+    n_batches = [n for name, n in module.named_buffers() if name.endswith("num_batches_tracked")]
+    return not n_batches or int(torch.stack(n_batches).min()) >= _SETTLED_AFTER
 
 
 def worst_value(row: Tensor) -> float:

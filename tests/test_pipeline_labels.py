@@ -265,7 +265,9 @@ def test_write_through_goes_on_in_the_precision_that_the_store_was_begun_in(proj
 
 
 def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, monkeypatch):
-    """One source has all views, the other one of them: only what is missing is asked for."""
+    """One source has all views, the other one of them: only what is missing is asked for, each sample of each
+    view once.
+    """
     from sskt.sources.frozen import FrozenSource
 
     folder, source, common = project
@@ -273,15 +275,15 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
     here = {"paths": paths(folder, "two"), **common}
     api.precompute(["digits"], [source], views=3, **here)
     api.precompute(["digits"], [second], views=1, **here)
-    logits, asked = FrozenSource.logits, []
+    submit, asked = FrozenSource.submit, []
 
-    def watched(self, pixels):
-        asked.append(self.source.spec.name)
-        return logits(self, pixels)
+    def watched(self, pixels, **how):
+        asked.append((self.source.spec.name, len(pixels)))
+        return submit(self, pixels, **how)
 
     settings = {"epochs": 4, "batch_size": 32, "lr": 0.05}
     with monkeypatch.context() as watching:
-        watching.setattr(FrozenSource, "logits", watched)
+        watching.setattr(FrozenSource, "submit", watched)
         api.train(
             "digits",
             out=tmp_path / "through",
@@ -292,7 +294,7 @@ def test_write_through_asks_nothing_that_is_stored(project, stored, tmp_path, mo
             **settings,
             **here,
         )
-    assert asked == ["program:second.pt2"] * 8  # two views of four batches
+    assert asked == [("program:second.pt2", 30)] * 8  # two views of four batches, 120 images each
     api.train(
         "digits",
         out=tmp_path / "cached",

@@ -136,7 +136,7 @@ def test_only_what_a_store_lacks_is_computed_again(project, tmp_path, monkeypatc
 def test_compiled_code_computes_together_again_what_it_computed_together(project, tmp_path, monkeypatch):
     _, common, run = project
     monkeypatch.setattr(
-        "sskt.sources.frozen.compile_network", lambda network: network
+        "sskt.sources.frozen.compile_network", lambda network, _device: network
     )  # it takes half a minute
     how = {**with_stores(common, tmp_path), "execution": replace(common["execution"], compiled=True)}
     api.precompute(["digits"], [run], views=1, output=OUTPUTS, **how)

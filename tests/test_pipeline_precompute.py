@@ -487,7 +487,7 @@ def test_compiled_rows_are_the_plain_ones_up_to_rounding_and_a_resumed_run_stays
 def test_where_nothing_compiles_it_is_said_and_the_work_is_done(tmp_path, source, monkeypatch):
     import sskt.sources.frozen as frozen
 
-    def no_compiler(_function):
+    def no_compiler(_function, _device):
         def fail(*_args):
             raise RuntimeError("no C++ compiler\nat all")
 

@@ -167,7 +167,7 @@ def test_small_pictures_are_resized_alike_by_both(tmp_path):
 
 
 def test_an_unknown_renderer_is_refused(photos):
-    with pytest.raises(RunError, match="renderer is 'opencv', expected one of auto, dali, torch"):
+    with pytest.raises(RunError, match="renderer is 'opencv', expected one of auto, dali, dali-cpu, torch"):
         open_renderer(photos, Centre(32, 32), Execution(CPU, renderer="opencv", threads=1), batch_size=1)
 
 

@@ -91,7 +91,7 @@ def precompute(stores, source, said, **more):
     return Store.open(path)
 
 
-def bad_compiler(network):
+def bad_compiler(network, _device):
     """Code that gives other logits for other than black images."""
     return lambda pixels: network(pixels).roll(1, dims=1)
 
@@ -133,7 +133,7 @@ def test_a_live_source_is_tested_on_the_students_images(tmp_path, source, monkey
 
 def test_a_store_that_was_computed_in_a_way_that_is_wrong_here_is_not_added_to(tmp_path, source, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(frozen, "compile_network", lambda network: network)
+        patched.setattr(frozen, "compile_network", lambda network, _device: network)
         store = precompute(tmp_path / "stores", source, [], compiled=True)
     monkeypatch.setattr(frozen, "compile_network", bad_compiler)
     with pytest.raises(

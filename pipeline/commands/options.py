@@ -158,7 +158,10 @@ HOW = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     rare(
         choice_option(
-            "--renderer", "auto dali torch resident", "auto", "Backend that decodes and crops images."
+            "--renderer",
+            "auto dali dali-cpu torch resident",
+            "auto",
+            "Backend that decodes and crops images.",
         )
     ),
     rare(THREADS),

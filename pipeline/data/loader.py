@@ -6,7 +6,7 @@ renderer and stay on the device they were drawn on.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -151,22 +151,29 @@ class Loader:
         steps, in_use = self.order.steps(epoch)[first_step:], InUse(self._device)
         with closing(prefetch(self._drawn(view, steps), _AHEAD)) as drawn:
             try:
-                for step, (positions, pixels) in enumerate(drawn, start=first_step):
-                    labels = self._labels_of(view, positions)
+                for step, (positions, pixels, labels) in enumerate(drawn, start=first_step):
                     yield Batch(step, positions, pixels, labels, self.order.size_of(step))
                     in_use.hold(pixels)
             finally:
                 in_use.release()
 
-    def _labels_of(self, view: int, positions: Positions) -> torch.Tensor:
+    def _labels_of(self, view: int, steps: list[Positions]) -> Iterator[torch.Tensor]:
+        """The labels of every step, by one copy to the device for all."""
+        if not steps:
+            return
+        sizes, positions = [len(each) for each in steps], np.concatenate(steps)
         if self._task is None:
-            return self._labels[to_device(positions, self._device)]
-        dataset = self._dataset
-        return to_device(
-            self._task.answers(view, dataset.ids[positions], dataset.sizes[positions]), self._device
-        )
+            for at in torch.split(to_device(positions, self._device), sizes):
+                yield self._labels[at]
+            return
+        answers = self._task.answers(view, self._dataset.ids[positions], self._dataset.sizes[positions])
+        for part in torch.split(to_device(answers, self._device), sizes):
+            yield part.clone()  # with a memory of its own, as compiled steps expect it
 
-    def _drawn(self, view: int, steps: list[Positions]) -> Generator[tuple[Positions, torch.Tensor]]:
+    def _drawn(
+        self, view: int, steps: list[Positions]
+    ) -> Generator[tuple[Positions, torch.Tensor, torch.Tensor]]:
         with closing(self._renderer.render(view, steps)) as drawn:
-            for positions, pixels in zip(steps, drawn, strict=True):
-                yield positions, to_device(pixels, self._device)
+            labels = self._labels_of(view, steps)
+            for positions, pixels, known in zip(steps, drawn, labels, strict=True):
+                yield positions, to_device(pixels, self._device), known

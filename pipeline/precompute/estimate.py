@@ -130,8 +130,9 @@ def _drawing_rate(job: Job, execution: Execution) -> float:
         for _ in renderer.render(0, batches[:1]):  # builds the graph
             pass
         started = perf_counter()
-        for _ in renderer.render(0, batches):
-            pass
+        for pixels in renderer.render(0, batches):
+            last = pixels
+        last.cpu()  # which waits for a GPU that draws
         return len(positions) / (perf_counter() - started)
 
 

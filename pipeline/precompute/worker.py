@@ -2,8 +2,8 @@
 
 These steps overlap: one thread draws ahead, the calling thread starts and collects forwards, one thread
 writes. No forward of the next unit starts before a unit is written, so a process that dies loses at most one
-unit. On object stores, where writing a unit takes as long as many forwards, up to half of the next unit may
-be started.
+unit. On object stores, where writing a unit takes as long as many forwards, and on CUDA, where a unit takes a
+fraction of a second, up to half of the next unit may be started.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Worker:
         self._renderer, self._world = renderer, world
         self._batch_size, self._progress = batch_size, progress
         self._claims = all(each.store.has_claims for each in source_stores)
+        on_cuda = any(each.frozen and each.frozen.device.type == "cuda" for each in source_stores)
+        self._starts_ahead = on_cuda or not self._claims
         self._open: list[_PartialUnit] = []  # claimed and not committed
         self._writing: Future[None] | None = None
 
@@ -123,8 +125,8 @@ class Worker:
         n_units = 0
         for partial, pixels in drawn:
             n_units += partial.n_started == 0
-            past_half = 2 * (partial.n_started + len(pixels)) > len(partial.positions)
-            if self._claims or past_half:  # write the previous unit first
+            past_half = 2 * (partial.n_started + len(pixels)) > len(partial.positions) + 1
+            if not self._starts_ahead or past_half:  # write the previous unit first
                 while in_flight and in_flight[0][0] is not partial:
                     self._collect(in_flight.popleft(), writer)
                 self._finish_writing()

@@ -1,7 +1,7 @@
 """How work is run, never what is computed: device, precision, threads, memory, ranks, paths."""
 
 from pipeline.runtime.cpu_contention import CpuContention
-from pipeline.runtime.device import InUse, to_device
+from pipeline.runtime.device import CPU, InUse, to_device
 from pipeline.runtime.distributed import World, join_world
 from pipeline.runtime.execution import (
     Execution,
@@ -21,6 +21,7 @@ from pipeline.runtime.remarks import mute_remarks
 from pipeline.runtime.tables import csv_text
 
 __all__ = [
+    "CPU",
     "CpuContention",
     "Execution",
     "How",

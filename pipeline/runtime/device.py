@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+CPU = torch.device("cpu")
+
 _MAX_HELD = 8  # batches
 
 
@@ -32,10 +34,10 @@ class InUse:
 
     def hold(self, tensor: torch.Tensor) -> None:
         """Hold `tensor` until all work queued so far is done; blocks once more than 8 are held."""
-        if self._device.type != "cuda":
+        if self._device.type == "cpu":
             return
         event: Any = torch.cuda.Event  # not typed by torch
-        queued = event()
+        queued = event(blocking=True)  # leaves the core that would spin to the decoders
         queued.record(torch.cuda.current_stream(self._device))
         self._held.append((queued, tensor))
         if len(self._held) > _MAX_HELD:

@@ -60,6 +60,7 @@ class World:
         return DistributedDataParallel(
             module,
             device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # no step reads the running averages; `sync_buffers` ends every epoch
             find_unused_parameters=may_have_unused,
         )
 
@@ -106,6 +107,7 @@ def join_world(device: torch.device) -> Iterator[World]:
         yield World()
         return
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        on_cuda = device.type == "cuda"
+        dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
         atexit.register(dist.destroy_process_group)
     yield World(dist.get_rank(), dist.get_world_size())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -32,6 +32,13 @@ class Execution:
     def precision(self) -> str:
         """Precision of frozen networks unless a store prescribes one."""
         return self.compute or default_compute(self.device)
+
+    @property
+    def for_single_images(self) -> Execution:
+        """For drawing a few images one at a time, which several threads do not speed up: on CUDA each thread
+        of a graph takes 16 MB of the device's memory and of the host's.
+        """
+        return self if self.device.type == "cpu" else replace(self, threads=1)
 
     def forward(self, n_images: int, *, fastest: int | None = None) -> Forward:
         """How to compute a job of `n_images`; `fastest` is the batch size that was measured to be fastest."""

@@ -53,5 +53,10 @@ class SourceOutputs(Protocol):
         dataset, whose pixels are uint8 (N, 3, H, W).
         """
 
+    def check(self) -> None:
+        """Raise NonFiniteLogitsError if rows that were given since the last call make no sense; on a CPU
+        `logits` itself does so, on CUDA a look at them waits for the device.
+        """
+
     def finish(self) -> None:
         """End the epoch: every row that was requested has been used."""

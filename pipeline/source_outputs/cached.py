@@ -80,10 +80,14 @@ class CachedOutputs:
         if self._current is None:
             raise RuntimeError("no view is loaded")
         at = np.searchsorted(self._current.positions, positions)
+        there = self._placement.indices(at)  # one copy for all tables
         return {
-            name: all_classes(self.stores[name], table.rows(at), self._temperature)
+            name: all_classes(self.stores[name], table.rows(at, there), self._temperature)
             for name, table in self._current.tables.items()
         }
+
+    def check(self) -> None:
+        """See `SourceOutputs.check`. Nothing to do: stored rows were checked when they were written."""
 
     def finish(self) -> None:
         """See `SourceOutputs.finish`. Nothing to do."""

@@ -15,7 +15,7 @@ from pipeline.data import DEFAULT_VIEWS, EARLIER, Plan, open_renderer
 from pipeline.runtime import mute_remarks
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
-from pipeline.source_outputs.live import LiveOutputs, LiveSource
+from pipeline.source_outputs.live import LiveOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.stored import stored_sources
@@ -32,6 +32,7 @@ from pipeline.stores import (
     probe_pixels,
     sound_stores,
     source_plan,
+    step_batch_size,
     store_folder,
     stores_elsewhere,
     try_source,
@@ -43,7 +44,6 @@ from sskt.sources import (
     FrozenSource,
     InputMap,
     Source,
-    default_batch_size,
     network_of,
 )
 
@@ -171,7 +171,8 @@ def open_cached(request: DataRequest, stores: dict[str, Store], views: int | Non
     _require_every_number(request, stores)
     for store in stores.values():
         plan = source_plan(InputMap.from_dict(store.manifest.identity["input"]), request.plan)
-        with closing(open_renderer(request.stored, plan, request.execution, batch_size=1)) as renderer:
+        drawing = request.execution.for_single_images
+        with closing(open_renderer(request.stored, plan, drawing, batch_size=1)) as renderer:
             check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
     placement = choose_placement(stores, request.n_rows, request.execution.device)
@@ -205,7 +206,7 @@ def _open_live(
     which_views = "a new view every epoch" if views is None else f"{views} view(s)"
     log.info(f"labels: live, {', '.join(sources)} in {execution.precision}, {which_views}: {why}")
     opened = _open_sources(request, sources)
-    live_sources: dict[str, LiveSource] = {}
+    live_sources: dict[str, FrozenSource | BatchStatisticsSource] = {}
     if teacher_bn == "frozen":
         by_network: dict[tuple[int, InputMap], list[str]] = {}
         for name, (source, input_map) in opened.items():
@@ -228,12 +229,13 @@ def _open_network(request: DataRequest, outputs: list[tuple[Source, InputMap]]) 
     """What computes some outputs of one network by one forward, tried on images of the target."""
     execution, image_px = request.execution, request.plan.side_px
     source, input_map = outputs[0]
-    fastest = source.nearest_batch_size(default_batch_size(execution.device))
+    fastest = step_batch_size(source, input_map, execution, request.n_step)
     forward = execution.forward(request.n_forwards, fastest=fastest)
     if len(outputs) > 1:
         forward = replace(forward, outputs=tuple(each.spec.output for each, _ in outputs))
     plan = source_plan(input_map, request.plan)
-    with closing(open_renderer(request.dataset, plan, execution, batch_size=1)) as renderer:
+    drawing = execution.for_single_images
+    with closing(open_renderer(request.dataset, plan, drawing, batch_size=1)) as renderer:
         positions = range(min(PROBE_SAMPLES, len(request.dataset)))
         shown = torch.from_numpy(probe_pixels(renderer, positions))
         frozen = open_frozen(source, input_map, forward, execution, image_px, shown=shown)
@@ -249,7 +251,7 @@ def _open_write_through(request: DataRequest, sources: tuple[str, ...], views: i
     filled: dict[str, SourceStore] = {}
     for names in by_plan.values():
         job = Job(request.target, request.dataset, [opened[name] for name in names], request.plan, views)
-        its = open_source_stores(job, request.paths.cache_dir, request.execution)
+        its = open_source_stores(job, request.paths.cache_dir, request.execution, n_step=request.n_step)
         filled |= dict(zip(names, its, strict=True))
     source_stores = {name: filled[name] for name in opened}
     stores = {name: each.store for name, each in source_stores.items()}

@@ -61,6 +61,11 @@ class JoinedOutputs:
                 all_rows[to_device(placed.which, rows.device)] = rows
         return logits
 
+    def check(self) -> None:
+        """See `SourceOutputs.check`."""
+        for outputs in self._outputs:
+            outputs.check()
+
     def finish(self) -> None:
         """See `SourceOutputs.finish`."""
         for outputs in self._outputs:

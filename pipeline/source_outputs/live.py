@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 
 from pipeline.data import Positions
 from pipeline.source_outputs.cached import shaped
-from sskt.sources import Contract, InputMap, Source, output_of
-
-
-class LiveSource(Protocol):
-    """A network that can be run: a `FrozenSource`, or a `BatchStatisticsSource`, as in the released code; its
-    rows may be those of several sources, outputs of that network.
-    """
-
-    source: Source
-    input_map: InputMap
-
-    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, H, W) to float16 (N, K); for clips, the frames that `input_map` picks."""
+from pipeline.source_outputs.networks import LiveNetworks, LiveSource
+from sskt.sources import Contract, output_of
 
 
 class LiveOutputs:
@@ -41,6 +29,7 @@ class LiveOutputs:
     ) -> None:
         """`sources` maps several names to the same network where it computes all of them."""
         self._sources, self.views, self.contracts = sources, views, contracts or {}
+        self._networks = LiveNetworks()
         self._columns = {name: live.source.columns_of(output_of(name)) for name, live in sources.items()}
         self.n_classes = {name: columns.stop - columns.start for name, columns in self._columns.items()}
         self.weights_sha256 = {name: live.source.weights_sha256 for name, live in sources.items()}
@@ -53,13 +42,16 @@ class LiveOutputs:
 
     def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """See `SourceOutputs.logits`."""
-        rows = {
-            live: live.logits(live.input_map.pick(pixels)) for live in dict.fromkeys(self._sources.values())
-        }
+        rows = self._networks.rows(self._sources.values(), pixels)
         return {
             name: shaped(rows[live][:, self._columns[name]], output_of(name))
             for name, live in self._sources.items()
         }
 
+    def check(self) -> None:
+        """See `SourceOutputs.check`."""
+        self._networks.check()
+
     def finish(self) -> None:
-        """See `SourceOutputs.finish`. Nothing to do."""
+        """See `SourceOutputs.finish`."""
+        self.check()

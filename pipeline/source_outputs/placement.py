@@ -23,8 +23,10 @@ _DEVICE_SHARE = 4  # source outputs may take a quarter of the free memory of a C
 class Table(Protocol):
     """Some rows of one view of a store."""
 
-    def rows(self, at: Positions) -> torch.Tensor:
-        """The table's rows at indices `at`, float16 (n, width), on the training device."""
+    def rows(self, at: Positions, there: torch.Tensor | None) -> torch.Tensor:
+        """The table's rows at indices `at`, float16 (n, width), on the training device. `there`: as
+        `Placement.indices` gives them.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,10 @@ class Placement:
             return _Pinned(table.pin_memory(), self.device)
         return _OnDevice(table.to(self.device))
 
+    def indices(self, at: Positions) -> torch.Tensor | None:
+        """Indices of rows, on the training device; None if rows are gathered on the host."""
+        return to_device(at, self.device) if self.kind == "device" else None
+
     def __str__(self) -> str:
         where = {"device": f"on {self.device}", "pinned": "in page-locked memory", "map": "mapped from disk"}
         return "in memory" if (self.kind, self.device.type) == ("device", "cpu") else where[self.kind]
@@ -67,9 +73,10 @@ def choose_placement(stores: Mapping[str, Store], n_rows: int, device: torch.dev
 class _OnDevice:
     table: torch.Tensor
 
-    def rows(self, at: Positions) -> torch.Tensor:
+    def rows(self, at: Positions, there: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG002
         """See `Table.rows`."""
-        return self.table[to_device(at, self.table.device)]
+        assert there is not None  # noqa: S101 - the placement is "device"
+        return self.table[there]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +84,7 @@ class _Pinned:
     table: torch.Tensor
     device: torch.device
 
-    def rows(self, at: Positions) -> torch.Tensor:
+    def rows(self, at: Positions, there: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG002
         """See `Table.rows`. Gathers on the host, then copies while the device works."""
         batch = torch.empty((len(at), self.table.shape[1]), dtype=self.table.dtype, pin_memory=True)
         torch.index_select(self.table, 0, torch.from_numpy(at), out=batch)
@@ -90,6 +97,6 @@ class _Mapped:
     store_rows: Positions
     device: torch.device
 
-    def rows(self, at: Positions) -> torch.Tensor:
+    def rows(self, at: Positions, there: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG002
         """See `Table.rows`."""
         return to_device(self.view.rows(self.store_rows[at]).view(np.float16), self.device)

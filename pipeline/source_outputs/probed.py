@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data import Dataset, Positions
+from pipeline.runtime import to_device
 from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.probe_rows import StoredRows
@@ -64,7 +65,7 @@ class ProbedOutputs(WrappedOutputs):
     def logits(self, positions: Positions, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `SourceOutputs.logits`."""
         logits = self._outputs.logits(positions, pixels)
-        at = torch.from_numpy(positions).to(self._folds.device)
+        at = to_device(positions, self._folds.device)
         if self._table is not None:
             answers = self._table[at]
         else:

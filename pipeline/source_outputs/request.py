@@ -37,6 +37,7 @@ class DataRequest:
     temperature: float  # the student's, at which a store of top-k logits is read
     n_rows: int  # samples per epoch that this process trains on
     n_forwards: int  # images that a live source would process in the whole run
+    n_step: int  # samples of a training step on this process
     limit: int | None = None  # the --limit on samples
     source_weights: Mapping[str, str] = field(default_factory=dict)  # sha256 by source, if the run is resumed
     whole: Dataset | None = None  # `dataset` with the samples held out for validation, if any were

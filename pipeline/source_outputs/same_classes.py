@@ -82,6 +82,6 @@ def _sample_logits(outputs: SourceOutputs, request: DataRequest) -> tuple[dict[s
     positions = trial_positions(dataset, _LIVE_IMAGES)
     with closing(open_renderer(dataset, request.plan, request.execution, batch_size=1)) as renderer:
         batches = [positions[i : i + 1] for i in range(len(positions))]
-        pixels = torch.cat(list(renderer.render(0, batches)))
+        pixels = torch.cat([batch.cpu() for batch in renderer.render(0, batches)])
     outputs.load(0, positions)
     return outputs.logits(positions, pixels), positions

@@ -44,6 +44,10 @@ class WrappedOutputs:
         """See `SourceOutputs.prepare`."""
         self._outputs.prepare(view, positions)
 
+    def check(self) -> None:
+        """See `SourceOutputs.check`."""
+        self._outputs.check()
+
     def finish(self) -> None:
         """See `SourceOutputs.finish`."""
         self._outputs.finish()

@@ -7,7 +7,7 @@ its current epoch; that view is computed live again when its turn comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from cache import Store, Unit
 from pipeline.data import Dataset, Positions
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
+from pipeline.source_outputs.networks import LiveNetworks
 from pipeline.source_outputs.placement import Placement, Table
 from pipeline.stores import SourceStore
-from sskt.sources import Contract, FrozenSource
+from sskt.sources import Contract
 from sskt.topk import decode, encode
+
+_MOST_PENDING = 64 << 20  # bytes of rows that wait on a CUDA device for their copy to the host
 
 
 @dataclass(slots=True)
@@ -29,6 +32,17 @@ class _ViewInProgress:
     view: int
     rows: dict[str, torch.Tensor]  # float16 or uint16 (N, width) on the host
     filled: NDArray[np.bool_]  # (N,)
+    # rows that are not in `rows` yet, with their source and positions: a copy of them waits for the device
+    pending: list[tuple[str, Positions, torch.Tensor]] = field(default_factory=list)
+
+    def fill(self) -> None:
+        """Copy the pending rows to the host."""
+        pending, self.pending = self.pending, []
+        for name in dict.fromkeys(name for name, *_ in pending):
+            own = [(positions, rows) for each, positions, rows in pending if each == name]
+            at = torch.from_numpy(np.concatenate([positions for positions, _ in own]))
+            rows = torch.cat([rows.view(torch.int16) for _, rows in own]).cpu()  # torch copies no uint16 rows
+            self.rows[name].view(torch.int16)[at] = rows
 
 
 class WriteThroughOutputs:
@@ -55,6 +69,8 @@ class WriteThroughOutputs:
         self._open_cached, self._placement, self._temperature = open_cached, placement, temperature
         self._cached: CachedOutputs | None = None
         self._in_progress: _ViewInProgress | None = None
+        self._networks = LiveNetworks()
+        self._most_pending = _MOST_PENDING if placement.device.type == "cuda" else 0
         self._stored: dict[str, Table] = {}  # by source, where the current view is already stored
         self.contracts = contracts or {}
         self.n_classes = {name: each.store.n_classes for name, each in source_stores.items()}
@@ -92,24 +108,33 @@ class WriteThroughOutputs:
         if view is None:
             raise RuntimeError("no view is loaded")
         logits = {}
-        live: dict[FrozenSource, torch.Tensor] = {}  # rows of every network that is asked, by one forward
+        asked = {name: each for name, each in self._source_stores.items() if name not in self._stored}
+        live = self._networks.rows([each.frozen for each in asked.values() if each.frozen], pixels)
+        there = self._placement.indices(positions) if self._stored else None
         for name, source_store in self._source_stores.items():
             store, frozen = source_store.store, source_store.frozen
             if name in self._stored:
-                logits[name] = all_classes(store, self._stored[name].rows(positions), self._temperature)
+                rows = self._stored[name].rows(positions, there)
+                logits[name] = all_classes(store, rows, self._temperature)
             elif frozen is not None:
-                if frozen not in live:
-                    live[frozen] = frozen.logits(frozen.input_map.pick(pixels))
-                rows = live[frozen][:, source_store.columns]
-                logits[name] = self._fill_rows(view.rows[name], store, positions, rows)
+                rows, logits[name] = self._as_stored(store, live[frozen][:, source_store.columns])
+                view.pending.append((name, positions, rows))
+        if sum(rows.nbytes for *_, rows in view.pending) >= self._most_pending:
+            view.fill()
         view.filled[positions] = True
         return logits
+
+    def check(self) -> None:
+        """See `SourceOutputs.check`."""
+        self._networks.check()
 
     def finish(self) -> None:
         """See `SourceOutputs.finish`. Writes every unit of the view whose rows have all been computed."""
         view, self._in_progress = self._in_progress, None
         if view is None:
             return
+        self.check()
+        view.fill()
         for name, rows in view.rows.items():
             source_store = self._source_stores[name]
             store = source_store.store
@@ -123,19 +148,12 @@ class WriteThroughOutputs:
     def _all_stored(self) -> bool:
         return not any(each.store.pending(self.views) for each in self._source_stores.values())
 
-    def _fill_rows(
-        self, table: torch.Tensor, store: Store, positions: Positions, logits: torch.Tensor
-    ) -> torch.Tensor:
-        """Put a batch's rows into the table that units are written from; returns the logits that a reader of
-        the store will get.
-        """
-        top_k, at = store.top_k, torch.from_numpy(positions)
-        if top_k is None:
-            table[at] = logits.cpu()
-            return all_classes(store, logits, self._temperature)
-        rows = encode(logits, top_k)
-        table.view(torch.int16)[at] = rows.view(torch.int16).cpu()
-        return decode(rows, store.n_classes, self._temperature)
+    def _as_stored(self, store: Store, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch's rows as units hold them, and the logits that a reader of the store will get."""
+        if store.top_k is None:
+            return logits, all_classes(store, logits, self._temperature)
+        rows = encode(logits, store.top_k)
+        return rows, decode(rows, store.n_classes, self._temperature)
 
 
 def _lacks(source_store: SourceStore, view: int) -> bool:

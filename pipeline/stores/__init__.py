@@ -17,7 +17,7 @@ from pipeline.stores.job import Job
 from pipeline.stores.match import Candidate, Destination, destination, matching_store
 from pipeline.stores.recorded_weights import with_recorded_weights
 from pipeline.stores.reopen import Origin, open_dataset_of, open_origin
-from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
+from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward, step_batch_size
 from pipeline.stores.trial import trial_positions, try_source
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "spec_on_store",
     "split_folder",
     "spread_positions",
+    "step_batch_size",
     "store_folder",
     "stored_output",
     "stores_elsewhere",

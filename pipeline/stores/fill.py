@@ -20,7 +20,7 @@ from pipeline.stores.contracts import contract_record
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels
 from pipeline.stores.job import Job
 from pipeline.stores.match import Destination, destination
-from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward
+from pipeline.stores.sources import choose_forward, open_frozen, recorded_forward, warn_of_padding
 from pipeline.stores.trial import try_source
 from sskt.sources import LOGITS_OUTPUT, Forward, FrozenSource, InputMap, Source, open_outputs
 
@@ -77,10 +77,12 @@ class _Missing:
         return self.store
 
 
-def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> list[SourceStore]:
+def open_source_stores(
+    job: Job, cache_dir: Location, execution: Execution, *, n_step: int | None = None
+) -> list[SourceStore]:
     """Open or create the store of every source of a job, with room for every view, and load the networks of
     those that lack rows. Outputs of one network come from one forward, unless their stores record that they
-    were computed in different ways.
+    were computed in different ways. `n_step`: samples of the training steps that will ask, if such do.
     """
     opened: list[SourceStore | _Missing] = []
     for source, input_map in job.sources:
@@ -95,14 +97,15 @@ def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> l
     missing = [each for each in opened if isinstance(each, _Missing)]
     frozen_of: dict[_Missing, FrozenSource] = {}
     if missing:
-        with closing(open_renderer(job.dataset, job.source_plan, execution, batch_size=1)) as renderer:
+        drawing = execution.for_single_images
+        with closing(open_renderer(job.dataset, job.source_plan, drawing, batch_size=1)) as renderer:
             new: dict[tuple[int, InputMap], list[_Missing]] = {}
             for each in missing:
                 if each.store is None:
                     new.setdefault(each.network, []).append(each)
             begun = [each for each in missing if each.store is not None]
             created = [
-                _create(job, group, _outputs_of(group, begun, execution), execution, renderer)
+                _create(job, group, _outputs_of(group, begun, execution), execution, renderer, n_step)
                 for group in new.values()
             ]
             for each in missing:
@@ -111,6 +114,9 @@ def open_source_stores(job: Job, cache_dir: Location, execution: Execution) -> l
             each.filled.grow(job.views)
             each.filled.sweep()
         frozen_of = _open_together(job, missing, created, execution)
+        if n_step is not None:
+            for each, frozen in frozen_of.items():
+                warn_of_padding(each.filled.path, frozen, execution, n_step)
     return [
         SourceStore(each.source, frozen_of[each], each.filled, set(each.filled.pending(job.views)))
         if isinstance(each, _Missing)
@@ -132,7 +138,12 @@ def _outputs_of(group: list[_Missing], begun: list[_Missing], execution: Executi
 
 
 def _create(
-    job: Job, group: list[_Missing], outputs: tuple[str, ...], execution: Execution, renderer: Renderer
+    job: Job,
+    group: list[_Missing],
+    outputs: tuple[str, ...],
+    execution: Execution,
+    renderer: Renderer,
+    n_step: int | None,
 ) -> FrozenSource:
     """Create the stores of a group of outputs of one network; returns that, which computes `outputs`.
 
@@ -141,7 +152,9 @@ def _create(
     """
     dataset, image_px, first = job.dataset, job.plan.side_px, group[0]
     source = open_outputs(first.source, outputs)
-    forward = choose_forward(source, first.input_map, execution, image_px, len(dataset), job.views)
+    forward = choose_forward(
+        source, first.input_map, execution, image_px, len(dataset), job.views, n_step=n_step
+    )
     probe = range(min(PROBE_SAMPLES, len(dataset)))
     pixels = probe_pixels(renderer, probe)
     frozen = open_frozen(

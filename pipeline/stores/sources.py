@@ -95,11 +95,22 @@ def _require_may_fall_back(
 
 
 def choose_forward(
-    source: Source, input_map: InputMap, execution: Execution, image_px: int, n_samples: int, views: int
+    source: Source,
+    input_map: InputMap,
+    execution: Execution,
+    image_px: int,
+    n_samples: int,
+    views: int,
+    *,
+    n_step: int | None = None,
 ) -> Forward:
-    """Choose how a new store is computed; on CUDA the fastest batch size is measured."""
+    """Choose how a new store is computed; on CUDA the fastest batch size is measured, unless rows come from
+    training steps of `n_step` samples.
+    """
     fastest = None
-    if execution.batch_size is None and execution.device.type == "cuda":
+    if n_step is not None:
+        fastest = step_batch_size(source, input_map, execution, n_step)
+    elif execution.batch_size is None and execution.device.type == "cuda":
 
         def open_with(batch_size: int) -> FrozenSource:
             forward = Forward(execution.precision, batch_size)
@@ -107,13 +118,56 @@ def choose_forward(
                 source, input_map, device=execution.device, forward=forward, image_px=image_px
             )
 
-        # a forward's images all come from one unit, and the rest of its batch is wasted padding
-        most = source.nearest_batch_size(min(_LARGEST_BATCH_SIZE, default_block_rows(n_samples)))
+        # a forward's images all come from one unit, whose second half is computed while another is written
+        n_unit = default_block_rows(n_samples) * _images_per_sample(input_map)
+        most = source.nearest_batch_size(min(_LARGEST_BATCH_SIZE, -(-n_unit // 2)))
         first = source.nearest_batch_size(default_batch_size(execution.device))
-        fastest = fastest_batch_size(open_with, first=first, most=most)
+        measured = fastest_batch_size(open_with, first=first, most=most)
+        fastest = source.nearest_batch_size(_even_part(n_unit, measured))
     elif execution.batch_size is None:
         fastest = source.nearest_batch_size(default_batch_size(execution.device))
     return execution.forward(n_samples * views, fastest=fastest)
+
+
+def step_batch_size(source: Source, input_map: InputMap, execution: Execution, n_step: int) -> int:
+    """Images per forward where a source is asked about the `n_step` samples of a training step: on CUDA all
+    of them, as far as memory may be expected to allow.
+    """
+    if execution.device.type == "cpu":
+        return source.nearest_batch_size(default_batch_size(execution.device))
+    n_images = n_step * _images_per_sample(input_map)
+    return source.nearest_batch_size(_even_part(n_images, _LARGEST_BATCH_SIZE))
+
+
+def warn_of_padding(store: Location, frozen: FrozenSource, execution: Execution, n_step: int) -> None:
+    """Warn if a store's rows are computed so many at a time that training steps of `n_step` samples waste
+    most of every forward.
+    """
+    if execution.device.type == "cpu":  # whose forwards are small
+        return
+    n, n_asked = (
+        frozen.forward.batch_size,
+        step_batch_size(frozen.source, frozen.input_map, execution, n_step),
+    )
+    if n >= 2 * n_asked:
+        log.warning(
+            f"{store}: its images are computed {n} at a time, and a step has {n_asked}, so every step pays "
+            f"for {n}; fill it with `sskt precompute` instead"
+        )
+
+
+def _images_per_sample(input_map: InputMap) -> int:
+    return 1 if input_map.frames is None else input_map.frames.k
+
+
+def _even_part(n: int, most: int) -> int:
+    """The largest of `n` and its half, quarter and so on, rounded up, that is at most `most`: what is padded
+    is next to nothing, and a batch for one source is a whole number of forwards of another.
+    """
+    n_parts = 1
+    while -(-n // n_parts) > most:
+        n_parts *= 2
+    return -(-n // n_parts)
 
 
 def recorded_forward(path: Location, made_by: dict[str, Any], execution: Execution) -> Forward:

@@ -39,7 +39,7 @@ def try_source(frozen: FrozenSource, dataset: Dataset, renderer: Renderer) -> No
     contradict its contract, or that nothing can be learnt from, NonFiniteLogitsError if none is finite.
     """
     batches = [np.array([position]) for position in trial_positions(dataset)]
-    outputs = frozen.outputs(torch.cat(list(renderer.render(0, batches))))
+    outputs = frozen.outputs(torch.cat([batch.cpu() for batch in renderer.render(0, batches)]))
     for part, columns in frozen.source.with_columns():
         spec, rows = part.spec, outputs[:, columns]
         name, declared = spec.name, spec.contract.returns

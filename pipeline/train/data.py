@@ -239,6 +239,7 @@ def _request_of(
     dataset, spec = splits.train, parse_target(config.target)
     augmentation = Augmentation(**config.augmentation)
     n_seen = len(dataset) + sum(len(pool.dataset) for pool in splits.pools)
+    sized = config.sized(n_seen)
     return DataRequest(
         config.target,
         spec,
@@ -249,7 +250,8 @@ def _request_of(
         execution,
         temperature=config.temperature,
         n_rows=-(-len(dataset) // world.size),
-        n_forwards=-(-n_seen // world.size) * config.sized(n_seen).epochs,
+        n_forwards=-(-n_seen // world.size) * sized.epochs,
+        n_step=-(-sized.batch_size // world.size),
         limit=config.limit,
         source_weights=config.source_weights,
         whole=splits.whole,

@@ -30,7 +30,7 @@ from pipeline.data import (
     in_batches,
     open_renderer,
 )
-from pipeline.runtime import Execution, World, autocast, memory_for_images
+from pipeline.runtime import Execution, InUse, World, autocast, memory_for_images, to_device
 from sskt.errors import RunError, SettingError
 from sskt.losses import multilabel_bce
 from sskt.metrics import (
@@ -46,6 +46,9 @@ from sskt.sources import exact_kernels
 from sskt.students import Student, frames_seen
 
 _BATCH = 250
+_CUDA_BATCH = 2000  # of small images, whose forwards take less time than their launches
+_SMALL_PX = 64  # side of an image up to which a batch has so many; larger ones are fewer in proportion
+_MOST_ON_DEVICE = 1 << 26  # numbers that are kept there before they are copied to the host
 _CLIPS = 16  # per batch
 ALL_CLIPS = "all"
 _OF_DEVICE = 8  # pixels may take an eighth of a CUDA device's free memory
@@ -80,7 +83,7 @@ class Evaluator:
         counts = _n_views_of(dataset, plan)
         self._positions, self._counts = np.arange(len(dataset))[mine], counts[mine]
         self._n_clips = int(counts.sum())  # over all ranks
-        n_frames, self._batch = 1, _BATCH
+        n_frames, self._batch = 1, _batch_size(plan.side_px, execution.device)
         if isinstance(plan, CentreClip | EveryClip):  # one picked frame is no larger than an image
             n_frames, self._batch = plan.n_frames, _CLIPS
         nbytes = 3 * plan.side_px**2 * n_frames * int(self._counts.sum())
@@ -162,12 +165,21 @@ class Evaluator:
         student.eval()
         device, backbone = self._execution.device, student.backbone
         for view in range(self._counts.max(initial=1)):
-            answers = [torch.empty(0, n_numbers)]
+            answers, in_use = [torch.empty(0, n_numbers)], InUse(device)
+            latest: list[torch.Tensor] = []
             for pixels in self._pixels(view):
                 with torch.inference_mode(), autocast(device, amp), exact_kernels(device):
-                    seen = frames_seen(backbone, pixels.to(device))
+                    seen = frames_seen(backbone, pixels)
                     z = answer(normalise(seen, backbone.mean, backbone.std))
-                answers.append(z.float().cpu())
+                latest.append(z.float())
+                in_use.hold(pixels)
+                # on CUDA a copy to the host waits for the device, so there are few
+                if device.type == "cpu" or sum(rows.numel() for rows in latest) > _MOST_ON_DEVICE:
+                    answers.append(torch.cat(latest).cpu())
+                    latest = []
+            in_use.release()
+            if latest:
+                answers.append(torch.cat(latest).cpu())
             yield torch.cat(answers)
 
     def _all_sane(self, student: Student, views: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -273,12 +285,20 @@ class Evaluator:
         renderer = open_renderer(self._dataset, self._plan, self._execution, batch_size=self._batch)
         with closing(renderer):
             positions = self._positions[self._counts > view]
-            for pixels in renderer.render(view, in_batches(positions, self._batch)):
+            for drawn_pixels in renderer.render(view, in_batches(positions, self._batch)):
+                pixels = to_device(drawn_pixels, self._execution.device)
                 if self._keeps:
                     drawn.append(pixels)
                 yield pixels
         if self._keeps:
             self._kept[view] = drawn
+
+
+def _batch_size(side_px: int, device: torch.device) -> int:
+    """Images per batch; on CUDA more of small ones."""
+    if device.type == "cpu":
+        return _BATCH
+    return max(_BATCH, min(_CUDA_BATCH, _CUDA_BATCH * _SMALL_PX**2 // side_px**2))
 
 
 def _room(device: torch.device) -> int:

@@ -28,6 +28,7 @@ from pipeline.train.pretext.scorer import PretextScorer
 from pipeline.train.run_folder import Run
 from pipeline.train.score import Scorer
 from pipeline.train.trainer import Trainer
+from sskt.errors import RunError
 from sskt.methods import Method, Pretext
 from sskt.sanity import LARGEST_LOGIT
 from sskt.students import PRETEXTS
@@ -38,6 +39,7 @@ _SAVE_EVERY_S = 60.0  # within an epoch: the most that a kill can cost
 _SAVING_SHARE = 0.02  # largest fraction of the time spent on saving after shorter epochs
 _SHOWN = 16  # training images in TensorBoard
 _ASK_EVERY = 50  # steps between two queries of the first rank's clock
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"  # in torch's message
 
 
 def run_epochs(
@@ -247,7 +249,9 @@ def _per_step(order: Sampler) -> dict[str, float]:
 
 @contextmanager
 def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Within this context use deterministic kernels only or, on CUDA, the fastest ones."""
+    """Within this context use deterministic kernels only or, on CUDA, the fastest ones. Raises RunError where
+    torch has no deterministic kernel.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     on_cuda = device.type == "cuda"
     torch.use_deterministic_algorithms(config.deterministic)
@@ -260,5 +264,12 @@ def kernels(config: TrainConfig, device: torch.device) -> Iterator[None]:
     try:
         with flags if on_cuda else nullcontext():
             yield
+    except RuntimeError as error:
+        if _NOT_DETERMINISTIC not in str(error):
+            raise
+        raise RunError(
+            f"--deterministic: torch {torch.__version__} cannot train {config.model} so on {device} "
+            f"({str(error).split(',')[0]}); leave it out, or use another --model or a later torch"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before)

@@ -116,7 +116,7 @@ def open_training_data(
         unlabelled=unlabelled,
     )
     # live sources are estimated for one epoch; no training samples are held out to choose an epoch
-    config = replace(config, epochs=1, chosen_on="test")
+    config = replace(config, epochs=1, batch_size=batch_size, chosen_on="test")
     data = open_data(config, paths=paths, execution=execution, world=world)
     assert data.source_outputs is not None  # noqa: S101 - "sskt" has sources
     part = -(-batch_size // world.size)

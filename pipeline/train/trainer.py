@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.data import Batch, Dataset, Loader, Mixing, Positions, sampler_for
 from pipeline.runtime import Execution, World, autocast, peak_memory, reuse_freed_memory
 from pipeline.source_outputs import SourceOutputs
-from pipeline.train.compiled import require_right
+from pipeline.train.compiled import compile_step, require_right
 from pipeline.train.config import TrainConfig
 from pipeline.train.divergence import diverged
 from pipeline.train.sums import Sums, to_host
@@ -58,7 +58,9 @@ class Trainer:
         for name in config.plain_layers:
             compute_plainly(method.get_submodule(name))
         parallel = world.parallel(method, self._device, may_have_unused=config.model not in BACKBONES)
-        self._losses: Callable[..., Losses] = torch.compile(parallel) if config.compiled else parallel
+        self._losses: Callable[..., Losses] = parallel
+        if config.compiled:
+            self._losses = compile_step(parallel, self._device, alone=world.size == 1)
         self._untried = parallel if config.compiled else None  # to check the compiled step against, once
         self._optimiser = build_optimizer(
             config.optimizer,
@@ -218,11 +220,11 @@ class Trainer:
             require_right(self._losses, self._untried, self.method, inputs, self._config, self._device)
             self._untried = None
         self.method.rate = self._schedule.lr
+        self._optimiser.zero_grad(set_to_none=True)  # first: a CUDA graph reuses the memory of gradients
         with autocast(self._device, self._config.amp):
             losses = self._losses(*inputs)
         # the ranks' gradients are averaged, as if their parts of the batch were equally large
         weight = self._world.weight(len(batch.positions), batch.n_step)
-        self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(losses.total * weight if weight != 1 else losses.total).backward()  # type: ignore[no-untyped-call]
         if self._config.clip_norm is not None:
             self._scaler.unscale_(self._optimiser)
@@ -240,6 +242,8 @@ class Trainer:
         """Add up the losses since the last look. Raises DivergedError, naming the step and its samples, if
         one of them is not finite.
         """
+        if self._source_outputs:
+            self._source_outputs.check()  # first: a loss that is not finite would be blamed on the student
         unchecked, self._unchecked = self._unchecked, []
         figures = to_host([losses for *_, losses in unchecked])
         for (step, positions, _), found in zip(unchecked, figures, strict=True):

@@ -7,6 +7,8 @@ that are compared with the released code. Our own sources are frozen (`sskt.sour
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,11 @@ class BatchStatisticsSource:
         self.source = source
         self.input_map, self._device, self._dtype = input_map, device, DTYPES[compute]
         self._module = source.module.to(device).train()
+
+    def submit(self, pixels: Tensor, *, in_order: bool = True) -> Callable[[], Tensor]:  # noqa: ARG002
+        """See `sskt.sources.frozen.FrozenSource.submit`; nothing is waited for."""
+        logits = self.logits(pixels)
+        return lambda: logits
 
     def logits(self, pixels: Tensor) -> Tensor:
         """See `sskt.sources.frozen.FrozenSource.logits`; the running statistics are updated."""

@@ -73,7 +73,7 @@ class ClipFrames:
         gets (N, 3, F, H, W) unchanged.
         """
         if self.kind == CLIP:
-            return picked
+            return picked.contiguous()  # in one memory layout, so that code is compiled once
         if self.kind == MEAN_FRAME:
             return picked.to(torch.float32).mean(dim=2).round().to(torch.uint8)
         return picked.transpose(1, 2).flatten(0, 1)

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,11 +91,12 @@ def _failure(error: Exception) -> str:
 @contextmanager
 def _tensors_only() -> Iterator[None]:
     """Make torch.load use weights_only, which torch's loader does not offer as an argument, and silence its
-    log.
+    log and torch 2.11's warning about bytes that it only reads.
     """
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     log = logging.getLogger("torch.export")
-    with _LOADING:
+    with _LOADING, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
         before, level = os.environ.get(name), log.level
         os.environ[name] = "1"
         log.setLevel(logging.CRITICAL)

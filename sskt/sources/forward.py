@@ -82,8 +82,11 @@ def default_batch_size(device: torch.device) -> int:
     return _CUDA_BATCH_SIZE if device.type == "cuda" else _CPU_BATCH_SIZE
 
 
-def compile_network(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def compile_network(function: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
     """Compile `function` for the one shape that it will be called with, with its networks' weights frozen.
+
+    On CUDA the compiler would time several kernels and take the fastest, so that two processes could take
+    different ones, whose last bits differ; "deterministic" keeps it from that.
 
     The compiler caches by code object and gives up after eight shapes or networks, so every function gets its
     own code object.
@@ -91,7 +94,10 @@ def compile_network(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], 
     copy = FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, closure=function.__closure__
     )
-    return torch.compile(copy, dynamic=False, fullgraph=True, options={"freezing": True})
+    options: dict[str, Any] = {"freezing": True}
+    if device.type == "cuda":
+        options["deterministic"] = True
+    return torch.compile(copy, dynamic=False, fullgraph=True, options=options)
 
 
 @contextmanager

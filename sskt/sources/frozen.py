@@ -127,11 +127,13 @@ class FrozenSource:
         self.require_finite(logits)
         return logits
 
-    def submit(self, pixels: Tensor) -> Callable[[], Tensor]:
+    def submit(self, pixels: Tensor, *, in_order: bool = False) -> Callable[[], Tensor]:
         """Start on `pixels`; the function returned waits for their logits, (N, K) float16, which are not
         checked to be finite.
 
         On a CPU the workers run while the caller prepares the next batch; on CUDA the kernels are queued.
+        `in_order` says that all that the caller does with the logits is queued behind them, and that the
+        caller holds `pixels`: then nobody waits for a CUDA device.
         """
         if not len(pixels):
             empty = torch.empty(0, self.source.spec.n_classes, dtype=torch.float16, device=self.device)
@@ -140,9 +142,10 @@ class FrozenSource:
         if self._pool is None:
             logits = self._join([self._group(group) for group in groups])
             computed = None
-            if self.device.type == "cuda":
-                computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                computed.record()
+            if self.device.type == "cuda" and not in_order:
+                event: Any = torch.cuda.Event  # not typed by torch
+                computed = event(blocking=True)  # leaves the core that would spin to the decoders
+                computed.record(torch.cuda.current_stream(self.device))
             return _PendingLogits(logits, pixels, computed)
         futures = [self._pool.submit(self._group, group) for group in groups]
         # joined by the caller, outside inference mode, so that the result may enter the student's graph
@@ -278,7 +281,7 @@ class FrozenSource:
             few = self.source.nearest_batch_size(2)
             require_same_bits(partial(self._try, network), self._images(few), name)
         if forward.compiled:
-            network = compile_network(network)
+            network = compile_network(network, self.device)
             with compiler_errors(name):
                 z = self._try(network, self._images(forward.batch_size))
         if plain is not None:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, Self
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, stack
 
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -47,7 +47,10 @@ class InputMap:
 
     def pick(self, pixels: Tensor) -> Tensor:
         """Pick the frames of clips, uint8 (N, 3, D, H, W), that the source sees; images pass through."""
-        return pixels if self.frames is None else pixels[:, :, list(self.frames.picks)]
+        if self.frames is None:
+            return pixels
+        # by slices, since a list of indices would be copied to a GPU, which waits for it
+        return stack([pixels[:, :, position] for position in self.frames.picks], dim=2)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 RGB (N, 3, H, W) to float32 (N, 3, side_px, side_px) in the order of `channels`, normalised,

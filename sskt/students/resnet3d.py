@@ -61,7 +61,7 @@ class ResNet3D(Backbone):
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, D, H, W) to Features of four blocks, at H/4 and D/2 to H/32 and D/16."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        # torch's CUDA kernel is deterministic only with return_indices
+        # torch's CUDA kernel is deterministic only with return_indices, and before 2.15 not even then
         x, _ = F.max_pool3d(x, kernel_size=3, stride=2, padding=1, return_indices=True)
         blocks = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

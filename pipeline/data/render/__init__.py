@@ -15,20 +15,21 @@ from collections.abc import Sequence
 from pipeline.data.datasets import Dataset, JoinedImages, Positions
 from pipeline.data.plan import Augmented, ClipPlan, Plan
 from pipeline.data.render.renderer import Renderer
-from pipeline.runtime import Execution
+from pipeline.runtime import CPU, Execution
 from sskt.errors import RunError
 
 __all__ = ["RENDERERS", "Renderer", "in_batches", "open_renderer"]
 
-RENDERERS = ("auto", "dali", "torch", "resident")
+RENDERERS = ("auto", "dali", "dali-cpu", "torch", "resident")
 
 
 def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_size: int) -> Renderer:
     """Open a renderer for batches of at most `batch_size`. `execution.renderer` auto takes the fastest that
     can draw them (benchmarks/loaders.py): resident for small images, DALI if installed, else torch.
 
-    `execution.device` is where the pixels are needed: on CUDA, DALI decodes there. Raises RunError if the
-    renderer named is not installed, or cannot draw these images.
+    `execution.device` is where the pixels are needed: on CUDA, DALI decodes there, and as "dali-cpu" on the
+    host, whose pixels a caller copies. Raises RunError if the renderer named is not installed, or cannot draw
+    these images.
     """
     backend, device, threads = execution.renderer, execution.device, execution.threads
     if backend not in RENDERERS:
@@ -67,7 +68,7 @@ def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_s
                 f"{dataset.target} has others; use --renderer auto"
             )
     installed = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali")
-    if backend == "dali" and not installed:
+    if backend in ("dali", "dali-cpu") and not installed:
         raise RunError(
             "DALI is not installed here; install nvidia-dali-cuda130 (Linux), or use --renderer torch"
         )
@@ -77,6 +78,8 @@ def open_renderer(dataset: Dataset, plan: Plan, execution: Execution, *, batch_s
         return TorchRenderer(dataset, plan, threads=threads)
     from pipeline.data.render.dali import DaliRenderer
 
+    if backend == "dali-cpu":
+        device = CPU
     return DaliRenderer(dataset, plan, device=device, batch_size=batch_size, threads=threads)
 
 

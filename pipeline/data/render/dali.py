@@ -24,6 +24,7 @@ from torch.utils.dlpack import from_dlpack
 from pipeline.data.datasets import Dataset, Positions
 from pipeline.data.plan import PadCropFlip, Plan
 from pipeline.data.render.torch import fit_windows
+from sskt.errors import RunError
 from sskt.sources import one_thread_each
 
 # what enters the graph: encoded files, of which a CPU decodes only the window; files whose whole images are
@@ -76,20 +77,28 @@ class DaliRenderer:
 
     def _run(self, pipe: Pipeline, fed: Sequence[Positions]) -> Any:
         """The next batch out of the graph, which holds only the images `fed`. DALI fails on a damaged file
-        without naming it: decoding each again raises the TargetError that does.
+        without naming it: decoding each again raises the TargetError that does. Raises RunError if a GPU
+        fails on sound images.
         """
         try:
             return pipe.run()
-        except RuntimeError:
+        except RuntimeError as error:
             self._pipes.clear()  # a failed graph cannot continue
             for position in np.concatenate(fed):
                 self._dataset.pixels_of(int(position))
-            raise  # the images were not the cause
+            if self._device.type == "cpu":
+                raise  # the images were not the cause
+            raise RunError(
+                f"{self._dataset.target}: DALI failed on {self._device} on images that the CPU decodes "
+                f"({str(error).strip().splitlines()[0]}); use --renderer dali-cpu"
+            ) from error
 
     @contextmanager
     def cache_decoded(self) -> Iterator[None]:
-        """See `Renderer.cache_decoded`."""
-        self._decoded = {}
+        """See `Renderer.cache_decoded`. On CUDA nothing is kept, since whole images are copied to the host
+        in more time than they are decoded in.
+        """
+        self._decoded = {} if self._device.type == "cpu" else None
         try:
             yield
         finally:
@@ -127,7 +136,6 @@ class DaliRenderer:
     def _keep(self, positions: Positions, decoded: Any) -> None:
         """Keep a batch's whole images in host memory."""
         assert self._decoded is not None  # noqa: S101 - "keep" is no entry otherwise
-        decoded = decoded.as_cpu() if self._device.type == "cuda" else decoded
         for i, position in enumerate(positions):
             self._decoded[int(position)] = np.array(decoded.at(i))
 

@@ -36,7 +36,8 @@ class JoinedRenderer:
                 drawn[part] = stack.enter_context(closing(renderer.render(view, rows)))
             try:
                 for batch in placed:
-                    yield _merged([(each, next(drawn[each.part])) for each in batch], in_use)
+                    parts = [(each, next(drawn[each.part])) for each in batch]
+                    yield _merged(parts, in_use, self._device)
             finally:
                 in_use.release()
 
@@ -54,13 +55,13 @@ class JoinedRenderer:
             renderer.close()
 
 
-def _merged(parts: list[tuple[Placed, torch.Tensor]], in_use: InUse) -> torch.Tensor:
-    """One batch, of what each part has drawn of it."""
+def _merged(parts: list[tuple[Placed, torch.Tensor]], in_use: InUse, device: torch.device) -> torch.Tensor:
+    """One batch, of what each part has drawn of it; some parts may be drawn on the host."""
     if len(parts) == 1:
         return parts[0][1]
     n, first = sum(len(pixels) for _, pixels in parts), parts[0][1]
-    batch = first.new_empty((n, *first.shape[1:]))
+    batch = first.new_empty((n, *first.shape[1:]), device=device)
     for placed, pixels in parts:
-        batch[to_device(placed.which, batch.device)] = pixels
+        batch[to_device(placed.which, device)] = to_device(pixels, device)
         in_use.hold(pixels)
     return batch

@@ -34,10 +34,20 @@ class ResidentRenderer:
         everything = np.concatenate(batches)
         rows = self._plan.rows(view, self._dataset.ids[everything], self._dataset.sizes[everything])
         corners = rows.windows[:, :2].astype(np.int64) + self._border
-        end = 0
-        for positions in batches:
-            start, end = end, end + len(positions)
-            yield self._drawn(positions, corners[start:end], rows.flips[start:end])
+        ends = np.cumsum([len(positions) for positions in batches]).tolist()
+        parts = [slice(end - len(each), end) for each, end in zip(batches, ends, strict=True)]
+        if self._device.type == "cpu":
+            for part in parts:
+                images = self._dataset.images(everything[part])
+                yield torch.from_numpy(slice_windows(images, corners[part], rows.flips[part], self._border))
+            return
+        # moved once per view, since every copy of a few hundred bytes takes as long as a batch's gather
+        at, tops_lefts, flips = (
+            to_device(values, self._device) for values in (everything, corners, rows.flips)
+        )
+        images_there = self._images_on_device()
+        for part in parts:
+            yield gather_windows(images_there[at[part]], tops_lefts[part], flips[part], self._border)
 
     @contextmanager
     def cache_decoded(self) -> Iterator[None]:
@@ -48,22 +58,11 @@ class ResidentRenderer:
         """See `Renderer.close`."""
         self._on_device = None
 
-    def _drawn(
-        self, positions: Positions, corners: NDArray[np.int64], flips: NDArray[np.bool_]
-    ) -> torch.Tensor:
-        if self._device.type == "cpu":
-            return torch.from_numpy(
-                slice_windows(self._dataset.images(positions), corners, flips, self._border)
-            )
+    def _images_on_device(self) -> torch.Tensor:
         if self._on_device is None:
             everything = self._dataset.images(np.arange(len(self._dataset)))
             self._on_device = torch.from_numpy(everything).to(self._device)
-        return gather_windows(
-            self._on_device[to_device(positions, self._device)],
-            to_device(corners, self._device),
-            to_device(flips, self._device),
-            self._border,
-        )
+        return self._on_device
 
 
 def slice_windows(

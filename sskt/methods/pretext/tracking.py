@@ -10,8 +10,6 @@ its own part of a batch.
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,7 +100,7 @@ def choose(violations: Tensor, draws: Tensor, *, hard: bool) -> Tensor:
     if not hard:
         return random_others(draws[:, :_N_NEGATIVES], n)
     hardest = violations.topk(min(_N_NEGATIVES, 2 * n - 2), dim=1).indices
-    both = torch.tensor(list(combinations(range(_N_NEGATIVES), 2)), device=draws.device)
+    both = torch.triu_indices(_N_NEGATIVES, _N_NEGATIVES, 1, device=draws.device).T  # each pair of them
     ranks = both[draws[:, 4] * len(both) >> 32] % hardest.shape[1]
     violating = violations > 0
     number = violating.cumsum(dim=1) * violating  # 1, 2, ... of those that violate

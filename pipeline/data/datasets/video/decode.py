@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 from PIL import Image
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.decode import UnreadableError, inspect, to_pixels
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES, find_sequence
 from sskt.errors import shown
+
+if TYPE_CHECKING:
+    import av
 
 # fmt: off
 VIDEO_SUFFIXES = (
@@ -87,6 +89,8 @@ def _depth(files: Sequence[Path]) -> int:
 
 
 def _decode_file(path: Path) -> Iterator[Image.Image]:
+    import av  # here, since images need none of FFmpeg's libraries
+
     try:
         with ExitStack() as opened:
             source: Any = str(path)
@@ -153,6 +157,8 @@ def _require_whole(
     fall short. Matroska counts no frames, so only its time tells. AVI counts frames, and its time is FFmpeg's
     guess from what is left.
     """
+    import av
+
     promised, kinds = stream.frames, container.format.name.split(",")
     promised_s = (container.duration or 0) / av.time_base
     lost_s = max(_LOST_FRAMES / float(stream.guessed_rate or 25), promised_s / _LOST_SHARE)
