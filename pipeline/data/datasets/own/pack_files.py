@@ -71,7 +71,7 @@ def _word(file: Path, root: Path) -> str | None:
     """The word in a file's name that means a split, if it is the only one, else its folder below `root`."""
     above = file.parent
     folders = above.relative_to(root).parts if above.is_relative_to(root) else above.parts[-1:]
-    words = [word for word in re.findall(r"[^\W\d_]+", file.name) if splits_of([word])]
+    words: list[str] = [word for word in re.findall(r"[^\W\d_]+", file.name) if splits_of([word])]
     if len({split for word in words for split in splits_of([word]).values()}) == 1:
         return words[0]
     return next((folder for folder in reversed(folders) if splits_of([folder])), None)
