@@ -40,38 +40,44 @@ def run(root, command, *words, code=0):
 @pytest.mark.parametrize(
     ("words", "recipe", "probed"),
     [
-        ((), "fast", True),
-        (("--labels", "live"), "fast", True),
-        (("--recipe", "paper"), "paper", False),
-        (("--preset", "paper"), "paper", False),
-        (("--preset", "best", "--recipe", "paper"), "paper", True),
+        ((), "fast", False),
+        (("--labels", "live"), "fast", False),
+        (("--probe-weight", "0.5"), "fast", True),
+        (("--labels-per-class", "3"), "fast", True),
+        (("--labels-per-class", "3", "--labels", "live"), "fast", True),
+        (("--labels-per-class", "3", "--recipe", "paper"), "paper", False),
+        (("--labels-per-class", "3", "--preset", "paper"), "paper", False),
+        (("--labels-per-class", "3", "--preset", "best", "--recipe", "paper"), "paper", True),
     ],
 )
-def test_a_folder_of_ones_own_is_taught_by_a_probe(folder, tmp_path, words, recipe, probed):
+def test_a_folder_of_ones_own_is_taught_by_heads_or_where_labels_lack_by_a_probe(
+    folder, tmp_path, words, recipe, probed
+):
     said = run(folder, "train", "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "6", *words)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     source = f"program:{folder / 'tiny.pt2'}"
     assert config["recipe"] == recipe
     assert config["sources"][0].startswith("probe:") == probed
     assert source.rpartition("/")[2] in config["sources"][0]
-    assert ("--preset paper" in said) == probed  # who did not ask for it is told, and how to leave it out
+    of_preset = "paper" not in words[-1:]
+    assert ("--preset paper" in said) == (of_preset or "best" in words)  # and how to leave it out
+    assert ("so a head per source teaches instead, with alpha 1" in said) == (recipe == "fast" and not probed)
 
 
 @pytest.mark.parametrize("words", [("--alpha", "0.7"), ("--transfer-module",), ("--temperature", "5")])
 def test_settings_of_heads_are_not_ignored_where_a_probe_is_alone(folder, tmp_path, words):
-    said = run(folder, "train", "--out", str(tmp_path / "run"), *words, code=1)
-    assert f"{' '.join(words)} is for the heads of sources, and probe:" in said.replace(".0 ", " ")
-    assert not (tmp_path / "run").exists()
-    own = (
-        *words,
-        "--epochs",
-        "1",
-        "--batch-size",
-        "6",
-        "--preset",
-        "paper",
-    )  # what the message says does help
-    run(folder, "train", "--out", str(tmp_path / "run"), *own)
+    """Where it was named; where it would be the preset's choice, they ask for heads."""
+    short = ("--epochs", "1", "--batch-size", "6", "--labels-per-class", "3", *words)
+    source = f"program:{folder / 'tiny.pt2'}"
+    target = ["--target", f"imagefolder:{folder / 'pets'}", "--cache-dir", str(folder / "stores")]
+    named = ["train", *target, "--size", "32", "--source", f"probe:{source}", "--out", str(tmp_path / "no")]
+    result = CliRunner().invoke(main, [*named, *short])
+    assert result.exit_code == 1
+    assert f"{' '.join(words)} is for the heads of sources, and probe:" in result.output.replace(".0 ", " ")
+    assert not (tmp_path / "no").exists()
+    run(folder, "train", "--out", str(tmp_path / "run"), *short)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["recipe"], config["sources"]) == ("fast", [source])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_settings_of_a_probe_are_not_ignored_where_there_is_none(folder, tmp_pat
 
 def test_a_source_of_which_nothing_is_stored_teaches_live_by_the_fast_recipe(folder, tmp_path):
     short = ("--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "6")
-    elsewhere = ("--cache-dir", str(tmp_path / "stores"))
+    elsewhere = ("--cache-dir", str(tmp_path / "stores"), "--labels-per-class", "3")
     said = run(folder, "train", *elsewhere, *short)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["recipe"], config["labels"]) == ("fast", "live")
@@ -109,7 +115,7 @@ def test_what_a_live_run_has_stored_is_what_a_probe_of_the_next_is_fitted_on(fol
     words = ("--epochs", "1", "--batch-size", "6", "--cache-dir", str(tmp_path / "stores"))
     through = ("--labels", "write-through", "--views", "1")
     run(folder, "train", "--out", str(tmp_path / "live"), *words, *through)
-    run(folder, "train", "--out", str(tmp_path / "run"), *words)
+    run(folder, "train", "--out", str(tmp_path / "run"), *words, "--probe-weight", "0.5")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["sources"], config["labels"]) == ([f"probe:program:{folder / 'tiny.pt2'}"], "cached")
 
@@ -141,9 +147,14 @@ def few(root, counts):
 @pytest.mark.parametrize(
     ("counts", "words", "remedy", "helps"),
     [
-        ((2, 6), (), "add --val-share 0 to train on the held-out samples as well", ("--val-share", "0")),
+        (
+            (2, 6),
+            ("--probe-weight", "0.5"),  # which asks for a probe, though all have a label
+            "add --val-share 0 to train on the held-out samples as well",
+            ("--val-share", "0", "--probe-weight", "0.5"),
+        ),
         ((4, 6), ("--labels-per-class", "1"), "keep more by --labels-per-class", ("--labels-per-class", "2")),
-        ((1, 6), (), "label at least two of each class", ("--preset", "paper")),
+        ((1, 6), ("--probe-weight", "0.5"), "label at least two of each class", ("--preset", "paper")),
     ],
 )
 def test_what_is_said_where_a_probe_has_too_few_labels_helps(tmp_path, counts, words, remedy, helps):

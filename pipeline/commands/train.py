@@ -105,8 +105,9 @@ _LABELS = "Few labels"
         "--preset",
         "paper best",
         None,
-        "What to do where you say nothing: paper, SSKT as published; best, a probe of the sources and the "
-        "fast recipe. [default: best for your own data without --recipe; else paper]",
+        "What to do where you say nothing: paper, SSKT as published; best, the fast recipe with a head per "
+        "source, or with a probe of them where some samples have no label. "
+        "[default: best for your own data without --recipe; else paper]",
     ),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),

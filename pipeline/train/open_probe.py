@@ -14,6 +14,7 @@ from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.source_outputs.open_probed import NothingStoredError, open_with_probe, probe_among
 from pipeline.source_outputs.pools import open_outputs
 from pipeline.source_outputs.request import DataRequest
+from pipeline.source_outputs.stored import stored_sources
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits
 from sskt.errors import RunError, TooFewLabelsError
@@ -39,7 +40,7 @@ def open_probe(
     little that is new, and where nothing is stored of the sources that it names, it cannot be fitted; source
     heads teach then, and there is no probe.
     """
-    if of_preset and fitted is None and _prefers_heads(config, splits, sources):
+    if of_preset and fitted is None and _prefers_heads(config, splits, request, sources):
         return _open_heads(config, request, sources), None
     try:
         probed = open_with_probe(
@@ -61,13 +62,17 @@ def open_probe(
     return probed, probed.probe
 
 
-def _prefers_heads(config: TrainConfig, splits: Splits, sources: tuple[str, ...]) -> bool:
-    """Whether heads teach more than a preset's probe would: all samples have a label, the sources give
-    logits, and nobody set anything of a probe.
+def _prefers_heads(
+    config: TrainConfig, splits: Splits, request: DataRequest, sources: tuple[str, ...]
+) -> bool:
+    """Whether heads teach more than a preset's probe would: all samples have a label, there are sources, all
+    of which give logits, and nobody set anything of a probe.
     """
+    named = asked_of(sources[0]) or stored_sources(request.paths.cache_dir, request.dataset)
+    of_logits = bool(named) and all(output_of(name) == LOGITS_OUTPUT for name in named)
     all_labelled = len(splits.train.labelled) == len(splits.train) and not splits.pools
-    logits = all(output_of(name) == LOGITS_OUTPUT for name in asked_of(sources[0]))
-    return all_labelled and logits and not _is_told(config) and config.probe_views == "mean"
+    own = config.probe_views == "own" and config.labels in ("auto", "cached")  # else it could be no other
+    return all_labelled and of_logits and not own and not _is_told(config)
 
 
 def _is_told(config: TrainConfig) -> bool:
@@ -81,8 +86,9 @@ def _is_told(config: TrainConfig) -> bool:
 def _open_heads(config: TrainConfig, request: DataRequest, sources: tuple[str, ...]) -> SourceOutputs:
     """The sources of a preset's probe as teachers of source heads."""
     log.info(
-        f"--preset best: all {len(request.dataset):,} training samples have a label, so source heads teach "
-        f"with alpha {config.alpha:g}, and no probe; --source probe: a probe all the same"
+        f"--preset best: all {len(request.dataset):,} training samples have a label, of which a probe would "
+        f"say little that is new, so a head per source teaches instead, with alpha {config.alpha:g}; "
+        f"--source probe keeps the probe"
     )
     return open_outputs(
         request, asked_of(sources[0]), labels=config.labels, views=config.views, teacher_bn=config.teacher_bn

@@ -1,6 +1,6 @@
 """Presets: what a run does where its user says nothing. "paper" is SSKT as published; "best" is what taught
-most where we measured (benchmarks/RESULTS.md): a linear probe of the sources, and the fast recipe, or for
-pretrained students the finetune recipe.
+most where we measured (benchmarks/RESULTS.md): the fast recipe, or finetune for pretrained students, and a
+linear probe of the sources where some samples have no label, else a head per source.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ def preset_choice(
     labels: str,
     probe_views: str | None,
     finetuned: bool = False,
+    heads_told: bool = False,
 ) -> Choice:
     """What `preset` makes of what was said. What was said stays: a recipe, and sources among which there is a
     probe.
 
     "best" turns the sources of `--method sskt`, or all stored ones if none is named, into those of a probe;
-    where nothing is stored of them, `pipeline.train.open_probe` lets them teach live. `finetuned` is for a
-    student that starts from pretrained weights.
-    Raises SettingError for an unknown preset.
+    where every sample has a label, or nothing is stored of them, `pipeline.train.open_probe` lets them teach
+    by heads, and so they do where `heads_told`: something of heads was set. `finetuned` is for a student that
+    starts from pretrained weights. Raises SettingError for an unknown preset.
     """
     if preset not in PRESETS:
         raise SettingError("preset", f"is {preset!r}, expected one of {', '.join(PRESETS)}")
@@ -67,7 +68,7 @@ def preset_choice(
         return Choice(recipe or "paper", sources, probe_views)
     usual = "finetune" if finetuned else "fast"
     chosen = recipe or (usual if has_recipe(target, method, usual) else "paper")
-    if makes_probe(preset, method, sources):
+    if makes_probe(preset, method, sources) and not heads_told:
         sources = ("probe:" + "+".join(sources),) if sources else ("probe",)
         if labels in ("live", "write-through"):  # which know no other views of a sample
             probe_views = probe_views or "own"

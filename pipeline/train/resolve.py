@@ -78,6 +78,7 @@ def resolve(
         labels=asked["labels"],
         probe_views=asked["probe_views"],
         finetuned=finetuned,
+        heads_told=_tells_of_heads(method, settings),
     )
     _require_pretrained(chosen.recipe, model, finetuned=finetuned)
     recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
@@ -121,6 +122,13 @@ def _require_pretrained(recipe: str, model: str, *, finetuned: bool) -> None:
             f"--recipe finetune is for pretrained weights, and {model} would start from random ones; add "
             f"--pretrained or --finetune-from FILE, or use another recipe"
         )
+
+
+def _tells_of_heads(method: str, settings: Settings) -> bool:
+    """Whether the user set something of source heads; a value of the recipe's is a choice even if usual."""
+    usual = {f.name: f.default for f in fields(method_named(method).Config) if f.name not in SETTINGS}
+    told = {name: value for name, value in settings.items() if name in method_named(method).of_heads}
+    return any(value not in (None, usual.get(name)) for name, value in told.items())
 
 
 def _given(settings: Settings) -> dict[str, Any]:
