@@ -6,8 +6,9 @@
 Sources and student are those of `sskt demo`: two small networks that were trained on drawn letters and
 strokes, and a ResNet20. Of the 1,258 training digits 50 keep their labels, five of each, unless a question is
 about that; all are trained on. One setting is varied at a time, the others are those of `--recipe fast` and
-of the API. Each question also has the student from scratch on the labelled digits. Finished runs are reused,
-so an interrupted study can be continued.
+of the API, and the paper's alpha of 0.1 for heads that learn classes: that 1 is better is one of the answers.
+Each question also has the student from scratch on the labelled digits. Finished runs are reused, so an
+interrupted study can be continued.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pipeline.commands.output import show_remarks
 from pipeline.runtime import mute_remarks
 from pipeline.studies.demo_sources import demo_sources
 from pipeline.train.run_folder import read_summary
+from sskt.losses import LOGITS_LOSSES
 
 N_CLASSES, N_DIGITS, BATCH, VIEWS = 10, 1258, 32, 10
 TASKS = ("letters", "strokes")
@@ -128,6 +130,8 @@ class Study:
         n = min(N_DIGITS, n_labelled + (pool if sources else 0))
         if sources:
             settings = {"views": VIEWS, "labels": "cached", "sources": sources, **settings}
+            if heads and settings.get("aux_loss", "ce") in LOGITS_LOSSES:
+                settings.setdefault("alpha", 0.1)
             if n > n_labelled:
                 settings["labels_per_class"] = per_class
         else:

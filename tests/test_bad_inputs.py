@@ -398,7 +398,7 @@ MISTAKEN = [
     ),
     (
         lambda f: api.train("digits", out=f / "run", model=torch.nn.Linear, **from_python(f)),
-        "expected a name or a Backbone",
+        "expected a name or a torch.nn.Module",
     ),
     *[
         (
@@ -427,8 +427,14 @@ MISTAKEN = [
     (lambda _: choose_execution(device="cpu", threads=1.5), "threads is 1.5 (float)"),
     (lambda _: Grid("imagenet", ("3",), (0.1,)), "one of temperatures is '3' (str), expected a number"),
     (lambda f: Campaign(f, Paths(), None, seeds=2.0), "seeds is 2.0 (float)"),
-    (lambda f: api.evaluate(str(f), backbone=torch.nn.Linear(2, 2)), "backbone is the module Linear"),
-    (lambda f: api.resume(f, backbone="resnet20"), "backbone is 'resnet20' (str), expected a Backbone"),
+    (
+        lambda f: api.evaluate(str(f), backbone=torch.nn.Linear),
+        "backbone is <class 'torch.nn.modules.linear.Linear'>",
+    ),
+    (
+        lambda f: api.resume(f, backbone="resnet20"),
+        "backbone is 'resnet20' (str), expected a torch.nn.Module",
+    ),
     (lambda f: api.explain([], out=f / "a.png", execution=None), "there is no run to explain"),
     (lambda f: api.explain(3.5, out=f / "a.png", execution=None), "runs is 3.5 (float), expected paths"),
     (

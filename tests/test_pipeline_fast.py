@@ -116,7 +116,11 @@ def resolved(target, **settings):
 @pytest.mark.parametrize(
     ("target", "settings", "message"),
     [
-        ("digits", {"warm_up": 0.1}, "--warm-up is for --schedule trapezoid, this run has multistep"),
+        (
+            "digits",
+            {"warm_up": 0.1},
+            "--warm-up is for --schedule trapezoid or warm-cosine, this run has multistep",
+        ),
         (
             "digits",
             {"recipe": "fast", "schedule": "cosine", "cool_down": 0.1},

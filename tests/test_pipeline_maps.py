@@ -100,7 +100,9 @@ def test_filled_together_or_alone_a_store_has_the_same_name_and_bytes_for_fewer_
     folder, common, run = project
     together, forwards = stores_in(folder / "stores"), []
     submit = FrozenSource.submit
-    monkeypatch.setattr(FrozenSource, "submit", lambda self, x: forwards.append(len(x)) or submit(self, x))
+    monkeypatch.setattr(
+        FrozenSource, "submit", lambda self, x, **how: forwards.append(len(x)) or submit(self, x, **how)
+    )
     api.precompute(["digits"], [run], views=VIEWS, output=OUTPUTS, **with_stores(common, tmp_path / "again"))
     assert sum(forwards) == VIEWS * N
     for output in OUTPUTS:
@@ -123,7 +125,9 @@ def test_only_what_a_store_lacks_is_computed_again(project, tmp_path, monkeypatc
     stores["logits"].discard(Unit(1, 0))
     rows = []
     submit = FrozenSource.submit
-    monkeypatch.setattr(FrozenSource, "submit", lambda self, x: rows.append(len(x)) or submit(self, x))
+    monkeypatch.setattr(
+        FrozenSource, "submit", lambda self, x, **how: rows.append(len(x)) or submit(self, x, **how)
+    )
     reports = {
         report.source: report.rows_done for report in api.precompute(["digits"], [run], views=VIEWS, **how)
     }
@@ -188,7 +192,9 @@ def test_cached_live_and_write_through_give_the_same_bits_and_ask_a_network_once
     names = [run, f"{run}@layer2:4"]
     forwards = []
     submit = FrozenSource.submit
-    monkeypatch.setattr(FrozenSource, "submit", lambda self, x: forwards.append(len(x)) or submit(self, x))
+    monkeypatch.setattr(
+        FrozenSource, "submit", lambda self, x, **how: forwards.append(len(x)) or submit(self, x, **how)
+    )
     ways = {"cached": common, "live": common, "write-through": with_stores(common, tmp_path)}
     data = {
         labels: open_training_data("digits", sources=names, labels=labels, views=VIEWS, batch_size=20, **how)

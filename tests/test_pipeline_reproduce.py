@@ -24,7 +24,7 @@ from pipeline.data import augmentation as choices
 from pipeline.data import prepare as opening
 from pipeline.data.datasets.dataset import ArrayImages, Dataset
 from pipeline.data.datasets.registry import TARGETS
-from pipeline.runtime.lock import alone_in
+from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.studies import series as again
 from pipeline.studies.reproduce import all_clips, published, report
 from pipeline.studies.reproduce import rows as attempt
@@ -380,7 +380,7 @@ def test_a_run_of_another_process_is_left_to_it_and_the_others_are_done(small, t
     assert (len(busy.values), len(done.values)) == (0, 1)
     assert names_in_report(tmp_path) == [theirs.name[: -len("-seed0")], done.row.name]
     assert any(f"{theirs}: another process trains this run" in line for line in said)
-    assert list(theirs.iterdir()) == []
+    assert list(theirs.iterdir()) == [theirs / LOCK]
     (result,) = api.reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
     assert len(result.values) == 1
     assert names_in_report(tmp_path) == [result.row.name, done.row.name], "of both calls"

@@ -123,7 +123,7 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
     assert other.stdout.readline() == b"in\n"
     with pytest.raises(RunBusyError, match="another process trains this run"):
         api.resume(out, execution=common["execution"])
-    with pytest.raises(RunBusyError):
+    with pytest.raises(RunError, match="the folder is not empty"):
         api.train("digits", out=out, **settings)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     other.kill()

@@ -98,7 +98,7 @@ def counted(n):
 def test_counts_stand_in_the_cells_where_there_is_room(n):
     matrix = counted(n)
     with lettering():
-        figure = confusion._draw(matrix, tuple(f"class {c}" for c in range(n)))
+        figure = confusion.draw_confusion(matrix, tuple(f"class {c}" for c in range(n)))
         figure.draw_without_rendering()
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == [str(count) for count in matrix.flat]
@@ -108,10 +108,10 @@ def test_counts_stand_in_the_cells_where_there_is_room(n):
 
 
 def test_a_matrix_without_room_has_no_counts_and_long_names_leave_room_for_it():
-    many = confusion._draw(counted(60), tuple(map(str, range(60))))
+    many = confusion.draw_confusion(counted(60), tuple(map(str, range(60))))
     assert not many.axes[0].texts
     with lettering(*NAMES):
-        figure = confusion._draw(counted(5), tuple(NAMES))
+        figure = confusion.draw_confusion(counted(5), tuple(NAMES))
         figure.draw_without_rendering()
     axes = figure.axes[0]
     assert axes.get_window_extent().width > figure.bbox.width / 4

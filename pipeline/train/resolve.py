@@ -67,7 +67,6 @@ def resolve(
     """
     asked: Settings = {**_DEFAULTS, **settings}
     method, finetuned = asked["method"], finetune_from is not None
-    method_named(method)  # refuses one that is unknown
     frames, model = choose_frames(target, model, augmentation), model_name(model)
     chosen = preset_choice(
         asked["preset"] or "paper",
@@ -81,10 +80,7 @@ def resolve(
         heads_told=_tells_of_heads(method, settings),
     )
     _require_pretrained(chosen.recipe, model, finetuned=finetuned)
-    recipe = recipe_for(target, method, finetuned=finetuned, name=chosen.recipe)
-    spec = parse_target(target)
-    if family_of(spec).has_several_labels(spec):
-        recipe = replace(recipe, primary_loss="bce")
+    recipe = _recipe_of(target, method, chosen.recipe, finetuned=finetuned)
     given = _given(settings)
     _require_read(method, recipe, given, asked, chosen.sources)
     return TrainConfig(
@@ -122,6 +118,12 @@ def _require_pretrained(recipe: str, model: str, *, finetuned: bool) -> None:
             f"--recipe finetune is for pretrained weights, and {model} would start from random ones; add "
             f"--pretrained or --finetune-from FILE, or use another recipe"
         )
+
+
+def _recipe_of(target: str, method: str, name: str, *, finetuned: bool) -> Recipe:
+    """A recipe, with the loss that the user's own data need."""
+    recipe, spec = recipe_for(target, method, finetuned=finetuned, name=name), parse_target(target)
+    return replace(recipe, primary_loss="bce") if family_of(spec).has_several_labels(spec) else recipe
 
 
 def _tells_of_heads(method: str, settings: Settings) -> bool:

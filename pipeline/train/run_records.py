@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cache import flatten
+from sskt.errors import shown
 
 # of a config: what no user chooses, and is long
 _NO_SETTINGS = ("classes", "contents", "source_weights", "contracts", "plan", "eval_plan", "plain_layers")
@@ -34,7 +35,7 @@ def environment() -> dict[str, Any]:
 def log_settings(events: SummaryWriter, config: Mapping[str, Any]) -> None:
     """Show a run's settings and its metric among TensorBoard's hyper-parameters."""
     plain = {name: value for name, value in config.items() if name not in _NO_SETTINGS}
-    named = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in flatten(plain)}
+    named = {k: v if isinstance(v, bool | int | float) else shown(str(v)) for k, v in flatten(plain)}
     metric = "test_map" if config.get("primary_loss") == "bce" else "test_top1"
     experiment, start, _ = hparams(named, {metric: None})  # type: ignore[no-untyped-call]
     writer: Any = events.file_writer
