@@ -79,10 +79,9 @@ def train(
     """Stage two: train one student on one target, by the paper's recipe unless `settings` say otherwise.
 
     `model` is a name, your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes one
-    of any module), or a plain module, of which a copy is made one (`sskt.students.wrap_module`).
-    `finetune_from` is a file of initial weights; `pretrained` takes the published ones. `trackers` and
-    `on_epoch` follow the run (`open_trackers`). Under torchrun the ranks share every batch. Returns the run's
-    summary; `out` is written when all inputs have been checked.
+    of any module), or a plain module, of which a copy is made one. `finetune_from` is a file of initial
+    weights; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run. Under torchrun
+    the ranks share every batch. Returns the run's summary; `out` is written when all inputs are checked.
     """
     augmentation, paths = augmentation or Augmentation(), paths or Paths()
     execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
@@ -117,10 +116,9 @@ def train(
             config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
+        _log_choices(planned, config, len(data.dataset))
         begun = out, config.to_dict(), places, data.probe, followers
         run = Run.begin(*begun) if world.is_first else None
-        for remark in filter(None, (_by_size(planned, config, len(data.dataset)), _departures(config))):
-            log.info(remark)
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
@@ -186,6 +184,12 @@ def _load_weights(backbone: Backbone, path: Path | None, config: TrainConfig) ->
     notes = () if path is None else load_pretrained(backbone, path, config.model)
     for note in filter(None, (backbone.note, *notes)):
         log.warning(note)
+
+
+def _log_choices(planned: TrainConfig, config: TrainConfig, n: int) -> None:
+    """Say what the recipe chose by the number of samples, and where settings are not the recipe's."""
+    for remark in filter(None, (_by_size(planned, config, n), _departures(config))):
+        log.info(remark)
 
 
 def _by_size(planned: TrainConfig, config: TrainConfig, n: int) -> str:
