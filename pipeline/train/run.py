@@ -117,8 +117,7 @@ def train(
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
         _log_choices(planned, config, len(data.dataset))
-        begun = out, config.to_dict(), places, data.probe, followers
-        run = Run.begin(*begun) if world.is_first else None
+        run = Run.begin(out, config.to_dict(), places, data.probe, followers) if world.is_first else None
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
