@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.runtime import Paths
 from pipeline.train import published_weights as published
-from sskt.errors import RunError, SourceError
+from sskt.errors import MissingExtraError, RunError, SourceError
 from sskt.students import (
     Student,
     build_backbone,
@@ -206,7 +206,9 @@ def test_a_name_of_no_student_is_refused_in_one_line(model, message):
 
 def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"needs timm, which is not installed; run pip install 'sskt\[timm\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"needs timm, which is not installed; run pip install 'sskt\[timm\]'"
+    ):
         build_backbone("timm:resnet18")
 
 

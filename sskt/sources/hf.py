@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sskt.errors import SourceError
+from sskt.hub import cached_file, download_advice, is_repo
 from sskt.sources.contract import EMBEDDING, LOGITS, NOTHING, Contract
 from sskt.sources.declared import Declared, combine
 from sskt.sources.hf_files import (
@@ -19,7 +20,6 @@ from sskt.sources.hf_files import (
     read_processor,
     weights_in,
 )
-from sskt.sources.hub import cached_file, download_advice, is_repo
 from sskt.sources.kind import Kind, rest_path
 from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, POOLED
 from sskt.sources.prompts import DEFAULT_PROMPTS

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sskt.errors import SourceError
+from sskt.hub import cached_file, download_advice
 from sskt.sources.contract import EMBEDDING, LOGITS, Contract
 from sskt.sources.declared import Declared, combine
-from sskt.sources.hub import cached_file, download_advice
 from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, MAP, POOLED, network_of
 from sskt.sources.preprocessor import read_foreign

@@ -5,22 +5,17 @@ late.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 from typing import Any
 
 from sskt.errors import RunError
+from sskt.extras import library
 
 TIMM = "timm:"
 
 
 def timm_knowing(name: str) -> Any:
-    """timm, if it is installed and knows `name`. Raises RunError otherwise."""
-    if importlib.util.find_spec("timm") is None:
-        raise RunError(
-            f"--model {TIMM}{name} needs timm, which is not installed; run pip install 'sskt[timm]'"
-        )
-    import timm
-
+    """timm, if it knows `name`. Raises RunError if not, and MissingExtraError if it is not installed."""
+    timm = library("timm", extra="timm", needed_by=f"--model {TIMM}{name}")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sskt.errors import SourceError
+from sskt.hub import cached_file
 from sskt.students.timm_names import TIMM, timm_knowing
 
 
@@ -17,14 +18,11 @@ def timm_weights(name: str) -> Path:
     in neither.
     """
     config = timm_knowing(name).get_pretrained_cfg(name)
-    from huggingface_hub import try_to_load_from_cache  # which timm brings
-
     if config.hf_hub_id:
         names = (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
         for file in filter(None, names):
-            found = try_to_load_from_cache(config.hf_hub_id, file)
-            if isinstance(found, str):
-                return Path(found)
+            if found := cached_file(config.hf_hub_id, file):
+                return found
     if config.url:
         path: Path = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
         if path.is_file():

@@ -5,7 +5,6 @@ They are read by pyarrow; `datasets` itself is not needed.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.data.datasets.own.pack_files import files_at
 from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
 from sskt.errors import TargetError, shown
+from sskt.extras import library
 
 
 class HfDataset(PackedFamily):
@@ -31,14 +31,14 @@ class HfDataset(PackedFamily):
         files = self.files(spec.root)
         if not files:
             return False
-        _require_pyarrow(spec.root)
+        library("pyarrow", extra="parquet", needed_by=shown(str(spec.root)))
         from pipeline.data.datasets.own import read_tables
 
         return read_tables.read_columns(files[0]).several
 
     def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
         """See `PackedFamily.rows`."""
-        _require_pyarrow(root)
+        library("pyarrow", extra="parquet", needed_by=shown(str(root)))
         from pipeline.data.datasets.own import read_tables
 
         packs = files = self.files(root)
@@ -92,11 +92,3 @@ def _files(root: Path) -> list[Path]:
             f"{shown(str(missing[0].relative_to(root)))}; copy the data set again, whole"
         )
     return found
-
-
-def _require_pyarrow(root: Path) -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise TargetError(
-            f"{shown(str(root))}: Arrow and Parquet files are read by pyarrow, which is not installed; "
-            f"pip install 'sskt[parquet]'"
-        )
