@@ -209,8 +209,8 @@ def _fast(paper: Recipe, epochs: int, batch_size: int) -> Recipe:
 _AS_FOLDERS = {"list": "imagefolder", "tar": "imagefolder", "hf-dataset": "imagefolder"}
 
 
-# with the paper's 0.1 heads taught nothing on digits, with 1 six points, and eight on 450 photographs; with 3
-# and more they taught less again (benchmarks/RESULTS.md)
+# with the paper's 0.1 heads taught nothing on digits, most of them without a label, and on 450 photographs;
+# with 1 six and seven points, with 3 and more less again (benchmarks/RESULTS.md)
 _FAST_ALPHA = 1.0
 # a tenth of the paper's epochs; a quarter, and no larger batch, where there are few images; all where nobody
 # knows how many there are
