@@ -16,7 +16,6 @@ from own_images import CLASSES, files_of, make_folders, save_arrow, table, write
 
 from cli import main
 from pipeline.data.datasets import load_dataset, parse_target
-from pipeline.data.datasets.own import hf_dataset
 
 IMAGE = "pets/train/dog/2.jpg"
 SOUND = "path,label,split\n" + "".join(  # lines 2 to 13
@@ -250,9 +249,9 @@ def test_wrong_saved_data_sets(folder, monkeypatch):
     refused(name, folder, "data-00001-of-00002.arrow: is compressed")
     (root / "train" / "state.json").write_text("{}")
     refused(name, folder, "state.json: cannot be read ... copy the data set again")
-    monkeypatch.setattr(hf_dataset.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (root / "dataset_dict.json").write_text(json.dumps({"splits": ["validation"]}))
-    refused(name, folder, "not installed; pip install 'sskt[parquet]'")
+    refused(name, folder, "needs pyarrow, which is not installed; run pip install 'sskt[parquet]'")
 
 
 def test_labels_by_number_are_those_of_declared_classes(folder):
