@@ -39,7 +39,8 @@ def resolved_settings(
 ) -> dict[str, Any]:
     """What `train` with the same arguments would do, as far as it is known before data and sources are
     opened: a value for each setting that the run reads, by its name in config.json. None: the data will
-    settle it.
+    settle it. Of `paths` only the folder of weights is read, where `pretrained` looks for the published ones,
+    which it downloads as `train` does.
 
     Raises RunError for what `train` would refuse without looking at data.
     """
