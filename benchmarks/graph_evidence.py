@@ -173,7 +173,9 @@ class Runs:
             paths = self.paths.of(names)
             precompute_once(self.fold.target, names, views=VIEWS, paths=paths, amp="fp32", **how)
             sources = tuple(t if o == "logits" else f"{t}@{o}" for o in outputs for t in teachers)
-        read = {"method": "graph", "temperature": self.args.temperature, "alpha": 0.6, **settings}
+        read = {"method": "graph", "alpha": 0.6, **settings}
+        if read["method"] == "kd" or read.get("graph_logits") == "em":  # the others compare no probabilities
+            read["temperature"] = self.args.temperature
         if settings.get("graph_features", "off") != "off":
             read["rep_weight"] = self.args.rep_weight
         if read["method"] == "scratch":

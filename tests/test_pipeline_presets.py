@@ -91,6 +91,15 @@ def test_settings_of_a_probe_are_not_ignored_where_there_is_none(folder, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_without_a_name_the_stored_sources_are_those_that_are_asked_live(folder, tmp_path):
+    """Not the paper's two. A program's own folder is not in its store, so it has to be named."""
+    words = ["train", "--target", f"imagefolder:{folder / 'pets'}", "--cache-dir", str(folder / "stores")]
+    words += ["--out", str(tmp_path / "run"), "--size", "32", "--labels", "live", "--threads", "1"]
+    result = CliRunner().invoke(main, words)
+    assert "labels: live, program:tiny.pt2 in " in result.output
+    assert result.output.splitlines()[-1].startswith("error: tiny.pt2: no such program; give a .pt2 file")
+
+
 def test_a_source_of_which_nothing_is_stored_teaches_live_by_the_fast_recipe(folder, tmp_path):
     short = ("--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "6")
     elsewhere = ("--cache-dir", str(tmp_path / "stores"), "--labels-per-class", "3")

@@ -90,8 +90,11 @@ def _open_heads(config: TrainConfig, request: DataRequest, sources: tuple[str, .
         f"say little that is new, so a head per source teaches instead, with alpha {config.alpha:g}; "
         f"--source probe keeps the probe"
     )
+    named = asked_of(sources[0])
+    if not named and config.labels in ("live", "write-through"):  # which would ask the paper's two
+        named = stored_sources(request.paths.cache_dir, request.dataset)
     return open_outputs(
-        request, asked_of(sources[0]), labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
+        request, named, labels=config.labels, views=config.views, teacher_bn=config.teacher_bn
     )
 
 
