@@ -11,10 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from narrow import narrow_networks
+from programs import open_once
 
 from pipeline import api
 from pipeline.api import Paths
 from pipeline.commands.output import ROOTS
+from pipeline.runtime.kernels import wrong_layers
+from pipeline.train import kernel_check
+from sskt.sources import exported_program
 
 for name in ROOTS:  # remarks are made, whoever listens
     logging.getLogger(name).setLevel(logging.INFO)
@@ -28,6 +33,41 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs the real data at {path}")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_needless_waiting(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Waiting for the disk, opening a program again and looking at a network's kernels again: only in the
+    files that are about it.
+    """
+    about = request.node.path.stem
+    with pytest.MonkeyPatch.context() as patch:
+        if not about.startswith("test_cache_"):
+            patch.setattr(os, "fsync", lambda _descriptor: None)
+        if about != "test_sskt_programs":
+            patch.setattr(exported_program, "open_archive", open_once)
+        if "kernels" not in about:
+            patch.setattr(kernel_check, "wrong_layers", wrong_layers_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Named networks are narrow in this file of tests, which is not about them."""
+    with narrow_networks():
+        yield
+
+
+_kernels: dict[tuple[object, ...], object] = {}
+
+
+def wrong_layers_once(networks, shape, how, *, learns, plain=(), kept_in):
+    """`wrong_layers`; networks of the same layers as some before are not looked at again."""
+    layers = [(prefix, repr(net), *map(type, net.modules())) for prefix, net in networks.items()]
+    key = (*layers, shape, how, learns, plain)
+    if key not in _kernels:
+        _kernels[key] = wrong_layers(networks, shape, how, learns=learns, plain=plain, kept_in=kept_in)
+    return _kernels[key]
 
 
 @contextmanager
