@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from cache import CacheError, Store, find_stores
 from pipeline.data import Dataset
-from pipeline.source_outputs.probe_rows import StoredRows
+from pipeline.source_outputs import StoredRows
 from pipeline.stores import stored_output
 from pipeline.train import TrainConfig, read_probe, splits_of, whereabouts_of
 from sskt.errors import shown
