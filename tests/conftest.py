@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from narrow import narrow_networks
 from programs import open_once
 
@@ -18,7 +19,7 @@ from pipeline import api
 from pipeline.api import Paths
 from pipeline.commands.output import ROOTS
 from pipeline.runtime.kernels import wrong_layers
-from pipeline.train import kernel_check
+from pipeline.train import confusion, kernel_check
 from sskt.sources import exported_program
 
 for name in ROOTS:  # remarks are made, whoever listens
@@ -37,8 +38,8 @@ def shared(relative: str) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_needless_waiting(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Waiting for the disk, opening a program again and looking at a network's kernels again: only in the
-    files that are about it.
+    """Waiting for the disk, opening a program or looking at a network's kernels again, drawing a confusion
+    matrix: only in the files that are about it.
     """
     about = request.node.path.stem
     with pytest.MonkeyPatch.context() as patch:
@@ -48,6 +49,8 @@ def no_needless_waiting(request: pytest.FixtureRequest) -> Iterator[None]:
             patch.setattr(exported_program, "open_archive", open_once)
         if "kernels" not in about:
             patch.setattr(kernel_check, "wrong_layers", wrong_layers_once)
+        if about not in ("test_pipeline_titles", "test_pipeline_video_train", "test_sskt_names"):
+            patch.setattr(confusion, "draw_confusion", lambda *_: Figure(figsize=(1, 1)))
         yield
 
 
