@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# torch would start Pythons of its own to compile in, which takes longer than a few small kernels do
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pytest
 from matplotlib.figure import Figure
 from narrow import narrow_networks
