@@ -11,9 +11,12 @@ from typing import Any
 from cache import Store, digest
 from pipeline.data import Augmentation, Dataset
 from pipeline.runtime import Paths
-from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
-from pipeline.source_outputs.request import precompute_command
-from pipeline.source_outputs.stored import require_no_maps, stores_with_views
+from pipeline.source_outputs import (
+    LIVE_DEFAULT_SOURCES,
+    precompute_command,
+    require_no_maps,
+    stores_with_views,
+)
 from pipeline.stores import holds, holds_maps
 from sskt.errors import RunError
 from sskt.sources import LOGITS_OUTPUT, kind_of, parse_source
