@@ -1,0 +1,79 @@
+"""Write docs/first-steps.ipynb from docs/first-steps.md: prose as it is, commands and Python code as cells.
+
+    python docs/write_notebook.py [--run FOLDER]
+
+--run runs the cells in FOLDER, which holds what the page asks for; otherwise a cell keeps the output of the last run.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+from nbclient import NotebookClient
+
+PAGE = Path(__file__).with_name("first-steps.md")
+NOTEBOOK = PAGE.with_suffix(".ipynb")
+_BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
+
+
+class Cell(NamedTuple):
+    """A part of the page: `kind` is markdown, python or console; `shown` is what the page shows as output."""
+
+    kind: str
+    text: str
+    shown: str = ""
+
+
+def cells(page: str) -> list[Cell]:
+    """The page's prose, Python code and commands, in order."""
+    found, at = [], 0
+    for block in _BLOCK.finditer(page):
+        found.append(Cell("markdown", page[at : block.start()].strip()))
+        found.append(_command(block[2]) if block[1] == "console" else Cell("python", block[2].rstrip()))
+        at = block.end()
+    return [cell for cell in [*found, Cell("markdown", page[at:].strip())] if cell.text]
+
+
+def _command(block: str) -> Cell:
+    """The command of a console block, which follows "$ " and goes on after a backslash."""
+    command = re.match(r"\$ ((?:.*\\\n)*.*)\n", block)
+    assert command is not None, block
+    return Cell("console", command[1], block[command.end() :])
+
+
+def notebook(page: str) -> nbformat.NotebookNode:
+    """The notebook of the page, without outputs."""
+    made = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python"}})
+    for i, cell in enumerate(cells(page)):
+        new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" else nbformat.v4.new_code_cell
+        source = f"%%bash\n{cell.text}" if cell.kind == "console" else cell.text
+        made.cells.append(new(source, id=f"cell-{i}"))  # the same in every call
+    return made
+
+
+def keep_outputs(made: nbformat.NotebookNode, earlier: nbformat.NotebookNode) -> None:
+    """Give code cells the outputs that a cell of the same source had."""
+    outputs = {cell.source: cell for cell in earlier.cells if cell.cell_type == "code"}
+    for cell in made.cells:
+        if cell.cell_type == "code" and cell.source in outputs:
+            cell.outputs = outputs[cell.source].outputs
+            cell.execution_count = outputs[cell.source].execution_count
+
+
+def main() -> None:
+    """Write the notebook; with --run, run it first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, metavar="FOLDER")
+    folder = parser.parse_args().run
+    made = notebook(PAGE.read_text(encoding="utf-8"))
+    if folder is not None:
+        NotebookClient(made, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+    elif NOTEBOOK.exists():
+        keep_outputs(made, nbformat.read(NOTEBOOK, as_version=4))
+    nbformat.write(made, NOTEBOOK)
+
+
+if __name__ == "__main__":
+    main()
