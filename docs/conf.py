@@ -1,7 +1,7 @@
 """Settings of the docs site: `make docs` builds it into build/docs, without a network, warnings being errors.
 
-The pages are docs/*.md as they lie here, the README and RESULTS.md; commands are described by click, functions
-by their docstrings.
+The pages are docs/*.md as they are, the README and RESULTS.md; commands are described by click, functions by
+their docstrings.
 """
 
 import re
@@ -22,10 +22,11 @@ html_title = "sskt"
 html_copy_source = False
 html_show_sourcelink = False
 nitpicky = False  # annotations name classes that are no part of the public interface
+smartquotes = False  # which would turn --option into a dash
 default_role = "literal"  # docstrings put names in single backticks
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
-autodoc_member_order = "groupwise"
+autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88
 add_module_names = False
@@ -34,6 +35,7 @@ _MOVED = (  # links of files that lie elsewhere, and to what the site shows else
     (r"\]\(docs/", "]("),
     (r"\]\((?=benchmarks/|examples/)", "](../"),
     (r"\.\./benchmarks/RESULTS\.md", "results.md"),
+    (r"\.\./README\.md", "guide.md"),
     (r"\[([^\]]+)\]\(\.\./[\w/-]+\)", r"\1"),  # a folder, of which the site has no page
 )
 _MARKUP = re.compile(r"([\\*|_])(?!`)")
@@ -47,7 +49,7 @@ def _links_of_the_site(_app: Sphinx, *names_and_text: Any) -> None:
 
 
 def _plain_text(_app: Sphinx, _kind: str, _name: str, _what: object, _how: object, lines: list[str]) -> None:
-    """Keep reStructuredText from reading markup into docstrings, which are plain text with names in `these`."""
+    """Escape what reStructuredText would take for markup: docstrings are plain text with `names`."""
     lines[:] = [
         "".join(
             part if part.startswith("`") else _MARKUP.sub(r"\\\1", part)

@@ -2,7 +2,7 @@
 
     python docs/write_notebook.py [--run FOLDER]
 
---run runs the cells in FOLDER, which holds what the page asks for; otherwise a cell keeps the output of the last run.
+--run runs the cells in FOLDER, which holds what the page asks for. Without it, cells keep their last output.
 """
 
 import argparse
@@ -39,7 +39,8 @@ def cells(page: str) -> list[Cell]:
 def _command(block: str) -> Cell:
     """The command of a console block, which follows "$ " and goes on after a backslash."""
     command = re.match(r"\$ ((?:.*\\\n)*.*)\n", block)
-    assert command is not None, block
+    if command is None:
+        raise ValueError(f"a console block starts with {block[:20]!r}, expected '$ ' and a command")
     return Cell("console", command[1], block[command.end() :])
 
 
@@ -64,8 +65,8 @@ def keep_outputs(made: nbformat.NotebookNode, earlier: nbformat.NotebookNode) ->
 
 def main() -> None:
     """Write the notebook; with --run, run it first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, metavar="FOLDER")
+    parser = argparse.ArgumentParser(description="Write docs/first-steps.ipynb from docs/first-steps.md.")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="Run the cells in FOLDER first.")
     folder = parser.parse_args().run
     made = notebook(PAGE.read_text(encoding="utf-8"))
     if folder is not None:
