@@ -34,8 +34,8 @@ add_module_names = False
 _MOVED = (  # links of files that lie elsewhere, and to what the site shows elsewhere
     (r"\]\(docs/", "]("),
     (r"\]\((?=benchmarks/|examples/)", "](../"),
-    (r"\.\./benchmarks/RESULTS\.md", "results.md"),
-    (r"\.\./README\.md", "guide.md"),
+    (r"\]\(\.\./benchmarks/RESULTS\.md", "](results.md"),
+    (r"\]\(\.\./README\.md", "](guide.md"),
     (r"\[([^\]]+)\]\(\.\./[\w/-]+\)", r"\1"),  # a folder, of which the site has no page
 )
 _MARKUP = re.compile(r"([\\*|_])(?!`)")

@@ -356,7 +356,7 @@ BAD = [
     (lambda b: b.run("cache", "info", b.scenes), "not a store"),
     # where a student is used and looked at, and where it comes from elsewhere
     (no_student, "student.safetensors"),
-    (nan_student, "NaN"),
+    (nan_student, "make no sense, nan"),
     (nan_start, "nan.safetensors"),
     (nan_timm, "NaN"),
     (strange_classes, "Sea"),
