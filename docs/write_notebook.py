@@ -2,7 +2,8 @@
 
     python docs/write_notebook.py [--run FOLDER]
 
---run runs the cells in FOLDER, which holds what the page asks for. Without it, cells keep their last output.
+--run runs the cells in FOLDER, which holds what the page asks for, and puts what they printed into the page.
+Without it, cells keep their last output.
 """
 
 import argparse
@@ -63,14 +64,38 @@ def keep_outputs(made: nbformat.NotebookNode, earlier: nbformat.NotebookNode) ->
             cell.execution_count = outputs[cell.source].execution_count
 
 
+def printed(cell: nbformat.NotebookNode) -> str:
+    """What a cell's command printed as its result, without remarks and spaces at the ends of lines."""
+    streams = (output for output in cell.outputs if output.output_type == "stream")
+    text = "".join(output.text for output in streams if output.name == "stdout")
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def with_outputs(page: str, run: nbformat.NotebookNode) -> str:
+    """The page with what its commands printed in a run of its notebook."""
+    results = {cell.source: printed(cell) for cell in run.cells if cell.cell_type == "code"}
+
+    def shown(block: re.Match[str]) -> str:
+        if block[1] != "console":
+            return block[0]
+        command = _command(block[2]).text
+        result = results["%%bash\n" + command]
+        return f"```console\n$ {command}\n{result}```\n"
+
+    return _BLOCK.sub(shown, page)
+
+
 def main() -> None:
     """Write the notebook; with --run, run it first."""
     parser = argparse.ArgumentParser(description="Write docs/first-steps.ipynb from docs/first-steps.md.")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="Run the cells in FOLDER first.")
     folder = parser.parse_args().run
-    made = notebook(PAGE.read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    made = notebook(page)
     if folder is not None:
-        NotebookClient(made, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+        how = {"timeout": None, "record_timing": False, "resources": {"metadata": {"path": str(folder)}}}
+        NotebookClient(made, **how).execute()
+        PAGE.write_text(with_outputs(page, made), encoding="utf-8")
     elif NOTEBOOK.exists():
         keep_outputs(made, nbformat.read(NOTEBOOK, as_version=4))
     nbformat.write(made, NOTEBOOK)
