@@ -7,6 +7,7 @@ Without it, cells keep their last output.
 """
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -93,8 +94,9 @@ def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     made = notebook(page)
     if folder is not None:
-        how = {"timeout": None, "record_timing": False, "resources": {"metadata": {"path": str(folder)}}}
-        NotebookClient(made, **how).execute()
+        how = {"timeout": None, "record_timing": False, "coalesce_streams": True}
+        client = NotebookClient(made, resources={"metadata": {"path": str(folder)}}, **how)
+        client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore"})  # of other packages, about this kernel
         PAGE.write_text(with_outputs(page, made), encoding="utf-8")
     elif NOTEBOOK.exists():
         keep_outputs(made, nbformat.read(NOTEBOOK, as_version=4))
