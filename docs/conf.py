@@ -59,8 +59,15 @@ def _plain_text(_app: Sphinx, _kind: str, _name: str, _what: object, _how: objec
     ]
 
 
+def _no_mail(_app: Sphinx, _context: object, lines: list[str]) -> None:
+    """Keep NAME@pooled in a command's help from becoming an address of mail."""
+    lines[:] = [re.sub(r"(?<=\w)@(?=\w)", r"\@", line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Register what the pages and docstrings need."""
     app.connect("source-read", _links_of_the_site)
     app.connect("include-read", _links_of_the_site)
     app.connect("autodoc-process-docstring", _plain_text)
+    app.connect("sphinx-click-process-description", _no_mail)
+    app.connect("sphinx-click-process-options", _no_mail)
