@@ -5,7 +5,7 @@ TARGET ?= digits
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench precompute train clean
+.PHONY: help setup demo test lint docs bench precompute train clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ lint: setup  ## Check format, lint, types and the arrows between rooms
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup  ## Build the docs site into build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
 bench: setup  ## Measure epochs with cached, constant, live and no labels
 	$(BIN)/python benchmarks/epochs.py $(ARGS)

@@ -48,7 +48,7 @@ class Page(HTMLParser):
         super().__init__()
         self.text, self.addresses, self.open, self.tags = path.read_text(), [], [], []
         self.words = []
-        self.feed(self.text)
+        self.feed(self.text.replace("<wbr>", ""))  # where a name may be broken
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)

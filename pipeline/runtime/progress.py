@@ -29,6 +29,11 @@ console = Console(stderr=True, highlight=False, emoji=False)  # print names verb
 _FIRST_LINE_S, _NEXT_LINE_S = 30.0, 60.0  # shorter work leaves no line in a log
 
 
+def _is_terminal() -> bool:
+    """Whether bars can move: rich takes a pipe for a terminal under FORCE_COLOR, which notebooks set."""
+    return console.is_terminal and console.file.isatty()
+
+
 class Progress:
     """Bars over items, with rate, elapsed and remaining time; use it in a `with` block."""
 
@@ -43,7 +48,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not (self._shown and console.is_terminal),
+            disable=not (self._shown and _is_terminal()),
             transient=True,
         )
         self._begun = monotonic()
@@ -70,7 +75,7 @@ class Progress:
             self._bar.update(task, advance=n, note=note)
             speed = self._bar.tasks[task].speed
             self._bar.update(task, rate=f"{speed:,.0f}/s" if speed else "")
-        if not console.is_terminal and monotonic() >= self._next_line:
+        if not _is_terminal() and monotonic() >= self._next_line:
             self._next_line = monotonic() + _NEXT_LINE_S
             self.say("; ".join(map(self._line, self._bar.tasks)))
 

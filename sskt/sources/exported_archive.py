@@ -80,7 +80,8 @@ def open_archive(path: Path) -> ExportedProgram:
 
 def _failure(error: Exception) -> str:
     """Explain why torch cannot read an archive, and what to do."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first.partition(". ")[0][:120]
     if "schema version" in str(error) or "archive version" in str(error):
         return f"was saved by another version of torch ({reason}); export it again with the torch used here"
     if "not registered" in str(error) or "torch.ops" in str(error):

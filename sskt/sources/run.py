@@ -119,6 +119,10 @@ def read_trained(folder: Path) -> Trained:
     """Read a run's config. Raises SourceError if `folder` is not a run, or its student is not one of our
     networks.
     """
+    if not (folder / _CONFIG).is_file():
+        raise SourceError(
+            f"{folder}: is no run, it has no {_CONFIG}; give the folder that sskt train printed"
+        )
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         classes = tuple(map(str, config["classes"]))

@@ -68,7 +68,7 @@ def _target(target: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     pictures = []
     for title, names, ylabel in (
         ("accuracy", ("val_top1", "test_top1", "val_map", "test_map"), "percent"),
-        ("training loss", ("train_loss",), "loss"),
+        ("training loss of the labels", ("primary_loss", "train_loss"), "loss"),
     ):
         series = {
             label: next(iter(found.values()))

@@ -38,6 +38,8 @@ def open_class_folders(
             f"{finished.folder}: its images have several labels, and class folders give each one; use "
             f"sskt predict for what the student says of them"
         )
+    if not folder.is_dir():
+        raise RunError(f"{shown(str(folder))}: no such folder; give one with a folder for each class")
     names = class_folders(folder)
     known = [name for name in names if name in config.classes]
     if not known:

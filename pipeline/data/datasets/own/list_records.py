@@ -18,7 +18,11 @@ Record = tuple[str, Mapping[str, Any]]  # where it stands, and its values by col
 def read_records(file: Path) -> Iterator[Record]:
     """The records of a list. Raises TargetError, naming the line, for what cannot be read."""
     if file.suffix.lower() not in _SUFFIXES:
-        raise wrong(file, f"ends in {file.suffix or 'nothing'!r}, expected {', '.join(_SUFFIXES)}; rename it")
+        raise wrong(
+            file,
+            f"ends in {file.suffix or 'nothing'!r}, expected {', '.join(_SUFFIXES)}; give a list of images, "
+            f"or rename the file if it is one",
+        )
     try:
         content = file.read_bytes()
     except OSError as error:
