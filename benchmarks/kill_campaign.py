@@ -104,7 +104,7 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
-        for process in processes:  # surviving ranks take over for a moment
+        for process in processes:  # surviving ranks go on for a moment
             process.join(timeout=0 if process in victims else rng.uniform(0, args.longest))
             if process.is_alive() and process not in victims:
                 os.kill(process.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache.errors import CacheError, StoreDamaged
 from cache.layout import BACKUP, TABLES
-from cache.locks import UnitLocks, claims_file
+from cache.locks import lock_file, size_lock
 from cache.row_format import ROW_ARRAYS
 from cache.storage import (
     TEMPORARY,
@@ -57,7 +57,7 @@ def remove_store(path: Location) -> None:
     require_store(path)
     try:
         if folder := local_path(path):
-            delete_file(claims_file(folder))
+            delete_file(lock_file(folder))
         else:
             _empty(path)
         delete_folder(path)
@@ -73,9 +73,7 @@ def clear_remains(path: Location) -> None:
     """
     if folder := local_path(path):
         if names_in(folder):
-            with UnitLocks(
-                folder
-            ).whole_store():  # another process may be making room, and make its store then
+            with size_lock(folder):  # another process may be making room, and make its store then
                 if _holds_remains(path):
                     delete_folder(path)
     # Object stores have no locks, so nothing is deleted: another process may be making its store. Its

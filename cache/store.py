@@ -8,7 +8,6 @@ use Zarr; rows are read and written as plain files (cache/unit.py), without Zarr
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from cache import layout as layouts
 from cache.cleanup import clear_remains
 from cache.errors import CacheError, FolderClosed, StoreMismatch
 from cache.layout import BACKUP, Layout, default_block_rows
-from cache.locks import UnitLocks
+from cache.locks import size_lock
 from cache.manifest import require_match
 from cache.reader import MappedView, Problem, StoreReader
 from cache.row_format import LOGITS, RowFormat
@@ -88,10 +87,6 @@ class Store(StoreReader):
         store.grow(views)
         return store
 
-    @cached_property
-    def _claims(self) -> UnitLocks:
-        return UnitLocks(self.path)
-
     def write_unit(self, unit: Unit, rows: Rows) -> bool:
         """Finish a unit: write its file, then its entry. rows: the whole block, finite, in the store's
         format.
@@ -122,23 +117,6 @@ class Store(StoreReader):
             ) from error
         return True
 
-    @property
-    def has_claims(self) -> bool:
-        """Whether claims exclude other processes: not in an object store, and not on Windows."""
-        return self._claims.exist
-
-    def claim(self, unit: Unit) -> bool:
-        """Claim a unit for this process until `release` or its end; False if another process has it.
-
-        Check again whether it is finished once it is claimed. Raises CacheError if the folder cannot be
-        written.
-        """
-        return self._claims.take(unit.view * self.n_blocks + unit.block)
-
-    def release(self, unit: Unit) -> None:
-        """Release a unit for other processes to claim."""
-        self._claims.give_up(unit.view * self.n_blocks + unit.block)
-
     def sweep(self) -> int:
         """Remove files that dead writers left unfinished in this store; returns their number. Leaves alone
         what is being written, and half-made stores beside this one: those are held by locks on folders, which
@@ -151,7 +129,7 @@ class Store(StoreReader):
         """Make room for `views` views in total, if there are fewer; finished units are untouched."""
         if views <= self.n_views:
             return
-        with self._claims.whole_store():
+        with size_lock(self.path):
             self._layout = layouts.read_group(self.path)[1]  # another process may have grown it meanwhile
             if views > self.n_views:  # a kill between the two arrays leaves a valid store of the old size
                 self._set_views((self.form.array, "units"), views)
@@ -167,7 +145,7 @@ class Store(StoreReader):
         """
         if not 1 <= views <= self.n_views:
             raise CacheError(f"{self.path}: has {self.n_views} views and cannot be cut to {views}")
-        with self._claims.whole_store():
+        with size_lock(self.path):
             try:
                 for unit in self.beyond(views):
                     self._files.delete(unit)

@@ -1,4 +1,4 @@
-"""Several processes on one store: claims, sweeping, growing; and the same store behind a URL."""
+"""Several processes on one store: sweeping, growing; and the same store behind a URL."""
 
 import errno
 import io
@@ -48,40 +48,6 @@ def other_process(code, *, wait=True):
         return out.decode().split()
     assert process.stdout.readline() == b"ready\n"
     return process
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from cache.store import Store, Unit
-store = Store.open(Path({path!r}))
-assert store.claim(Unit(0, 1)) and store.claim(Unit(1, 2))
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_unit_is_claimed_by_one_process_and_free_again_when_that_is_killed(tmp_path):
-    store = new_store(tmp_path)
-    holder = other_process(HOLDER.format(path=str(store.path)), wait=False)
-    assert store.has_claims
-    assert [unit for unit in ALL_UNITS if not store.claim(unit)] == [Unit(0, 1), Unit(1, 2)]
-    holder.send_signal(signal.SIGKILL)
-    holder.communicate()
-    assert all(store.claim(unit) for unit in ALL_UNITS)
-
-
-def test_a_released_unit_can_be_claimed_by_another_process(tmp_path):
-    store = new_store(tmp_path)
-    code = (
-        "from pathlib import Path\nfrom cache.store import Store, Unit\n"
-        f"store = Store.open(Path({str(store.path)!r}))\n"
-        "print(*[store.claim(Unit(v, b)) for v in range(2) for b in range(3)])"
-    )
-    assert all(store.claim(unit) for unit in ALL_UNITS)
-    assert other_process(code) == ["False"] * 6
-    store.release(Unit(1, 0))
-    assert other_process(code) == ["False"] * 3 + ["True"] + ["False"] * 2
 
 
 def test_reading_a_store_makes_no_file(tmp_path):
@@ -235,8 +201,6 @@ def test_a_store_behind_a_url_lives_the_same_life():
     place = in_memory()
     assert isinstance(place, UPath)
     store = new_store(place)
-    assert not store.has_claims
-    assert store.claim(Unit(0, 0))
     logits = logits_of(store)
     for unit in ALL_UNITS[:2]:
         store.write_unit(unit, logits[unit.view, store.rows_of(unit.block)])
@@ -419,11 +383,9 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, code):
     def no_lock(*_args):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("cache.locks.fcntl.lockf", no_lock)
-    for act in (lambda: store.claim(Unit(0, 0)), lambda: store.grow(3)):
-        with pytest.raises(CacheError, match=rf"s\.zarr\.lock: cannot be locked \({os.strerror(code)}\)"):
-            act()
     monkeypatch.setattr("cache.storage.local.fcntl.flock", no_lock)
+    with pytest.raises(CacheError, match=rf"s\.zarr\.lock: cannot be locked \({os.strerror(code)}\)"):
+        store.grow(3)
     (store.path / "units" / "c.0.0.tmp-ffff").write_bytes(b"")
     assert store.sweep() == 0, "nobody can say whether it is still being written"
 
@@ -666,7 +628,7 @@ def test_a_trim_that_may_not_delete_is_told_and_loses_nothing(tmp_path, monkeypa
 
 def test_only_a_store_is_ever_removed(tmp_path):
     store, _ = filled_store(tmp_path)
-    store.claim(Unit(0, 0))
+    store.grow(3)  # with a lock file
     (tmp_path / "precious").mkdir()
     for path in (tmp_path / "precious", tmp_path):
         with pytest.raises(StoreDamaged, match="is not a store, nothing was removed"):

@@ -80,14 +80,12 @@ def test_a_read_only_disk_is_told_and_can_be_read(tmp_path):
         store, logits = filled_store(folder)
         store.grow(3)
         path = store.path
-        del store  # it holds the file of its claims open for writing
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         again = Store.open(path)
         np.testing.assert_array_equal(again.view(1), logits[1])
         assert again.verify() == []
         for act in (
             lambda: again.write_unit(Unit(2, 0), logits[0, :4]),
-            lambda: again.claim(Unit(2, 0)),
             lambda: again.grow(5),
             lambda: new_store(folder / "other"),
         ):
@@ -108,15 +106,9 @@ units = store.pending(store.n_views)
 random.Random({seed}).shuffle(units)
 print("ready", flush=True)
 sys.stdin.readline()
-n = 0
 for unit in units:
-    if {claims} and not store.claim(unit):
-        continue
-    if not ({claims} and store.finished(unit)):
-        store.write_unit(unit, logits[unit.view, store.rows_of(unit.block)])
-        n += 1
-    store.release(unit)
-print(n)
+    store.write_unit(unit, logits[unit.view, store.rows_of(unit.block)])
+print(len(units))
 """
 
 
@@ -126,11 +118,10 @@ def start(code):
     return process
 
 
-@pytest.mark.parametrize("claims", [True, False])
-def test_two_writers_at_once_and_a_reader_meanwhile(tmp_path, claims):
+def test_two_writers_at_once_and_a_reader_meanwhile(tmp_path):
     store = new_store(tmp_path, n=300, classes=40, block_rows=10, views=4)
     logits = logits_of(store)
-    codes = [WRITER.format(path=str(store.path), seed=seed, claims=claims) for seed in range(2)]
+    codes = [WRITER.format(path=str(store.path), seed=seed) for seed in range(2)]
     writers = [start(code) for code in codes]
     for writer in writers:
         writer.stdin.write(b"go\n")
@@ -142,11 +133,9 @@ def test_two_writers_at_once_and_a_reader_meanwhile(tmp_path, claims):
             whole += 1
         except StoreIncomplete:
             continue
-    written = [int(writer.communicate()[0]) for writer in writers]
+    for writer in writers:
+        writer.communicate()
     assert [writer.returncode for writer in writers] == [0, 0]
-    if claims:
-        assert sum(written) == 120, "every unit once"
-        assert min(written) > 0, "and by both"
     assert store.verify() == []
     for view in range(4):
         np.testing.assert_array_equal(store.view(view), logits[view])
@@ -160,7 +149,7 @@ def test_a_clock_that_goes_back_changes_nothing(tmp_path):
     for file in store.path.rglob("*"):
         os.utime(file, (4e9, 4e9))
     code = "import time\ntime.time = lambda: 1e9\ntime.time_ns = lambda: 10**18\n"
-    writer = start(code + WRITER.format(path=str(store.path), seed=1, claims=True))
+    writer = start(code + WRITER.format(path=str(store.path), seed=1))
     assert writer.communicate(b"go\n")[0] == b"7\n"
     assert store.sweep() == 0
     assert store.verify() == []
@@ -174,7 +163,7 @@ def test_a_signal_in_the_middle_of_writing_loses_no_finished_unit(tmp_path, numb
     rng = random.Random(3)
     finished: set[Unit] = set()
     for _ in range(6):
-        writer = start(WRITER.format(path=str(store.path), seed=rng.random(), claims=True))
+        writer = start(WRITER.format(path=str(store.path), seed=rng.random()))
         writer.stdin.write(b"go\n")
         writer.stdin.flush()
         wait_for_less(store, len(store.pending(2)), writer)

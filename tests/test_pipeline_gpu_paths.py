@@ -476,15 +476,15 @@ def test_the_next_unit_is_started_while_one_is_written(dataset, tmp_path, monkey
         filled = SourceStore(source, frozen, store, set(store.pending(1)))
         renderer = ResidentRenderer(dataset, PLAN, device=torch.device("cpu"))
         work = worker.Worker(
-            dataset, [filled], renderer, World(), batch_size=10, progress=Progress("units", total=N)
+            dataset, [filled], renderer, batch_size=10, progress=Progress("units", total=N)
         )
         assert not work._starts_ahead
         work._starts_ahead = ahead
-        work.work(1)
+        work.do([(unit,) for unit in store.pending(1)])
         assert not store.pending(1)
     assert seen == [20, 40, 30, 40]
     monkeypatch.setattr(frozen, "device", CUDA)
-    work = worker.Worker(dataset, [filled], renderer, World(), batch_size=10, progress=None)
+    work = worker.Worker(dataset, [filled], renderer, batch_size=10, progress=None)
     assert work._starts_ahead
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from cache.errors import FolderClosed
 
-# file locks; None on Windows, where nothing is swept and nothing is claimed
+# file locks; None on Windows, where nothing is swept
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 TEMPORARY = ".tmp-"  # in the name of every unfinished file and folder; readers skip those

@@ -176,18 +176,33 @@ def prepare(
             *HOW,
         ),
     ),
+    section(
+        EXECUTION,
+        choice_option(
+            "--engine",
+            "local ray",
+            "local",
+            "local: in this process. ray: on the Ray cluster of RAY_ADDRESS, or one on this machine "
+            "(needs sskt[ray]).",
+        ),
+        count_option(
+            "--workers", "Workers at a time, with --engine ray. [default: one per GPU, else per node]"
+        ),
+    ),
     as_argument("paths", build_paths, section(PLACES, WEIGHTS, CONTRACT, DATA_DIR, CACHE_DIR)),
 )
 def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     """Stage one: store what frozen sources say of a target.
 
     Each source is run once on every planned view of every training image. Stop at any time: the same command
-    continues from there, and more --views or another --source extend the stores. Start it
-    several times at once, and the processes share the work; not under torchrun, which ends all when one dies.
+    continues from there, and more --views or another --source extend the stores. Processes share the work
+    with --engine ray, or if each has a RANK of WORLD_SIZE; not under torchrun, which ends all when one dies.
     """
     from pipeline import api
 
     if estimate:
+        if what.pop("engine") != "local" or what.pop("workers"):
+            raise click.UsageError("--estimate measures this machine; leave out --engine and --workers")
         rows = api.estimate(**what)
         show(
             rows,

@@ -10,48 +10,41 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from time import perf_counter
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from cache import Location
 from pipeline.data import (
     DEFAULT_VIEWS,
     EARLIER,
     Augmentation,
     open_dataset,
     open_pools,
-    open_renderer,
     parse_target,
     pool_names,
     prepared,
     target_slug,
 )
+from pipeline.precompute.engine_ray import fill_with_ray
 from pipeline.precompute.estimate import estimate_job
-from pipeline.precompute.worker import Worker
+from pipeline.precompute.fill import StoreReport, fill_stores
 from pipeline.runtime import (
     Execution,
     Paths,
-    Progress,
     World,
     choose_execution,
     coerce,
     mute_remarks,
-    render_batch_size,
     require_named,
 )
 from pipeline.stores import (
     Job,
-    SourceStore,
     destination,
-    log_knowledge,
     open_named,
-    open_source_stores,
     sound_stores,
     with_recorded_weights,
 )
-from sskt.errors import RunError, TargetError, shown
+from sskt.errors import RunError, SettingError, TargetError, shown
 from sskt.sources import (
     LOGITS_OUTPUT,
     OUTPUT_FORMS,
@@ -65,76 +58,7 @@ from sskt.sources import (
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(slots=True)
-class StoreReport:
-    """What stage one did for one source."""
-
-    source: str
-    path: Location
-    n_samples: int
-    n_classes: int  # numbers of a row, where no logits are stored
-    views: int
-    rows_done: int = 0  # rows computed by this call, not by earlier calls or other processes
-    write_s: float = 0.0
-    wall_s: float = 0.0  # drawing, forwards and writing; opening stores and sources is not included
-    nbytes: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        rate = self.rows_done / self.wall_s if self.rows_done else None
-        return {**asdict(self), "path": str(self.path), "images_s": rate}
-
-
-def fill_stores(job: Job, *, cache_dir: Location, execution: Execution, world: World) -> list[StoreReport]:
-    """Fill the stores of the job's sources for views 0..views-1; finished units are left alone.
-
-    Other processes may work on the same stores: `world` and claims divide the units among them. Raises
-    StoreMismatch if a store with the same fingerprint was made at another precision or its probe images no
-    longer come out the same, SourceError naming the samples if a source gives logits that are not finite,
-    CacheError if the store cannot be written. Units finished before an error or Ctrl-C are kept.
-    """
-    if job.views < 1:
-        raise RunError(f"--views is {job.views}, expected at least 1")
-    source_stores = open_source_stores(job, cache_dir, execution)
-    started = perf_counter()
-    if not any(each.pending for each in source_stores):
-        log.info(f"{job.name}: all {job.views} view(s) of {len(source_stores)} source(s) are already there")
-    else:
-        sources = [each.frozen for each in source_stores if each.frozen]
-        batch_size = render_batch_size(max(frozen.forward.batch_size for frozen in sources))
-        renderer = open_renderer(job.dataset, job.source_plan, execution, batch_size=batch_size)
-        with closing(renderer), Progress() as progress:
-            worker = Worker(
-                job.dataset, source_stores, renderer, world, batch_size=batch_size, progress=progress
-            )
-            worker.work(job.views)
-        for source_store in source_stores:
-            if source_store.remark:
-                log.info(source_store.remark)
-        left = sum(len(each.store.pending(job.views)) for each in source_stores)
-        if left:
-            log.info(
-                f"{job.name}: {left} units are the other ranks'; run the command again if one of them is lost"
-            )
-    if world.rank == 0:
-        for source_store in source_stores:
-            log_knowledge(source_store.store, source_store.source.spec, job.dataset)
-    return [_report(each, job, perf_counter() - started) for each in source_stores]
-
-
-def _report(source_store: SourceStore, job: Job, wall_s: float) -> StoreReport:
-    return StoreReport(
-        source_store.source.spec.name,
-        source_store.store.path,
-        len(job.dataset),
-        source_store.store.n_classes,
-        job.views,
-        rows_done=source_store.rows_done,
-        write_s=source_store.write_s,
-        wall_s=wall_s,
-        nbytes=source_store.store.nbytes,
-    )
+LOCAL, RAY = ENGINES = "local", "ray"
 
 
 def precompute(
@@ -149,9 +73,13 @@ def precompute(
     top_k: int | None = None,
     output: str | Sequence[str] = LOGITS_OUTPUT,
     unlabelled: str | Sequence[str] = (),
+    engine: str = LOCAL,
+    workers: int | None = None,
 ) -> list[StoreReport]:
     """Run stage one for each target, or for every prepared one if none is named; see `fill_stores`.
-    Processes that fill the same stores share the work.
+
+    `engine` "local" computes in this process, which does a rank's share where RANK and WORLD_SIZE are set;
+    "ray" on a cluster, with `workers` at a time; see `fill_with_ray`.
 
     `output`, one or several such as "logits" and "layer4", is asked of sources whose names do not say which,
     as "imagenet@pooled" does; all outputs of a network come from one forward. The samples without labels in a
@@ -159,16 +87,29 @@ def precompute(
     own, under the target's plan; `limit` is not theirs.
     """
     paths, execution = paths or Paths(), execution or choose_execution()
-    world, augmentation = World.from_environment(), augmentation or Augmentation()
-    named = _with_output(sources, output)
-    jobs = _jobs(targets, named, views, augmentation, paths, limit, top_k, unlabelled)
-    for job in jobs:
-        _mention_earlier(job, augmentation, paths)
+    world, workers = World.from_environment(), coerce.whole_or_none(workers, "workers")
+    _require_engine(engine, workers, world)
+    arguments = (targets, _with_output(sources, output), views, augmentation or Augmentation(), paths)
+    open_jobs = partial(_jobs, *arguments, limit, top_k, unlabelled, mentions=True)
+    if engine == RAY:
+        return fill_with_ray(open_jobs, cache_dir=paths.cache_dir, execution=execution, n_workers=workers)
     return [
         report
-        for job in jobs
+        for job in open_jobs()
         for report in fill_stores(job, cache_dir=paths.cache_dir, execution=execution, world=world)
     ]
+
+
+def _require_engine(engine: str, workers: int | None, world: World) -> None:
+    """Raise SettingError or RunError unless the engine exists and can be used in this way."""
+    if engine not in ENGINES:
+        raise SettingError("engine", f"is {engine!r}, expected {' or '.join(ENGINES)}")
+    if workers is not None and engine != RAY:
+        raise SettingError("workers", f"is {workers}, and engine is {engine}; it is for ray alone")
+    if engine == RAY and world.size > 1:
+        raise RunError(
+            f"WORLD_SIZE is {world.size}, and Ray shares the work by itself; unset RANK and WORLD_SIZE"
+        )
 
 
 def estimate(
@@ -214,9 +155,12 @@ def _jobs(
     limit: int | None,
     top_k: int | None,
     unlabelled: str | Sequence[str],
+    *,
+    mentions: bool = False,
 ) -> list[Job]:
     """One job per target and pool, or for clips one per set of frames that sources see. Everything is opened
-    before the first job runs, so that a wrong name is found before any work is done.
+    before the first job runs, so that a wrong name is found before any work is done. `mentions`: stores that
+    were made with `--source-input earlier` are mentioned.
 
     Raises TargetError, saying how to prepare one, if no target is named and none is prepared.
     """
@@ -258,6 +202,8 @@ def _jobs(
             for dataset in its
             for group in by_frames.values()
         ]
+    for job in jobs if mentions else ():
+        _mention_earlier(job, augmentation, paths)
     return jobs
 
 

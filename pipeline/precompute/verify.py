@@ -26,8 +26,8 @@ from cache import (
 )
 from pipeline.data import open_renderer, plan_from
 from pipeline.precompute.recompute import Agreement, recompute
-from pipeline.precompute.worker import Worker
-from pipeline.runtime import Execution, Paths, Progress, World, coerce, render_batch_size
+from pipeline.precompute.worker import open_worker
+from pipeline.runtime import Execution, Paths, Progress, coerce
 from pipeline.stores import (
     PROBE_SAMPLES,
     Origin,
@@ -142,16 +142,17 @@ def _repair(
 def _recompute_units(
     store: Store, origin: Origin, frozen: FrozenSource, units: list[Unit], execution: Execution
 ) -> None:
-    batch_size = render_batch_size(frozen.forward.batch_size)
-    renderer = open_renderer(origin.dataset, origin.source_plan, execution, batch_size=batch_size)
-    with closing(renderer), Progress() as progress:
+    stores = [SourceStore(origin.source, frozen, store, set(units))]
+    with (
+        Progress() as progress,
+        open_worker(origin.dataset, origin.source_plan, stores, execution, progress) as worker,
+    ):
         for unit in units:
             store.discard(unit)
-        source_stores = [SourceStore(origin.source, frozen, store, set(units))]
-        worker = Worker(
-            origin.dataset, source_stores, renderer, World(), batch_size=batch_size, progress=progress
-        )
-        worker.work(store.n_views)
+        blocks = sorted({unit.block for unit in units})
+        tasks = [tuple(unit for unit in units if unit.block == block) for block in blocks]
+        worker.show(tasks)
+        worker.do(tasks)
 
 
 def _open_source(store: Store, origin: Origin, execution: Execution, *, exact: bool) -> FrozenSource:

@@ -1,4 +1,4 @@
-"""Stage one's loop: claim a unit, draw it, run every network on it, commit.
+"""Stage one's loop: draw a unit, run every network on it, commit.
 
 These steps overlap: one thread draws ahead, the calling thread starts and collects forwards, one thread
 writes. No forward of the next unit starts before a unit is written, so a process that dies loses at most one
@@ -9,19 +9,26 @@ fraction of a second, up to half of the next unit may be started.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from time import perf_counter, sleep
+from time import perf_counter
 
 import numpy as np
 import torch
 
-from cache import CacheError, Unit
-from pipeline.data import Dataset, Positions, Renderer, in_batches
-from pipeline.precompute.sharding import split_tasks, task_order
-from pipeline.runtime import Progress, World, memory_for_images, prefetch, to_device
+from cache import CacheError, Store, Unit, local_path
+from pipeline.data import Dataset, Plan, Positions, Renderer, in_batches, open_renderer
+from pipeline.precompute.sharding import Task
+from pipeline.runtime import (
+    Execution,
+    Progress,
+    memory_for_images,
+    prefetch,
+    render_batch_size,
+    to_device,
+)
 from pipeline.stores import SourceStore
 from sskt.errors import SourceError
 from sskt.sources import FrozenSource, NonFiniteLogitsError
@@ -29,7 +36,6 @@ from sskt.topk import encode
 
 _PREFETCH = 2  # batches
 _MAX_IN_FLIGHT = 2  # batches whose forwards have been started
-_WAIT_S, _MAX_WAIT_S = 1.0, 30.0  # between two looks at units that other processes have claimed
 
 
 @dataclass(slots=True, eq=False)
@@ -48,83 +54,44 @@ _InFlight = tuple[_PartialUnit, int, dict[FrozenSource, Callable[[], torch.Tenso
 
 
 class Worker:
-    """Computes the missing units of one target's stores, which all have the same blocks."""
+    """Computes missing units of one target's stores, which all have the same blocks."""
 
     def __init__(
         self,
         dataset: Dataset,
         source_stores: list[SourceStore],
         renderer: Renderer,
-        world: World,
         *,
         batch_size: int,
         progress: Progress,
     ) -> None:
-        self._dataset, self._source_stores = dataset, source_stores
-        self._renderer, self._world = renderer, world
+        self._dataset, self._source_stores, self._renderer = dataset, source_stores, renderer
         self._batch_size, self._progress = batch_size, progress
-        self._claims = all(each.store.has_claims for each in source_stores)
         on_cuda = any(each.frozen and each.frozen.device.type == "cuda" for each in source_stores)
-        self._starts_ahead = on_cuda or not self._claims
-        self._open: list[_PartialUnit] = []  # claimed and not committed
+        self._starts_ahead = on_cuda or local_path(source_stores[0].store.path) is None
         self._writing: Future[None] | None = None
 
-    def work(self, views: int) -> None:
-        """Compute the unfinished units of the first `views` views, and wait for those that other processes
-        have claimed.
+    def show(self, tasks: Iterable[Task]) -> None:
+        """Show a bar for each store over the rows of some tasks, finished or not."""
+        units = {unit for task in tasks for unit in task}
+        for each in self._source_stores:
+            total, left = n_rows(each.store, units), n_rows(each.store, units & each.pending)
+            each.bar = self._progress.add(each.source.spec.name, total=total, done=total - left)
 
-        If the stores have no claims (on object stores), each rank does its own share and does not wait.
-        """
-        for source_store in self._source_stores:
-            total, left = views * len(self._dataset), sum(map(self._n_rows, source_store.pending))
-            source_store.bar = self._progress.add(
-                source_store.source.spec.name, total=total, done=total - left
-            )
-        # all units are shared out, not just those left now: other ranks look at other moments
-        n_blocks = self._source_stores[0].store.n_blocks
-        all_tasks = split_tasks(views, n_blocks, decodes=self._dataset.kind == "files")
-        tasks = task_order(all_tasks, self._world, steal=self._claims)
-        wait_s, is_announced = _WAIT_S, False
-        while True:
-            n_done = self._run_available(tasks)
-            if not self._claims:
-                return
-            before = self._n_pending
-            for source_store in self._source_stores:
-                self._refresh_pending(source_store, views)
-            if not self._n_pending:
-                return
-            if n_done or self._n_pending < before:
-                wait_s = _WAIT_S
-            if not n_done:
-                if not is_announced:
-                    self._progress.say(self._waiting_message())
-                    is_announced = True
-                sleep(wait_s)
-                wait_s = min(2 * wait_s, _MAX_WAIT_S)
-
-    def _run_available(self, tasks: list[tuple[Unit, ...]]) -> int:
-        """Compute every unit that can be claimed; returns how many."""
-        try:
-            with (
-                ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
-                closing(prefetch(self._draw(tasks), _PREFETCH)) as drawn,
-            ):
-                return self._run_sources(drawn, writer)
-        finally:  # after the writer has ended, so that no other process starts a unit that is being written
-            for partial in self._open:
-                for source_store in partial.source_stores:
-                    source_store.store.release(partial.unit)
-            self._open = []
+    def do(self, tasks: Iterable[Task]) -> None:
+        """Compute every unit of `tasks` that a store lacks."""
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="writer") as writer,
+            closing(prefetch(self._draw(tasks), _PREFETCH)) as drawn,
+        ):
+            self._run_sources(drawn, writer)
 
     def _run_sources(
         self, drawn: Iterable[tuple[_PartialUnit, torch.Tensor]], writer: ThreadPoolExecutor
-    ) -> int:
-        """Run the sources on every batch and have complete units written; returns the number of units."""
+    ) -> None:
+        """Run the sources on every batch and have complete units written."""
         in_flight: deque[_InFlight] = deque()
-        n_units = 0
         for partial, pixels in drawn:
-            n_units += partial.n_started == 0
             past_half = 2 * (partial.n_started + len(pixels)) > len(partial.positions) + 1
             if not self._starts_ahead or past_half:  # write the previous unit first
                 while in_flight and in_flight[0][0] is not partial:
@@ -136,7 +103,6 @@ class Worker:
         while in_flight:
             self._collect(in_flight.popleft(), writer)
         self._finish_writing()
-        return n_units
 
     def _start(self, partial: _PartialUnit, pixels: torch.Tensor) -> _InFlight:
         """Start a batch's forwards: one for all outputs of a network."""
@@ -146,20 +112,25 @@ class Worker:
         pixels = to_device(pixels, next(iter(sources)).device)
         return partial, at, {frozen: frozen.submit(pixels) for frozen in sources}
 
-    def _draw(self, tasks: list[tuple[Unit, ...]]) -> Generator[tuple[_PartialUnit, torch.Tensor]]:
-        """Draw every unit that this process can claim, batch by batch."""
+    def _draw(self, tasks: Iterable[Task]) -> Generator[tuple[_PartialUnit, torch.Tensor]]:
+        """Draw every unit that a store lacks, batch by batch."""
         for units in tasks:
             task = [unit for unit in units if any(unit in each.pending for each in self._source_stores)]
             with self._renderer.cache_decoded() if self._fit_in_memory(task) else nullcontext():
                 for unit in task:
-                    source_stores = self._claim(unit)
+                    source_stores = [each for each in self._source_stores if self._lacks(each, unit)]
                     if source_stores:
                         partial = _PartialUnit(unit, source_stores, self._positions(unit))
-                        self._open.append(partial)
                         batches = in_batches(partial.positions, self._batch_size)
                         with closing(self._renderer.render(unit.view, batches)) as drawn:
                             for pixels in drawn:
                                 yield partial, pixels
+
+    def _lacks(self, source_store: SourceStore, unit: Unit) -> bool:
+        """Whether a unit is unfinished still: another process may have written it since the store was
+        opened.
+        """
+        return unit in source_store.pending and not source_store.store.finished(unit)
 
     def _fit_in_memory(self, task: list[Unit]) -> bool:
         """Whether a task's images are worth keeping decoded, and few enough."""
@@ -167,15 +138,6 @@ class Worker:
             return False
         sizes = self._dataset.sizes[self._positions(task[0])]
         return 3 * int(sizes.prod(axis=1, dtype=np.int64).sum()) <= memory_for_images()
-
-    def _claim(self, unit: Unit) -> list[SourceStore]:
-        """Claim a unit in every store that lacks it; returns the stores that this process may write it to."""
-        claimed = [each for each in self._source_stores if unit in each.pending and each.store.claim(unit)]
-        # another process may have finished it since we looked
-        finished = [each for each in claimed if each.store.finished(unit)]
-        for source_store in finished:
-            source_store.store.release(unit)
-        return [each for each in claimed if each not in finished]
 
     def _collect(self, batch: _InFlight, writer: ThreadPoolExecutor) -> None:
         """Wait for a batch's logits; if it completes its unit, send that to the writer."""
@@ -187,7 +149,8 @@ class Worker:
             logits = rows[source_store.frozen][:, source_store.columns]
             n = len(logits)
             out[at : at + n] = logits
-            self._progress.advance(n, bar=source_store.bar)
+            if source_store.bar is not None:
+                self._progress.advance(n, bar=source_store.bar)
         if at + n == len(partial.positions):
             self._writing = writer.submit(self._commit, partial)
 
@@ -222,12 +185,10 @@ class Worker:
                 first_error = first_error or error
                 continue
             source_store.pending.discard(partial.unit)
-            source_store.store.release(partial.unit)
             source_store.rows_done += len(logits)
             source_store.write_s += perf_counter() - started
         if first_error is not None:
             raise first_error
-        self._open.remove(partial)
 
     def _require_finite(self, source_store: SourceStore, partial: _PartialUnit, logits: torch.Tensor) -> None:
         """Raise SourceError, naming the samples, if any row is not finite."""
@@ -241,30 +202,23 @@ class Worker:
                 f"{error}; view {partial.unit.view}, samples {names}; nothing of this unit was kept"
             ) from error
 
-    @property
-    def _n_pending(self) -> int:
-        return sum(len(each.pending) for each in self._source_stores)
-
-    def _waiting_message(self) -> str:
-        """Say which units this process waits for."""
-        source_store = next(each for each in self._source_stores if each.pending)
-        return (
-            f"{self._dataset.target}: waiting for {self._n_pending} unit(s) that other processes have "
-            f"claimed, {min(source_store.pending)} of {source_store.source.spec.name} first; a process that "
-            f"is stopped keeps its claims: let it go on, or end it"
-        )
-
-    def _refresh_pending(self, source_store: SourceStore, views: int) -> None:
-        """Drop the units from `pending` that other processes have finished meanwhile."""
-        if source_store.pending:
-            left = set(source_store.store.pending(views)) & source_store.pending
-            self._progress.advance(sum(map(self._n_rows, source_store.pending - left)), bar=source_store.bar)
-            source_store.pending = left
-
     def _positions(self, unit: Unit) -> Positions:
         """The dataset positions of a unit's rows."""
         rows = self._source_stores[0].store.rows_of(unit.block)
         return np.arange(rows.start, rows.stop)
 
-    def _n_rows(self, unit: Unit) -> int:
-        return len(self._positions(unit))
+
+def n_rows(store: Store, units: Iterable[Unit]) -> int:
+    """The number of rows that units of a store hold."""
+    return sum(len(range(store.n_samples)[store.rows_of(unit.block)]) for unit in units)
+
+
+@contextmanager
+def open_worker(
+    dataset: Dataset, plan: Plan, source_stores: list[SourceStore], execution: Execution, progress: Progress
+) -> Iterator[Worker]:
+    """A worker, with a renderer of its own, for stores of which some lack units. plan: as sources see it."""
+    sources = [each.frozen for each in source_stores if each.frozen]
+    batch_size = render_batch_size(max(frozen.forward.batch_size for frozen in sources))
+    with closing(open_renderer(dataset, plan, execution, batch_size=batch_size)) as renderer:
+        yield Worker(dataset, source_stores, renderer, batch_size=batch_size, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -27,6 +27,8 @@ class Execution:
     threads: int = 2
     batch_size: int | None = None  # per forward of a frozen network; None: the fastest on this machine
     compiled: bool | None = None  # compile frozen networks; None: if the job is long enough to repay it
+    # the arguments of `choose_execution`, by which another machine chooses anew
+    asked: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def precision(self) -> str:
@@ -66,6 +68,7 @@ def choose_execution(
     processes on this machine); `batch_size` is that of one forward. A CUDA device becomes torch's current
     one.
     """
+    asked = dict(locals())
     threads = coerce.whole_or_none(threads, "threads")
     batch_size = coerce.whole_or_none(batch_size, "batch_size")
     chosen = _device(device)
@@ -75,7 +78,7 @@ def choose_execution(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     compute = None if amp == "auto" else amp
     threads = threads or max(1, (os.cpu_count() or 1) // n_local_processes())
-    return Execution(chosen, compute, renderer, threads, batch_size, compiled=compiled)
+    return Execution(chosen, compute, renderer, threads, batch_size, compiled, asked)
 
 
 def _device(name: str) -> torch.device:

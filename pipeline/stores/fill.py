@@ -52,7 +52,7 @@ class SourceStore:
             return None
         return (
             f"{self.source.spec.name}: {self.rows_twice:,} rows were computed here and by another process, "
-            f"which wrote them first; its rows are kept"
+            f"which wrote them first; its rows are kept (with RANK and WORLD_SIZE, processes share the work)"
         )
 
 
