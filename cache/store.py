@@ -94,11 +94,10 @@ class Store(StoreReader):
 
     def write_unit(self, unit: Unit, rows: Rows) -> bool:
         """Finish a unit: write its file, then its entry. rows: the whole block, finite, in the store's
-        format.
+        format. The first writer of the file wins: if there is one, its rows stay, whatever they are, and the
+        result is False. (Processors differ in the last bits, and two may compute the same unit.)
 
-        A finished unit is never overwritten: a sound one stays, even if its bytes differ, and the result is
-        False. (Processors differ in the last bits, and without locks two may compute the same unit.) A unit
-        whose file was lost or damaged is written anew. Raises CacheError for a full or read-only disk, which
+        A file that was lost or damaged is written again. Raises CacheError for a full or read-only disk, which
         leaves all finished units intact.
         """
         if not (0 <= unit.view < self.n_views and 0 <= unit.block < self.n_blocks):
@@ -107,20 +106,14 @@ class Store(StoreReader):
             )
         require_sound_rows(rows, self._n_rows(unit), self.form, f"{self.path}: {unit}")
         rows = cast("Rows", np.ascontiguousarray(rows))
-        crc = self._files.crc_of(rows)
-        entry = self._entry(unit)
-        if entry is not None and self._files.holds(unit, entry, rows):
-            return False
         try:
-            if entry not in (None, crc):  # no reader may see an entry beside rows of another
-                self._files.delete(unit)
-            self._files.write(unit, rows, crc)
+            self._entries[unit], created = self._files.write(unit, rows)
         except OSError as error:
             raise CacheError(
                 f"{self.path}: {unit} cannot be written ({error.strerror or error}); make room or make the "
                 f"folder writable and run the same command again, finished units are kept"
             ) from error
-        return True
+        return created
 
     @property
     def has_claims(self) -> bool:
@@ -177,10 +170,12 @@ class Store(StoreReader):
                     f"make the folder writable and run the same command again"
                 ) from error
             self._set_views(("units", self.form.array), views)
+            self._entries = {unit: entry for unit, entry in self._entries.items() if unit.view < views}
 
     def discard(self, unit: Unit) -> None:
         """Delete a unit, so that it is unfinished again."""
-        self._files.delete(unit)
+        self._files.discard(unit)
+        self._entries.pop(unit, None)
 
     def _set_views(self, names: tuple[str, str], views: int) -> None:
         """Set the number of views of both arrays, in the order given."""

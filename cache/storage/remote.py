@@ -6,6 +6,7 @@ whatever their client libraries do. So the cache asks this class instead, and `r
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from upath.implementations.cloud import CloudPath
 
 from cache.errors import CacheError
 
+_TAKEN = ("PreconditionFailed", "412")  # a file is there that was to be created
 _buckets: set[str] = set()  # known to exist
 
 
@@ -26,6 +28,38 @@ class ObjectStorage:
         """See `cache.storage.write_durably`."""
         with reaching(path):
             path.fs.pipe_file(path.path, b"".join(parts))
+
+    def create(self, path: UPath, *parts: bytes | memoryview) -> bool:
+        """See `cache.storage.create_durably`."""
+        content = b"".join(parts)
+        with reaching(path):
+            try:
+                path.fs.pipe_file(path.path, content, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if _code(error) in _TAKEN:
+                    return False
+                if error.errno != errno.ENOSYS:
+                    raise
+                # a server that rejects the condition: another process may come in between, see `excludes`
+                if self.is_file(path):
+                    return False
+                path.fs.pipe_file(path.path, content)
+        return True
+
+    def excludes(self, path: UPath, content: bytes) -> bool:
+        """See `cache.storage.excludes`: asked of the server, by the file that is there."""
+        with reaching(path):
+            try:
+                path.fs.pipe_file(path.path, content, mode="create")
+            except FileExistsError:
+                return True
+            except OSError as error:
+                if error.errno != errno.ENOSYS and _code(error) not in _TAKEN:
+                    raise
+                return error.errno != errno.ENOSYS
+        return False
 
     def read(self, path: UPath) -> bytes:
         """All bytes of a file."""
@@ -108,6 +142,12 @@ class ObjectStorage:
             return sorted(named, key=lambda info: str(info["name"]))
         self.require_bucket(folder)
         return []
+
+
+def _code(error: OSError) -> str:
+    """What an S3 server calls an error that s3fs has translated."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code"))
 
 
 @contextmanager
