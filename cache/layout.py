@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
 from cache.manifest import Manifest, digest
@@ -122,12 +121,14 @@ def create_group(
     behind, if the folder cannot be written.
     """
     try:
-        folder = local_path(path)
+        folder, files = local_path(path), _build(manifest, layout, tables)
         if folder is None:
-            return _upload(path, manifest, layout, tables)
+            return _upload(path, files)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as temporary:
-            _build(temporary, manifest, layout, tables)
+            for name, content in files.items():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_bytes(content)
             _warn_unless_exclusive(path, temporary / BACKUP)
             sync_tree(temporary)
             return _moved_into_place(temporary, folder)
@@ -225,7 +226,8 @@ def backup_of(files: dict[str, str]) -> bytes:
     return json.dumps({"files": files, "sha256": sha256}).encode()
 
 
-def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
+def _build(manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+    """The files of a new store."""
     v, n, b, form = layout.n_views, layout.n_samples, layout.block_rows, layout.form
     attributes = {
         MANIFEST: manifest.to_dict(),
@@ -233,27 +235,25 @@ def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, 
         N_CLASSES: form.n_classes,
     }
     attributes[ATTRIBUTES_SHA256] = digest(attributes)
-    group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+    built: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(built), zarr_format=3, attributes=attributes)
     shape, chunks = (v, n, form.width), (1, b, form.width)
     _create(group, form.array, form.dtype.name, shape=shape, chunks=chunks, fill=form.fill)
     _create(group, "units", "uint64", shape=(v, layout.n_blocks), chunks=(1, 1), fill=0)
     for name, table in tables.items():
         _create_table(group, name, table)
-    files = {str(f.relative_to(path)): f.read_text() for f in sorted(path.rglob("zarr.json"))}
-    (path / BACKUP).write_bytes(backup_of(files))
+    files = {name: content.to_bytes() for name, content in sorted(built.items())}
+    copied = {name: content.decode() for name, content in files.items() if name.endswith("zarr.json")}
+    return {**files, BACKUP: backup_of(copied)}
 
 
-def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> bool:
+def _upload(path: Location, files: dict[str, bytes]) -> bool:
     """Write a new store's files: the group's zarr.json after the arrays', since it makes the store, and the
     backup last; False if another process's zarr.json was there first. Processes that start together write the
     same arrays, and a zarr.json and a backup that hold another time: only one of them writes those.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder)
-        _build(built, manifest, layout, tables)
-        files = {str(file.relative_to(built)): file.read_bytes() for file in built.rglob("*.*") if file.is_file()}
     backup, group = files.pop(BACKUP), files.pop("zarr.json")
-    at_once(lambda name: write_durably(path / name, files[name]), sorted(files), path)
+    at_once(lambda name: write_durably(path / name, files[name]), [*files], path)
     _warn_unless_exclusive(path, path / "units" / "zarr.json", files["units/zarr.json"])
     if not create_durably(path / "zarr.json", group):
         return False
