@@ -50,7 +50,7 @@ N_CLASSES = "n_classes"  # the group attribute with K, which the rows of a top-k
 ATTRIBUTES_SHA256 = "attributes_sha256"  # the group attribute with the sha256 of all the others
 _TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # images or clips
 TABLES = tuple(_TABLE_AXES)  # the arrays written once, at creation
-METADATA = tuple(f"{name}/zarr.json" for name in (*ROW_ARRAYS, "units", *TABLES))  # of one array of rows, if sound
+METADATA = tuple(f"{name}/zarr.json" for name in (*ROW_ARRAYS, "units", *TABLES))
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 # ids mostly count up: shuffled and compressed they take almost nothing instead of 8 bytes per sample
 _COMPRESSORS = {"ids": [BloscCodec(typesize=8, cname="zstd", clevel=5, shuffle="shuffle")]}
@@ -268,8 +268,8 @@ def _warn_unless_exclusive(path: Location, file: Location, content: bytes = b"")
     if not excludes(file, content):
         log.warning(
             f"{path}: this storage cannot create a file only where there is none (hard links, or puts with "
-            f"If-None-Match), so two processes that write one unit at the same moment may damage it, which is "
-            f"noticed when it is read; give each process its own share of the units (RANK and WORLD_SIZE)"
+            f"If-None-Match), so two processes that write one unit at the same moment may damage it, which "
+            f"is noticed when it is read; give each process its own share of the units (RANK and WORLD_SIZE)"
         )
 
 

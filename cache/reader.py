@@ -147,7 +147,7 @@ class StoreReader:
 
     def pending(self, views: int) -> list[Unit]:
         """The unfinished units of the first `views` views, in order, from one listing; StoreDamaged if an
-        entry is damaged. Each entry is read once, since a finished unit does not change unless it is repaired.
+        entry is damaged. Each entry is read once: a finished unit does not change unless it is repaired.
         """
         listed = self._listed(views)
         self._entries = {unit: entry for unit, entry in self._entries.items() if unit in listed}
@@ -283,8 +283,8 @@ class StoreReader:
         return at_once(read, units, self.path, nbytes=self.block_rows * self.form.width * 2)
 
     def _read(self, unit: Unit, out: Rows | None = None) -> Rows:
-        """Fill `out`, or a new array, with a finished unit's rows, checked. One that is not what the entry says
-        may have been removed, or repaired, since that was read: it is read once more.
+        """Fill `out`, or a new array, with a finished unit's rows, checked. If they are not what the entry
+        says, the unit may have been removed, or repaired, since that was read: both are read once more.
         """
         out = self._buffer(unit) if out is None else out
         is_old = unit in self._entries

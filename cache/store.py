@@ -97,8 +97,8 @@ class Store(StoreReader):
         format. The first writer of the file wins: if there is one, its rows stay, whatever they are, and the
         result is False. (Processors differ in the last bits, and two may compute the same unit.)
 
-        A file that was lost or damaged is written again. Raises CacheError for a full or read-only disk, which
-        leaves all finished units intact.
+        A file that was lost or damaged is written again. Raises CacheError for a full or read-only disk,
+        which leaves all finished units intact.
         """
         if not (0 <= unit.view < self.n_views and 0 <= unit.block < self.n_blocks):
             raise CacheError(

@@ -138,7 +138,7 @@ class UnitFiles:
         return dict(sorted(found.items(), reverse=True))
 
     def discard(self, unit: Unit) -> None:
-        """Remove the payload, then the entry: a payload left alone would be taken for another writer's rows."""
+        """Remove the payload, then the entry: a payload alone would be taken for another writer's rows."""
         delete_file(self.payload(unit))
         if folder := local_path(self.path):
             sync_folder(folder / self.form.array)
@@ -163,8 +163,8 @@ class UnitFiles:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
 
     def _read_rows(self, unit: Unit, out: Rows) -> int:
-        """Fill `out` from the chunk file; returns its CRC32C. UnitFault unless the file is whole, OSError if it
-        cannot be read.
+        """Fill `out` from the chunk file; returns its CRC32C. UnitFault unless the file is whole, OSError if
+        it cannot be read.
         """
         expected = self.block_rows * self.form.width * 2 + _CRC_BYTES
         with open_file(self.payload(unit)) as file:
@@ -184,8 +184,8 @@ class UnitFiles:
         return cast("Rows", np.memmap(str(self.payload(unit)), self.form.dtype, "r", shape=shape))
 
     def fault(self, unit: Unit, buffer: Rows, entries: dict[Unit, int]) -> UnitFault | None:
-        """The fault of a unit, or None if it is sound or unfinished; `buffer` receives its rows, `entries` the
-        CRC32C that its entry states.
+        """The fault of a unit, or None if it is sound or unfinished; `buffer` receives its rows, `entries`
+        the CRC32C that its entry states.
         """
         try:
             entry = self.read_entry(unit)

@@ -22,8 +22,8 @@ class _Silent(MotoRequestHandler):
 
 class S3Server:
     """`requests` counts them by kind, and `paths` lists them; `fault`, if set, sees each one's kind and path
-    first and may return one of ERRORS, "refuse", "lose the answer" or "ignore the condition"; `wait_s` is added
-    to each.
+    first and may return one of ERRORS, "refuse", "lose the answer" or "ignore the condition"; `wait_s` is
+    added to each.
     """
 
     def __init__(self):

@@ -21,6 +21,7 @@ from cache_samples import (
     new_store,
     payload_file,
 )
+from listening import Remarks
 from processes import Process, wait_for_less
 
 from cache import layout
@@ -286,13 +287,14 @@ def test_a_repair_that_is_killed_leaves_no_rows_to_adopt(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
-def test_a_file_system_without_hard_links_is_told_once_and_works(tmp_path, monkeypatch, caplog, code):
+def test_a_file_system_without_hard_links_is_told_once_and_works(tmp_path, monkeypatch, code):
     def refused(*_names):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", refused)
+    remarks = Remarks()
     store, logits = filled_store(tmp_path)
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = remarks
     assert "s.zarr: this storage cannot create a file only where there is none (hard links" in said
     assert not store.write_unit(Unit(0, 0), -logits[0, :4])
     np.testing.assert_array_equal(store.view(0), logits[0])

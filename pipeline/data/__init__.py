@@ -33,6 +33,7 @@ from pipeline.data.datasets import (
     subset,
     target_slug,
 )
+from pipeline.data.index_copies import shared_index
 from pipeline.data.labelled_list import listed_in
 from pipeline.data.loader import Batch, Loader, Sampler, sampler_for
 from pipeline.data.mixup import Mixing
@@ -121,6 +122,7 @@ __all__ = [
     "recorded_packing",
     "same_bytes",
     "sampler_for",
+    "shared_index",
     "subset",
     "target_slug",
 ]

@@ -19,6 +19,7 @@ from pipeline.data.datasets import (
     parse_target,
     same_bytes,
 )
+from pipeline.data.index_copies import shared_index
 from pipeline.runtime import Paths, coerce
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,9 @@ def open_dataset(
 
     `said` holds remarks already logged for other splits, which are not repeated.
     """
-    dataset = load_dataset(
-        parse_target(target), split, data_dir=paths.data_dir, index_dir=paths.index_dir, limit=limit
-    )
+    spec = parse_target(target)
+    with shared_index(spec, paths):
+        dataset = load_dataset(spec, split, data_dir=paths.data_dir, index_dir=paths.index_dir, limit=limit)
     said = set() if said is None else said
     for note in (*dataset.notes, *empty_classes(dataset)):
         if note not in said:

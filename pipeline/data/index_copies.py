@@ -1,0 +1,64 @@
+"""What checking a target's images found, beside stores on a URL, so that a fresh node need not read them all.
+
+The folder `indexes` there holds copies of the files in `Paths.index_dir`, under the same names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache import CacheError, Location, local_path, names_in, write_durably
+from cache.storage import read_file
+from pipeline.data.datasets import target_slug
+from pipeline.data.datasets.checked_files import shared_copy
+from pipeline.data.datasets.image_files import ImageSpec
+from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.runtime import Paths
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES = (".npz", "-left-out.json")
+
+
+@contextmanager
+def shared_index(spec: DatasetSpec, paths: Paths) -> Iterator[None]:
+    """While a target of image files is loaded: fetch what this machine lacks of its index first, and put what
+    the other side lacks, or what has changed, at the end. Does nothing for stores in a local folder.
+
+    Raises CacheError if the object store cannot be read; one that cannot be written is logged.
+    """
+    place = paths.cache_dir / "indexes"
+    if local_path(place) is not None or not isinstance(spec, ImageSpec):
+        yield
+        return
+    start = f"{target_slug(spec.name)}-"
+    there = [name for name in names_in(place) if name.startswith(start) and name.endswith(_SUFFIXES)]
+    for name in there:
+        _fetch(place / name, paths.index_dir / name)
+    before = _times(paths.index_dir, start)
+    yield
+    for file, time_ns in _times(paths.index_dir, start).items():
+        if file.name not in there or before.get(file) != time_ns:
+            try:
+                write_durably(place / file.name, file.read_bytes())
+            except (CacheError, OSError) as error:
+                log.warning(f"the index of {spec.name} cannot be kept beside the stores: {error}")
+
+
+def _fetch(place: Location, file: Path) -> None:
+    """Copy a file here, unless this machine has its own; facts under a name that says that they are another
+    machine's.
+    """
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(shared_copy(file) if file.suffix == ".npz" else file, read_file(place))
+
+
+def _times(folder: Path, start: str) -> dict[Path, int]:
+    """When each file of this machine's own index was written, by its path."""
+    files = [file for suffix in _SUFFIXES for file in folder.glob(f"*{suffix}")]
+    own = [file for file in files if file.name.startswith(start) and not file.name.endswith(".shared.npz")]
+    return {file: file.stat().st_mtime_ns for file in own}
