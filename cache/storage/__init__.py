@@ -133,7 +133,7 @@ def location(text: str | Path) -> Location:
     except (ImportError, ValueError) as error:
         raise CacheError(
             f"{text}: this kind of URL cannot be opened ({error}); install its fsspec package, "
-            f"e.g. s3fs for s3:// or gcsfs for gs://"
+            f"e.g. by pip install 'sskt[s3]' for s3://, or gcsfs for gs://"
         ) from error
 
 

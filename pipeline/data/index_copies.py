@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache import CacheError, Location, local_path, names_in, write_durably
-from cache.storage import read_file
+from cache import CacheError, Location, local_path, names_in, read_file, write_durably
 from pipeline.data.datasets import target_slug
 from pipeline.data.datasets.checked_files import shared_copy
 from pipeline.data.datasets.image_files import ImageSpec
