@@ -40,6 +40,7 @@ def shared_index(spec: DatasetSpec, paths: Paths) -> Iterator[None]:
     before = _times(paths.index_dir, start)
     yield
     for file, time_ns in _times(paths.index_dir, start).items():
+        shared_copy(file).unlink(missing_ok=True)
         if file.name not in there or before.get(file) != time_ns:
             try:
                 write_durably(place / file.name, file.read_bytes())
@@ -48,12 +49,13 @@ def shared_index(spec: DatasetSpec, paths: Paths) -> Iterator[None]:
 
 
 def _fetch(place: Location, file: Path) -> None:
-    """Copy a file here, unless this machine has its own; facts under a name that says that they are another
-    machine's.
+    """Copy a file here once, unless this machine has its own; facts under a name that says that they are
+    another machine's.
     """
-    if not file.exists():
+    copy = shared_copy(file) if file.suffix == ".npz" else file
+    if not file.exists() and not copy.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(shared_copy(file) if file.suffix == ".npz" else file, read_file(place))
+        write_durably(copy, read_file(place))
 
 
 def _times(folder: Path, start: str) -> dict[Path, int]:
