@@ -46,7 +46,9 @@ __all__ = [
 Location = Path | UPath  # a local path, or a place in an object store
 AT_ONCE = 32  # requests to an object store
 _MEMORY = 1 << 28  # bytes of files that are fetched at once
-L, A, T = TypeVar("L"), TypeVar("A"), TypeVar("T")
+L = TypeVar("L")
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class Storage(Protocol[L]):

@@ -32,34 +32,33 @@ class ObjectStorage:
     def create(self, path: UPath, *parts: bytes | memoryview) -> bool:
         """See `cache.storage.create_durably`."""
         content = b"".join(parts)
+        made = self._create(path, content)
+        if made is None:  # another process may come in between, see `excludes`
+            made = not self.is_file(path)
+            if made:
+                self.write(path, content)
+        return made
+
+    def excludes(self, path: UPath, content: bytes) -> bool:
+        """See `cache.storage.excludes`: asked of the server, by the file that is there."""
+        return self._create(path, content) is False
+
+    def _create(self, path: UPath, content: bytes) -> bool | None:
+        """Put a file if there is none; returns whether it was put, None if that cannot be asked for here."""
         with reaching(path):
             try:
                 path.fs.pipe_file(path.path, content, mode="create")
             except FileExistsError:
                 return False
+            except TypeError:  # a package that knows no `mode`
+                return None
             except OSError as error:
                 if _code(error) in _TAKEN:
                     return False
-                if error.errno != errno.ENOSYS:
-                    raise
-                # a server that rejects the condition: another process may come in between, see `excludes`
-                if self.is_file(path):
-                    return False
-                path.fs.pipe_file(path.path, content)
+                if error.errno == errno.ENOSYS:
+                    return None
+                raise
         return True
-
-    def excludes(self, path: UPath, content: bytes) -> bool:
-        """See `cache.storage.excludes`: asked of the server, by the file that is there."""
-        with reaching(path):
-            try:
-                path.fs.pipe_file(path.path, content, mode="create")
-            except FileExistsError:
-                return True
-            except OSError as error:
-                if error.errno != errno.ENOSYS and _code(error) not in _TAKEN:
-                    raise
-                return error.errno != errno.ENOSYS
-        return False
 
     def read(self, path: UPath) -> bytes:
         """All bytes of a file."""
