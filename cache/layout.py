@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +72,8 @@ def default_block_rows(n_samples: int) -> int:
 
     It does not depend on the number of classes, since stores filled in one pass share their blocks.
     """
-    return math.ceil(n_samples / math.ceil(n_samples / _MAX_BLOCK_ROWS))
+    n_blocks = -(-n_samples // _MAX_BLOCK_ROWS)
+    return -(-n_samples // n_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Layout:
     @property
     def n_blocks(self) -> int:
         """Blocks per view; the last may be short."""
-        return math.ceil(self.n_samples / self.block_rows)
+        return -(-self.n_samples // self.block_rows)
 
 
 def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:

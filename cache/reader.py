@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from cache import layout as layouts
+import cache.layout as layouts
 from cache.errors import StoreDamaged, StoreIncomplete, StoreMismatch
 from cache.layout import Layout
 from cache.repair import metadata_faults

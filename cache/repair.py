@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from cache.errors import StoreDamaged
@@ -26,7 +25,7 @@ def metadata_faults(path: Location) -> list[str]:
         return [f"{path / BACKUP}: the copy of the metadata cannot be used ({error}); {restores}"]
     return [
         f"{path / name}: was edited or damaged, it differs from its copy in {BACKUP}; {restores}"
-        for name, found in _read_each(path, files).items()
+        for name, found in _read_each(path, [*files]).items()
         if not _sound(name, found, files[name])
     ]
 
@@ -42,7 +41,7 @@ def repair_metadata(path: Location) -> list[str]:
         files = _copied(path)
     except _UNREADABLE as error:
         return _copy_again(path, error)
-    current = _read_each(path, files)
+    current = _read_each(path, [*files])
     views = _n_views(path, files, current)
     restored = []
     for name, wanted in files.items():
@@ -103,7 +102,7 @@ def _n_views(path: Location, files: dict[str, Any], current: dict[str, dict[str,
     return max(candidates, default=as_created)
 
 
-def _read_each(path: Location, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+def _read_each(path: Location, names: list[str]) -> dict[str, dict[str, Any] | None]:
     """Read JSON objects of a store, by name; None for one that is missing or is none."""
 
     def read(name: str) -> dict[str, Any] | None:
@@ -113,7 +112,6 @@ def _read_each(path: Location, names: Iterable[str]) -> dict[str, dict[str, Any]
             return None
         return metadata if isinstance(metadata, dict) else None
 
-    names = list(names)
     return dict(zip(names, at_once(read, names, path), strict=True))
 
 

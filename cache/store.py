@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from cache import layout as layouts
+import cache.layout as layouts
 from cache.cleanup import clear_remains
 from cache.errors import CacheError, FolderClosed, StoreMismatch
 from cache.layout import BACKUP, Layout, default_block_rows

@@ -6,7 +6,6 @@ whatever their client libraries do. So the cache asks this class instead, and `r
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from upath.implementations.cloud import CloudPath
 from cache.errors import CacheError
 
 _TAKEN = ("PreconditionFailed", "412")  # a file is there that was to be created
+_UNKNOWN = ("NotImplemented", "501")  # conditional puts, to this server
 _buckets: set[str] = set()  # known to exist
 
 
@@ -53,11 +53,9 @@ class ObjectStorage:
             except TypeError:  # a package that knows no `mode`
                 return None
             except OSError as error:
-                if _code(error) in _TAKEN:
-                    return False
-                if error.errno == errno.ENOSYS:
-                    return None
-                raise
+                if (code := _code(error)) not in (*_TAKEN, *_UNKNOWN):
+                    raise
+                return False if code in _TAKEN else None
         return True
 
     def read(self, path: UPath) -> bytes:

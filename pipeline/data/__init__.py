@@ -33,7 +33,7 @@ from pipeline.data.datasets import (
     subset,
     target_slug,
 )
-from pipeline.data.index_copies import shared_index
+from pipeline.data.index_copies import load_shared
 from pipeline.data.labelled_list import listed_in
 from pipeline.data.loader import Batch, Loader, Sampler, sampler_for
 from pipeline.data.mixup import Mixing
@@ -109,6 +109,7 @@ __all__ = [
     "load_dataset",
     "load_named_images",
     "load_named_videos",
+    "load_shared",
     "open_dataset",
     "open_pools",
     "open_renderer",
@@ -122,7 +123,6 @@ __all__ = [
     "recorded_packing",
     "same_bytes",
     "sampler_for",
-    "shared_index",
     "subset",
     "target_slug",
 ]

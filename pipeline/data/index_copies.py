@@ -6,15 +6,12 @@ The folder `indexes` there holds copies of the files in `Paths.index_dir`, under
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cache import CacheError, Location, local_path, names_in, read_file, write_durably
-from pipeline.data.datasets import target_slug
+from pipeline.data.datasets import Dataset, DatasetSpec, load_dataset, target_slug
 from pipeline.data.datasets.checked_files import shared_copy
 from pipeline.data.datasets.image_files import ImageSpec
-from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.runtime import Paths
 
 log = logging.getLogger(__name__)
@@ -22,30 +19,27 @@ log = logging.getLogger(__name__)
 _SUFFIXES = (".npz", "-left-out.json")
 
 
-@contextmanager
-def shared_index(spec: DatasetSpec, paths: Paths) -> Iterator[None]:
-    """While a target of image files is loaded: fetch what this machine lacks of its index first, and put what
-    the other side lacks, or what has changed, at the end. Does nothing for stores in a local folder.
+def load_shared(spec: DatasetSpec, split: str, *, paths: Paths, limit: int | None = None) -> Dataset:
+    """Load one split of a target; see `load_dataset`. Of image files, fetch what this machine lacks of their
+    index first, and put there what that side lacks, or what has changed; not for stores in a local folder.
 
     Raises CacheError if the object store cannot be read; one that cannot be written is logged.
     """
-    place = paths.cache_dir / "indexes"
-    if local_path(place) is not None or not isinstance(spec, ImageSpec):
-        yield
-        return
-    start = f"{target_slug(spec.name)}-"
-    there = [name for name in names_in(place) if name.startswith(start) and name.endswith(_SUFFIXES)]
+    place, start = paths.cache_dir / "indexes", f"{target_slug(spec.name)}-"
+    is_shared = local_path(place) is None and isinstance(spec, ImageSpec)
+    there = [name for name in names_in(place) if name.startswith(start)] if is_shared else []
     for name in there:
         _fetch(place / name, paths.index_dir / name)
     before = _times(paths.index_dir, start)
-    yield
-    for file, time_ns in _times(paths.index_dir, start).items():
+    dataset = load_dataset(spec, split, data_dir=paths.data_dir, index_dir=paths.index_dir, limit=limit)
+    for file, time_ns in _times(paths.index_dir, start).items() if is_shared else ():
         shared_copy(file).unlink(missing_ok=True)
         if file.name not in there or before.get(file) != time_ns:
             try:
                 write_durably(place / file.name, file.read_bytes())
             except (CacheError, OSError) as error:
                 log.warning(f"the index of {spec.name} cannot be kept beside the stores: {error}")
+    return dataset
 
 
 def _fetch(place: Location, file: Path) -> None:

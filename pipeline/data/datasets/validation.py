@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +68,10 @@ def _recall_shared(images: EncodedImages, facts: Facts, file: Path, notes: list[
     some = rows[np.unique(np.linspace(0, len(rows) - 1, _COMPARED).round().astype(np.int64))]
     same = 0
     for row in some:
-        with suppress(UnreadableError, OSError):
+        try:
             same += content_of(images.read(int(row))) == found["content"][row].tobytes()
+        except (UnreadableError, OSError):
+            continue
     if same == len(some):
         facts[rows] = found[rows]
         text = f"{len(some):,} of them were read and are the same"
