@@ -114,16 +114,18 @@ def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:
 
 def create_group(
     path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]
-) -> bool:
-    """Build an empty store beside `path` and rename it into place; False if something was there first.
+) -> dict[str, str] | None:
+    """Build an empty store beside `path` and rename it into place; returns its tables' sha256, or None if
+    something was there first.
 
     In an object store the files are written one by one, see `_upload`. Raises CacheError, leaving nothing
     behind, if the folder cannot be written.
     """
     try:
-        folder, files = local_path(path), _build(manifest, layout, tables)
+        sums = {name: table_sha256(table) for name, table in tables.items()}
+        folder, files = local_path(path), _build(manifest, layout, tables, sums)
         if folder is None:
-            return _upload(path, files)
+            return sums if _upload(path, files) else None
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as temporary:
             for name, content in files.items():
@@ -131,7 +133,7 @@ def create_group(
                 (temporary / name).write_bytes(content)
             _warn_unless_exclusive(path, temporary / BACKUP)
             sync_tree(temporary)
-            return _moved_into_place(temporary, folder)
+            return sums if _moved_into_place(temporary, folder) else None
     except OSError as error:
         raise CacheError(
             f"{path}: the store cannot be created ({error.strerror or error}); "
@@ -226,12 +228,14 @@ def backup_of(files: dict[str, str]) -> bytes:
     return json.dumps({"files": files, "sha256": sha256}).encode()
 
 
-def _build(manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
+def _build(
+    manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]], sums: dict[str, str]
+) -> dict[str, bytes]:
     """The files of a new store."""
     v, n, b, form = layout.n_views, layout.n_samples, layout.block_rows, layout.form
     attributes = {
         MANIFEST: manifest.to_dict(),
-        TABLES_SHA256: {name: table_sha256(table) for name, table in tables.items()},
+        TABLES_SHA256: sums,
         N_CLASSES: form.n_classes,
     }
     attributes[ATTRIBUTES_SHA256] = digest(attributes)

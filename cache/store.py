@@ -76,8 +76,8 @@ class Store(StoreReader):
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")
         if not is_file(path / "zarr.json"):
             clear_remains(path)
-            if layouts.create_group(path, manifest, layout, tables):
-                return cls.open(path)
+            if sums := layouts.create_group(path, manifest, layout, tables):
+                return cls(path, manifest, layout, sums)
         store = cls.open(path)
         require_match(path, store.manifest.identity, manifest.identity)
         if store.form != form or not np.array_equal(store.ids, ids):

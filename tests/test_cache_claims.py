@@ -405,7 +405,7 @@ def test_a_transfer_that_fails_is_one_sentence(monkeypatch, method):
     rows = logits_of(store)[0, :4]
     store.write_unit(Unit(0, 0), rows)
     monkeypatch.setattr(MemoryFileSystem, method, unreachable)
-    for act in (lambda: store.write_unit(Unit(0, 1), rows), lambda: store.grow(5)):
+    for act in (lambda: store.write_unit(Unit(0, 0), rows), lambda: store.grow(5)):
         with pytest.raises(CacheError, match="cannot be reached"):
             act()
     monkeypatch.undo()
