@@ -1,6 +1,7 @@
 """An S3 server on the loopback (moto), which counts requests and can be made to fail or to be slow."""
 
 import socket
+import sys
 import time
 from collections import Counter
 from threading import Lock, Thread
@@ -64,3 +65,10 @@ class S3Server:
     def stop(self):
         self._server.shutdown()
         self._server.server_close()
+
+
+if __name__ == "__main__":  # until standard input ends; the argument: seconds for each answer
+    served = S3Server()
+    served.wait_s = float(sys.argv[1])
+    print(served.url, flush=True)
+    sys.stdin.read()
