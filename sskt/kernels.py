@@ -16,7 +16,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from sskt.sources import DTYPES
 
@@ -201,7 +200,7 @@ def _run(
     aten = torch.ops.aten
     how = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
     with torch.no_grad():
-        z = aten.convolution(x, w, b, *how) if layer.stride else F.linear(x, w, b)
+        z = aten.convolution(x, w, b, *how) if layer.stride else nn.functional.linear(x, w, b)
         out = {"forward": z}
         if not (layer.learns_weight or layer.learns_input):
             return out

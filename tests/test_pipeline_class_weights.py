@@ -19,6 +19,8 @@ from sskt.errors import RunError
 from sskt.losses import weighted_cross_entropy
 from sskt.methods.config import LabelConfig
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 EXECUTION = choose_execution(device="cpu", renderer="torch", threads=2)
 COUNTS = {"a": 9, "b": 4, "c": 2}
 

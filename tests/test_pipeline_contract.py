@@ -26,6 +26,8 @@ from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import Contract
 from sskt.sources.registry import parse_source
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 N = 11  # classes named 1 to 11, which come as 1, 10, 11, 2, ... from a folder
 TEXT = sorted(range(N), key=lambda i: str(i + 1))
 COLOURS = np.array([colorsys.hsv_to_rgb(i / N, 0.9, 0.8) for i in range(N)])

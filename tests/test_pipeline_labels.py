@@ -159,7 +159,7 @@ def losses(run: Path) -> list[tuple[float, ...]]:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_cached_and_live_give_the_same_losses_step_by_step(project, stored, tmp_path, compiled):
-    """200 steps of one batch each: an epoch's losses are its only step's. The stated tolerance is none, for
+    """60 steps of one batch each: an epoch's losses are its only step's. The stated tolerance is none, for
     sources that are run alike; a compiled and a plain one are compared by their rows, with stage one.
     """
     folder, source, common = project
@@ -176,14 +176,14 @@ def test_cached_and_live_give_the_same_losses_step_by_step(project, stored, tmp_
             labels=labels,
             views=3,
             batch_size=N,
-            epochs=200,
+            epochs=60,
             lr=0.01,
-            eval_every=100,
+            eval_every=30,
             paths=here,
             **common,
         )
     steps = [read_metrics(tmp_path / labels) for labels in ("cached", "live")]
-    assert len(steps[0]) == 200
+    assert len(steps[0]) == 60
     for cached, live in zip(*steps, strict=True):
         for name in ("train_loss", "primary_loss", f"aux_loss/{source}"):
             assert live[name] == cached[name]

@@ -23,6 +23,8 @@ from pipeline.stores.recorded_weights import with_recorded_weights
 from pipeline.train.trainer import Trainer
 from sskt.errors import RunError, TargetError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 EXECUTION = choose_execution(device="cpu", renderer="torch", threads=2)
 SHOWN = Augmentation(side_px=32, source_side_px=32)
 MEASURED = ("_s", "_share", "_mb")

@@ -34,6 +34,8 @@ from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
 from sskt.students import WrappedBackbone
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 NETWORK = Tiny().eval()
 SHOWN = Augmentation(side_px=24)
 N_TRAIN, N_POOL, N_OTHER = 12, 9, 6  # of the 12, one of each class chooses the best epoch

@@ -91,23 +91,31 @@ def run_ranks(words, n_ranks):
 
 
 TORCHRUN = """
+import multiprocessing
 import sys
 import cli
 import torch
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 from pipeline.runtime.distributed import join_world
 
-cli.main(sys.argv[1:], standalone_mode=False)
-with join_world(torch.device("cpu")):
-    for run in range(3):
-        with join_world(torch.device("cpu")) as world:
-            assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
-            assert world.broadcast(world.is_first)
+def rank():
+    cli.main(sys.argv[1:], standalone_mode=False)
+    with join_world(torch.device("cpu")):
+        for run in range(3):
+            with join_world(torch.device("cpu")) as world:
+                assert world.all_gather((run, world.rank)) == [(run, 0), (run, 1)]
+                assert world.broadcast(world.is_first)
+
+# what torchrun calls; its own ranks are new Pythons, which take seconds to import what is imported here
+multiprocessing.current_process()._config["daemon"] = False  # or it could not start any
+one_node = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+elastic_launch(LaunchConfig(nproc_per_node=2, start_method="fork", max_restarts=0, **one_node), rank)()
 """
 
 
 def test_torchruns_ranks_fill_one_store_of_which_one_reports_and_join_once_for_a_series(tmp_path, source):
     (tmp_path / "both.py").write_text(TORCHRUN)
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", tmp_path / "both.py", *CLI[2:], source]
+    words = [tmp_path / "both.py", *CLI[2:], source]
     words += ["--cache-dir", str(tmp_path / "two"), "--views", "8", "--limit", "300", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = run_python(*words, cwd=ROOT, env=environment)

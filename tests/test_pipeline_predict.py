@@ -22,6 +22,8 @@ from pipeline.train.finished.student import open_finished
 from sskt.errors import RunError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 CLASSES = ("blue", "green", "red")
 SIDE, SHORT = 24, 27  # what a student sees, of a short side of so many pixels

@@ -12,6 +12,8 @@ from cli import main
 from pipeline.train.presets import preset_choice, usual_preset
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -4,6 +4,7 @@ tell.
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -395,6 +396,18 @@ def test_json_has_all_figures_and_one_size_may_be_chosen(digits):
     assert row["leep"] < 0 < row["h_score"] <= 9
     assert "--source-size 24" in report["train"]
     assert "--labels-per-class 3" in report["train"]
+
+
+def test_a_store_of_embeddings_is_named_as_a_source_is(digits, tmp_path):
+    folder, _, tiny = digits
+    paths = Paths(folder / "data", folder / "embedded")
+    api.precompute(["digits"], [f"{tiny}@embedding"], views=1, limit=100, paths=paths)
+    report = json.loads(run(folder, "--json", cache="embedded").stdout)
+    assert report["rows"][0]["sources"] == ["program:tiny.pt2@embedding"]
+    words = shlex.split(report["train"])[1:]
+    more = ("--epochs", "1", "--model", "resnet20", "--amp", "fp32", "--out", str(tmp_path / "run"))
+    trained = CliRunner().invoke(main, [*words, *more, "--device", "cpu"])
+    assert trained.exit_code == 0, trained.output
 
 
 @pytest.mark.parametrize(

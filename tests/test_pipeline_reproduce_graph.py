@@ -15,8 +15,10 @@ from pipeline import api
 from pipeline.api import Campaign, GraphSettings, Paths, Shrink, choose_execution
 from pipeline.runtime import World
 from pipeline.studies import series
-from pipeline.studies.reproduce.graph import needs, price
+from pipeline.studies.reproduce.graph import marks, needs, price
 from pipeline.studies.reproduce.graph import pretext as pretexts
+from pipeline.studies.reproduce.graph import rows as table
+from pipeline.studies.reproduce.graph import run as runner
 from pipeline.studies.reproduce.graph.needs import teachers_scores
 from pipeline.studies.reproduce.graph.rows import graph_attempts, teacher_settings
 from pipeline.studies.reproduce.published import published_rows
@@ -159,6 +161,8 @@ def test_teachers_and_stores_are_made_once_for_rows_and_seeds_and_the_next_call_
     made, learned, tmp_path, monkeypatch
 ):
     trained = []
+    for module in (marks, needs, runner, table):  # of 25, which the price above has
+        monkeypatch.setattr(module, "CLIPS", 3)
     train = series.train
     monkeypatch.setattr(series, "train", lambda *a, **k: trained.append(k["out"].name) or train(*a, **k))
     paths = replace(made, cache_dir=tmp_path / "stores")
@@ -179,9 +183,9 @@ def test_teachers_and_stores_are_made_once_for_rows_and_seeds_and_the_next_call_
     assert by_name["ccv-models-fusion"].values == (scores["fusion"]["test_map_plain"],)
     assert by_name["ccv-models-ensemble"].values == (scores["linear"]["test_map_plain"],)
     for seed in (0, 1):
-        kept = json.loads((campaign.folder("ccv-gl+gr", seed) / "25-clips.json").read_text())
+        kept = json.loads((campaign.folder("ccv-gl+gr", seed) / "3-clips.json").read_text())
         assert by_name["ccv-gl+gr"].values[seed] == kept["test_map_plain"]
-        assert kept["n_clips"] == 25
+        assert kept["n_clips"] == 3
     config = json.loads((campaign.folder("teacher-prediction-ccv", 0) / "config.json").read_text())
     assert config["finetune_from"].startswith("encoder.safetensors sha256 ")
     assert (config["optimizer"], config["model"]) == ("adam", "prednet-small")

@@ -18,6 +18,8 @@ from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError
 from sskt.students.alexnet import AlexNet
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 SMALL = Augmentation(side_px=64, n_frames=6)
 

@@ -11,6 +11,8 @@ from PIL import Image
 from pipeline.data.datasets import load_dataset, parse_target, prepared
 from sskt.errors import TargetError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real pictures of ../shared/data are not here")
 

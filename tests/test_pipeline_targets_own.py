@@ -30,6 +30,8 @@ from pipeline.data.render import open_renderer
 from sskt.errors import TargetError
 from sskt.students import WrappedBackbone
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 FORMS = ("list", "tar", "arrow", "parquet")
 SHOWN = Augmentation(side_px=24)
 EXECUTION = choose_execution(device="cpu", renderer="torch", threads=2)

@@ -17,6 +17,8 @@ from own_images import CLASSES, files_of, make_folders, save_arrow, table, write
 from cli import main
 from pipeline.data.datasets import load_dataset, parse_target
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 IMAGE = "pets/train/dog/2.jpg"
 SOUND = "path,label,split\n" + "".join(  # lines 2 to 13
     f'"pets/{split}/{name}/{i}.{"png" if i == 1 else "jpg"}","{name}",{split}\n'

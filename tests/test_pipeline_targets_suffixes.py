@@ -24,6 +24,8 @@ from pipeline.data.render import in_batches, open_renderer
 from pipeline.runtime.execution import Execution
 from sskt.errors import TargetError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SIDE = 32
 
 

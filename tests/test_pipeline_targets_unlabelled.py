@@ -12,6 +12,8 @@ from pipeline.api import Paths
 from pipeline.data.datasets import load_dataset, parse_target
 from sskt.errors import TargetError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def draw(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

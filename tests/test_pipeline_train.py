@@ -325,8 +325,8 @@ def test_what_is_not_the_recipes_is_said_and_recorded(project):
 @pytest.mark.parametrize("chosen", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
 def test_memory_that_a_step_frees_is_used_again_unless_the_user_has_chosen(chosen):
     count_faults = """
-import resource, torch
-from pipeline.runtime.memory import reuse_freed_memory
+import resource, runpy, sys, torch
+reuse_freed_memory = runpy.run_path(sys.argv[1])["reuse_freed_memory"]  # the rest takes seconds to import
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
@@ -340,7 +340,7 @@ print(before, faults())
 """
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     # a Python of its own: glibc reads the environment when a process starts, and a fork has started
-    command = [sys.executable, "-c", count_faults]
+    command = [sys.executable, "-c", count_faults, "pipeline/runtime/memory.py"]
     done = subprocess.run(command, env=own | chosen, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())

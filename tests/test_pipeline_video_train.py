@@ -41,6 +41,8 @@ from sskt.sources.registry import open_source, parse_source
 from sskt.students import WrappedBackbone, build_backbone
 from sskt.students.student import build_student
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CPU = torch.device("cpu")
 SMALL = Augmentation(side_px=32, n_frames=4)
 

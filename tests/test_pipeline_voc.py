@@ -18,6 +18,8 @@ from sskt.errors import RunError, TargetError
 from sskt.losses import focal, multilabel_bce, soft_focal
 from sskt.metrics import average_precision, multilabel_figures, voc_average_precision
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 VOC = "data/voc/VOCdevkit/VOC2012"
 
 

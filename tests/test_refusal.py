@@ -23,6 +23,8 @@ from pipeline.runtime.execution import choose_execution
 from pipeline.runtime.paths import Paths
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SIZES = Augmentation(side_px=32, source_side_px=32)
 
 

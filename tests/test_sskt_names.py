@@ -15,6 +15,8 @@ from programs import save_program
 from cli import main
 from sskt.errors import quoted, shown
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CLASSES = [b"k\xfcrbis", b"a\nb \"q\" 's'", b"-dash", b"l" * 240, "\u65e5\u672c".encode(), b"[bold]\x1b[1m"]
 FILES = [b"gr\xfcn", b"-n\new\tline", b"z" * 240, b"%s $HOME [x]"]
 

@@ -13,9 +13,9 @@ import torch
 from cache import Store, StoreMismatch
 from pipeline.data import DEFAULT_VIEWS, EARLIER, Plan, open_renderer
 from pipeline.runtime import mute_remarks
-from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.live import LiveOutputs
+from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.stored import stored_sources

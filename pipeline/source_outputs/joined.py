@@ -10,7 +10,7 @@ import torch
 
 from pipeline.data import Parts, Positions
 from pipeline.runtime import to_device
-from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.outputs import SourceOutputs
 from sskt.sources import Contract
 
 

@@ -11,10 +11,10 @@ import torch
 from cache import Store, StoreMismatch
 from pipeline.data import Dataset, join
 from pipeline.runtime import World
-from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs, require_views
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, store_without_held_out
 from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
+from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.pools import open_outputs, pool_stores
 from pipeline.source_outputs.probe_rows import StoredRows

@@ -9,10 +9,10 @@ from dataclasses import replace
 from cache import Store, StoreIncomplete, StoreMismatch, differences
 from pipeline.data import NO_POOL, Pool
 from pipeline.runtime import mute_remarks
-from pipeline.source_outputs import SourceOutputs
 from pipeline.source_outputs.cached import CachedOutputs
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, open_cached, open_source_outputs
 from pipeline.source_outputs.joined import JoinedOutputs
+from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.request import DataRequest
 from sskt.errors import RunError, shown
 

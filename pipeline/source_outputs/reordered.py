@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data import Positions
-from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.wrapped import WrappedOutputs
 
 

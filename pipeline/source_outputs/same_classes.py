@@ -12,7 +12,7 @@ import torch
 
 from pipeline.data import Positions, open_renderer
 from pipeline.runtime import Paths
-from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.reordered import ReorderedOutputs
 from pipeline.source_outputs.request import DataRequest
 from pipeline.stores import classes_of, knowledge_of, spread_positions, trial_positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.data import Positions
-from pipeline.source_outputs import SourceOutputs
+from pipeline.source_outputs.outputs import SourceOutputs
 from sskt.sources import Contract
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import Store, Unit
-from pipeline.data import Dataset, Positions
+from pipeline.data import Dataset, Mask, Positions
 from pipeline.source_outputs.cached import CachedOutputs, all_classes
 from pipeline.source_outputs.networks import LiveNetworks
 from pipeline.source_outputs.placement import Placement, Table
@@ -31,7 +30,7 @@ class _ViewInProgress:
 
     view: int
     rows: dict[str, torch.Tensor]  # float16 or uint16 (N, width) on the host
-    filled: NDArray[np.bool_]  # (N,)
+    filled: Mask  # (N,)
     # rows that are not in `rows` yet, with their source and positions: a copy of them waits for the device
     pending: list[tuple[str, Positions, torch.Tensor]] = field(default_factory=list)
 

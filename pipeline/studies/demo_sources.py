@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torch.nn import functional as F
 
 from pipeline.runtime import Progress
 from sskt.errors import RunError
@@ -116,7 +115,7 @@ def _train(task: str) -> Student:
                 for rows in torch.randperm(len(x), generator=order).split(_BATCH):  # type: ignore[no-untyped-call]
                     logits, _ = network(_source_input(x[rows]))
                     optimiser.zero_grad(set_to_none=True)
-                    F.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
+                    nn.functional.cross_entropy(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
                     schedule.step()
                     progress.advance(len(rows))

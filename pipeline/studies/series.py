@@ -13,7 +13,7 @@ from cache import flatten
 from pipeline.data import Augmentation, parse_target
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world, mute_remarks
-from pipeline.source_outputs.open_probed import probe_among
+from pipeline.source_outputs import probe_among
 from pipeline.train import (
     SETTLED_BY_DATA,
     TrainConfig,

@@ -26,14 +26,16 @@ from pipeline.data import (
     same_bytes,
 )
 from pipeline.runtime import Execution, Paths, World, require_named
-from pipeline.source_outputs import SourceOutputs
-from pipeline.source_outputs.fit_probe import RunProbe
-from pipeline.source_outputs.open_probed import probe_among
-from pipeline.source_outputs.pools import open_outputs
-from pipeline.source_outputs.request import DataRequest
-from pipeline.source_outputs.same_classes import of_same_classes
-from pipeline.source_outputs.stored import stored_teachers
-from pipeline.source_outputs.stored_maps import stored_graph_sources
+from pipeline.source_outputs import (
+    DataRequest,
+    RunProbe,
+    SourceOutputs,
+    of_same_classes,
+    open_outputs,
+    probe_among,
+    stored_graph_sources,
+    stored_teachers,
+)
 from pipeline.stores import classes_of
 from pipeline.train.config import TrainConfig
 from pipeline.train.open_probe import open_probe

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from pipeline.data import (
     CentreClip,
@@ -209,7 +208,7 @@ class Evaluator:
         of_views = torch.cat([truth[self._having(view)] for view in range(len(logits))])
         flat = torch.cat([*logits])
         ks = (1, 5) if len(self._dataset.classes) > 5 else (1,)
-        sums = [float(F.cross_entropy(flat, of_views, reduction="sum"))]
+        sums = [float(torch.nn.functional.cross_entropy(flat, of_views, reduction="sum"))]
         answers = self._answers(logits)
         sums += [topk_correct(answers, truth, k=k) for k in ks]
         sums += [topk_correct(flat, of_views, k=k) for k in ks]

@@ -6,9 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.data import Dataset, Plan, Positions, open_renderer
+from pipeline.data import Dataset, Pixels, Plan, Positions, open_renderer
 from pipeline.runtime import Execution
 
 
@@ -17,9 +16,7 @@ def spread(dataset: Dataset, n: int) -> Positions:
     return np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(np.int64)
 
 
-def example_images(
-    dataset: Dataset, plan: Plan, positions: Positions, execution: Execution
-) -> NDArray[np.uint8]:
+def example_images(dataset: Dataset, plan: Plan, positions: Positions, execution: Execution) -> Pixels:
     """View 0 of the samples at `positions`, of clips their middle frame: uint8 (n, side, side, 3), RGB."""
     n = len(positions)
     if not n:
@@ -30,5 +27,5 @@ def example_images(
         images = next(drawn).cpu()
     if images.ndim == 5:
         images = images[:, :, images.shape[2] // 2]
-    pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).contiguous().numpy()
+    pixels: Pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     return pixels

@@ -9,12 +9,16 @@ import logging
 import numpy as np
 
 from pipeline.runtime import World
-from pipeline.source_outputs import SourceOutputs
-from pipeline.source_outputs.fit_probe import RunProbe
-from pipeline.source_outputs.open_probed import NothingStoredError, open_with_probe, probe_among
-from pipeline.source_outputs.pools import open_outputs
-from pipeline.source_outputs.request import DataRequest
-from pipeline.source_outputs.stored import stored_sources
+from pipeline.source_outputs import (
+    DataRequest,
+    NothingStoredError,
+    RunProbe,
+    SourceOutputs,
+    open_outputs,
+    open_with_probe,
+    probe_among,
+    stored_sources,
+)
 from pipeline.train.config import TrainConfig
 from pipeline.train.splits import Splits
 from sskt.errors import RunError, TooFewLabelsError

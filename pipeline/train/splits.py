@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data import (
     UNLABELLED,
     Dataset,
     DatasetSpec,
+    Mask,
     Pool,
     has_val,
     listed_in,
@@ -208,7 +208,7 @@ def _open_splits(
     return Splits(train, left, test, val, share, "val")
 
 
-def choosing(dataset: Dataset, share: float) -> NDArray[np.bool_]:
+def choosing(dataset: Dataset, share: float) -> Mask:
     """Which training samples choose the best epoch: bool (N,).
 
     In each class, the fraction `share` (rounded, at least one sample, never all) with the smallest content
@@ -220,7 +220,7 @@ def choosing(dataset: Dataset, share: float) -> NDArray[np.bool_]:
     counts = np.bincount(classes)
     wanted = np.maximum(1, np.rint(counts * share)) if share else np.zeros(len(counts))
     taken = np.minimum(wanted, np.maximum(counts - 1, 0))
-    chosen: NDArray[np.bool_] = subset.rank_in_class(classes, keys) < taken[classes]
+    chosen: Mask = subset.rank_in_class(classes, keys) < taken[classes]
     return chosen
 
 

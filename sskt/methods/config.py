@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from sskt.errors import SettingError
 from sskt.losses import (
@@ -80,7 +79,7 @@ class LabelConfig(MethodConfig):
             return weighted_cross_entropy(
                 logits, labels, self.weight_of_class, label_smoothing=self.label_smoothing
             )
-        return F.cross_entropy(
+        return nn.functional.cross_entropy(
             logits, labels, reduction="mean", label_smoothing=self.label_smoothing, ignore_index=UNLABELLED
         )
 

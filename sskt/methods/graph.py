@@ -24,8 +24,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from sskt.errors import RunError
 from sskt.methods.edges import LearnedEdges, gain_edges, imbalance, uniform_edges
@@ -194,7 +193,7 @@ class Graph(Method):
         which carry no gradient.
         """
         if self.config.graph_logits == "cosine":
-            return 1 - F.cosine_similarity(teachers, logits[:, None], dim=2, eps=1e-6)
+            return 1 - nn.functional.cosine_similarity(teachers, logits[:, None], dim=2, eps=1e-6)
         several = self.config.primary_loss == "bce"
         softened = teachers / self.temperatures
         mu = softened.sigmoid() if several else softened.softmax(dim=2)

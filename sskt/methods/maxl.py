@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from sskt.losses import focal
 from sskt.methods.config import MethodConfig, require_range
@@ -108,7 +107,7 @@ class Maxl(Method):
     def made_labels(self, x: Tensor, labels: Tensor) -> Tensor:
         """A distribution over the sub-classes of each row's own class, 0 elsewhere: float (N, C * psi)."""
         scores = self.generator.predict(x).float().view(len(x), -1, self.config.psi)
-        own = F.one_hot(labels, scores.shape[1]).unsqueeze(2)
+        own = nn.functional.one_hot(labels, scores.shape[1]).unsqueeze(2)
         return (scores.softmax(dim=2) * own).flatten(1)
 
     def generator_loss(self, x: Tensor, labels: Tensor, made: Tensor) -> Tensor:

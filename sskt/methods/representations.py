@@ -17,7 +17,6 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sskt.bilinear import bilinear_product, count_hash, count_sketch, normalised_root
 from sskt.discrepancy import discrepancies, selectivity
@@ -126,7 +125,7 @@ class Representations(nn.Module):
                 f"{self.grid}x{self.grid} are finer; precompute theirs at a grid of {min(height, width)}, "
                 f"or train on larger images"
             )
-        return F.adaptive_avg_pool2d(block, self.grid).flatten(start_dim=2)
+        return nn.functional.adaptive_avg_pool2d(block, self.grid).flatten(start_dim=2)
 
 
 def weight_imbalance(weights: Tensor) -> Tensor:

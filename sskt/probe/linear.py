@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression: weight of the summed loss
 _ITERATIONS = 100
@@ -82,14 +81,16 @@ def _loss(features: Tensor, truth: Tensor, fitted: Tensor) -> Callable[[Tensor, 
         labels = torch.searchsorted(fitted, truth)
 
         def of_one(weight: Tensor, bias: Tensor) -> Tensor:
-            return F.cross_entropy(features @ weight + bias, labels)
+            return nn.functional.cross_entropy(features @ weight + bias, labels)
 
         return of_one
     counted = truth[:, fitted] >= 0
     positive = (truth[:, fitted] == 1).float()
 
     def of_several(weight: Tensor, bias: Tensor) -> Tensor:
-        terms = F.binary_cross_entropy_with_logits(features @ weight + bias, positive, reduction="none")
+        terms = nn.functional.binary_cross_entropy_with_logits(
+            features @ weight + bias, positive, reduction="none"
+        )
         mean: Tensor = (terms * counted).sum() / len(features)
         return mean
 

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Self
 
-import torch.nn.functional as F
-from torch import Tensor, stack
+from torch import Tensor, nn, stack
 
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -61,7 +60,7 @@ class InputMap:
         if tuple(x.shape[-2:]) == size:
             return x
         images = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
-        resized = F.interpolate(
+        resized = nn.functional.interpolate(
             images,
             size=size if self.scale is None else None,
             scale_factor=None if self.scale is None else float(Fraction(self.scale)),

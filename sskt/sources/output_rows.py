@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sskt.errors import SourceError
@@ -74,7 +73,7 @@ class OutputRows(nn.Module):
 
     def _rows(self, output: str, value: Tensor) -> Tensor:
         if output == POOLED and value.ndim == 4:  # read by a 1x1 convolution, averaged afterwards
-            return F.adaptive_avg_pool2d(value, 1).flatten(start_dim=1)
+            return nn.functional.adaptive_avg_pool2d(value, 1).flatten(start_dim=1)
         if output_kind(output) != MAP:
             return value
         layer, grid = layer_and_grid(output)
@@ -90,7 +89,7 @@ class OutputRows(nn.Module):
                 f"{self._name}: layer{layer} gives maps of {maps.shape[2]}x{maps.shape[3]} here, and a grid "
                 f"of {grid}x{grid} is finer; ask for layer{layer}:{side} or larger images"
             )
-        return F.adaptive_avg_pool2d(maps, grid).flatten(start_dim=1)
+        return nn.functional.adaptive_avg_pool2d(maps, grid).flatten(start_dim=1)
 
 
 class _OfOurs(nn.Module):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from sskt.students.student import Student
 
@@ -24,5 +23,5 @@ def grad_cam(student: Student, x: Tensor, classes: Tensor) -> Tensor:
     maps, slopes = student.backbone.as_maps(block.detach()), student.backbone.as_maps(gradient)
     weights = slopes.mean(dim=(2, 3), keepdim=True)
     heat = (weights * maps).sum(dim=1, keepdim=True).relu()
-    heat = F.interpolate(heat, size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = nn.functional.interpolate(heat, size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Self
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sskt.errors import SettingError
 from sskt.students.backbone import Backbone, Features
@@ -86,7 +85,7 @@ class Student(nn.Module):
 
     def _primary(self, pooled: Tensor) -> Tensor:
         if self.training and self.dropout:
-            pooled = F.dropout(pooled, self.dropout)
+            pooled = nn.functional.dropout(pooled, self.dropout)
         logits: Tensor = self.head(pooled)
         return logits
 

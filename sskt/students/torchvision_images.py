@@ -7,7 +7,6 @@ convolutions with a global average, as is usual for small images, without torchv
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -65,5 +64,5 @@ class DenseNet121(_Staged):
     def forward(self, x: Tensor) -> Features:
         """From float (N, 3, H, W) to Features of four blocks."""
         blocks, _ = super().forward(x)
-        last = F.relu(blocks[-1])
+        last = blocks[-1].relu()
         return Features([*blocks[:-1], last], last.mean(dim=(2, 3)))

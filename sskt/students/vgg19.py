@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sskt.students.backbone import Backbone, Features
 
@@ -80,6 +79,6 @@ class VGG19(Backbone):
         y = x[:, :, list(picks)].transpose(1, 2).flatten(0, 1)
         blocks: list[Tensor] = []
         for block in (self.block1, self.block2, self.block3, self.block4, self.block5):
-            y = block(F.max_pool2d(y, 2) if blocks else y)
+            y = block(nn.functional.max_pool2d(y, 2) if blocks else y)
             blocks.append(y.unflatten(0, (n, n_frames)).transpose(1, 2))
         return Features(blocks, blocks[-1].mean(dim=(2, 3, 4)))

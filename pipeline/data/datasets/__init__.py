@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.data.datasets.cifar_stl import CifarStl
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.dataset import ArrayImages, Dataset, Positions
+from pipeline.data.datasets.dataset import ArrayImages, Dataset, Labels, Mask, MultiHot, Pixels, Positions
 from pipeline.data.datasets.digits import Digits
 from pipeline.data.datasets.encoded_images import EncodedImages, FileImages
 from pipeline.data.datasets.image_folder import ImageFolder
@@ -54,10 +54,14 @@ __all__ = [
     "EncodedImages",
     "FileImages",
     "JoinedImages",
+    "Labels",
+    "Mask",
+    "MultiHot",
     "NamedFiles",
     "Packing",
     "Packs",
     "Parts",
+    "Pixels",
     "Placed",
     "Positions",
     "UnusableFiles",

@@ -18,6 +18,10 @@ from pipeline.data.datasets import decode, subset
 from sskt.errors import TargetError
 
 Positions = NDArray[np.int64]  # (n,) rows of a dataset, from 0 on; a sample's id is another number
+Pixels = NDArray[np.uint8]  # RGB: (H, W, 3) of an image, (n, H, W, 3) of several of one size
+Labels = NDArray[np.int64]  # (n,) class numbers, -1 where there is none
+MultiHot = NDArray[np.int8]  # (n, K): 1 for a class that is there, 0 for one that is not, -1 if unknown
+Mask = NDArray[np.bool_]  # (n,)
 
 
 class Images(Protocol):
@@ -26,13 +30,13 @@ class Images(Protocol):
     def name_of(self, row: int) -> str:
         """The name of an image, for messages."""
 
-    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+    def pixels_of(self, row: int) -> Pixels:
         """One image, uint8 (H, W, 3), RGB."""
 
     def encoded(self, row: int) -> bytes:
         """One image as a JPEG or PNG file that all decoders read alike."""
 
-    def stack(self, rows: Positions) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> Pixels:
         """Images of one common size, uint8 (n, H, W, 3)."""
 
     def take(self, rows: Positions) -> Images:
@@ -46,23 +50,23 @@ class ArrayImages:
     """
 
     source: str  # e.g. "cifar10 train"
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     positions: Positions
 
     def name_of(self, row: int) -> str:
         """See `Images.name_of`."""
         return f"{self.source} picture {self.positions[row]}"
 
-    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+    def pixels_of(self, row: int) -> Pixels:
         """See `Images.pixels_of`."""
-        image: NDArray[np.uint8] = self.pixels[self.positions[row]].copy()
+        image: Pixels = self.pixels[self.positions[row]].copy()
         return image
 
     def encoded(self, row: int) -> bytes:
         """See `Images.encoded`."""
         return decode.to_png(self.pixels_of(row))
 
-    def stack(self, rows: Positions) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> Pixels:
         """See `Images.stack`."""
         return self.pixels[self.positions[rows]]
 
@@ -89,18 +93,18 @@ class Dataset:
     kind: Literal["array", "files", "video"]
     classes: tuple[str, ...]
     ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: Labels
     sizes: NDArray[np.int32]
     contents: NDArray[np.uint8]
     access: Images
     notes: tuple[str, ...] = ()
-    multi_hot: NDArray[np.int8] | None = None
+    multi_hot: MultiHot | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def is_labelled(self) -> NDArray[np.bool_]:
+    def is_labelled(self) -> Mask:
         """Whether each sample has a label: bool (N,). Those without have -1, or nothing but -1."""
         known = self.labels >= 0 if self.multi_hot is None else (self.multi_hot >= 0).any(axis=1)
         return np.asarray(known)
@@ -117,7 +121,7 @@ class Dataset:
         """The rows of the samples that have a label, ascending."""
         return np.flatnonzero(self.is_labelled)
 
-    def hide_labels(self, mask: NDArray[np.bool_]) -> Dataset:
+    def hide_labels(self, mask: Mask) -> Dataset:
         """The same samples, without the labels of those in `mask`, bool (N,)."""
         multi_hot = self.multi_hot
         if multi_hot is not None:
@@ -136,7 +140,7 @@ class Dataset:
         return hashlib.sha256(os.fsencode(names) + b"\n" + self.truth_bytes).hexdigest()
 
     @property
-    def truth(self) -> NDArray[np.int64] | NDArray[np.int8]:
+    def truth(self) -> Labels | MultiHot:
         """What a student learns: `labels`, int64 (N,), or `multi_hot`, int8 (N, C)."""
         return self.labels if self.multi_hot is None else self.multi_hot
 
@@ -149,11 +153,11 @@ class Dataset:
         """The name of a row's image, for messages."""
         return self.access.name_of(row)
 
-    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+    def pixels_of(self, row: int) -> Pixels:
         """Reference decode of one row: uint8 (H, W, 3), RGB, the caller's own copy."""
         return self.access.pixels_of(row)
 
-    def images(self, rows: Positions) -> NDArray[np.uint8]:
+    def images(self, rows: Positions) -> Pixels:
         """Several rows whose images have one size: uint8 (n, H, W, 3), the caller's own copy."""
         return self.access.stack(rows)
 
@@ -196,8 +200,8 @@ def array_dataset(
     target: str,
     split: str,
     classes: tuple[str, ...],
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    pixels: Pixels,
+    labels: Labels,
     ids: NDArray[np.int64],
 ) -> Dataset:
     """A dataset of images in memory.

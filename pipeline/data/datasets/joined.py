@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset, Positions
+from pipeline.data.datasets.dataset import Dataset, Pixels, Positions
 
 _PART = 1 << 40  # between the ids of two parts
 
@@ -55,7 +54,7 @@ class JoinedImages:
         part, at = self._at(row)
         return part.name_of(at)
 
-    def pixels_of(self, row: int) -> NDArray[np.uint8]:
+    def pixels_of(self, row: int) -> Pixels:
         """See `Images.pixels_of`."""
         part, at = self._at(row)
         return part.pixels_of(at)
@@ -65,7 +64,7 @@ class JoinedImages:
         part, at = self._at(row)
         return part.encoded(at)
 
-    def stack(self, rows: Positions) -> NDArray[np.uint8]:
+    def stack(self, rows: Positions) -> Pixels:
         """See `Images.stack`."""
         return np.stack([self.pixels_of(int(row)) for row in rows])
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, MultiHot
 from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
 from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
@@ -101,7 +100,7 @@ class Voc(Family[VocSpec]):
         return _lists(spec, data_dir).is_dir()
 
 
-def _multi_hot(path: Path) -> NDArray[np.int8]:
+def _multi_hot(path: Path) -> MultiHot:
     """The classes of one image: 1 present, 0 absent, -1 difficult only; int8 (20,)."""
     try:
         objects = ET.parse(path).getroot().iter("object")  # noqa: S314

@@ -14,7 +14,7 @@ from pipeline.data.plan.augmented import Augmented, geometry_of, pick_frames
 from pipeline.data.plan.clips import CentreClip, CornerClip, EveryClip, PickedFrames, centre_frame
 from pipeline.data.plan.images import Centre, PadCropFlip, RandomResizedCropFlip
 from pipeline.data.plan.operations import OPERATIONS, POLICIES, RANDAUGMENT, Operations
-from pipeline.data.plan.plan import ALGORITHM, Plan, PlanRows, RowOperations
+from pipeline.data.plan.plan import ALGORITHM, Ids, Plan, PlanRows, RowOperations, Sizes, Windows
 from pipeline.data.plan.pretext import (
     PRETEXT_PLANS,
     FramePair,
@@ -38,6 +38,7 @@ __all__ = [
     "EveryClip",
     "FramePair",
     "FrameSequence",
+    "Ids",
     "Operations",
     "PadCropFlip",
     "PickedFrames",
@@ -46,8 +47,10 @@ __all__ = [
     "PretextPlan",
     "RandomResizedCropFlip",
     "RowOperations",
+    "Sizes",
     "SortedFrames",
     "TrackedPatches",
+    "Windows",
     "centre_frame",
     "geometry_of",
     "pick_frames",

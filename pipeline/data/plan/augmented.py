@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.data.plan.clips import CentreClip, CornerClip, PickedFrames
 from pipeline.data.plan.operations import Operations
-from pipeline.data.plan.plan import Plan, PlanRows
+from pipeline.data.plan.plan import Ids, Plan, PlanRows, Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +23,7 @@ class Augmented:
         """See `Plan.side_px`."""
         return self.plan.side_px
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`."""
         operations = self.operations.rows(self.seed, view, ids, self.side_px)
         return replace(self.plan.rows(view, ids, sizes), operations=operations)

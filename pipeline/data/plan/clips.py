@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.plan.plan import ALGORITHM, CLIP, PlanRows, below, draws_of, flips_of
+from pipeline.data.plan.plan import (
+    ALGORITHM,
+    CLIP,
+    Draws,
+    Ids,
+    PlanRows,
+    Sizes,
+    Windows,
+    below,
+    draws_of,
+    flips_of,
+)
 
 _N_CORNERS = 5  # centre, top left, top right, bottom left, bottom right
 
@@ -30,7 +41,7 @@ class CornerClip:
     n_scales: int = 5
     flip: float = 0.5
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         draws = draws_of(self.seed, ids, view, CLIP)
         starts = below(draws[:, 0], _last_starts(sizes, self.n_frames, self.stride) + 1)
@@ -54,7 +65,7 @@ class CentreClip:
     stride: int = 1
     n_clips: int = 1
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         last = _last_starts(sizes, self.n_frames, self.stride)
         starts = last // 2 if self.n_clips == 1 else last * (view % self.n_clips) // (self.n_clips - 1)
@@ -81,11 +92,11 @@ class EveryClip:
     n_frames: int = 16
     stride: int = 1
 
-    def n_clips_of(self, sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    def n_clips_of(self, sizes: Sizes) -> NDArray[np.int64]:
         """Number of clips per video: int64 (N,), at least 1; sizes are (N, 3)."""
         return np.maximum(1, -(-(sizes[:, 0].astype(np.int64) - 1) // (self.n_frames * self.stride)))
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`; sizes are (N, 3)."""
         starts = view % self.n_clips_of(sizes) * self.n_frames * self.stride
         n_available = np.clip(-(-(sizes[:, 0] - starts) // self.stride), 1, self.n_frames)  # per clip
@@ -116,7 +127,7 @@ class PickedFrames:
         """Number of frames drawn."""
         return len(self.picks)
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`."""
         rows = self.plan.rows(view, ids, sizes)
         assert rows.frames is not None  # noqa: S101 - plans of clips have frames
@@ -132,9 +143,7 @@ def centre_frame(plan: CornerClip | CentreClip | EveryClip) -> PickedFrames:
     return PickedFrames(plan, (plan.n_frames // 2,))
 
 
-def corner_windows(
-    scale: NDArray[np.uint32], corner: NDArray[np.uint32], sizes: NDArray[np.int32], n_scales: int
-) -> NDArray[np.int32]:
+def corner_windows(scale: Draws, corner: Draws, sizes: Sizes, n_scales: int) -> Windows:
     """Multi-scale corner crops (N, 4) from two draws; see `CornerClip`."""
     scales = 2.0 ** (-below(scale, n_scales) / 4)
     crop = np.maximum(1, (sizes[:, 1:].min(axis=1) * scales).astype(np.int64))  # rounded down, as released
@@ -145,22 +154,20 @@ def corner_windows(
     return np.column_stack([anchors, crop, crop]).astype(np.int32)
 
 
-def _central_squares(sizes: NDArray[np.int32]) -> NDArray[np.int32]:
+def _central_squares(sizes: Sizes) -> Windows:
     """Centred square windows (N, 4) whose side is the short side."""
     crop = sizes[:, 1:].min(axis=1)
     shape = np.stack([crop, crop], axis=1)
     return np.concatenate([(sizes[:, 1:] - shape) // 2, shape], axis=1).astype(np.int32)
 
 
-def _last_starts(sizes: NDArray[np.int32], n_frames: int, stride: int) -> NDArray[np.int64]:
+def _last_starts(sizes: Sizes, n_frames: int, stride: int) -> NDArray[np.int64]:
     """The last frame at which a clip can begin and still fit: int64 (N,), 0 for shorter videos."""
     span = (n_frames - 1) * stride + 1
     return np.maximum(0, sizes[:, 0].astype(np.int64) - span)
 
 
-def _frames(
-    starts: NDArray[np.int64], sizes: NDArray[np.int32], n_frames: int, stride: int
-) -> NDArray[np.int32]:
+def _frames(starts: NDArray[np.int64], sizes: Sizes, n_frames: int, stride: int) -> NDArray[np.int32]:
     """Frame numbers of each clip: int32 (N, n_frames), wrapping around at the video's end."""
     frames = starts[:, None] + stride * np.arange(n_frames)
     return (frames % sizes[:, :1]).astype(np.int32)

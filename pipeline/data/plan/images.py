@@ -6,9 +6,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.data.plan.plan import ALGORITHM, RESIZED, SHIFT, PlanRows, below, draws_of, flips_of
+from pipeline.data.plan.plan import (
+    ALGORITHM,
+    RESIZED,
+    SHIFT,
+    Draws,
+    Flips,
+    Ids,
+    PlanRows,
+    Sizes,
+    Windows,
+    below,
+    draws_of,
+    flips_of,
+)
 from sskt.errors import TargetError
 
 _TRIES = 10  # random-resized-crop: attempts before the centre fallback, as in torchvision
@@ -26,7 +38,7 @@ class PadCropFlip:
     pad: int = 4
     flip: float = 0.5
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`. Raises TargetError for a non-square image, which a resize would distort."""
         oblong = np.flatnonzero(sizes[:, 0] != sizes[:, 1])
         if len(oblong):
@@ -57,7 +69,7 @@ class RandomResizedCropFlip:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """See `Plan.rows`."""
         windows = self._fallback(sizes)
         open_rows = np.arange(len(ids))
@@ -75,9 +87,7 @@ class RandomResizedCropFlip:
         fields = {**asdict(self), "scale": list(self.scale), "ratio": list(self.ratio)}
         return {"kind": "random-resized-crop-flip", "algorithm": ALGORITHM, **fields}
 
-    def _try(
-        self, draws: NDArray[np.uint32], sizes: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def _try(self, draws: Draws, sizes: Sizes) -> tuple[Windows, Flips]:
         """One attempt per row: windows (N, 4), and which of them lie inside their image (N,)."""
         unit = draws.astype(np.float64) / 2**32
         low, high = np.log(self.ratio)
@@ -91,7 +101,7 @@ class RandomResizedCropFlip:
         anchor = below(draws[:, 2:], room)
         return np.concatenate([anchor, shape], axis=1).astype(np.int32), fits
 
-    def _fallback(self, sizes: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _fallback(self, sizes: Sizes) -> Windows:
         """The largest centred windows (N, 4) whose aspect ratio is allowed."""
         height, width = sizes.astype(np.float64).T
         shape = np.stack(
@@ -115,7 +125,7 @@ class Centre:
     side_px: int
     short_px: int
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:  # noqa: ARG002
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:  # noqa: ARG002
         """See `Plan.rows`."""
         crop = np.rint(sizes.min(axis=1) * (self.side_px / self.short_px)).astype(np.int32).clip(1)
         shape = np.stack([crop, crop], axis=1)

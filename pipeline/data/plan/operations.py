@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.plan.plan import ALGORITHM, RowOperations, below, draws_of
+from pipeline.data.plan.plan import ALGORITHM, Draws, Ids, RowOperations, below, draws_of
 from sskt.errors import SettingError
 
 RANDAUGMENT, TRIVIALAUGMENT = "randaugment", "trivialaugment"
@@ -75,7 +75,7 @@ class Operations:
         """Whether anything is done at all."""
         return self.policy is not None or any(self.color_jitter) or self.random_erasing > 0
 
-    def rows(self, seed: int, view: int, ids: NDArray[np.int64], side_px: int) -> RowOperations:
+    def rows(self, seed: int, view: int, ids: Ids, side_px: int) -> RowOperations:
         """The operations on one view of the samples `ids` (N,), whose images are `side_px` wide and high."""
         parts = [np.empty((2, len(ids), 0))]
         if self.policy is not None:
@@ -99,7 +99,7 @@ class Operations:
             del fields["n_ops"], fields["magnitude"]
         return {"algorithm": ALGORITHM, **fields}
 
-    def _chosen(self, spaces: NDArray[np.float32], draws: NDArray[np.uint32]) -> NDArray[np.float64]:
+    def _chosen(self, spaces: NDArray[np.float32], draws: Draws) -> NDArray[np.float64]:
         """One operation of the policy per row: codes and values (2, N, 1)."""
         codes = below(draws[:, 0], len(_POLICY_OPERATIONS))
         bins = self.magnitude if self.policy == RANDAUGMENT else below(draws[:, 1], BINS)
@@ -108,7 +108,7 @@ class Operations:
         values = np.where(negative, -1, 1) * spaces[codes, bins]
         return np.stack([codes, values])[:, :, None]
 
-    def _jittered(self, factors: NDArray[np.uint32], order: NDArray[np.uint32]) -> NDArray[np.float64]:
+    def _jittered(self, factors: Draws, order: Draws) -> NDArray[np.float64]:
         """Jitters in the row's order: codes and values (2, N, 4); one of no strength is the identity."""
         strengths = np.array(self.color_jitter)
         high = np.array([1.0, 1.0, 1.0, 0.0]) + strengths
@@ -146,7 +146,7 @@ def _linspace(start: float, end: float) -> NDArray[np.float32]:
     return np.linspace(start, end, BINS).astype(np.float32)
 
 
-def _boxes(seed: int, ids: NDArray[np.int64], view: int, side_px: int) -> NDArray[np.int32]:
+def _boxes(seed: int, ids: Ids, view: int, side_px: int) -> NDArray[np.int32]:
     """The boxes to erase (N, 4): top, left, height, width; without height where no attempt fits."""
     boxes = np.zeros((len(ids), 4), dtype=np.int32)
     open_rows = np.arange(len(ids))

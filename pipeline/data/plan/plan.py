@@ -17,6 +17,13 @@ ALGORITHM = "philox4x32-10/v1"  # enters the fingerprint: a changed draw must ne
 FLIP, SHIFT, RESIZED, CLIP = 0, 1, 2, 32
 
 
+Ids = NDArray[np.int64]  # (n,) of samples
+Sizes = NDArray[np.int32]  # (n, 2): height, width; of videos (n, 3): frames, height, width
+Windows = NDArray[np.int32]  # (n, 4): top, left, height, width; (n, F, 4) where each frame has its own
+Flips = NDArray[np.bool_]  # (n,)
+Draws = NDArray[np.uint32]  # (n, ...) random numbers, uniform over all values
+
+
 @dataclass(frozen=True, slots=True)
 class RowOperations:
     """What is done to each of N images after crop and flip, in the order of the columns, then the erasing.
@@ -47,9 +54,9 @@ class PlanRows:
     each by its own, windows (N, F, 4), if no row has a frame twice. operations: None where nothing follows.
     """
 
-    ids: NDArray[np.int64]
-    windows: NDArray[np.int32]
-    flips: NDArray[np.bool_]
+    ids: Ids
+    windows: Windows
+    flips: Flips
     frames: NDArray[np.int32] | None = None
     operations: RowOperations | None = None
 
@@ -68,7 +75,7 @@ class Plan(Protocol):
     def side_px(self) -> int:
         """Height and width of the images or clips that the student sees."""
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:
         """Decisions for one view of the samples `ids` (N,). `sizes` are (N, 2), (height, width), for images,
         and (N, 3), (frames, height, width), for videos.
         """
@@ -77,19 +84,19 @@ class Plan(Protocol):
         """Everything the decisions depend on, for the fingerprint."""
 
 
-def flips_of(seed: int, ids: NDArray[np.int64], view: int, probability: float) -> NDArray[np.bool_]:
+def flips_of(seed: int, ids: Ids, view: int, probability: float) -> Flips:
     """Which rows are mirrored: bool (N,)."""
-    flips: NDArray[np.bool_] = draws_of(seed, ids, view, FLIP)[:, 0] < probability * 2**32
+    flips: Flips = draws_of(seed, ids, view, FLIP)[:, 0] < probability * 2**32
     return flips
 
 
-def below(draws: NDArray[np.uint32], bound: NDArray[Any] | int) -> NDArray[np.int64]:
+def below(draws: Draws, bound: NDArray[Any] | int) -> NDArray[np.int64]:
     """Integers in [0, bound) from 32-bit draws, by multiply-shift (bias below bound / 2^32)."""
     product: NDArray[np.uint64] = draws.astype(np.uint64) * np.asarray(bound, dtype=np.uint64)
     return (product >> np.uint64(32)).astype(np.int64)
 
 
-def draws_of(seed: int, ids: NDArray[np.int64], view: int, purpose: int) -> NDArray[np.uint32]:
+def draws_of(seed: int, ids: Ids, view: int, purpose: int) -> Draws:
     """Four independent uint32 draws (N, 4) per id, from Philox4x32 with ten rounds."""
     if view < 0 or seed < 0:
         raise ValueError(f"view is {view} and seed is {seed}, both must be 0 or more")
@@ -99,7 +106,7 @@ def draws_of(seed: int, ids: NDArray[np.int64], view: int, purpose: int) -> NDAr
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)).T
 
 
-def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
+def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> Draws:
     """Philox4x32-10: counter uint64 (4, N), each word below 2^32, and a key of two words; returns uint32 (4,
     N).
     """

@@ -12,15 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.plan.clips import corner_windows
-from pipeline.data.plan.plan import ALGORITHM, PlanRows, below, draws_of, flips_of
+from pipeline.data.plan.plan import (
+    ALGORITHM,
+    Draws,
+    Flips,
+    Ids,
+    PlanRows,
+    Sizes,
+    Windows,
+    below,
+    draws_of,
+    flips_of,
+)
 from sskt.methods.pretext.orders import orders
 
 _N_SCALES = 5
 _PLACE, _WHICH, _JITTER = 64, 65, 66  # purposes of draws: window and moment, answer, one for each frame
 _CLOSE = 7  # frames: egomotion's largest distance of a close pair
 _GAPS = (3, 8)  # frames: sorting's smallest and largest distance of two of its four
-Ids = NDArray[np.int64]
-Sizes = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +68,14 @@ class PretextPlan:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
         return {"kind": self.kind, "algorithm": ALGORITHM, **own}
 
-    def _windows(self, draws: NDArray[np.uint32], sizes: Sizes) -> NDArray[np.int32]:
+    def _windows(self, draws: Draws, sizes: Sizes) -> Windows:
         """One window for all frames of a row, at a corner or the centre, from the first two draws: (N, 4)."""
         return corner_windows(draws[:, 0], draws[:, 1], sizes, _N_SCALES)
 
-    def _place(self, view: int, ids: Ids) -> NDArray[np.uint32]:
+    def _place(self, view: int, ids: Ids) -> Draws:
         return draws_of(self.seed, ids, view, _PLACE)
 
-    def _flips(self, view: int, ids: Ids) -> NDArray[np.bool_]:
+    def _flips(self, view: int, ids: Ids) -> Flips:
         return flips_of(self.seed, ids, view, self.flip)
 
 
@@ -110,7 +119,7 @@ class SortedFrames(PretextPlan):
         backwards = below(which[:, 1], 2) == 1
         return np.where(backwards[:, None], shown[:, ::-1], shown)
 
-    def _starts(self, draws: NDArray[np.uint32], ids: Ids, gaps: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _starts(self, draws: Draws, ids: Ids, gaps: NDArray[np.int64]) -> NDArray[np.int64]:
         starts = np.empty(len(ids), dtype=np.int64)
         for row, (video, draw, gap) in enumerate(
             zip(ids.tolist(), draws.tolist(), gaps.tolist(), strict=True)
@@ -123,7 +132,7 @@ class SortedFrames(PretextPlan):
             starts[row] = np.searchsorted(total, int(draw) * int(total[-1]) >> 32, side="right")
         return starts
 
-    def _jittered(self, view: int, ids: Ids, windows: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _jittered(self, view: int, ids: Ids, windows: Windows) -> Windows:
         shape = np.maximum(1, 4 * windows[:, 2:] // 5)
         middle = windows[:, :2] + (windows[:, 2:] - shape) // 2
         most = shape // 16
@@ -133,7 +142,7 @@ class SortedFrames(PretextPlan):
             found.append(np.concatenate([middle + moved, shape], axis=1))
         return np.stack(found, axis=1).astype(np.int32)
 
-    def _jitter(self, view: int, ids: Ids, frame: int) -> NDArray[np.uint32]:
+    def _jitter(self, view: int, ids: Ids, frame: int) -> Draws:
         """Draws of one shown frame: down, right, channel."""
         return draws_of(self.seed, ids, view, _JITTER + frame)
 
@@ -170,13 +179,13 @@ class FramePair(PretextPlan):
         return below(draws_of(self.seed, ids, view, _WHICH)[:, :1], 2)
 
 
-def _close_pairs(first: NDArray[np.uint32], distance: NDArray[np.uint32], n: Ids) -> NDArray[np.int64]:
+def _close_pairs(first: Draws, distance: Draws, n: Ids) -> NDArray[np.int64]:
     apart = 1 + below(distance, _CLOSE)
     begin = below(first, n - apart)
     return np.stack([begin, begin + apart], axis=1)
 
 
-def _far_pairs(first: NDArray[np.uint32], other: NDArray[np.uint32], n: Ids) -> NDArray[np.int64]:
+def _far_pairs(first: Draws, other: Draws, n: Ids) -> NDArray[np.int64]:
     """The frames of a video of `n` that have one more than 7 away are the first and the last n - 8, which
     overlap in long ones.
     """

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.data.datasets import Dataset, Positions, first_frames, frames_dataset
-from pipeline.data.plan import ClipPlan, Plan, PlanRows
+from pipeline.data.plan import ClipPlan, Ids, Plan, PlanRows, Sizes
 from pipeline.data.render.renderer import Renderer
 
 
@@ -43,7 +42,7 @@ class ClipRenderer:
         """See `Renderer.close`."""
         self._images.close()
 
-    def _frames(self, view: int, positions: Positions) -> NDArray[np.int64]:
+    def _frames(self, view: int, positions: Positions) -> Positions:
         """Positions in `frames_dataset` of each clip's frames: int64 (n, F)."""
         rows = self._plan.rows(view, self._dataset.ids[positions], self._dataset.sizes[positions])
         assert rows.frames is not None  # noqa: S101 - plans of clips have frames
@@ -53,14 +52,14 @@ class ClipRenderer:
 class _FramePlan:
     """A clip plan as a plan for single frames, whose ids are positions in `frames_dataset`. See `Plan`."""
 
-    def __init__(self, dataset: Dataset, plan: ClipPlan, firsts: NDArray[np.int64]) -> None:
+    def __init__(self, dataset: Dataset, plan: ClipPlan, firsts: Positions) -> None:
         self._dataset, self._plan, self._firsts = dataset, plan, firsts
 
     @property
     def side_px(self) -> int:
         return self._plan.side_px
 
-    def rows(self, view: int, ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> PlanRows:  # noqa: ARG002
+    def rows(self, view: int, ids: Ids, sizes: Sizes) -> PlanRows:  # noqa: ARG002
         videos = np.searchsorted(self._firsts, ids, side="right") - 1
         distinct, row_of = np.unique(videos, return_inverse=True)
         rows = self._plan.rows(view, self._dataset.ids[distinct], self._dataset.sizes[distinct])

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as tvf
 
-from pipeline.data.datasets import Dataset, Positions
-from pipeline.data.plan import Plan, PlanRows
+from pipeline.data.datasets import Dataset, Pixels, Positions
+from pipeline.data.plan import Plan, PlanRows, Windows
 
 
 class TorchRenderer:
@@ -23,7 +22,7 @@ class TorchRenderer:
     def __init__(self, dataset: Dataset, plan: Plan, *, threads: int) -> None:
         self._dataset, self._plan = dataset, plan
         self._pool = ThreadPoolExecutor(threads)
-        self._decoded: dict[int, NDArray[np.uint8]] | None = None  # position -> whole image
+        self._decoded: dict[int, Pixels] | None = None  # position -> whole image
         self._whole_windows = dataset.kind == "array" and bool((dataset.sizes == plan.side_px).all())
 
     def render(self, view: int, batches: Sequence[Positions]) -> Generator[torch.Tensor, None, None]:
@@ -49,12 +48,12 @@ class TorchRenderer:
         """See `Renderer.close`."""
         self._pool.shutdown()
 
-    def _draw(self, job: tuple[np.int64, NDArray[np.int32], np.bool_]) -> torch.Tensor:
+    def _draw(self, job: tuple[np.int64, Windows, np.bool_]) -> torch.Tensor:
         """One image: uint8 (3, side, side)."""
         position, window, flip = job
         return fit_windows(crop(self._whole(int(position)), window)[None], self._plan.side_px, bool(flip))[0]
 
-    def _whole(self, position: int) -> NDArray[np.uint8]:
+    def _whole(self, position: int) -> Pixels:
         """The uncropped image: uint8 (H, W, 3)."""
         if self._decoded is None:
             return self._dataset.pixels_of(position)
@@ -63,7 +62,7 @@ class TorchRenderer:
         return self._decoded[position]
 
 
-def fit_windows(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.Tensor:
+def fit_windows(windows: Pixels, side_px: int, flip: bool) -> torch.Tensor:
     """Resize windows (n, h, w, 3) as torchvision does, then flip: uint8 (n, 3, side, side)."""
     images = torch.from_numpy(windows).permute(0, 3, 1, 2)
     if images.shape[2:] != (side_px, side_px):
@@ -71,7 +70,7 @@ def fit_windows(windows: NDArray[np.uint8], side_px: int, flip: bool) -> torch.T
     return images.flip(-1) if flip else images
 
 
-def crop(image: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint8]:
+def crop(image: Pixels, window: Windows) -> Pixels:
     """Cut the window (top, left, height, width) from an image (H, W, 3); black where it lies outside."""
     top, left, height, width = (int(v) for v in window)
     out = np.zeros((height, width, 3), dtype=np.uint8)
@@ -82,7 +81,7 @@ def crop(image: NDArray[np.uint8], window: NDArray[np.int32]) -> NDArray[np.uint
     return out
 
 
-def _gather(images: NDArray[np.uint8], rows: PlanRows) -> torch.Tensor:
+def _gather(images: Pixels, rows: PlanRows) -> torch.Tensor:
     """Shift and mirror images of one size, all at once: uint8 (n, S, S, 3) to (n, 3, S, S)."""
     side = images.shape[1]
     grid = np.arange(side)

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from cache import Store
 from pipeline.data import Dataset, subset
-from pipeline.source_outputs.cached import all_classes
-from pipeline.source_outputs.fit_probe import MOST_ROWS, fitted_positions
-from pipeline.source_outputs.probe_rows import StoredRows
+from pipeline.source_outputs import MOST_ROWS, StoredRows, all_classes, fitted_positions
 from sskt.errors import RunError
 from sskt.metrics import class_precisions
 from sskt.probe import folds_of

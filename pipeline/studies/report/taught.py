@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 
 from cache import CacheError, Store, find_stores
-from pipeline.data import Dataset
-from pipeline.source_outputs.probe_rows import StoredRows
+from pipeline.data import Dataset, Labels, Positions
+from pipeline.source_outputs import StoredRows
 from pipeline.stores import stored_output
 from pipeline.train import TrainConfig, read_probe, splits_of, whereabouts_of
 from sskt.errors import shown
@@ -71,7 +70,7 @@ def _probe(
     probe: Any,
     stores: Mapping[str, Store],
     dataset: Dataset,
-    positions: NDArray[np.int64],
+    positions: Positions,
     config: TrainConfig,
 ) -> dict[str, Any]:
     """What a probe was fitted on, how often it is right about samples whose label it has not seen, and how
@@ -98,7 +97,7 @@ def _probe(
     }
 
 
-def agreement(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+def agreement(one: Labels, other: Labels) -> float:
     """The adjusted mutual information of two labellings (N,) of the same samples, of any classes."""
     return float(adjusted_mutual_info_score(one, other))
 
@@ -132,12 +131,12 @@ def _holds(store: Store, config: TrainConfig, dataset: Dataset) -> bool:
     return bool(np.array_equal(store.contents[store.positions_of(dataset.ids)], dataset.contents))
 
 
-def _top(store: Store, dataset: Dataset, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+def _top(store: Store, dataset: Dataset, positions: Positions) -> Labels | None:
     """A source's best class of each sample in view 0; None for a store of no logits."""
     if stored_output(store) != LOGITS_OUTPUT:
         return None
     rows = store.rows(0, store.positions_of(dataset.ids[positions]))
-    best: NDArray[np.int64] = rows.view(np.float16).astype(np.float32).argmax(axis=1)
+    best: Labels = rows.view(np.float16).astype(np.float32).argmax(axis=1)
     if store.top_k is not None:  # values come first, then the classes, best first
         best = rows.view(np.uint16)[:, store.top_k].astype(np.int64)
     return best
@@ -146,9 +145,9 @@ def _top(store: Store, dataset: Dataset, positions: NDArray[np.int64]) -> NDArra
 def _row(
     name: str,
     store: Store | None,
-    answer: NDArray[np.int64] | None,
+    answer: Labels | None,
     dataset: Dataset,
-    positions: NDArray[np.int64],
+    positions: Positions,
     config: TrainConfig,
     metrics: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sskt.errors import RunError
 from sskt.methods.config import MethodConfig
@@ -64,7 +63,7 @@ class Pretext(Method):
     @staticmethod
     def classified(logits: Tensor, answer: Tensor) -> Losses:
         """Cross-entropy of logits (N, C) with the right answers, int64 (N,)."""
-        loss = F.cross_entropy(logits, answer, reduction="mean")
+        loss = nn.functional.cross_entropy(logits, answer, reduction="mean")
         empty = stacked([], loss)
         return Losses(loss, loss.detach(), empty, n_correct(logits, answer), empty)
 

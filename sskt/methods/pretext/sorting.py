@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sskt.methods.method import Losses
 from sskt.methods.pretext.orders import orders, pairs
@@ -56,9 +55,9 @@ class OrderHead(nn.Module):
         """See the class."""
         maps = features.blocks[-1].transpose(1, 2)
         n, n_frames = maps.shape[:2]
-        frames = F.adaptive_avg_pool2d(maps.flatten(0, 1), _GRID).reshape(n, n_frames, -1)
+        frames = nn.functional.adaptive_avg_pool2d(maps.flatten(0, 1), _GRID).reshape(n, n_frames, -1)
         both = torch.stack([torch.cat([frames[:, i], frames[:, j]], dim=1) for i, j in self._pairs], dim=1)
-        compared = F.relu(self.norm(self.compare(both.flatten(0, 1))))
+        compared = self.norm(self.compare(both.flatten(0, 1))).relu()
         logits: Tensor = self.answer(self.dropout(compared).reshape(n, -1))  # pair after pair
         return logits
 

@@ -1,0 +1,58 @@
+"""Named networks with an eighth of their channels, for tests of what is around them: at full width most of
+their time goes into gradients and files. tests/test_sskt_student.py and tests/test_sskt_clips.py have the
+papers' widths.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torchvision
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.vgg import cfgs, make_layers
+
+from sskt.students import resnet, resnet3d, torchvision_images
+
+_UNITS = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
+
+
+class _Narrow(ResNet):
+    def __init__(self, block: type[BasicBlock | Bottleneck], units: list[int]) -> None:
+        super().__init__(block, units)
+        self.fc = nn.Linear(self.inplanes, 1000)
+
+    def _make_layer(self, block, planes, *args, **options):
+        return super()._make_layer(block, planes // 8, *args, **options)
+
+
+class _ConvolutionsAlone(nn.Module):
+    """VGG16 without the 120 million weights that its students leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = make_layers(cfgs["D"], batch_norm=True)
+
+
+def _get_model(name: str, **options: object) -> nn.Module:
+    if options == {"weights": None} and name in _UNITS:
+        return _Narrow(*_UNITS[name])
+    if options == {"weights": None} and name == "vgg16_bn":
+        return _ConvolutionsAlone()
+    return torchvision.models.get_model(name, **options)
+
+
+@contextmanager
+def narrow_networks() -> Iterator[None]:
+    """Students that are ResNets, but those of CIFAR, while it lasts."""
+    theirs = SimpleNamespace(models=SimpleNamespace(get_model=_get_model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet3d, "_WIDTHS", (64, 64, 64, 64))
+        patch.setattr(resnet, "torchvision", theirs)
+        patch.setattr(torchvision_images, "torchvision", theirs)
+        yield
