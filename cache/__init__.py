@@ -9,7 +9,17 @@ from cache.layout import TABLES, default_block_rows, table_sha256, write_table
 from cache.manifest import Manifest, differences, digest, flatten, require_match
 from cache.repair import repair_metadata
 from cache.row_format import LOGITS, REPRESENTATIONS
-from cache.storage import TEMPORARY, Location, is_file, local_path, location, subfolders, write_durably
+from cache.storage import (
+    TEMPORARY,
+    Location,
+    is_file,
+    local_path,
+    location,
+    names_in,
+    read_file,
+    subfolders,
+    write_durably,
+)
 from cache.store import MappedView, Problem, Store, find_stores
 from cache.unit import Unit
 
@@ -38,6 +48,8 @@ __all__ = [
     "is_file",
     "local_path",
     "location",
+    "names_in",
+    "read_file",
     "repair_metadata",
     "require_match",
     "subfolders",

@@ -13,6 +13,7 @@ from cache.row_format import ROW_ARRAYS
 from cache.storage import (
     TEMPORARY,
     Location,
+    bytes_below,
     delete_file,
     delete_files,
     delete_folder,
@@ -23,7 +24,8 @@ from cache.storage import (
 )
 from cache.storage.local import abandoned, sweep
 
-_PARTS = {*ROW_ARRAYS, "units", *TABLES}  # the folders of a store
+_UNITS = ("units", *ROW_ARRAYS)  # the folders that units may be in
+_PARTS = {*_UNITS, *TABLES}  # the folders of a store
 _METADATA = {"zarr.json", BACKUP}  # its files, either of which identifies it
 
 
@@ -78,7 +80,7 @@ def clear_remains(path: Location) -> None:
                     delete_folder(path)
     # Object stores have no locks, so nothing is deleted: another process may be making its store. Its
     # zarr.json is written before its units and checked after them, so those are never taken for remains.
-    elif _chunks(path / "units") and _holds_remains(path):
+    elif bytes_below(path) and any(_chunks(path / part) for part in _UNITS) and _holds_remains(path):
         raise CacheError(
             f"{path}: holds units, but neither zarr.json nor {BACKUP}, so nobody can say what they are of; "
             f"`sskt cache prune {path}` removes them"
@@ -89,7 +91,7 @@ def _empty(path: Location) -> None:
     """Delete all of a store in an object store except its zarr.json, which makes it a store: nothing can be
     renamed there, and a killed removal must not leave what looks like finished units of a new store.
     """
-    for part in ("units", *ROW_ARRAYS):  # entries before rows, as for a single unit
+    for part in _UNITS:  # entries before rows, as for a single unit
         delete_files(path / part, _chunks(path / part))
     for folder in subfolders(path):
         delete_folder(folder)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
-import tempfile
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +16,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from cache.errors import CacheError, StoreDamaged
 from cache.manifest import Manifest, digest
 from cache.row_format import LOGITS, ROW_ARRAYS, TAIL_NUMBERS, RowFormat
-from cache.storage import Location, delete_file, is_file, local_path, read_file, write_durably
+from cache.storage import (
+    Location,
+    at_once,
+    create_durably,
+    delete_file,
+    excludes,
+    is_file,
+    local_path,
+    read_file,
+    read_files,
+    write_durably,
+)
 from cache.storage.local import new_folder, sync_folder, sync_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "sskt"  # the group attribute that holds the manifest
 TABLES_SHA256 = "tables_sha256"  # the group attribute that holds one sha256 per table
@@ -37,6 +49,7 @@ N_CLASSES = "n_classes"  # the group attribute with K, which the rows of a top-k
 ATTRIBUTES_SHA256 = "attributes_sha256"  # the group attribute with the sha256 of all the others
 _TABLE_AXES = {"ids": (1,), "contents": (2,), "probe_ids": (1,), "probe": (4, 5)}  # images or clips
 TABLES = tuple(_TABLE_AXES)  # the arrays written once, at creation
+METADATA = tuple(f"{name}/zarr.json" for name in (*ROW_ARRAYS, "units", *TABLES))
 _CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 # ids mostly count up: shuffled and compressed they take almost nothing instead of 8 bytes per sample
 _COMPRESSORS = {"ids": [BloscCodec(typesize=8, cname="zstd", clevel=5, shuffle="shuffle")]}
@@ -59,7 +72,8 @@ def default_block_rows(n_samples: int) -> int:
 
     It does not depend on the number of classes, since stores filled in one pass share their blocks.
     """
-    return math.ceil(n_samples / math.ceil(n_samples / _MAX_BLOCK_ROWS))
+    n_blocks = -(-n_samples // _MAX_BLOCK_ROWS)
+    return -(-n_samples // n_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,7 @@ class Layout:
     @property
     def n_blocks(self) -> int:
         """Blocks per view; the last may be short."""
-        return math.ceil(self.n_samples / self.block_rows)
+        return -(-self.n_samples // self.block_rows)
 
 
 def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:
@@ -100,21 +114,26 @@ def require_fitting(path: Location, tables: Mapping[str, NDArray[Any]]) -> None:
 
 def create_group(
     path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]
-) -> bool:
-    """Build an empty store beside `path` and rename it into place; False if something was there first.
+) -> dict[str, str] | None:
+    """Build an empty store beside `path` and rename it into place; returns its tables' sha256, or None if
+    something was there first.
 
     In an object store the files are written one by one, see `_upload`. Raises CacheError, leaving nothing
     behind, if the folder cannot be written.
     """
     try:
-        folder = local_path(path)
+        sums = {name: table_sha256(table) for name, table in tables.items()}
+        folder, files = local_path(path), _build(manifest, layout, tables, sums)
         if folder is None:
-            return _upload(path, manifest, layout, tables)
+            return sums if _upload(path, files) else None
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_folder(folder) as temporary:
-            _build(temporary, manifest, layout, tables)
+            for name, content in files.items():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_bytes(content)
+            _warn_unless_exclusive(path, temporary / BACKUP)
             sync_tree(temporary)
-            return _moved_into_place(temporary, folder)
+            return sums if _moved_into_place(temporary, folder) else None
     except OSError as error:
         raise CacheError(
             f"{path}: the store cannot be created ({error.strerror or error}); "
@@ -127,9 +146,6 @@ def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
 
     On a mismatch it reads once more, since another process may have changed the number of views meanwhile.
     """
-    if not is_file(path / "zarr.json"):
-        remedy = RESTORES.format(path) if is_file(path / BACKUP) else "precompute makes one"
-        raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; {remedy}")
     try:
         return _read_group(path)
     except StoreDamaged:
@@ -138,11 +154,14 @@ def read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
 
 def _read_group(path: Location) -> tuple[Manifest, Layout, dict[str, str]]:
     try:
-        names = [name for name in ROW_ARRAYS if is_file(path / name / "zarr.json")]
-        metadata = [f"{name}/zarr.json" for name in (*names, "units", *TABLES)]
-        group = zarr.open_group(_in_memory(path, ["zarr.json", *metadata]), mode="r", zarr_format=3)
+        found = _read_present(path, ["zarr.json", *METADATA])
+        if "zarr.json" not in found:
+            remedy = RESTORES.format(path) if is_file(path / BACKUP) else "precompute makes one"
+            raise StoreDamaged(f"{path}: is not a store, it has no zarr.json; {remedy}")
+        group = zarr.open_group(_in_memory(found), mode="r", zarr_format=3)
         attributes = group.attrs.asdict()
-        arrays = {name: _array(group, name) for name in (names[0] if names else LOGITS, "units", *TABLES)}
+        rows = next((name for name in ROW_ARRAYS if f"{name}/zarr.json" in found), LOGITS)
+        arrays = {name: _array(group, name) for name in (rows, "units", *TABLES)}
     except _UNREADABLE as error:
         raise StoreDamaged(
             f"{path}: is not a readable store ({_first_line(error)}); {RESTORES.format(path)}"
@@ -160,7 +179,7 @@ def read_table(path: Location, name: str, sha256: str | None) -> NDArray[Any]:
     """
     try:
         chunks = [f"{name}/{_only_chunk(n_axes)}" for n_axes in _TABLE_AXES[name]]
-        store = _in_memory(path, [f"{name}/zarr.json", *chunks], absent=chunks)
+        store = _in_memory(_read_present(path, [f"{name}/zarr.json", *chunks]))
         table = np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[...])
     except _UNREADABLE as error:
         raise StoreDamaged(
@@ -209,48 +228,53 @@ def backup_of(files: dict[str, str]) -> bytes:
     return json.dumps({"files": files, "sha256": sha256}).encode()
 
 
-def _build(path: Path, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> None:
+def _build(
+    manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]], sums: dict[str, str]
+) -> dict[str, bytes]:
+    """The files of a new store."""
     v, n, b, form = layout.n_views, layout.n_samples, layout.block_rows, layout.form
     attributes = {
         MANIFEST: manifest.to_dict(),
-        TABLES_SHA256: {name: table_sha256(table) for name, table in tables.items()},
+        TABLES_SHA256: sums,
         N_CLASSES: form.n_classes,
     }
     attributes[ATTRIBUTES_SHA256] = digest(attributes)
-    group = zarr.create_group(LocalStore(path), zarr_format=3, attributes=attributes)
+    built: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(built), zarr_format=3, attributes=attributes)
     shape, chunks = (v, n, form.width), (1, b, form.width)
     _create(group, form.array, form.dtype.name, shape=shape, chunks=chunks, fill=form.fill)
     _create(group, "units", "uint64", shape=(v, layout.n_blocks), chunks=(1, 1), fill=0)
     for name, table in tables.items():
         _create_table(group, name, table)
-    files = {str(f.relative_to(path)): f.read_text() for f in sorted(path.rglob("zarr.json"))}
-    (path / BACKUP).write_bytes(backup_of(files))
+    files = {name: content.to_bytes() for name, content in sorted(built.items())}
+    copied = {name: content.decode() for name, content in files.items() if name.endswith("zarr.json")}
+    return {**files, BACKUP: backup_of(copied)}
 
 
-def _upload(path: Location, manifest: Manifest, layout: Layout, tables: Mapping[str, NDArray[Any]]) -> bool:
+def _upload(path: Location, files: dict[str, bytes]) -> bool:
     """Write a new store's files: the group's zarr.json after the arrays', since it makes the store, and the
-    backup last; False if another process's zarr.json was there first.
+    backup last; False if another process's zarr.json was there first. Processes that start together write the
+    same arrays, and a zarr.json and a backup that hold another time: only one of them writes those.
     """
-    group = path / "zarr.json"
-    with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder)
-        _build(built, manifest, layout, tables)
-        files = sorted(file for file in built.rglob("*") if file.is_file() and file.parent != built)
-        for file in files:
-            write_durably(path / str(file.relative_to(built)), file.read_bytes())
-        if is_file(group):
-            return False
-        write_durably(group, (built / "zarr.json").read_bytes())
-        copied = json.loads((built / BACKUP).read_bytes())["files"]
-    # Processes that start together may all get here, each with a zarr.json that holds another time. The last
-    # one written stays, and the backup must match it. So each process writes its backup after its zarr.json,
-    # and again until the zarr.json is unchanged after the write. The last backup then matches the final
-    # zarr.json: a later zarr.json would have been followed by a backup of its own.
-    text = ""
-    while (found := read_file(group).decode()) != text:
-        text = found
-        write_durably(path / BACKUP, backup_of({**copied, "zarr.json": text}))
+    backup, group = files.pop(BACKUP), files.pop("zarr.json")
+    at_once(lambda name: write_durably(path / name, files[name]), [*files], path)
+    _warn_unless_exclusive(path, path / "units" / "zarr.json", files["units/zarr.json"])
+    if not create_durably(path / "zarr.json", group):
+        return False
+    write_durably(path / BACKUP, backup)
     return True
+
+
+def _warn_unless_exclusive(path: Location, file: Location, content: bytes = b"") -> None:
+    """Say what it means if the storage cannot create a file exclusively; `file`: one with this content, which
+    every process that makes this store writes.
+    """
+    if not excludes(file, content):
+        log.warning(
+            f"{path}: this storage cannot create a file only where there is none (hard links, or puts with "
+            f"If-None-Match), so two processes that write one unit at the same moment may damage it, which "
+            f"is noticed when it is read; give each process its own share of the units (RANK and WORLD_SIZE)"
+        )
 
 
 def _create_table(group: zarr.Group, name: str, table: NDArray[Any]) -> None:
@@ -263,16 +287,16 @@ def _only_chunk(n_axes: int) -> str:
     return ".".join(["c"] + ["0"] * n_axes)
 
 
-def _in_memory(path: Location, files: list[str], absent: list[str] | None = None) -> MemoryStore:
-    """Load small files of a store, local or remote, for Zarr to read; those in `absent` may be missing."""
-    buffer, found = default_buffer_prototype().buffer, {}
-    for name in files:
-        try:
-            found[name] = buffer.from_bytes(read_file(path / name))
-        except FileNotFoundError:
-            if name not in (absent or []):
-                raise
-    return MemoryStore(found, read_only=True)
+def _read_present(path: Location, names: Sequence[str]) -> dict[str, bytes]:
+    """Small files of a store by name, those that there are, local or remote."""
+    read = zip(names, read_files([path / name for name in names]), strict=True)
+    return {name: content for name, content in read if content is not None}
+
+
+def _in_memory(files: Mapping[str, bytes]) -> MemoryStore:
+    """Small files of a store for Zarr to read."""
+    buffer = default_buffer_prototype().buffer
+    return MemoryStore({name: buffer.from_bytes(content) for name, content in files.items()}, read_only=True)
 
 
 def _create(

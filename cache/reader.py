@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from cache import layout as layouts
+import cache.layout as layouts
 from cache.errors import StoreDamaged, StoreIncomplete, StoreMismatch
 from cache.layout import Layout
 from cache.repair import metadata_faults
 from cache.row_format import RowFormat
-from cache.storage import Location, bytes_below, local_path
+from cache.storage import Location, at_once, bytes_below
 from cache.unit import Unit, UnitFault, UnitFiles
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
     from cache.manifest import Manifest
     from cache.row_format import Rows
-
-_AT_ONCE = 16  # concurrent requests to an object store
-
 
 T = TypeVar("T")
 
@@ -65,6 +61,7 @@ class StoreReader:
         self._layout = layout
         self._tables_sha256 = tables_sha256
         self._files = UnitFiles(path, layout.block_rows, layout.form)
+        self._entries: dict[Unit, int] = {}  # those read, or written, by this object
 
     @classmethod
     def open(cls, path: Location) -> Self:
@@ -149,11 +146,13 @@ class StoreReader:
         return min((unit.view for unit in self.pending(self.n_views)), default=self.n_views)
 
     def pending(self, views: int) -> list[Unit]:
-        """The unfinished units of the first `views` views, in order; StoreDamaged if an entry is damaged."""
-        there = self._files.entries()
-        listed = [unit for unit in self._units(views) if self._files.entry(unit).name in there]
-        entries = dict(zip(listed, self._map(self._entry, listed), strict=True))
-        return [unit for unit in self._units(views) if entries.get(unit) is None]
+        """The unfinished units of the first `views` views, in order, from one listing; StoreDamaged if an
+        entry is damaged. Each entry is read once: a finished unit does not change unless it is repaired.
+        """
+        listed = self._listed(views)
+        self._entries = {unit: entry for unit, entry in self._entries.items() if unit in listed}
+        at_once(self._entry, [*listed], self.path)
+        return [unit for unit in self._units(views) if unit not in self._entries]
 
     def finished_units(self) -> list[Unit]:
         """Every finished unit, in order; StoreDamaged if an entry is damaged."""
@@ -163,6 +162,11 @@ class StoreReader:
     def finished(self, unit: Unit) -> bool:
         """Whether a unit is finished; StoreDamaged if its entry is damaged."""
         return self._entry(unit) is not None
+
+    def _listed(self, views: int) -> dict[Unit, None]:
+        """The units of the first `views` views that have an entry, in order."""
+        there = self._files.entries()
+        return {unit: None for unit in self._units(views) if self._files.entry(unit).name in there}
 
     def rows_of(self, block: int) -> slice:
         """The rows of `ids` and of a view that a block holds."""
@@ -187,27 +191,27 @@ class StoreReader:
         Raises StoreIncomplete if a unit is unfinished or there is no such view, and StoreDamaged, naming unit
         and file, if a finished unit is not as it was written.
         """
-        entries = self._entries_of(view, range(self.n_blocks))
+        units = self._finished(view, range(self.n_blocks))
         out = np.empty((self.n_samples, self.form.width), dtype=self.form.dtype)
-        self._map(lambda unit: self._read(unit, entries[unit], out[self.rows_of(unit.block)]), [*entries])
+        self._read_each(units, lambda unit: self._read(unit, out[self.rows_of(unit.block)]))
         return out
 
     def rows(self, view: int, rows: NDArray[np.int64]) -> Rows:
         """Selected rows of a view, in the order given: (n, K) float16 or (n, 2k + 4) uint16.
 
-        Only the units that hold them are read, one after another, and checked as for `view`.
+        Only the units that hold them are read, and checked as for `view`.
         """
         if len(rows) == self.n_samples and np.array_equal(rows, np.arange(len(rows))):
             return self.view(view)
         blocks = rows // self.block_rows
-        entries = self._entries_of(view, np.unique(blocks).tolist())
         out = np.empty((len(rows), self.form.width), dtype=self.form.dtype)
-        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
-        for unit, entry in entries.items():
-            block = buffer[: self._n_rows(unit)]
-            self._read(unit, entry, block)
+
+        def read(unit: Unit) -> None:
+            block = self._read(unit)
             here = np.flatnonzero(blocks == unit.block)
             out[here] = block[rows[here] - unit.block * self.block_rows]
+
+        self._read_each(self._finished(view, np.unique(blocks).tolist()), read)
         return out
 
     def mapped(self, view: int, rows: NDArray[np.int64]) -> MappedView:
@@ -215,20 +219,15 @@ class StoreReader:
 
         Only for a store in a local folder.
         """
-        entries = self._entries_of(view, np.unique(rows // self.block_rows).tolist())
+        units = self._finished(view, np.unique(rows // self.block_rows).tolist())
         buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
-        for unit, entry in entries.items():
-            self._read(unit, entry, buffer[: self._n_rows(unit)])
-        return MappedView({unit.block: self._files.mapped(unit) for unit in entries}, self.form)
+        for unit in units:
+            self._read(unit, buffer[: self._n_rows(unit)])
+        return MappedView({unit.block: self._files.mapped(unit) for unit in units}, self.form)
 
     def unit(self, unit: Unit) -> Rows:
         """The rows of one finished unit, checked as for `view`. Raises StoreIncomplete or StoreDamaged."""
-        entry = self._entry(unit)
-        if entry is None:
-            raise StoreIncomplete(f"{self.path}: {unit} is not finished; run the same precompute again")
-        out = np.empty((self._n_rows(unit), self.form.width), dtype=self.form.dtype)
-        self._read(unit, entry, out)
-        return out
+        return self._read(unit)
 
     def verify(self) -> list[Problem]:
         """Every fault on disk, ignoring unfinished units; damage is returned, never raised."""
@@ -236,7 +235,9 @@ class StoreReader:
             fresh = type(self).open(self.path)
         except StoreDamaged as error:
             return [Problem(None, str(error))]
-        return list(fresh._problems())
+        problems = list(fresh._problems())
+        self._entries = fresh._entries
+        return problems
 
     def _problems(self) -> Iterator[Problem]:
         yield from (Problem(None, fault) for fault in metadata_faults(self.path))
@@ -245,52 +246,72 @@ class StoreReader:
                 self._table(name)
             except StoreDamaged as error:
                 yield Problem(None, str(error))
-        buffer = np.empty((self.block_rows, self.form.width), dtype=self.form.dtype)
-        for unit in self._units(self.n_views):
-            rows = buffer[: self._n_rows(unit)]
-            if fault := self._files.fault(unit, rows):
+        units = [*self._listed(self.n_views)]
+        faults = self._read_each(units, lambda u: self._files.fault(u, self._buffer(u), self._entries))
+        for unit, fault in zip(units, faults, strict=True):
+            if fault:
                 yield Problem(unit, self._files.damage(unit, fault))
+
+    def _buffer(self, unit: Unit) -> Rows:
+        """A new array for a unit's rows."""
+        return np.empty((self._n_rows(unit), self.form.width), dtype=self.form.dtype)
 
     def _units(self, views: int) -> Iterator[Unit]:
         return (Unit(view, block) for view in range(views) for block in range(self.n_blocks))
 
-    def _entries_of(self, view: int, blocks: Iterable[int]) -> dict[Unit, int]:
-        """The entries of some units of a view; StoreIncomplete unless all are finished."""
+    def _finished(self, view: int, blocks: Iterable[int]) -> list[Unit]:
+        """Some units of a view; StoreIncomplete unless all are finished."""
         if not 0 <= view < self.n_views:
             raise StoreIncomplete(
                 f"{self.path}: has no view {view}, its {self.n_views} views count from 0; "
                 f"precompute with a larger --views, or pass --labels live"
             )
         units = [Unit(view, block) for block in blocks]
-        entries = {unit: entry for unit in units if (entry := self._entry(unit)) is not None}
-        if len(entries) < len(units):
+        n_missing = at_once(self._entry, units, self.path).count(None)
+        if n_missing:
             raise StoreIncomplete(
-                f"{self.path}: view {view} lacks {len(units) - len(entries)} of {len(units)} units; "
+                f"{self.path}: view {view} lacks {n_missing} of {len(units)} units; "
                 f"run the same precompute again to finish it, or pass --labels live"
             )
-        return entries
+        return units
 
     def _n_rows(self, unit: Unit) -> int:
         return min(self.block_rows, self.n_samples - unit.block * self.block_rows)
 
-    def _map(self, act: Callable[[Unit], T], units: list[Unit]) -> list[T]:
-        """Apply `act` to every unit; concurrently if each is a request to a server."""
-        if local_path(self.path):
-            return [act(unit) for unit in units]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(act, units))
+    def _read_each(self, units: list[Unit], read: Callable[[Unit], T]) -> list[T]:
+        """Apply `read`, which fetches a unit, to every unit; concurrently from an object store."""
+        return at_once(read, units, self.path, nbytes=self.block_rows * self.form.width * 2)
 
-    def _read(self, unit: Unit, entry: int, out: Rows) -> None:
-        try:
-            self._files.read_payload(unit, entry, out)
-        except UnitFault as fault:
-            raise StoreDamaged(self._files.damage(unit, fault)) from None
+    def _read(self, unit: Unit, out: Rows | None = None) -> Rows:
+        """Fill `out`, or a new array, with a finished unit's rows, checked. If they are not what the entry
+        says, the unit may have been removed, or repaired, since that was read: both are read once more.
+        """
+        out = self._buffer(unit) if out is None else out
+        is_old = unit in self._entries
+        while True:
+            entry = self._entry(unit)
+            if entry is None:
+                raise StoreIncomplete(f"{self.path}: {unit} is not finished; run the same precompute again")
+            try:
+                self._files.read_payload(unit, entry, out)
+            except UnitFault as fault:
+                if not is_old:
+                    raise StoreDamaged(self._files.damage(unit, fault)) from None
+                is_old, _ = False, self._entries.pop(unit, None)
+            else:
+                return out
 
     def _entry(self, unit: Unit) -> int | None:
-        try:
-            return self._files.read_entry(unit)
-        except UnitFault as fault:
-            raise StoreDamaged(self._files.damage(unit, fault)) from None
+        """The CRC32C that a unit's entry states, None without an entry; StoreDamaged if that is damaged."""
+        if unit not in self._entries:
+            try:
+                entry = self._files.read_entry(unit)
+            except UnitFault as fault:
+                raise StoreDamaged(self._files.damage(unit, fault)) from None
+            if entry is None:
+                return None
+            self._entries[unit] = entry
+        return self._entries[unit]
 
     def _table(self, name: str) -> NDArray[Any]:
         return layouts.read_table(self.path, name, self._tables_sha256.get(name))

@@ -9,7 +9,7 @@ from typing import Any
 from cache.errors import StoreDamaged
 from cache.layout import BACKUP, RESTORES, TABLES, backup_of, read_group
 from cache.row_format import ROW_ARRAYS
-from cache.storage import Location, is_file, names_in, read_file, storage_of, write_durably
+from cache.storage import Location, at_once, is_file, names_in, read_file, storage_of, write_durably
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 _UNITS = "units/zarr.json"
@@ -25,8 +25,8 @@ def metadata_faults(path: Location) -> list[str]:
         return [f"{path / BACKUP}: the copy of the metadata cannot be used ({error}); {restores}"]
     return [
         f"{path / name}: was edited or damaged, it differs from its copy in {BACKUP}; {restores}"
-        for name, wanted in files.items()
-        if not _sound(name, _read(path / name), wanted)
+        for name, found in _read_each(path, [*files]).items()
+        if not _sound(name, found, files[name])
     ]
 
 
@@ -41,7 +41,7 @@ def repair_metadata(path: Location) -> list[str]:
         files = _copied(path)
     except _UNREADABLE as error:
         return _copy_again(path, error)
-    current = {name: _read(path / name) for name in files}
+    current = _read_each(path, [*files])
     views = _n_views(path, files, current)
     restored = []
     for name, wanted in files.items():
@@ -102,13 +102,17 @@ def _n_views(path: Location, files: dict[str, Any], current: dict[str, dict[str,
     return max(candidates, default=as_created)
 
 
-def _read(file: Location) -> dict[str, Any] | None:
-    """Read a JSON object; None if it is missing or not one."""
-    try:
-        metadata = json.loads(read_file(file))
-    except (OSError, ValueError):
-        return None
-    return metadata if isinstance(metadata, dict) else None
+def _read_each(path: Location, names: list[str]) -> dict[str, dict[str, Any] | None]:
+    """Read JSON objects of a store, by name; None for one that is missing or is none."""
+
+    def read(name: str) -> dict[str, Any] | None:
+        try:
+            metadata = json.loads(read_file(path / name))
+        except (OSError, ValueError):
+            return None
+        return metadata if isinstance(metadata, dict) else None
+
+    return dict(zip(names, at_once(read, names, path), strict=True))
 
 
 def _sound(name: str, found: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:

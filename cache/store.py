@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
-from cache import layout as layouts
+import cache.layout as layouts
 from cache.cleanup import clear_remains
 from cache.errors import CacheError, FolderClosed, StoreMismatch
 from cache.layout import BACKUP, Layout, default_block_rows
@@ -75,8 +75,8 @@ class Store(StoreReader):
             raise CacheError(f"{path}: {layout} is no size for a store; each number must be at least 1")
         if not is_file(path / "zarr.json"):
             clear_remains(path)
-            if layouts.create_group(path, manifest, layout, tables):
-                return cls.open(path)
+            if sums := layouts.create_group(path, manifest, layout, tables):
+                return cls(path, manifest, layout, sums)
         store = cls.open(path)
         require_match(path, store.manifest.identity, manifest.identity)
         if store.form != form or not np.array_equal(store.ids, ids):
@@ -89,12 +89,11 @@ class Store(StoreReader):
 
     def write_unit(self, unit: Unit, rows: Rows) -> bool:
         """Finish a unit: write its file, then its entry. rows: the whole block, finite, in the store's
-        format.
+        format. The first writer of the file wins: if there is one, its rows stay, whatever they are, and the
+        result is False. (Processors differ in the last bits, and two may compute the same unit.)
 
-        A finished unit is never overwritten: a sound one stays, even if its bytes differ, and the result is
-        False. (Processors differ in the last bits, and without locks two may compute the same unit.) A unit
-        whose file was lost or damaged is written anew. Raises CacheError for a full or read-only disk, which
-        leaves all finished units intact.
+        A file that was lost or damaged is written again. Raises CacheError for a full or read-only disk,
+        which leaves all finished units intact.
         """
         if not (0 <= unit.view < self.n_views and 0 <= unit.block < self.n_blocks):
             raise CacheError(
@@ -102,20 +101,14 @@ class Store(StoreReader):
             )
         require_sound_rows(rows, self._n_rows(unit), self.form, f"{self.path}: {unit}")
         rows = cast("Rows", np.ascontiguousarray(rows))
-        crc = self._files.crc_of(rows)
-        entry = self._entry(unit)
-        if entry is not None and self._files.holds(unit, entry, rows):
-            return False
         try:
-            if entry not in (None, crc):  # no reader may see an entry beside rows of another
-                self._files.delete(unit)
-            self._files.write(unit, rows, crc)
+            self._entries[unit], created = self._files.write(unit, rows)
         except OSError as error:
             raise CacheError(
                 f"{self.path}: {unit} cannot be written ({error.strerror or error}); make room or make the "
                 f"folder writable and run the same command again, finished units are kept"
             ) from error
-        return True
+        return created
 
     def sweep(self) -> int:
         """Remove files that dead writers left unfinished in this store; returns their number. Leaves alone
@@ -155,10 +148,12 @@ class Store(StoreReader):
                     f"make the folder writable and run the same command again"
                 ) from error
             self._set_views(("units", self.form.array), views)
+            self._entries = {unit: entry for unit, entry in self._entries.items() if unit.view < views}
 
     def discard(self, unit: Unit) -> None:
         """Delete a unit, so that it is unfinished again."""
-        self._files.delete(unit)
+        self._files.discard(unit)
+        self._entries.pop(unit, None)
 
     def _set_views(self, names: tuple[str, str], views: int) -> None:
         """Set the number of views of both arrays, in the order given."""

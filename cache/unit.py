@@ -17,6 +17,7 @@ import numpy as np
 from cache.errors import CacheError
 from cache.storage import (
     Location,
+    create_durably,
     delete_file,
     local_path,
     names_in,
@@ -73,11 +74,37 @@ class UnitFiles:
         """The CRC32C of the payload made from contiguous `rows`."""
         return int(google_crc32c.extend(google_crc32c.value(_flat(rows)), self._padding(len(rows))))
 
-    def write(self, unit: Unit, rows: Rows, crc: int) -> None:
-        """Write both files, payload first, each flushed to disk before the next step."""
-        write_durably(self.payload(unit), _flat(rows).data, self._padding(len(rows)), _crc_bytes(crc))
-        entry = (DONE | crc).to_bytes(8, "little")
-        write_durably(self.entry(unit), entry, _crc_bytes(google_crc32c.value(entry)))
+    def write(self, unit: Unit, rows: Rows) -> tuple[int, bool]:
+        """Finish a unit with contiguous `rows`, or with those that are there: both files are created, payload
+        first, each flushed to disk before the next step, and a sound payload of another writer gets its
+        entry. Whatever is damaged is replaced. Returns the payload's CRC32C, and whether it holds these rows.
+        """
+        crc = self.crc_of(rows)
+        payload = (_flat(rows).data, self._padding(len(rows)), _crc_bytes(crc))
+        created = create_durably(self.payload(unit), *payload)
+        there = crc if created else self._sound_crc(unit, np.empty_like(rows))
+        if there is not None and self._has_entry(unit, there):
+            return there, created
+        delete_file(self.entry(unit))  # no reader may see an entry beside rows of another
+        if not created:
+            write_durably(self.payload(unit), *payload)
+        write_durably(self.entry(unit), *_entry_of(crc))
+        return crc, True
+
+    def _has_entry(self, unit: Unit, crc: int) -> bool:
+        """Create the entry of a payload with this CRC32C; False if there is another, or a damaged one."""
+        try:
+            return create_durably(self.entry(unit), *_entry_of(crc)) or self.read_entry(unit) == crc
+        except UnitFault:
+            return False
+
+    def _sound_crc(self, unit: Unit, buffer: Rows) -> int | None:
+        """The CRC32C of a payload that is there; None if it is damaged. `buffer` receives its rows."""
+        try:
+            crc = self._read_rows(unit, buffer)
+        except (FileNotFoundError, UnitFault):
+            return None
+        return None if self.form.n_unsound(buffer) else crc
 
     def read_entry(self, unit: Unit) -> int | None:
         """The payload's CRC32C according to the entry, None without an entry; UnitFault if it is damaged."""
@@ -110,6 +137,13 @@ class UnitFiles:
                     found[unit] = found.get(unit, 0) + nbytes
         return dict(sorted(found.items(), reverse=True))
 
+    def discard(self, unit: Unit) -> None:
+        """Remove the payload, then the entry: a payload alone would be taken for another writer's rows."""
+        delete_file(self.payload(unit))
+        if folder := local_path(self.path):
+            sync_folder(folder / self.form.array)
+        self.delete(unit)
+
     def delete(self, unit: Unit) -> None:
         """Remove the entry, then the payload; a reader in between finds no unit."""
         delete_file(self.entry(unit))
@@ -119,34 +153,44 @@ class UnitFiles:
 
     def read_payload(self, unit: Unit, entry: int, out: Rows) -> None:
         """Fill `out`, contiguous (rows, K), from the chunk file; UnitFault unless `entry` is its checksum."""
-        expected = self.block_rows * self.form.width * 2 + _CRC_BYTES
         try:
-            with open_file(self.payload(unit)) as file:
-                n_read, crc = _read_and_hash(file, _flat(out))
-                rest = file.read()
+            crc = self._read_rows(unit, out)
         except FileNotFoundError:
             raise UnitFault("the file is missing") from None
         except OSError as error:
             raise UnitFault(f"the file cannot be read ({error.strerror or error})") from error
+        if crc != entry:
+            raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
+
+    def _read_rows(self, unit: Unit, out: Rows) -> int:
+        """Fill `out` from the chunk file; returns its CRC32C. UnitFault unless the file is whole, OSError if
+        it cannot be read.
+        """
+        expected = self.block_rows * self.form.width * 2 + _CRC_BYTES
+        with open_file(self.payload(unit)) as file:
+            n_read, crc = _read_and_hash(file, _flat(out))
+            rest = file.read()
         if n_read + len(rest) != expected:
             raise UnitFault(f"the file holds {n_read + len(rest)} bytes, expected {expected}")
         # one hash serves both checks: the file's own, which any Zarr reader makes, and the entry's
         crc = int(google_crc32c.extend(crc, rest[:-_CRC_BYTES]))
         if _crc_bytes(crc) != rest[-_CRC_BYTES:]:
             raise UnitFault(f"its bytes have the checksum {crc:08x}, the file's last four state another")
-        if crc != entry:
-            raise UnitFault(f"its bytes have the checksum {crc:08x}, its entry states {entry:08x}")
+        return crc
 
     def mapped(self, unit: Unit) -> Rows:
         """The chunk file's B rows as a read-only memory map, unchecked."""
         shape = (self.block_rows, self.form.width)
         return cast("Rows", np.memmap(str(self.payload(unit)), self.form.dtype, "r", shape=shape))
 
-    def fault(self, unit: Unit, buffer: Rows) -> UnitFault | None:
-        """The fault of a unit, or None if it is sound or unfinished; `buffer` receives its rows."""
+    def fault(self, unit: Unit, buffer: Rows, entries: dict[Unit, int]) -> UnitFault | None:
+        """The fault of a unit, or None if it is sound or unfinished; `buffer` receives its rows, `entries`
+        the CRC32C that its entry states.
+        """
         try:
             entry = self.read_entry(unit)
             if entry is not None:
+                entries[unit] = entry
                 self.read_payload(unit, entry, buffer)
                 if n_bad := self.form.n_unsound(buffer):
                     raise UnitFault(f"{n_bad} of its {len(buffer)} rows hold NaN or inf")
@@ -154,19 +198,12 @@ class UnitFiles:
             return fault
         return None
 
-    def holds(self, unit: Unit, entry: int, rows: Rows) -> bool:
-        """Whether the chunk file matches `entry`; only the shape of `rows` is used."""
-        try:
-            self.read_payload(unit, entry, np.empty_like(rows))
-        except UnitFault:
-            return False
-        return True
-
     def damage(self, unit: Unit, fault: UnitFault) -> str:
         """The whole sentence for a fault."""
         return (
             f"{self.payload(unit)}: {unit} is damaged: {fault}; to have just this unit computed again, run "
-            f"`sskt cache verify {self.path} --repair`, or delete {self.entry(unit)} and precompute again"
+            f"`sskt cache verify {self.path} --repair`, or delete {self.entry(unit)} and that file and "
+            f"precompute again"
         )
 
     def _padding(self, n_rows: int) -> bytes:
@@ -205,6 +242,12 @@ def _read_and_hash(file: Any, out: NDArray[np.uint8]) -> tuple[int, int]:
 def _flat(rows: Rows) -> NDArray[np.uint8]:
     """A byte view of contiguous rows, without a copy."""
     return rows.reshape(-1).view(np.uint8)
+
+
+def _entry_of(crc: int) -> tuple[bytes, bytes]:
+    """The two parts of an entry's file."""
+    entry = (DONE | crc).to_bytes(8, "little")
+    return entry, _crc_bytes(google_crc32c.value(entry))
 
 
 def _crc_bytes(crc: int) -> bytes:

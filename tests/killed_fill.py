@@ -26,19 +26,19 @@ VIEWS, LIMIT, KILLS = 2, 40, 2  # as in test_pipeline_maps.py
 
 def fill(stores: Path, *, dies_at: int | None, log: Path) -> None:
     """Stage one, which kills itself before its `dies_at`-th file of a unit is written."""
-    write, start, n = cache.unit.write_durably, Worker._start, iter(range(1000))
+    write, start, n = cache.unit.create_durably, Worker._start, iter(range(1000))
 
     def writing(*what):
         if next(n) == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(*what)
+        return write(*what)
 
     def starting(worker, partial, pixels):
         with log.open("a") as file:
             file.writelines(f"{each.store.form.width}\t{partial.unit}\n" for each in partial.source_stores)
         return start(worker, partial, pixels)
 
-    cache.unit.write_durably, Worker._start = writing, starting
+    cache.unit.create_durably, Worker._start = writing, starting
     api.precompute(
         ["digits"],
         [RUN],

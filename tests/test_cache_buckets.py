@@ -56,8 +56,8 @@ class Bucketed(MemoryFileSystem):
             return found[0]
         return super().info(path)
 
-    def pipe_file(self, path, value, **_):
-        super().pipe_file(self._in_bucket(path), value)
+    def pipe_file(self, path, value, **options):
+        super().pipe_file(self._in_bucket(path), value, **options)
 
 
 @pytest.fixture

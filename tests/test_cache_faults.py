@@ -21,6 +21,7 @@ from cache_samples import (
     new_store,
     payload_file,
 )
+from listening import Remarks
 from processes import Process, wait_for_less
 
 from cache import layout
@@ -83,7 +84,8 @@ def test_a_sound_file_of_another_unit_is_not_taken_for_this_one(tmp_path):
 def test_a_flipped_byte_in_units_is_named_by_every_reader(tmp_path, at):
     store, logits = filled_store(tmp_path)
     flip_byte(entry_file(store, 1, 0), at)
-    for read in (lambda: store.view(1), lambda: store.pending(2), lambda: store.complete):
+    again = Store.open(store.path)  # `store` knows what it wrote: an object reads each entry once
+    for read in (lambda: again.view(1), lambda: again.pending(2), lambda: again.complete):
         with pytest.raises(StoreDamaged, match=r"unit \(view 1, block 0\) is damaged: its entry is damaged"):
             read()
     assert [p.unit for p in store.verify()] == [Unit(1, 0)]
@@ -96,7 +98,7 @@ def test_an_entry_with_a_good_sum_but_an_unknown_form_is_damage(tmp_path):
     entry = (2 << 32).to_bytes(8, "little")
     entry_file(store, 0, 0).write_bytes(entry + crc32c(entry).to_bytes(4, "little"))
     with pytest.raises(StoreDamaged, match="its entry holds 0x200000000"):
-        store.view(0)
+        Store.open(store.path).view(0)
 
 
 def test_every_problem_is_reported_in_one_go(tmp_path):
@@ -198,37 +200,38 @@ def test_what_is_no_store_is_told(tmp_path):
 
 def test_payload_is_on_the_disk_before_its_entry_is_begun(tmp_path, monkeypatch):
     store, steps = new_store(tmp_path), []
-    fsync, replace = os.fsync, Path.replace
+    fsync, link = os.fsync, os.link
 
     def spy_fsync(descriptor):
         name = Path(f"/proc/self/fd/{descriptor}").readlink()
         steps.append(("fsync", name.parent.name if name.is_file() else name.name))
         fsync(descriptor)
 
-    def spy_replace(path, target):
-        steps.append(("rename", str(target.relative_to(store.path))))
-        return replace(path, target)
+    def spy_link(path, target):
+        steps.append(("link", str(target.relative_to(store.path))))
+        link(path, target)
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(Path, "replace", spy_replace)
+    monkeypatch.setattr(os, "link", spy_link)
     store.write_unit(Unit(0, 1), logits_of(store)[0, 4:8])
     assert steps == [
-        ("fsync", "logits"), ("rename", "logits/c.0.1.0"), ("fsync", "logits"),
-        ("fsync", "units"), ("rename", "units/c.0.1"), ("fsync", "units"),
+        ("fsync", "logits"), ("link", "logits/c.0.1.0"), ("fsync", "logits"),
+        ("fsync", "units"), ("link", "units/c.0.1"), ("fsync", "units"),
     ]  # fmt: skip
 
 
-def test_a_unit_without_entry_is_pending_and_can_be_written_with_other_rows(tmp_path, monkeypatch):
+def test_a_unit_without_entry_is_pending_and_the_next_writer_finishes_it_with_its_rows(tmp_path, monkeypatch):
+    """Its writer may be dead, or about to write the entry: no other entry than that of its rows is right."""
     store = new_store(tmp_path)
     logits, other = logits_of(store), logits_of(store, seed=2)
-    original = unit_module.write_durably
+    original = unit_module.create_durably
 
     def payload_only(path, *parts):
         if path.parent.name == "units":
             raise KeyboardInterrupt
-        original(path, *parts)
+        return original(path, *parts)
 
-    monkeypatch.setattr(unit_module, "write_durably", payload_only)
+    monkeypatch.setattr(unit_module, "create_durably", payload_only)
     with pytest.raises(KeyboardInterrupt):
         store.write_unit(Unit(0, 0), logits[0, :4])
     monkeypatch.undo()
@@ -236,8 +239,79 @@ def test_a_unit_without_entry_is_pending_and_can_be_written_with_other_rows(tmp_
     assert store.pending(2) == ALL_UNITS
     with pytest.raises(StoreIncomplete, match="view 0 lacks 3 of 3"):
         store.view(0)
+    assert not store.write_unit(Unit(0, 0), other[0, :4])
     fill(store, other)
-    np.testing.assert_array_equal(store.view(0), other[0])
+    np.testing.assert_array_equal(store.view(0), np.concatenate([logits[0, :4], other[0, 4:]]))
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def with_nan(file):
+    rows = bytearray(file.read_bytes()[:-4])
+    rows[:2] = b"\x00\x7e"
+    file.write_bytes(rows + crc32c(rows).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize("damage", [cut, with_nan, lambda file: flip_byte(file, 3)])
+def test_damaged_rows_without_an_entry_are_not_adopted(tmp_path, damage):
+    store, logits = filled_store(tmp_path)
+    entry_file(store, 0, 1).unlink()
+    damage(payload_file(store, 0, 1))
+    assert store.pending(2) == [Unit(0, 1)]
+    assert store.write_unit(Unit(0, 1), -logits[0, 4:8])
+    np.testing.assert_array_equal(store.view(0)[4:8], -logits[0, 4:8])
+    assert store.verify() == []
+
+
+def test_a_repair_that_is_killed_leaves_no_rows_to_adopt(tmp_path, monkeypatch):
+    """The sound file of another unit, in this one's place, must not become this one's by a killed repair."""
+    store, logits = filled_store(tmp_path)
+    payload_file(store, 0, 0).write_bytes(payload_file(store, 1, 0).read_bytes())
+    steps, delete = [], unit_module.delete_file
+
+    def killed(file):
+        if steps:
+            raise KeyboardInterrupt
+        steps.append(file.name)
+        delete(file)
+
+    monkeypatch.setattr(unit_module, "delete_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.discard(Unit(0, 0))
+    monkeypatch.undo()
+    assert steps == ["c.0.0.0"]
+    store.discard(Unit(0, 0))
+    np.testing.assert_array_equal(fill(store, logits).view(0), logits[0])
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links_is_told_once_and_works(tmp_path, monkeypatch, code):
+    def refused(*_names):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refused)
+    remarks = Remarks()
+    store, logits = filled_store(tmp_path)
+    (said,) = remarks
+    assert "s.zarr: this storage cannot create a file only where there is none (hard links" in said
+    assert not store.write_unit(Unit(0, 0), -logits[0, :4])
+    np.testing.assert_array_equal(store.view(0), logits[0])
+    assert not list(tmp_path.rglob("*.tmp-*"))
+
+
+def test_a_link_whose_answer_was_lost_is_this_process_s(tmp_path, monkeypatch):
+    """An NFS server that has made a link is asked again, and says that it is there."""
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    store = new_store(tmp_path)
+    monkeypatch.setattr(os, "link", twice)
+    assert store.write_unit(Unit(0, 0), logits_of(store)[0, :4])
 
 
 def test_a_finished_unit_is_never_overwritten_but_written_anew_where_it_is_damaged(tmp_path):

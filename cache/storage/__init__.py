@@ -6,6 +6,8 @@ below; what only local folders can do (locks, renames, sweeping) is in `cache.st
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -20,16 +22,20 @@ __all__ = [
     "TEMPORARY",
     "Location",
     "Storage",
+    "at_once",
     "bytes_below",
+    "create_durably",
     "delete_file",
     "delete_files",
     "delete_folder",
+    "excludes",
     "is_file",
     "local_path",
     "location",
     "names_in",
     "open_file",
     "read_file",
+    "read_files",
     "require_bucket",
     "sizes_in",
     "storage_of",
@@ -38,7 +44,11 @@ __all__ = [
 ]
 
 Location = Path | UPath  # a local path, or a place in an object store
+AT_ONCE = 32  # requests to an object store
+_MEMORY = 1 << 28  # bytes of files that are fetched at once
 L = TypeVar("L")
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class Storage(Protocol[L]):
@@ -46,6 +56,12 @@ class Storage(Protocol[L]):
 
     def write(self, path: L, *parts: bytes | memoryview) -> None:
         """Write a file from its parts, whole or not at all."""
+
+    def create(self, path: L, *parts: bytes | memoryview) -> bool:
+        """Like `write`, unless there is such a file; returns whether it was written."""
+
+    def excludes(self, path: L, content: bytes) -> bool:
+        """Whether `create` is one step here, asked of a file that has this content."""
 
     def read(self, path: L) -> bytes:
         """All bytes of a file."""
@@ -112,17 +128,25 @@ def location(text: str | Path) -> Location:
         place = UPath(text)
         if place.protocol in ("file", "local"):
             return Path(place.path)
-        # s3fs asks for a file's size first to fetch it in parts; ours are fetched whole
-        whole: dict[str, Any] = {"max_concurrency": 1} if place.protocol in ("s3", "s3a") else {}
         with suppress(TypeError):  # the few that pass every option to a client (SFTP) cache no listings
-            place = UPath(text, use_listings_cache=False, **whole)
+            place = UPath(text, use_listings_cache=False, **_s3_options(place))
             place.fs  # noqa: B018 - loads the package
         return place
     except (ImportError, ValueError) as error:
         raise CacheError(
             f"{text}: this kind of URL cannot be opened ({error}); install its fsspec package, "
-            f"e.g. s3fs for s3:// or gcsfs for gs://"
+            f"e.g. by pip install 'sskt[s3]' for s3://, or gcsfs for gs://"
         ) from error
+
+
+def _s3_options(place: UPath) -> dict[str, Any]:
+    """s3fs asks for a file's size first, to fetch it in parts, unless told that there is one part: ours are
+    fetched whole. Its client opens 10 connections unless told otherwise, here or in fsspec's configuration.
+    """
+    if place.protocol not in ("s3", "s3a"):
+        return {}
+    configured = getattr(place.fs, "config_kwargs", {})
+    return {"max_concurrency": 1, "config_kwargs": {"max_pool_connections": AT_ONCE, **configured}}
 
 
 def require_bucket(place: Location) -> None:
@@ -138,9 +162,49 @@ def write_durably(path: Location, *parts: bytes | memoryview) -> None:
     storage_of(path).write(path, *parts)
 
 
+def create_durably(path: Location, *parts: bytes | memoryview) -> bool:
+    """Like `write_durably`, unless there is such a file already; returns whether it was written.
+
+    Of several processes that do this at once, one succeeds, by a hard link or a put with If-None-Match. Where
+    neither is to be had (see `excludes`), two of them may.
+    """
+    return storage_of(path).create(path, *parts)
+
+
+def excludes(path: Location, content: bytes) -> bool:
+    """Whether, where `path` is, `create_durably` lets one process succeed, not two at once. `path`: a file
+    that has this content, which is put once more to find out.
+    """
+    return storage_of(path).excludes(path, content)
+
+
 def read_file(path: Location) -> bytes:
     """All bytes of a file."""
     return storage_of(path).read(path)
+
+
+def read_files(paths: Sequence[Location]) -> list[bytes | None]:
+    """All bytes of each file, None for one that does not exist; see `at_once`."""
+
+    def read(path: Location) -> bytes | None:
+        with suppress(FileNotFoundError):
+            if local_path(path) is None or is_file(path):  # which tells a closed folder from an absent file
+                return read_file(path)
+        return None
+
+    return at_once(read, paths, paths[0]) if paths else []
+
+
+def at_once(act: Callable[[A], T], items: Sequence[A], place: Location, *, nbytes: int = 1) -> list[T]:
+    """Apply `act` to every item, concurrently if each is a request to an object store, where `place` is.
+
+    nbytes: what one holds in memory meanwhile; large ones are fewer at a time.
+    """
+    n = min(len(items), AT_ONCE, max(1, _MEMORY // nbytes))
+    if n <= 1 or local_path(place):
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(act, items))
 
 
 def open_file(path: Location) -> BinaryIO:

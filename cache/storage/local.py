@@ -7,6 +7,7 @@ stand for an empty file.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -21,6 +22,7 @@ from cache.errors import FolderClosed
 # file locks; None on Windows, where nothing is swept
 fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # from a file system without them
 TEMPORARY = ".tmp-"  # in the name of every unfinished file and folder; readers skip those
 
 
@@ -29,9 +31,30 @@ class LocalStorage:
 
     def write(self, path: Path, *parts: bytes | memoryview) -> None:
         """See `cache.storage.write_durably`."""
-        while not _written(temporary_sibling(path), path, parts):
+        while _written(temporary_sibling(path), path, parts, _rename) is None:
             pass
         sync_folder(path.parent)
+
+    def create(self, path: Path, *parts: bytes | memoryview) -> bool:
+        """See `cache.storage.create_durably`."""
+        made: bool | None = False
+        if not self.is_file(path):
+            while (made := _written(temporary_sibling(path), path, parts, _link)) is None:
+                pass
+        sync_folder(path.parent)  # of a file that was there as well: its writer may not have come to this yet
+        return bool(made)
+
+    def excludes(self, path: Path, content: bytes) -> bool:  # noqa: ARG002
+        """See `cache.storage.excludes`: whether this file system has hard links."""
+        link = temporary_sibling(path)
+        try:
+            os.link(path, link)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        link.unlink()
+        return True
 
     def read(self, path: Path) -> bytes:
         """All bytes of a file."""
@@ -167,26 +190,55 @@ def sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
-def _written(temporary: Path, path: Path, parts: tuple[bytes | memoryview, ...]) -> bool:
-    """Write `temporary` and rename it to `path`; returns False in the rare case that another process swept it
-    first: before it was locked, or from a machine that does not see this one's locks.
+def _written(
+    temporary: Path,
+    path: Path,
+    parts: tuple[bytes | memoryview, ...],
+    put: Callable[[Path, Path], bool],
+) -> bool | None:
+    """Write `temporary` and `put` it at `path`; returns what that does, or None in the rare case that another
+    process swept it first: before it was locked, or from a machine that does not see this one's locks.
     """
     try:
         with temporary.open("xb") as file:
             if not _lock(file.fileno(), wait=True) or not temporary.exists():
-                return False
+                return None
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
             try:
-                temporary.replace(path)
+                return put(temporary, path)
             except FileNotFoundError:
-                return False  # if the folder itself is gone, the next attempt raises
+                return None  # if the folder itself is gone, the next attempt raises
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _rename(temporary: Path, path: Path) -> bool:
+    temporary.replace(path)
     return True
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a written file the name `path` too, unless that is taken, and remove its temporary name; returns
+    whether it has the name.
+    """
+    try:
+        os.link(temporary, path)
+        made = True
+    except FileExistsError:
+        # NFS: where the answer to a request is lost, its repetition finds the link that the first one made
+        made = path.samefile(temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        made = not path.exists()  # another process may come in between, see `excludes`
+        if made:
+            return _rename(temporary, path)
+    temporary.unlink(missing_ok=True)
+    return made
 
 
 def _temporaries(folder: Path) -> list[Path]:

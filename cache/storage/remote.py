@@ -16,6 +16,8 @@ from upath.implementations.cloud import CloudPath
 
 from cache.errors import CacheError
 
+_TAKEN = ("PreconditionFailed", "412")  # a file is there that was to be created
+_UNKNOWN = ("NotImplemented", "501")  # conditional puts, to this server
 _buckets: set[str] = set()  # known to exist
 
 
@@ -27,6 +29,35 @@ class ObjectStorage:
         with reaching(path):
             path.fs.pipe_file(path.path, b"".join(parts))
 
+    def create(self, path: UPath, *parts: bytes | memoryview) -> bool:
+        """See `cache.storage.create_durably`."""
+        content = b"".join(parts)
+        made = self._create(path, content)
+        if made is None:  # another process may come in between, see `excludes`
+            made = not self.is_file(path)
+            if made:
+                self.write(path, content)
+        return made
+
+    def excludes(self, path: UPath, content: bytes) -> bool:
+        """See `cache.storage.excludes`: asked of the server, by the file that is there."""
+        return self._create(path, content) is False
+
+    def _create(self, path: UPath, content: bytes) -> bool | None:
+        """Put a file if there is none; returns whether it was put, None if that cannot be asked for here."""
+        with reaching(path):
+            try:
+                path.fs.pipe_file(path.path, content, mode="create")
+            except FileExistsError:
+                return False
+            except TypeError:  # a package that knows no `mode`
+                return None
+            except OSError as error:
+                if (code := _code(error)) not in (*_TAKEN, *_UNKNOWN):
+                    raise
+                return False if code in _TAKEN else None
+        return True
+
     def read(self, path: UPath) -> bytes:
         """All bytes of a file."""
         with reaching(path):
@@ -37,9 +68,12 @@ class ObjectStorage:
         return io.BytesIO(self.read(path))
 
     def is_file(self, path: UPath) -> bool:
-        """Whether there is such a file. Raises CacheError if even its bucket does not exist."""
-        with reaching(path), suppress(FileNotFoundError):
-            return bool(path.fs.info(path.path)["type"] == "file")
+        """Whether there is such a file: one request, where s3fs's `info` makes two for a file that is absent.
+        Raises CacheError if even its bucket does not exist.
+        """
+        with suppress(FileNotFoundError):
+            self.read(path)
+            return True
         self.require_bucket(path)
         return False
 
@@ -108,6 +142,12 @@ class ObjectStorage:
             return sorted(named, key=lambda info: str(info["name"]))
         self.require_bucket(folder)
         return []
+
+
+def _code(error: OSError) -> str:
+    """What an S3 server calls an error that s3fs has translated."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code"))
 
 
 @contextmanager

@@ -35,11 +35,12 @@ def store_rows(cache_dir: Location) -> list[dict[str, Any]]:
 def store_fields(path: Location) -> dict[str, Any]:
     """Everything about one store, flat: sizes, fingerprint and origin."""
     store = Store.open(path)
-    blocks = [store.rows_of(unit.block) for unit in store.finished_units()]
+    finished = store.finished_units()
+    blocks = [store.rows_of(unit.block) for unit in finished]
     n_labels = sum(rows.stop - rows.start for rows in blocks)
     bytes_per_label = store.nbytes / n_labels if n_labels else None
     return {
-        **_store_row(path),
+        **_row_of(store, len(finished)),
         "block_rows": store.block_rows,
         "bytes_per_label": bytes_per_label,
         "bytes_per_class": bytes_per_label and bytes_per_label / store.n_classes,
@@ -171,10 +172,12 @@ def _target_row(name: str, spec: DatasetSpec, is_prepared: bool | None) -> dict[
 def _store_row(path: Location) -> dict[str, Any]:
     try:
         store = Store.open(path)
-        n_units = store.n_views * store.n_blocks
-        n_done = n_units - len(store.pending(store.n_views))
+        return _row_of(store, len(store.finished_units()))
     except CacheError as error:
         return {"path": str(path), "problem": str(error)}
+
+
+def _row_of(store: Store, n_done: int) -> dict[str, Any]:
     holds_logits = stored_output(store) == LOGITS_OUTPUT
     return {
         "target": f"{store.manifest.identity['target']['name']}/{store.manifest.identity['target']['split']}",
@@ -187,7 +190,7 @@ def _store_row(path: Location) -> dict[str, Any]:
         "source_px": store.manifest.identity["input"]["side_px"],
         "top_k": store.top_k,
         "views": store.n_views,
-        "units": f"{n_done}/{n_units}",
+        "units": f"{n_done}/{store.n_views * store.n_blocks}",
         "bytes": store.nbytes,
-        "path": str(path),
+        "path": str(store.path),
     }

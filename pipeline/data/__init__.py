@@ -37,6 +37,7 @@ from pipeline.data.datasets import (
     subset,
     target_slug,
 )
+from pipeline.data.index_copies import load_shared
 from pipeline.data.labelled_list import listed_in
 from pipeline.data.loader import Batch, Loader, Sampler, sampler_for
 from pipeline.data.mixup import Mixing
@@ -116,6 +117,7 @@ __all__ = [
     "load_dataset",
     "load_named_images",
     "load_named_videos",
+    "load_shared",
     "open_dataset",
     "open_pools",
     "open_renderer",

@@ -15,10 +15,10 @@ from pipeline.data.datasets import (
     family_of,
     has_unlabelled,
     has_val,
-    load_dataset,
     parse_target,
     same_bytes,
 )
+from pipeline.data.index_copies import load_shared
 from pipeline.runtime import Paths, coerce
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,7 @@ def open_dataset(
 
     `said` holds remarks already logged for other splits, which are not repeated.
     """
-    dataset = load_dataset(
-        parse_target(target), split, data_dir=paths.data_dir, index_dir=paths.index_dir, limit=limit
-    )
+    dataset = load_shared(parse_target(target), split, paths=paths, limit=limit)
     said = set() if said is None else said
     for note in (*dataset.notes, *empty_classes(dataset)):
         if note not in said:

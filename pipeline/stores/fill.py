@@ -36,7 +36,7 @@ class SourceStore:
     store: Store
     pending: set[Unit]
     rows_done: int = 0  # computed by this process
-    rows_twice: int = 0  # those of them that another process wrote first: its rows are kept
+    rows_twice: int = 0  # those of them that were in the store already: its rows are kept
     write_s: float = 0.0
     bar: TaskID | None = None
 
@@ -51,8 +51,9 @@ class SourceStore:
         if not self.rows_twice:
             return None
         return (
-            f"{self.source.spec.name}: {self.rows_twice:,} rows were computed here and by another process, "
-            f"which wrote them first; its rows are kept (with RANK and WORLD_SIZE, processes share the work)"
+            f"{self.source.spec.name}: {self.rows_twice:,} rows were in the store already when they had been "
+            f"computed here, from another process or one that was killed; those are kept (with RANK and "
+            f"WORLD_SIZE, processes share the work)"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cache import Store, StoreMismatch, require_match
-from pipeline.data import Dataset, Plan, load_dataset, parse_target, plan_from
+from pipeline.data import Dataset, Plan, load_shared, parse_target, plan_from
 from pipeline.runtime import Paths
 from pipeline.stores.alike import with_recorded_names
 from pipeline.stores.fingerprint import identity, source_identity, source_plan
@@ -73,9 +73,7 @@ def open_dataset_of(store: Store, paths: Paths, *, target: str | None) -> Datase
     """
     about = store.manifest.identity["target"]
     name = target or store.manifest.made_by.get("asked", {}).get("target") or about["name"]
-    dataset = load_dataset(
-        parse_target(name), about["split"], data_dir=paths.data_dir, index_dir=paths.index_dir
-    )
+    dataset = load_shared(parse_target(name), about["split"], paths=paths)
     for note in dataset.notes:
         log.warning(note)
     if about["n_samples"] < len(dataset):

@@ -61,6 +61,11 @@ def facts_file(index_dir: Path, slug: str, folder: Path) -> Path:
     return index_dir / f"{name}-{place}.npz"
 
 
+def shared_copy(file: Path) -> Path:
+    """Where a folder's facts lie that another machine found, beside its own `file` of them."""
+    return file.with_name(f"{file.stem}.shared.npz")
+
+
 def read_facts(file: Path) -> tuple[RelativePaths, Facts] | None:
     """Read paths (M,) and facts (M,); None if there are none, or none that can be trusted."""
     try:

@@ -15,6 +15,7 @@ from pipeline.data.datasets.checked_files import (
     RelativePaths,
     read_facts,
     recall,
+    shared_copy,
     write_facts,
 )
 from pipeline.data.datasets.dataset import Positions
@@ -24,6 +25,7 @@ from pipeline.runtime import Progress
 
 KINDS = tuple(FORMATS)
 _PER_JOB = 64
+_COMPARED = 64  # images that are read before another machine's facts are believed
 
 
 def check_images(
@@ -40,6 +42,8 @@ def check_images(
         notes.append(f"{file}: the kept index was damaged or of another version, and was built again")
     elif kept is not None:
         recall(kept, paths, facts)
+    else:
+        _recall_shared(images, facts, file, notes)
     unknown = np.array([row for row in np.flatnonzero(~facts["valid"]) if row not in bad], dtype=np.int64)
     try:
         known = _read_known(file) if len(unknown) else KnownFacts(())
@@ -47,6 +51,33 @@ def check_images(
     finally:  # also after Ctrl-C, so that no file is decoded twice
         if len(unknown) or kept is None or len(kept[0]) != len(paths):
             _write(paths, facts, file, notes)
+
+
+def _recall_shared(images: EncodedImages, facts: Facts, file: Path, notes: list[str]) -> None:
+    """Fill in the facts that another machine found of files with these paths, lengths and times, unless one
+    of a few that are read here has other contents.
+    """
+    shared = read_facts(shared_copy(file))
+    if shared is None:
+        return
+    found = facts.copy()
+    recall(shared, images.paths, found)
+    rows = np.flatnonzero(found["valid"] & ~facts["valid"])
+    if not len(rows):
+        return
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, _COMPARED).round().astype(np.int64))]
+    same = 0
+    for row in some:
+        try:
+            same += content_of(images.read(int(row))) == found["content"][row].tobytes()
+        except (UnreadableError, OSError):
+            continue
+    if same == len(some):
+        facts[rows] = found[rows]
+        text = f"{len(some):,} of them were read and are the same"
+    else:
+        text = f"but {len(some) - same:,} of {len(some):,} that were read differ here, so all are read"
+    notes.append(f"{shared_copy(file)}: another machine has checked {len(rows):,} of these images; {text}")
 
 
 def check_unkept(images: EncodedImages, facts: Facts, rows: Positions) -> dict[int, str]:
