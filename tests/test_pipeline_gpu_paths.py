@@ -475,9 +475,7 @@ def test_the_next_unit_is_started_while_one_is_written(dataset, tmp_path, monkey
         monkeypatch.setattr(frozen, "submit", counted)
         filled = SourceStore(source, frozen, store, set(store.pending(1)))
         renderer = ResidentRenderer(dataset, PLAN, device=torch.device("cpu"))
-        work = worker.Worker(
-            dataset, [filled], renderer, batch_size=10, progress=Progress("units", total=N)
-        )
+        work = worker.Worker(dataset, [filled], renderer, batch_size=10, progress=Progress("units", total=N))
         assert not work._starts_ahead
         work._starts_ahead = ahead
         work.do([(unit,) for unit in store.pending(1)])
