@@ -130,7 +130,11 @@ class Worker:
         """Whether a unit is unfinished still: another process may have written it since the store was
         opened.
         """
-        return unit in source_store.pending and not source_store.store.finished(unit)
+        if unit in source_store.pending and source_store.store.finished(unit):
+            source_store.pending.discard(unit)
+            if source_store.bar is not None:
+                self._progress.advance(n_rows(source_store.store, [unit]), bar=source_store.bar)
+        return unit in source_store.pending
 
     def _fit_in_memory(self, task: list[Unit]) -> bool:
         """Whether a task's images are worth keeping decoded, and few enough."""
