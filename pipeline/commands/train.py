@@ -111,7 +111,9 @@ _LABELS = "Few labels"
     ),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
-    folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
+    folder_option(
+        "--out", None, "Run folder, or the stopped run to continue. [default: runs/<target>-<method>-<time>]"
+    ),
     folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
     config_option(
         "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats "
@@ -237,10 +239,10 @@ def train(
     """Stage two: train a student, taught by sources.
 
     It learns its own labels and, in one auxiliary head per source, what that source said about the same
-    pixels. Settings that are not given follow the paper's recipe for the target (table 1). A stopped run
-    continues with --resume, to the same numbers; if things have moved since, --target imagefolder:PATH,
-    --source program:FILE, --unlabelled, --data-dir, --cache-dir and --weights say where they are. Under
-    torchrun, the processes share every batch.
+    pixels. Settings that are not given follow the paper's recipe for the target (table 1). The same command
+    with the same --out continues a stopped run, to the same numbers, and so does --resume; if things have
+    moved since, --target imagefolder:PATH, --source program:FILE, --unlabelled, --data-dir, --cache-dir and
+    --weights say where they are. Under torchrun, the processes share every batch.
     """
     from pipeline import api
     from pipeline.data import target_slug

@@ -31,12 +31,14 @@ from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import (
     Run,
     has_student,
+    is_run,
     read_checkpoint,
     read_config,
     read_paths,
     read_probe,
     read_summary,
 )
+from pipeline.train.same_settings import require_settings
 from pipeline.train.settle import declared_of, settle
 from pipeline.train.splits import Splits, pool_key
 from pipeline.train.trackers import OnEpoch, Tracker, open_trackers
@@ -82,6 +84,9 @@ def train(
     of any module), or a plain module, of which a copy is made one. `finetune_from` is a file of initial
     weights; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run. Under torchrun
     the ranks share every batch. Returns the run's summary; `out` is written when all inputs are checked.
+
+    If `out` holds a run of the same settings, it is continued (see `resume`), so that the same call, made
+    again, ends with the same summary. Raises RunError, naming the setting, if it holds one of others.
     """
     augmentation, paths = augmentation or Augmentation(), paths or Paths()
     execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
@@ -103,6 +108,12 @@ def train(
         )
         require_learnable(planned)
         of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
+        if world.broadcast(is_run(out)):
+            require_settings(out, planned, paths=paths, of_preset=of_preset)
+            own = None if isinstance(model, str) else model
+            return resume(
+                out, execution=execution, paths=paths, target=target, backbone=own, trackers=followers
+            )
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
         backbone = open_backbone(model, config)

@@ -168,9 +168,13 @@ def _require_new(path: Path) -> None:
     left = ("environment.json", _PROBE, LOCK)
     if any(name not in left and TEMPORARY not in name for name in names):
         raise RunError(
-            f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
-            f"or continue the run in it with --resume {path}"
+            f"{path}: the folder is not empty and holds no run that could be continued; choose another --out"
         )
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (path / "config.json").is_file()
 
 
 def read_config(path: Path) -> dict[str, Any]:

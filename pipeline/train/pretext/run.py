@@ -53,8 +53,8 @@ def pretext(
 
     `task` is one of PRETEXTS; `model` is its network (default: vgg19-sorting, prednet and so on) or the same
     with -small. A tenth of the first target's training videos, or its val split, is held out for the figures;
-    a test split is never shown. `out` is a run folder like that of `train`: it must be empty, and
-    `resume(out)` continues a stopped run. Returns the run's summary: among others task, targets, model,
+    a test split is never shown. `out` is a run folder like that of `train`, and a stopped run in it is
+    continued. Returns the run's summary: among others task, targets, model,
     accuracy and chance in percent, iterations, `run`, the folder, and `encoder`, the file that
     `train(..., finetune_from=...)` reads. Raises RunError for targets of images, videos that are too short
     and settings that are none of a pretext run.
