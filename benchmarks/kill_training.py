@@ -49,7 +49,9 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
     print(f"{args.epochs} epochs, {time.monotonic() - started:.0f} s without kills", flush=True)
     moments, kills, states = random.Random(args.seed), 0, []
     while kills < args.kills:
-        process = subprocess.Popen([*begin, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*begin, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         try:
             process.wait(timeout=moments.uniform(args.shortest, args.longest))
         except subprocess.TimeoutExpired:

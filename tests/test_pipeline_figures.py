@@ -20,7 +20,7 @@ from cli import main
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
-from pipeline.studies import explain, series, sweep
+from pipeline.studies import explain, sweep
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.studies.sweep_grid import Grid, panels_of
 from pipeline.train.divergence import DivergedError

@@ -108,9 +108,18 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
 
 
 def test_the_same_command_goes_on_with_its_own_run_and_no_other(project, monkeypatch, tmp_path):
-    folder, source, common = project
+    folder, source, _common = project
     words = ["train", "--target", "digits", "--source", source, "--epochs", "3", "--limit", str(N), "--lr"]
-    words += ["0.05", "--batch-size", "20", "--data-dir", str(folder / "data"), "--threads", "2", "--renderer"]
+    words += [
+        "0.05",
+        "--batch-size",
+        "20",
+        "--data-dir",
+        str(folder / "data"),
+        "--threads",
+        "2",
+        "--renderer",
+    ]
     words += ["torch", "--cache-dir", str(folder / "stores"), "--model", "resnet20", "--out"]
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert CliRunner().invoke(main, [*words, str(whole)]).exit_code == 0

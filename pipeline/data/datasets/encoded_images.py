@@ -12,9 +12,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import Location
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.bit_depth import FULL
 from pipeline.data.datasets.dataset import Positions
+from pipeline.data.datasets.remote_pack import Pack
 from sskt.errors import TargetError, shown
 
 
@@ -117,8 +119,8 @@ class PackedImages(EncodedImages):
     file. begins, lengths: int64 (N,), the stretch of bytes there.
     """
 
-    root: Path
-    packs: tuple[Path, ...]
+    root: Location
+    packs: tuple[Pack, ...]
     pack: NDArray[np.int64]
     begins: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -126,8 +128,8 @@ class PackedImages(EncodedImages):
     @classmethod
     def lying_in(
         cls,
-        root: Path,
-        packs: Sequence[Path],
+        root: Location,
+        packs: Sequence[Pack],
         pack: NDArray[np.int64],
         names: Sequence[str],
         begins: NDArray[np.int64],

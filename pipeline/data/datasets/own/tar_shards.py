@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cache import Location, location
 from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.data.datasets.own.pack_files import are_labelled, files_at
 from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
 from pipeline.data.datasets.own.read_tar import read_shard
-from pipeline.data.datasets.own.shard import Sample, Shard
+from pipeline.data.datasets.own.shard import SAMPLE_ID, Sample, Shard, read_declaration
 from pipeline.data.datasets.own.tar_index import read_shards
+from pipeline.data.datasets.remote_pack import Pack
 from sskt.errors import TargetError, shown
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # compressed ones are refused
@@ -27,26 +31,34 @@ class TarShards(PackedFamily):
         "name a tar file, a folder of them, or a pattern such as 'train-{000..146}.tar' or '*.tar'"
     )
 
-    def files(self, root: Path) -> list[Path]:
+    def from_path(self, path: str) -> ImageSpec:
+        """See `Family.from_path`; of shards the path may be a URL, and `root` then is a `UPath`."""
+        return self.spec_at(cast(Path, location(path))) if "://" in path else super().from_path(path)
+
+    def files(self, root: Path, folder: Path | None = None) -> Sequence[Pack]:
         """See `PackedFamily.files`."""
-        return files_at(root, _SUFFIXES)
+        return files_at(root, _SUFFIXES, folder)
 
     def has_several_labels(self, spec: ImageSpec) -> bool:
         """See `Family.has_several_labels`; by the first shard that says anything."""
+        if (declared := read_declaration(spec.root)) is not None:
+            return declared.several
         for file in self.files(spec.root):
             said = (sample.several for sample in read_shard(file).samples)
             if (several := next((each for each in said if each is not None), None)) is not None:
                 return several
         return False
 
-    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+    def rows(
+        self, root: Path, files: Sequence[Pack], below: Sequence[str], index_dir: Path, slug: str
+    ) -> PackedRows:
         """See `PackedFamily.rows`."""
-        files, notes = self.files(root), list[str]()
+        notes, declared = list[str](), read_declaration(root)
         shards = read_shards(files, facts_file(index_dir, f"{slug}-shards", root), notes)
         samples = [sample for shard in shards for sample in shard.samples]
         names = [
-            f"{file.relative_to(above)}/{sample.name}"
-            for file, shard in zip(files, shards, strict=True)
+            f"{file}/{sample.name}"
+            for file, shard in zip(below, shards, strict=True)
             for sample in shard.samples
         ]
         n_of_each = [len(shard.samples) for shard in shards]
@@ -60,11 +72,26 @@ class TarShards(PackedFamily):
             lengths=np.array([sample.length for sample in samples], dtype=np.int64),
             labels=[sample.labels for sample in samples],
             several=_several(root, samples, names, np.repeat(are_labelled(files, root), n_of_each)),
+            classes=None if declared is None else declared.classes,
+            ids=_ids(root, samples),
             notes=(*notes, *_ignored(root, shards)),
         )
 
 
-def _several(root: Path, samples: Sequence[Sample], places: Sequence[str], labelled: Iterable[bool]) -> bool:
+def _ids(root: Location, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """The samples' own ids; None if none has one. Raises TargetError if only some do."""
+    without = [sample.name for sample in samples if sample.id is None]
+    if without and len(without) < len(samples):
+        raise TargetError(
+            f"{shown(str(root))}: {len(without):,} of {len(samples):,} images have no {SAMPLE_ID} in a .json "
+            f"as the others have, the first is {shown(without[0])}; name shards of one kind"
+        )
+    return None if without else np.array([sample.id for sample in samples], dtype=np.int64)
+
+
+def _several(
+    root: Location, samples: Sequence[Sample], places: Sequence[str], labelled: Iterable[bool]
+) -> bool:
     """Whether images have several labels. Raises TargetError if some have and others do not."""
     said = [sample.several for sample in samples]
     several = True in said
@@ -81,7 +108,7 @@ def _several(root: Path, samples: Sequence[Sample], places: Sequence[str], label
     return several
 
 
-def _ignored(root: Path, shards: Sequence[Shard]) -> list[str]:
+def _ignored(root: Location, shards: Sequence[Shard]) -> list[str]:
     """A note on the members that are not read, if there are any."""
     kinds = {kind: 0 for shard in shards for kind, n in shard.ignored.items() if n}
     for kind in kinds:
