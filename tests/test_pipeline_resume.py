@@ -12,6 +12,7 @@ from listening import Remarks
 from processes import PATIENCE_S, Process, run_python
 from programs import Tiny, save_program, small_student
 from stopping import stop_after
+from upath import UPath
 
 from cli import main
 from pipeline import api
@@ -141,6 +142,23 @@ def test_the_same_command_goes_on_with_its_own_run_and_no_other(project, monkeyp
     assert [(run.exit_code, run.stdout.strip()) for run in ended] == [(0, str(out))] * 2
     assert "has finished already" in ended[1].stderr
     assert (numbers(out), student(out)) == (numbers(whole), student(whole))
+
+
+def test_a_run_at_a_url_goes_on_from_another_machine(project, monkeypatch, tmp_path):
+    _folder, source, common = project
+    settings = {**SCHEDULE, "sources": (source,), "model": small_student(), "eval_every": 2, **common}
+    api.train("digits", out=tmp_path / "whole", **settings)
+    out = UPath("memory://runs/a")
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 7)
+        with pytest.raises(KeyboardInterrupt):
+            api.train("digits", out=str(out), **settings)
+    api.train("digits", out=str(out), **settings)
+    assert (numbers(out), student(out)) == (numbers(tmp_path / "whole"), student(tmp_path / "whole"))
+    assert sum("tfevents" in path.name for path in out.iterdir()) == 2
+    with pytest.raises(RunError, match=r"is memory://runs/a, expected a local path"):
+        api.evaluate(str(out))
 
 
 def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, tmp_path):

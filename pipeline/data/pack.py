@@ -82,8 +82,8 @@ def _blocks(n: int) -> Iterator[range]:
 def _require_packable(dataset: Dataset) -> None:
     if not isinstance(dataset.access, EncodedImages):
         raise TargetError(
-            f"--pack: {dataset.target} is not of image files, which alone are packed; leave it out (frames of "
-            f"videos are packed under --cache-dir without it)"
+            f"--pack: {dataset.target} is not of image files, which alone are packed; leave it out (frames "
+            f"of videos are packed under --cache-dir without it)"
         )
     if dataset.multi_hot is not None and (dataset.multi_hot[dataset.labelled] < 0).any():
         raise TargetError(

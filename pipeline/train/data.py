@@ -257,6 +257,7 @@ def _request_of(
         whole=splits.whole,
         needs_every_number=_every_number(config),
         pools=splits.pools,
+        world=world,
     )
 
 

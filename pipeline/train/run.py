@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from cache import Location
 from pipeline.data import NO_POOL, Augmentation
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, join_world
 from pipeline.train.backbone import (
@@ -64,7 +65,7 @@ _SAME_DATA = "continue it with the data that it was started with"
 def train(
     target: str,
     *,
-    out: Path | str,
+    out: Location | str,
     model: str | Wrappable | None = None,
     augmentation: Augmentation | None = None,
     paths: Paths | None = None,
@@ -90,7 +91,7 @@ def train(
     """
     augmentation, paths = augmentation or Augmentation(), paths or Paths()
     execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
-    target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
+    target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.place(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
     began_with = first_weights(model, paths, finetune_from, pretrained)
     with join_world(execution.device) as world:
@@ -133,7 +134,7 @@ def train(
 
 
 def resume(
-    out: Path | str,
+    out: Location | str,
     *,
     execution: Execution | None = None,
     paths: Paths | None = None,
@@ -153,7 +154,7 @@ def resume(
     `backbone`, built as it was then. Raises RunError if `out` is no run, last.pt is damaged, or data or
     number of ranks have changed, RunBusyError if another process trains it.
     """
-    out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
+    out, backbone = coerce.place(out, "out"), coerce.backbone(backbone)
     followers = open_trackers(trackers, on_epoch)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
@@ -220,7 +221,7 @@ def _departures(config: TrainConfig) -> str:
     return f"{recipe} of {config.target}, except: {', '.join(ours)}"
 
 
-def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
+def _state(out: Location, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
     """The state in last.pt; None if the run was stopped before its first checkpoint. Raises RunError if it
     belongs to another run, or is missing from a finished one.
     """
@@ -235,7 +236,7 @@ def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] 
     return state
 
 
-def _require_ranks(config: TrainConfig, world: World, out: Path) -> None:
+def _require_ranks(config: TrainConfig, world: World, out: Location) -> None:
     """Raise RunError unless there are as many processes as when the run was started."""
     if world.size != config.ranks:
         raise RunError(
@@ -244,7 +245,7 @@ def _require_ranks(config: TrainConfig, world: World, out: Path) -> None:
         )
 
 
-def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[str]) -> TrainConfig:
+def _as_begun(config: TrainConfig, target: str, out: Location, unlabelled: Sequence[str]) -> TrainConfig:
     """The config that a run was started with, with the present places of its target and pools."""
     # None: a val split or the test split chose
     val_share = config.val_share or (None if config.chosen_on else 0.0)
@@ -255,7 +256,7 @@ def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[
     )
 
 
-def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Path) -> str:
+def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Location) -> str:
     """A sentence on what is left to do."""
     done = state["epoch"] if state else 0
     if done == config.epochs:
@@ -263,7 +264,7 @@ def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Path) -> 
     return f"{out}: continues in epoch {done + 1} of {config.epochs}"
 
 
-def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Path) -> None:
+def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Location) -> None:
     """Load the initial weights of a run that was stopped before its first checkpoint."""
     path = Path(read_paths(out).get("finetune_from") or "")
     if not path.is_file() or weights_name(path) != config.finetune_from:
@@ -274,7 +275,7 @@ def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Path) -> N
     load_pretrained(backbone, path, config.model)
 
 
-def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
+def _require_same(config: TrainConfig, data: TrainingData, out: Location) -> None:
     """Raise RunError unless plan, views and sources are those of the run."""
     now = {"plan": data.plan.to_dict(), "views": config.views}
     if data.source_outputs is not None:
@@ -289,7 +290,7 @@ def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
             )
 
 
-def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
+def _require_data(config: TrainConfig, splits: Splits, out: Location, target: str) -> None:
     """Raise RunError unless the data are those that the run was started with."""
     require_classes(config, splits.train.classes, out)
     where = {pool_key(number): pool.name for number, pool in enumerate(splits.pools)}

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cache import flatten
+from cache import Location, flatten
 from pipeline.data import parse_target
 from pipeline.runtime import Paths, mute_remarks
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
@@ -24,12 +24,12 @@ from sskt.sources import asked_of, kind_of
 _OF_VERSION = ("ema_matched",)  # nobody chooses these; a run keeps those of the version that began it
 
 
-def has_settings(out: Path, planned: TrainConfig, *, paths: Paths) -> bool:
+def has_settings(out: Location, planned: TrainConfig, *, paths: Paths) -> bool:
     """Whether the run in `out` has the settings of `planned`; its data are not compared."""
     return _first_difference(_recorded(out), _expected(planned, paths)) is None
 
 
-def require_settings(out: Path, planned: TrainConfig, *, paths: Paths, of_preset: bool = False) -> None:
+def require_settings(out: Location, planned: TrainConfig, *, paths: Paths, of_preset: bool = False) -> None:
     """Raise RunError, naming the first setting or split in which the run in `out` is not `planned`, the
     config of a run before its data and sources are opened. `of_preset`: nobody asked for the probe among its
     sources, so heads may teach instead.
@@ -55,7 +55,7 @@ def require_settings(out: Path, planned: TrainConfig, *, paths: Paths, of_preset
         )
 
 
-def _recorded(out: Path) -> dict[str, Any]:
+def _recorded(out: Location) -> dict[str, Any]:
     return TrainConfig.from_dict(read_config(out), str(out / "config.json")).to_dict()
 
 
