@@ -146,15 +146,15 @@ def test_the_same_command_goes_on_with_its_own_run_and_no_other(project, monkeyp
 
 def test_a_run_at_a_url_goes_on_from_another_machine(project, monkeypatch, tmp_path):
     _folder, source, common = project
-    settings = {**SCHEDULE, "sources": (source,), "model": small_student(), "eval_every": 2, **common}
-    api.train("digits", out=tmp_path / "whole", **settings)
+    settings = {**SCHEDULE, "sources": (source,), "eval_every": 2, **common}
+    api.train("digits", out=tmp_path / "whole", model=small_student(), **settings)
     out = UPath("memory://runs/a")
     monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as stopping:
         stop_after(stopping, 7)
         with pytest.raises(KeyboardInterrupt):
-            api.train("digits", out=str(out), **settings)
-    api.train("digits", out=str(out), **settings)
+            api.train("digits", out=str(out), model=small_student(), **settings)
+    api.train("digits", out=str(out), model=small_student(), **settings)
     assert (numbers(out), student(out)) == (numbers(tmp_path / "whole"), student(tmp_path / "whole"))
     assert sum("tfevents" in path.name for path in out.iterdir()) == 2
     with pytest.raises(RunError, match=r"is memory://runs/a, expected a local path"):

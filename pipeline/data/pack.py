@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import os
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from cache import Location, default_block_rows
 from cache.storage import sizes_in, write_durably
 from cache.storage.remote import reaching
 from pipeline.data.datasets import UNLABELLED, Dataset, EncodedImages
-from pipeline.data.datasets.own.shard import SAMPLE_ID, Declaration
+from pipeline.data.datasets.own.declaration import Declaration
+from pipeline.data.datasets.own.shard import SAMPLE_ID
 from pipeline.runtime import Progress
 from sskt.errors import TargetError
 
-log = logging.getLogger(__name__)
 
-
-def write_packs(datasets: Mapping[str, Dataset], folder: Location) -> None:
+def write_packs(datasets: dict[str, Dataset], folder: Location) -> None:
     """Write all splits of a target as SPLIT-00000.tar and so on; those that are there are kept, so that a
     stopped call goes on.
 
@@ -74,9 +67,9 @@ def require_same(loose: Dataset, packed: Dataset, folder: Location) -> None:
             )
 
 
-def _blocks(n: int) -> Iterator[range]:
+def _blocks(n: int) -> list[range]:
     size = default_block_rows(n)
-    return (range(begin, min(begin + size, n)) for begin in range(0, n, size))
+    return [range(begin, min(begin + size, n)) for begin in range(0, n, size)]
 
 
 def _require_packable(dataset: Dataset) -> None:
@@ -97,16 +90,16 @@ def _write_shard(dataset: Dataset, rows: range, shard: Path) -> None:
     assert isinstance(dataset.access, EncodedImages)  # noqa: S101 - `_require_packable` looked
     with tarfile.open(shard, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for row in rows:
-            path = os.fsdecode(bytes(dataset.access.paths[row]))
+            path = bytes(dataset.access.paths[row]).decode("utf-8", "surrogateescape")
             about = {**_label(dataset, row), SAMPLE_ID: int(dataset.ids[row]), "path": path}
             name = f"{dataset.ids[row]:09d}"
             _add(tar, name + Path(path).suffix.lower(), dataset.access.read(row))
             _add(tar, f"{name}.json", json.dumps(about).encode())
 
 
-def _label(dataset: Dataset, row: int) -> dict[str, Any]:
+def _label(dataset: Dataset, row: int) -> dict[str, object]:
     if dataset.multi_hot is not None:
-        return {"labels": [dataset.classes[label] for label in np.flatnonzero(dataset.multi_hot[row] == 1)]}
+        return {"labels": [dataset.classes[label] for label in (dataset.multi_hot[row] == 1).nonzero()[0]]}
     return {"label": dataset.classes[dataset.labels[row]]} if dataset.labels[row] >= 0 else {}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cache import Location
 from pipeline.data.datasets import (
     SPLITS,
     UNLABELLED,
@@ -32,7 +31,7 @@ def prepare(
     paths: Paths,
     packing: Packing | None = None,
     allow_missing: bool = False,
-    pack: Location | str | None = None,
+    pack: str | None = None,
 ) -> list[dict[str, Any]]:
     """Download a target if possible, check every file and save its index; returns a dict per split.
 

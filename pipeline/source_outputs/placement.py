@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from cache import MappedView, Store, local_path
-from cache.row_format import Rows
 from pipeline.data import Positions
 from pipeline.runtime import memory_for_images, to_device
 
 _DEVICE_SHARE = 4  # source outputs may take a quarter of the free memory of a CUDA device
 
 
-ReadRows = Callable[[Store, int, Positions], Rows]  # as `Store.rows`
+ReadRows = Callable[[Store, int, Positions], np.ndarray[Any, Any]]  # as `Store.rows`
 
 
 class Table(Protocol):

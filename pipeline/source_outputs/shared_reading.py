@@ -19,7 +19,8 @@ class SharedReading:
 
     def __init__(self, world: World) -> None:
         """Rows are sent on the host, by a group of their own: they are read in a thread beside training."""
-        self._world, self._group = world, dist.new_group(backend="gloo")
+        self._world = world
+        self._group: dist.ProcessGroup = dist.new_group(backend="gloo")  # type: ignore[assignment]
 
     def rows(self, store: Store, view: int, rows: Positions) -> NDArray[np.float16] | NDArray[np.uint16]:
         """What `store.rows` gives this rank. Raises, on every rank, what one rank's reading raised."""
@@ -42,7 +43,10 @@ class SharedReading:
         return out
 
     def _send(
-        self, rows: NDArray[Any], to_each: NDArray[np.int64], from_each: NDArray[np.int64] | None = None
+        self,
+        rows: NDArray[Any],
+        to_each: NDArray[np.int64],
+        from_each: NDArray[np.int64] | None = None,
     ) -> NDArray[Any]:
         """Send the first of `rows` to the first rank, and so on; returns what each rank sends this one."""
         from_each = to_each if from_each is None else from_each

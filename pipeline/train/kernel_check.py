@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from cache import Location
 from pipeline.data import ClipPlan, Plan, geometry_of
 from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
@@ -37,7 +36,7 @@ def with_plain_layers(
 
 
 def require_kernels(
-    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: Location
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: object
 ) -> None:
     """Raise RunError if the run in `out` would continue with kernels that are wrong on this machine."""
     _, what = _wrong(config, method, plan, device, kept_in)

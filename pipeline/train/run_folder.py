@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,8 +30,6 @@ from pipeline.train.run_records import environment, log_settings
 from pipeline.train.trackers import Tracker
 from sskt.errors import RunError
 from sskt.students import PRETEXTS
-
-log = logging.getLogger(__name__)
 
 STUDENTS = ("last", "best")
 _PROBE, _TRACKERS = "probe.safetensors", "trackers.json"
@@ -53,9 +50,6 @@ class Run:
         self._started: list[Tracker] = []  # those that wait for the end of the run
         self._opened = ExitStack()
         self._logs = path if isinstance(path, Path) else self._local_logs(path)
-        if not isinstance(path, Path):
-            log.info(f"{path}: an object store has no locks; let no other process train this run")
-            return
         with _writing(path):
             try:
                 self._opened.enter_context(alone_in(path))

@@ -5,9 +5,6 @@ again, continues it.
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +56,9 @@ def _recorded(out: Location) -> dict[str, Any]:
     return TrainConfig.from_dict(read_config(out), str(out / "config.json")).to_dict()
 
 
-def _networks(config: Mapping[str, Any]) -> list[str]:
+def _networks(config: dict[str, Any]) -> list[str]:
     """The sources of a config; in place of a probe, those that it is fitted on."""
-    return sorted(set(chain.from_iterable(map(asked_of, config.get("sources", ())))))
+    return sorted({each for name in config.get("sources", ()) for each in asked_of(name)})
 
 
 def _expected(planned: TrainConfig, paths: Paths) -> dict[str, Any]:
@@ -97,9 +94,7 @@ def _expected(planned: TrainConfig, paths: Paths) -> dict[str, Any]:
     return expected
 
 
-def _first_difference(
-    recorded: Mapping[str, Any], expected: Mapping[str, Any]
-) -> tuple[str, str, str] | None:
+def _first_difference(recorded: dict[str, Any], expected: dict[str, Any]) -> tuple[str, str, str] | None:
     """The first setting of a recorded run that differs from `expected`, and both values."""
     actual = dict(flatten(recorded))
     wanted = dict(flatten(json.loads(json.dumps(expected))))  # tuples as JSON has them
@@ -110,4 +105,5 @@ def _first_difference(
 
 
 def _short(value: Any) -> str:
-    return textwrap.shorten(str(value), 100, placeholder="...")
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def to_record(
 ) -> dict[str, Any]:
     """The places of a new run, as plain data that means the same from any folder."""
     cache_dir = paths.cache_dir
-    networks = chain.from_iterable(map(asked_of, sources))
+    networks = [each for name in sources for each in asked_of(name)]
     lying = {name: path for name in networks if (path := _lies(name, paths)) is not None}
     return {
         "target": parse_target(target).as_given,
@@ -170,7 +169,7 @@ def require_stores(run: Location, config: TrainConfig, paths: Paths) -> None:
     """Raise RunError if a run's stores, or the sources that it needs, are not where they were; the message
     names the option that says where they are.
     """
-    asked = chain.from_iterable(map(asked_of, config.sources)) if config.labels in _LIVE else ()
+    asked = [each for name in config.sources for each in asked_of(name) if config.labels in _LIVE]
     gone = [name for name in asked if kind_of(name).is_path and _lies(name, paths) is None]
     if gone:
         raise RunError(

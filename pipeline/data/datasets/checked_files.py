@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import Location
-
 FACTS = np.dtype(
     [
         ("bytes", "<i8"),
@@ -54,10 +52,9 @@ RelativePaths = NDArray[np.bytes_]
 Facts = NDArray[np.void]
 
 
-def facts_file(index_dir: Path, slug: str, folder: Location) -> Path:
+def facts_file(index_dir: Path, slug: str, folder: Path) -> Path:
     """The file of one folder's facts; the folder's place is part of its name."""
-    where = os.fsencode(folder.resolve()) if isinstance(folder, Path) else str(folder).encode()
-    place = hashlib.sha256(where).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(str(folder.resolve()))).hexdigest()[:12]
     name = f"{slug}-{folder.name}"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:24]

@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import Location
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.bit_depth import FULL
 from pipeline.data.datasets.dataset import Positions
@@ -119,7 +118,7 @@ class PackedImages(EncodedImages):
     file. begins, lengths: int64 (N,), the stretch of bytes there.
     """
 
-    root: Location
+    root: Path
     packs: tuple[Pack, ...]
     pack: NDArray[np.int64]
     begins: NDArray[np.int64]
@@ -128,7 +127,7 @@ class PackedImages(EncodedImages):
     @classmethod
     def lying_in(
         cls,
-        root: Location,
+        root: Path,
         packs: Sequence[Pack],
         pack: NDArray[np.int64],
         names: Sequence[str],

@@ -16,7 +16,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import Location
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, facts_file
 from pipeline.data.datasets.class_folders import class_folders
@@ -55,7 +54,7 @@ class ImageListing:
     be left out. depth: bits of the values of 16-bit files.
     """
 
-    root: Location  # for messages
+    root: Path  # for messages
     images: EncodedImages
     facts: Facts
     ids: NDArray[np.int64]
@@ -126,7 +125,7 @@ def list_paths(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) ->
 
 
 def list_packed(
-    root: Location, images: PackedImages, mtimes_ns: NDArray[np.int64], *, slug: str, index_dir: Path
+    root: Path, images: PackedImages, mtimes_ns: NDArray[np.int64], *, slug: str, index_dir: Path
 ) -> ImageListing:
     """List and validate images in larger files, whose times of change are int64 (N,); see `list_images`.
 

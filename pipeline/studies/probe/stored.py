@@ -88,11 +88,6 @@ def _source_name(store: Store) -> str:
     return str(parts_of(store)[0]["name"])
 
 
-def _label(store: Store) -> str:
-    source = parts_of(store)[0]
-    return _source_name(store) if holds_logits(store) else f"{source['name']} ({source['output']})"
-
-
 def _has_sizes(store: Store, augmentation: Augmentation) -> bool:
     """Whether a store is of the sizes that were asked for, if any were."""
     _, shown, plan = parts_of(store)
@@ -111,7 +106,7 @@ def _listed(stores: Sequence[Store]) -> str:
     if not stores:
         return "none of this target's images is there"
     names = {
-        f"{_label(store)} of {parts_of(store)[2]['side_px']}/{parts_of(store)[1]['side_px']} px"
+        f"{_source_name(store)} of {parts_of(store)[2]['side_px']}/{parts_of(store)[1]['side_px']} px"
         for store in stores
     }
     return f"there are {', '.join(sorted(names))}"
@@ -137,15 +132,15 @@ def _grouped(stores: list[Store]) -> list[StoreGroup]:
     (say, with other weights) goes into a group of its own.
     """
     plans = {id(store): digest(parts_of(store)[2]) for store in stores}
-    per_plan = Counter((plans[id(store)], _label(store)) for store in stores)
+    per_plan = Counter((plans[id(store)], _source_name(store)) for store in stores)
     several = {plan for (plan, _), n in per_plan.items() if n > 1}
     groups: dict[tuple[str, int | None], list[dict[str, Store]]] = {}
-    for store in sorted(stores, key=lambda store: (_label(store), str(store.path))):
+    for store in sorted(stores, key=lambda store: (_source_name(store), str(store.path))):
         plan = plans[id(store)]
         side = parts_of(store)[1]["side_px"] if plan in several else None
         lists = groups.setdefault((plan, side), [])
-        free = next((group for group in lists if _label(store) not in group), None)
+        free = next((group for group in lists if _source_name(store) not in group), None)
         if free is None:
             lists.append(free := {})
-        free[_label(store)] = store
+        free[_source_name(store)] = store
     return [StoreGroup(group) for lists in groups.values() for group in lists]

@@ -6,7 +6,6 @@ They are read by pyarrow; `datasets` itself is not needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.datasets.checked_files import facts_file
@@ -24,13 +23,13 @@ class HfDataset(PackedFamily):
     name, what = "hf-dataset", "folder of Arrow or Parquet files"
     how_to_prepare = "name a folder that save_to_disk of datasets has written, or a folder of Parquet files"
 
-    def files(self, root: Path, folder: Path | None = None) -> list[Path]:  # noqa: ARG002
+    def files(self, root: Path, folder: Path | None = None) -> list[Pack]:  # noqa: ARG002
         """See `PackedFamily.files`."""
-        return _files(root)
+        return [*_files(root)]
 
     def has_several_labels(self, spec: ImageSpec) -> bool:
         """See `Family.has_several_labels`."""
-        files = self.files(spec.root)
+        files = _files(spec.root)
         if not files:
             return False
         library("pyarrow", extra="parquet", needed_by=shown(str(spec.root)))
@@ -38,9 +37,7 @@ class HfDataset(PackedFamily):
 
         return read_tables.read_columns(files[0]).several
 
-    def rows(
-        self, root: Path, files: Sequence[Pack], below: Sequence[str], index_dir: Path, slug: str
-    ) -> PackedRows:
+    def rows(self, root: Path, files: list[Pack], below: list[str], index_dir: Path, slug: str) -> PackedRows:
         """See `PackedFamily.rows`."""
         library("pyarrow", extra="parquet", needed_by=shown(str(root)))
         from pipeline.data.datasets.own import read_tables

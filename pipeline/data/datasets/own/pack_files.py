@@ -6,16 +6,10 @@ import glob
 import os
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Any
 
-from upath import UPath
-
-from cache import Location
-from cache.storage import require_bucket
 from pipeline.data.datasets.own.annotations import all_unlabelled, splits_of
-from pipeline.data.datasets.remote_pack import Pack, RemotePack
+from pipeline.data.datasets.remote_pack import Pack, beside, is_url, list_remote, path_in_store
 from pipeline.data.datasets.walk import is_hidden
 from sskt.errors import TargetError, shown
 
@@ -24,19 +18,24 @@ _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MOST = 1_000_000  # files that one pattern names
 
 
-def files_at(root: Location, suffixes: Sequence[str], folder: Path | None = None) -> Sequence[Pack]:
+def files_at(root: Path, suffixes: Sequence[str], folder: Path | None = None) -> list[Pack]:
     """The files that `root` names, sorted: itself, those below it if it is a folder, or those of its pattern
     (*, ?, [...], {000..146} and {a,b}); those of an object store are read by way of `folder`, see
     `RemotePack`. Raises TargetError for a file of a range or choice that is missing, and a URL that cannot be
     listed.
     """
-    if not isinstance(root, Path):
-        return _remote_files(root, suffixes, folder)
+    if is_url(root):
+        names = _expanded(path_in_store(root))
+        wild = any(map(_has_wildcard, names))
+        listed = list_remote(root, names, folder, wild=wild)
+        _refuse_missing(root, [] if wild else [n for n in names if n not in listed], len(names))
+        packs = [pack for pack in listed.values() if pack.name.endswith(tuple(suffixes))]
+        return [pack for pack in packs if not is_hidden(pack.name)]
     if root.is_file():
         return [root]
     if root.is_dir():
         below = (path for suffix in suffixes for path in root.rglob(f"*{suffix}"))
-        return sorted(path for path in below if not any(map(is_hidden, path.relative_to(root).parts)))
+        return [*sorted(path for path in below if not any(map(is_hidden, path.relative_to(root).parts)))]
     found: list[Path] = []
     for name in _expanded(str(root)):
         matching = sorted(Path(each) for each in glob.glob(name)) if _has_wildcard(name) else [Path(name)]  # noqa: PTH207
@@ -45,46 +44,7 @@ def files_at(root: Location, suffixes: Sequence[str], folder: Path | None = None
     return [path for path in dict.fromkeys(found) if path.is_file()]
 
 
-def _remote_files(root: UPath, suffixes: Sequence[str], folder: Path | None) -> list[RemotePack]:
-    """`files_at` of an object store, which is asked once for a folder or a range's folder."""
-    names, found = _expanded(root.path), dict[str, dict[str, Any]]()
-    require_bucket(root)
-    try:
-        if any(map(_has_wildcard, names)):
-            for name in names:
-                found |= root.fs.glob(name, detail=True)
-        elif len(names) == 1:
-            found = root.fs.find(root.path, detail=True)
-        else:
-            there = root.fs.find(os.path.commonpath([name.rpartition("/")[0] for name in names]), detail=True)
-            _refuse_missing(root, [name for name in names if name not in there], len(names))
-            found = {name: there[name] for name in names}
-    except OSError as error:
-        raise TargetError(f"{shown(str(root))}: cannot be listed ({error}); check the URL") from error
-    return [
-        RemotePack(_beside(root, name), info["size"], _mtime_ns(info), folder)
-        for name, info in sorted(found.items())
-        if info["type"] == "file"
-        and name.endswith(tuple(suffixes))
-        and not is_hidden(name.rpartition("/")[2])
-    ]
-
-
-def _beside(root: UPath, path: str) -> UPath:
-    """Another place in the same object store."""
-    return UPath(path, protocol=root.protocol, **root.storage_options)
-
-
-def _mtime_ns(info: dict[str, Any]) -> int:
-    """When a file of an object store changed; 0 where it does not say."""
-    changed = next(
-        (info[name] for name in ("LastModified", "mtime", "updated", "created") if name in info), 0
-    )
-    seconds = changed.timestamp() if isinstance(changed, datetime) else changed
-    return int(seconds * 10**9) if isinstance(seconds, int | float) else 0
-
-
-def _refuse_missing(root: Location, missing: Sequence[str], n: int) -> None:
+def _refuse_missing(root: Path, missing: Sequence[str], n: int) -> None:
     """Raise TargetError if some of n files that are named are not there; a single one is looked for later."""
     if missing and n > 1:
         raise TargetError(
@@ -93,7 +53,7 @@ def _refuse_missing(root: Location, missing: Sequence[str], n: int) -> None:
         )
 
 
-def split_of_each(files: Sequence[Pack], root: Location) -> list[str] | None:
+def split_of_each(files: Sequence[Pack], root: Path) -> list[str] | None:
     """The split that a word of each file's name means (train-00000-of-00004.parquet, flowers-train-0.tar),
     else the folder that it lies in, below `root`; None if none means any. Raises TargetError if only some do.
     """
@@ -110,24 +70,22 @@ def split_of_each(files: Sequence[Pack], root: Location) -> list[str] | None:
     return [meant[word] for word in words if word is not None]
 
 
-def are_labelled(files: Sequence[Pack], root: Location) -> list[bool]:
+def are_labelled(files: Sequence[Pack], root: Path) -> list[bool]:
     """Whether each file is of a split with labels; see `split_of_each`."""
     splits = split_of_each(files, root)
     return [splits is None or not all_unlabelled([splits[number]]) for number in range(len(files))]
 
 
-def names_below(files: Sequence[Pack], root: Location) -> tuple[Location, list[str]]:
+def names_below(files: Sequence[Pack], root: Path) -> tuple[Path, list[str]]:
     """The folder below which all files lie, `root` if it is one, and their paths there."""
-    above: Location = root
-    if isinstance(root, Path):
-        if not root.is_dir():
-            above = Path(os.path.commonpath([str(file.parent) for file in files]))
-    elif not root.is_dir():
-        above = _beside(root, os.path.commonpath([file.parent.path for file in files]))  # type: ignore[union-attr]
+    above = root
+    if not root.is_dir():
+        common = os.path.commonpath([path_in_store(file.parent) for file in files])
+        above = beside(root, common) if is_url(root) else Path(common)
     return above, [str(file).removeprefix(f"{above}/") for file in files]
 
 
-def _word(file: Pack, root: Location) -> str | None:
+def _word(file: Pack, root: Path) -> str | None:
     """The word in a file's name that means a split, if it is the only one, else its folder below `root`."""
     above = PurePath(str(file.parent))
     folders = above.relative_to(str(root)).parts if above.is_relative_to(str(root)) else above.parts[-1:]

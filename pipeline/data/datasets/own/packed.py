@@ -37,20 +37,18 @@ class PackedRows:
     several: bool
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
-    ids: NDArray[np.int64] | None = None
+    ids: Sequence[int] | None = None
 
 
 class PackedFamily(OwnImages):
     """Families of files that hold many images each. The names of the files say the splits."""
 
     @abstractmethod
-    def files(self, root: Path, folder: Path | None = None) -> Sequence[Pack]:
+    def files(self, root: Path, folder: Path | None = None) -> list[Pack]:
         """The files that a target's path names; none if nothing is there. `folder` as in `files_at`."""
 
     @abstractmethod
-    def rows(
-        self, root: Path, files: Sequence[Pack], below: Sequence[str], index_dir: Path, slug: str
-    ) -> PackedRows:
+    def rows(self, root: Path, files: list[Pack], below: list[str], index_dir: Path, slug: str) -> PackedRows:
         """What the files hold; names begin with the file's own in `below`."""
 
     def lies_there(self, spec: ImageSpec, data_dir: Path) -> bool:  # noqa: ARG002
@@ -85,7 +83,7 @@ class PackedFamily(OwnImages):
             rows.labels,
             rows.several,
             rows.classes,
-            (*rows.notes, *note_on_room(rows.packs)),
-            rows.ids,
+            (*rows.notes, *note_on_room(list(rows.packs))),
+            None if rows.ids is None else np.array(rows.ids, dtype=np.int64),
         )
         return said, listing

@@ -7,7 +7,6 @@ and KEY.cls, a class, or KEY.json, an object with `label` or `labels`. Nothing i
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import tarfile
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ def _members(path: Pack, opened: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The members of a shard. The tarfile module ends without a word at a header that it cannot read, and at
     the end of a file that was cut off between members; both are refused here.
     """
-    size = opened.seek(0, os.SEEK_END)
+    size = opened.seek(0, 2)  # to its end
     opened.seek(0)
     try:
         with tarfile.TarFile(fileobj=opened, mode="r") as tar:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cache import Location, location
 from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.image_files import ImageSpec
+from pipeline.data.datasets.own.declaration import read_declaration
 from pipeline.data.datasets.own.pack_files import are_labelled, files_at
 from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
 from pipeline.data.datasets.own.read_tar import read_shard
-from pipeline.data.datasets.own.shard import SAMPLE_ID, Sample, Shard, read_declaration
+from pipeline.data.datasets.own.shard import SAMPLE_ID, Sample, Shard
 from pipeline.data.datasets.own.tar_index import read_shards
-from pipeline.data.datasets.remote_pack import Pack
+from pipeline.data.datasets.remote_pack import Pack, url_path
 from sskt.errors import TargetError, shown
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # compressed ones are refused
@@ -33,9 +31,9 @@ class TarShards(PackedFamily):
 
     def from_path(self, path: str) -> ImageSpec:
         """See `Family.from_path`; of shards the path may be a URL, and `root` then is a `UPath`."""
-        return self.spec_at(cast(Path, location(path))) if "://" in path else super().from_path(path)
+        return self.spec_at(url_path(path)) if "://" in path else super().from_path(path)
 
-    def files(self, root: Path, folder: Path | None = None) -> Sequence[Pack]:
+    def files(self, root: Path, folder: Path | None = None) -> list[Pack]:
         """See `PackedFamily.files`."""
         return files_at(root, _SUFFIXES, folder)
 
@@ -49,9 +47,7 @@ class TarShards(PackedFamily):
                 return several
         return False
 
-    def rows(
-        self, root: Path, files: Sequence[Pack], below: Sequence[str], index_dir: Path, slug: str
-    ) -> PackedRows:
+    def rows(self, root: Path, files: list[Pack], below: list[str], index_dir: Path, slug: str) -> PackedRows:
         """See `PackedFamily.rows`."""
         notes, declared = list[str](), read_declaration(root)
         shards = read_shards(files, facts_file(index_dir, f"{slug}-shards", root), notes)
@@ -78,20 +74,19 @@ class TarShards(PackedFamily):
         )
 
 
-def _ids(root: Location, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+def _ids(root: Path, samples: Sequence[Sample]) -> list[int] | None:
     """The samples' own ids; None if none has one. Raises TargetError if only some do."""
+    ids = [sample.id for sample in samples if sample.id is not None]
     without = [sample.name for sample in samples if sample.id is None]
     if without and len(without) < len(samples):
         raise TargetError(
             f"{shown(str(root))}: {len(without):,} of {len(samples):,} images have no {SAMPLE_ID} in a .json "
             f"as the others have, the first is {shown(without[0])}; name shards of one kind"
         )
-    return None if without else np.array([sample.id for sample in samples], dtype=np.int64)
+    return None if without else ids
 
 
-def _several(
-    root: Location, samples: Sequence[Sample], places: Sequence[str], labelled: Iterable[bool]
-) -> bool:
+def _several(root: Path, samples: Sequence[Sample], places: Sequence[str], labelled: Iterable[bool]) -> bool:
     """Whether images have several labels. Raises TargetError if some have and others do not."""
     said = [sample.several for sample in samples]
     several = True in said
@@ -108,7 +103,7 @@ def _several(
     return several
 
 
-def _ignored(root: Location, shards: Sequence[Shard]) -> list[str]:
+def _ignored(root: Path, shards: Sequence[Shard]) -> list[str]:
     """A note on the members that are not read, if there are any."""
     kinds = {kind: 0 for shard in shards for kind, n in shard.ignored.items() if n}
     for kind in kinds:
