@@ -257,4 +257,4 @@ def test_ranks_read_only_their_units_and_all_hear_of_damage(tmp_path):
     store, _ = filled_store(tmp_path, n=20, classes=5, block_rows=3, views=1)
     (tmp_path / "share.py").write_text(SHARE)
     for words in run_ranks((tmp_path / "share.py", store.path), 2):
-        assert "s.zarr: unit view 0, block 3 is damaged" in words
+        assert "c.0.3.0: unit (view 0, block 3) is damaged" in words

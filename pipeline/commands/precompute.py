@@ -61,6 +61,7 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
     ),
     click.option(
         "--pack",
+        default=None,
         metavar="DIRECTORY|URL",
         help="Also pack the images into tar shards there, such as s3://bucket/scenes, for --target tar:URL.",
     ),

@@ -112,11 +112,13 @@ _LABELS = "Few labels"
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     click.option(
         "--out",
+        default=None,
         metavar="DIRECTORY|URL",
         help="Run folder, or the stopped run to continue. [default: runs/<target>-<method>-<time>]",
     ),
     click.option(
         "--resume",
+        default=None,
         metavar="DIRECTORY|URL",
         help="Continue the run in this folder instead of starting one.",
     ),

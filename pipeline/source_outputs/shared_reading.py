@@ -50,7 +50,7 @@ class SharedReading:
     ) -> NDArray[Any]:
         """Send the first of `rows` to the first rank, and so on; returns what each rank sends this one."""
         from_each = to_each if from_each is None else from_each
-        flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
+        flat = np.ascontiguousarray(rows).reshape(len(rows), int(np.prod(rows.shape[1:])))
         out = np.empty((int(from_each.sum()), flat.shape[1]), dtype=flat.dtype)
         dist.all_to_all_single(
             torch.from_numpy(out.view(np.uint8)),
@@ -59,4 +59,4 @@ class SharedReading:
             to_each.tolist(),
             group=self._group,
         )
-        return out.reshape(-1, *rows.shape[1:])
+        return out.reshape(len(out), *rows.shape[1:])
