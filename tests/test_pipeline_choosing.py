@@ -323,7 +323,7 @@ def test_a_series_takes_a_run_that_chose_alike_and_no_other(project, tmp_path):
     first = train_or_resume(target, tmp_path / "run", amp="fp32", **asked)
     again = train_or_resume(target, tmp_path / "run", amp="fp32", **asked)
     assert (again["test_top1"], again["epoch_s"]) == (first["test_top1"], first["epoch_s"])
-    with pytest.raises(RunError, match=r"was started with (contents|val_share).* this series has"):
+    with pytest.raises(RunError, match=r"was started with (contents|val_share).* this command has"):
         train_or_resume(target, tmp_path / "run", amp="fp32", val_share=0.3, **asked)
 
 

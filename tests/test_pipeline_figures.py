@@ -20,7 +20,7 @@ from cli import main
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.rows import store_rows
-from pipeline.studies import explain, series, sweep
+from pipeline.studies import explain, sweep
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.studies.sweep_grid import Grid, panels_of
 from pipeline.train.divergence import DivergedError
@@ -257,26 +257,25 @@ def test_the_command_line_sweeps_and_explains(project, tmp_path):
 def test_a_series_takes_no_other_run_for_its_own(project, monkeypatch):
     folder, common = project
     out = folder / "run0"
-    monkeypatch.setattr(series, "train", None)  # a finished run is looked at, and nothing else
-    monkeypatch.setattr(series, "resume", None)
+    monkeypatch.setattr("pipeline.train.run.run_epochs", None)  # a finished run is looked at, no more
     asked = {"method": "scratch", **QUICK, **common}
     assert train_or_resume("digits", out, **asked) == read_summary(out)
     for other, message in (
-        ({"model": "resnet32"}, "started with model resnet20, this series has resnet32; choose another"),
-        ({"method": "dml", "peers": 3}, "method scratch, this series has dml"),
+        ({"model": "resnet32"}, "started with model resnet20, this command has resnet32; choose another"),
+        ({"method": "dml", "peers": 3}, "method scratch, this command has dml"),
         ({"augmentation": Augmentation(side_px=24)}, "started with plan.side_px "),
-        ({"freeze_until": "layer3"}, "freeze_until None, this series has layer3"),
+        ({"freeze_until": "layer3"}, "freeze_until None, this command has layer3"),
         ({"finetune_from": out / "student.safetensors"}, "started with finetune_from None"),
-        ({"lr": 0.02}, "started with lr 0.05, this series has 0.02"),
-        ({"seed": 5}, "started with seed 0, this series has 5"),
-        ({"eval_every": 2}, "started with eval_every 1, this series has 2"),
+        ({"lr": 0.02}, "started with lr 0.05, this command has 0.02"),
+        ({"seed": 5}, "started with seed 0, this command has 5"),
+        ({"eval_every": 2}, "started with eval_every 1, this command has 2"),
     ):
         with pytest.raises(RunError, match=message):
             train_or_resume("digits", out, **{**asked, **other})
     config = json.loads((out / "config.json").read_text())
     kept = dict(config["contents"])
     (out / "config.json").write_text(json.dumps(config | {"contents": {**kept, "test": "other pictures"}}))
-    with pytest.raises(RunError, match=r"started with contents\.test other pictures, this series has"):
+    with pytest.raises(RunError, match=r"started with contents\.test other pictures, this command has"):
         train_or_resume("digits", out, **asked)
     (out / "config.json").write_text(json.dumps(config, indent=2))
 

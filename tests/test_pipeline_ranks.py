@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_samples import filled_store
 from processes import Process
 from programs import save_program
 
@@ -84,16 +85,22 @@ def project(tmp_path_factory):
 
 def launch(project, out: Path, n_ranks: int, kind: str = "plain") -> None:
     folder, source = project
-    world = []
+    run_ranks((folder / "train.py", folder, source, out, kind), n_ranks)
+
+
+def run_ranks(words: tuple, n_ranks: int) -> list[str]:
+    """Run a script in each of some ranks; returns what they print."""
+    world, printed = [], []
     port, n = str(free_port()), str(n_ranks)
     for rank in map(str, range(n_ranks)):
         told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}  # by torchrun
         told = told | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if n_ranks > 1 else {}
-        words = (folder / "train.py", folder, source, out, kind)
         world.append(Process(*words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **told}))
     for process in world:
-        _, said = process.communicate()
+        output, said = process.communicate()
         assert process.returncode == 0, said.decode()
+        printed.append(output.decode())
+    return printed
 
 
 def free_port() -> int:
@@ -212,3 +219,42 @@ class _Joined:
         return World(0, 4)
 
     def __exit__(self, *_: object) -> None: ...
+
+
+SHARE = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from cache import Store, StoreDamaged
+from pipeline.runtime import join_world
+from pipeline.source_outputs.shared_reading import SharedReading
+
+store, seen, read = Store.open(Path(sys.argv[1])), set(), Store.rows
+def watched(self, view, rows):
+    seen.update((rows // self.block_rows).tolist())
+    return read(self, view, rows)
+Store.rows = watched
+with join_world(torch.device("cpu")) as world:
+    reading = SharedReading(world)
+    for seed in range(3):
+        n = 0 if (seed, world.rank) == (2, 1) else 11
+        rows = np.random.default_rng([seed, world.rank]).integers(0, store.n_samples, n)
+        assert np.array_equal(reading.rows(store, 0, rows), read(store, 0, rows))
+    assert {block % 2 for block in seen} <= {world.rank}, seen
+    if world.is_first:
+        payload = store.path / "logits" / "c.0.3.0"
+        payload.write_bytes(payload.read_bytes()[::-1])
+    world.broadcast(value=True)
+    try:
+        reading.rows(store, 0, np.arange(store.n_samples))
+    except StoreDamaged as damage:
+        print(damage)
+"""
+
+
+def test_ranks_read_only_their_units_and_all_hear_of_damage(tmp_path):
+    store, _ = filled_store(tmp_path, n=20, classes=5, block_rows=3, views=1)
+    (tmp_path / "share.py").write_text(SHARE)
+    for words in run_ranks((tmp_path / "share.py", store.path), 2):
+        assert "c.0.3.0: unit (view 0, block 3) is damaged" in words

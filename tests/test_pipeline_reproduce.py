@@ -411,11 +411,11 @@ def test_runs_of_another_scale_are_never_taken_for_these(small, tiny_targets, tm
     campaign = short(tmp_path / "out", paths, seeds=1, views=2)
     api.reproduce("S1", campaign, rows=["1"], stand_ins=stand_ins)
     for other, message in (
-        (replace(campaign, shrink=Shrink(scale=0.01)), "was started with epochs 2, this series has 4"),
-        (replace(campaign, views=3), "was started with views 2, this series has 3"),
+        (replace(campaign, shrink=Shrink(scale=0.01)), "was started with epochs 2, this command has 4"),
+        (replace(campaign, views=3), "was started with views 2, this command has 3"),
         (
             replace(campaign, shrink=Shrink(0.005, limit=5)),
-            "was started with limit None, this series has 5",
+            "was started with limit None, this command has 5",
         ),
     ):
         with pytest.raises(RunError, match=message):

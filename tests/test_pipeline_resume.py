@@ -12,6 +12,7 @@ from listening import Remarks
 from processes import PATIENCE_S, Process, run_python
 from programs import Tiny, save_program, small_student
 from stopping import stop_after
+from upath import UPath
 
 from cli import main
 from pipeline import api
@@ -107,6 +108,59 @@ def test_a_run_that_goes_on_otherwise_says_so(project, monkeypatch, tmp_path):
         assert [line.partition(":")[0] for line in said if " and was " in line] == expected
 
 
+def test_the_same_command_goes_on_with_its_own_run_and_no_other(project, monkeypatch, tmp_path):
+    folder, source, _common = project
+    words = ["train", "--target", "digits", "--source", source, "--epochs", "3", "--limit", str(N), "--lr"]
+    words += [
+        "0.05",
+        "--batch-size",
+        "20",
+        "--data-dir",
+        str(folder / "data"),
+        "--threads",
+        "2",
+        "--renderer",
+    ]
+    words += ["torch", "--cache-dir", str(folder / "stores"), "--model", "resnet20", "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert CliRunner().invoke(main, [*words, str(whole)]).exit_code == 0
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    for n_steps in (1, 5):  # of nine
+        with monkeypatch.context() as stopping:
+            stop_after(stopping, n_steps)
+            assert CliRunner().invoke(main, [*words, str(out)]).exit_code != 0
+    for more, found in (
+        (["--seed", "5"], "was started with seed 0, this command has 5; choose another --out"),
+        (["--views", "2"], "was started with views 3, this command has 2"),
+        (["--method", "scratch"], "was started with method sskt, this command has scratch"),
+    ):
+        told = words if "scratch" not in more else [w for w in words if w not in ("--source", source)]
+        refused = CliRunner().invoke(main, [*told, str(out), *more])
+        assert refused.exit_code == 1
+        assert found in refused.stderr
+    ended = [CliRunner().invoke(main, [*words, str(out)]) for _ in range(2)]
+    assert [(run.exit_code, run.stdout.strip()) for run in ended] == [(0, str(out))] * 2
+    assert "has finished already" in ended[1].stderr
+    assert (numbers(out), student(out)) == (numbers(whole), student(whole))
+
+
+def test_a_run_at_a_url_goes_on_from_another_machine(project, monkeypatch, tmp_path):
+    _folder, source, common = project
+    settings = {**SCHEDULE, "sources": (source,), "eval_every": 2, **common}
+    api.train("digits", out=tmp_path / "whole", model=small_student(), **settings)
+    out = UPath("memory://runs/a")
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", 0.0)
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 7)
+        with pytest.raises(KeyboardInterrupt):
+            api.train("digits", out=str(out), model=small_student(), **settings)
+    api.train("digits", out=str(out), model=small_student(), **settings)
+    assert (numbers(out), student(out)) == (numbers(tmp_path / "whole"), student(tmp_path / "whole"))
+    assert sum("tfevents" in path.name for path in out.iterdir()) == 2
+    with pytest.raises(RunError, match=r"is memory://runs/a, expected a local path"):
+        api.evaluate(str(out))
+
+
 def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, tmp_path):
     _folder, source, common = project
     settings = {"sources": (source,), **SCHEDULE, **common}
@@ -123,7 +177,7 @@ def test_a_run_that_another_process_trains_is_left_alone(project, monkeypatch, t
     assert other.stdout.readline() == b"in\n"
     with pytest.raises(RunBusyError, match="another process trains this run"):
         api.resume(out, execution=common["execution"])
-    with pytest.raises(RunError, match="the folder is not empty"):
+    with pytest.raises(RunBusyError, match="another process trains this run"):
         api.train("digits", out=out, **settings)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     other.kill()

@@ -59,6 +59,12 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
         click.option("--target", "targets", multiple=True, required=True, help="Repeatable."),
         SPLIT,
     ),
+    click.option(
+        "--pack",
+        default=None,
+        metavar="DIRECTORY|URL",
+        help="Also pack the images into tar shards there, such as s3://bucket/scenes, for --target tar:URL.",
+    ),
     click.option("--allow-missing", is_flag=True, help="Continue without files that are missing or damaged."),
     as_argument(
         "packing",
@@ -72,12 +78,13 @@ def _count_or_auto(_ctx: click.Context, _option: click.Parameter, text: str) -> 
 )
 def prepare(
     targets: list[str],
+    pack: str | None,
     allow_missing: bool,
     packing: Packing,
     paths: Paths,
     as_json: bool,
 ) -> None:
-    """Download and check a target; pack its videos.
+    """Download and check a target; pack its videos, or its images for an object store.
 
     Official archives are downloaded if they are missing. In folders, every image is checked and indexed.
     Videos are decoded once and packed under --cache-dir. If stopped, it continues from there.
@@ -87,7 +94,7 @@ def prepare(
     rows = [
         row
         for name in targets
-        for row in api.prepare(name, paths=paths, packing=packing, allow_missing=allow_missing)
+        for row in api.prepare(name, paths=paths, packing=packing, allow_missing=allow_missing, pack=pack)
     ]
     show(rows, as_json, "target split samples classes contents")
 

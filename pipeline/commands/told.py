@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.runtime import Paths
 
 
-def paths_of(run: Path) -> Paths:
+def paths_of(run: str | Path) -> Paths:
     """Where a run found its data, stores and weights, except what the command line says."""
     from pipeline import api
 

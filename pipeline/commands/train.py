@@ -16,7 +16,6 @@ from pipeline.commands.option_kinds import (
     as_argument,
     choice_option,
     count_option,
-    folder_option,
     number_option,
     options,
     section,
@@ -111,8 +110,18 @@ _LABELS = "Few labels"
     ),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
-    folder_option("--out", None, "Run folder. [default: runs/<target>-<method>-<time>]"),
-    folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
+    click.option(
+        "--out",
+        default=None,
+        metavar="DIRECTORY|URL",
+        help="Run folder, or the stopped run to continue. [default: runs/<target>-<method>-<time>]",
+    ),
+    click.option(
+        "--resume",
+        default=None,
+        metavar="DIRECTORY|URL",
+        help="Continue the run in this folder instead of starting one.",
+    ),
     config_option(
         "YAML or JSON file of settings, by the names that sskt config prints; a run's config.json repeats "
         "that run. Options on the command line win."
@@ -221,8 +230,8 @@ def train(
     model: str | None,
     seed: int,
     limit: int | None,
-    out: Path | None,
-    resume: Path | None,
+    out: str | None,
+    resume: str | None,
     as_json: bool,
     finetune_from: Path | None,
     pretrained: bool,
@@ -237,10 +246,10 @@ def train(
     """Stage two: train a student, taught by sources.
 
     It learns its own labels and, in one auxiliary head per source, what that source said about the same
-    pixels. Settings that are not given follow the paper's recipe for the target (table 1). A stopped run
-    continues with --resume, to the same numbers; if things have moved since, --target imagefolder:PATH,
-    --source program:FILE, --unlabelled, --data-dir, --cache-dir and --weights say where they are. Under
-    torchrun, the processes share every batch.
+    pixels. Settings that are not given follow the paper's recipe for the target (table 1). The same command
+    with the same --out continues a stopped run, to the same numbers, and so does --resume; if things have
+    moved since, --target imagefolder:PATH, --source program:FILE, --unlabelled, --data-dir, --cache-dir and
+    --weights say where they are. Under torchrun, the processes share every batch.
     """
     from pipeline import api
     from pipeline.data import target_slug
@@ -264,7 +273,7 @@ def train(
         if only_resolve:
             show_settings(api.resolved_settings(target, paths=paths, **asked), as_json)
             return
-        out = out or new_run_folder(f"{target_slug(target)}-{settings['method']}")
+        out = out or str(new_run_folder(f"{target_slug(target)}-{settings['method']}"))
         followers = (*trackers, *followers_of_config())
         summary = api.train(target, out=out, paths=paths, trackers=followers, **asked)
     else:
@@ -277,7 +286,7 @@ def train(
 
 
 def _continue(
-    run: Path, target: str | None, execution: Execution, trackers: tuple[str, ...], settings: Settings
+    run: str, target: str | None, execution: Execution, trackers: tuple[str, ...], settings: Settings
 ) -> dict[str, Any]:
     """Resume a run; options that it has settled are refused."""
     from pipeline import api

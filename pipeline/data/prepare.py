@@ -19,18 +19,25 @@ from pipeline.data.datasets import (
     same_bytes,
 )
 from pipeline.data.index_copies import load_shared
+from pipeline.data.pack import require_same, write_packs
 from pipeline.runtime import Paths, coerce
 
 log = logging.getLogger(__name__)
 
 
 def prepare(
-    target: str, *, paths: Paths, packing: Packing | None = None, allow_missing: bool = False
+    target: str,
+    *,
+    paths: Paths,
+    packing: Packing | None = None,
+    allow_missing: bool = False,
+    pack: str | None = None,
 ) -> list[dict[str, Any]]:
     """Download a target if possible, check every file and save its index; returns a dict per split.
 
     For a video target every frame is packed as `packing` says. With `allow_missing`, files that are missing
-    or damaged are left out, now and in later runs.
+    or damaged are left out, now and in later runs. `pack` is a folder or URL that the images are packed into
+    (`pipeline.data.pack`), to be named as tar:URL; what lies there is compared with the loose files.
     """
     spec, rows = parse_target(coerce.text(target, "target")), []
     datasets: dict[str, Dataset] = {}
@@ -64,6 +71,12 @@ def prepare(
                 "contents": dataset.content_sha256,
             }
         )
+    if pack is not None:
+        folder = coerce.place(pack, "pack")
+        write_packs(datasets, folder)
+        for split, dataset in datasets.items():
+            require_same(dataset, open_dataset(f"tar:{folder}", split, paths=paths), folder)
+        log.info(f"{dataset.target}: packed and read back; name it --target tar:{folder}")
     datasets.pop(UNLABELLED, None)  # compared with the others by `pipeline.data.pools`
     for sentence in same_bytes(spec, datasets, paths.index_dir):
         log.warning(sentence)

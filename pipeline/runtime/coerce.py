@@ -83,9 +83,11 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
 
 
 def path(value: Any, name: str) -> Path:
-    """A path, possibly given as text. Raises RunError for anything else."""
+    """A path, possibly given as text. Raises RunError for anything else, and for a URL."""
     if not isinstance(value, str | Path):
         raise SettingError(name, f"is {_shown(value)}, expected a path")
+    if "://" in str(value):
+        raise SettingError(name, f"is {value}, expected a local path; copy what is there to a disk")
     return Path(value)
 
 

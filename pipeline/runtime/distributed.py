@@ -28,6 +28,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    is_joined: bool = False  # the ranks do everything together, as in `join_world`
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -110,4 +111,4 @@ def join_world(device: torch.device) -> Iterator[World]:
         on_cuda = device.type == "cuda"
         dist.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
         atexit.register(dist.destroy_process_group)
-    yield World(dist.get_rank(), dist.get_world_size())
+    yield World(dist.get_rank(), dist.get_world_size(), is_joined=True)

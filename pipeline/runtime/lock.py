@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cache import Location
+
 log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # of a network mount whose server gives none
@@ -20,10 +22,14 @@ LOCK = "run.lock"  # it stays when the run has ended: to remove it would let two
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Location) -> Iterator[None]:
     """Keep other processes that call this out of a folder. Raises BlockingIOError if one is in it, and
-    OSError if the folder cannot be written.
+    OSError if the folder cannot be written. An object store has no locks, which is said.
     """
+    if not isinstance(folder, Path):
+        log.info(f"{folder}: an object store has no locks; let no other process train this run")
+        yield
+        return
     lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
     try:
         lock.acquire()

@@ -13,7 +13,7 @@ import torch
 
 from cache import Store, StoreIncomplete
 from pipeline.data import Dataset, Positions
-from pipeline.source_outputs.placement import Placement, Table
+from pipeline.source_outputs.placement import Placement, ReadRows, Table
 from pipeline.stores import stored_output
 from sskt.sources import Contract, row_shape
 from sskt.topk import decode
@@ -43,13 +43,15 @@ class CachedOutputs:
         placement: Placement,
         temperature: float,
         contracts: Mapping[str, Contract] | None = None,
+        read: ReadRows = Store.rows,
     ) -> None:
         """`temperature` is the student's: it decides the logits of the classes beyond a store's top k.
+        `read` reads rows of a store.
 
         Raises StoreIncomplete if any store lacks part of the views 0..views-1.
         """
         self.stores, self.views = stores, views
-        self._placement, self._temperature = placement, temperature
+        self._placement, self._temperature, self._read_rows = placement, temperature, read
         self.n_classes = {name: store.n_classes for name, store in stores.items()}
         self.contracts = contracts or {}
         self.weights_sha256 = {
@@ -98,7 +100,7 @@ class CachedOutputs:
 
     def _read(self, view: int, positions: Positions) -> _View:
         tables = {
-            name: self._placement.place(store, view, self._rows[name][positions])
+            name: self._placement.place(store, view, self._rows[name][positions], self._read_rows)
             for name, store in self.stores.items()
         }
         return _View(view, positions, tables)

@@ -18,6 +18,7 @@ from pipeline.source_outputs.live import LiveOutputs
 from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.request import DataRequest
+from pipeline.source_outputs.shared_reading import SharedReading
 from pipeline.source_outputs.stored import stored_sources
 from pipeline.source_outputs.write_through import WriteThroughOutputs
 from pipeline.stores import (
@@ -176,6 +177,10 @@ def open_cached(request: DataRequest, stores: dict[str, Store], views: int | Non
             check_probe(store, request.stored, renderer)
     views = views or min(store.n_views for store in stores.values())
     placement = choose_placement(stores, request.n_rows, request.execution.device)
+    world = request.world
+    # with pools, a rank may have no row of one; what is mapped is shared by the ranks of a machine anyway
+    alone = not world.is_joined or request.pools or request.classes is not None
+    shares = not alone and "map" not in world.all_gather(placement.kind)
     outputs = CachedOutputs(
         stores,
         request.dataset,
@@ -183,6 +188,7 @@ def open_cached(request: DataRequest, stores: dict[str, Store], views: int | Non
         placement=placement,
         temperature=request.temperature,
         contracts={name: contract_in_force(name, request.paths, store) for name, store in stores.items()},
+        read=SharedReading(world).rows if shares else Store.rows,
     )
     log.info(f"labels: cached, {views} view(s) of {', '.join(stores)}, one at a time {placement}")
     return outputs

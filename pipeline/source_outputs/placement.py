@@ -6,9 +6,9 @@ each of them a batch is one gather.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from pipeline.data import Positions
 from pipeline.runtime import memory_for_images, to_device
 
 _DEVICE_SHARE = 4  # source outputs may take a quarter of the free memory of a CUDA device
+
+
+ReadRows = Callable[[Store, int, Positions], np.ndarray[Any, Any]]  # as `Store.rows`
 
 
 class Table(Protocol):
@@ -38,13 +41,13 @@ class Placement:
     kind: str
     device: torch.device
 
-    def place(self, store: Store, view: int, rows: Positions) -> Table:
+    def place(self, store: Store, view: int, rows: Positions, read: ReadRows = Store.rows) -> Table:
         """Read the store rows `rows` of a view, verifying every byte, and put them here. Raises
         StoreIncomplete or StoreDamaged.
         """
         if self.kind == "map":
             return _Mapped(store.mapped(view, rows), rows, self.device)
-        table = torch.from_numpy(store.rows(view, rows).view(np.float16))
+        table = torch.from_numpy(read(store, view, rows).view(np.float16))
         if self.kind == "pinned":
             return _Pinned(table.pin_memory(), self.device)
         return _OnDevice(table.to(self.device))

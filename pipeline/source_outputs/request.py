@@ -8,7 +8,7 @@ from typing import Any
 
 from cache import Store, find_stores
 from pipeline.data import RELEASED, Augmentation, Dataset, DatasetSpec, Plan, Pool
-from pipeline.runtime import Execution, Paths, folder_words
+from pipeline.runtime import Execution, Paths, World, folder_words
 from pipeline.stores import (
     Candidate,
     identity,
@@ -44,6 +44,7 @@ class DataRequest:
     # the option because of which rows that hold only the largest numbers are refused
     needs_every_number: str | None = None
     pools: tuple[Pool, ...] = ()  # samples without labels that are trained on beside `dataset`
+    world: World = World()  # noqa: RUF009 - frozen; the ranks that train together
     classes: tuple[str, ...] | None = None  # the target's, if `dataset` is a pool
 
     @property

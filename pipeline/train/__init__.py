@@ -26,6 +26,7 @@ from pipeline.train.run_folder import (
     read_student,
     read_summary,
 )
+from pipeline.train.same_settings import has_settings
 from pipeline.train.score_run import evaluate, open_to_score
 from pipeline.train.settle import require_sound
 from pipeline.train.splits import keep_labels, open_splits, scoring_split
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "example_images",
     "export",
+    "has_settings",
     "keep_labels",
     "labelled_list_of",
     "of_clips",

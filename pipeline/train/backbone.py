@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from cache import Location
 from pipeline.data import Augmentation, Plan, PretextPlan, parse_target
 from pipeline.train.config import EARLIER_MEAN, OWN, OWN_MEAN, TrainConfig
 from pipeline.train.kernel_check import input_shape
@@ -124,7 +124,7 @@ def _sizes(config: TrainConfig) -> tuple[tuple[int, ...], ...]:
 
 
 def reopen_backbone(
-    config: TrainConfig, backbone: Wrappable | None, run: Path, *, resumes: bool = False
+    config: TrainConfig, backbone: Wrappable | None, run: Location, *, resumes: bool = False
 ) -> Backbone:
     """The backbone of an earlier run, with the weights that its seed gives. Raises RunError if it was the
     caller's own, and `backbone` is None, or if it `resumes` and the source of the function that makes it has

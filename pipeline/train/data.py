@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 
 from pipeline.data import (
@@ -211,7 +210,7 @@ def _open_outputs(
     shares_classes = method_named(config.method).shares_classes
     sources = _of_same_task(config, paths, splits.train) if shares_classes else config.sources
     if all(map(asked_of, sources)) and sources:
-        require_named(paths, tuple(chain.from_iterable(map(asked_of, sources))))
+        require_named(paths, [each for name in sources for each in asked_of(name)])
     request = _request_of(config, splits, paths, execution, world)
     if config.labels == "write-through" and world.size > 1:
         raise RunError(
@@ -228,7 +227,7 @@ def _open_outputs(
         outputs, fitted = open_probe(
             config, splits, request, sources, fitted=probe, world=world, of_preset=of_preset
         )
-        require_named(paths, tuple(chain.from_iterable(map(asked_of, outputs.n_classes))))
+        require_named(paths, [each for name in outputs.n_classes for each in asked_of(name)])
     if shares_classes:
         outputs = of_same_classes(outputs, request, method=config.method, resumes=bool(config.source_weights))
     return outputs, fitted
@@ -259,6 +258,7 @@ def _request_of(
         whole=splits.whole,
         needs_every_number=_every_number(config),
         pools=splits.pools,
+        world=world,
     )
 
 

@@ -36,7 +36,7 @@ def with_plain_layers(
 
 
 def require_kernels(
-    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: Path
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: object
 ) -> None:
     """Raise RunError if the run in `out` would continue with kernels that are wrong on this machine."""
     _, what = _wrong(config, method, plan, device, kept_in)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from cache import Location
 from pipeline.data import NO_POOL, Augmentation
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce, join_world
 from pipeline.train.backbone import (
@@ -31,12 +32,14 @@ from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import (
     Run,
     has_student,
+    is_run,
     read_checkpoint,
     read_config,
     read_paths,
     read_probe,
     read_summary,
 )
+from pipeline.train.same_settings import require_settings
 from pipeline.train.settle import declared_of, settle
 from pipeline.train.splits import Splits, pool_key
 from pipeline.train.trackers import OnEpoch, Tracker, open_trackers
@@ -62,7 +65,7 @@ _SAME_DATA = "continue it with the data that it was started with"
 def train(
     target: str,
     *,
-    out: Path | str,
+    out: Location | str,
     model: str | Wrappable | None = None,
     augmentation: Augmentation | None = None,
     paths: Paths | None = None,
@@ -82,10 +85,13 @@ def train(
     of any module), or a plain module, of which a copy is made one. `finetune_from` is a file of initial
     weights; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run. Under torchrun
     the ranks share every batch. Returns the run's summary; `out` is written when all inputs are checked.
+
+    If `out` holds a run of the same settings, it is continued (see `resume`), so that the same call, made
+    again, ends with the same summary. Raises RunError, naming the setting, if it holds one of others.
     """
     augmentation, paths = augmentation or Augmentation(), paths or Paths()
     execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
-    target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.path(out, "out")
+    target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.place(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
     began_with = first_weights(model, paths, finetune_from, pretrained)
     with join_world(execution.device) as world:
@@ -103,6 +109,12 @@ def train(
         )
         require_learnable(planned)
         of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
+        if world.broadcast(is_run(out)):
+            require_settings(out, planned, paths=paths, of_preset=of_preset)
+            own = None if isinstance(model, str) else model
+            return resume(
+                out, execution=execution, paths=paths, target=target, backbone=own, trackers=followers
+            )
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
         backbone = open_backbone(model, config)
@@ -122,7 +134,7 @@ def train(
 
 
 def resume(
-    out: Path | str,
+    out: Location | str,
     *,
     execution: Execution | None = None,
     paths: Paths | None = None,
@@ -142,7 +154,7 @@ def resume(
     `backbone`, built as it was then. Raises RunError if `out` is no run, last.pt is damaged, or data or
     number of ranks have changed, RunBusyError if another process trains it.
     """
-    out, backbone = coerce.path(out, "out"), coerce.backbone(backbone)
+    out, backbone = coerce.place(out, "out"), coerce.backbone(backbone)
     followers = open_trackers(trackers, on_epoch)
     config = TrainConfig.from_dict(read_config(out), str(out / "config.json"))
     summary = read_summary(out)
@@ -209,7 +221,7 @@ def _departures(config: TrainConfig) -> str:
     return f"{recipe} of {config.target}, except: {', '.join(ours)}"
 
 
-def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
+def _state(out: Location, config: TrainConfig, *, finished: bool) -> dict[str, Any] | None:
     """The state in last.pt; None if the run was stopped before its first checkpoint. Raises RunError if it
     belongs to another run, or is missing from a finished one.
     """
@@ -224,7 +236,7 @@ def _state(out: Path, config: TrainConfig, *, finished: bool) -> dict[str, Any] 
     return state
 
 
-def _require_ranks(config: TrainConfig, world: World, out: Path) -> None:
+def _require_ranks(config: TrainConfig, world: World, out: Location) -> None:
     """Raise RunError unless there are as many processes as when the run was started."""
     if world.size != config.ranks:
         raise RunError(
@@ -233,7 +245,7 @@ def _require_ranks(config: TrainConfig, world: World, out: Path) -> None:
         )
 
 
-def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[str]) -> TrainConfig:
+def _as_begun(config: TrainConfig, target: str, out: Location, unlabelled: Sequence[str]) -> TrainConfig:
     """The config that a run was started with, with the present places of its target and pools."""
     # None: a val split or the test split chose
     val_share = config.val_share or (None if config.chosen_on else 0.0)
@@ -244,7 +256,7 @@ def _as_begun(config: TrainConfig, target: str, out: Path, unlabelled: Sequence[
     )
 
 
-def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Path) -> str:
+def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Location) -> str:
     """A sentence on what is left to do."""
     done = state["epoch"] if state else 0
     if done == config.epochs:
@@ -252,7 +264,7 @@ def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Path) -> 
     return f"{out}: continues in epoch {done + 1} of {config.epochs}"
 
 
-def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Path) -> None:
+def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Location) -> None:
     """Load the initial weights of a run that was stopped before its first checkpoint."""
     path = Path(read_paths(out).get("finetune_from") or "")
     if not path.is_file() or weights_name(path) != config.finetune_from:
@@ -263,7 +275,7 @@ def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Path) -> N
     load_pretrained(backbone, path, config.model)
 
 
-def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
+def _require_same(config: TrainConfig, data: TrainingData, out: Location) -> None:
     """Raise RunError unless plan, views and sources are those of the run."""
     now = {"plan": data.plan.to_dict(), "views": config.views}
     if data.source_outputs is not None:
@@ -278,7 +290,7 @@ def _require_same(config: TrainConfig, data: TrainingData, out: Path) -> None:
             )
 
 
-def _require_data(config: TrainConfig, splits: Splits, out: Path, target: str) -> None:
+def _require_data(config: TrainConfig, splits: Splits, out: Location, target: str) -> None:
     """Raise RunError unless the data are those that the run was started with."""
     require_classes(config, splits.train.classes, out)
     where = {pool_key(number): pool.name for number, pool in enumerate(splits.pools)}

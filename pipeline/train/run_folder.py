@@ -5,7 +5,7 @@ example images; trackers.json, the ids of trackers that follow it; last.pt, the 
 and student.safetensors, backbone and primary head of the best and the last epoch, or of a pretext task
 best.safetensors and encoder.safetensors, the backbone alone; probe.safetensors, the probe that teaches the
 student; summary.json, which marks a finished run, or diverged.json. Each file except the logs is written
-completely or not at all, and flushed to disk.
+completely or not at all, and flushed to disk. At a URL logs are written at each checkpoint and at the end.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache import TEMPORARY, write_durably
+from cache import TEMPORARY, Location, is_file, write_durably
+from cache.storage import names_in, read_file
 from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.train.run_records import environment, log_settings
@@ -30,7 +32,7 @@ from sskt.errors import RunError
 from sskt.students import PRETEXTS
 
 STUDENTS = ("last", "best")
-_PROBE = "probe.safetensors"
+_PROBE, _TRACKERS = "probe.safetensors", "trackers.json"
 ENCODER = "encoder.safetensors"
 _STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors", "encoder": ENCODER}
 
@@ -42,11 +44,12 @@ class RunBusyError(RunError):
 class Run:
     """A run directory, open for writing by this process only."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         """Lock the directory. Raises RunBusyError if another process has. Use `begin` or `go_on`."""
         self.path = path
         self._started: list[Tracker] = []  # those that wait for the end of the run
         self._opened = ExitStack()
+        self._logs = path if isinstance(path, Path) else self._local_logs(path)
         with _writing(path):
             try:
                 self._opened.enter_context(alone_in(path))
@@ -58,7 +61,7 @@ class Run:
     @classmethod
     def begin(
         cls,
-        path: Path,
+        path: Location,
         config: Mapping[str, Any],
         paths: Mapping[str, Any],
         probe: RunProbe | None = None,
@@ -67,8 +70,9 @@ class Run:
         """Create the directory; `trackers` follow the run. Raises RunError if it already holds a run or
         cannot be written, RunBusyError if another process has just started one there.
         """
-        with _writing(path):
-            path.mkdir(parents=True, exist_ok=True)
+        if isinstance(path, Path):
+            with _writing(path):
+                path.mkdir(parents=True, exist_ok=True)
         _require_new(path)  # also before the lock, which leaves a file
         run = cls(path)
         try:
@@ -87,7 +91,7 @@ class Run:
 
     @classmethod
     def go_on(
-        cls, path: Path, history: Sequence[Mapping[str, Any]], trackers: Sequence[Tracker] = ()
+        cls, path: Location, history: Sequence[Mapping[str, Any]], trackers: Sequence[Tracker] = ()
     ) -> Self:
         """Reopen a run that was stopped after the epochs of `history`; later lines of its logs are dropped.
         Raises RunBusyError if another process still trains it.
@@ -103,7 +107,7 @@ class Run:
 
     def log_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl and to the TensorBoard events."""
-        with _writing(self.path / "metrics.jsonl"):
+        with _writing(self._logs / "metrics.jsonl"):
             self._metrics.write(json.dumps(metrics) + "\n")
             self._metrics.flush()
         for name, value in metrics.items():
@@ -121,6 +125,7 @@ class Run:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         _write(self.path / "last.pt", buffer.getvalue())
+        self._copy_logs()
 
     def save_student(self, state: Mapping[str, torch.Tensor], which: str = "last") -> None:
         """Write an exported student, without source heads; `which` is one of STUDENTS, or "encoder"."""
@@ -134,6 +139,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run as finished."""
+        self._copy_logs()
         _write_json(self.path / "summary.json", summary)
         self._end_tracking(summary)
 
@@ -142,9 +148,24 @@ class Run:
         self._end_tracking(None)
         self._opened.close()
 
+    def _local_logs(self, path: Location) -> Path:
+        """A folder for the logs of a run at a URL, with the trackers' ids of earlier parts of it."""
+        folder = Path(self._opened.enter_context(TemporaryDirectory())) / path.name
+        folder.mkdir()
+        if is_file(path / _TRACKERS):
+            (folder / _TRACKERS).write_bytes(read_file(path / _TRACKERS))
+        return folder
+
+    def _copy_logs(self) -> None:
+        """Copy the logs of a run at a URL, which are written in a local folder."""
+        if self._logs != self.path:
+            self._events.flush()
+            for file in self._logs.iterdir():
+                _write(self.path / file.name, file.read_bytes())
+
     def _follow(self, trackers: Sequence[Tracker], config: Mapping[str, Any]) -> None:
         for tracker in trackers:
-            tracker.start(self.path, config)
+            tracker.start(self._logs, config)
             self._started.append(tracker)
 
     def _end_tracking(self, summary: Mapping[str, Any] | None) -> None:
@@ -154,29 +175,33 @@ class Run:
     def _open_logs(self, history: Sequence[Mapping[str, Any]]) -> None:
         with _writing(self.path):
             lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
-            write_durably(self.path / "metrics.jsonl", lines.encode())
-            metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            write_durably(self._logs / "metrics.jsonl", lines.encode())
+            metrics = (self._logs / "metrics.jsonl").open("a", encoding="utf-8")
             self._metrics = self._opened.enter_context(metrics)
-            self._events = SummaryWriter(str(self.path), purge_step=len(history) + 1 if history else None)
+            self._events = SummaryWriter(str(self._logs), purge_step=len(history) + 1 if history else None)
             self._opened.callback(self._events.close)
 
 
-def _require_new(path: Path) -> None:
+def _require_new(path: Location) -> None:
     """Raise RunError for a folder that holds more than what a run leaves that was killed while it started."""
     with _writing(path):
-        names = [found.name for found in path.iterdir()]
+        names = names_in(path)
     left = ("environment.json", _PROBE, LOCK)
     if any(name not in left and TEMPORARY not in name for name in names):
         raise RunError(
-            f"{path}: the folder is not empty; choose another --out, so that no run is overwritten, "
-            f"or continue the run in it with --resume {path}"
+            f"{path}: the folder is not empty and holds no run that could be continued; choose another --out"
         )
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def is_run(path: Location) -> bool:
+    """Whether a run was started in this folder."""
+    return is_file(path / "config.json")
+
+
+def read_config(path: Location) -> dict[str, Any]:
     """The config of a run. Raises RunError if `path` is not a run directory."""
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(read_file(path / "config.json"))
     except FileNotFoundError:
         raise RunError(
             f"{path}: is not a run, it has no config.json; give the folder that sskt train printed"
@@ -188,12 +213,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_paths(path: Path) -> dict[str, Any]:
+def read_paths(path: Location) -> dict[str, Any]:
     """Where a run found its data and stores, as text: data_dir, cache_dir and weights; in runs since those
     are recorded, target and sources too.
     """
     try:
-        paths: dict[str, Any] = json.loads((path / "environment.json").read_text(encoding="utf-8"))["places"]
+        paths: dict[str, Any] = json.loads(read_file(path / "environment.json"))["places"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise RunError(
             f"{path / 'environment.json'}: cannot be read ({error}); say --data-dir and --cache-dir "
@@ -202,13 +227,14 @@ def read_paths(path: Path) -> dict[str, Any]:
     return paths
 
 
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
+def read_checkpoint(path: Location) -> dict[str, Any] | None:
     """The state in last.pt; None if the run was stopped before its first checkpoint. RunError if damaged."""
     checkpoint = path / "last.pt"
-    if not checkpoint.is_file():
+    if not is_file(checkpoint):
         return None
     try:
-        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = io.BytesIO(read_file(checkpoint))
+        state: dict[str, Any] = torch.load(saved, map_location="cpu", weights_only=True)
     except Exception as error:
         raise RunError(
             f"{checkpoint}: cannot be read ({str(error).splitlines()[0]}); restore it, or train again into "
@@ -217,22 +243,22 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def read_probe(path: Path) -> RunProbe | None:
+def read_probe(path: Location) -> RunProbe | None:
     """The probe that teaches a run; None if there is none. RunError if it is damaged."""
     file = path / _PROBE
-    if not file.is_file():
+    if not is_file(file):
         return None
     try:
-        return RunProbe.from_bytes(file.read_bytes())
+        return RunProbe.from_bytes(read_file(file))
     except Exception as error:
         raise RunError(
             f"{file}: cannot be read ({error}); restore it, or train again into another folder"
         ) from error
 
 
-def has_student(path: Path) -> bool:
+def has_student(path: Location) -> bool:
     """Whether the last epoch's student exists, or encoder."""
-    return any((path / _STUDENT_FILES[which]).is_file() for which in ("last", "encoder"))
+    return any(is_file(path / _STUDENT_FILES[which]) for which in ("last", "encoder"))
 
 
 def student_file(path: Path, which: str = "last") -> Path:
@@ -240,7 +266,7 @@ def student_file(path: Path, which: str = "last") -> Path:
     return path / _STUDENT_FILES[which]
 
 
-def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
+def read_student(path: Location, which: str = "last") -> dict[str, torch.Tensor]:
     """An exported student's weights, `which` of STUDENTS. RunError if they are missing or damaged, or the
     run's task was a pretext.
     """
@@ -250,44 +276,44 @@ def read_student(path: Path, which: str = "last") -> dict[str, torch.Tensor]:
             f"`sskt train --method scratch --model {config['model']} --finetune-from {path / ENCODER}`"
         )
     weights = path / _STUDENT_FILES[which]
-    if not weights.is_file():
+    if not is_file(weights):
         raise RunError(
             f"{path}: has no {weights.name}, which a run's end writes; continue the run, or have it written "
             f"again, with `sskt train --resume {path}`"
         )
     try:
-        state: dict[str, torch.Tensor] = load_file(weights)
+        state: dict[str, torch.Tensor] = load(read_file(weights))
     except Exception as error:
         raise RunError(f"{weights}: cannot be read ({error}); train it again") from error
     return state
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Location) -> list[dict[str, Any]]:
     """One dict per epoch, in order."""
-    lines = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = read_file(path / "metrics.jsonl").decode().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
+def read_summary(path: Location) -> dict[str, Any] | None:
     """The summary of a finished run; None for any other."""
     summary = path / "summary.json"
-    if not summary.is_file():
+    if not is_file(summary):
         return None
-    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(read_file(summary))
     return found
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Location, content: Mapping[str, Any]) -> None:
     _write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Location, content: bytes) -> None:
     with _writing(path):
         write_durably(path, content)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Location) -> Iterator[None]:
     """Turn errors of a full or read-only disk into RunError."""
     try:
         yield

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cache import local_path, location
+from cache import Location, local_path, location
 from pipeline.data import DatasetSpec, as_target, family_of, parse_target
 from pipeline.runtime import Paths, coerce
 from pipeline.train.config import TrainConfig, weights_name
@@ -31,9 +30,9 @@ class Whereabouts:
     paths: Paths
 
 
-def paths_of(run: Path | str, **told: Any) -> Paths:
+def paths_of(run: Location | str, **told: Any) -> Paths:
     """Where a run found its data_dir, cache_dir, weights and sources; `told` replaces some of them."""
-    run = coerce.path(run, "run")
+    run = coerce.place(run, "run")
     read_config(run)  # names what is no run at all
     try:
         found = read_paths(run)
@@ -53,7 +52,7 @@ def to_record(
 ) -> dict[str, Any]:
     """The places of a new run, as plain data that means the same from any folder."""
     cache_dir = paths.cache_dir
-    networks = chain.from_iterable(map(asked_of, sources))
+    networks = [each for name in sources for each in asked_of(name)]
     lying = {name: path for name in networks if (path := _lies(name, paths)) is not None}
     return {
         "target": parse_target(target).as_given,
@@ -78,7 +77,7 @@ def pools_to_record(unlabelled: Sequence[str], labelled_list: str | None) -> dic
     return found
 
 
-def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[str]) -> tuple[str, ...]:
+def unlabelled_of(run: Location, config: TrainConfig, target: str, told: Sequence[str]) -> tuple[str, ...]:
     """Where the pools of a run are now: as `told`, else as recorded; the target's own are where `target` is.
     Raises RunError for a different number of pools than the run has, or a missing folder.
     """
@@ -106,7 +105,7 @@ def unlabelled_of(run: Path, config: TrainConfig, target: str, told: Sequence[st
     return tuple(names)
 
 
-def labelled_list_of(run: Path, config: TrainConfig) -> Path:
+def labelled_list_of(run: Location, config: TrainConfig) -> Path:
     """The list of samples that keep their labels. Raises RunError if it is missing or has changed."""
     path = Path(read_paths(run)["labelled_list"])
     if not path.is_file() or weights_name(path) != config.labelled_list:
@@ -118,7 +117,7 @@ def labelled_list_of(run: Path, config: TrainConfig) -> Path:
 
 
 def whereabouts_of(
-    run: Path,
+    run: Location,
     config: TrainConfig,
     *,
     paths: Paths | None = None,
@@ -142,7 +141,7 @@ def whereabouts_of(
     return Whereabouts(parse_target(target).as_given, paths)
 
 
-def require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> None:
+def require_classes(config: TrainConfig, found: tuple[str, ...], out: Location) -> None:
     """Raise RunError for data of other classes than a run was trained for."""
     if found != config.classes:
         raise RunError(
@@ -152,7 +151,7 @@ def require_classes(config: TrainConfig, found: tuple[str, ...], out: Path) -> N
 
 
 def require_contents(
-    run: Path, recorded: Mapping[str, str], now: Mapping[str, str], where: str, remedy: str
+    run: Location, recorded: Mapping[str, str], now: Mapping[str, str], where: str, remedy: str
 ) -> None:
     """Raise RunError, naming the split, if data are not those that a run recorded; splits that it did not
     record are not compared.
@@ -166,11 +165,11 @@ def require_contents(
             )
 
 
-def require_stores(run: Path, config: TrainConfig, paths: Paths) -> None:
+def require_stores(run: Location, config: TrainConfig, paths: Paths) -> None:
     """Raise RunError if a run's stores, or the sources that it needs, are not where they were; the message
     names the option that says where they are.
     """
-    asked = chain.from_iterable(map(asked_of, config.sources)) if config.labels in _LIVE else ()
+    asked = [each for name in config.sources for each in asked_of(name) if config.labels in _LIVE]
     gone = [name for name in asked if kind_of(name).is_path and _lies(name, paths) is None]
     if gone:
         raise RunError(
@@ -190,7 +189,7 @@ def _moved(found: Mapping[str, Any]) -> dict[str, Path]:
     return {name: path for name, path in lying.items() if path.exists()}
 
 
-def _with_recorded(run: Path, paths: Paths) -> Paths:
+def _with_recorded(run: Location, paths: Paths) -> Paths:
     """`paths` with a run's recorded sources: in another folder, a relative name would mean another file."""
     try:
         return replace(paths, moved={**_moved(read_paths(run)), **paths.moved})
@@ -198,7 +197,7 @@ def _with_recorded(run: Path, paths: Paths) -> Paths:
         return paths
 
 
-def _recorded_target(run: Path) -> str | None:
+def _recorded_target(run: Location) -> str | None:
     """The recorded target; None in runs from before it was recorded, or whose record is lost."""
     try:
         found = read_paths(run).get("target")
@@ -213,7 +212,7 @@ def _lies(source: str, paths: Paths) -> Path | None:
     return path if path is not None and path.exists() else None
 
 
-def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
+def _recognised(run: Location, config: TrainConfig, told: str) -> dict[str, Path]:
     """The sources of a run whose weights are those of `told`, with its path."""
     kind = kind_of(told)
     path = kind.path(told)
@@ -238,7 +237,7 @@ def _recognised(run: Path, config: TrainConfig, told: str) -> dict[str, Path]:
     return found
 
 
-def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
+def _require_kind(run: Location, began: DatasetSpec, target: str) -> None:
     told = parse_target(target)
     of_own = told.is_own_folder and told.family == began.family
     if not of_own and told.name != began.name:
@@ -248,7 +247,7 @@ def _require_kind(run: Path, began: DatasetSpec, target: str) -> None:
         )
 
 
-def _require_there(run: Path, spec: DatasetSpec, paths: Paths) -> None:
+def _require_there(run: Location, spec: DatasetSpec, paths: Paths) -> None:
     """Raise RunError for a missing folder, naming the option that says where it is."""
     if spec.is_own_folder and not family_of(spec).lies_there(spec, paths.data_dir):
         found = "not a folder" if family_of(spec).what == "folder" else "not there"

@@ -54,7 +54,7 @@ Facts = NDArray[np.void]
 
 def facts_file(index_dir: Path, slug: str, folder: Path) -> Path:
     """The file of one folder's facts; the folder's place is part of its name."""
-    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(str(folder.resolve()))).hexdigest()[:12]
     name = f"{slug}-{folder.name}"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:24]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.bit_depth import FULL
 from pipeline.data.datasets.dataset import Positions
+from pipeline.data.datasets.remote_pack import Pack
 from sskt.errors import TargetError, shown
 
 
@@ -118,7 +119,7 @@ class PackedImages(EncodedImages):
     """
 
     root: Path
-    packs: tuple[Path, ...]
+    packs: tuple[Pack, ...]
     pack: NDArray[np.int64]
     begins: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -127,7 +128,7 @@ class PackedImages(EncodedImages):
     def lying_in(
         cls,
         root: Path,
-        packs: Sequence[Path],
+        packs: Sequence[Pack],
         pack: NDArray[np.int64],
         names: Sequence[str],
         begins: NDArray[np.int64],

@@ -5,9 +5,9 @@ distillation (Zhang and Peng, IJCAI 2018, section 3.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from cache import Location
 from pipeline.data import Augmentation, has_val, parse_target
 from pipeline.runtime import Execution, Paths, coerce
 from pipeline.train.backbone import default_model
@@ -39,7 +39,7 @@ def pretext(
     targets: str | Sequence[str],
     *,
     task: str,
-    out: Path | str,
+    out: Location | str,
     model: str | None = None,
     augmentation: Augmentation | None = None,
     paths: Paths | None = None,
@@ -53,14 +53,14 @@ def pretext(
 
     `task` is one of PRETEXTS; `model` is its network (default: vgg19-sorting, prednet and so on) or the same
     with -small. A tenth of the first target's training videos, or its val split, is held out for the figures;
-    a test split is never shown. `out` is a run folder like that of `train`: it must be empty, and
-    `resume(out)` continues a stopped run. Returns the run's summary: among others task, targets, model,
+    a test split is never shown. `out` is a run folder like that of `train`, and a stopped run in it is
+    continued. Returns the run's summary: among others task, targets, model,
     accuracy and chance in percent, iterations, `run`, the folder, and `encoder`, the file that
     `train(..., finetune_from=...)` reads. Raises RunError for targets of images, videos that are too short
     and settings that are none of a pretext run.
     """
     target, planned = as_training(targets, task=task, model=model, paths=paths or Paths(), **settings)
-    out = coerce.path(out, "out")
+    out = coerce.place(out, "out")
     summary = train(
         target,
         out=out,
@@ -75,7 +75,7 @@ def pretext(
     return with_places(summary, out)
 
 
-def with_places(summary: dict[str, Any], out: Path) -> dict[str, Any]:
+def with_places(summary: dict[str, Any], out: Location) -> dict[str, Any]:
     """The summary of the pretext run in `out`, with its folder and the file of its encoder."""
     return {**summary, "run": str(out), "encoder": str(out / ENCODER)}
 

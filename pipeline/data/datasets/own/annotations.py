@@ -29,7 +29,8 @@ class Annotations:
     source: what says it, for messages. places: where each is said, such as "line 7". keys: each one's name,
     by which a fifth is held out. splits: each one's, as written; None where nothing names any. labels: each
     one's classes, one unless `several`, none for an image without a label, or, of `several`, one that shows
-    no class. classes: names in label order, where declared. notes: sentences for the user.
+    no class. classes: names in label order, where declared. notes: sentences for the user. ids: int64 (N,),
+    where samples have some of their own, unique in each split.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Annotations:
     several: bool
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    ids: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,15 +55,18 @@ class Samples:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     multi_hot: NDArray[np.int8] | None
+    ids: NDArray[np.int64] | None = None
 
     def dataset(self, spec: DatasetSpec, split: str, listing: ImageListing) -> Dataset:
         """The dataset of one split. `listing`: the images that can be used, with their rows here as ids.
 
-        A sample's id is its position in the split, also counting those that cannot be used, or, where no
-        split is named, among all samples. Raises TargetError for a split without usable images.
+        A sample's id is its own, else its position in the split, also counting those that cannot be used, or,
+        where no split is named, among all samples. Raises TargetError for a split without usable images.
         """
         rows, splits = listing.ids, self.splits
-        if splits is not None:
+        if self.ids is not None:
+            listing = replace(listing, ids=self.ids[rows])
+        elif splits is not None:
             place = np.zeros(len(splits), dtype=np.int64)
             for each in set(splits.tolist()):
                 place[splits == each] = np.arange((splits == each).sum())
@@ -108,7 +113,7 @@ def check(said: Annotations, *, labelled: bool = True) -> Samples:
     splits = None if said.splits is None else _splits(said, said.splits, labelled=labelled)
     keys = np.array([key.encode("utf-8", "surrogateescape") for key in said.keys], dtype=np.bytes_)
     if not labelled:
-        return Samples(keys, splits, (), np.full(len(keys), -1, dtype=np.int64), None)
+        return Samples(keys, splits, (), np.full(len(keys), -1, dtype=np.int64), None, said.ids)
     training = np.ones(len(said.labels), dtype=bool) if splits is None else splits == TRAIN
     counted = np.ones(len(said.labels), dtype=bool) if splits is None else splits != UNLABELLED
     if not said.several:
@@ -136,7 +141,7 @@ def check(said: Annotations, *, labelled: bool = True) -> Samples:
             labels[row] = known[0]
         if multi_hot is not None:
             multi_hot[row, known] = 1
-    return Samples(keys, splits, classes, labels, multi_hot)
+    return Samples(keys, splits, classes, labels, multi_hot, said.ids)
 
 
 def _splits(said: Annotations, names: Sequence[str], *, labelled: bool) -> NDArray[np.str_] | None:

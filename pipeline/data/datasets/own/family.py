@@ -26,14 +26,19 @@ class OwnImages(Family[ImageSpec]):
         """The splits that are named; none if none is, or nothing is there."""
 
     @abstractmethod
-    def annotated(self, root: Path, index_dir: Path, slug: str) -> tuple[Annotations, ImageListing]:
+    def annotated(
+        self, root: Path, data_dir: Path, index_dir: Path, slug: str
+    ) -> tuple[Annotations, ImageListing]:
         """What is said of all images at `root`, and those that can be used, with their rows there as ids;
-        `slug` is of the names of what is kept in `index_dir`.
+        `slug` is of the names of what is kept in `index_dir`; `data_dir` holds what is fetched.
         """
 
     def from_path(self, path: str) -> ImageSpec:
         """See `Family.from_path`."""
-        root = own_folder(self.name, path, self.what)
+        return self.spec_at(own_folder(self.name, path, self.what))
+
+    def spec_at(self, root: Path) -> ImageSpec:
+        """The spec of a user's images at `root`."""
         return ImageSpec(
             name=f"{self.name}:{root.name}",
             family=self.name,
@@ -46,10 +51,8 @@ class OwnImages(Family[ImageSpec]):
     def load(self, spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -> Dataset:
         """See `Family.load`."""
         if not self.lies_there(spec, data_dir):
-            raise TargetError(
-                f"{shown(str(data_dir / spec.root))}: no such {self.what}; {spec.how_to_prepare}"
-            )
-        said, listing = self.annotated(data_dir / spec.root, index_dir, target_slug(spec.name))
+            raise TargetError(f"{shown(str(spec.root))}: no such {self.what}; {spec.how_to_prepare}")
+        said, listing = self.annotated(spec.root, data_dir, index_dir, target_slug(spec.name))
         listing.notes[:0] = said.notes
         return check(said, labelled=split != UNLABELLED).dataset(spec, split, listing)
 

@@ -12,6 +12,7 @@ from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.data.datasets.own.pack_files import files_at
 from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
+from pipeline.data.datasets.remote_pack import Pack
 from sskt.errors import TargetError, shown
 from sskt.extras import library
 
@@ -22,13 +23,13 @@ class HfDataset(PackedFamily):
     name, what = "hf-dataset", "folder of Arrow or Parquet files"
     how_to_prepare = "name a folder that save_to_disk of datasets has written, or a folder of Parquet files"
 
-    def files(self, root: Path) -> list[Path]:
+    def files(self, root: Path, folder: Path | None = None) -> list[Pack]:  # noqa: ARG002
         """See `PackedFamily.files`."""
-        return _files(root)
+        return [*_files(root)]
 
     def has_several_labels(self, spec: ImageSpec) -> bool:
         """See `Family.has_several_labels`."""
-        files = self.files(spec.root)
+        files = _files(spec.root)
         if not files:
             return False
         library("pyarrow", extra="parquet", needed_by=shown(str(spec.root)))
@@ -36,18 +37,18 @@ class HfDataset(PackedFamily):
 
         return read_tables.read_columns(files[0]).several
 
-    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+    def rows(self, root: Path, files: list[Pack], below: list[str], index_dir: Path, slug: str) -> PackedRows:
         """See `PackedFamily.rows`."""
         library("pyarrow", extra="parquet", needed_by=shown(str(root)))
         from pipeline.data.datasets.own import read_tables
 
-        packs = files = self.files(root)
-        if files[0].suffix == ".parquet":
-            packs = read_tables.copy_parquet(files, facts_file(index_dir, slug, root).with_suffix(""))
-        columns, tables = read_tables.read_all(files, packs)
+        packs = local = [file for file in files if isinstance(file, Path)]
+        if local[0].suffix == ".parquet":
+            packs = read_tables.copy_parquet(local, facts_file(index_dir, slug, root).with_suffix(""))
+        columns, tables = read_tables.read_all(local, packs)
         names = [
-            f"{file.relative_to(above)}/row {row}"
-            for file, table in zip(files, tables, strict=True)
+            f"{file}/row {row}"
+            for file, table in zip(below, tables, strict=True)
             for row in range(len(table.labels))
         ]
         return PackedRows(
@@ -75,7 +76,7 @@ def _files(root: Path) -> list[Path]:
         if record.is_file():
             folders = [root / name for name in json.loads(record.read_text(encoding="utf-8"))["splits"]]
         if not folders:
-            return files_at(root, (".parquet",))
+            return [file for file in files_at(root, (".parquet",)) if isinstance(file, Path)]
         found = []
         for folder in folders:
             record = folder / "state.json"

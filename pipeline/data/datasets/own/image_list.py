@@ -32,7 +32,13 @@ class ImageList(OwnImages):
             return ()
         return splits_of(_read(data_dir / spec.root).said.splits or ()).values()
 
-    def annotated(self, root: Path, index_dir: Path, slug: str) -> tuple[Annotations, ImageListing]:
+    def annotated(
+        self,
+        root: Path,
+        data_dir: Path,  # noqa: ARG002
+        index_dir: Path,
+        slug: str,
+    ) -> tuple[Annotations, ImageListing]:
         """See `OwnImages.annotated`."""
         listed = _read(root)
         paths = [path.encode("utf-8", "surrogateescape") for path in listed.paths]

@@ -14,7 +14,8 @@ from pipeline.data.datasets.encoded_images import PackedImages
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_packed
 from pipeline.data.datasets.own.annotations import Annotations
 from pipeline.data.datasets.own.family import OwnImages
-from pipeline.data.datasets.own.pack_files import common_folder, split_of_each
+from pipeline.data.datasets.own.pack_files import names_below, split_of_each
+from pipeline.data.datasets.remote_pack import Pack, note_on_room, stamp_of
 from sskt.errors import TargetError, shown
 
 
@@ -25,8 +26,8 @@ class PackedRows:
     `Annotations`.
     """
 
-    files: Sequence[Path]  # the user's
-    packs: Sequence[Path]  # where the bytes are, which may be copies
+    files: Sequence[Pack]  # the user's
+    packs: Sequence[Pack]  # where the bytes are, which may be copies
     n_of_each: Sequence[int]
     names: Sequence[str]
     keys: Sequence[str]
@@ -36,40 +37,42 @@ class PackedRows:
     several: bool
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    ids: Sequence[int] | None = None
 
 
 class PackedFamily(OwnImages):
     """Families of files that hold many images each. The names of the files say the splits."""
 
     @abstractmethod
-    def files(self, root: Path) -> list[Path]:
-        """The files that a target's path names; none if nothing is there."""
+    def files(self, root: Path, folder: Path | None = None) -> list[Pack]:
+        """The files that a target's path names; none if nothing is there. `folder` as in `files_at`."""
 
     @abstractmethod
-    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
-        """What the files hold; names begin with the path of a file below `above`."""
+    def rows(self, root: Path, files: list[Pack], below: list[str], index_dir: Path, slug: str) -> PackedRows:
+        """What the files hold; names begin with the file's own in `below`."""
 
-    def lies_there(self, spec: ImageSpec, data_dir: Path) -> bool:
+    def lies_there(self, spec: ImageSpec, data_dir: Path) -> bool:  # noqa: ARG002
         """See `Family.lies_there`."""
-        return bool(self.files(data_dir / spec.root))
+        return bool(self.files(spec.root))
 
-    def splits(self, spec: ImageSpec, data_dir: Path) -> Collection[str]:
+    def splits(self, spec: ImageSpec, data_dir: Path) -> Collection[str]:  # noqa: ARG002
         """See `OwnImages.splits`."""
-        root = data_dir / spec.root
-        return split_of_each(self.files(root), root) or ()
+        return split_of_each(self.files(spec.root), spec.root) or ()
 
-    def annotated(self, root: Path, index_dir: Path, slug: str) -> tuple[Annotations, ImageListing]:
+    def annotated(
+        self, root: Path, data_dir: Path, index_dir: Path, slug: str
+    ) -> tuple[Annotations, ImageListing]:
         """See `OwnImages.annotated`."""
-        files = self.files(root)
-        above = root if root.is_dir() else common_folder(files)
-        rows = self.rows(root, above, index_dir, slug)
+        files = self.files(root, data_dir / "packs")
+        above, below = names_below(files, root)
+        rows = self.rows(root, files, below, index_dir, slug)
         if not rows.names:
             raise TargetError(
                 f"{shown(str(root))}: its {len(rows.files):,} files hold no image; {self.how_to_prepare}"
             )
         of = np.repeat(np.arange(len(rows.files)), rows.n_of_each)
         images = PackedImages.lying_in(above, rows.packs, of, rows.names, rows.begins, rows.lengths)
-        mtimes_ns = np.array([file.stat().st_mtime_ns for file in rows.files], dtype=np.int64)
+        mtimes_ns = np.array([stamp_of(file)[1] for file in rows.files], dtype=np.int64)
         listing = list_packed(root, images, mtimes_ns[of], slug=slug, index_dir=index_dir)
         splits = split_of_each(rows.files, root)
         said = Annotations(
@@ -80,6 +83,7 @@ class PackedFamily(OwnImages):
             rows.labels,
             rows.several,
             rows.classes,
-            rows.notes,
+            (*rows.notes, *note_on_room(list(rows.packs))),
+            None if rows.ids is None else np.array(rows.ids, dtype=np.int64),
         )
         return said, listing

@@ -10,11 +10,11 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from pipeline.data.datasets.decode import SUFFIXES
-from pipeline.data.datasets.own.shard import Sample, Shard
+from pipeline.data.datasets.own.shard import SAMPLE_ID, Sample, Shard
+from pipeline.data.datasets.remote_pack import Pack
 from sskt.errors import TargetError, shown
 
 BLOCK = 512
@@ -30,7 +30,7 @@ _LABELS = ("cls", "json")
 _LONGEST_LABEL = 1 << 20  # bytes of a .cls or .json
 
 
-def read_shard(path: Path) -> Shard:
+def read_shard(path: Pack) -> Shard:
     """Read a shard's members and labels, but no image. Raises TargetError, with the byte, for a shard that is
     compressed, cut off or damaged, and for two images of one key.
     """
@@ -69,14 +69,14 @@ def read_shard(path: Path) -> Shard:
     return shard
 
 
-def _members(path: Path, opened: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+def _members(path: Pack, opened: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """The members of a shard. The tarfile module ends without a word at a header that it cannot read, and at
     the end of a file that was cut off between members; both are refused here.
     """
+    size = opened.seek(0, 2)  # to its end
     opened.seek(0)
     try:
         with tarfile.TarFile(fileobj=opened, mode="r") as tar:
-            size = path.stat().st_size
             for member in tar:
                 end = member.offset_data + member.size
                 if member.isfile() and end > size:
@@ -96,7 +96,7 @@ def _members(path: Path, opened: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         first = b""
 
 
-def _require_plain(path: Path, begin: bytes) -> None:
+def _require_plain(path: Pack, begin: bytes) -> None:
     for signature, kind in _COMPRESSED:
         if begin.startswith(signature):
             raise TargetError(
@@ -105,7 +105,7 @@ def _require_plain(path: Path, begin: bytes) -> None:
             )
 
 
-def _add_image(path: Path, key: str, member: tarfile.TarInfo, members: dict[str, Sample]) -> None:
+def _add_image(path: Pack, key: str, member: tarfile.TarInfo, members: dict[str, Sample]) -> None:
     if key in members:
         raise TargetError(
             f"{shown(str(path))}: the key {shown(key)} has two images, {shown(members[key].name)} and "
@@ -114,7 +114,7 @@ def _add_image(path: Path, key: str, member: tarfile.TarInfo, members: dict[str,
     members[key] = Sample(posixpath.normpath(member.name), member.offset_data, member.size)
 
 
-def _set_labels(path: Path, sample: Sample, suffix: str, begin: int, content: bytes) -> bool:
+def _set_labels(path: Pack, sample: Sample, suffix: str, begin: int, content: bytes) -> bool:
     """Set what a .cls or .json says of an image; returns whether it says anything."""
     where = f"{shown(str(path))}: the .{suffix} of {shown(sample.name)} (byte {begin:,})"
     try:
@@ -122,8 +122,10 @@ def _set_labels(path: Path, sample: Sample, suffix: str, begin: int, content: by
         said = {"label": text} if suffix == "cls" else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise TargetError(f"{where} cannot be read ({error}); correct it") from None
+    own = said.get(SAMPLE_ID) if isinstance(said, dict) else None
+    sample.id = own if isinstance(own, int) else None
     if not isinstance(said, dict) or not {"label", "labels"} & set(said):
-        return False
+        return sample.id is not None
     sample.several = "labels" in said
     values = said["labels"] if sample.several else [said["label"]]
     if not isinstance(values, list) or any(
@@ -134,5 +136,5 @@ def _set_labels(path: Path, sample: Sample, suffix: str, begin: int, content: by
     return True
 
 
-def _torn(path: Path, what: str) -> TargetError:
+def _torn(path: Pack, what: str) -> TargetError:
     return TargetError(f"{shown(str(path))}: {shown(what)}; copy or download it again")

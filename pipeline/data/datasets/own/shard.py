@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+SAMPLE_ID = "sskt_id"  # in a sample's .json
+
 
 @dataclass(slots=True)
 class Sample:
@@ -17,6 +19,7 @@ class Sample:
     length: int
     labels: tuple[str, ...] = ()
     several: bool | None = None  # None: nothing is said
+    id: int | None = None  # of a target that was packed (`pipeline.data.pack`)
 
 
 @dataclass(slots=True)

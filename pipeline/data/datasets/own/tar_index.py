@@ -13,13 +13,14 @@ import numpy as np
 from pipeline.data.datasets.checked_files import DAMAGE, write_arrays
 from pipeline.data.datasets.own.read_tar import read_shard
 from pipeline.data.datasets.own.shard import Sample, Shard
+from pipeline.data.datasets.remote_pack import Pack, stamp_of
 from pipeline.runtime import Progress
 
 _FORMAT = 1
 _Key = tuple[str, int, int]  # path, length, time of change
 
 
-def read_shards(files: Sequence[Path], index_file: Path, notes: list[str]) -> list[Shard]:
+def read_shards(files: Sequence[Pack], index_file: Path, notes: list[str]) -> list[Shard]:
     """What each shard holds, from `index_file` where that knows it, which then keeps all of them.
 
     notes: receives what the user should know. Raises what `read_shard` raises.
@@ -48,9 +49,8 @@ def read_shards(files: Sequence[Path], index_file: Path, notes: list[str]) -> li
     return [shards[key] for key in keys]
 
 
-def _key(file: Path) -> _Key:
-    stat = file.stat()
-    return str(file), stat.st_size, stat.st_mtime_ns
+def _key(file: Pack) -> _Key:
+    return str(file), *stamp_of(file)
 
 
 def _write(file: Path, shards: dict[_Key, Shard]) -> None:
@@ -62,6 +62,7 @@ def _write(file: Path, shards: dict[_Key, Shard]) -> None:
         names=np.array([os.fsencode(sample.name) for sample in samples], dtype=np.bytes_),
         stretches=np.array([(sample.begin, sample.length) for sample in samples], dtype="<i8"),
         labels=np.array([json.dumps(sample.labels).encode() for sample in samples], dtype=np.bytes_),
+        ids=np.array([-1 if sample.id is None else sample.id for sample in samples], dtype="<i8"),
         several=np.array([-1 if s.several is None else s.several for s in samples], dtype="i1"),
         shards=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
     )
@@ -74,10 +75,20 @@ def _read(file: Path) -> dict[_Key, Shard] | None:
             if int(data["format"]) != _FORMAT:
                 return None
             about = json.loads(data["shards"].tobytes())
-            columns = (data["names"], data["stretches"].reshape(-1, 2), data["labels"], data["several"])
+            n = len(data["names"])
+            ids = data["ids"] if "ids" in data else np.full(n, -1)  # those of earlier versions have none
+            stretches = data["stretches"].reshape(-1, 2)
+            columns = (data["names"], stretches, data["labels"], data["several"], ids)
         samples = [
-            Sample(os.fsdecode(name), begin, n, tuple(json.loads(labels)), None if many < 0 else bool(many))
-            for name, (begin, n), labels, many in zip(*(column.tolist() for column in columns), strict=True)
+            Sample(
+                os.fsdecode(name),
+                begin,
+                n,
+                tuple(json.loads(labels)),
+                None if many < 0 else bool(many),
+                None if own < 0 else own,
+            )
+            for name, (begin, n), labels, many, own in zip(*(c.tolist() for c in columns), strict=True)
         ]
         shards, begin = {}, 0
         for each in about:

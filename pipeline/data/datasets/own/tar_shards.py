@@ -9,11 +9,13 @@ import numpy as np
 
 from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.image_files import ImageSpec
+from pipeline.data.datasets.own.declaration import read_declaration
 from pipeline.data.datasets.own.pack_files import are_labelled, files_at
 from pipeline.data.datasets.own.packed import PackedFamily, PackedRows
 from pipeline.data.datasets.own.read_tar import read_shard
-from pipeline.data.datasets.own.shard import Sample, Shard
+from pipeline.data.datasets.own.shard import SAMPLE_ID, Sample, Shard
 from pipeline.data.datasets.own.tar_index import read_shards
+from pipeline.data.datasets.remote_pack import Pack, url_path
 from sskt.errors import TargetError, shown
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # compressed ones are refused
@@ -27,26 +29,32 @@ class TarShards(PackedFamily):
         "name a tar file, a folder of them, or a pattern such as 'train-{000..146}.tar' or '*.tar'"
     )
 
-    def files(self, root: Path) -> list[Path]:
+    def from_path(self, path: str) -> ImageSpec:
+        """See `Family.from_path`; of shards the path may be a URL, and `root` then is a `UPath`."""
+        return self.spec_at(url_path(path)) if "://" in path else super().from_path(path)
+
+    def files(self, root: Path, folder: Path | None = None) -> list[Pack]:
         """See `PackedFamily.files`."""
-        return files_at(root, _SUFFIXES)
+        return files_at(root, _SUFFIXES, folder)
 
     def has_several_labels(self, spec: ImageSpec) -> bool:
         """See `Family.has_several_labels`; by the first shard that says anything."""
+        if (declared := read_declaration(spec.root)) is not None:
+            return declared.several
         for file in self.files(spec.root):
             said = (sample.several for sample in read_shard(file).samples)
             if (several := next((each for each in said if each is not None), None)) is not None:
                 return several
         return False
 
-    def rows(self, root: Path, above: Path, index_dir: Path, slug: str) -> PackedRows:
+    def rows(self, root: Path, files: list[Pack], below: list[str], index_dir: Path, slug: str) -> PackedRows:
         """See `PackedFamily.rows`."""
-        files, notes = self.files(root), list[str]()
+        notes, declared = list[str](), read_declaration(root)
         shards = read_shards(files, facts_file(index_dir, f"{slug}-shards", root), notes)
         samples = [sample for shard in shards for sample in shard.samples]
         names = [
-            f"{file.relative_to(above)}/{sample.name}"
-            for file, shard in zip(files, shards, strict=True)
+            f"{file}/{sample.name}"
+            for file, shard in zip(below, shards, strict=True)
             for sample in shard.samples
         ]
         n_of_each = [len(shard.samples) for shard in shards]
@@ -60,8 +68,22 @@ class TarShards(PackedFamily):
             lengths=np.array([sample.length for sample in samples], dtype=np.int64),
             labels=[sample.labels for sample in samples],
             several=_several(root, samples, names, np.repeat(are_labelled(files, root), n_of_each)),
+            classes=None if declared is None else declared.classes,
+            ids=_ids(root, samples),
             notes=(*notes, *_ignored(root, shards)),
         )
+
+
+def _ids(root: Path, samples: Sequence[Sample]) -> list[int] | None:
+    """The samples' own ids; None if none has one. Raises TargetError if only some do."""
+    ids = [sample.id for sample in samples if sample.id is not None]
+    without = [sample.name for sample in samples if sample.id is None]
+    if without and len(without) < len(samples):
+        raise TargetError(
+            f"{shown(str(root))}: {len(without):,} of {len(samples):,} images have no {SAMPLE_ID} in a .json "
+            f"as the others have, the first is {shown(without[0])}; name shards of one kind"
+        )
+    return None if without else ids
 
 
 def _several(root: Path, samples: Sequence[Sample], places: Sequence[str], labelled: Iterable[bool]) -> bool:
