@@ -8,8 +8,18 @@ from typing import Any
 
 import click
 
-from pipeline.commands.option_kinds import as_argument, count_option, options, text_option
-from pipeline.commands.options import CACHE_DIR, DATA_DIR, HOW, JSON, build_execution, build_paths
+from pipeline.commands.options import (
+    CACHE_DIR,
+    DATA_DIR,
+    HOW,
+    JSON,
+    as_argument,
+    build_execution,
+    build_paths,
+    count_option,
+    options,
+    text_option,
+)
 from pipeline.commands.output import show, tell_json
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.option_kinds import Decorator
+from pipeline.commands.options import Decorator
 from pipeline.commands.settings_text import parsed, refused
 
 _REPEATED = "sskt.repeated"  # in a context's meta: who follows a run that repeats another

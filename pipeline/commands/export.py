@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.option_kinds import choice_option, options
-from pipeline.commands.options import BEST, CACHE_DIR, DATA_DIR, JSON, MOVED
+from pipeline.commands.options import BEST, CACHE_DIR, DATA_DIR, JSON, MOVED, choice_option, options
 from pipeline.commands.output import show, tell, tell_json
 from pipeline.commands.told import paths_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.option_kinds import RARE
+from pipeline.commands.options import RARE
 from pipeline.commands.output import show_remarks
 from sskt.errors import shown
 

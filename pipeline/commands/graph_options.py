@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands.option_kinds import choice_option, section
+from pipeline.commands.options import choice_option, section
 
 
 def _named_numbers(_ctx: click.Context, _option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, float]:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.option_kinds import as_argument, options
-from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, build_paths
+from pipeline.commands.options import CACHE_DIR, DATA_DIR, JSON, as_argument, build_paths, options
 from pipeline.commands.output import show, tell_json
 
 if TYPE_CHECKING:

@@ -8,32 +8,30 @@ import click
 
 from pipeline.commands.config_file import config_option
 from pipeline.commands.front import Sectioned
-from pipeline.commands.option_kinds import (
-    EXECUTION,
-    PLACES,
-    VIEWS,
-    as_argument,
-    choice_option,
-    count_option,
-    options,
-    section,
-)
 from pipeline.commands.options import (
     CACHE_DIR,
     CONTRACT,
     DATA_DIR,
+    EXECUTION,
     HOW,
     JSON,
     LIMIT,
+    PLACES,
     SHOWN,
     SPLIT,
     UNLABELLED,
+    VIEWS,
     WEIGHTS,
+    as_argument,
     build_augmentation,
     build_execution,
     build_packing,
     build_paths,
     build_targets,
+    choice_option,
+    count_option,
+    options,
+    section,
 )
 from pipeline.commands.output import show
 

@@ -8,28 +8,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.front import Sectioned
-from pipeline.commands.option_kinds import (
+from pipeline.commands.options import (
+    CACHE_DIR,
+    DATA_DIR,
     EXECUTION,
+    HOW,
+    JSON,
+    LIMIT,
     PLACES,
+    SPLIT,
     as_argument,
+    build_augmentation,
+    build_execution,
+    build_paths,
+    build_targets,
     choice_option,
     count_option,
     folder_option,
     number_option,
     options,
     section,
-)
-from pipeline.commands.options import (
-    CACHE_DIR,
-    DATA_DIR,
-    HOW,
-    JSON,
-    LIMIT,
-    SPLIT,
-    build_augmentation,
-    build_execution,
-    build_paths,
-    build_targets,
 )
 from pipeline.commands.output import new_run_folder, tell, tell_json
 from pipeline.commands.told import paths_of, require_alone

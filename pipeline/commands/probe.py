@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.option_kinds import as_argument, count_option, options, text_option
 from pipeline.commands.options import (
     CACHE_DIR,
     DATA_DIR,
     JSON,
     LIMIT,
     SPLIT,
+    as_argument,
     build_augmentation,
     build_paths,
     build_target,
+    count_option,
+    options,
+    text_option,
 )
 from pipeline.commands.output import say, show, tell, tell_json
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands.option_kinds import (
+from pipeline.commands.options import (
+    BEGINNING,
     RARE,
     Decorator,
     choice_option,
@@ -15,7 +16,6 @@ from pipeline.commands.option_kinds import (
     section,
     text_option,
 )
-from pipeline.commands.options import BEGINNING
 
 OF_RECIPE = "[default: the recipe's]"
 

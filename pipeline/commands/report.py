@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.option_kinds import as_argument, options
-from pipeline.commands.options import BEST, CACHE_DIR, CLIPS, DATA_DIR, HOW, JSON, MOVED, build_execution
+from pipeline.commands.options import (
+    BEST,
+    CACHE_DIR,
+    CLIPS,
+    DATA_DIR,
+    HOW,
+    JSON,
+    MOVED,
+    as_argument,
+    build_execution,
+    options,
+)
 from pipeline.commands.output import show, tell
 from pipeline.commands.told import paths_of
 

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.front import Sectioned
-from pipeline.commands.option_kinds import (
+from pipeline.commands.options import (
+    CACHE_DIR,
+    CONTRACT,
+    DATA_DIR,
     EXECUTION,
+    HOW,
+    JSON,
+    LIMIT,
     PLACES,
+    WEIGHTS,
     as_argument,
+    build_execution,
+    build_paths,
     choice_option,
     count_option,
     folder_option,
@@ -19,17 +28,6 @@ from pipeline.commands.option_kinds import (
     options,
     section,
     text_option,
-)
-from pipeline.commands.options import (
-    CACHE_DIR,
-    CONTRACT,
-    DATA_DIR,
-    HOW,
-    JSON,
-    LIMIT,
-    WEIGHTS,
-    build_execution,
-    build_paths,
 )
 from pipeline.commands.output import say, show, tell, tell_json
 

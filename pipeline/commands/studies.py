@@ -8,31 +8,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.front import Sectioned
-from pipeline.commands.option_kinds import (
+from pipeline.commands.options import (
+    CACHE_DIR,
+    CONTRACT,
+    DATA_DIR,
     EXECUTION,
+    HOW,
+    JSON,
+    LIMIT,
     PLACES,
+    PLANNED,
+    SPLIT,
+    THREADS,
+    WEIGHTS,
     as_argument,
+    build_execution,
+    build_paths,
+    build_target,
     choice_option,
     count_option,
     folder_option,
     options,
     section,
     text_option,
-)
-from pipeline.commands.options import (
-    CACHE_DIR,
-    CONTRACT,
-    DATA_DIR,
-    HOW,
-    JSON,
-    LIMIT,
-    PLANNED,
-    SPLIT,
-    THREADS,
-    WEIGHTS,
-    build_execution,
-    build_paths,
-    build_target,
 )
 from pipeline.commands.output import new_run_folder, show, tell, tell_json
 from pipeline.commands.varied import require_once, varied

@@ -10,31 +10,29 @@ import click
 from pipeline.commands.config_file import config_option, followers_of_config
 from pipeline.commands.front import Sectioned
 from pipeline.commands.graph_options import GRAPH
-from pipeline.commands.option_kinds import (
+from pipeline.commands.options import (
+    CACHE_DIR,
+    CONTRACT,
+    DATA_DIR,
     EXECUTION,
+    HOW,
+    JSON,
+    LIMIT,
     PLACES,
+    PLANNED,
+    SPLIT,
+    UNLABELLED,
+    WEIGHTS,
     as_argument,
+    build_execution,
+    build_paths,
+    build_target,
     choice_option,
     count_option,
     number_option,
     options,
     section,
     text_option,
-)
-from pipeline.commands.options import (
-    CACHE_DIR,
-    CONTRACT,
-    DATA_DIR,
-    HOW,
-    JSON,
-    LIMIT,
-    PLANNED,
-    SPLIT,
-    UNLABELLED,
-    WEIGHTS,
-    build_execution,
-    build_paths,
-    build_target,
 )
 from pipeline.commands.output import new_run_folder, tell, tell_json
 from pipeline.commands.recipe_options import OF_RECIPE, RARELY, RECIPE

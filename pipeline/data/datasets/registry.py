@@ -216,9 +216,9 @@ def own_folder(family: str, path: str, what: str = "folder") -> Path:
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
         raise TargetError(
-            f"target {family}:{path} is a URL, expected a local {what}; copy or mount it there, or pack images "
-            f"once, where they are on a disk, with `sskt prepare --target {family}:PATH --pack URL`, and name "
-            f"--target tar:URL"
+            f"target {family}:{path} is a URL, expected a local {what}; copy or mount it there, or pack "
+            f"images once, where they are on a disk, with `sskt prepare --target {family}:PATH --pack URL`, "
+            f"and name --target tar:URL"
         )
     root = _absolute(path)
     if not path or not root.name:
