@@ -17,6 +17,8 @@ from cache.storage import (
     location,
     names_in,
     read_file,
+    require_bucket,
+    sizes_in,
     subfolders,
     write_durably,
 )
@@ -51,7 +53,9 @@ __all__ = [
     "names_in",
     "read_file",
     "repair_metadata",
+    "require_bucket",
     "require_match",
+    "sizes_in",
     "subfolders",
     "table_sha256",
     "write_durably",

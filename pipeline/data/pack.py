@@ -12,8 +12,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from cache import Location, default_block_rows
-from cache.storage import sizes_in, write_durably
+from cache import Location, default_block_rows, sizes_in, write_durably
 from cache.storage.remote import reaching
 from pipeline.data.datasets import UNLABELLED, Dataset, EncodedImages
 from pipeline.data.datasets.own.declaration import Declaration

@@ -54,6 +54,7 @@ from pipeline.train.whereabouts import (
     whereabouts_of,
 )
 from sskt.errors import RunError
+from sskt.methods import Method
 from sskt.recipes import BY_SIZE, recipe_for
 from sskt.students import AveragedStudent, Backbone, Wrappable, load_pretrained
 
@@ -90,7 +91,7 @@ def train(
     again, ends with the same summary. Raises RunError, naming the setting, if it holds one of others.
     """
     augmentation, paths = augmentation or Augmentation(), paths or Paths()
-    execution, followers = execution or choose_execution(), open_trackers(trackers, on_epoch)
+    execution, opened = execution or choose_execution(), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.place(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
     began_with = first_weights(model, paths, finetune_from, pretrained)
@@ -112,24 +113,14 @@ def train(
         if world.broadcast(is_run(out)):
             require_settings(out, planned, paths=paths, of_preset=of_preset)
             own = None if isinstance(model, str) else model
-            return resume(
-                out, execution=execution, paths=paths, target=target, backbone=own, trackers=followers
-            )
+            return resume(out, execution=execution, paths=paths, target=target, backbone=own, trackers=opened)
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
-        backbone = open_backbone(model, config)
-        require_reads(backbone, config)
-        require_runs(backbone, config, data.plan, len(data.dataset))
-        _load_weights(backbone, began_with, config)
-        method = open_method(config, backbone, data.source_classes)
-        if config.ema:
-            AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
-        with kernels(config, execution.device):
-            config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
+        config, method = _open_method(model, began_with, config, data, execution, world, paths)
         places = to_record(target, paths, config.sources, began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
         _log_choices(planned, config, len(data.dataset))
-        run = Run.begin(out, config.to_dict(), places, data.probe, followers) if world.is_first else None
+        run = Run.begin(out, config.to_dict(), places, data.probe, opened) if world.is_first else None
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=None)
 
 
@@ -188,6 +179,30 @@ def resume(
         log.info(_next_step(config, state, out))
         run = Run.go_on(out, state["history"] if state else (), followers) if world.is_first else None
         return run_epochs(config, method, data, execution=execution, world=world, run=run, state=state)
+
+
+def _open_method(
+    model: str | Backbone,
+    began_with: Path | None,
+    config: TrainConfig,
+    data: TrainingData,
+    execution: Execution,
+    world: World,
+    paths: Paths,
+) -> tuple[TrainConfig, Method]:
+    """A new run's method with its student, checked on the data, and the config with the layers that are off
+    in the run's precision.
+    """
+    backbone = open_backbone(model, config)
+    require_reads(backbone, config)
+    require_runs(backbone, config, data.plan, len(data.dataset))
+    _load_weights(backbone, began_with, config)
+    method = open_method(config, backbone, data.source_classes)
+    if config.ema:
+        AveragedStudent(method.student, config.ema)  # which refuses one that cannot be copied
+    with kernels(config, execution.device):
+        config = with_plain_layers(config, method, data.plan, execution.device, world, paths.kernels_file)
+    return config, method
 
 
 def _load_weights(backbone: Backbone, path: Path | None, config: TrainConfig) -> None:

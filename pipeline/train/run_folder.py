@@ -22,8 +22,7 @@ import torch
 from safetensors.torch import load, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache import TEMPORARY, Location, is_file, write_durably
-from cache.storage import names_in, read_file
+from cache import TEMPORARY, Location, is_file, names_in, read_file, write_durably
 from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.train.run_records import environment, log_settings

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from filelock import FileLock
 from upath import UPath
 
-from cache.storage import location, require_bucket
+from cache import location, require_bucket
 from sskt.errors import TargetError
 
 LIMIT = "SSKT_PACKS_GB"  # environment variable: the most that `folder` may hold
