@@ -286,7 +286,7 @@ def test_settings_that_were_edited_are_refused(stopped):
 
 
 def test_other_pictures_are_refused(stopped, monkeypatch):
-    from pipeline.data import prepare as opening
+    from pipeline.data import index_copies as opening
 
     load = opening.load_dataset
     monkeypatch.setattr(

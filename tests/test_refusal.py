@@ -144,7 +144,7 @@ def test_a_picture_moved_to_another_class_is_refused(project):
 
 
 def test_other_labels_of_the_same_pictures_change_no_row_and_that_is_said(project, monkeypatch):
-    from pipeline.data import prepare as opening
+    from pipeline.data import index_copies as opening
 
     load = opening.load_dataset
 

@@ -68,10 +68,11 @@ def preset_choice(
         return Choice(recipe or "paper", sources, probe_views)
     usual = "finetune" if finetuned else "fast"
     chosen = recipe or (usual if has_recipe(target, method, usual) else "paper")
+    said = f"--recipe {chosen}"
     if makes_probe(preset, method, sources) and not heads_told:
         sources = ("probe:" + "+".join(sources),) if sources else ("probe",)
+        said += f" --source {sources[0]}, or a head per source where all samples have a label"
         if labels in ("live", "write-through"):  # which know no other views of a sample
             probe_views = probe_views or "own"
-    said = f"--recipe {chosen}" + "".join(f" --source {name}" for name in sources)
     log.info(f"--preset best is {said}; --preset paper: as published")
     return Choice(chosen, sources, probe_views)
