@@ -95,10 +95,20 @@ class Autocast(TorchFunctionMode):
     """
 
     _dtype: torch.dtype | None = None  # what is in force; the innermost context decides
-    _products = {torch.conv2d, torch.conv3d, torch.nn.functional.linear, torch.matmul, torch.bmm, torch.addmm}
+    _products = frozenset(
+        (torch.conv2d, torch.conv3d, torch.nn.functional.linear, torch.matmul, torch.bmm, torch.addmm)
+    )
     _in_full = {
         getattr(torch.nn.functional, name)
-        for name in ("softmax", "log_softmax", "cross_entropy", "kl_div", "mse_loss", "layer_norm", "normalize")
+        for name in (
+            "softmax",
+            "log_softmax",
+            "cross_entropy",
+            "kl_div",
+            "mse_loss",
+            "layer_norm",
+            "normalize",
+        )
     } | {torch.softmax, torch.log_softmax, torch.Tensor.softmax, torch.Tensor.log_softmax, torch.Tensor.pow}
 
     def __init__(self, _device: str, dtype: torch.dtype = torch.float16, enabled: bool = True) -> None:
