@@ -76,7 +76,9 @@ def bench(args: argparse.Namespace, scratch: Path) -> None:
     # whole forwards of every source
     n_batch = max(render_batch_size(forward.batch_size) for forward in forwards)
     with closing(open_renderer(dataset, plan, execution, batch_size=n_batch)) as renderer:
-        pixels = next(iter(renderer.render(0, in_batches(np.arange(n_batch), n_batch)))).clone()
+        pixels = next(
+            iter(renderer.render(0, in_batches(np.arange(n_batch) % len(dataset), n_batch)))
+        ).clone()
         if execution.device.type == "cuda":
             torch.cuda.synchronize()  # before DALI uses its buffer again
             pixels = pixels.to(execution.device)

@@ -1,8 +1,9 @@
 """A device that computes nothing, and a watch over what a GPU's step would wait for.
 
 torch's "meta" device has shapes and types alone, and goes forward and backward like a GPU; our code treats
-every device but a CPU as one. The watch sees each operator, those of a backward pass too, and notes where a
-real device would have to be waited for, and where a tensor of the host meets one of the device.
+every device but a CPU as one. (Fake CUDA tensors go forward only: a backward pass asks the driver for a
+context.) The watch sees each operator, those of a backward pass too, and notes where a real device would have
+to be waited for, and where a tensor of the host meets one of the device.
 """
 
 import traceback
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -85,6 +87,49 @@ class Watch(TorchDispatchMode):
     def _note(self, what: str) -> None:
         last = [frame for frame in traceback.extract_stack() if frame.filename.startswith(_OURS)][-1]
         self.found[what, str(Path(last.filename).relative_to(_ROOT)), f"{last.lineno}: {last.line}"] += 1
+
+
+class Autocast(TorchFunctionMode):
+    """Stands for `torch.autocast`, which knows no "meta": products in the low precision, and in full what
+    CUDA's autocast computes in full.
+    """
+
+    _dtype: torch.dtype | None = None  # what is in force; the innermost context decides
+    _products = frozenset(
+        (torch.conv2d, torch.conv3d, torch.nn.functional.linear, torch.matmul, torch.bmm, torch.addmm)
+    )
+    _in_full = {
+        getattr(torch.nn.functional, name)
+        for name in (
+            "softmax",
+            "log_softmax",
+            "cross_entropy",
+            "kl_div",
+            "mse_loss",
+            "layer_norm",
+            "normalize",
+        )
+    } | {torch.softmax, torch.log_softmax, torch.Tensor.softmax, torch.Tensor.log_softmax, torch.Tensor.pow}
+
+    def __init__(self, _device: str, dtype: torch.dtype = torch.float16, enabled: bool = True) -> None:
+        super().__init__()
+        self._wanted = dtype if enabled else None
+
+    def __enter__(self):
+        self._before, Autocast._dtype = Autocast._dtype, self._wanted
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        Autocast._dtype = self._before
+        return super().__exit__(*raised)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self._dtype and func in self._products | self._in_full:
+            dtype = self._dtype if func in self._products else torch.float32
+            args, kwargs = pytree.tree_map_only(
+                torch.Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x, (args, kwargs)
+            )
+        return func(*args, **(kwargs or {}))
 
 
 class QueuedWork:

@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cache_samples import IDENTITY, fill, logits_of
-from nowhere import NOWHERE, QueuedWork, Watch, stub_events
+from nowhere import NOWHERE, Autocast, QueuedWork, Watch, stub_events
 from nvidia.dali import Pipeline
 from programs import Tiny, small_student
 
@@ -87,6 +87,8 @@ WAITS = {
         "summed = world.all_reduce(torch.tensor(parts, dtype=torch.float64, device=device))",
     ),
 }
+# a scaler of gradients asks at every step whether one of them overflowed
+SCALER = ("waits", "pipeline/train/trainer.py", "self._scaler.step(self._optimiser)")
 # and what is copied there once: all images, and a view's rows
 COPIES = {
     (
@@ -136,29 +138,33 @@ def lazily(monkeypatch):
     monkeypatch.setattr("pipeline.data.loader.prefetch", lambda items, _n: items)
     unfused = trainer.build_optimizer
     monkeypatch.setattr(trainer, "build_optimizer", lambda *a, **how: unfused(*a, **{**how, "fused": False}))
-    monkeypatch.setattr(torch, "autocast", lambda *_, **_how: nullcontext())
+    monkeypatch.setattr(torch, "autocast", Autocast)
     monkeypatch.setattr("pipeline.train.method._another", lambda *_: small_student())
 
 
-def config_of(dataset, settings):
+def config_of(dataset, settings, amp):
     config = resolve(
         "digits",
         execution=choose_execution(device="cpu"),
         world=World(),
         augmentation=Augmentation(),
         model="resnet20",
-        amp="fp32",
         batch_size=BATCH,
         epochs=2,
         sources=SOURCES if settings.get("method", "sskt") not in ("scratch", "dml", "maxl") else (),
         **settings,
     )
-    return replace(config, classes=dataset.classes)
+    return replace(config, classes=dataset.classes, amp=amp)
 
 
-@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-def test_no_step_waits_for_the_device(dataset, stores, lazily, settings):
-    config = config_of(dataset, settings)
+@pytest.mark.parametrize(
+    ("kind", "amp"),
+    [(kind, "bf16") for kind in KINDS]
+    + [(kind, "fp16") for kind in ("sskt", "sskt with gated gradients", "graph")]
+    + [("scratch", "fp32")],
+)
+def test_no_step_waits_for_the_device(dataset, stores, lazily, kind, amp):
+    config = config_of(dataset, KINDS[kind], amp)
     outputs, classes = None, {}
     if config.sources:
         placement = Placement("device", NOWHERE)
@@ -172,7 +178,9 @@ def test_no_step_waits_for_the_device(dataset, stores, lazily, settings):
     with Watch() as watch:
         learner.train_epoch(loader, lambda _: None, lambda: None)
     assert len(in_steps) == 2
-    assert not in_steps[1].found, in_steps[1].found  # by file and line
+    once = {SCALER} if amp == "fp16" else set()
+    assert lines(in_steps[1]) == once, in_steps[1].found  # by file and line
+    assert in_steps[1].found.total() == len(once)
     assert lines(watch) - COPIES == WAITS
 
 
@@ -195,7 +203,7 @@ def watch_steps(learner):
 
 @pytest.mark.parametrize("task", PRETEXT_METHODS)
 def test_no_pretext_step_waits_for_the_device(task, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *_, **_how: nullcontext())
+    monkeypatch.setattr(torch, "autocast", Autocast)
     n_frames, n_answers = {"sorting": (4, 5), "tracking": (2, 7), "prediction": (3, 1)}.get(task, (2, 1))
     kind = method_named(task)
     model = "prednet" if task == "prediction" else f"vgg19-{task}-small"
@@ -205,20 +213,22 @@ def test_no_pretext_step_waits_for_the_device(task, monkeypatch):
     side = 64
     pixels = torch.empty(4, 3, n_frames, side, side, dtype=torch.uint8, device=NOWHERE)
     labels = torch.empty(4, n_answers, dtype=torch.int64, device=NOWHERE)
-    with Watch():
+    with Watch(), torch.autocast("meta", torch.bfloat16):
         method(pixels, labels, {})  # constants are copied once
     with Watch() as watch:
-        method(pixels, labels, {}).total.backward()
+        with torch.autocast("meta", torch.bfloat16):
+            losses = method(pixels, labels, {})
+        losses.total.backward()
     assert not watch.found
     assert all(w.grad is not None for w in method.parameters() if w.requires_grad)
 
 
 def frozen_there(monkeypatch, seed=0, *, name="program:a"):
     """`Tiny` as a frozen source on the device that computes nothing."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **_how: nullcontext())
+    monkeypatch.setattr(torch, "autocast", Autocast)
     spec = SourceSpec(name, "program", "program", 7, (0.5,) * 3, (0.5,) * 3)
     source = Source(spec, Tiny(seed), "0" * 64, None)
-    return FrozenSource(source, InputMap(SIDE), device=NOWHERE, forward=Forward("fp32", BATCH))
+    return FrozenSource(source, InputMap(SIDE), device=NOWHERE, forward=Forward("fp16", BATCH))
 
 
 class Slow:
@@ -391,7 +401,7 @@ class Lent:
 
 def test_buffers_live_until_an_evaluation_has_read_them(dataset, monkeypatch):
     stub_events(monkeypatch)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **_how: nullcontext())
+    monkeypatch.setattr(torch, "autocast", Autocast)
     monkeypatch.setattr(sys.modules[Evaluator.__module__], "open_renderer", Lent)
     evaluator = Evaluator(dataset, PLAN, Execution(NOWHERE), keeps=False)
     evaluator._batch = 4

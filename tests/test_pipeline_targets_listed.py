@@ -59,6 +59,9 @@ def _test_split(name, data_dir, split="test"):
     return load_dataset(parse_target(name), split, data_dir=data_dir, index_dir=data_dir / "kept")
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Python 3.14 will:DeprecationWarning"
+)  # torchvision unpacks, Python 3.12 warns
 def test_imagenets_flat_validation_pictures_have_the_labels_of_the_devkit(ilsvrc, tmp_path, monkeypatch):
     data_dir, wnids = ilsvrc
     dataset = _test_split("imagenet", data_dir)

@@ -109,6 +109,13 @@ def test_input_map_may_map_positions_by_a_factor_as_the_released_call_does(from_
         InputMap(74, scale="7/3")(torch.zeros(1, 3, 33, 33, dtype=torch.uint8))
 
 
+def test_the_compiler_takes_the_map_in_one_piece():
+    """As stage one compiles it with the network; torch 2.11 traces less than later ones."""
+    input_map, pixels = InputMap(74, scale="7/3"), torch.arange(6 * 32 * 32).reshape(2, 3, 32, 32).byte()
+    traced = torch.compile(lambda x: input_map(x), fullgraph=True, backend="eager")
+    assert torch.equal(traced(pixels), input_map(pixels))
+
+
 def test_input_map_of_the_same_size_only_normalises():
     pixels = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     assert torch.equal(InputMap(20)(pixels), normalise(pixels, IMAGENET_MEAN, IMAGENET_STD))

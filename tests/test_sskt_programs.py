@@ -21,6 +21,8 @@ from sskt.sources.registry import open_source
 
 CPU = torch.device("cpu")
 SIDE = 16
+# torch 2.11's own `run_decompositions` copies what it has deprecated itself
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 
 
 class Net(nn.Module):

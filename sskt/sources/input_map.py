@@ -63,7 +63,7 @@ class InputMap:
         resized = nn.functional.interpolate(
             images,
             size=size if self.scale is None else None,
-            scale_factor=None if self.scale is None else float(Fraction(self.scale)),
+            scale_factor=None if self.scale is None else _quotient(self.scale),
             mode=self.interpolation,
             align_corners=self.align_corners,
             antialias=self.antialias,
@@ -74,6 +74,12 @@ class InputMap:
                 f"were to see {self.side_px}; say --source-size {self.side_px}"
             )
         return resized.view(len(x), -1, *resized.shape[1:]).transpose(1, 2) if x.ndim == 5 else resized
+
+
+def _quotient(scale: str) -> float:
+    """float(Fraction(scale)), which torch 2.11's compiler does not trace."""
+    numerator, _, denominator = scale.partition("/")
+    return int(numerator) / int(denominator or "1")
 
 
 def scaled_side(side_px: int, scale: Fraction) -> int:
