@@ -340,7 +340,7 @@ BAD = [
     (edited_manifest, "manifest"),
     (truncated_unit, "c.0.0.0"),
     (flipped_byte, "c.0.0.0"),
-    (occupied_out, "not empty"),
+    (occupied_out, "was started with target"),
     (out_below_a_file, "tiny.pt2/run"),
     (demo_below_a_file, "tiny.pt2/stores"),
     (no_run, "config.json"),
@@ -472,7 +472,7 @@ MISTAKEN = [
     ),
     (lambda f: api.train("digits", out=f / "run", seed=0.5, **from_python(f)), "seed is 0.5 (float)"),
     (lambda f: api.train("digits", out=f / "run", limit=12.0, **from_python(f)), "limit is 12.0 (float)"),
-    (lambda f: api.train("digits", out=7, **from_python(f)), "out is 7 (int), expected a path"),
+    (lambda f: api.train("digits", out=7, **from_python(f)), "out is 7 (int), expected a folder or a URL"),
     (
         lambda f: api.train("digits", out=f / "run", model=torch.nn.Linear(2, 2), **from_python(f)),
         "the module Linear cannot take images (2x3x16x16: ",

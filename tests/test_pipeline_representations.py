@@ -132,8 +132,8 @@ def test_a_run_that_names_no_source_takes_the_stores_that_are_there_or_says_what
     where = Paths(paths.data_dir, tmp_path / "stores")
     how = {"views": 2, "limit": N, "paths": where, "execution": CPU, "augmentation": SHOWN}
 
-    def without_sources(**settings):
-        return train((where, runs), tmp_path / "run", sources=(), teacher_temperature={}, **settings)
+    def without_sources(out="refused", **settings):
+        return train((where, runs), tmp_path / out, sources=(), teacher_temperature={}, **settings)
 
     def refused(message, **settings):
         with pytest.raises(RunError, match=message):
@@ -149,7 +149,7 @@ def test_a_run_that_names_no_source_takes_the_stores_that_are_there_or_says_what
     api.precompute(["digits"], runs[1:], output=("layer4:2",), **how)
     refused("run:teacher0 has layer4:3; run:teacher1 has layer4:2.; precompute one of all")
     api.precompute(["digits"], runs[1:], output=("layer4:3",), **how)
-    summary = without_sources(epochs=1)
+    summary = without_sources("run", epochs=1)
     names = [f"run:teacher{seed}" for seed in range(2)]
     assert summary["sources"] == [*names, *(f"{name}@layer4:3" for name in names)]
     api.precompute(["digits"], runs[:1], output=("layer4:2",), **how)

@@ -200,8 +200,11 @@ def test_teachers_and_stores_are_made_once_for_rows_and_seeds_and_the_next_call_
     assert "of the pretext tasks on ccv: sorting 7, egomotion 7, tracking 7, prediction 7" in page
     assert "5 training videos of ccv, not the official 4,659" in page
 
-    for module, name in ((series, "train"), (needs, "ensemble")):
-        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it is there"))
+    for module, name in (
+        ("pipeline.train.run", "run_epochs"),
+        ("pipeline.studies.reproduce.graph.needs", "ensemble"),
+    ):
+        monkeypatch.setattr(f"{module}.{name}", lambda *_, **__: pytest.fail("it is there"))
     monkeypatch.setattr(series, "precompute", lambda *_, **__: None)  # looks, and finds all there
     again = api.reproduce("G", campaign, rows=ROWS, targets=["ccv"])
     assert [result.values for result in again] == [result.values for result in results]

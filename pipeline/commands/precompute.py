@@ -82,7 +82,7 @@ def prepare(
     paths: Paths,
     as_json: bool,
 ) -> None:
-    """Download and check a target; pack its videos, or its images for an object store.
+    """Download and check a target; pack its videos or images.
 
     Official archives are downloaded if they are missing. In folders, every image is checked and indexed.
     Videos are decoded once and packed under --cache-dir. If stopped, it continues from there.

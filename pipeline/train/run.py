@@ -111,7 +111,7 @@ def train(
         require_learnable(planned)
         of_preset = makes_probe(settings.get("preset"), planned.method, settings.get("sources"))
         if world.broadcast(is_run(out)):
-            require_settings(out, planned, paths=paths, of_preset=of_preset)
+            require_settings(out, planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
             own = None if isinstance(model, str) else model
             return resume(out, execution=execution, paths=paths, target=target, backbone=own, trackers=opened)
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)

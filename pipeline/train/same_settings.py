@@ -10,10 +10,10 @@ from typing import Any
 
 from cache import Location, flatten
 from pipeline.data import parse_target
-from pipeline.runtime import Paths, mute_remarks
+from pipeline.runtime import Execution, Paths, World, mute_remarks
 from pipeline.train.config import SETTLED_BY_DATA, TrainConfig, weights_name
-from pipeline.train.data import pools_of, splits_of
-from pipeline.train.run_folder import read_config
+from pipeline.train.data import open_data, pools_of, splits_of
+from pipeline.train.run_folder import read_config, read_probe, read_summary
 from sskt.errors import RunError
 from sskt.methods import method_named
 from sskt.sources import asked_of, kind_of
@@ -26,10 +26,18 @@ def has_settings(out: Location, planned: TrainConfig, *, paths: Paths) -> bool:
     return _first_difference(_recorded(out), _expected(planned, paths)) is None
 
 
-def require_settings(out: Location, planned: TrainConfig, *, paths: Paths, of_preset: bool = False) -> None:
+def require_settings(
+    out: Location,
+    planned: TrainConfig,
+    *,
+    paths: Paths,
+    execution: Execution,
+    world: World,
+    of_preset: bool = False,
+) -> None:
     """Raise RunError, naming the first setting or split in which the run in `out` is not `planned`, the
-    config of a run before its data and sources are opened. `of_preset`: nobody asked for the probe among its
-    sources, so heads may teach instead.
+    config of a run before its data and sources are opened, or if it has finished with a probe that was fitted
+    on other stores. `of_preset`: nobody asked for the probe among its sources, so heads may teach instead.
     """
     with mute_remarks():
         splits = splits_of(planned, paths)
@@ -50,6 +58,9 @@ def require_settings(out: Location, planned: TrainConfig, *, paths: Paths, of_pr
             f"{out}: was started with {name} {actual}, this command has {wanted}; choose another --out, or "
             f"continue the run as it is with --resume {out}"
         )
+    if read_summary(out) is not None and (probe := read_probe(out)) is not None:
+        with mute_remarks():  # what is opened is compared with what the probe was fitted on
+            open_data(planned, paths=paths, execution=execution, world=world, probe=probe)
 
 
 def _recorded(out: Location) -> dict[str, Any]:
