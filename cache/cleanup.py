@@ -13,7 +13,6 @@ from cache.row_format import ROW_ARRAYS
 from cache.storage import (
     TEMPORARY,
     Location,
-    bytes_below,
     delete_file,
     delete_files,
     delete_folder,
@@ -80,7 +79,7 @@ def clear_remains(path: Location) -> None:
                     delete_folder(path)
     # Object stores have no locks, so nothing is deleted: another process may be making its store. Its
     # zarr.json is written before its units and checked after them, so those are never taken for remains.
-    elif bytes_below(path) and any(_chunks(path / part) for part in _UNITS) and _holds_remains(path):
+    elif names_in(path) and any(_chunks(path / part) for part in _UNITS) and _holds_remains(path):
         raise CacheError(
             f"{path}: holds units, but neither zarr.json nor {BACKUP}, so nobody can say what they are of; "
             f"`sskt cache prune {path}` removes them"

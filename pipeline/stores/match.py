@@ -79,8 +79,8 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         path = folder / f"{digest(fields)[:12]}.zarr"
         return Destination(path, fields, top_k, is_file(path / "zarr.json"))
 
-    def or_alike(place: Destination) -> Destination:
-        return place if place.exists else _alike(place, job, source, cache_dir) or place
+    def or_alike(place: Destination, *, alone: bool = False) -> Destination:
+        return place if place.exists else _alike(place, job, source, cache_dir, alone=alone) or place
 
     dense, wanted = of_form(None), job.top_k
     if spec.output != LOGITS_OUTPUT:
@@ -94,14 +94,15 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
         nbytes = 2 * spec.n_classes * len(job.dataset) * job.views
         if dense.exists:
             return dense
-        existing = [place for k in _top_ks_in(folder) if (place := of_form(k)).exists]
+        below = find_stores(folder)
+        existing = [place for k in _top_ks_in(below) if (place := of_form(k)).exists]
         if existing:
             largest = max(existing, key=lambda place: place.top_k or 0)
             log.info(
                 f"{spec.name}: {largest.path} is there and holds the top {largest.top_k}; --top-k 0 keeps all"
             )
             return largest
-        if (alike := or_alike(dense)).exists:
+        if (alike := or_alike(dense, alone=not below)).exists:
             return alike
         if nbytes <= DENSE_BUDGET:
             return dense
@@ -118,10 +119,14 @@ def destination(job: Job, source: Source, input_map: InputMap, cache_dir: Locati
     return or_alike(of_form(wanted))
 
 
-def _alike(place: Destination, job: Job, source: Source, cache_dir: Location) -> Destination | None:
-    """A store of the same rows as belong in `place`, under another name; None if there is none."""
+def _alike(
+    place: Destination, job: Job, source: Source, cache_dir: Location, *, alone: bool
+) -> Destination | None:
+    """A store of the same rows as belong in `place`, under another name; None if there is none. `alone`: no
+    store lies beside `place`.
+    """
     dataset, name = job.dataset, source.spec.name
-    by_name = sound_stores(store_folder(cache_dir, dataset, name))
+    by_name = () if alone else sound_stores(store_folder(cache_dir, dataset, name))
     elsewhere = stores_elsewhere(cache_dir, dataset, name, source.weights_sha256)
     alike = [
         store
@@ -135,9 +140,9 @@ def _alike(place: Destination, job: Job, source: Source, cache_dir: Location) ->
     return Destination(chosen.path, chosen.manifest.identity, place.top_k, exists=True)
 
 
-def _top_ks_in(folder: Location) -> Iterator[int]:
-    """How many classes each top-k store of a folder holds; skips damaged stores with a warning."""
-    for path in find_stores(folder):
+def _top_ks_in(paths: Sequence[Location]) -> Iterator[int]:
+    """How many classes each top-k store of these holds; skips damaged ones with a warning."""
+    for path in paths:
         try:
             top_k = Store.open(path).top_k
         except StoreDamaged as damage:
