@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,6 +224,15 @@ def test_a_folder_that_a_node_lacks_is_named(tmp_path, source, ray, monkeypatch)
     monkeypatch.chdir(tmp_path / "gone")
     ray.before = {0: (tmp_path / "gone").rmdir}
     with pytest.raises(RunError, match=r"node 10\.0\.0\.7 has no folder .*gone, where the command was"):
+        precompute(tmp_path / "stores", source, engine="ray")
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path, source, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(RunError, match=rf"^the Ray cluster at {address} cannot be reached .*; check RAY_"):
         precompute(tmp_path / "stores", source, engine="ray")
 
 

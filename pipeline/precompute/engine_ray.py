@@ -7,11 +7,10 @@ network. The driver reads neither images nor networks nor stores; if it is lost,
 
 from __future__ import annotations
 
-import logging
+import logging.handlers
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from logging.handlers import BufferingHandler
 from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
@@ -106,7 +105,7 @@ def _open(order: _Order, at: int, paths: list[Location]) -> _Opened:
 
 def _look(order: _Order, at: int, paths: list[Location]) -> _Found:
     """Create a job's stores, or find what they lack."""
-    kept = BufferingHandler(10_000)
+    kept = logging.handlers.BufferingHandler(10_000)
     logging.basicConfig(level=logging.INFO, handlers=[kept], force=True)  # the process is ours
     opened = _open(order, at, paths)
     job, stores = opened.job, opened.stores

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from sskt.errors import RunError
 from sskt.extras import library
+
+_ANSWER_S = 10.0
 
 
 def import_ray() -> Any:
@@ -32,6 +35,7 @@ def connected() -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        _require_answer(address)
         ray.init(address, log_to_driver=False, logging_level="error", **own)
     except Exception as error:  # Ray's own are bare
         raise RunError(
@@ -44,6 +48,13 @@ def connected() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError if nobody answers at HOST:PORT, where Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
 
 
 def worker_needs(ray: Any, device: object, n_workers: int | None) -> dict[str, float]:
