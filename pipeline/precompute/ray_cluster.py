@@ -54,7 +54,7 @@ def _require_answer(address: str) -> None:
     """Raise OSError if nobody answers at HOST:PORT, where Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
 
 
 def worker_needs(ray: Any, device: object, n_workers: int | None) -> dict[str, float]:
