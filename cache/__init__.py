@@ -4,7 +4,15 @@ Knows nothing of networks or images: rows of float16 numbers go in and come out 
 public, see docs/store-format.md.
 """
 
-from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreIncomplete, StoreMismatch
+from cache.errors import (
+    ABSENT,
+    CacheError,
+    Difference,
+    FolderClosed,
+    StoreDamaged,
+    StoreIncomplete,
+    StoreMismatch,
+)
 from cache.layout import TABLES, default_block_rows, table_sha256, write_table
 from cache.manifest import Manifest, differences, digest, flatten, require_match
 from cache.repair import repair_metadata
@@ -12,11 +20,13 @@ from cache.row_format import LOGITS, REPRESENTATIONS
 from cache.storage import (
     TEMPORARY,
     Location,
+    delete_file,
     is_file,
     local_path,
     location,
     names_in,
     read_file,
+    read_files,
     require_bucket,
     sizes_in,
     subfolders,
@@ -33,6 +43,7 @@ __all__ = [
     "TEMPORARY",
     "CacheError",
     "Difference",
+    "FolderClosed",
     "Location",
     "Manifest",
     "MappedView",
@@ -43,6 +54,7 @@ __all__ = [
     "StoreMismatch",
     "Unit",
     "default_block_rows",
+    "delete_file",
     "differences",
     "digest",
     "find_stores",
@@ -52,6 +64,7 @@ __all__ = [
     "location",
     "names_in",
     "read_file",
+    "read_files",
     "repair_metadata",
     "require_bucket",
     "require_match",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
+    click.argument("run"),
     folder_option(
         "--on",
         None,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     JSON,
 )
 def evaluate(
-    run: Path,
+    run: str,
     on: Path | None,
     clips: int | str,
     best: bool,

@@ -17,6 +17,7 @@ from pipeline.commands.options import (
     HOW,
     JSON,
     MOVED,
+    PATH,
     as_argument,
     build_execution,
     options,
@@ -33,8 +34,8 @@ _UNUSABLE = 1  # the exit status where some file(s) have no prediction
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
-    click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.argument("run"),
+    click.argument("files", nargs=-1, required=True, type=PATH),
     CLIPS,
     BEST,
     as_argument("execution", build_execution, *HOW),
@@ -45,7 +46,7 @@ _UNUSABLE = 1  # the exit status where some file(s) have no prediction
     JSON,
 )
 def predict(
-    run: Path,
+    run: str,
     files: tuple[Path, ...],
     clips: int | str,
     best: bool,

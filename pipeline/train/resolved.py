@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Unpack
 
+from cache import Location
 from pipeline.data import Augmentation
 from pipeline.runtime import Execution, Paths, World, choose_execution, coerce
 from pipeline.train.backbone import choose_clip_mean, default_model
@@ -32,7 +32,7 @@ def resolved_settings(
     seed: int = 0,
     limit: int | None = None,
     eval_every: int = 1,
-    finetune_from: Path | str | None = None,
+    finetune_from: Location | str | None = None,
     pretrained: bool = False,
     paths: Paths | None = None,
     **settings: Unpack[Settings],
@@ -65,7 +65,7 @@ def resolved_settings(
         if name in chosen and chosen[name] is None:
             del chosen[name]
     if began_with is not None:
-        chosen["finetune_from"] = str(began_with)
+        chosen["finetune_from"] = str(finetune_from or began_with)
     if chosen.get("clip_mean") == choose_clip_mean(RELEASED_MEAN, config.model):
         del chosen["clip_mean"]  # of networks that subtract another, it could not be said
     return chosen | {"augmentation": recorded["augmentation"]}

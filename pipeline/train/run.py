@@ -74,7 +74,7 @@ def train(
     seed: int = 0,
     limit: int | None = None,
     eval_every: int = 1,
-    finetune_from: Path | str | None = None,
+    finetune_from: Location | str | None = None,
     pretrained: bool = False,
     trackers: str | Tracker | Sequence[str | Tracker] = (),
     on_epoch: OnEpoch | None = None,
@@ -84,13 +84,15 @@ def train(
 
     `model` is a name, your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes one
     of any module), or a plain module, of which a copy is made one. `finetune_from` is a file of initial
-    weights; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run. Under torchrun
-    the ranks share every batch. Returns the run's summary; `out` is written when all inputs are checked.
+    weights, or its URL; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run.
+    Under torchrun the ranks share every batch. Returns the run's summary; `out` is written when all inputs
+    are checked.
 
     If `out` holds a run of the same settings, it is continued (see `resume`), so that the same call, made
     again, ends with the same summary. Raises RunError, naming the setting, if it holds one of others.
     """
-    augmentation, paths = augmentation or Augmentation(), paths or Paths()
+    sources = coerce.texts(settings.get("sources"), "sources")
+    augmentation, paths = augmentation or Augmentation(), (paths or Paths()).fetched(sources)
     execution, opened = execution or choose_execution(), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.place(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
@@ -155,7 +157,8 @@ def resume(
     state = _state(out, config, finished=summary is not None)
     sources = coerce.texts(sources, "sources")
     where = whereabouts_of(out, config, paths=paths, target=target, sources=sources)
-    paths, execution = where.paths, execution or choose_execution()
+    paths = where.paths.fetched(() if config.labels == "cached" else config.sources)
+    execution = execution or choose_execution()
     require_stores(out, config, paths)
     with join_world(execution.device) as world:
         _require_ranks(config, world, out)

@@ -53,7 +53,8 @@ def to_record(
     """The places of a new run, as plain data that means the same from any folder."""
     cache_dir = paths.cache_dir
     networks = [each for name in sources for each in asked_of(name)]
-    lying = {name: path for name in networks if (path := _lies(name, paths)) is not None}
+    # what lies at a URL is fetched again
+    lying = {name: path for name in networks if "://" not in name and (path := _lies(name, paths))}
     return {
         "target": parse_target(target).as_given,
         "data_dir": str(paths.data_dir.absolute()),
@@ -133,7 +134,8 @@ def whereabouts_of(
     recorded = _recorded_target(run) or config.target
     paths = _with_recorded(run, paths) if paths else paths_of(run)
     if sources:
-        found = {name: path for told in sources for name, path in _recognised(run, config, told).items()}
+        named = map(paths.fetched(sources).lying, sources)
+        found = {name: path for told in named for name, path in _recognised(run, config, told).items()}
         paths = replace(paths, moved={**paths.moved, **found})
     target = recorded if target is None else coerce.text(target, "target")
     _require_kind(run, parse_target(config.target), target)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from cache import Location
 from pipeline.data import CentreClip, Plan, plan_from
 from pipeline.runtime import Execution, Paths, coerce
 from pipeline.train.backbone import reopen_backbone
@@ -24,7 +24,7 @@ EVALUATION_CLIPS = 10  # per video
 class FinishedRun:
     """A run and its settings; `plan` is the view in which it is scored."""
 
-    folder: Path
+    folder: Location
     config: TrainConfig
     plan: Plan
 
@@ -62,9 +62,9 @@ class FinishedRun:
         return student
 
 
-def open_finished(run: Path | str, clips: int | str = EVALUATION_CLIPS) -> FinishedRun:
+def open_finished(run: Location | str, clips: int | str = EVALUATION_CLIPS) -> FinishedRun:
     """A run, which is scored in `clips` clips of each video, or "all". Raises RunError if it is none."""
-    run = coerce.path(run, "run")
+    run = coerce.place(run, "run")
     where = str(run / "config.json")
     config = TrainConfig.from_dict(read_config(run), where)
     plan = plan_from(config.eval_plan, where)
@@ -73,7 +73,7 @@ def open_finished(run: Path | str, clips: int | str = EVALUATION_CLIPS) -> Finis
     return FinishedRun(run, config, plan)
 
 
-def known_paths(run: Path, paths: Paths | None) -> Paths | None:
+def known_paths(run: Location, paths: Paths | None) -> Paths | None:
     """`paths`, else where the run found its data and stores; None if that record is lost."""
     with suppress(RunError):
         return paths or paths_of(run)
