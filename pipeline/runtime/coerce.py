@@ -101,6 +101,11 @@ def place(value: Any, name: str) -> Location:
     return location(value) if isinstance(value, str) else _require_location(value, name)
 
 
+def place_or_none(value: Any, name: str) -> Location | None:
+    """`place`, or None. Raises RunError for anything else."""
+    return None if value is None else place(value, name)
+
+
 def places(value: Any, name: str) -> tuple[Location, ...]:
     """A tuple of paths or URLs; a single one is wrapped. Raises RunError for anything else."""
     values = _several(value, (str, *get_args(Location)), name, "folders or URLs")

@@ -24,10 +24,10 @@ _TORCHVISION = {
 
 
 def first_weights(
-    model: str | nn.Module, paths: Paths, finetune_from: Location | str | None, pretrained: bool
+    model: str | nn.Module, paths: Paths, finetune_from: Location | None, pretrained: bool
 ) -> Path | None:
     """The file of the weights that a student starts from, here; None for fresh ones, or its own."""
-    given = None if finetune_from is None else paths.local(coerce.place(finetune_from, "finetune_from"))
+    given = None if finetune_from is None else paths.local(finetune_from)
     return published_weights(model, paths, given=given) if coerce.flag(pretrained, "pretrained") else given
 
 

@@ -55,9 +55,9 @@ class FinishedRun:
         student = self.bare_student(which, backbone).to(execution.device)
         if self.config.channels_last:
             to_channels_last(student)
-        kept_in = None if paths is None else paths.kernels_file
-        if kept_in is None or not kept_in.parent.is_dir():  # the run was moved to another machine
-            kept_in = self.folder / "kernels.json"
+        kept_in: Location = self.folder / "kernels.json"  # of a run that was moved to another machine
+        if paths is not None and paths.kernels_file.parent.is_dir():
+            kept_in = paths.kernels_file
         prepare_to_score(student, self.config, self.plan, execution.device, kept_in)
         return student
 
