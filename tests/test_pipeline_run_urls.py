@@ -49,10 +49,10 @@ def run(*words):
 def both(project, *words):
     """What a command prints of run a, in the folder and at the URL, without where that is."""
     folder, url, _ = project
-    said = []
-    for runs in (str(folder / "runs"), str(url / "runs")):
-        said.append(run(*(str(word).replace("RUNS", runs) for word in words)).replace(runs, "RUNS"))
-    return said
+    return [
+        run(*(str(word).replace("RUNS", runs) for word in words)).replace(runs, "RUNS")
+        for runs in (str(folder / "runs"), str(url / "runs"))
+    ]
 
 
 def test_a_run_is_scored_asked_and_exported_alike(project, tmp_path):

@@ -108,7 +108,7 @@ def place_or_none(value: Any, name: str) -> Location | None:
 
 def places(value: Any, name: str) -> tuple[Location, ...]:
     """A tuple of paths or URLs; a single one is wrapped. Raises RunError for anything else."""
-    values = _several(value, (str, *get_args(Location)), name, "folders or URLs")
+    values = _several(value, (str, *get_args(Location)), name, "paths or URLs")
     return tuple(place(one, f"one of {name}") for one in values)
 
 
