@@ -21,7 +21,7 @@ RARE = "Rarely needed"  # the last section of a page
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Local(click.Path):
+class LocalPath(click.Path):
     """A path on this machine. A URL would be taken for a folder called s3:."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -31,8 +31,8 @@ class _Local(click.Path):
         return super().convert(value, param, ctx)
 
 
-PATH, FILE = _Local(path_type=Path), _Local(path_type=Path, dir_okay=False)
-FOLDER = _Local(path_type=Path, file_okay=False)
+PATH, FILE = LocalPath(path_type=Path), LocalPath(path_type=Path, dir_okay=False)
+FOLDER = LocalPath(path_type=Path, file_okay=False)
 
 
 def options(*decorators: Decorator) -> Decorator:

@@ -72,12 +72,14 @@ _OF_TASK = "[default: the task's]"
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
     click.option(
         "--out",
+        default=None,
         metavar="DIRECTORY|URL",
         help="Run folder; of several tasks, the folder of their runs, in which finished ones are skipped and "
         "stopped ones continued. [default: runs/pretext-<task>-<target>-<time>]",
     ),
     click.option(
         "--resume",
+        default=None,
         metavar="DIRECTORY|URL",
         help="Continue the run in this folder instead of starting one.",
     ),

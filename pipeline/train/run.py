@@ -84,19 +84,17 @@ def train(
 
     `model` is a name, your own backbone, which keeps its weights (`sskt.students.WrappedBackbone` makes one
     of any module), or a plain module, of which a copy is made one. `finetune_from` is a file of initial
-    weights, or its URL; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run.
-    Under torchrun the ranks share every batch. Returns the run's summary; `out` is written when all inputs
-    are checked.
+    weights; `pretrained` takes the published ones. `trackers` and `on_epoch` follow the run. Under torchrun
+    the ranks share every batch. Returns the run's summary; `out` is written when all inputs are checked.
 
     If `out` holds a run of the same settings, it is continued (see `resume`), so that the same call, made
     again, ends with the same summary. Raises RunError, naming the setting, if it holds one of others.
     """
-    sources = coerce.texts(settings.get("sources"), "sources")
-    augmentation, paths = augmentation or Augmentation(), (paths or Paths()).fetched(sources)
-    execution, opened = execution or choose_execution(), open_trackers(trackers, on_epoch)
+    paths = (paths or Paths()).fetched(coerce.texts(settings.get("sources"), "sources"))
+    augmentation, execution = augmentation or Augmentation(), execution or choose_execution()
+    given, opened = coerce.place_or_none(finetune_from, "finetune_from"), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.place(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
-    given = coerce.place_or_none(finetune_from, "finetune_from")
     began_with = first_weights(model, paths, given, pretrained)
     with join_world(execution.device) as world:
         planned = resolve(
