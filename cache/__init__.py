@@ -4,15 +4,7 @@ Knows nothing of networks or images: rows of float16 numbers go in and come out 
 public, see docs/store-format.md.
 """
 
-from cache.errors import (
-    ABSENT,
-    CacheError,
-    Difference,
-    FolderClosed,
-    StoreDamaged,
-    StoreIncomplete,
-    StoreMismatch,
-)
+from cache.errors import ABSENT, CacheError, Difference, StoreDamaged, StoreIncomplete, StoreMismatch
 from cache.layout import TABLES, default_block_rows, table_sha256, write_table
 from cache.manifest import Manifest, differences, digest, flatten, require_match
 from cache.repair import repair_metadata
@@ -43,7 +35,6 @@ __all__ = [
     "TEMPORARY",
     "CacheError",
     "Difference",
-    "FolderClosed",
     "Location",
     "Manifest",
     "MappedView",

@@ -338,6 +338,9 @@ CLIPS = click.option(
     callback=_clips,
     help="Clips per video: N evenly spaced ones, or all consecutive ones, as in the released test script.",
 )
+SCORING = options(  # of a run, by commands that ask its student
+    CLIPS, BEST, as_argument("execution", build_execution, *HOW), MOVED, DATA_DIR, CACHE_DIR
+)
 BEGINNING = (
     choice_option(
         "--init",

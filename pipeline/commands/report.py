@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import (
-    BEST,
-    CACHE_DIR,
-    CLIPS,
-    DATA_DIR,
-    FILE,
-    HOW,
-    JSON,
-    MOVED,
-    as_argument,
-    build_execution,
-    options,
-)
+from pipeline.commands.options import FILE, JSON, SCORING, options
 from pipeline.commands.output import show, tell
 from pipeline.commands.told import paths_of
 
@@ -73,12 +61,7 @@ def runs(folders: tuple[str, ...], page: Path | None, as_json: bool) -> None:
         metavar="FILE|URL",
         help="HTML file to write. [default: report.html in the run's folder]",
     ),
-    CLIPS,
-    BEST,
-    as_argument("execution", build_execution, *HOW),
-    MOVED,
-    DATA_DIR,
-    CACHE_DIR,
+    SCORING,
 )
 def report(
     run: str,

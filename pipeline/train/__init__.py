@@ -1,9 +1,9 @@
 """Stage two: what a run is (`config`), a student on its way (`trainer`), and the run around it (`train`)."""
 
 from pipeline.train.backbone import default_model
-from pipeline.train.config import SETTLED_BY_DATA, Settings, TrainConfig, weights_name, with_defaults
+from pipeline.train.config import Settings, TrainConfig, with_defaults
 from pipeline.train.confusion import draw_confusion
-from pipeline.train.data import open_data, pools_of, splits_of
+from pipeline.train.data import splits_of
 from pipeline.train.divergence import DivergedError
 from pipeline.train.evaluate import ALL_CLIPS, Evaluator
 from pipeline.train.example_images import example_images
@@ -34,7 +34,6 @@ __all__ = [
     "ALL_CLIPS",
     "ENCODER",
     "EVALUATION_CLIPS",
-    "SETTLED_BY_DATA",
     "DivergedError",
     "Evaluator",
     "FinishedRun",
@@ -53,13 +52,11 @@ __all__ = [
     "has_settings",
     "keep_labels",
     "labelled_list_of",
-    "open_data",
     "open_finished",
     "open_splits",
     "open_to_score",
     "open_training_data",
     "paths_of",
-    "pools_of",
     "predict",
     "pretext",
     "read_config",
@@ -76,7 +73,6 @@ __all__ = [
     "scoring_split",
     "splits_of",
     "train",
-    "weights_name",
     "whereabouts_of",
     "with_defaults",
     "with_places",

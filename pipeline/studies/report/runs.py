@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cache import FolderClosed, Location, flatten, is_file, names_in, subfolders
+from cache import Location, flatten, is_file, names_in, subfolders
+from cache.errors import FolderClosed
 from pipeline.runtime import coerce
 from pipeline.train import Settings, read_config, read_metrics, read_summary, with_defaults
 from sskt.errors import RunError
