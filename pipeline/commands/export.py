@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,11 +13,11 @@ from pipeline.commands.told import paths_of
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
+    click.argument("run"),
     choice_option("--format", "onnx pt2 safetensors", None, "Kind of file.", required=True),
     click.option(
         "--out",
-        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE|URL",
         help="File to write. [default: exported.FORMAT in the run's folder]",
     ),
     BEST,
@@ -28,9 +27,9 @@ from pipeline.commands.told import paths_of
     JSON,
 )
 def export(
-    run: Path,
+    run: str,
     format: str,  # noqa: A002 - the option's name
-    out: Path | None,
+    out: str | None,
     best: bool,
     target: str | None,
     as_json: bool,

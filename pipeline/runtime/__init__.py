@@ -18,6 +18,7 @@ from pipeline.runtime.paths import Paths, folder_words, require_named
 from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.remarks import mute_remarks
+from pipeline.runtime.results import write_result
 from pipeline.runtime.tables import csv_text
 
 __all__ = [
@@ -48,5 +49,6 @@ __all__ = [
     "sentence",
     "student_precision",
     "to_device",
+    "write_result",
     "wrong_layers",
 ]

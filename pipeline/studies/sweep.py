@@ -12,9 +12,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cache import write_durably
 from pipeline.data import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import Execution, Paths, World, boxes, coerce, csv_text, join_world, lettering
+from pipeline.runtime import (
+    Execution,
+    Paths,
+    World,
+    boxes,
+    coerce,
+    csv_text,
+    join_world,
+    lettering,
+    write_result,
+)
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
@@ -76,7 +85,7 @@ def sweep(
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
                 log.info(f"students are compared by the accuracy on the {split} split{as_papers}")
             if world.is_first:
-                _write(out / "sweep.csv", _csv(list(rows.values())))
+                write_result(out / "sweep.csv", _csv(list(rows.values())))
         if world.is_first and any(rows[panel.scratch.name]["mean"] is not None for panel in every):
             title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
             _draw_to(out / "sweep.png", title, panels, rows)
@@ -172,7 +181,7 @@ def _draw_to(
     image = io.BytesIO()
     with lettering(title, *map(panel_title, chain.from_iterable(panels))) as missing:
         draw(title, panels, rows).savefig(image, dpi=150, format="png")
-    _write(path, image.getvalue())
+    write_result(path, image.getvalue())
     if missing:
         log.info(f"{path}: {boxes(missing)}")
 
@@ -202,13 +211,3 @@ def _on_compared_split(name: str, settings: Mapping[str, Any]) -> str:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]).encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, data)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
-        ) from error

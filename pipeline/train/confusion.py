@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtime import boxes, fitted, lettering
-from sskt.errors import RunError, shown
+from cache import Location
+from pipeline.runtime import boxes, csv_text, fitted, lettering, write_result
+from sskt.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _DIGIT = 0.64  # width of a digit, of its size
 
 
 def write_confusion(
-    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path, name: str = "confusion"
+    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Location, name: str = "confusion"
 ) -> dict[str, str]:
     """Write confusion.csv, counts with true classes as rows, and confusion.png, whose colours are fractions
     of each true class, with counts in cells that are large enough; `name` is that of both files.
@@ -36,19 +36,14 @@ def write_confusion(
     """
     classes = tuple(map(shown, classes))
     paths = {f"confusion_{kind}": folder / f"{name}.{kind}" for kind in ("csv", "png")}
-    try:
-        with paths["confusion_csv"].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true \\ said", *classes])
-            writer.writerows([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
-        with lettering(*classes) as missing:
-            draw_confusion(matrix, classes).savefig(paths["confusion_png"], dpi=120)
-        if missing:
-            log.info(f"{paths['confusion_png']}: {boxes(missing)}")
-    except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror or error}); make room, or allow writing there"
-        ) from error
+    rows = ([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
+    image, remedy = io.BytesIO(), "make room, or allow writing there"
+    write_result(paths["confusion_csv"], csv_text([["true \\ said", *classes], *rows]).encode(), remedy)
+    with lettering(*classes) as missing:
+        draw_confusion(matrix, classes).savefig(image, dpi=120, format="png")
+    if missing:
+        log.info(f"{paths['confusion_png']}: {boxes(missing)}")
+    write_result(paths["confusion_png"], image.getvalue(), remedy)
     return {kind: str(path) for kind, path in paths.items()}
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from cache import write_durably
-from pipeline.runtime import boxes, fitted, lettering
+from pipeline.runtime import boxes, fitted, lettering, write_result
 from sskt.errors import RunError
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_REMEDY = "choose another --picture"
 _TITLE_PT, _LEGEND_PT = 10.0, 8.0
 _WIDTH_IN, _HEIGHT_IN, _LINE_IN = 7.0, 4.6, 0.2
 
@@ -29,10 +29,7 @@ def draw_to(path: Path, report: Mapping[str, Any]) -> None:
     data = io.BytesIO()
     with lettering(report["target"], *(row["name"] for row in report["rows"])) as missing:
         _draw(report).savefig(data, dpi=150, format="png")
-    try:
-        write_durably(path, data.getvalue())
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    write_result(path, data.getvalue(), _REMEDY)
     if missing:
         log.info(f"{path}: {boxes(missing)}")
 
@@ -44,11 +41,7 @@ def require_writable(path: Path) -> None:
         with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: cannot be written ({error.strerror or error}); choose another --picture")
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); {_REMEDY}") from error
 
 
 def _draw(report: Mapping[str, Any]) -> Figure:
