@@ -8,9 +8,7 @@ from pathlib import Path
 from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of
 from sskt.sources.exported_program import read_program
-from sskt.sources.kind import Kind, rest_path, weights_digest
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import EMBEDDED, LOGITS_OUTPUT, Kind, Source, SourceSpec, rest_path, weights_digest
 
 
 class ProgramKind(Kind):

@@ -12,11 +12,9 @@ from pathlib import Path
 from sskt.errors import SsktError
 from sskt.sources.contract import Contract
 from sskt.sources.declared import declared_of
-from sskt.sources.kind import Kind, rest_path
 from sskt.sources.onnx_file import contract_inside, digest_with_data
 from sskt.sources.onnx_network import read_network
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import EMBEDDED, LOGITS_OUTPUT, Kind, Source, SourceSpec, rest_path
 
 
 class OnnxKind(Kind):

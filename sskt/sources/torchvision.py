@@ -17,9 +17,16 @@ from sskt.download import fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import LOGITS, Contract
-from sskt.sources.kind import Kind, weights_digest
-from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED, network_of
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import (
+    LOGITS_OUTPUT,
+    MAP,
+    POOLED,
+    Kind,
+    Source,
+    SourceSpec,
+    network_of,
+    weights_digest,
+)
 from sskt.weights import load_into
 
 # torchvision's weights for these two expect a network that first undoes our normalisation
