@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.datasets.class_folders import class_folders
+from pipeline.data.datasets.dataset import UNLABELLED, DatasetSpec
 from pipeline.data.datasets.other_tasks import require_classes
-from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
 from sskt.errors import TargetError
 
 TRAIN, VAL, TEST = "train", "val", "test"

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, facts_file
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, DatasetSpec
 from pipeline.data.datasets.decode import FORMATS, SUFFIXES
-from pipeline.data.datasets.encoded_images import EncodedImages, FileImages, PackedImages
+from pipeline.data.datasets.images import EncodedImages, FileImages, PackedImages
 from pipeline.data.datasets.left_out import UnusableFiles, read_accepted, write_list
-from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.validation import KINDS, check_images
 from pipeline.data.datasets.walk import Found, describe_ignored, images_below
 from sskt.errors import TargetError, shown

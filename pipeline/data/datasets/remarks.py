@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.checked_files import facts_file
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, DatasetSpec
 from pipeline.data.datasets.left_out import write_list
-from pipeline.data.datasets.registry import DatasetSpec, target_slug
 from sskt.errors import shown
 
 _NAMED = 5  # classes named in a sentence
@@ -93,5 +92,5 @@ def _list(
         content = dataset.contents[row].tobytes().hex()[:12]
         label = dataset.labels[row]
         lines.append((dataset.name_of(row), split, dataset.classes[label] if label >= 0 else "-", content))
-    kept = facts_file(index_dir, target_slug(spec.name), spec.root)
+    kept = facts_file(index_dir, spec.slug, spec.root)
     return write_list(kept, "same-bytes", lines)

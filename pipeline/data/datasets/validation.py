@@ -20,7 +20,7 @@ from pipeline.data.datasets.checked_files import (
 )
 from pipeline.data.datasets.dataset import Positions
 from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
-from pipeline.data.datasets.encoded_images import EncodedImages
+from pipeline.data.datasets.images import EncodedImages
 from pipeline.runtime import Progress
 
 KINDS = tuple(FORMATS)

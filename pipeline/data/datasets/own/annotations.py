@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.class_folders import hold_out
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset, DatasetSpec
 from pipeline.data.datasets.folder_splits import TEST, TRAIN, VAL, split_named
 from pipeline.data.datasets.image_files import ImageListing, to_dataset
-from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
 from sskt.errors import TargetError, shown
 
 _NAMED = 5  # values named in a message

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset
 from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.registry import UNLABELLED
 from pipeline.data.datasets.video.adopt import adopt
 from pipeline.data.datasets.video.known import KnownVideos
 from pipeline.data.datasets.video.pack import OpenPack, PackInfo, Stamp, read_pack

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cache import write_durably
+from pipeline.data.datasets.dataset import file_slug
 from pipeline.data.datasets.left_out import on_one_line
-from pipeline.data.datasets.registry import target_slug
 from pipeline.data.datasets.video.pack import SUFFIX, Packing
 from pipeline.data.datasets.video.spec import VideoSpec
 from pipeline.runtime import folder_words
@@ -97,10 +97,10 @@ def _folder(spec: VideoSpec, data_dir: Path, index_dir: Path) -> Path:
     """The folder of a target's packs. Users' folders share names too easily, so theirs has the place in its
     name.
     """
-    slug = target_slug(spec.name.partition(":")[0])
+    slug = file_slug(spec.name.partition(":")[0])
     if spec.is_own_folder:
         place = hashlib.sha256(os.fsencode((data_dir / spec.root).resolve())).hexdigest()[:12]
-        slug = f"{target_slug(spec.name)}-{place}"
+        slug = f"{spec.slug}-{place}"
     return index_dir / slug
 
 
