@@ -11,7 +11,7 @@ from pipeline.runtime.execution import (
     render_batch_size,
     student_precision,
 )
-from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.figures import fitted, lettering, write_figure
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.runtime.memory import memory_for_images, peak_memory, reuse_freed_memory
 from pipeline.runtime.paths import Paths, folder_words, require_named
@@ -30,7 +30,6 @@ __all__ = [
     "Progress",
     "World",
     "autocast",
-    "boxes",
     "channels_last",
     "choose_execution",
     "csv_text",
@@ -48,5 +47,6 @@ __all__ = [
     "sentence",
     "student_precision",
     "to_device",
+    "write_figure",
     "wrong_layers",
 ]

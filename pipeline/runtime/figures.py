@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache import write_durably
 from sskt.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+
 _BREAKS_AFTER = " ,;+-_/"
+
+
+def write_figure(path: Path, draw: Callable[[], Figure], *texts: str, dpi: int = 150) -> None:
+    """Save the figure that `draw` makes as a PNG whose fonts cover `texts`, and log if none does. Raises
+    OSError if the file cannot be written.
+    """
+    data = io.BytesIO()
+    with lettering(*texts) as missing:
+        draw().savefig(data, dpi=dpi, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, data.getvalue())
+    if missing:
+        log.info(f"{path}: {boxes(missing)}")
 
 
 def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines: int) -> str:
@@ -52,7 +71,7 @@ def lettering(*texts: str) -> Iterator[str]:
     families, missing = _families("".join(texts))
     settings: Any = {"font.family": families, "text.parse_math": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the caller logs `boxes`
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # see `boxes`
         yield missing
 
 

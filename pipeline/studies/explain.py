@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -14,10 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache import write_durably
 from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer, plan_from
-from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering
+from pipeline.runtime import Execution, Paths, coerce, fitted, write_figure
 from pipeline.train import TrainConfig, read_config, read_student, reopen_backbone, whereabouts_of
 from sskt.errors import RunError, shown
 from sskt.normalise import normalise
@@ -25,8 +21,6 @@ from sskt.students import Student, grad_cam
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 _PANEL_IN = 2.6
 _TITLE_PT, _LINE_IN = 9.0, 0.17
@@ -76,15 +70,9 @@ def explain(
             }
         )
         panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
-    data = io.BytesIO()
     names = [Path(dataset.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
-    with lettering(*names) as missing:
-        _figure(rows, panels, names[0]).savefig(data, dpi=150, format="png")
-    if missing:
-        log.info(f"{out}: {boxes(missing)}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(out, data.getvalue())
+        write_figure(out, lambda: _figure(rows, panels, names[0]), *names)
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror or error}); choose another --out"
@@ -118,8 +106,7 @@ def _sample(run: Path, config: TrainConfig, sample: int | None, paths: Paths | N
 def _one_image(path: Path) -> Dataset:
     """An image file as a dataset of one sample."""
     try:
-        encoded = path.read_bytes()
-        pixels = decode.to_pixels(encoded, depth_of(decode.inspect(encoded).bits or FULL))
+        pixels = decode.to_pixels(path.read_bytes(), depth=None)
     except (OSError, decode.UnreadableError) as error:
         raise RunError(f"{path}: cannot be read as a picture ({error}); give an image file") from None
     return Dataset(

@@ -4,17 +4,17 @@ student from scratch; all runs share one store.
 
 from __future__ import annotations
 
-import io
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from cache import write_durably
 from pipeline.data import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import Execution, Paths, World, boxes, coerce, csv_text, join_world, lettering
+from pipeline.runtime import Execution, Paths, World, coerce, csv_text, join_world, write_figure
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
@@ -76,10 +76,12 @@ def sweep(
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
                 log.info(f"students are compared by the accuracy on the {split} split{as_papers}")
             if world.is_first:
-                _write(out / "sweep.csv", _csv(list(rows.values())))
+                with _writing(out / "sweep.csv") as file:
+                    write_durably(file, _csv(list(rows.values())))
         if world.is_first and any(rows[panel.scratch.name]["mean"] is not None for panel in every):
             title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
-            _draw_to(out / "sweep.png", title, panels, rows)
+            with _writing(out / "sweep.png") as file:
+                write_figure(file, lambda: draw(title, panels, rows), title, *map(panel_title, every))
     return list(rows.values())
 
 
@@ -165,18 +167,6 @@ def _row(point: Point, out: Path, values: Sequence[float | None], grid: Grid) ->
     }
 
 
-def _draw_to(
-    path: Path, title: str, panels: Sequence[Sequence[Panel]], rows: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Save the figure of `draw` as a PNG."""
-    image = io.BytesIO()
-    with lettering(title, *map(panel_title, chain.from_iterable(panels))) as missing:
-        draw(title, panels, rows).savefig(image, dpi=150, format="png")
-    _write(path, image.getvalue())
-    if missing:
-        log.info(f"{path}: {boxes(missing)}")
-
-
 def _title(run: Path, rows: Sequence[Mapping[str, Any]], grid: Grid) -> str:
     """The figure's title, from one run's config and the table: what all runs share."""
     config = read_config(run)
@@ -204,10 +194,12 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]).encode()
 
 
-def _write(path: Path, data: bytes) -> None:
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Context to write `path` in. Raises RunError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, data)
+        yield path
     except OSError as error:
         raise RunError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"

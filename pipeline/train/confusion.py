@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtime import boxes, fitted, lettering
+from pipeline.runtime import fitted, write_figure
 from sskt.errors import RunError, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 _NAMED = 40  # with more classes, names are not legible
 _NAME_IN, _NAME_PT = 1.8, 9.0  # room for a class's name
@@ -41,10 +38,7 @@ def write_confusion(
             writer = csv.writer(file)
             writer.writerow(["true \\ said", *classes])
             writer.writerows([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
-        with lettering(*classes) as missing:
-            draw_confusion(matrix, classes).savefig(paths["confusion_png"], dpi=120)
-        if missing:
-            log.info(f"{paths['confusion_png']}: {boxes(missing)}")
+        write_figure(paths["confusion_png"], lambda: draw_confusion(matrix, classes), *classes, dpi=120)
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}); make room, or allow writing there"

@@ -10,7 +10,7 @@ from sskt.methods.dml import Dml
 from sskt.methods.graph import Graph
 from sskt.methods.kd import Kd
 from sskt.methods.maxl import AUXILIARY, Maxl
-from sskt.methods.method import Losses, Method, MethodConfig, Mixture, Parts
+from sskt.methods.method import Losses, Method, MethodConfig, Mixture, Parts, require_choice, require_range
 from sskt.methods.pretext import PRETEXT_METHODS, Pretext
 from sskt.methods.scratch import Scratch
 from sskt.methods.sskt import GATES, GRADIENT_COSINE, Sskt
@@ -39,6 +39,8 @@ __all__ = [
     "method_named",
     "readers",
     "register",
+    "require_choice",
+    "require_range",
 ]
 
 METHODS: dict[str, type[Method]] = {}

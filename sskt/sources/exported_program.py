@@ -76,24 +76,6 @@ def read_program(path: Path) -> Program:
     )
 
 
-def program_to_device(program: nn.Module, device: torch.device) -> nn.Module:
-    """Move a program's module, its constants, and the devices written into its graph, which `.float()` or
-    `torch.arange` left there when it was exported on another machine.
-    """
-    for graph_module in program.modules():
-        if not isinstance(graph_module, torch.fx.GraphModule):
-            continue
-        for node in graph_module.graph.nodes:
-            node.args = tuple(device if isinstance(a, torch.device) else a for a in node.args)
-            if node.kwargs.get("device") is not None:
-                node.kwargs = {**node.kwargs, "device": device}
-        graph_module.recompile()
-        for name, value in list(vars(graph_module).items()):
-            if isinstance(value, torch.Tensor):
-                setattr(graph_module, name, value.to(device))
-    return program.to(device)
-
-
 def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
     """The smallest and largest side that both image axes accept; None if there is no largest."""
     low, high = 0, None

@@ -97,28 +97,26 @@ def list_images(
     return listing
 
 
-def list_paths(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> ImageListing:
-    """List and validate the images at `paths` below `root`, in this order; see `list_images`.
+def list_paths(root: Path, names: Sequence[str], *, slug: str, index_dir: Path) -> ImageListing:
+    """List and validate the images called `names` below `root`, in this order; see `list_images`.
 
     Raises UnusableFiles, naming what is missing or cannot be decoded, unless the user goes on without it, and
     TargetError for a path that occurs twice.
     """
-    twice = [path for path, n in Counter(paths).items() if n > 1]
+    twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        raise TargetError(
-            f"{root}: {shown(os.fsdecode(twice[0]))} is listed twice; restore the official list"
-        )
+        raise TargetError(f"{root}: {shown(twice[0])} is listed twice; restore the official list")
     files: list[Found] = []
-    for path in paths:
+    for name in names:
         try:
-            files.append((path, (root / os.fsdecode(path)).stat()))
+            files.append((os.fsencode(name), (root / name).stat()))
         except OSError:
-            files.append((path, None))
+            files.append((os.fsencode(name), None))
     listing, gone = _new_listing(root, files)
     file = facts_file(index_dir, slug, root)
     _drop_unusable(listing, _check(listing, gone, file), file)
     if not len(listing.paths):
-        raise TargetError(f"{root}: none of its {len(paths):,} listed pictures can be used; restore them")
+        raise TargetError(f"{root}: none of its {len(names):,} listed pictures can be used; restore them")
     _set_depth(listing, int(listing.facts["bits"].max()))
     return listing
 

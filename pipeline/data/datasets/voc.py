@@ -7,7 +7,6 @@ absent.
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ class Voc(Family[VocSpec]):
         if not names:
             raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
         multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
-        paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
+        paths = [f"JPEGImages/{name}.jpg" for name in names]
         listing = list_paths(year, paths, slug=f"{spec.slug}-{split}", index_dir=index_dir)
         multi_hot = multi_hot[listing.ids]
         labels = multi_hot.argmax(axis=1).astype(np.int64)

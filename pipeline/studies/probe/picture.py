@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from cache import write_durably
-from pipeline.runtime import boxes, fitted, lettering
+from pipeline.runtime import fitted, write_figure
 from sskt.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 _TITLE_PT, _LEGEND_PT = 10.0, 8.0
 _WIDTH_IN, _HEIGHT_IN, _LINE_IN = 7.0, 4.6, 0.2
@@ -26,15 +21,10 @@ def draw_to(path: Path, report: Mapping[str, Any]) -> None:
     """Save the picture of a report (see `pipeline.studies.probe.run.probe`) as a PNG. Raises RunError if the
     file cannot be written.
     """
-    data = io.BytesIO()
-    with lettering(report["target"], *(row["name"] for row in report["rows"])) as missing:
-        _draw(report).savefig(data, dpi=150, format="png")
     try:
-        write_durably(path, data.getvalue())
+        write_figure(path, lambda: _draw(report), report["target"], *(row["name"] for row in report["rows"]))
     except OSError as error:
         raise _unwritable(path, error) from error
-    if missing:
-        log.info(f"{path}: {boxes(missing)}")
 
 
 def require_writable(path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.data import parse_target
-from pipeline.data.augmentation import DEFAULT_CLIP
+from pipeline.data import DEFAULT_CLIP, parse_target
 from pipeline.runtime import autocast, coerce, mute_remarks, student_precision
 from pipeline.studies.reproduce.campaign import Campaign
 from pipeline.studies.reproduce.graph.needs import is_taught, teachers_scores
