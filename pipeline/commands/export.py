@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -34,7 +33,7 @@ def export(
     best: bool,
     target: str | None,
     as_json: bool,
-    **_told: Any,
+    **_told: object,
 ) -> None:
     """Write a run's student to a file that other programs read.
 

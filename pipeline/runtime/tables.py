@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from typing import Any
 
 
-def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Rows of cells as CSV, each line ended by a line feed."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +75,7 @@ def read_program(path: Path) -> Program:
     )
 
 
-def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
+def _side_range(exported: ExportedProgram, shape: tuple[int | torch.SymInt, ...]) -> tuple[int, int] | None:
     """The smallest and largest side that both image axes accept; None if there is no largest."""
     low, high = 0, None
     for size in shape[-2:]:
@@ -86,7 +85,7 @@ def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int,
     return (low, high) if high is not None else None
 
 
-def _bounds(exported: ExportedProgram, size: Any) -> tuple[int, int | None]:
+def _bounds(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int, int | None]:
     """The range of one dimension: equal ends if the program is tied to one size, None for no upper limit."""
     if isinstance(size, int):
         return size, size

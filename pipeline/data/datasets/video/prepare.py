@@ -14,10 +14,11 @@ from cache.storage.local import sweep
 from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
-from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
 from pipeline.data.datasets.video.pack_record import (
+    KnownVideos,
     Record,
+    bytes_sha256,
     command_of,
     pack_path,
     write_left_out,
