@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class RowFormat:
         return self.n_classes if self.top_k is None else 2 * self.top_k + TAIL_NUMBERS
 
     @property
-    def dtype(self) -> np.dtype[np.float16 | np.uint16]:
+    def dtype(self) -> np.dtype[Any]:
         """float16 or uint16; two bytes either way."""
         return np.dtype(np.float16 if self.top_k is None else np.uint16)
 

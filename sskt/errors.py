@@ -32,6 +32,10 @@ class TargetError(SsktError):
     """A target dataset is missing, incomplete or damaged."""
 
 
+class UnreadableError(Exception):
+    """Why bytes are not a usable image or video; its text is a clause for the caller's sentence."""
+
+
 class RunError(SsktError):
     """A training or evaluation run cannot be done as requested."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from cache import (
     TABLES,
@@ -118,7 +119,7 @@ def _repair(
         plan = source_plan(InputMap.from_dict(store.manifest.identity["input"]), plan)
         with closing(open_renderer(dataset, plan, execution, batch_size=1)) as renderer:
             n_probe = min(PROBE_SAMPLES, len(dataset))
-            rebuilt = {
+            rebuilt: dict[str, NDArray[Any]] = {
                 "ids": dataset.ids,
                 "contents": dataset.contents,
                 "probe_ids": dataset.ids[:n_probe],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer, plan_from
 from pipeline.runtime import Execution, Paths, coerce, fitted, write_figure
 from pipeline.train import TrainConfig, read_config, read_student, reopen_backbone, whereabouts_of
-from sskt.errors import RunError, shown
+from sskt.errors import RunError, UnreadableError, shown
 from sskt.normalise import normalise
 from sskt.students import Student, grad_cam
 
@@ -107,7 +107,7 @@ def _one_image(path: Path) -> Dataset:
     """An image file as a dataset of one sample."""
     try:
         pixels = decode.to_pixels(path.read_bytes(), depth=None)
-    except (OSError, decode.UnreadableError) as error:
+    except (OSError, UnreadableError) as error:
         raise RunError(f"{path}: cannot be read as a picture ({error}); give an image file") from None
     return Dataset(
         target=path.name,

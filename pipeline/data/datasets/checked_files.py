@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def write_facts(file: Path, paths: RelativePaths, facts: Facts) -> None:
     write_arrays(file, format=_FORMAT, paths=paths[facts["valid"]], facts=facts[facts["valid"]])
 
 
-def write_arrays(file: Path, **arrays: NDArray[np.generic]) -> None:
+def write_arrays(file: Path, **arrays: Any) -> None:
     """Replace an .npz in one step. Raises OSError if that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.tmp-", suffix=".npz")

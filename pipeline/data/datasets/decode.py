@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.datasets.bit_depth import FULL, bits_used, deep_values, depth_of, is_deep, to_8_bits
+from sskt.errors import UnreadableError
 
 # what is read, in the order of the numbers in `checked_files.FACTS`; JPEG includes MPO
 FORMATS = {
@@ -60,10 +61,6 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-
-
-class UnreadableError(Exception):
-    """Why bytes are not a usable image; its text is a clause for the caller's sentence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.video.pack import Packing, Stamp
 from pipeline.data.datasets.video.pack_record import (
     KnownVideos,
@@ -16,6 +15,7 @@ from pipeline.data.datasets.video.pack_record import (
     write_record,
 )
 from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
+from sskt.errors import UnreadableError
 
 Found = list[tuple[VideoEntry, str, Stamp]]  # a video, its sha256, its length and time
 

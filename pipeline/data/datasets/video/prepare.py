@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from cache.storage.local import sweep
-from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
@@ -28,7 +27,7 @@ from pipeline.data.datasets.video.sequence import find_sequence
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import describe_ignored
 from pipeline.runtime import Progress
-from sskt.errors import TargetError, shown
+from sskt.errors import TargetError, UnreadableError, shown
 
 log = logging.getLogger(__name__)
 
