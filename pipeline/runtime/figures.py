@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache import write_durably
+from pipeline.runtime.files import write_file
 from sskt.errors import shown
 
 if TYPE_CHECKING:
@@ -21,15 +21,20 @@ log = logging.getLogger(__name__)
 _BREAKS_AFTER = " ,;+-_/"
 
 
-def write_figure(path: Path, draw: Callable[[], Figure], *texts: str, dpi: int = 150) -> None:
-    """Save the figure that `draw` makes as a PNG whose fonts cover `texts`, and log if none does. Raises
-    OSError if the file cannot be written.
+def write_figure(
+    path: Path,
+    draw: Callable[[], Figure],
+    *texts: str,
+    dpi: int = 150,
+    remedy: str = "choose another --out",
+) -> None:
+    """Save the figure that `draw` makes as a PNG whose fonts cover `texts`, and log if none does. `remedy`
+    and errors as for `write_file`.
     """
     data = io.BytesIO()
     with lettering(*texts) as missing:
         draw().savefig(data, dpi=dpi, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, data.getvalue())
+    write_file(path, data.getvalue(), remedy)
     if missing:
         log.info(f"{path}: {boxes(missing)}")
 

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache import write_durably
 from pipeline.data import CentreClip, Dataset, Plan, open_dataset, plan_from
-from pipeline.runtime import Execution, Paths, choose_execution, coerce, mute_remarks
+from pipeline.runtime import Execution, Paths, choose_execution, coerce, mute_remarks, write_file
 from pipeline.train import (
     EVALUATION_CLIPS,
     Evaluator,
@@ -83,7 +82,8 @@ def ensemble(
     seen, asked = (torch.cat(features, dim=1) for features in zip(*parts, strict=True))
     rows.append({"what": "linear", "model": None, **_figures(_classify(seen, train, asked), test)})
     if out is not None:
-        _write(coerce.path(out, "out"), {"target": test.target, "split": test.split, "rows": rows})
+        report = {"target": test.target, "split": test.split, "rows": rows}
+        write_file(coerce.path(out, "out") / "ensemble.json", json.dumps(report, indent=2).encode())
     return rows
 
 
@@ -157,14 +157,3 @@ def _figures(scores: Tensor, test: Dataset) -> dict[str, float]:
     truth = torch.from_numpy(test.labels)
     ks = (1, 5) if len(test.classes) > 5 else (1,)
     return {f"test_top{k}": 100 * topk_correct(scores, truth, k=k) / len(test) for k in ks}
-
-
-def _write(folder: Path, report: dict[str, Any]) -> None:
-    path = folder / "ensemble.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json.dumps(report, indent=2).encode())
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another --out"
-        ) from error

@@ -71,12 +71,7 @@ def explain(
         )
         panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
     names = [Path(dataset.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
-    try:
-        write_figure(out, lambda: _figure(rows, panels, names[0]), *names)
-    except OSError as error:
-        raise RunError(
-            f"{out}: cannot be written ({error.strerror or error}); choose another --out"
-        ) from error
+    write_figure(out, lambda: _figure(rows, panels, names[0]), *names)
     return rows
 
 

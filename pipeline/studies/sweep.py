@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cache import write_durably
 from pipeline.data import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import Execution, Paths, World, coerce, csv_text, join_world, write_figure
+from pipeline.runtime import Execution, Paths, World, coerce, csv_text, join_world, write_figure, write_file
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
@@ -23,6 +21,7 @@ from sskt.errors import RunError
 
 log = logging.getLogger(__name__)
 
+_REMEDY = "make room or choose another --out"
 _LONGEST_NAME = 48  # characters of a target's name in the title, so that the title's end is not cut off
 _ALWAYS_SHOWN = ("model", "transfer_module", "aux_loss")  # settings with a column in every table
 
@@ -76,12 +75,11 @@ def sweep(
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
                 log.info(f"students are compared by the accuracy on the {split} split{as_papers}")
             if world.is_first:
-                with _writing(out / "sweep.csv") as file:
-                    write_durably(file, _csv(list(rows.values())))
+                write_file(out / "sweep.csv", _csv(list(rows.values())), _REMEDY)
         if world.is_first and any(rows[panel.scratch.name]["mean"] is not None for panel in every):
             title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
-            with _writing(out / "sweep.png") as file:
-                write_figure(file, lambda: draw(title, panels, rows), title, *map(panel_title, every))
+            titles = [title, *map(panel_title, every)]
+            write_figure(out / "sweep.png", lambda: draw(title, panels, rows), *titles, remedy=_REMEDY)
     return list(rows.values())
 
 
@@ -192,15 +190,3 @@ def _on_compared_split(name: str, settings: Mapping[str, Any]) -> str:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)]).encode()
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """Context to write `path` in. Raises RunError if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another --out"
-        ) from error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_REMEDY = "make room, or allow writing there"
 _NAMED = 40  # with more classes, names are not legible
 _NAME_IN, _NAME_PT = 1.8, 9.0  # room for a class's name
 _LARGEST_PT, _SMALLEST_PT = 9.0, 5.0  # of a number in a cell
@@ -38,11 +39,11 @@ def write_confusion(
             writer = csv.writer(file)
             writer.writerow(["true \\ said", *classes])
             writer.writerows([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
-        write_figure(paths["confusion_png"], lambda: draw_confusion(matrix, classes), *classes, dpi=120)
+        write_figure(
+            paths["confusion_png"], lambda: draw_confusion(matrix, classes), *classes, dpi=120, remedy=_REMEDY
+        )
     except OSError as error:
-        raise RunError(
-            f"{folder}: cannot be written ({error.strerror or error}); make room, or allow writing there"
-        ) from error
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error}); {_REMEDY}") from error
     return {kind: str(path) for kind, path in paths.items()}
 
 

@@ -13,6 +13,7 @@ from sskt.errors import RunError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_REMEDY = "choose another --picture"
 _TITLE_PT, _LEGEND_PT = 10.0, 8.0
 _WIDTH_IN, _HEIGHT_IN, _LINE_IN = 7.0, 4.6, 0.2
 
@@ -21,10 +22,8 @@ def draw_to(path: Path, report: Mapping[str, Any]) -> None:
     """Save the picture of a report (see `pipeline.studies.probe.run.probe`) as a PNG. Raises RunError if the
     file cannot be written.
     """
-    try:
-        write_figure(path, lambda: _draw(report), report["target"], *(row["name"] for row in report["rows"]))
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    names = (row["name"] for row in report["rows"])
+    write_figure(path, lambda: _draw(report), report["target"], *names, remedy=_REMEDY)
 
 
 def require_writable(path: Path) -> None:
@@ -34,11 +33,7 @@ def require_writable(path: Path) -> None:
         with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: cannot be written ({error.strerror or error}); choose another --picture")
+        raise RunError(f"{path}: cannot be written ({error.strerror or error}); {_REMEDY}") from error
 
 
 def _draw(report: Mapping[str, Any]) -> Figure:

@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cache import write_durably
-from pipeline.runtime import csv_text
+from pipeline.runtime import csv_text, write_file
 from pipeline.studies.reproduce.gain_plot import Gain, draw_gains
 from pipeline.studies.reproduce.marks import Mark, cited, labels
 from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
-from sskt.errors import RunError
 
 _FIGURES = ("metric", "paper", "ours", "difference", "paper_gain", "our_gain", "seeds")
 _COLUMNS = ("row", "sources", "epochs", *_FIGURES, "differs", "differs_in")
@@ -191,13 +189,7 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     paths = []
     for suffix, data in files.items():
         path = folder / f"table-{table}.{suffix}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_durably(path, data)
-        except OSError as error:
-            raise RunError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another --out"
-            ) from error
+        write_file(path, data)
         paths.append(path)
     return paths
 

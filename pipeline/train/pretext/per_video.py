@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import write_durably
 from pipeline.data import Dataset
-from pipeline.runtime import Progress
-from sskt.errors import RunError
+from pipeline.runtime import Progress, write_file
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +76,4 @@ class PerVideo:
     def _write(self, file: Path, known: dict[str, Array]) -> None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **known)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(file, buffer.getvalue())
-        except OSError as error:
-            raise RunError(
-                f"{file}: cannot be written ({error.strerror or error}); make room, or choose another "
-                f"--cache-dir"
-            ) from error
+        write_file(file, buffer.getvalue(), "make room, or choose another --cache-dir")
