@@ -64,6 +64,12 @@ def shown(text: str, *, keep: str = "") -> str:
     return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)
 
 
+def few(names: list[str] | tuple[str, ...], most: int = 5) -> str:
+    """The first of many names, for a sentence, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def quoted(text: str) -> str:
     """Quote `text` as one word of a command line, in the $'...' form of Bash and Zsh if it is unprintable."""
     if shown(text) == text:

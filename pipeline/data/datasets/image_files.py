@@ -25,9 +25,7 @@ from pipeline.data.datasets.images import EncodedImages, FileImages, PackedImage
 from pipeline.data.datasets.left_out import UnusableFiles, read_accepted, write_list
 from pipeline.data.datasets.validation import KINDS, check_images
 from pipeline.data.datasets.walk import Found, describe_ignored, images_below
-from sskt.errors import TargetError, shown
-
-_NAMED = 5  # files named in an error
+from sskt.errors import TargetError, few, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +196,7 @@ def _drop_unusable(listing: ImageListing, bad: dict[int, str], file: Path) -> No
     if reasons and reasons.keys() - read_accepted(file):
         named = [f"{shown(path)} ({shown(why)})" for path, why in reasons.items()]
         raise UnusableFiles(
-            f"{shown(str(listing.root))}: {n} cannot be used: {_first(named)}"
+            f"{shown(str(listing.root))}: {n} cannot be used: {few(named)}"
             f"{f', all in {where}' if where else ''}; replace or remove them, or go on without them by "
             f"sskt prepare --allow-missing",
             file,
@@ -223,7 +221,7 @@ def remarks_on(paths: RelativePaths, facts: Facts, where: str) -> list[str]:
         named = [shown(os.fsdecode(bytes(paths[row]))) for row in several]
         notes.append(
             f"{where}: {len(several):,} files hold several images (frames or pages), of which the first is "
-            f"read: {_first(named)}"
+            f"read: {few(named)}"
         )
     suffixes = (os.path.splitext(os.fsdecode(path))[1].lower() for path in paths.tolist())  # noqa: PTH122
     pairs = Counter(zip(facts["kind"].tolist(), suffixes, strict=True))
@@ -270,7 +268,7 @@ def _refuse_empty_classes(root: Path, paths: RelativePaths, what: str) -> None:
     used = {os.fsdecode(bytes(path).split(b"/", 1)[0]) for path in paths}
     empty = [shown(name) for name in class_folders(root) if name not in used]
     if empty:
-        raise TargetError(f"{shown(str(root))}: {what} in class folder {_first(empty)}; fill or remove it")
+        raise TargetError(f"{shown(str(root))}: {what} in class folder {few(empty)}; fill or remove it")
 
 
 def _refuse_empty(root: Path, paths: RelativePaths, what: str) -> None:
@@ -280,9 +278,3 @@ def _refuse_empty(root: Path, paths: RelativePaths, what: str) -> None:
 
 def _suffixes() -> str:
     return ", ".join(suffixes[0] for suffixes in FORMATS.values())
-
-
-def _first(names: list[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.checked_files import facts_file
 from pipeline.data.datasets.dataset import Dataset, DatasetSpec
 from pipeline.data.datasets.left_out import write_list
-from sskt.errors import shown
-
-_NAMED = 5  # classes named in a sentence
+from sskt.errors import few, shown
 
 
 def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Path) -> list[str]:
@@ -68,8 +66,7 @@ def empty_classes(dataset: Dataset) -> list[str]:
     empty = [shown(name) for name, n in counts if n == 0]
     if not empty:
         return []
-    more = f" and {len(empty) - _NAMED:,} more" if len(empty) > _NAMED else ""
-    n = f"{len(empty):,} of the {len(dataset.classes):,} classes ({', '.join(empty[:_NAMED])}{more})"
+    n = f"{len(empty):,} of the {len(dataset.classes):,} classes ({few(empty)})"
     return [f"{shown(dataset.target)}: the {dataset.split} split has no sample of {n}"]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -30,12 +30,10 @@ from pipeline.data import (
 from pipeline.runtime import Paths, mute_remarks
 from pipeline.train.finished.student import FinishedRun, known_paths
 from pipeline.train.whereabouts import whereabouts_of
-from sskt.errors import RunError, SsktError, shown
+from sskt.errors import RunError, SsktError, few, shown
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_NAMED = 10  # classes or files in a sentence
 
 
 class FileOpener:
@@ -141,7 +139,7 @@ def open_class_folders(
     if not known:
         raise RunError(
             f"{shown(str(folder))}: {_found(names)}, expected folders named as the run's classes "
-            f"({_first(config.classes)}); give the folder in which they lie"
+            f"({_some(config.classes)}); give the folder in which they lie"
         )
     opener, files, labels = FileOpener(finished, paths, target), NamedFiles(), list[int]()
     for name in known:
@@ -151,7 +149,7 @@ def open_class_folders(
     if missing := [name for name in config.classes if name not in known]:
         log.warning(
             f"{shown(str(folder))}: has no folder for {len(missing):,} of the run's {len(config.classes):,} "
-            f"classes, which do not count: {_first(missing)}"
+            f"classes, which do not count: {_some(missing)}"
         )
     with opener.open(files) as (dataset, unusable):
         for row, reason in sorted(unusable.items()):
@@ -172,15 +170,13 @@ def _report_others(folder: Path, names: list[str], videos: bool) -> None:
     n = len(others.paths) - len(others.unusable)
     log.warning(
         f"{shown(str(folder))}: {len(names):,} folder(s) are none of the run's classes and are left out, "
-        f"with their {n:,} {'videos' if videos else 'images'}: {_first(names)}"
+        f"with their {n:,} {'videos' if videos else 'images'}: {_some(names)}"
     )
 
 
 def _found(names: list[str]) -> str:
-    return f"holds the folders {_first(names)}" if names else "holds no folder"
+    return f"holds the folders {_some(names)}" if names else "holds no folder"
 
 
-def _first(names: list[str] | tuple[str, ...]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(map(shown, names[:_NAMED])) + more
+def _some(names: Sequence[str]) -> str:
+    return few([shown(name) for name in names], most=10)
