@@ -1,4 +1,4 @@
-"""The registry of targets: names looked up.
+"""The registry of targets: families and the targets that have a name of their own, looked up by name.
 
 A family is one class in one file, registered by one line in `pipeline.data.datasets`. Whoever asks something
 of a target asks its spec or its family, never its name. Recipes of training (epochs, rates) are in
