@@ -12,13 +12,14 @@ from pipeline.runtime.execution import (
     student_precision,
 )
 from pipeline.runtime.figures import fitted, lettering, write_figure
-from pipeline.runtime.files import csv_text, write_file
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.runtime.memory import memory_for_images, peak_memory, reuse_freed_memory
 from pipeline.runtime.paths import Paths, folder_words, require_named
 from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.remarks import mute_remarks
+from pipeline.runtime.results import write_result
+from pipeline.runtime.tables import csv_text
 
 __all__ = [
     "CPU",
@@ -48,6 +49,6 @@ __all__ = [
     "student_precision",
     "to_device",
     "write_figure",
-    "write_file",
+    "write_result",
     "wrong_layers",
 ]

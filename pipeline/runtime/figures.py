@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runtime.files import write_file
+from pipeline.runtime.results import write_result
 from sskt.errors import shown
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def write_figure(
     draw: Callable[[], Figure],
     *texts: str,
     dpi: int = 150,
-    remedy: str = "choose another --out",
+    remedy: str = "make room or choose another --out",
 ) -> None:
     """Save the figure that `draw` makes as a PNG whose fonts cover `texts`, and log if none does. `remedy`
-    and errors as for `write_file`.
+    and errors as for `write_result`.
     """
     data = io.BytesIO()
     with lettering(*texts) as missing:
         draw().savefig(data, dpi=dpi, format="png")
-    write_file(path, data.getvalue(), remedy)
+    write_result(path, data.getvalue(), remedy)
     if missing:
         log.info(f"{path}: {boxes(missing)}")
 

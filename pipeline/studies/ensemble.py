@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import CentreClip, Dataset, Plan, open_dataset, plan_from
-from pipeline.runtime import Execution, Paths, choose_execution, coerce, mute_remarks, write_file
+from pipeline.runtime import Execution, Paths, choose_execution, coerce, mute_remarks, write_result
 from pipeline.train import (
     EVALUATION_CLIPS,
     Evaluator,
@@ -83,7 +83,7 @@ def ensemble(
     rows.append({"what": "linear", "model": None, **_figures(_classify(seen, train, asked), test)})
     if out is not None:
         report = {"target": test.target, "split": test.split, "rows": rows}
-        write_file(coerce.path(out, "out") / "ensemble.json", json.dumps(report, indent=2).encode())
+        write_result(coerce.path(out, "out") / "ensemble.json", json.dumps(report, indent=2).encode())
     return rows
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import Execution, Paths, World, coerce, csv_text, join_world, write_figure, write_file
+from pipeline.runtime import Execution, Paths, World, coerce, csv_text, join_world, write_figure, write_result
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
@@ -21,7 +21,6 @@ from sskt.errors import RunError
 
 log = logging.getLogger(__name__)
 
-_REMEDY = "make room or choose another --out"
 _LONGEST_NAME = 48  # characters of a target's name in the title, so that the title's end is not cut off
 _ALWAYS_SHOWN = ("model", "transfer_module", "aux_loss")  # settings with a column in every table
 
@@ -75,11 +74,11 @@ def sweep(
                 as_papers = ", as in the paper's figure 4" if split == "test" else ""
                 log.info(f"students are compared by the accuracy on the {split} split{as_papers}")
             if world.is_first:
-                write_file(out / "sweep.csv", _csv(list(rows.values())), _REMEDY)
+                write_result(out / "sweep.csv", _csv(list(rows.values())))
         if world.is_first and any(rows[panel.scratch.name]["mean"] is not None for panel in every):
             title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
             titles = [title, *map(panel_title, every)]
-            write_figure(out / "sweep.png", lambda: draw(title, panels, rows), *titles, remedy=_REMEDY)
+            write_figure(out / "sweep.png", lambda: draw(title, panels, rows), *titles)
     return list(rows.values())
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.runtime import csv_text, write_file
+from pipeline.runtime import csv_text, write_result
 from pipeline.studies.reproduce.gain_plot import Gain, draw_gains
 from pipeline.studies.reproduce.marks import Mark, cited, labels
 from pipeline.studies.reproduce.published import GRAPH, Published, published_rows
@@ -186,12 +186,10 @@ def write_report(table: str, results: Sequence[Result], folder: Path) -> list[Pa
     }
     if image is not None:
         files["png"] = image
-    paths = []
-    for suffix, data in files.items():
-        path = folder / f"table-{table}.{suffix}"
-        write_file(path, data)
-        paths.append(path)
-    return paths
+    paths = {folder / f"table-{table}.{suffix}": data for suffix, data in files.items()}
+    for path, data in paths.items():
+        write_result(path, data)
+    return [*paths]
 
 
 def _legend(table: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import Dataset
-from pipeline.runtime import Progress, write_file
+from pipeline.runtime import Progress, write_result
 
 log = logging.getLogger(__name__)
 
@@ -76,4 +76,4 @@ class PerVideo:
     def _write(self, file: Path, known: dict[str, Array]) -> None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **known)
-        write_file(file, buffer.getvalue(), "make room, or choose another --cache-dir")
+        write_result(file, buffer.getvalue(), "make room, or choose another --cache-dir")
