@@ -369,12 +369,11 @@ def _sound_layout(path: Location, arrays: Mapping[str, zarr.Array[Any]], n_class
         form = RowFormat(n_classes, (width - TAIL_NUMBERS) // 2)
     else:
         form = RowFormat(n_classes, kind=name)
-    layout = Layout(units.shape[0], rows.shape[1], form, rows.chunks[1])
-    # `logits` may be ahead of `units` by some views: it grows first, and a kill in between must not matter.
-    views = max(layout.n_views, rows.shape[0])
+    # one may be ahead: after a kill while it was grown or cut, or where two processes without locks grew it
+    layout = Layout(min(units.shape[0], rows.shape[0]), rows.shape[1], form, rows.chunks[1])
     wanted = {
-        name: (form.dtype.name, (views, rows.shape[1], form.width), (1, layout.block_rows, form.width)),
-        "units": ("uint64", (layout.n_views, layout.n_blocks), (1, 1)),
+        name: (form.dtype.name, (*rows.shape[:2], form.width), (1, layout.block_rows, form.width)),
+        "units": ("uint64", (units.shape[0], layout.n_blocks), (1, 1)),
     }
     for name, (dtype, shape, chunks) in wanted.items():
         _require(path, f"{name}'s type", arrays[name].dtype.name, dtype)

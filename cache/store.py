@@ -124,7 +124,7 @@ class Store(StoreReader):
             return
         with size_lock(self.path):
             self._layout = layouts.read_group(self.path)[1]  # another process may have grown it meanwhile
-            if views > self.n_views:  # a kill between the two arrays leaves a valid store of the old size
+            while views > self.n_views:  # an object store has no locks, so that another may make it smaller
                 self._set_views((self.form.array, "units"), views)
 
     def beyond(self, views: int) -> dict[Unit, int]:

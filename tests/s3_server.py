@@ -29,6 +29,7 @@ class S3Server:
 
     def __init__(self):
         self.requests, self.paths, self.fault, self.wait_s = Counter(), [], None, 0.0
+        self.sent = 0  # bytes of all answers
         self._at_once, self.most_at_once, self._lock = 0, 0, Lock()
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Silent)
@@ -56,9 +57,9 @@ class S3Server:
             return [f"<Error><Code>{code}</Code><Message>{status}</Message></Error>".encode()]
         if fault == "ignore the condition":
             environ.pop("HTTP_IF_NONE_MATCH", None)
-        answer = [] if fault == "refuse" else self._app(environ, start_response)
+        answer = [] if fault == "refuse" else [b"".join(self._app(environ, start_response))]
+        self.sent += sum(map(len, answer))
         if fault in ("refuse", "lose the answer"):
-            b"".join(answer)
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return answer
 

@@ -159,11 +159,6 @@ def edit_json(path, change):
         ("", lambda d: d.update(attributes={}), "has no attribute 'sskt'"),
         ("", lambda d: d.update(zarr_format=2), "not a readable store"),
         ("logits", lambda d: d["shape"].__setitem__(1, 11), "expected"),
-        (
-            "logits",
-            lambda d: d["shape"].__setitem__(0, 1),
-            r"logits's shape is \(1, 10, 3\), expected \(2, 10, 3\)",
-        ),
         ("logits", lambda d: d.update(data_type="uint16", fill_value=0), "logits's type is uint16"),
         ("logits", lambda d: d.update(codecs=d["codecs"][:1]), "logits's codecs is"),
         ("units", lambda d: d["shape"].__setitem__(1, 4), r"units's shape is \(2, 4\), expected \(2, 3\)"),

@@ -12,10 +12,11 @@ from cache_samples import ALL_UNITS, fill, logits_of, new_store
 from listening import Remarks
 from s3_server import S3Server
 
+from cache import layout
 from cache import unit as unit_module
 from cache.cleanup import remove_store
 from cache.errors import CacheError, StoreDamaged
-from cache.storage import create_durably, location, read_file, remote
+from cache.storage import create_durably, is_file, location, read_file, remote, write_durably
 from cache.store import Store, Unit, find_stores
 
 pytest.importorskip("s3fs")
@@ -218,3 +219,55 @@ def test_a_missing_bucket_and_missing_credentials_are_one_sentence(s3, monkeypat
         CacheError, match=r"cannot be reached \(NoCredentialsError: Unable to locate credentials"
     ):
         find_stores(another_process(s3))
+
+
+def test_a_file_is_looked_for_by_one_small_request(s3, server):
+    files = {"large": bytes(1_000_000), "empty": b""}
+    for name, content in files.items():
+        write_durably(s3 / name, content)
+    server.requests.clear()
+    server.sent = 0
+    assert [is_file(s3 / name) for name in (*files, "absent")] == [True, True, False]
+    assert server.requests["GET"] == 3
+    assert server.requests["LIST"] == 0
+    assert server.sent < 3_000
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="".join)
+def test_two_processes_that_grow_a_store_without_locks_leave_a_sound_one(monkeypatch, order):
+    """Each sets the length of two arrays; the last writer of each may have wanted less than the other."""
+    place = location(f"memory://{uuid.uuid4().hex}")
+    store = new_store(place)
+    fill(store, logits_of(store))
+    turn, left, both, set_views = threading.Condition(), list(order), threading.Barrier(2), layout.set_views
+
+    def in_turn(*args):
+        name = threading.current_thread().name
+        if left.count(name) == 2:
+            both.wait(timeout=60)  # each has read the old size
+        with turn:
+            assert turn.wait_for(lambda: name not in left or left[0] == name, timeout=60)
+            set_views(*args)
+            assert Store.open(place / "s.zarr").n_views in (2, 4, 7)
+            if name in left:
+                left.remove(name)
+            turn.notify_all()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "set_views", in_turn)
+        stores = {"A": Store.open(place / "s.zarr"), "B": Store.open(place / "s.zarr")}
+        threads = [
+            threading.Thread(target=stores[name].grow, args=(views,), name=name)
+            for name, views in (("A", 4), ("B", 7))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    assert stores["A"].n_views >= 4
+    assert stores["B"].n_views == 7
+    stores["B"].write_unit(Unit(6, 0), logits_of(stores["B"])[6, : stores["B"].block_rows])
+    again = Store.open(place / "s.zarr")
+    again.grow(7)  # the same command again
+    assert Store.open(place / "s.zarr").n_views == 7
+    assert again.finished_units() == [*ALL_UNITS, Unit(6, 0)]

@@ -233,7 +233,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from cache import Store, StoreDamaged
+from cache import Store, StoreDamaged, StoreIncomplete, Unit
 from pipeline.runtime import join_world
 from pipeline.source_outputs.shared_reading import SharedReading
 
@@ -257,11 +257,20 @@ with join_world(torch.device("cpu")) as world:
         reading.rows(store, 0, np.arange(store.n_samples))
     except StoreDamaged as damage:
         print(damage)
+    world.broadcast(value=True)
+    if world.is_first:
+        store.discard(Unit(0, 3))
+    world.broadcast(value=True)
+    try:
+        reading.rows(store, 0, np.arange(store.n_samples))
+    except StoreIncomplete as lacking:
+        print(lacking)
 """
 
 
-def test_ranks_read_only_their_units_and_all_hear_of_damage(tmp_path):
+def test_ranks_read_only_their_units_and_all_hear_what_is_wrong(tmp_path):
     store, _ = filled_store(tmp_path, n=20, classes=5, block_rows=3, views=1)
     (tmp_path / "share.py").write_text(SHARE)
     for words in run_ranks((tmp_path / "share.py", store.path), 2):
         assert "c.0.3.0: unit (view 0, block 3) is damaged" in words
+        assert "unit (view 0, block 3) is not finished" in words

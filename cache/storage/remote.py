@@ -68,14 +68,19 @@ class ObjectStorage:
         return io.BytesIO(self.read(path))
 
     def is_file(self, path: UPath) -> bool:
-        """Whether there is such a file: one request, where s3fs's `info` makes two for a file that is absent.
-        Raises CacheError if even its bucket does not exist.
+        """Whether there is such a file: one request, for its first byte, where s3fs's `info` makes two for a
+        file that is absent. Raises CacheError if even its bucket does not exist.
         """
-        with suppress(FileNotFoundError):
-            self.read(path)
-            return True
-        self.require_bucket(path)
-        return False
+        with reaching(path):
+            try:
+                path.fs.cat_file(path.path, start=0, end=1)
+            except FileNotFoundError:
+                self.require_bucket(path)
+                return False
+            except OSError as error:
+                if _code(error) != "InvalidRange":  # of an empty file
+                    raise
+        return True
 
     def names(self, folder: UPath) -> list[str]:
         """The names of the files and folders in a folder, sorted."""

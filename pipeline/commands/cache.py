@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ import click
 from pipeline.commands.options import (
     CACHE_DIR,
     DATA_DIR,
+    FILE,
     HOW,
     JSON,
     as_argument,
@@ -65,7 +65,7 @@ def cache_info(store: str, as_json: bool) -> None:
     text_option("--target", "Where the images are now. [default: as recorded]"),
     click.option(
         "--weights",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         help="Where the source's weights or program are now. [default: as recorded]",
     ),
     as_argument(

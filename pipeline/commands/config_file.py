@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands.options import Decorator
+from pipeline.commands.options import FILE, Decorator
 from pipeline.commands.settings_text import parsed, refused
 
 _REPEATED = "sskt.repeated"  # in a context's meta: who follows a run that repeats another
@@ -28,7 +28,7 @@ def config_option(text: str, *, stage_one: bool = False) -> Decorator:
     """
     return click.option(
         "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         is_eager=True,
         expose_value=False,
         callback=_read_stage_one if stage_one else _read_train,

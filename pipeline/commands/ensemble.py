@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @options(
-    click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.argument("runs", nargs=-1, required=True),
     CLIPS,
     folder_option("--out", None, "Folder to write ensemble.json to. [default: it is not written]"),
     as_argument("execution", build_execution, *HOW),
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     JSON,
 )
 def ensemble(
-    runs: tuple[Path, ...],
+    runs: tuple[str, ...],
     clips: int | str,
     out: Path | None,
     execution: Execution,

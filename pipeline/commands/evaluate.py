@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import (
-    BEST,
-    CACHE_DIR,
-    CLIPS,
-    DATA_DIR,
-    HOW,
-    JSON,
-    MOVED,
-    as_argument,
-    build_execution,
-    folder_option,
-    options,
-)
+from pipeline.commands.options import JSON, SCORING, folder_option, options
 from pipeline.commands.output import show, tell, tell_json
 from pipeline.commands.told import paths_of
 
@@ -29,23 +17,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
+    click.argument("run"),
     folder_option(
         "--on",
         None,
         "Score it on this folder instead, whose class folders are named as the run's classes. "
         "[default: the target's test split]",
     ),
-    CLIPS,
-    BEST,
-    as_argument("execution", build_execution, *HOW),
-    MOVED,
-    DATA_DIR,
-    CACHE_DIR,
+    SCORING,
     JSON,
 )
 def evaluate(
-    run: Path,
+    run: str,
     on: Path | None,
     clips: int | str,
     best: bool,

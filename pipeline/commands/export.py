@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from pipeline.commands.options import BEST, CACHE_DIR, DATA_DIR, JSON, MOVED, choice_option, options
@@ -13,11 +11,11 @@ from pipeline.commands.told import paths_of
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
+    click.argument("run"),
     choice_option("--format", "onnx pt2 safetensors", None, "Kind of file.", required=True),
     click.option(
         "--out",
-        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE|URL",
         help="File to write. [default: exported.FORMAT in the run's folder]",
     ),
     BEST,
@@ -27,9 +25,9 @@ from pipeline.commands.told import paths_of
     JSON,
 )
 def export(
-    run: Path,
+    run: str,
     format: str,  # noqa: A002 - the option's name
-    out: Path | None,
+    out: str | None,
     best: bool,
     target: str | None,
     as_json: bool,

@@ -21,6 +21,20 @@ RARE = "Rarely needed"  # the last section of a page
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class LocalPath(click.Path):
+    """A path on this machine. A URL would be taken for a folder called s3:."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType.convert`; refuses URLs."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL, expected a local path; copy what is there to a disk", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH, FILE = LocalPath(path_type=Path), LocalPath(path_type=Path, dir_okay=False)
+FOLDER = LocalPath(path_type=Path, file_okay=False)
+
+
 def options(*decorators: Decorator) -> Decorator:
     """Several options as one decorator, in the order in which --help shows them."""
 
@@ -72,9 +86,8 @@ def rare(decorator: Decorator) -> Decorator:
 
 def folder_option(flag: str, default: str | None, text: str, **more: Any) -> Decorator:
     """A folder, which need not be there yet."""
-    kind = click.Path(path_type=Path, file_okay=False)
     return click.option(
-        flag, type=kind, default=default and Path(default), show_default=bool(default), help=text, **more
+        flag, type=FOLDER, default=default and Path(default), show_default=bool(default), help=text, **more
     )
 
 
@@ -324,6 +337,9 @@ CLIPS = click.option(
     metavar="N|all",
     callback=_clips,
     help="Clips per video: N evenly spaced ones, or all consecutive ones, as in the released test script.",
+)
+SCORING = options(  # of a run, by commands that ask its student
+    CLIPS, BEST, as_argument("execution", build_execution, *HOW), MOVED, DATA_DIR, CACHE_DIR
 )
 BEGINNING = (
     choice_option(

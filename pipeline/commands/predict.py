@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import (
-    BEST,
-    CACHE_DIR,
-    CLIPS,
-    DATA_DIR,
-    HOW,
-    JSON,
-    MOVED,
-    as_argument,
-    build_execution,
-    options,
-)
+from pipeline.commands.options import JSON, PATH, SCORING, options
 from pipeline.commands.output import say, show, tell, tell_json
 from pipeline.commands.told import paths_of
 
@@ -33,19 +22,14 @@ _UNUSABLE = 1  # the exit status where some file(s) have no prediction
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
-    click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path)),
-    CLIPS,
-    BEST,
-    as_argument("execution", build_execution, *HOW),
-    MOVED,
-    DATA_DIR,
-    CACHE_DIR,
+    click.argument("run"),
+    click.argument("files", nargs=-1, required=True, type=PATH),
+    SCORING,
     click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with the probability of every class."),
     JSON,
 )
 def predict(
-    run: Path,
+    run: str,
     files: tuple[Path, ...],
     clips: int | str,
     best: bool,

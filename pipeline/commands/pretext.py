@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +23,6 @@ from pipeline.commands.options import (
     build_targets,
     choice_option,
     count_option,
-    folder_option,
     number_option,
     options,
     section,
@@ -72,13 +70,19 @@ _OF_TASK = "[default: the task's]"
     number_option("--lr", f"Initial learning rate. {_OF_TASK}"),
     LIMIT,
     count_option("--seed", "Seed of initial weights and order.", 0, low=0),
-    folder_option(
+    click.option(
         "--out",
-        None,
-        "Run folder; of several tasks, the folder of their runs, in which finished ones are skipped and "
+        default=None,
+        metavar="DIRECTORY|URL",
+        help="Run folder; of several tasks, the folder of their runs, in which finished ones are skipped and "
         "stopped ones continued. [default: runs/pretext-<task>-<target>-<time>]",
     ),
-    folder_option("--resume", None, "Continue the run in this folder instead of starting one."),
+    click.option(
+        "--resume",
+        default=None,
+        metavar="DIRECTORY|URL",
+        help="Continue the run in this folder instead of starting one.",
+    ),
     JSON,
     section(
         "Videos",
@@ -104,8 +108,8 @@ def pretext(
     tasks: tuple[str, ...],
     targets: list[str],
     small: bool,
-    out: Path | None,
-    resume: Path | None,
+    out: str | None,
+    resume: str | None,
     as_json: bool,
     side_px: int | None,
     plan_seed: int,
@@ -139,9 +143,10 @@ def pretext(
 
 
 def _train(
-    tasks: tuple[str, ...], targets: list[str], out: Path | None, small: bool, settings: dict[str, Any]
+    tasks: tuple[str, ...], targets: list[str], out: str | None, small: bool, settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Train the encoder of each task; returns their summaries."""
+    from cache import location
     from pipeline import api
     from pipeline.data import target_slug
     from sskt.recipes import recipe_for
@@ -150,7 +155,8 @@ def _train(
     for task in dict.fromkeys(tasks):
         model = recipe_for(targets[0], task).models[small]
         if out is not None and len(tasks) > 1:
-            found.append(api.pretext_or_resume(targets, task=task, model=model, out=out / task, **settings))
+            own = location(out) / task
+            found.append(api.pretext_or_resume(targets, task=task, model=model, out=own, **settings))
             continue
         folder = out or new_run_folder(f"pretext-{task}-{target_slug(targets[0])}")
         found.append(api.pretext(targets, task=task, model=model, out=folder, **settings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from pipeline.commands.options import (
     CACHE_DIR,
     DATA_DIR,
+    FILE,
     JSON,
     LIMIT,
     SPLIT,
@@ -55,7 +55,7 @@ def _sizes(side_px: int | None, source_side_px: int | None) -> Augmentation:
     count_option("--labels-per-class", "Use only N labels per class."),
     click.option(
         "--picture",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         help="PNG file to draw the accuracy by number of labels per class to. [default: none]",
     ),
     JSON,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from pipeline.commands.options import (
@@ -81,7 +79,7 @@ RECIPE = section(
     ),
     click.option(
         "--finetune-from",
-        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE|URL",
         help="Initial weights: torchvision's, timm's, 3D-ResNets-PyTorch's, or a student of ours.",
     ),
     text_option("--freeze-until", "Freeze the backbone up to this block, e.g. layer4."),

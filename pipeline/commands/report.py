@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import (
-    BEST,
-    CACHE_DIR,
-    CLIPS,
-    DATA_DIR,
-    HOW,
-    JSON,
-    MOVED,
-    as_argument,
-    build_execution,
-    options,
-)
+from pipeline.commands.options import FILE, JSON, SCORING, options
 from pipeline.commands.output import show, tell
 from pipeline.commands.told import paths_of
 
@@ -30,23 +19,23 @@ _COLUMNS = "run target model method seed test_top1 test_map best_test_top1 best_
 
 @click.command()
 @options(
-    click.argument("folders", nargs=-1, metavar="[FOLDER]...", type=click.Path(path_type=Path)),
+    click.argument("folders", nargs=-1, metavar="[FOLDER]..."),
     click.option(
         "--html",
         "page",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         help="Write a page that compares them: curves, classes and means over seeds.",
     ),
     JSON,
 )
-def runs(folders: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
+def runs(folders: tuple[str, ...], page: Path | None, as_json: bool) -> None:
     """List runs, best first, with the settings in which they differ.
 
-    FOLDERs are runs, or hold some at any depth. [default: runs] Accuracies are of the last epoch, in percent;
-    of a run that has not finished, of the last one that was scored.
+    FOLDERs, or URLs, are runs, or hold some at any depth. [default: runs] Accuracies are of the last epoch,
+    in percent; of a run that has not finished, of the last one that was scored.
     """
     from pipeline import api
-    from pipeline.studies.report.runs import differing, text_of
+    from pipeline.studies.report.runs import differing, heading, text_of
 
     rows = api.list_runs(folders or ("runs",))
     if page is not None:
@@ -54,34 +43,29 @@ def runs(folders: tuple[Path, ...], page: Path | None, as_json: bool) -> None:
     if as_json:
         show(rows, as_json, "")
         return
-    names = differing(rows)
+    columns = {name: f"{heading(name)} " for name in differing(rows)}
     cells = [
-        {**row, **{f"{name} ": text_of(row["settings"].get(name)) for name in names if row["settings"]}}
+        {**row, **{columns[name]: text_of(row["settings"].get(name)) for name in columns if row["settings"]}}
         for row in rows
     ]
-    show(cells, as_json, [*_COLUMNS.split(), *(f"{name} " for name in names), "state"])
+    show(cells, as_json, [*_COLUMNS.split(), *columns.values(), "state"])
     if page is not None:
         tell(str(page))
 
 
 @click.command()
 @options(
-    click.argument("run", type=click.Path(path_type=Path)),
+    click.argument("run"),
     click.option(
         "--out",
-        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE|URL",
         help="HTML file to write. [default: report.html in the run's folder]",
     ),
-    CLIPS,
-    BEST,
-    as_argument("execution", build_execution, *HOW),
-    MOVED,
-    DATA_DIR,
-    CACHE_DIR,
+    SCORING,
 )
 def report(
-    run: Path,
-    out: Path | None,
+    run: str,
+    out: str | None,
     clips: int | str,
     best: bool,
     execution: Execution,

@@ -9,6 +9,7 @@ from cache import CacheError, Location, Store, find_stores, flatten
 from pipeline.data import TARGETS, DatasetSpec, family_of, parse_target, path_families, prepared
 from pipeline.runtime import Paths
 from pipeline.stores import stored_output
+from sskt.errors import SourceError
 from sskt.recipes import Recipe, all_recipes, recipe_for
 from sskt.sources import (
     LOGITS_OUTPUT,
@@ -69,6 +70,8 @@ def source_fields(name: str) -> dict[str, Any]:
     """
     if kind_of(name).is_fitted:
         return _probe_fields(name)
+    if "://" in name and kind_of(name).files:
+        raise SourceError(f"{name}: is at a URL, and nothing is downloaded here; name a copy on a disk")
     asked = parse_source(name)
     spec, remarks = kind_of(name).describe(name)
     spec = replace(spec, name=asked.name, output=asked.output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,6 +13,7 @@ from pipeline.commands.options import (
     CONTRACT,
     DATA_DIR,
     EXECUTION,
+    FILE,
     HOW,
     JSON,
     LIMIT,
@@ -34,9 +35,6 @@ from pipeline.commands.options import (
 )
 from pipeline.commands.output import new_run_folder, show, tell, tell_json
 from pipeline.commands.varied import require_once, varied
-
-if TYPE_CHECKING:
-    pass
 
 
 def _numbers(_ctx: click.Context, _option: click.Parameter, text: str) -> tuple[float, ...]:
@@ -174,18 +172,18 @@ def sweep(
 
 @click.command()
 @options(
-    click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.argument("runs", nargs=-1, required=True),
     click.option(
         "--picture",
         "image",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         help="An image file. [default: a test sample]",
     ),
     count_option("--sample", "Id of a test sample of the first run. [default: the first]", low=0),
     text_option("--class", "Class to map. [default: each student's own answer]", name="class_name"),
     click.option(
         "--out",
-        type=click.Path(path_type=Path, dir_okay=False),
+        type=FILE,
         default=Path("explain.png"),
         show_default=True,
         help="PNG file to write.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
@@ -15,6 +14,7 @@ from pipeline.commands.options import (
     CONTRACT,
     DATA_DIR,
     EXECUTION,
+    FILE,
     HOW,
     JSON,
     LIMIT,
@@ -189,7 +189,7 @@ _LABELS = "Few labels"
         click.option(
             "--labelled",
             "labelled_list",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=FILE,
             help="Text file of the training samples that keep their labels, one a line: paths below the "
             "target's folder, or ids. The others are trained on without. [default: all]",
         ),
@@ -231,7 +231,7 @@ def train(
     out: str | None,
     resume: str | None,
     as_json: bool,
-    finetune_from: Path | None,
+    finetune_from: str | None,
     pretrained: bool,
     eval_every: int,
     trackers: tuple[str, ...],

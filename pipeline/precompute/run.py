@@ -177,6 +177,7 @@ def _jobs(
     if not targets:
         log.info(f"targets prepared under {paths.data_dir}: {', '.join(names)}")
     specs = [parse_target(name) for name in names]
+    paths = paths.fetched(sources)
     require_named(paths, sources)
     opened = _open_sources(sources, _with_recorded_weights(paths, names, sources))
     jobs = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import nn
@@ -99,6 +99,17 @@ def paths(value: Any, name: str) -> tuple[Path, ...]:
 def place(value: Any, name: str) -> Location:
     """A path or an object store's URL, possibly given as text. Raises RunError for anything else."""
     return location(value) if isinstance(value, str) else _require_location(value, name)
+
+
+def place_or_none(value: Any, name: str) -> Location | None:
+    """`place`, or None. Raises RunError for anything else."""
+    return None if value is None else place(value, name)
+
+
+def places(value: Any, name: str) -> tuple[Location, ...]:
+    """A tuple of paths or URLs; a single one is wrapped. Raises RunError for anything else."""
+    values = _several(value, (str, *get_args(Location)), name, "paths or URLs")
+    return tuple(place(one, f"one of {name}") for one in values)
 
 
 def model(value: Any) -> str | nn.Module | None:

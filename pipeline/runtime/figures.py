@@ -7,9 +7,9 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cache import Location
 from pipeline.runtime.results import write_result
 from sskt.errors import shown
 
@@ -22,7 +22,7 @@ _BREAKS_AFTER = " ,;+-_/"
 
 
 def write_figure(
-    path: Path,
+    path: Location,
     draw: Callable[[], Figure],
     *texts: str,
     dpi: int = 150,

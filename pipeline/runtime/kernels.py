@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cache import write_durably
+from cache import CacheError, Location, read_file
+from pipeline.runtime.results import write_result
 from sskt.errors import RunError
 from sskt.kernels import TOLERANCES, Layer, errors, layers_of
 
@@ -49,7 +50,7 @@ def wrong_layers(
     *,
     learns: bool,
     plain: tuple[str, ...] = (),
-    kept_in: Path,
+    kept_in: Location,
 ) -> dict[Layer, tuple[list[str], Result]]:
     """The layers whose kernels are wrong on inputs of `shape`, with their modules' names and errors.
 
@@ -165,17 +166,16 @@ def _cpu() -> list[str]:
     return [next((line for line in lines if line.startswith(word)), "") for word in ("model name", "flags")]
 
 
-def _read(path: Path) -> dict[str, Result]:
+def _read(path: Location) -> dict[str, Result]:
     """Earlier results; none if the file is absent or damaged."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_file(path))
         return {str(key): {str(k): float(v) for k, v in result.items()} for key, result in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (CacheError, OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write(path: Path, results: Mapping[str, Result]) -> None:
+def _write(path: Location, results: Mapping[str, Result]) -> None:
     """Write atomically; if that fails, the tests simply run again next time."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, (json.dumps(results, indent=1) + "\n").encode())
+    with suppress(CacheError, RunError):
+        write_result(path, (json.dumps(results, indent=1) + "\n").encode())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
-from cache import Location, local_path
+from cache import Location, local_path, location, read_file, require_bucket
 from pipeline.runtime import coerce
+from pipeline.runtime.results import write_result
 from sskt.errors import RunError, SourceError, quoted
 from sskt.sources import Contract, asked_of, at_output, kind_of, network_of, output_of, parse_source
 
@@ -75,6 +77,34 @@ class Paths:
         """The name that opens `source` on this machine: for a program or run, with its present path."""
         path = self.moved.get(source)
         return source if path is None else at_output(kind_of(source).name_at(path), output_of(source))
+
+    def local(self, place: Location) -> Path:
+        """The file at `place`; of one at a URL, which may have changed, a copy that is fetched each time.
+        Raises RunError if there is no such file, or the copy cannot be written.
+        """
+        if path := local_path(place):
+            return path
+        try:
+            content = read_file(place)
+        except FileNotFoundError:
+            require_bucket(place)
+            raise RunError(
+                f"{place}: there is no such file; correct the URL, or let the run that writes it finish"
+            ) from None
+        key = sha256(str(place.parent).encode()).hexdigest()[:12]
+        copy = self.weights_dir / key / place.parent.name / place.name
+        write_result(copy, content, "choose another --data-dir")
+        return copy
+
+    def fetched(self, sources: Iterable[str]) -> Paths:
+        """With the local copies of those sources that lie at a URL. Raises RunError as `local` does."""
+        moved = dict(self.moved)
+        for name in {each for source in sources for each in asked_of(source)}:
+            url = network_of(name).partition(":")[2]
+            if "://" in url:
+                for file in kind_of(name).files:
+                    moved[name] = self.local(location(url) / file).parent
+        return replace(self, moved=moved)
 
     def contract_of(self, source: str) -> Contract | None:
         """The contract that the user gives for a source; programs and runs may be named without their

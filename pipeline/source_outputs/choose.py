@@ -52,7 +52,6 @@ log = logging.getLogger(__name__)
 
 LIVE_DEFAULT_SOURCES = ("places365", "imagenet")  # the paper's P+I
 LABELS = ("auto", "cached", "live", "write-through")
-TEACHER_BN = ("frozen", "batch-stats")
 
 
 def open_source_outputs(

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from cache import CacheError, Store, StoreDamaged
+from cache import CacheError, Store
 from pipeline.data import Positions
 from pipeline.runtime import World
 
@@ -35,7 +35,7 @@ class SharedReading:
         except CacheError as damage:
             error = damage
         errors: list[CacheError | None] = [None] * self._world.size
-        dist.all_gather_object(errors, error and StoreDamaged(str(error)), group=self._group)
+        dist.all_gather_object(errors, error, group=self._group)
         if error or any(errors):
             raise error or next(filter(None, errors))
         out = np.empty((len(rows), store.form.width), dtype=store.form.dtype)

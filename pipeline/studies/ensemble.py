@@ -15,19 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data import CentreClip, Dataset, Plan, open_dataset, plan_from
+from cache import Location
+from pipeline.data import Dataset, Plan, open_dataset
 from pipeline.runtime import Execution, Paths, choose_execution, coerce, mute_remarks, write_result
 from pipeline.train import (
     EVALUATION_CLIPS,
     Evaluator,
     TrainConfig,
     labelled_list_of,
-    of_clips,
+    open_finished,
     open_splits,
-    prepare_to_score,
-    read_config,
-    read_student,
-    reopen_backbone,
     require_contents,
     scoring_split,
     whereabouts_of,
@@ -35,13 +32,12 @@ from pipeline.train import (
 from sskt.errors import RunError
 from sskt.metrics import multilabel_figures, topk_correct
 from sskt.probe import fit_linear
-from sskt.students import Student, to_channels_last
 
 _STRENGTH = 1.0  # C of the logistic regression
 
 
 def ensemble(
-    runs: Sequence[Path | str],
+    runs: Sequence[Location | str],
     *,
     out: Path | str | None = None,
     paths: Paths | None = None,
@@ -57,27 +53,26 @@ def ensemble(
     first run found them. Raises RunError for fewer than two runs, unfinished ones, and runs of other classes,
     test samples or training samples.
     """
-    folders = coerce.paths(runs, "runs")
+    folders = coerce.places(runs, "runs")
     if len(folders) < 2:
         raise RunError(f"an ensemble needs two or more runs, {len(folders)} is named; name the others")
     execution = execution or choose_execution()
-    configs = [TrainConfig.from_dict(read_config(run), str(run / "config.json")) for run in folders]
-    _require_alike(folders, configs)
-    where = whereabouts_of(folders[0], configs[0], paths=paths, target=target)
-    train, test = _open(folders[0], configs[0], where.target, where.paths)
+    opened = [open_finished(run, clips) for run in folders]
+    first = opened[0].config
+    _require_alike(folders, [finished.config for finished in opened])
+    where = whereabouts_of(folders[0], first, paths=paths, target=target)
+    train, test = _open(folders[0], first, where.target, where.paths)
     evaluators: dict[Plan, tuple[Evaluator, Evaluator]] = {}  # they keep what is drawn
     rows, fused, parts = [], [], []
-    for run, config in zip(folders, configs, strict=True):
-        plan = plan_from(config.eval_plan, str(run / "config.json"))
-        if isinstance(plan, CentreClip):
-            plan = of_clips(plan, clips, config.student_frames)
+    for finished in opened:
+        plan, config = finished.plan, finished.config
         if plan not in evaluators:
             evaluators[plan] = Evaluator(train, plan, execution), Evaluator(test, plan, execution)
-        student = _student(run, config, plan, where.paths, execution)
+        student = finished.student("last", None, execution, where.paths)
         of_train, of_test = (each.predict_with_features(student, config.amp) for each in evaluators[plan])
         fused.append(of_test[0])
         parts.append((of_train[1], of_test[1]))
-        rows.append({"what": str(run), "model": config.model, **_figures(of_test[0], test)})
+        rows.append({"what": str(finished.folder), "model": config.model, **_figures(of_test[0], test)})
     rows.append({"what": "fusion", "model": None, **_figures(torch.stack(fused).mean(dim=0), test)})
     seen, asked = (torch.cat(features, dim=1) for features in zip(*parts, strict=True))
     rows.append({"what": "linear", "model": None, **_figures(_classify(seen, train, asked), test)})
@@ -87,7 +82,7 @@ def ensemble(
     return rows
 
 
-def _require_alike(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> None:
+def _require_alike(folders: Sequence[Location], configs: Sequence[TrainConfig]) -> None:
     """Raise RunError unless all runs have the same classes, and were trained and scored on the same
     samples.
     """
@@ -109,7 +104,7 @@ def _require_alike(folders: Sequence[Path], configs: Sequence[TrainConfig]) -> N
                 )
 
 
-def _open(run: Path, config: TrainConfig, target: str, paths: Paths) -> tuple[Dataset, Dataset]:
+def _open(run: Location, config: TrainConfig, target: str, paths: Paths) -> tuple[Dataset, Dataset]:
     """The labelled samples that a run was trained on, and its test split. Raises RunError if they are others
     by now.
     """
@@ -127,18 +122,6 @@ def _open(run: Path, config: TrainConfig, target: str, paths: Paths) -> tuple[Da
     now = {"train": splits.train.content_sha256, "test": test.content_sha256}
     require_contents(run, config.contents, now, target, "give the data that it was trained with")
     return splits.train.take(splits.train.labelled), test
-
-
-def _student(run: Path, config: TrainConfig, plan: Plan, paths: Paths, execution: Execution) -> Student:
-    """A run's last student, computing as it did while it trained."""
-    network = reopen_backbone(config, None, run)
-    student = Student(network, len(config.classes), {}, transfer_module=False)
-    student.load_state_dict(read_student(run))
-    student.to(execution.device)
-    if config.channels_last:
-        to_channels_last(student)
-    prepare_to_score(student, config, plan, execution.device, paths.kernels_file)
-    return student
 
 
 def _classify(features: Tensor, dataset: Dataset, asked: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer, plan_from
+from cache import Location
+from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer
 from pipeline.runtime import Execution, Paths, coerce, fitted, write_figure
-from pipeline.train import TrainConfig, read_config, read_student, reopen_backbone, whereabouts_of
+from pipeline.train import FinishedRun, TrainConfig, open_finished, whereabouts_of
 from sskt.errors import RunError, UnreadableError, shown
 from sskt.normalise import normalise
 from sskt.students import Student, grad_cam
@@ -27,7 +28,7 @@ _TITLE_PT, _LINE_IN = 9.0, 0.17
 
 
 def explain(
-    runs: Path | str | Sequence[Path | str],
+    runs: Location | str | Sequence[Location | str],
     *,
     out: Path,
     image: Path | None = None,
@@ -42,18 +43,18 @@ def explain(
     Maps are of `class_name`, or of each student's top class. Returns one dict per run. Raises RunError for
     runs that read clips, or a class that a student does not know.
     """
-    folders = coerce.paths(runs, "runs")
+    folders = coerce.places(runs, "runs")
     out, image = coerce.path(out, "out"), None if image is None else coerce.path(image, "image")
     sample = coerce.whole_or_none(sample, "sample", low=0)
     if not folders:
         raise RunError("there is no run to explain; name at least one")
-    opened = [_student(run, execution.device) for run in folders]
-    config = opened[0][0]
-    dataset = _one_image(image) if image else _sample(folders[0], config, sample, paths)
+    opened = [_open(run, execution.device) for run in folders]
+    dataset = _one_image(image) if image else _sample(opened[0][0], sample, paths)
     rows: list[dict[str, Any]] = []
     panels = []
-    for run, (config, student) in zip(folders, opened, strict=True):
-        pixels = _render(dataset, config, run, execution)
+    for finished, student in opened:
+        run, config = finished.folder, finished.config
+        pixels = _render(dataset, finished, execution)
         x = normalise(pixels, student.backbone.mean, student.backbone.std)
         with torch.inference_mode():
             logits = student.predict(x)[0]
@@ -75,25 +76,23 @@ def explain(
     return rows
 
 
-def _student(run: Path, device: torch.device) -> tuple[TrainConfig, Student]:
-    config = TrainConfig.from_dict(read_config(run), str(run / "config.json"))
-    backbone = reopen_backbone(config, None, run)
-    if backbone.reads_clips:
+def _open(run: Location, device: torch.device) -> tuple[FinishedRun, Student]:
+    finished = open_finished(run)
+    student = finished.bare_student("last", None)
+    if student.backbone.reads_clips:
         raise RunError(f"{run}: its student reads clips, and maps are of pictures")
-    if config.student_frames is not None:
+    if finished.config.student_frames is not None:
         raise RunError(f"{run}: its student was trained on videos, and maps are of pictures")
-    student = Student(backbone, len(config.classes), {}, transfer_module=False)
-    student.load_state_dict(read_student(run))
-    return config, student.to(device).eval()
+    return finished, student.to(device)
 
 
-def _sample(run: Path, config: TrainConfig, sample: int | None, paths: Paths | None) -> Dataset:
-    where = whereabouts_of(run, config, paths=paths)
+def _sample(finished: FinishedRun, sample: int | None, paths: Paths | None) -> Dataset:
+    where = whereabouts_of(finished.folder, finished.config, paths=paths)
     dataset = open_dataset(where.target, "test", paths=where.paths)
     positions = np.flatnonzero(dataset.ids == (dataset.ids[0] if sample is None else sample))
     if not len(positions):
         raise RunError(
-            f"{config.target}: its test split has no sample {sample}; ids reach to {dataset.ids.max()}"
+            f"{where.target}: its test split has no sample {sample}; ids reach to {dataset.ids.max()}"
         )
     return dataset.take(positions)
 
@@ -117,15 +116,14 @@ def _one_image(path: Path) -> Dataset:
     )
 
 
-def _render(dataset: Dataset, config: TrainConfig, run: Path, execution: Execution) -> torch.Tensor:
+def _render(dataset: Dataset, finished: FinishedRun, execution: Execution) -> torch.Tensor:
     """The image as this run's evaluation sees it: uint8 (1, 3, side, side)."""
-    plan = plan_from(config.eval_plan, str(run / "config.json"))
-    renderer = open_renderer(dataset, plan, replace(execution, renderer="torch"), batch_size=1)
+    renderer = open_renderer(dataset, finished.plan, replace(execution, renderer="torch"), batch_size=1)
     with closing(renderer), closing(renderer.render(0, [np.zeros(1, dtype=np.int64)])) as drawn:
         return next(drawn).to(execution.device)
 
 
-def _label(name: str, config: TrainConfig, run: Path) -> int:
+def _label(name: str, config: TrainConfig, run: Location) -> int:
     if name not in config.classes:
         raise RunError(
             f"{run}: its student knows no class {name!r}, but {', '.join(config.classes[:5])}, ..."

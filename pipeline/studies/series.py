@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from cache import Location, delete_file
 from pipeline.data import Augmentation
 from pipeline.precompute.run import precompute
 from pipeline.runtime import Execution, Paths, World, join_world
@@ -25,7 +25,7 @@ from sskt.sources import asked_of
 from sskt.students import Backbone, require_built_by_name
 
 
-def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
+def train_or_resume(target: str, out: Location, **settings: Any) -> dict[str, Any]:
     """The summary of the run in `out`, which `train(target, out=out, **settings)` starts, continues or, if
     it has finished, reads.
 
@@ -35,7 +35,7 @@ def train_or_resume(target: str, out: Path, **settings: Any) -> dict[str, Any]:
     with join_world(settings["execution"].device) as world:
         summary = train(target, out=out, **settings)
         if world.is_first:
-            (out / "last.pt").unlink(missing_ok=True)
+            delete_file(out / "last.pt")
         world.broadcast(value=True)  # wait until the first rank has written
     return summary
 
@@ -44,7 +44,7 @@ def pretext_or_resume(
     targets: str | Sequence[str],
     *,
     task: str,
-    out: Path,
+    out: Location,
     model: str | None = None,
     paths: Paths,
     val_share: float | None = None,
@@ -86,7 +86,7 @@ def check_settings(target: str, **settings: Any) -> None:
     require_learnable(config)
 
 
-def matches(target: str, out: Path, *, paths: Paths, **settings: Any) -> bool:
+def matches(target: str, out: Location, *, paths: Paths, **settings: Any) -> bool:
     """Whether the run in `out` has the settings `train_or_resume` would use; its data are not compared."""
     return has_settings(out, _planned(target, **settings), paths=paths)
 

@@ -1,16 +1,15 @@
 """Stage two: what a run is (`config`), a student on its way (`trainer`), and the run around it (`train`)."""
 
-from pipeline.train.backbone import default_model, reopen_backbone
-from pipeline.train.config import SETTLED_BY_DATA, Settings, TrainConfig, weights_name, with_defaults
+from pipeline.train.backbone import default_model
+from pipeline.train.config import Settings, TrainConfig, with_defaults
 from pipeline.train.confusion import draw_confusion
-from pipeline.train.data import open_data, pools_of, splits_of
+from pipeline.train.data import splits_of
 from pipeline.train.divergence import DivergedError
-from pipeline.train.evaluate import ALL_CLIPS, Evaluator, of_clips
+from pipeline.train.evaluate import ALL_CLIPS, Evaluator
 from pipeline.train.example_images import example_images
 from pipeline.train.finished.export import export
 from pipeline.train.finished.predict import Predictions, predict
-from pipeline.train.finished.student import EVALUATION_CLIPS, open_finished
-from pipeline.train.kernel_check import prepare_to_score
+from pipeline.train.finished.student import EVALUATION_CLIPS, FinishedRun, open_finished
 from pipeline.train.method import readers_of, require_learnable
 from pipeline.train.own_loop import OwnLoopData, TrainingBatch, open_training_data
 from pipeline.train.pretext.run import as_training, pretext, with_places
@@ -23,7 +22,6 @@ from pipeline.train.run_folder import (
     read_config,
     read_metrics,
     read_probe,
-    read_student,
     read_summary,
 )
 from pipeline.train.same_settings import has_settings
@@ -36,9 +34,9 @@ __all__ = [
     "ALL_CLIPS",
     "ENCODER",
     "EVALUATION_CLIPS",
-    "SETTLED_BY_DATA",
     "DivergedError",
     "Evaluator",
+    "FinishedRun",
     "OwnLoopData",
     "Predictions",
     "RunBusyError",
@@ -54,24 +52,18 @@ __all__ = [
     "has_settings",
     "keep_labels",
     "labelled_list_of",
-    "of_clips",
-    "open_data",
     "open_finished",
     "open_splits",
     "open_to_score",
     "open_training_data",
     "paths_of",
-    "pools_of",
     "predict",
-    "prepare_to_score",
     "pretext",
     "read_config",
     "read_metrics",
     "read_probe",
-    "read_student",
     "read_summary",
     "readers_of",
-    "reopen_backbone",
     "require_contents",
     "require_learnable",
     "require_sound",
@@ -81,7 +73,6 @@ __all__ = [
     "scoring_split",
     "splits_of",
     "train",
-    "weights_name",
     "whereabouts_of",
     "with_defaults",
     "with_places",

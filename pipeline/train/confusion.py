@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runtime import fitted, write_figure
-from sskt.errors import RunError, shown
+from cache import Location
+from pipeline.runtime import csv_text, fitted, write_figure, write_result
+from sskt.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ _DIGIT = 0.64  # width of a digit, of its size
 
 
 def write_confusion(
-    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Path, name: str = "confusion"
+    matrix: NDArray[np.int64], classes: tuple[str, ...], folder: Location, name: str = "confusion"
 ) -> dict[str, str]:
     """Write confusion.csv, counts with true classes as rows, and confusion.png, whose colours are fractions
     of each true class, with counts in cells that are large enough; `name` is that of both files.
@@ -34,16 +33,10 @@ def write_confusion(
     """
     classes = tuple(map(shown, classes))
     paths = {f"confusion_{kind}": folder / f"{name}.{kind}" for kind in ("csv", "png")}
-    try:
-        with paths["confusion_csv"].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true \\ said", *classes])
-            writer.writerows([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
-        write_figure(
-            paths["confusion_png"], lambda: draw_confusion(matrix, classes), *classes, dpi=120, remedy=_REMEDY
-        )
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error}); {_REMEDY}") from error
+    rows = ([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
+    write_result(paths["confusion_csv"], csv_text([["true \\ said", *classes], *rows]).encode(), _REMEDY)
+    image = paths["confusion_png"]
+    write_figure(image, lambda: draw_confusion(matrix, classes), *classes, dpi=120, remedy=_REMEDY)
     return {kind: str(path) for kind, path in paths.items()}
 
 

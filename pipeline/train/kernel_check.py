@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
+from cache import Location
 from pipeline.data import ClipPlan, Plan, geometry_of
 from pipeline.runtime import How, World, sentence, wrong_layers
 from pipeline.train.config import TrainConfig
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def with_plain_layers(
-    config: TrainConfig, method: Method, plan: Plan, device: torch.device, world: World, kept_in: Path
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, world: World, kept_in: Location
 ) -> TrainConfig:
     """`config` with the layers of `method` whose kernels are wrong here or on another rank's machine; logs
     what was found. Raises RunError if plain fp32 is wrong as well.
@@ -36,7 +36,7 @@ def with_plain_layers(
 
 
 def require_kernels(
-    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path, out: object
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Location, out: object
 ) -> None:
     """Raise RunError if the run in `out` would continue with kernels that are wrong on this machine."""
     _, what = _wrong(config, method, plan, device, kept_in)
@@ -49,7 +49,7 @@ def require_kernels(
 
 
 def prepare_to_score(
-    student: Student, config: TrainConfig, plan: Plan, device: torch.device, kept_in: Path
+    student: Student, config: TrainConfig, plan: Plan, device: torch.device, kept_in: Location
 ) -> None:
     """Let a run's exported student compute as it did in training, and in plain fp32 where this machine's
     kernels are wrong; logs what was found.
@@ -79,7 +79,7 @@ def input_shape(config: TrainConfig, plan: Plan, n: int) -> tuple[int, ...]:
 
 
 def _wrong(
-    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Path
+    config: TrainConfig, method: Method, plan: Plan, device: torch.device, kept_in: Location
 ) -> tuple[list[str], str]:
     """Names of the layers whose kernels are wrong and not replaced yet, and a sentence on them."""
     networks = {name: module for name, module in method.named_modules() if isinstance(module, Student)}

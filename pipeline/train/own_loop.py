@@ -93,7 +93,8 @@ def open_training_data(
     unlabelled samples, like `--unlabelled` of `sskt train`; () means those in a user's own folder.
     `labelled_share` is the labelled fraction of a batch (default: as in all samples).
     """
-    paths, execution = paths or Paths(), execution or choose_execution()
+    paths = (paths or Paths()).fetched(coerce.texts(sources, "sources"))
+    execution = execution or choose_execution()
     target, limit, seed = (
         coerce.text(target, "target"),
         coerce.whole_or_none(limit, "limit"),

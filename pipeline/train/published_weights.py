@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cache import Location
 from pipeline.runtime import Paths, coerce
 from sskt.download import fetch
 from sskt.errors import RunError
@@ -23,10 +24,10 @@ _TORCHVISION = {
 
 
 def first_weights(
-    model: str | nn.Module, paths: Paths, finetune_from: Path | str | None, pretrained: bool
+    model: str | nn.Module, paths: Paths, finetune_from: Location | None, pretrained: bool
 ) -> Path | None:
-    """The file of the weights that a student starts from; None for fresh ones, or its own."""
-    given = None if finetune_from is None else coerce.path(finetune_from, "finetune_from")
+    """The file of the weights that a student starts from, here; None for fresh ones, or its own."""
+    given = None if finetune_from is None else paths.local(finetune_from)
     return published_weights(model, paths, given=given) if coerce.flag(pretrained, "pretrained") else given
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline.data import NO_POOL, Augmentation, parse_target
 from pipeline.runtime import Paths, World, choose_execution
-from pipeline.train.config import ABOUT, Settings, TrainConfig, weights_name
+from pipeline.train.config import ABOUT, Settings, TrainConfig
 from pipeline.train.resolve import resolve
 from pipeline.train.run_folder import read_paths
-from pipeline.train.whereabouts import labelled_list_of, paths_of, unlabelled_of
+from pipeline.train.whereabouts import initial_weights_of, labelled_list_of, paths_of, unlabelled_of
 from sskt.errors import RunError
 from sskt.sources import asked_of, kind_of, to_told
 from sskt.students import PRETEXTS
@@ -52,7 +52,8 @@ def repeated_settings(folder: Path, recorded: Mapping[str, Any]) -> dict[str, An
             _lying(name, paths): value for name, value in config.teacher_temperature.items()
         }
     if config.finetune_from is not None:
-        settings["finetune_from"] = _initial_weights(config, folder, places)
+        initial_weights_of(folder, config, paths)  # which looks for them
+        settings["finetune_from"] = places["finetune_from"]
     return {
         **settings,
         "augmentation": {name: value for name, value in config.augmentation.items() if value is not None},
@@ -105,12 +106,3 @@ def _lying(name: str, paths: Paths) -> str:
         return paths.lying(name)
     asked = "+".join(paths.lying(each) for each in asked_of(name))
     return f"{name.partition(':')[0]}:{asked}" if asked else name
-
-
-def _initial_weights(config: TrainConfig, folder: Path, places: Mapping[str, Any]) -> str:
-    path = Path(places.get("finetune_from") or "")
-    if not path.is_file() or weights_name(path) != config.finetune_from:
-        raise RunError(
-            f"{folder}: started from {config.finetune_from}, which is not at {path} any more; restore it"
-        )
-    return str(path)

@@ -21,7 +21,7 @@ from pipeline.train.backbone import (
     require_runs,
     take_module,
 )
-from pipeline.train.config import Settings, TrainConfig, weights_name
+from pipeline.train.config import Settings, TrainConfig
 from pipeline.train.data import TrainingData, open_data
 from pipeline.train.kernel_check import require_kernels, with_plain_layers
 from pipeline.train.loop import kernels, run_epochs
@@ -35,7 +35,6 @@ from pipeline.train.run_folder import (
     is_run,
     read_checkpoint,
     read_config,
-    read_paths,
     read_probe,
     read_summary,
 )
@@ -44,6 +43,7 @@ from pipeline.train.settle import declared_of, settle
 from pipeline.train.splits import Splits, pool_key
 from pipeline.train.trackers import OnEpoch, Tracker, open_trackers
 from pipeline.train.whereabouts import (
+    initial_weights_of,
     labelled_list_of,
     pools_to_record,
     require_classes,
@@ -74,7 +74,7 @@ def train(
     seed: int = 0,
     limit: int | None = None,
     eval_every: int = 1,
-    finetune_from: Path | str | None = None,
+    finetune_from: Location | str | None = None,
     pretrained: bool = False,
     trackers: str | Tracker | Sequence[str | Tracker] = (),
     on_epoch: OnEpoch | None = None,
@@ -90,11 +90,12 @@ def train(
     If `out` holds a run of the same settings, it is continued (see `resume`), so that the same call, made
     again, ends with the same summary. Raises RunError, naming the setting, if it holds one of others.
     """
-    augmentation, paths = augmentation or Augmentation(), paths or Paths()
-    execution, opened = execution or choose_execution(), open_trackers(trackers, on_epoch)
+    paths = (paths or Paths()).fetched(coerce.texts(settings.get("sources"), "sources"))
+    augmentation, execution = augmentation or Augmentation(), execution or choose_execution()
+    given, opened = coerce.place_or_none(finetune_from, "finetune_from"), open_trackers(trackers, on_epoch)
     target, model, out = coerce.text(target, "target"), coerce.model(model), coerce.place(out, "out")
     model = take_module(model, target, augmentation) or default_model(target, settings.get("method", "sskt"))
-    began_with = first_weights(model, paths, finetune_from, pretrained)
+    began_with = first_weights(model, paths, given, pretrained)
     with join_world(execution.device) as world:
         planned = resolve(
             target,
@@ -117,7 +118,7 @@ def train(
         data = open_data(planned, paths=paths, execution=execution, world=world, of_preset=of_preset)
         config = settle(planned, data)
         config, method = _open_method(model, began_with, config, data, execution, world, paths)
-        places = to_record(target, paths, config.sources, began_with)
+        places = to_record(target, paths, config.sources, given or began_with)
         places |= pools_to_record(config.unlabelled, planned.labelled_list)
         _log_choices(planned, config, len(data.dataset))
         run = Run.begin(out, config.to_dict(), places, data.probe, opened) if world.is_first else None
@@ -155,7 +156,8 @@ def resume(
     state = _state(out, config, finished=summary is not None)
     sources = coerce.texts(sources, "sources")
     where = whereabouts_of(out, config, paths=paths, target=target, sources=sources)
-    paths, execution = where.paths, execution or choose_execution()
+    paths = where.paths.fetched(() if config.labels == "cached" else config.sources)
+    execution = execution or choose_execution()
     require_stores(out, config, paths)
     with join_world(execution.device) as world:
         _require_ranks(config, world, out)
@@ -172,7 +174,7 @@ def resume(
         require_contents(out, config.contents, data.contents, where.target, _SAME_DATA)
         network = reopen_backbone(config, backbone, out, resumes=True)
         if state is None and config.finetune_from is not None:
-            _load_first_weights(network, config, out)
+            load_pretrained(network, initial_weights_of(out, config, paths), config.model)
         method = open_method(config, network, data.source_classes)
         with kernels(config, execution.device):
             require_kernels(config, method, data.plan, execution.device, paths.kernels_file, out)
@@ -277,17 +279,6 @@ def _next_step(config: TrainConfig, state: dict[str, Any] | None, out: Location)
     if done == config.epochs:
         return f"{out}: all {done} epochs are done, its student is written from last.pt"
     return f"{out}: continues in epoch {done + 1} of {config.epochs}"
-
-
-def _load_first_weights(backbone: Backbone, config: TrainConfig, out: Location) -> None:
-    """Load the initial weights of a run that was stopped before its first checkpoint."""
-    path = Path(read_paths(out).get("finetune_from") or "")
-    if not path.is_file() or weights_name(path) != config.finetune_from:
-        raise RunError(
-            f"{out}: was stopped before its first checkpoint and needs {config.finetune_from}, which is "
-            f"not at {path} any more; restore it, or start again in another folder"
-        )
-    load_pretrained(backbone, path, config.model)
 
 
 def _require_same(config: TrainConfig, data: TrainingData, out: Location) -> None:

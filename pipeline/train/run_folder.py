@@ -12,17 +12,27 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors.torch import load, save
 from torch.utils.tensorboard import SummaryWriter
 
-from cache import TEMPORARY, Location, is_file, names_in, read_file, write_durably
+from cache import (
+    TEMPORARY,
+    CacheError,
+    Location,
+    is_file,
+    names_in,
+    read_file,
+    read_files,
+    require_bucket,
+    write_durably,
+)
 from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.source_outputs.fit_probe import RunProbe
 from pipeline.train.run_records import environment, log_settings
@@ -33,6 +43,7 @@ from sskt.students import PRETEXTS
 STUDENTS = ("last", "best")
 _PROBE, _TRACKERS = "probe.safetensors", "trackers.json"
 ENCODER = "encoder.safetensors"
+T = TypeVar("T")
 _STUDENT_FILES = {"last": "student.safetensors", "best": "best.safetensors", "encoder": ENCODER}
 
 
@@ -199,16 +210,12 @@ def is_run(path: Location) -> bool:
 
 def read_config(path: Location) -> dict[str, Any]:
     """The config of a run. Raises RunError if `path` is not a run directory."""
-    try:
-        config: dict[str, Any] = json.loads(read_file(path / "config.json"))
-    except FileNotFoundError:
+    config: dict[str, Any] | None = _load(path / "config.json", json.loads)
+    if config is None:
+        require_bucket(path)
         raise RunError(
             f"{path}: is not a run, it has no config.json; give the folder that sskt train printed"
-        ) from None
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(
-            f"{path / 'config.json'}: cannot be read ({error}); restore the file or train again"
-        ) from error
+        )
     return config
 
 
@@ -228,31 +235,15 @@ def read_paths(path: Location) -> dict[str, Any]:
 
 def read_checkpoint(path: Location) -> dict[str, Any] | None:
     """The state in last.pt; None if the run was stopped before its first checkpoint. RunError if damaged."""
-    checkpoint = path / "last.pt"
-    if not is_file(checkpoint):
-        return None
-    try:
-        saved = io.BytesIO(read_file(checkpoint))
-        state: dict[str, Any] = torch.load(saved, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RunError(
-            f"{checkpoint}: cannot be read ({str(error).splitlines()[0]}); restore it, or train again into "
-            f"another folder"
-        ) from error
-    return state
+    return _load(
+        path / "last.pt",
+        lambda content: torch.load(io.BytesIO(content), map_location="cpu", weights_only=True),
+    )
 
 
 def read_probe(path: Location) -> RunProbe | None:
     """The probe that teaches a run; None if there is none. RunError if it is damaged."""
-    file = path / _PROBE
-    if not is_file(file):
-        return None
-    try:
-        return RunProbe.from_bytes(read_file(file))
-    except Exception as error:
-        raise RunError(
-            f"{file}: cannot be read ({error}); restore it, or train again into another folder"
-        ) from error
+    return _load(path / _PROBE, RunProbe.from_bytes)
 
 
 def has_student(path: Location) -> bool:
@@ -260,7 +251,7 @@ def has_student(path: Location) -> bool:
     return any(is_file(path / _STUDENT_FILES[which]) for which in ("last", "encoder"))
 
 
-def student_file(path: Path, which: str = "last") -> Path:
+def student_file(path: Location, which: str = "last") -> Location:
     """Where a run's exported student lies, `which` of STUDENTS."""
     return path / _STUDENT_FILES[which]
 
@@ -274,32 +265,37 @@ def read_student(path: Location, which: str = "last") -> dict[str, torch.Tensor]
             f"{path}: its task was {config['method']}, and it knows no classes; fine-tune it first with "
             f"`sskt train --method scratch --model {config['model']} --finetune-from {path / ENCODER}`"
         )
-    weights = path / _STUDENT_FILES[which]
-    if not is_file(weights):
+    weights = student_file(path, which)
+    if (state := _load(weights, load)) is None:
         raise RunError(
             f"{path}: has no {weights.name}, which a run's end writes; continue the run, or have it written "
             f"again, with `sskt train --resume {path}`"
         )
-    try:
-        state: dict[str, torch.Tensor] = load(read_file(weights))
-    except Exception as error:
-        raise RunError(f"{weights}: cannot be read ({error}); train it again") from error
     return state
 
 
 def read_metrics(path: Location) -> list[dict[str, Any]]:
-    """One dict per epoch, in order."""
-    lines = read_file(path / "metrics.jsonl").decode().splitlines()
-    return [json.loads(line) for line in lines]
+    """One dict per epoch, in order; none before the first one has ended."""
+    return _load(path / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()]) or []
 
 
 def read_summary(path: Location) -> dict[str, Any] | None:
     """The summary of a finished run; None for any other."""
-    summary = path / "summary.json"
-    if not is_file(summary):
-        return None
-    found: dict[str, Any] = json.loads(read_file(summary))
-    return found
+    return _load(path / "summary.json", json.loads)
+
+
+def _load(file: Location, parse: Callable[[bytes], T]) -> T | None:
+    """A file of a run, parsed; None if there is none. Raises RunError if it is damaged."""
+    try:
+        content = read_files([file])[0]
+        return None if content is None else parse(content)
+    except CacheError:  # an object store that cannot be reached, a folder that cannot be looked into
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"{file}: cannot be read ({reason}); restore it, or train again into another folder"
+        ) from error
 
 
 def _write_json(path: Location, content: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cache import CacheError, Location
 from pipeline.data import Dataset, open_dataset, target_slug
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.train.confusion import write_confusion
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    run: Path | str,
+    run: Location | str,
     *,
     on: Path | str | None = None,
     paths: Paths | None = None,
@@ -91,6 +92,6 @@ def _score(
     if confusion is not None:
         try:
             figures |= write_confusion(confusion, dataset.classes, finished.folder, name)
-        except RunError as error:  # a run in a read-only folder is scored all the same
+        except (CacheError, RunError) as error:  # a run in a read-only folder is scored all the same
             log.info(str(error))
     return figures

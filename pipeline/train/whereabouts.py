@@ -48,16 +48,16 @@ def paths_of(run: Location | str, **told: Any) -> Paths:
 
 
 def to_record(
-    target: str, paths: Paths, sources: Sequence[str], finetune_from: Path | None
+    target: str, paths: Paths, sources: Sequence[str], finetune_from: Location | None
 ) -> dict[str, Any]:
     """The places of a new run, as plain data that means the same from any folder."""
-    cache_dir = paths.cache_dir
     networks = [each for name in sources for each in asked_of(name)]
-    lying = {name: path for name in networks if (path := _lies(name, paths)) is not None}
+    # what lies at a URL is fetched again
+    lying = {name: path for name in networks if "://" not in name and (path := _lies(name, paths))}
     return {
         "target": parse_target(target).as_given,
         "data_dir": str(paths.data_dir.absolute()),
-        "cache_dir": str(local.absolute() if (local := local_path(cache_dir)) else cache_dir),
+        "cache_dir": str(paths.cache_dir.absolute()),
         "weights": {name: str(path.absolute()) for name, path in paths.weights.items()},
         "sources": {name: str(path.absolute()) for name, path in lying.items()},
         "contracts": {name: told.to_dict() for name, told in paths.contracts.items()},
@@ -116,6 +116,20 @@ def labelled_list_of(run: Location, config: TrainConfig) -> Path:
     return path
 
 
+def initial_weights_of(run: Location, config: TrainConfig, paths: Paths) -> Path:
+    """The file of the weights that a run started from, of one at a URL a copy. Raises RunError if it is
+    missing or has changed.
+    """
+    place = location(read_paths(run).get("finetune_from") or "")
+    path = paths.local(place)
+    if not path.is_file() or weights_name(path) != config.finetune_from:
+        raise RunError(
+            f"{run}: was started from {config.finetune_from}, which is not at {place} any more; restore it, "
+            f"or start again in another folder"
+        )
+    return path
+
+
 def whereabouts_of(
     run: Location,
     config: TrainConfig,
@@ -133,7 +147,8 @@ def whereabouts_of(
     recorded = _recorded_target(run) or config.target
     paths = _with_recorded(run, paths) if paths else paths_of(run)
     if sources:
-        found = {name: path for told in sources for name, path in _recognised(run, config, told).items()}
+        named = map(paths.fetched(sources).lying, sources)
+        found = {name: path for told in named for name, path in _recognised(run, config, told).items()}
         paths = replace(paths, moved={**paths.moved, **found})
     target = recorded if target is None else coerce.text(target, "target")
     _require_kind(run, parse_target(config.target), target)

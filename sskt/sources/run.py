@@ -48,7 +48,7 @@ class RunKind(Kind):
 
     prefix, forms, weights_note = "run", ("run:FOLDER",), "a student of yours"
     is_path = must_be_named = sees_target_size = True
-    outputs = (LOGITS_OUTPUT, POOLED, MAP)
+    files, outputs = (_CONFIG, _WEIGHTS), (LOGITS_OUTPUT, POOLED, MAP)
 
     def parse(self, name: str) -> SourceSpec:
         """See `Kind.parse`; reads the run's config."""

@@ -149,6 +149,7 @@ class Kind(ABC):
     must_be_named = False  # whether its stores serve only runs that name the source
     sees_target_size = False  # whether it sees images in the student's size, without upsampling
     is_fitted = False  # whether it is fitted to the target's labels, so that its classes are the target's
+    files: tuple[str, ...] = ()  # in the folder that a name contains, all that the source needs
     outputs: tuple[str, ...] = (LOGITS_OUTPUT,)  # kinds of them that its networks may have
     is_foreign = False  # whether its normalisation is known only if it is declared
 

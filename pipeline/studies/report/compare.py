@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cache import Location, is_file, local_path, location, read_files
 from pipeline.runtime import coerce
 from pipeline.studies.report import figures, runs
 from pipeline.studies.report.page import write_page
@@ -29,7 +31,7 @@ def compare(rows: Sequence[Mapping[str, Any]], out: Path | str) -> Path:
         out,
         "compare.html",
         title=f"{len(rows)} runs",
-        columns=[name.replace("_", " ") for name in names],
+        columns=[*map(runs.heading, names)],
         rows=[_row(row, names, out) for row in rows],
         means=[_mean(row, names) for row in runs.over_seeds(rows)],
         targets=[_target(name, [row for row in rows if row["target"] == name]) for name in _targets(rows)],
@@ -43,8 +45,7 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _row(row: Mapping[str, Any], names: Sequence[str], out: Path) -> dict[str, Any]:
-    run = Path(row["run"])
-    page = run / "report.html"
+    page = local_path(location(row["run"]) / "report.html")
     return {
         **{name: row.get(name) for name in ("target", "model", "method", "seed", "epoch_s")},
         "name": shown(row["run"]),
@@ -52,7 +53,7 @@ def _row(row: Mapping[str, Any], names: Sequence[str], out: Path) -> dict[str, A
         "value": runs.value_of(row),
         "best": next((row[f"best_{name}"] for name in runs.METRICS if f"best_{name}" in row), None),
         "settings": [shown(runs.text_of(row["settings"].get(name))) for name in names],
-        "page": os.path.relpath(page, out.parent) if page.is_file() else None,
+        "page": os.path.relpath(page, out.parent) if page and page.is_file() else None,
     }
 
 
@@ -62,9 +63,9 @@ def _mean(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def _target(target: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The pictures and the classes of the runs of one target, best first."""
-    shown_rows = [row for row in rows if (Path(row["run"]) / "metrics.jsonl").is_file()][:_MOST_LINES]
+    shown_rows = [row for row in rows if is_file(location(row["run"]) / "metrics.jsonl")][:_MOST_LINES]
     labels = _labels([row["run"] for row in shown_rows])
-    metrics = {labels[row["run"]]: read_metrics(Path(row["run"])) for row in shown_rows}
+    metrics = {labels[row["run"]]: read_metrics(location(row["run"])) for row in shown_rows}
     pictures = []
     for title, names, ylabel in (
         ("accuracy", ("val_top1", "test_top1", "val_map", "test_map"), "percent"),
@@ -88,7 +89,7 @@ def _target(target: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _classes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> dict[str, Any]:
     """Top-1 of each class by run, from the confusion matrices that are there, and which runs have none."""
-    tables = {row["run"]: _read_confusion(Path(row["run"]) / "confusion.csv") for row in rows}
+    tables = {row["run"]: _read_confusion(location(row["run"]) / "confusion.csv") for row in rows}
     having = [row["run"] for row in rows if tables[row["run"]]][:_MOST_COLUMNS]
     classes = list(dict.fromkeys(name for run in having for name in tables[run]))
     return {
@@ -98,12 +99,12 @@ def _classes(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> di
     }
 
 
-def _read_confusion(path: Path) -> dict[str, float | None]:
+def _read_confusion(path: Location) -> dict[str, float | None]:
     """Each class's top-1 in percent, by a matrix that `sskt evaluate` wrote; empty without one."""
-    if not path.is_file():
+    content = read_files([path])[0]
+    if content is None:
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        _, *lines = csv.reader(file)
+    _, *lines = csv.reader(io.StringIO(content.decode(), newline=""))
     counts = [(name, list(map(int, numbers))) for name, *numbers in lines]
     return {
         name: 100 * numbers[at] / sum(numbers) if sum(numbers) else None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jinja2
 
-from cache import write_durably
-from sskt.errors import RunError, shown
+from cache import Location
+from pipeline.runtime import write_result
+from sskt.errors import shown
 
 
-def write_page(path: Path, template: str, **values: object) -> None:
+def write_page(path: Location, template: str, **values: object) -> None:
     """Write a template of this package, filled, to `path`; names in it are escaped. Raises RunError if the
     file cannot be written.
     """
@@ -23,13 +22,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
     )
     environment.filters |= {"number": _number, "count": _count, "percent": _percent, "mb": _megabytes}
     text = environment.get_template(template).render(values)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, shown(text, keep="\n").encode())
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another file"
-        ) from error
+    write_result(path, shown(text, keep="\n").encode(), "choose another file")
 
 
 def _number(value: float | None, digits: int = 2) -> str:

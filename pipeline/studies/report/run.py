@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-from cache import CacheError
+from cache import CacheError, Location
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.studies.report import figures, runs
 from pipeline.studies.report.page import write_page
@@ -28,15 +27,15 @@ T = TypeVar("T")
 
 
 def report(
-    run: Path | str,
+    run: Location | str,
     *,
-    out: Path | str | None = None,
+    out: Location | str | None = None,
     paths: Paths | None = None,
     target: str | None = None,
     execution: Execution | None = None,
     which: str = "last",
     clips: int | str = EVALUATION_CLIPS,
-) -> Path:
+) -> Location:
     """Write one page of HTML about a run, `out` (default: report.html in its folder), and return its path.
 
     The student, "last" or "best", is asked about the test split; data and stores are expected where they
@@ -46,8 +45,8 @@ def report(
     """
     finished = open_finished(run, clips)
     folder, config, how = finished.folder, finished.config, execution or choose_execution()
-    out = folder / "report.html" if out is None else coerce.path(out, "out")
-    metrics = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+    out = folder / "report.html" if out is None else coerce.place(out, "out")
+    metrics = read_metrics(folder)
     missing: list[str] = []
 
     def scored() -> dict[str, Any]:
@@ -95,7 +94,7 @@ def _overridden(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         return {}
 
 
-def _facts(folder: Path, config: TrainConfig, metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(folder: Location, config: TrainConfig, metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What came out, and of what, in a few words each."""
     summary = read_summary(folder) or {}
     facts = {

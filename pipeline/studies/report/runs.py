@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from cache import flatten
+from cache import Location, flatten, is_file, names_in, subfolders
+from cache.errors import FolderClosed
 from pipeline.runtime import coerce
 from pipeline.train import Settings, read_config, read_metrics, read_summary, with_defaults
 from sskt.errors import RunError
+
+log = logging.getLogger(__name__)
 
 RUN_FILES = ("environment.json", "metrics.jsonl")  # beside config.json, which other programs write too
 METRICS = ("test_top1", "test_map")
 _ALWAYS = ("target", "model", "method", "seed")  # columns of every table
 _ABOUT = (*_ALWAYS, "limit", "finetune_from", "augmentation")
+_HEADINGS = {
+    "augmentation.seed": "plan_seed",
+    "augmentation.kind": "plan",
+    "augmentation.side_px": "size",
+    "augmentation.source_side_px": "source_size",
+    "augmentation.n_frames": "clip_frames",
+}
 
 
-def list_runs(folders: Path | str | Sequence[Path | str] = "runs") -> list[dict[str, Any]]:
-    """One row per run in or below `folders`: run, state, target, model, method, seed, its metric in percent
-    (None before it is known), epoch_s, and under `settings` every setting by name. Sorted by target, then by
-    the metric, best first. A run whose files cannot be read has its error under `state`.
+def list_runs(folders: Location | str | Sequence[Location | str] = "runs") -> list[dict[str, Any]]:
+    """One row per run in or below `folders`, or URLs: run, state, target, model, method, seed, its metric in
+    percent (None before it is known), epoch_s, and under `settings` every setting by name. Sorted by target,
+    then by the metric, best first. A run whose files cannot be read has its error under `state`.
 
     Raises RunError if a folder is missing, or there is no run.
     """
-    places = coerce.paths(folders, "folders")
+    places, visited = coerce.places(folders, "folders"), set[Location]()
     for place in places:
-        if not place.is_dir():
-            raise RunError(f"{place}: is no folder; give runs, or folders that hold some")
-    found = dict.fromkeys(run for place in places for run in _below(place))
+        if not names_in(place):
+            raise RunError(f"{place}: is no folder, or an empty one; give runs, or folders that hold some")
+    found = [run for place in places for run in _below(place, visited)]
     if not found:
         raise RunError(f"there is no run below {', '.join(map(str, places))}; sskt train prints its folder")
     return sorted(map(_row, found), key=_rank)
@@ -77,6 +86,11 @@ def value_of(row: Mapping[str, Any]) -> float | None:
     return next((row[name] for name in METRICS if row.get(name) is not None), None)
 
 
+def heading(name: str) -> str:
+    """A setting's name above a column: that of its option, such as source size."""
+    return _HEADINGS.get(name, name.removeprefix("augmentation.")).replace("_", " ")
+
+
 def text_of(value: Any) -> str:
     """A setting's value in a table."""
     if isinstance(value, list | tuple):
@@ -86,20 +100,26 @@ def text_of(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _below(folder: Path) -> Iterable[Path]:
-    """The runs in or below a folder; runs hold none."""
-    for place, names, files in os.walk(folder):
-        if "config.json" in files and any(name in files for name in RUN_FILES):
-            names.clear()
-            yield Path(place)
-        else:
-            names.sort()
+def _below(folder: Location, visited: set[Location]) -> Iterable[Location]:
+    """The runs in or below a folder; runs hold none. A folder with several links is visited once."""
+    if (real := folder.resolve()) in visited:
+        return
+    visited.add(real)
+    names = names_in(folder)
+    if "config.json" in names and any(name in names for name in RUN_FILES):
+        yield folder
+        return
+    for place in subfolders(folder):
+        try:
+            yield from _below(place, visited)
+        except FolderClosed as closed:
+            log.warning(str(closed))
 
 
-def _row(run: Path) -> dict[str, Any]:
+def _row(run: Location) -> dict[str, Any]:
     try:
         config = with_defaults(read_config(run))
-        metrics = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
+        metrics = read_metrics(run)
         summary = read_summary(run)
     except (RunError, ValueError, OSError) as error:
         return {"run": str(run), "state": f"damaged: {error}", "target": "", "settings": {}}
@@ -116,10 +136,10 @@ def _row(run: Path) -> dict[str, Any]:
     }
 
 
-def _state(run: Path, config: Mapping[str, Any], finished: bool, done: int) -> str:
+def _state(run: Location, config: Mapping[str, Any], finished: bool, done: int) -> str:
     if finished:
         return "finished"
-    stopped = "diverged" if (run / "diverged.json").is_file() else "not finished"
+    stopped = "diverged" if is_file(run / "diverged.json") else "not finished"
     return f"{stopped}, {done} of {config.get('epochs')} epochs"
 
 

@@ -5,14 +5,13 @@ other's, and the probe.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_mutual_info_score
 
-from cache import CacheError, Store, find_stores
+from cache import CacheError, Location, Store, find_stores
 from pipeline.data import Dataset, Labels, Positions
 from pipeline.source_outputs import StoredRows
 from pipeline.stores import stored_output
@@ -24,7 +23,12 @@ _ROWS = 2_000  # labelled samples that are compared
 
 
 def taught(
-    run: Path, config: TrainConfig, metrics: Sequence[Mapping[str, Any]], *, paths: Any, target: str | None
+    run: Location,
+    config: TrainConfig,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    paths: Any,
+    target: str | None,
 ) -> dict[str, Any]:
     """Of each source of a run, a probe's own included: forwards, bytes and agreement; how far each two agree;
     and the probe. Agreement is the adjusted mutual information of top classes, 0 for chance and 1 for the

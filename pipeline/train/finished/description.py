@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from cache import read_file
 from pipeline.data import Centre, CentreClip
 from pipeline.train.finished.student import FinishedRun
 from pipeline.train.run_folder import student_file
-from sskt.download import known_digest_of
 from sskt.sources import Contract
 
 
@@ -14,7 +16,7 @@ def about(finished: FinishedRun, which: str) -> dict[str, str]:
     found = {
         "model": finished.config.model,
         "probabilities": "sigmoid" if finished.several else "softmax",
-        "weights_sha256": known_digest_of(student_file(finished.folder, which)),
+        "weights_sha256": hashlib.sha256(read_file(student_file(finished.folder, which))).hexdigest(),
     }
     if isinstance(finished.plan, CentreClip):
         found["clip"] = f"{finished.plan.n_frames} frames, {finished.plan.stride} apart"

@@ -5,15 +5,16 @@ images.
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cache import CacheError, Location, local_path, write_durably
 from pipeline.data import Dataset, Plan, open_dataset, open_renderer
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.train.evaluate import Evaluator
@@ -33,10 +34,10 @@ _TOLERANCE = 1e-4  # of probabilities, and of logits as a share of the largest
 
 
 def export(
-    run: Path | str,
+    run: Location | str,
     *,
     format: str,  # noqa: A002 - the option's name
-    out: Path | str | None = None,
+    out: Location | str | None = None,
     paths: Paths | None = None,
     target: str | None = None,
     which: str = "last",
@@ -79,11 +80,11 @@ def export(
     return {"file": str(out), "format": format, "input": f"float32 N x {shape}", **figures}
 
 
-def _file(finished: FinishedRun, format: str, which: str, out: Path | str | None) -> Path:  # noqa: A002
+def _file(finished: FinishedRun, format: str, which: str, out: Location | str | None) -> Location:  # noqa: A002
     """Where to write. Raises RunError for a name of another format, or the run's own files."""
     if out is None:
         return finished.folder / f"{'exported' if which == 'last' else 'exported-best'}.{format}"
-    out = coerce.path(out, "out")
+    out = coerce.place(out, "out")
     if out.suffix != f".{format}":
         raise SettingError("out", f"is {out}, expected a name that ends in .{format}")
     own = [student_file(finished.folder, name).resolve() for name in ("last", "best")]
@@ -106,7 +107,7 @@ def _pixels(dataset: Dataset, plan: Plan, execution: Execution) -> Tensor:
 def _write(
     finished: FinishedRun,
     kind: Format,
-    out: Path,
+    out: Location,
     network: PixelStudent,
     x: Tensor,
     reference: Tensor,
@@ -115,21 +116,23 @@ def _write(
     """Write the file if its answers to pixels `x` are the `reference`, (n, C) logits; returns how they
     differ.
     """
-    partial = out.with_name(f".{out.stem}.partial-{os.getpid()}{out.suffix}")
     example, contract = torch.cat([x, x])[:2], contract_of(finished)  # for one image, a graph may be of one
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        kind.write(partial, network, example, contract, notes)
-        with torch.inference_mode():  # in batches of different sizes
-            parts = [kind.answer(partial, network, part) for part in (x[:1], x[1:]) if len(part)]
-        figures = _compared(finished, torch.cat(parts), reference)
-        _require_alike(finished, figures, out)
-        partial.replace(out)
+        if folder := local_path(out.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=folder) as beside:
+            partial = Path(beside) / out.name
+            kind.write(partial, network, example, contract, notes)
+            with torch.inference_mode():  # in batches of different sizes
+                parts = [kind.answer(partial, network, part) for part in (x[:1], x[1:]) if len(part)]
+            figures = _compared(finished, torch.cat(parts), reference)
+            _require_alike(finished, figures, out)
+            write_durably(out, partial.read_bytes())
     except OSError as error:
         raise RunError(
             f"{out}: cannot be written ({error.strerror or error}); choose another --out"
         ) from error
-    except SsktError:
+    except (CacheError, SsktError):
         raise
     except Exception as error:
         reason = shown((str(error).strip() or type(error).__name__).splitlines()[0])
@@ -137,8 +140,6 @@ def _write(
             f"{finished.folder}: its student {finished.config.model} cannot be exported as {out.suffix} "
             f"({reason}); try another --format"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return figures
 
 
@@ -154,7 +155,7 @@ def _compared(finished: FinishedRun, answers: Tensor, reference: Tensor) -> dict
     }
 
 
-def _require_alike(finished: FinishedRun, figures: dict[str, Any], out: Path) -> None:
+def _require_alike(finished: FinishedRun, figures: dict[str, Any], out: Location) -> None:
     """Raise RunError if a file does not answer as the run does; values that are not numbers are not alike."""
     off, logit_off = figures["max_difference"], figures["max_logit_difference"]
     allowed = _TOLERANCE * max(1.0, figures["max_logit"])

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from cache import Location
 from pipeline.data import Dataset, list_named_files
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.train.evaluate import Evaluator, InsaneLogitsError
@@ -67,7 +68,7 @@ class Predictions:
 
 
 def predict(
-    run: Path | str,
+    run: Location | str,
     files: Path | str | Sequence[Path | str],
     *,
     paths: Paths | None = None,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
+from cache import Location
 from pipeline.data import CentreClip, Plan, plan_from
 from pipeline.runtime import Execution, Paths, coerce
 from pipeline.train.backbone import reopen_backbone
@@ -24,7 +24,7 @@ EVALUATION_CLIPS = 10  # per video
 class FinishedRun:
     """A run and its settings; `plan` is the view in which it is scored."""
 
-    folder: Path
+    folder: Location
     config: TrainConfig
     plan: Plan
 
@@ -55,16 +55,16 @@ class FinishedRun:
         student = self.bare_student(which, backbone).to(execution.device)
         if self.config.channels_last:
             to_channels_last(student)
-        kept_in = None if paths is None else paths.kernels_file
-        if kept_in is None or not kept_in.parent.is_dir():  # the run was moved to another machine
-            kept_in = self.folder / "kernels.json"
+        kept_in: Location = self.folder / "kernels.json"  # of a run that was moved to another machine
+        if paths is not None and paths.kernels_file.parent.is_dir():
+            kept_in = paths.kernels_file
         prepare_to_score(student, self.config, self.plan, execution.device, kept_in)
         return student
 
 
-def open_finished(run: Path | str, clips: int | str = EVALUATION_CLIPS) -> FinishedRun:
+def open_finished(run: Location | str, clips: int | str = EVALUATION_CLIPS) -> FinishedRun:
     """A run, which is scored in `clips` clips of each video, or "all". Raises RunError if it is none."""
-    run = coerce.path(run, "run")
+    run = coerce.place(run, "run")
     where = str(run / "config.json")
     config = TrainConfig.from_dict(read_config(run), where)
     plan = plan_from(config.eval_plan, where)
@@ -73,7 +73,7 @@ def open_finished(run: Path | str, clips: int | str = EVALUATION_CLIPS) -> Finis
     return FinishedRun(run, config, plan)
 
 
-def known_paths(run: Path, paths: Paths | None) -> Paths | None:
+def known_paths(run: Location, paths: Paths | None) -> Paths | None:
     """`paths`, else where the run found its data and stores; None if that record is lost."""
     with suppress(RunError):
         return paths or paths_of(run)
