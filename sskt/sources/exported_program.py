@@ -24,7 +24,7 @@ from sskt.sources.purity import require_pure
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """An opened program: float32 (N, 3, H, W), or (N, 3, D, H, W), to (N, n_classes) logits."""
+    """An opened network: float32 (N, 3, H, W), or (N, 3, D, H, W), to (N, n_classes) logits."""
 
     module: nn.Module
     n_classes: int
