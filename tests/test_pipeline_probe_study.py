@@ -363,6 +363,7 @@ def test_the_command_lists_every_size_and_its_train_command_runs(digits, tmp_pat
     scores = [float(line.rsplit(maxsplit=8)[-7]) for line in table]
     assert scores == sorted(scores, reverse=True)
     assert sum("24 px" in line for line in table) == 1
+    assert sum("get the same class" in line for line in lines) == 1  # the two sources of one size
     (together,) = [line for line in table if line.startswith("all together (program:tiny.pt2 + program:wide")]
     assert together.split()[-3] == "-"
     assert lines[-3].startswith("keep ")

@@ -27,7 +27,9 @@ class LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`; refuses URLs."""
         if "://" in str(value):
-            self.fail(f"{value} is a URL, expected a local path; copy what is there to a disk", param, ctx)
+            self.fail(
+                f"{value} is a URL, expected a local path; copy the files to or from it yourself", param, ctx
+            )
         return super().convert(value, param, ctx)
 
 

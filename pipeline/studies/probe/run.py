@@ -193,6 +193,7 @@ def _report(samples: Samples, found: list[Figures]) -> dict[str, Any]:
         "agreement": [
             {"of": [names[one], names[other]], "agreement": 100 * agreement(one.answers, other.answers)}
             for one, other in combinations(singles, 2)
+            if one.size == other.size
         ],
         "recommendation": recommend(found, samples, names),
     }

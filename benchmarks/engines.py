@@ -1,0 +1,73 @@
+"""What `--engine ray` costs: a job of stage one on a warm Ray cluster, and the same job by the local engine.
+
+    python benchmarks/engines.py --target cifar10 --data-dir data --limit 40000 \
+        --source imagenet --weights imagenet=resnet50.safetensors
+
+The cluster is one node on this machine, warm when the job's clock starts: it has run a small job. Both
+engines are timed as whole commands in turn, and must write the same bytes. With a small --limit and more
+--rounds the difference is what a job pays once; what a task pays is milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+from ray.cluster_utils import Cluster
+
+
+def seconds(args: argparse.Namespace, stores: Path, limit: int, engine: str) -> float:
+    """The time that a user's command takes."""
+    words = [sys.executable, "-m", "cli", "precompute", "--target", args.target, "--data-dir", args.data_dir]
+    words += ["--source", args.source, *(word for pair in args.weights for word in ("--weights", pair))]
+    words += ["--views", "1", "--limit", str(limit), "--source-size", str(args.source_size)]
+    words += ["--cache-dir", str(stores), "--device", "cpu", "--amp", "fp32"]
+    words += ["--engine", engine, *(("--workers", "1") if engine == "ray" else ())]
+    started = perf_counter()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return perf_counter() - started
+
+
+def rows(stores: Path) -> dict[str, bytes]:
+    """Every chunk, by its path."""
+    return {str(f.relative_to(stores)): f.read_bytes() for f in stores.rglob("c.*") if f.is_file()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="digits")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--weights", action="append", default=[])
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--source-size", type=int, default=74)
+    parser.add_argument("--limit", type=int, default=40000, help="images of the job")
+    parser.add_argument("--rounds", type=int, default=1)
+    args = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # for the workers, too
+    node = {"num_cpus": os.cpu_count(), "object_store_memory": 80 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    with tempfile.TemporaryDirectory() as folder:
+        for engine in ("ray", "local"):
+            seconds(args, Path(folder, "warm", engine), 256, engine)
+        for i in range(args.rounds):
+            took, found = {}, {}
+            for engine in ("ray", "local")[:: -1 if i % 2 else 1]:
+                stores = Path(folder, str(i), engine)
+                took[engine], found[engine] = seconds(args, stores, args.limit, engine), rows(stores)
+            ratio = took["ray"] / took["local"]
+            print(f"ray {took['ray']:.1f} s, local {took['local']:.1f} s, ratio {ratio:.4f}", flush=True)
+            assert found["ray"], "no rows were found"
+            assert found["ray"] == found["local"], "the engines differ"
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
