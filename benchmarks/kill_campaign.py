@@ -122,6 +122,21 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
     reading.stop()
 
     n_units, lost = lost_rows(log)
+    require_same_files(expected, hurt)
+    n_rows = next(iter(expected.values())).block_rows
+    most = max(lost.values(), default=0)
+    assert most <= n_rows, f"a killed process lost {most} rows of a source, {n_rows} allowed"
+    assert not reading.wrong, reading.wrong
+    print(
+        f"\n{kills} kills: every file the same bytes as without; {n_units} units of {n_rows} rows; "
+        f"{len({pid for pid, _ in lost})} of the killed had begun a unit, which was begun again: "
+        f"{sum(lost.values())} rows of all sources, of a source and kill at most {most} (one unit allowed); "
+        f"{reading.views} whole views read, {reading.refused} refused, none wrong"
+    )
+
+
+def require_same_files(expected: dict[str, Store], hurt: Path) -> None:
+    """Every file of the stores has the bytes of the undisturbed run, and nothing else is left beside."""
     for name, whole_store in expected.items():
         (path,) = [p for p in find_stores(hurt) if name_of(p) == name]
         assert Store.open(path).verify() == []
@@ -134,16 +149,6 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
         path for path in leftovers(hurt) if ".zarr.tmp-" in path.name
     ]  # `sskt cache prune` removes them
     assert leftovers(hurt) == half_made
-    n_rows = next(iter(expected.values())).block_rows
-    most = max(lost.values(), default=0)
-    assert most <= n_rows, f"a killed process lost {most} rows of a source, {n_rows} allowed"
-    assert not reading.wrong, reading.wrong
-    print(
-        f"\n{kills} kills: every file the same bytes as without; {n_units} units of {n_rows} rows; "
-        f"{len({pid for pid, _ in lost})} of the killed had begun a unit, which was begun again: "
-        f"{sum(lost.values())} rows of all sources, of a source and kill at most {most} (one unit allowed); "
-        f"{reading.views} whole views read, {reading.refused} refused, none wrong"
-    )
 
 
 def lost_rows(log: Path) -> tuple[int, Counter[tuple[str, str]]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from epochs import Images
+from plain import Images
 from torchvision.transforms import v2
 
 from pipeline.api import Augmentation

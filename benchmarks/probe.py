@@ -53,7 +53,7 @@ def _in_process(function, *arguments) -> None:
 
 def _dataset(n: int, n_classes: int):
     """n samples of no content: a look at the sources reads no image."""
-    from pipeline.data.datasets.dataset import array_dataset
+    from pipeline.data.datasets.images import array_dataset
 
     labels = np.random.default_rng(0).permutation(np.arange(n) % n_classes).astype(np.int64)
     pixels = np.zeros((n, 1, 1, 3), dtype=np.uint8)

@@ -10,7 +10,6 @@ import importlib
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
 
 _ROOMS = ("cli", "pipeline", "cache")
 
@@ -18,7 +17,7 @@ _ROOMS = ("cli", "pipeline", "cache")
 class _OwnRooms:
     """Finds the rooms of this installation, wherever the search path leads."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG002
         """The room of that name; None for every other module."""
         return PathFinder.find_spec(name, [str(Path(__file__).parents[1])]) if name in _ROOMS else None
 

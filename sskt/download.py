@@ -11,7 +11,6 @@ import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pooch
 import requests
@@ -108,7 +107,7 @@ def digest_of(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def digest_of_data(value: Any) -> str:
+def digest_of_data(value: object) -> str:
     """sha256 of plain data, written as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 

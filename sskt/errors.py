@@ -32,6 +32,10 @@ class TargetError(SsktError):
     """A target dataset is missing, incomplete or damaged."""
 
 
+class UnreadableError(Exception):
+    """Why bytes are not a usable image or video; its text is a clause for the caller's sentence."""
+
+
 class RunError(SsktError):
     """A training or evaluation run cannot be done as requested."""
 
@@ -58,6 +62,12 @@ class TooFewLabelsError(RunError):
 def shown(text: str, *, keep: str = "") -> str:
     r"""`text` on one line: unprintable characters, except those in `keep`, become \xNN or \uNNNN."""
     return "".join(_escaped(c) if _is_strange(c) and c not in keep else c for c in text)
+
+
+def few(names: list[str] | tuple[str, ...], most: int = 5) -> str:
+    """The first of many names, for a sentence, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from listening import Remarks
 from PIL import Image
 
 from pipeline.data import open_dataset
-from pipeline.data.datasets import encoded_images
+from pipeline.data.datasets import images
 from pipeline.runtime import Paths
 
 
@@ -32,13 +32,13 @@ def machine(tmp_path):
 @pytest.fixture
 def n_read(monkeypatch):
     """Counts the files read, in a list of one."""
-    count, read = [0], encoded_images.FileImages.read
+    count, read = [0], images.FileImages.read
 
     def counting(self, row):
         count[0] += 1
         return read(self, row)
 
-    monkeypatch.setattr(encoded_images.FileImages, "read", counting)
+    monkeypatch.setattr(images.FileImages, "read", counting)
     return count
 
 

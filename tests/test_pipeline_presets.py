@@ -9,7 +9,8 @@ from PIL import Image
 from programs import Tiny, save_program
 
 from cli import main
-from pipeline.train.presets import preset_choice, usual_preset
+from pipeline.commands.train import _usual_preset
+from pipeline.train.presets import preset_choice
 from sskt.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -188,7 +189,7 @@ def test_what_is_said_where_a_probe_has_too_few_labels_helps(tmp_path, counts, w
     ],
 )
 def test_the_usual_preset(target, recipe, preset):
-    assert usual_preset(target, recipe) == preset
+    assert _usual_preset(target, recipe) == preset
 
 
 @pytest.mark.parametrize(

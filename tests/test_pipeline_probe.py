@@ -16,8 +16,7 @@ from pipeline import api
 from pipeline.api import Paths, choose_execution, open_dataset
 from pipeline.data.loader import Sampler
 from pipeline.runtime import World
-from pipeline.source_outputs.fit_probe import RunProbe, inputs_of
-from pipeline.source_outputs.probe_rows import StoredRows
+from pipeline.source_outputs.fit_probe import RunProbe, StoredRows, inputs_of
 from pipeline.train import loop as training
 from pipeline.train.run_folder import read_config, read_metrics
 from pipeline.train.splits import keep_labels

@@ -22,9 +22,8 @@ from cache.manifest import Manifest
 from cli import main
 from pipeline import api
 from pipeline.api import Augmentation, Paths, choose_execution
-from pipeline.data.datasets.dataset import array_dataset
-from pipeline.source_outputs.fit_probe import rows_to_fit
-from pipeline.source_outputs.probe_rows import StoredRows
+from pipeline.data.datasets.images import array_dataset
+from pipeline.source_outputs.fit_probe import StoredRows, rows_to_fit
 from pipeline.studies.probe import rows as reading
 from pipeline.studies.probe.advice import recommend
 from pipeline.studies.probe.figures import Figures, HeldOut

@@ -22,7 +22,8 @@ from pipeline import api
 from pipeline.api import Paths, choose_execution, open_dataset
 from pipeline.data import augmentation as choices
 from pipeline.data import index_copies as opening
-from pipeline.data.datasets.dataset import ArrayImages, Dataset
+from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.images import ArrayImages
 from pipeline.data.datasets.registry import TARGETS
 from pipeline.runtime.lock import LOCK, alone_in
 from pipeline.studies import series as again

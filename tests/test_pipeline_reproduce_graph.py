@@ -16,7 +16,7 @@ from pipeline.api import Campaign, GraphSettings, Paths, Shrink, choose_executio
 from pipeline.runtime import World
 from pipeline.studies import series
 from pipeline.studies.reproduce.graph import marks, needs, price
-from pipeline.studies.reproduce.graph import pretext as pretexts
+from pipeline.studies.reproduce.graph import needs as pretexts
 from pipeline.studies.reproduce.graph import rows as table
 from pipeline.studies.reproduce.graph import run as runner
 from pipeline.studies.reproduce.graph.needs import teachers_scores

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.datasets.decode import UnreadableError, inspect, to_pixels, to_png
+from pipeline.data.datasets.decode import inspect, to_pixels, to_png
+from sskt.errors import UnreadableError
 
 
 def _photo(seed=0, height=40, width=56):

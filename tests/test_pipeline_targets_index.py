@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data.datasets import load_dataset, parse_target
-from pipeline.data.datasets.dataset import array_dataset
+from pipeline.data.datasets.images import array_dataset
 from pipeline.data.datasets.subset import draws, rank_in_class, stratify
 from sskt.errors import TargetError
 

@@ -30,8 +30,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.dataset import array_dataset
-from pipeline.data.datasets.registry import DatasetSpec, Family, own_folder, register
+from pipeline.data.datasets.dataset import DatasetSpec, Family, own_folder
+from pipeline.data.datasets.images import array_dataset
+from pipeline.data.datasets.registry import register
 from sskt import recipes
 from sskt.errors import TargetError
 

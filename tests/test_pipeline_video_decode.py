@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from videos import decoded, grey, make_video
 
-from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.video.decode import decode_frames
+from sskt.errors import UnreadableError
 
 
 def levels(path):

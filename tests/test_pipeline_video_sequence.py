@@ -13,9 +13,9 @@ from videos import grey, make_video
 
 from pipeline import api
 from pipeline.api import Paths, open_dataset
-from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES, decode_frames
 from pipeline.data.datasets.video.sequence import find_sequence
+from sskt.errors import UnreadableError
 
 
 def frames(folder, names, size=(64, 48)):

@@ -17,9 +17,8 @@ from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
 from sskt.sources.input_map import InputMap
 from sskt.sources.open_output import open_output, open_outputs
-from sskt.sources.outputs import with_usual_output
 from sskt.sources.registry import open_source, parse_source, source_slug, split_names
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import Source, SourceSpec, with_usual_output
 from sskt.sources.torchvision import image_network
 
 

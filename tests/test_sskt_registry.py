@@ -29,9 +29,8 @@ from processes import run_python
 from torch import nn
 
 from sskt.errors import SourceError
-from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.registry import register
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import Kind, Source, SourceSpec, weights_digest
 
 
 class Brightness(nn.Module):

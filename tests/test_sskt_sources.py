@@ -16,7 +16,7 @@ from torch.export import Dim
 from sskt.download import digest_of
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN
-from sskt.sources.exported_program import program_to_device
+from sskt.sources.forward import program_to_device
 from sskt.sources.registry import named_sources, open_source, parse_source, source_slug
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from pipeline.commands.front import Sectioned
@@ -13,7 +11,7 @@ from pipeline.commands.train import train
 @click.command(
     cls=Sectioned, params=[param for param in train.params if param.name not in ("resume", "out", "trackers")]
 )
-def config(**told: Any) -> None:
+def config(**told: object) -> None:
     """Print what sskt train would do, and train nothing.
 
     One line per setting that the run reads, and where its value comes from: the command line, the file of

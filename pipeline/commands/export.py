@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from pipeline.commands.options import BEST, CACHE_DIR, DATA_DIR, JSON, MOVED, choice_option, options
@@ -33,7 +31,7 @@ def export(
     best: bool,
     target: str | None,
     as_json: bool,
-    **_told: Any,
+    **_told: object,
 ) -> None:
     """Write a run's student to a file that other programs read.
 

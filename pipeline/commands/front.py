@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
 
 import click
 
@@ -51,7 +50,7 @@ class Sectioned(click.Command):
 class FrontDoor(click.Group):
     """A click group that prints remarks and our own errors, one per line, and a message after Ctrl-C."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run a command; exits with 1 on one of our errors, 130 on Ctrl-C, 143 on SIGTERM."""
         signal.signal(signal.SIGTERM, _terminate)
         try:

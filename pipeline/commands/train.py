@@ -251,12 +251,11 @@ def train(
     """
     from pipeline import api
     from pipeline.data import target_slug
-    from pipeline.train.presets import usual_preset
 
     if resume is not None:
         summary = _continue(resume, target, execution, trackers, settings)
     elif target is not None:
-        settings["preset"] = settings["preset"] or usual_preset(target, settings["recipe"])
+        settings["preset"] = settings["preset"] or _usual_preset(target, settings["recipe"])
         asked: dict[str, Any] = {
             "model": model,
             "augmentation": augmentation,
@@ -303,3 +302,12 @@ def _continue(
         unlabelled=settings["unlabelled"],
         trackers=trackers,
     )
+
+
+def _usual_preset(target: str, recipe: str | None) -> str:
+    """The preset of a command that names none: "best" for a folder of the user's own, unless a recipe is
+    named.
+    """
+    from pipeline.data import path_family
+
+    return "best" if recipe is None and path_family(target) is not None else "paper"

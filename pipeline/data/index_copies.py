@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from cache import CacheError, Location, local_path, names_in, read_file, write_durably
-from pipeline.data.datasets import Dataset, DatasetSpec, load_dataset, target_slug
+from pipeline.data.datasets import Dataset, DatasetSpec, load_dataset
 from pipeline.data.datasets.checked_files import shared_copy
 from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.runtime import Paths
@@ -25,7 +25,7 @@ def load_shared(spec: DatasetSpec, split: str, *, paths: Paths, limit: int | Non
 
     Raises CacheError if the object store cannot be read; one that cannot be written is logged.
     """
-    place, start = paths.cache_dir / "indexes", f"{target_slug(spec.name)}-"
+    place, start = paths.cache_dir / "indexes", f"{spec.slug}-"
     is_shared = local_path(place) is None and isinstance(spec, ImageSpec)
     there = [name for name in names_in(place) if name.startswith(start)] if is_shared else []
     for name in there:

@@ -11,7 +11,7 @@ from pipeline.runtime.execution import (
     render_batch_size,
     student_precision,
 )
-from pipeline.runtime.figures import boxes, fitted, lettering
+from pipeline.runtime.figures import fitted, lettering, write_figure
 from pipeline.runtime.kernels import How, sentence, wrong_layers
 from pipeline.runtime.memory import memory_for_images, peak_memory, reuse_freed_memory
 from pipeline.runtime.paths import Paths, folder_words, require_named
@@ -31,7 +31,6 @@ __all__ = [
     "Progress",
     "World",
     "autocast",
-    "boxes",
     "channels_last",
     "choose_execution",
     "csv_text",
@@ -49,6 +48,7 @@ __all__ = [
     "sentence",
     "student_precision",
     "to_device",
+    "write_figure",
     "write_result",
     "wrong_layers",
 ]

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from cache import Location
+from pipeline.runtime.results import write_result
 from sskt.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+
 _BREAKS_AFTER = " ,;+-_/"
+
+
+def write_figure(
+    path: Location,
+    draw: Callable[[], Figure],
+    *texts: str,
+    dpi: int = 150,
+    remedy: str = "make room or choose another --out",
+) -> None:
+    """Save the figure that `draw` makes as a PNG whose fonts cover `texts`, and log if none does. `remedy`
+    and errors as for `write_result`.
+    """
+    data = io.BytesIO()
+    with lettering(*texts) as missing:
+        draw().savefig(data, dpi=dpi, format="png")
+    write_result(path, data.getvalue(), remedy)
+    if missing:
+        log.info(f"{path}: {boxes(missing)}")
 
 
 def fitted(text: str, figure: Figure, *, width_px: float, size_pt: float, lines: int) -> str:
@@ -52,7 +76,7 @@ def lettering(*texts: str) -> Iterator[str]:
     families, missing = _families("".join(texts))
     settings: Any = {"font.family": families, "text.parse_math": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the caller logs `boxes`
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # see `boxes`
         yield missing
 
 

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -143,10 +142,10 @@ def _key(layer: Layer, how: How) -> str:
     return sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
-def _machine(device: torch.device) -> list[Any]:
+def _machine(device: torch.device) -> list[object]:
     """Everything but the layer and its precision that decides which kernels are chosen."""
     chosen = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("ONEDNN_", "DNNL_", "CUDNN_"))}
-    about: list[Any] = [torch.__version__, torch.version.git_version, chosen]
+    about: list[object] = [torch.__version__, torch.version.git_version, chosen]
     if device.type == "cuda":
         driver = Path("/proc/driver/nvidia/version")
         return [

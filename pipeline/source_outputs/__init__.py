@@ -4,11 +4,10 @@ tell which (docs/method.md, promise 6).
 
 from pipeline.source_outputs.cached import all_classes
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES
-from pipeline.source_outputs.fit_probe import MOST_ROWS, RunProbe, fitted_positions
+from pipeline.source_outputs.fit_probe import MOST_ROWS, RunProbe, StoredRows, fitted_positions
 from pipeline.source_outputs.open_probed import NothingStoredError, open_with_probe, probe_among
 from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.pools import open_outputs
-from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.source_outputs.request import DataRequest, precompute_command
 from pipeline.source_outputs.same_classes import of_same_classes
 from pipeline.source_outputs.stored import (

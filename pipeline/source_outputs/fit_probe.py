@@ -1,11 +1,13 @@
-"""Fit a probe for a run: which stores it reads, what it is fitted on, and how it is recognised again."""
+"""Fit a probe for a run: the stored rows that it is fitted on and answers about, as features; which stores it
+reads; and how it is recognised again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -18,16 +20,47 @@ from safetensors.torch import load, save
 
 from cache import Store, digest
 from pipeline.data import Dataset, Positions, subset
-from pipeline.source_outputs.probe_rows import StoredRows
+from pipeline.source_outputs.cached import all_classes
 from sskt.errors import TooFewLabelsError
 from sskt.metrics import class_precisions
-from sskt.probe import CrossFittedProbe, cross_fit, folds_of
+from sskt.probe import CrossFittedProbe, cross_fit, folds_of, probe_features
 
 log = logging.getLogger(__name__)
 
 PROBE_VIEWS = ("mean", "own")  # over all stored views, or of the view that is shown
 MOST_SAMPLES = 50_000  # labelled ones that a probe is fitted on; of more, equal shares of every class
 MOST_ROWS = 50_000  # of those samples in several views
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRows:
+    """What the stores of a probe's sources say of a dataset, in their first `views` views."""
+
+    stores: Mapping[str, Store]
+    dataset: Dataset
+    views: int
+    temperature: float  # for which top-k stores are decoded
+
+    def per_view(self, positions: Positions) -> Iterator[torch.Tensor]:
+        """The features (see `probe_features`) of some samples: float64 (n, D) per view. Raises
+        StoreIncomplete or StoreDamaged.
+        """
+        ids = self.dataset.ids[positions]
+        rows = {name: store.positions_of(ids) for name, store in self.stores.items()}
+        for view in range(self.views):
+            stored = (
+                (store, torch.from_numpy(store.rows(view, rows[name]).view(np.float16)))
+                for name, store in self.stores.items()
+            )
+            yield probe_features(all_classes(store, logits, self.temperature) for store, logits in stored)
+
+    def mean(self, positions: Positions) -> torch.Tensor:
+        """The mean of their features over the views: float64 (n, D)."""
+        per_view = self.per_view(positions)
+        total = next(per_view)
+        for features in per_view:
+            total += features
+        return total / self.views
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ from pipeline.data import Dataset, join
 from pipeline.runtime import World
 from pipeline.source_outputs.cached import CachedOutputs, require_views
 from pipeline.source_outputs.choose import LIVE_DEFAULT_SOURCES, store_without_held_out
-from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, fit_probe, inputs_of
+from pipeline.source_outputs.fit_probe import PROBE_VIEWS, RunProbe, StoredRows, fit_probe, inputs_of
 from pipeline.source_outputs.outputs import SourceOutputs
 from pipeline.source_outputs.placement import choose_placement
 from pipeline.source_outputs.pools import open_outputs, pool_stores
-from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.source_outputs.probed import ProbedOutputs, mean_table
 from pipeline.source_outputs.request import DataRequest
 from pipeline.source_outputs.stored import require_no_maps, stores_with_views, teaching_unnamed

@@ -1,7 +1,7 @@
 """The interface to a batch's source outputs, whatever they come from (docs/method.md, promise 6).
 
 Each returns a dict from source name to the output of that source which the name asks for
-(`sskt.sources.outputs`): logits, an embedding or maps, all called logits here. It is a float16 tensor on the
+(`sskt.sources.source`): logits, an embedding or maps, all called logits here. It is a float16 tensor on the
 training device, (N, K_m), of maps (N, C, g, g), for exactly the pixels that the student sees. Outputs of one
 network, such as "imagenet" and "imagenet@layer4", are computed by one forward.
 """

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.data import Dataset, Positions
 from pipeline.runtime import to_device
-from pipeline.source_outputs.fit_probe import RunProbe
+from pipeline.source_outputs.fit_probe import RunProbe, StoredRows
 from pipeline.source_outputs.outputs import SourceOutputs
-from pipeline.source_outputs.probe_rows import StoredRows
 from pipeline.source_outputs.wrapped import WrappedOutputs
 from sskt.probe import probe_features
 from sskt.sources import Contract

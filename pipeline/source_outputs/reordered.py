@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.data import Positions
 from pipeline.source_outputs.outputs import SourceOutputs
@@ -18,7 +16,7 @@ class ReorderedOutputs(WrappedOutputs):
     is the target's class c.
     """
 
-    def __init__(self, outputs: SourceOutputs, columns: Mapping[str, NDArray[np.int64]]) -> None:
+    def __init__(self, outputs: SourceOutputs, columns: Mapping[str, Positions]) -> None:
         """`columns`: for each source to be reordered, the column of every target class."""
         super().__init__(outputs)
         self._columns = {name: torch.from_numpy(order) for name, order in columns.items()}

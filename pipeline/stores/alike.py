@@ -62,7 +62,7 @@ def sound_stores(folder: Location) -> Iterator[Store]:
 
 
 def stored_output(store: Store) -> str:
-    """Which of its source's outputs a store holds, as `sskt.sources.outputs` writes it."""
+    """Which of its source's outputs a store holds, as `sskt.sources.source` writes it."""
     return str(store.manifest.identity["source"].get("output", LOGITS_OUTPUT))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from cache import Store
 from pipeline.runtime import Paths
@@ -54,14 +53,6 @@ def _log_declared(source: Source, name: str) -> None:
         log.warning(source.declared.sentence(name))
         for remark in source.declared.remarks:
             log.warning(remark)
-
-
-def contract_record(source: Source) -> dict[str, Any]:
-    """What a store records beside its fingerprint: the declared contract, and the user's part of it."""
-    if source.declared is None:
-        return {}
-    parts = {"contract": source.declared.contract.to_dict(), "told": source.declared.told.to_dict()}
-    return {name: part for name, part in parts.items() if part}
 
 
 def contract_in_force(name: str, paths: Paths, store: Store | None) -> Contract:

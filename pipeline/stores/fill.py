@@ -16,7 +16,6 @@ from rich.progress import TaskID
 from cache import LOGITS, REPRESENTATIONS, Location, Manifest, Store, Unit
 from pipeline.data import Renderer, open_renderer, parse_target
 from pipeline.runtime import Execution
-from pipeline.stores.contracts import contract_record
 from pipeline.stores.fingerprint import PROBE_SAMPLES, check_probe, probe_pixels
 from pipeline.stores.job import Job
 from pipeline.stores.match import Destination, destination
@@ -236,7 +235,7 @@ def _made_by(job: Job, source: Source, execution: Execution, renderer: Renderer)
         "asked": {
             "target": parse_target(job.target).as_given,  # readable from any working directory
             "weights": str(source.weights_path.absolute()),
-            **contract_record(source),
+            **_contract_record(source),
         },
         "renderer": renderer.name,
         "device": execution.device.type,
@@ -261,3 +260,11 @@ def _versions() -> dict[str, str]:
     )
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {name: importlib.metadata.version(name) for name in packages if name in installed}
+
+
+def _contract_record(source: Source) -> dict[str, Any]:
+    """What a store records beside its fingerprint: the declared contract, and the user's part of it."""
+    if source.declared is None:
+        return {}
+    parts = {"contract": source.declared.contract.to_dict(), "told": source.declared.told.to_dict()}
+    return {name: part for name, part in parts.items() if part}

@@ -14,10 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cache import Store, StoreMismatch
-from pipeline.data import CentreClip, CornerClip, Dataset, Plan, Positions, Renderer, geometry_of, pick_frames
+from pipeline.data import (
+    CentreClip,
+    CornerClip,
+    Dataset,
+    Pixels,
+    Plan,
+    Positions,
+    Renderer,
+    geometry_of,
+    pick_frames,
+)
 from sskt.errors import RunError
 from sskt.sources import CONVERTED, LOGITS_OUTPUT, MAP, InputMap, SourceSpec, output_kind, row_shape
 
@@ -109,8 +118,8 @@ def check_probe(store: Store, dataset: Dataset, renderer: Renderer) -> None:
         )
 
 
-def probe_pixels(renderer: Renderer, positions: Sequence[int] | Positions) -> NDArray[np.uint8]:
+def probe_pixels(renderer: Renderer, positions: Sequence[int] | Positions) -> Pixels:
     """Render view 0 of a few samples: uint8 (P, 3, side, side), for clips (P, 3, F, side, side)."""
     batches = [np.array([position]) for position in positions]
-    pixels: NDArray[np.uint8] = torch.cat([batch.cpu() for batch in renderer.render(0, batches)]).numpy()
+    pixels: Pixels = torch.cat([batch.cpu() for batch in renderer.render(0, batches)]).numpy()
     return pixels

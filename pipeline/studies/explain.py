@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,17 +14,14 @@ from numpy.typing import NDArray
 
 from cache import Location
 from pipeline.data import ArrayImages, Dataset, decode, open_dataset, open_renderer
-from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.runtime import Execution, Paths, boxes, coerce, fitted, lettering, write_result
+from pipeline.runtime import Execution, Paths, coerce, fitted, write_figure
 from pipeline.train import FinishedRun, TrainConfig, open_finished, whereabouts_of
-from sskt.errors import RunError, shown
+from sskt.errors import RunError, UnreadableError, shown
 from sskt.normalise import normalise
 from sskt.students import Student, grad_cam
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 _PANEL_IN = 2.6
 _TITLE_PT, _LINE_IN = 9.0, 0.17
@@ -76,13 +71,8 @@ def explain(
             }
         )
         panels.append((pixels[0].permute(1, 2, 0).cpu().numpy(), heat.cpu().numpy()))
-    data = io.BytesIO()
     names = [Path(dataset.name_of(0)).name, *(text for row in rows for text in (row["run"], row["class"]))]
-    with lettering(*names) as missing:
-        _figure(rows, panels, names[0]).savefig(data, dpi=150, format="png")
-    if missing:
-        log.info(f"{out}: {boxes(missing)}")
-    write_result(out, data.getvalue())
+    write_figure(out, lambda: _figure(rows, panels, names[0]), *names)
     return rows
 
 
@@ -110,9 +100,8 @@ def _sample(finished: FinishedRun, sample: int | None, paths: Paths | None) -> D
 def _one_image(path: Path) -> Dataset:
     """An image file as a dataset of one sample."""
     try:
-        encoded = path.read_bytes()
-        pixels = decode.to_pixels(encoded, depth_of(decode.inspect(encoded).bits or FULL))
-    except (OSError, decode.UnreadableError) as error:
+        pixels = decode.to_pixels(path.read_bytes(), depth=None)
+    except (OSError, UnreadableError) as error:
         raise RunError(f"{path}: cannot be read as a picture ({error}); give an image file") from None
     return Dataset(
         target=path.name,

@@ -4,7 +4,6 @@ student from scratch; all runs share one store.
 
 from __future__ import annotations
 
-import io
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import DEFAULT_VIEWS, Augmentation
-from pipeline.runtime import (
-    Execution,
-    Paths,
-    World,
-    boxes,
-    coerce,
-    csv_text,
-    join_world,
-    lettering,
-    write_result,
-)
+from pipeline.runtime import Execution, Paths, World, coerce, csv_text, join_world, write_figure, write_result
 from pipeline.studies.series import check_settings, precompute_once, train_or_resume
 from pipeline.studies.sweep_figure import draw, panel_title
 from pipeline.studies.sweep_grid import Grid, Panel, Point, has_heads, panels_of
@@ -88,7 +77,8 @@ def sweep(
                 write_result(out / "sweep.csv", _csv(list(rows.values())))
         if world.is_first and any(rows[panel.scratch.name]["mean"] is not None for panel in every):
             title = _title(out / f"{every[0].scratch.name}-seed0", list(rows.values()), grid)
-            _draw_to(out / "sweep.png", title, panels, rows)
+            titles = [title, *map(panel_title, every)]
+            write_figure(out / "sweep.png", lambda: draw(title, panels, rows), *titles)
     return list(rows.values())
 
 
@@ -172,18 +162,6 @@ def _row(point: Point, out: Path, values: Sequence[float | None], grid: Grid) ->
         "seeds": len(reached),
         "diverged": len(values) - len(reached),
     }
-
-
-def _draw_to(
-    path: Path, title: str, panels: Sequence[Sequence[Panel]], rows: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Save the figure of `draw` as a PNG."""
-    image = io.BytesIO()
-    with lettering(title, *map(panel_title, chain.from_iterable(panels))) as missing:
-        draw(title, panels, rows).savefig(image, dpi=150, format="png")
-    write_result(path, image.getvalue())
-    if missing:
-        log.info(f"{path}: {boxes(missing)}")
 
 
 def _title(run: Path, rows: Sequence[Mapping[str, Any]], grid: Grid) -> str:

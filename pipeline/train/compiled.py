@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ def compile_step(step: Step, device: torch.device, *, alone: bool) -> Step:
         return torch.compile(step)
     compiled = torch.compile(step, dynamic=False, mode="reduce-overhead" if alone else None)
 
-    def run(*inputs: Any) -> Losses:
+    def run(*inputs: object) -> Losses:
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # copies, since the next replay of the graph writes to the same memory
         return Losses(*[value.clone() for value in compiled(*inputs)])
@@ -40,7 +39,7 @@ def require_right(
     compiled: Step,
     eager: Step,
     method: Method,
-    inputs: tuple[Any, ...],
+    inputs: tuple[object, ...],
     config: TrainConfig,
     device: torch.device,
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import Location
-from pipeline.runtime import boxes, csv_text, fitted, lettering, write_result
+from pipeline.runtime import csv_text, fitted, write_figure, write_result
 from sskt.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-log = logging.getLogger(__name__)
-
+_REMEDY = "make room, or allow writing there"
 _NAMED = 40  # with more classes, names are not legible
 _NAME_IN, _NAME_PT = 1.8, 9.0  # room for a class's name
 _LARGEST_PT, _SMALLEST_PT = 9.0, 5.0  # of a number in a cell
@@ -37,13 +34,9 @@ def write_confusion(
     classes = tuple(map(shown, classes))
     paths = {f"confusion_{kind}": folder / f"{name}.{kind}" for kind in ("csv", "png")}
     rows = ([name, *row.tolist()] for name, row in zip(classes, matrix, strict=True))
-    image, remedy = io.BytesIO(), "make room, or allow writing there"
-    write_result(paths["confusion_csv"], csv_text([["true \\ said", *classes], *rows]).encode(), remedy)
-    with lettering(*classes) as missing:
-        draw_confusion(matrix, classes).savefig(image, dpi=120, format="png")
-    if missing:
-        log.info(f"{paths['confusion_png']}: {boxes(missing)}")
-    write_result(paths["confusion_png"], image.getvalue(), remedy)
+    write_result(paths["confusion_csv"], csv_text([["true \\ said", *classes], *rows]).encode(), _REMEDY)
+    image = paths["confusion_png"]
+    write_figure(image, lambda: draw_confusion(matrix, classes), *classes, dpi=120, remedy=_REMEDY)
     return {kind: str(path) for kind, path in paths.items()}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.train.config import TrainConfig
 from sskt.errors import RunError
 
@@ -13,7 +11,7 @@ class DivergedError(RunError):
     where, and lists the samples of the step.
     """
 
-    def __init__(self, message: str, found: dict[str, Any]) -> None:
+    def __init__(self, message: str, found: dict[str, object]) -> None:
         super().__init__(message)
         self.found = found
 

@@ -29,9 +29,8 @@ from pipeline.train.run_folder import Run
 from pipeline.train.score import Scorer
 from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
-from sskt.methods import Method, Pretext
+from sskt.methods import PRETEXT_METHODS, Method, Pretext
 from sskt.sanity import LARGEST_LOGIT
-from sskt.students import PRETEXTS
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def run_epochs(
             course.go()
         except KeyboardInterrupt:
             if run is not None:
-                command = "pretext" if config.method in PRETEXTS else "train"
+                command = "pretext" if config.method in PRETEXT_METHODS else "train"
                 log.info(f"{course.saved}; `sskt {command} --resume {run.path}` continues from there")
             raise
         except DivergedError as error:

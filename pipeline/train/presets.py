@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.data import path_family
 from pipeline.runtime import coerce
 from sskt.errors import SettingError
 from sskt.recipes import has_recipe
@@ -26,13 +25,6 @@ class Choice(NamedTuple):
     recipe: str
     sources: tuple[str, ...]
     probe_views: str | None
-
-
-def usual_preset(target: str, recipe: str | None) -> str:
-    """The preset of a command that names none: "best" for a folder of the user's own, unless a recipe is
-    named.
-    """
-    return "best" if recipe is None and path_family(target) is not None else "paper"
 
 
 def makes_probe(preset: str | None, method: str, sources: str | Sequence[str] | None) -> bool:

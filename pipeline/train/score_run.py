@@ -11,7 +11,7 @@ from pipeline.data import Dataset, open_dataset, target_slug
 from pipeline.runtime import Execution, Paths, choose_execution, coerce
 from pipeline.train.confusion import write_confusion
 from pipeline.train.evaluate import Evaluator
-from pipeline.train.finished.class_folders import open_class_folders
+from pipeline.train.finished.open_files import open_class_folders
 from pipeline.train.finished.student import EVALUATION_CLIPS, FinishedRun, known_paths, open_finished
 from pipeline.train.splits import scoring_split
 from pipeline.train.whereabouts import require_classes, require_contents, whereabouts_of

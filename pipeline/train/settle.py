@@ -13,8 +13,7 @@ from pipeline.train.config import PRECISIONS, TrainConfig, weights_name
 from pipeline.train.data import TrainingData
 from pipeline.train.teacher_temperatures import settle_temperatures
 from sskt.errors import RunError, shown
-from sskt.methods import method_named
-from sskt.methods.config import require_choice, require_range
+from sskt.methods import method_named, require_choice, require_range
 from sskt.optimiser import OPTIMIZERS, require_adam, require_layer_decay, require_nesterov
 from sskt.schedules import SCHEDULES, require_trapezoid
 from sskt.students import require_decay

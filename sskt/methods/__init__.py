@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 
 from sskt.errors import SettingError
-from sskt.methods.config import LabelConfig, MethodConfig, SourceConfig, TaughtConfig
+from sskt.methods.config import LabelConfig, SourceConfig, TaughtConfig
 from sskt.methods.dml import Dml
 from sskt.methods.graph import Graph
 from sskt.methods.kd import Kd
 from sskt.methods.maxl import AUXILIARY, Maxl
-from sskt.methods.method import Losses, Method, Parts
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses, Method, MethodConfig, Mixture, Parts, require_choice, require_range
 from sskt.methods.pretext import PRETEXT_METHODS, Pretext
 from sskt.methods.scratch import Scratch
 from sskt.methods.sskt import GATES, GRADIENT_COSINE, Sskt
@@ -40,6 +39,8 @@ __all__ = [
     "method_named",
     "readers",
     "register",
+    "require_choice",
+    "require_range",
 ]
 
 METHODS: dict[str, type[Method]] = {}

@@ -7,12 +7,10 @@ float32 before any loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sskt.errors import SettingError
 from sskt.losses import (
     AUXILIARY_LOSSES,
     KD_REDUCTIONS,
@@ -28,14 +26,9 @@ from sskt.losses import (
     soft_focal,
     weighted_cross_entropy,
 )
-from sskt.methods.mixture import Mixture, of_both
+from sskt.methods.method import MethodConfig, Mixture, of_both, require_choice, require_range
 
 CLASS_WEIGHTS = ("off", "balanced")  # of the primary loss; balanced: each class counts as much as any other
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodConfig:
-    """What every method's config is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,18 +130,3 @@ class SourceConfig(TaughtConfig):
         return multilabel_divergence(
             logits, source_logits, temperature=self.temperature, reduction=self.kd_reduction
         )
-
-
-def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise SettingError unless a setting is one of some words."""
-    if value not in choices:
-        raise SettingError(name, f"is {value!r}, expected one of {', '.join(choices)}")
-
-
-def require_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise SettingError unless a setting is a number from `low` to `high`."""
-    if low <= value <= high and value < math.inf:
-        return
-    most = "" if high == math.inf else f" and at most {high:g}"
-    least = "more than 0" if low == math.ulp(0) else f"at least {low:g}"
-    raise SettingError(name, f"is {value}, expected {least}{most}")

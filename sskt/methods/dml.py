@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from sskt.errors import SettingError
 from sskt.losses import kd_divergence, multilabel_divergence
 from sskt.methods.config import LabelConfig
-from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses, Method, Mixture, Parts, n_correct, stacked
 from sskt.students import Student
 
 

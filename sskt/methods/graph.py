@@ -30,8 +30,7 @@ from sskt.errors import RunError
 from sskt.methods.edges import LearnedEdges, gain_edges, imbalance, uniform_edges
 from sskt.methods.gradients import gradients_of
 from sskt.methods.graph_config import GraphConfig
-from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses, Method, Mixture, Parts, n_correct, require_teachers
 from sskt.methods.representations import Representations, weight_imbalance
 from sskt.students import Features, Student
 from sskt.transport import transport_per_batch, transport_per_sample

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sskt.errors import RunError, SettingError
-from sskt.methods.config import TaughtConfig, require_choice, require_range
+from sskt.methods.config import TaughtConfig
 from sskt.methods.edges import EDGES
+from sskt.methods.method import require_choice, require_range
 from sskt.methods.representations import GRAPH_FEATURES, VERTICES
 
 GRAPH_LOGITS = ("em", "cosine", "off")

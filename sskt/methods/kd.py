@@ -16,8 +16,7 @@ from torch import Tensor
 from sskt.errors import RunError, SettingError
 from sskt.losses import LOGITS_LOSSES
 from sskt.methods.config import SourceConfig
-from sskt.methods.method import Losses, Method, Parts, n_correct, require_teachers, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses, Method, Mixture, Parts, n_correct, require_teachers, stacked
 from sskt.students import Student
 
 

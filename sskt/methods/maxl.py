@@ -24,9 +24,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sskt.losses import focal
-from sskt.methods.config import MethodConfig, require_range
-from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import (
+    Losses,
+    Method,
+    MethodConfig,
+    Mixture,
+    Parts,
+    n_correct,
+    require_range,
+    stacked,
+)
 from sskt.students import Student
 
 AUXILIARY = "maxl"  # the auxiliary head's name

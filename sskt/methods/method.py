@@ -5,18 +5,29 @@ A method is one module, so that it can be compiled, or run on several devices, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sskt.errors import RunError
-from sskt.methods.config import MethodConfig
-from sskt.methods.mixture import Mixture
+from sskt.errors import RunError, SettingError
 from sskt.normalise import normalise
 from sskt.students import Backbone, Student, frames_seen, input_layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodConfig:
+    """What every method's config is."""
+
+
+class Mixture(NamedTuple):
+    """Of each row n of a batch: `share` of itself, and the rest of row `partner[n]`."""
+
+    partner: Tensor  # int64 (N,)
+    share: Tensor  # float32 scalar, in [0, 1]
 
 
 class Losses(NamedTuple):
@@ -162,6 +173,30 @@ def require_teachers(method: str, teachers: Mapping[str, int], n_classes: int) -
         raise RunError(
             f"--method {method} needs a teacher of the same task; add --source probe or --source run:FOLDER"
         )
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise SettingError unless a setting is one of some words."""
+    if value not in choices:
+        raise SettingError(name, f"is {value!r}, expected one of {', '.join(choices)}")
+
+
+def require_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise SettingError unless a setting is a number from `low` to `high`."""
+    if low <= value <= high and value < math.inf:
+        return
+    most = "" if high == math.inf else f" and at most {high:g}"
+    least = "more than 0" if low == math.ulp(0) else f"at least {low:g}"
+    raise SettingError(name, f"is {value}, expected {least}{most}")
+
+
+def of_both(
+    loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, truth: Tensor, mixture: Mixture | None
+) -> Tensor:
+    """The loss against a row's own truth and its partner's, by their share of the mixture."""
+    if mixture is None:
+        return loss(logits, truth)
+    return mixture.share * loss(logits, truth) + (1 - mixture.share) * loss(logits, truth[mixture.partner])
 
 
 def stacked(values: list[Tensor], like: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sskt.methods.config import LabelConfig
-from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses, Method, Mixture, Parts, n_correct, stacked
 
 
 class Scratch(Method):

@@ -20,10 +20,19 @@ from torch import Tensor
 
 from sskt.errors import RunError
 from sskt.losses import kd_divergence, multilabel_divergence
-from sskt.methods.config import SourceConfig, require_choice, require_range
+from sskt.methods.config import SourceConfig
 from sskt.methods.gradients import cosine, gated, gradients_of, with_gradients
-from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
-from sskt.methods.mixture import Mixture, of_both
+from sskt.methods.method import (
+    Losses,
+    Method,
+    Mixture,
+    Parts,
+    n_correct,
+    of_both,
+    require_choice,
+    require_range,
+    stacked,
+)
 from sskt.students import AUXILIARY_HEADS, Student
 
 GRADIENT_COSINE = ("off", "record", "weigh")

@@ -19,21 +19,6 @@ from sskt.sources.forward import (
 from sskt.sources.frozen import FrozenSource, NonFiniteLogitsError
 from sskt.sources.input_map import InputMap, scaled_side
 from sskt.sources.open_output import open_output, open_outputs
-from sskt.sources.outputs import (
-    DEFAULT_GRID,
-    LOGITS_OUTPUT,
-    MAP,
-    OUTPUT_FORMS,
-    POOLED,
-    as_output,
-    at_output,
-    map_shape,
-    network_of,
-    output_kind,
-    output_of,
-    row_shape,
-    with_usual_output,
-)
 from sskt.sources.plain import DisagreementError
 from sskt.sources.prompts import prompts_sha256
 from sskt.sources.registry import (
@@ -50,7 +35,23 @@ from sskt.sources.registry import (
     split_names,
     weights_file,
 )
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import (
+    DEFAULT_GRID,
+    LOGITS_OUTPUT,
+    MAP,
+    OUTPUT_FORMS,
+    POOLED,
+    Source,
+    SourceSpec,
+    as_output,
+    at_output,
+    map_shape,
+    network_of,
+    output_kind,
+    output_of,
+    row_shape,
+    with_usual_output,
+)
 
 __all__ = [
     "CENTER_FRAME",

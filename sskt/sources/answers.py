@@ -35,7 +35,7 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
 
     `declared` is one of `sskt.sources.contract.RETURNS`, or None if nothing is declared.
     """
-    rows = _finite(outputs)
+    rows = finite_rows(outputs)
     if not len(rows):
         return
     n, n_classes = rows.shape
@@ -74,7 +74,7 @@ def require_known_kind(outputs: Tensor, declared: str | None, name: str) -> None
 
 def remarks_on(outputs: Tensor, declared: str | None, name: str) -> list[str]:
     """Describe, in one sentence each, what is odd about rows (n, K) that `require_known_kind` accepts."""
-    rows = _finite(outputs)
+    rows = finite_rows(outputs)
     n = len(rows)
     if n < _MIN_ROWS:
         return []
@@ -153,6 +153,7 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(dim=1)
 
 
-def _finite(outputs: Tensor) -> Tensor:
+def finite_rows(outputs: Tensor) -> Tensor:
+    """The rows of (n, K) outputs without a NaN or an infinity, float32 on the CPU."""
     rows = outputs.detach().float().cpu()
     return rows[torch.isfinite(rows).all(dim=1)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sskt.errors import SourceError
-from sskt.sources.answers import returned_kind
+from sskt.sources.answers import finite_rows, returned_kind
 from sskt.sources.contract import LOG_PROBABILITIES, PROBABILITIES
 
 _HALF = torch.finfo(torch.float16)
@@ -22,8 +22,7 @@ def require_embedding(outputs: Tensor, name: str) -> None:
     """Raise SourceError if nothing can be learnt from rows (n, D), as returned by a network, once they are
     kept as float16. Rows that are not finite are ignored.
     """
-    rows = outputs.detach().float().cpu()
-    rows = rows[torch.isfinite(rows).all(dim=1)]
+    rows = finite_rows(outputs)
     if not len(rows):
         return
     n, n_numbers = rows.shape
@@ -48,8 +47,7 @@ def require_embedding(outputs: Tensor, name: str) -> None:
 
 def remarks_on_embedding(outputs: Tensor, name: str) -> list[str]:
     """Describe, in one sentence each, what is odd about rows (n, D) that `require_embedding` accepts."""
-    rows = outputs.detach().float().cpu()
-    rows = rows[torch.isfinite(rows).all(dim=1)]
+    rows = finite_rows(outputs)
     if len(rows) < _MIN_ROWS:
         return []
     remarks = []

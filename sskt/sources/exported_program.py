@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from sskt.sources.purity import require_pure
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """An opened program: float32 (N, 3, H, W), or (N, 3, D, H, W), to (N, n_classes) logits."""
+    """An opened network: float32 (N, 3, H, W), or (N, 3, D, H, W), to (N, n_classes) logits."""
 
     module: nn.Module
     n_classes: int
@@ -76,25 +75,7 @@ def read_program(path: Path) -> Program:
     )
 
 
-def program_to_device(program: nn.Module, device: torch.device) -> nn.Module:
-    """Move a program's module, its constants, and the devices written into its graph, which `.float()` or
-    `torch.arange` left there when it was exported on another machine.
-    """
-    for graph_module in program.modules():
-        if not isinstance(graph_module, torch.fx.GraphModule):
-            continue
-        for node in graph_module.graph.nodes:
-            node.args = tuple(device if isinstance(a, torch.device) else a for a in node.args)
-            if node.kwargs.get("device") is not None:
-                node.kwargs = {**node.kwargs, "device": device}
-        graph_module.recompile()
-        for name, value in list(vars(graph_module).items()):
-            if isinstance(value, torch.Tensor):
-                setattr(graph_module, name, value.to(device))
-    return program.to(device)
-
-
-def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int, int] | None:
+def _side_range(exported: ExportedProgram, shape: tuple[int | torch.SymInt, ...]) -> tuple[int, int] | None:
     """The smallest and largest side that both image axes accept; None if there is no largest."""
     low, high = 0, None
     for size in shape[-2:]:
@@ -104,7 +85,7 @@ def _side_range(exported: ExportedProgram, shape: tuple[Any, ...]) -> tuple[int,
     return (low, high) if high is not None else None
 
 
-def _bounds(exported: ExportedProgram, size: Any) -> tuple[int, int | None]:
+def _bounds(exported: ExportedProgram, size: int | torch.SymInt) -> tuple[int, int | None]:
     """The range of one dimension: equal ends if the program is tied to one size, None for no upper limit."""
     if isinstance(size, int):
         return size, size

@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sskt.errors import SourceError
 
@@ -137,3 +137,21 @@ def one_thread_each(n_workers: int, purpose: str) -> ThreadPoolExecutor:
     list(pool.map(start, range(n_workers)))
     torch.set_num_threads(before)  # the number is also the default for threads that start later
     return pool
+
+
+def program_to_device(program: nn.Module, device: torch.device) -> nn.Module:
+    """Move a program's module, its constants, and the devices written into its graph, which `.float()` or
+    `torch.arange` left there when it was exported on another machine.
+    """
+    for graph_module in program.modules():
+        if not isinstance(graph_module, torch.fx.GraphModule):
+            continue
+        for node in graph_module.graph.nodes:
+            node.args = tuple(device if isinstance(a, torch.device) else a for a in node.args)
+            if node.kwargs.get("device") is not None:
+                node.kwargs = {**node.kwargs, "device": device}
+        graph_module.recompile()
+        for name, value in list(vars(graph_module).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(graph_module, name, value.to(device))
+    return program.to(device)

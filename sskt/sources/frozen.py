@@ -22,7 +22,6 @@ from torch import Tensor
 from sskt.errors import SourceError
 from sskt.sanity import insane_rows, worst_value
 from sskt.sources.contract import as_logits
-from sskt.sources.exported_program import program_to_device
 from sskt.sources.forward import (
     COMPUTE,
     DTYPES,
@@ -33,6 +32,7 @@ from sskt.sources.forward import (
     default_compute,
     exact_kernels,
     one_thread_each,
+    program_to_device,
 )
 from sskt.sources.input_map import InputMap
 from sskt.sources.plain import MAX_SHOWN, plain_answers, require_agreement

@@ -20,10 +20,8 @@ from sskt.sources.hf_files import (
     read_processor,
     weights_in,
 )
-from sskt.sources.kind import Kind, rest_path
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, POOLED
 from sskt.sources.prompts import DEFAULT_PROMPTS
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import EMBEDDED, LOGITS_OUTPUT, POOLED, Kind, Source, SourceSpec, rest_path
 
 _USUAL_PX = 224
 

@@ -12,9 +12,8 @@ from sskt.errors import SourceError
 from sskt.extras import library
 from sskt.sources.hf_modules import Backbone, Classifier, HfNetwork, ImageTower, ZeroShot
 from sskt.sources.hf_text import text_features
-from sskt.sources.outputs import LOGITS_OUTPUT
 from sskt.sources.prompts import DEFAULT_PROMPTS, prompts_sha256
-from sskt.sources.source import Source
+from sskt.sources.source import LOGITS_OUTPUT, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

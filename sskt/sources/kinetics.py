@@ -43,11 +43,6 @@ class Kinetics(Published):
             return None
         return torchvision.models.get_model_weights(architecture)["KINETICS400_V1"]
 
-    def url(self, architecture: str) -> str | None:
-        """See `Published.url`."""
-        entry = self.entry(architecture)
-        return None if entry is None else str(entry.url)
-
     def normalisation(self, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The backbone's own."""
         return clip_normalisation(architecture)

@@ -6,7 +6,6 @@ provider for it computes, if the installed ONNX Runtime has that, else the CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from sskt.errors import SourceError
 from sskt.extras import library
+from sskt.sources.exported_program import Program
 from sskt.sources.onnx_file import data_files
 
 _FLOATS: dict[str, type[np.floating[Any]]] = {
@@ -29,18 +29,7 @@ _CUDA = "CUDAExecutionProvider"
 _MAX_LISTED = 6
 
 
-@dataclass(frozen=True, slots=True)
-class OnnxNetwork:
-    """An opened file."""
-
-    module: nn.Module  # float32 (N, 3, H, W) to (N, n_numbers)
-    n_numbers: int
-    side_range_px: tuple[int, int] | None  # image sides that it accepts; None: any
-    batch_range: tuple[int, int | None]
-    notes: tuple[str, ...]
-
-
-def read_network(path: Path) -> OnnxNetwork:
+def read_network(path: Path) -> Program:
     """Open an ONNX file. Raises SourceError if it is missing or damaged, or does not map one batch of RGB
     images to one row of numbers each; MissingExtraError without ONNX Runtime.
     """
@@ -68,7 +57,7 @@ def read_network(path: Path) -> OnnxNetwork:
     if not n_numbers:  # a dimension without a value: what it is is seen when it runs
         side = side_range[0] if side_range else 224
         n_numbers = int(module(torch.zeros(n_tried, 3, side, side)).shape[1])
-    return OnnxNetwork(module, n_numbers, side_range, batches, notes)
+    return Program(module, n_numbers, side_range, reads_clips=False, batch_range=batches, notes=notes)
 
 
 class _Session(nn.Module):

@@ -12,13 +12,7 @@ import torch
 from sskt.errors import SourceError
 from sskt.sources.contract import EMBEDDING
 from sskt.sources.output_rows import OutputRows
-from sskt.sources.outputs import (
-    EMBEDDED,
-    LOGITS_OUTPUT,
-    POOLED,
-    at_output,
-)
-from sskt.sources.source import Source
+from sskt.sources.source import EMBEDDED, LOGITS_OUTPUT, POOLED, Source, at_output
 
 _LARGEST = torch.finfo(torch.float16).max  # of a feature: what a stored row can hold
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sskt.errors import SourceError
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, MAP, POOLED, layer_and_grid, output_kind
+from sskt.sources.source import EMBEDDED, LOGITS_OUTPUT, MAP, POOLED, layer_and_grid, output_kind
 from sskt.students import Features
 
 _TRIED_PX = 64  # side of the image that a network is shown to find out its widths

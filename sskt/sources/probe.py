@@ -6,8 +6,7 @@ from pathlib import Path
 
 from sskt.errors import SourceError
 from sskt.sources.contract import Contract
-from sskt.sources.kind import Kind
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import Kind, Source, SourceSpec
 
 
 class ProbeKind(Kind):

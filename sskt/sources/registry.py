@@ -15,24 +15,26 @@ from sskt.sources.contract import NOTHING, Contract, sentence
 from sskt.sources.declared import OPTION, Declared
 from sskt.sources.exported import ProgramKind
 from sskt.sources.hf import HfKind
-from sskt.sources.kind import Kind, weights_digest
 from sskt.sources.kinetics import Kinetics
 from sskt.sources.onnx import OnnxKind
 from sskt.sources.open_output import open_output
-from sskt.sources.outputs import (
+from sskt.sources.places365 import Places365
+from sskt.sources.probe import ProbeKind
+from sskt.sources.run import RunKind
+from sskt.sources.source import (
     EMBEDDED,
     MAP,
     POOLED,
+    Kind,
+    Source,
+    SourceSpec,
     at_output,
     network_of,
     output_kind,
     output_of,
     split_output,
+    weights_digest,
 )
-from sskt.sources.places365 import Places365
-from sskt.sources.probe import ProbeKind
-from sskt.sources.run import RunKind
-from sskt.sources.source import Source, SourceSpec
 from sskt.sources.timm import TimmKind
 from sskt.sources.torchvision import ImageNet
 

@@ -16,10 +16,17 @@ from sskt.checkpoints import read_checkpoint
 from sskt.errors import RunError, SourceError
 from sskt.sanity import LARGEST_LOGIT, has_settled
 from sskt.sources.contract import LOGITS, Contract
-from sskt.sources.kind import Kind, rest_path, weights_digest
 from sskt.sources.output_rows import OwnNetwork
-from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import (
+    LOGITS_OUTPUT,
+    MAP,
+    POOLED,
+    Kind,
+    Source,
+    SourceSpec,
+    rest_path,
+    weights_digest,
+)
 from sskt.students import (
     PRETEXTS,
     Features,

@@ -13,10 +13,18 @@ from sskt.errors import SourceError
 from sskt.hub import cached_file, download_advice
 from sskt.sources.contract import EMBEDDING, LOGITS, Contract
 from sskt.sources.declared import Declared, combine
-from sskt.sources.kind import Kind, weights_digest
-from sskt.sources.outputs import EMBEDDED, LOGITS_OUTPUT, MAP, POOLED, network_of
 from sskt.sources.preprocessor import read_foreign
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import (
+    EMBEDDED,
+    LOGITS_OUTPUT,
+    MAP,
+    POOLED,
+    Kind,
+    Source,
+    SourceSpec,
+    network_of,
+    weights_digest,
+)
 from sskt.sources.timm_network import TimmConfig, find_config, load_network, torch_hub_file
 
 _FILE = "model.safetensors"

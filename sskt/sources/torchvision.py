@@ -17,9 +17,16 @@ from sskt.download import fetch, fetch_recorded
 from sskt.errors import SourceError
 from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD
 from sskt.sources.contract import LOGITS, Contract
-from sskt.sources.kind import Kind, weights_digest
-from sskt.sources.outputs import LOGITS_OUTPUT, MAP, POOLED, network_of
-from sskt.sources.source import Source, SourceSpec
+from sskt.sources.source import (
+    LOGITS_OUTPUT,
+    MAP,
+    POOLED,
+    Kind,
+    Source,
+    SourceSpec,
+    network_of,
+    weights_digest,
+)
 from sskt.weights import load_into
 
 # torchvision's weights for these two expect a network that first undoes our normalisation
@@ -43,16 +50,17 @@ class Published(Kind):
         """Every architecture that can be named, with or without published weights."""
 
     @abstractmethod
-    def url(self, architecture: str) -> str | None:
-        """The URL of the published weights; None if there are none."""
-
-    @abstractmethod
     def network(self, architecture: str) -> nn.Module:
         """The untrained network, in the form that published weights expect."""
 
     def entry(self, architecture: str) -> Any:  # noqa: ARG002
         """Torchvision's own record of the weights; None if it has none."""
         return None
+
+    def url(self, architecture: str) -> str | None:
+        """The URL of the published weights; None if there are none."""
+        entry = self.entry(architecture)
+        return None if entry is None else str(entry.url)
 
     def normalisation(self, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std of pixels in 0..1: ImageNet's, unless the network was trained with others."""
@@ -156,11 +164,6 @@ class ImageNet(Published):
     def entry(self, architecture: str) -> Any:
         """IMAGENET1K_V1, the weights of the paper's networks."""
         return getattr(torchvision.models.get_model_weights(architecture), "IMAGENET1K_V1", None)
-
-    def url(self, architecture: str) -> str | None:
-        """See `Published.url`."""
-        entry = self.entry(architecture)
-        return None if entry is None else str(entry.url)
 
     def network(self, architecture: str) -> nn.Module:
         """See `Published.network`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +100,7 @@ class WrappedBackbone(Backbone):
         return tuple(widths), n_features
 
 
-def _tap(tapped: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+def _tap(tapped: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
     """A forward hook that stores a submodule's output under `name`. A copy of the backbone, such as the one
     that averages its weights, has copies of `tapped` and of the hook, which refers to it.
     """

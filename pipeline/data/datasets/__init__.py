@@ -6,11 +6,22 @@ from pathlib import Path
 
 from pipeline.data.datasets.cifar_stl import CifarStl
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.dataset import ArrayImages, Dataset, Labels, Mask, MultiHot, Pixels, Positions
+from pipeline.data.datasets.dataset import (
+    SPLITS,
+    UNLABELLED,
+    UNLABELLED_VIDEOS,
+    Dataset,
+    DatasetSpec,
+    Labels,
+    Mask,
+    MultiHot,
+    Pixels,
+    Positions,
+)
 from pipeline.data.datasets.digits import Digits
-from pipeline.data.datasets.encoded_images import EncodedImages, FileImages
 from pipeline.data.datasets.image_folder import ImageFolder
 from pipeline.data.datasets.imagenet import ImageNet
+from pipeline.data.datasets.images import ArrayImages, EncodedImages, FileImages
 from pipeline.data.datasets.joined import JoinedImages, Parts, Placed, join
 from pipeline.data.datasets.left_out import UnusableFiles
 from pipeline.data.datasets.named_files import NamedFiles, list_named_files
@@ -20,11 +31,7 @@ from pipeline.data.datasets.own.image_list import ImageList
 from pipeline.data.datasets.own.tar_shards import TarShards
 from pipeline.data.datasets.places365 import Places365
 from pipeline.data.datasets.registry import (
-    SPLITS,
     TARGETS,
-    UNLABELLED,
-    UNLABELLED_VIDEOS,
-    DatasetSpec,
     family_of,
     parse_target,
     path_families,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS, UNLABELLED, DatasetSpec
+from pipeline.data.datasets.dataset import SPLITS, UNLABELLED, DatasetSpec
 from sskt.errors import TargetError
 
 

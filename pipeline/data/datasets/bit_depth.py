@@ -11,7 +11,6 @@ import io
 import re
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +73,7 @@ def deep_values(image: Image.Image, encoded: bytes) -> NDArray[np.uint16] | None
     return deep
 
 
-def to_8_bits(values: NDArray[Any], depth: int) -> NDArray[np.uint8]:
+def to_8_bits(values: NDArray[np.uint16], depth: int) -> NDArray[np.uint8]:
     """The high 8 of `depth` bits."""
     return np.ascontiguousarray((values >> (depth - 8)).astype(np.uint8))
 

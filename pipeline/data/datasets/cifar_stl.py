@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.archive import ArchiveSpec, Binary, Part, missing_files, obtain
-from pipeline.data.datasets.dataset import Dataset, array_dataset
-from pipeline.data.datasets.registry import SPLITS, UNLABELLED, DatasetSpec, Family
+from pipeline.data.datasets.dataset import SPLITS, UNLABELLED, Dataset, DatasetSpec, Family
+from pipeline.data.datasets.images import array_dataset
 from sskt.errors import TargetError
 
 _SOURCE_SCALE = Fraction(7, 3)  # docs/method.md, section 2.4: 32 -> 74 and 96 -> 224

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import subset
-from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.data.datasets.dataset import DatasetSpec
 from pipeline.data.datasets.walk import is_hidden
 from sskt.errors import TargetError, shown
 

@@ -1,4 +1,5 @@
-"""One split of a target: which samples there are, what each one is, and its pixels.
+"""What a target's spec says, how a family of targets is read, and one split of a target: which samples there
+are, what each one is, and its pixels.
 
 A sample's id is its row in the full split (or in the full listing that splits are drawn from). A subset keeps
 the ids, by which labels and logits are looked up.
@@ -8,14 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from fractions import Fraction
+from pathlib import Path
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets import decode, subset
-from sskt.errors import TargetError
+from pipeline.data.datasets import subset
+from pipeline.data.datasets.video.pack import Packing
+from sskt.errors import TargetError, shown
+
+SPLITS = ("train", "test")
+UNLABELLED = "unlabelled"  # a split of samples without labels, and the family of folders of such images
+UNLABELLED_VIDEOS = "unlabelled-videos"  # the family of folders of videos without labels
+_LONGEST_SLUG = 160  # bytes: it is part of the names of files and folders, which take 255
 
 Positions = NDArray[np.int64]  # (n,) rows of a dataset, from 0 on; a sample's id is another number
 Pixels = NDArray[np.uint8]  # RGB: (H, W, 3) of an image, (n, H, W, 3) of several of one size
@@ -41,38 +52,6 @@ class Images(Protocol):
 
     def take(self, rows: Positions) -> Images:
         """Access to the subset `rows`, in that order."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ArrayImages:
-    """Images of one size in memory: `pixels` uint8 (N_full, H, W, 3), and each row's position in it, int64
-    (N,).
-    """
-
-    source: str  # e.g. "cifar10 train"
-    pixels: Pixels
-    positions: Positions
-
-    def name_of(self, row: int) -> str:
-        """See `Images.name_of`."""
-        return f"{self.source} picture {self.positions[row]}"
-
-    def pixels_of(self, row: int) -> Pixels:
-        """See `Images.pixels_of`."""
-        image: Pixels = self.pixels[self.positions[row]].copy()
-        return image
-
-    def encoded(self, row: int) -> bytes:
-        """See `Images.encoded`."""
-        return decode.to_png(self.pixels_of(row))
-
-    def stack(self, rows: Positions) -> Pixels:
-        """See `Images.stack`."""
-        return self.pixels[self.positions[rows]]
-
-    def take(self, rows: Positions) -> ArrayImages:
-        """See `Images.take`; the pixels are shared, not copied."""
-        return replace(self, positions=self.positions[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,28 +175,140 @@ class Dataset:
         return self.take(subset.stratify(self.labels, subset.draws(self.ids), n))
 
 
-def array_dataset(
-    target: str,
-    split: str,
-    classes: tuple[str, ...],
-    pixels: Pixels,
-    labels: Labels,
-    ids: NDArray[np.int64],
-) -> Dataset:
-    """A dataset of images in memory.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """One target dataset: its identity, its place, and the size and crops that student and sources see.
 
-    pixels: uint8 (N_full, H, W, 3). labels: int64 (N_full,). ids: int64 (N,), the rows of both that belong to
-    this split.
+    `name` is what runs and stores record. For a user's folder (`is_own_folder`) it is the family and the
+    folder's name only: contents identify a folder, its place does not. A family that needs more fields to
+    read its files derives a spec of its own.
     """
-    contents = b"".join(decode.content_of(pixels[i].data) for i in ids)
-    return Dataset(
-        target=target,
-        split=split,
-        kind="array",
-        classes=classes,
-        ids=ids,
-        labels=labels[ids],
-        sizes=np.tile(np.array(pixels.shape[1:3], dtype=np.int32), (len(ids), 1)),
-        contents=np.frombuffer(contents, dtype=np.uint8).reshape(len(ids), 16),
-        access=ArrayImages(f"{target} {split}", pixels, ids),
-    )
+
+    name: str
+    family: str  # `Family.name`
+    n_classes: int | None  # None: as many as the folder has
+    side_px: int  # the square that the student sees
+    short_px: int  # evaluation: the short side is resized to this, then the central square is cut
+    plan_kind: Literal["pad-crop-flip", "random-resized-crop-flip", "corner-clip"]
+    source_scale: Fraction  # side of what the sources see / side_px, rounded down
+    how_to_prepare: str  # a clause for the end of an error message
+    pad: int = 0  # pad-crop-flip: largest shift, in pixels of the image as stored
+    flip: float = 0.5  # probability of a left-right mirror
+    root: Path = Path()  # folder of the files: relative to the data directory, or absolute
+    holds_videos: bool = False
+    is_multilabel: bool = False  # several labels per image
+    is_own_folder: bool = False  # the user's, named by its path
+
+    @property
+    def as_given(self) -> str:
+        """The name for a command line, which for a user's folder holds the whole path."""
+        return f"{self.family}:{self.root}" if self.is_own_folder else self.name
+
+    @property
+    def slug(self) -> str:
+        """The recorded name as any file system takes it; see `target_slug`."""
+        return file_slug(self.name.replace(":", "-", 1) if self.is_own_folder else self.name)
+
+
+S = TypeVar("S", bound=DatasetSpec)
+
+
+class Family(ABC, Generic[S]):
+    """How the targets of one family are named, obtained, prepared and loaded.
+
+    `data_dir` holds datasets and is read only, except by `obtain`; `index_dir` keeps what was learned about
+    their files. All methods raise TargetError for what is missing or damaged.
+    """
+
+    name: str
+    targets: tuple[S, ...] = ()  # those that have a name of their own
+    is_path = False  # whether NAME:PATH is the user's own data at PATH
+    what = "folder"  # that PATH names
+    official_splits: tuple[str, ...] = ()  # "1", ... where TARGET:1 is one of several official divisions
+    has_labels = True  # False: only good as a pool of samples without labels
+    is_bundled = False  # comes with a Python package, so there are no files to look for
+
+    @abstractmethod
+    def load(self, spec: S, split: str, data_dir: Path, index_dir: Path) -> Dataset:
+        """One split, validated: "train", "test", or "val" where `has_val`."""
+
+    @abstractmethod
+    def is_prepared(self, spec: S, split: str, data_dir: Path, index_dir: Path) -> bool:
+        """Whether the files of a split are there, by a cheap look."""
+
+    def from_path(self, path: str) -> S:
+        """The spec of the user's folder at `path`, where `is_path`."""
+        raise NotImplementedError
+
+    def of_split(self, spec: S, split: str) -> S:
+        """The spec of one of the `official_splits` of a target."""
+        raise NotImplementedError
+
+    def lies_there(self, spec: S, data_dir: Path) -> bool:
+        """Whether a user's own data are where `spec` says."""
+        return (data_dir / spec.root).is_dir()
+
+    def has_several_labels(self, spec: S) -> bool:
+        """Whether images have several labels; of a user's own data, by a look at what says them."""
+        return spec.is_multilabel
+
+    def has_val(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
+        """Whether there is a third split, "val"."""
+        return False
+
+    def has_unlabelled(self, spec: S, data_dir: Path) -> bool:  # noqa: ARG002
+        """Whether there is a split of samples without labels, `UNLABELLED`."""
+        return False
+
+    def pool_split(self, spec: S, data_dir: Path) -> str:  # noqa: ARG002
+        """The split that another target's pool takes."""
+        return "train" if self.has_labels else UNLABELLED
+
+    def obtain(self, spec: S, data_dir: Path, *, download: bool) -> None:
+        """Put the files into `data_dir` if they are not there; most families leave that to the user.
+
+        Raises DownloadError if fetching fails.
+        """
+
+    def prepare(
+        self, spec: S, data_dir: Path, index_dir: Path, *, packing: Packing, allow_missing: bool
+    ) -> None:
+        """Do what `load` needs to be done once, and does not do itself.
+
+        packing: how frames of videos are kept. allow_missing: go on without files that cannot be used.
+        """
+
+
+def file_slug(name: str) -> str:
+    """A name that any file system takes."""
+    slug = re.sub(r"[^\w.-]", "_", name)
+    if len(slug.encode()) > _LONGEST_SLUG:
+        return f"{slug[: _LONGEST_SLUG // 8]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return slug
+
+
+def no_target(spec: DatasetSpec) -> str:
+    """The message about samples without labels that are named as a target."""
+    name = shown(spec.as_given)
+    return f"{name} has no labels, so it is no target; give it with --unlabelled beside a --target"
+
+
+def own_folder(family: str, path: str, what: str = "folder") -> Path:
+    """The absolute path of a user's folder, or of `what` else. Raises TargetError for a URL, or a path that
+    names none.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
+        raise TargetError(
+            f"target {family}:{path} is a URL, expected a local {what}; copy or mount it there, or pack "
+            f"images once, where they are on a disk, with `sskt prepare --target {family}:PATH --pack URL`, "
+            f"and name --target tar:URL"
+        )
+    root = absolute_path(path)
+    if not path or not root.name:
+        raise TargetError(f"target {family}:{path} names no {what}, expected {family}:PATH")
+    return root
+
+
+def absolute_path(path: str) -> Path:
+    """A path as a user writes it, made absolute; links keep their names."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (resolve() would follow a link's name away)

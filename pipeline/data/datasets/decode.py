@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.data.datasets.bit_depth import FULL, bits_used, deep_values, is_deep, to_8_bits
+from pipeline.data.datasets.bit_depth import FULL, bits_used, deep_values, depth_of, is_deep, to_8_bits
+from sskt.errors import UnreadableError
 
 # what is read, in the order of the numbers in `checked_files.FACTS`; JPEG includes MPO
 FORMATS = {
@@ -60,10 +61,6 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-
-
-class UnreadableError(Exception):
-    """Why bytes are not a usable image; its text is a clause for the caller's sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +118,12 @@ def content_of(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()[:16]
 
 
-def to_pixels(encoded: bytes, depth: int = FULL) -> NDArray[np.uint8]:
-    """Decode to uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values have `depth` bits."""
+def to_pixels(encoded: bytes, depth: int | None = FULL) -> NDArray[np.uint8]:
+    """Decode to uint8 (H, W, 3), RGB, by the rules above; a 16-bit file's values have `depth` bits, None for
+    as many as the file alone tells.
+    """
+    if depth is None:
+        depth = depth_of(inspect(encoded).bits or FULL)
     with _open(encoded) as image:
         image.load()
         if image.mode.startswith("I") or (depth != FULL and is_deep(image, encoded)):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets import subset
-from pipeline.data.datasets.dataset import Dataset, array_dataset
-from pipeline.data.datasets.registry import DatasetSpec, Family
+from pipeline.data.datasets.dataset import Dataset, DatasetSpec, Family
+from pipeline.data.datasets.images import array_dataset
 
 _TEST_SHARE = 0.3
 _SPEC = DatasetSpec(

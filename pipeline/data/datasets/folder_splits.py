@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.datasets.class_folders import class_folders
+from pipeline.data.datasets.dataset import UNLABELLED, DatasetSpec
 from pipeline.data.datasets.other_tasks import require_classes
-from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
-from sskt.errors import TargetError
+from sskt.errors import TargetError, few
 
 TRAIN, VAL, TEST = "train", "val", "test"
 _WORDS = {
@@ -221,5 +221,4 @@ def _sentence(splits: Mapping[str, str]) -> str:
 
 
 def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(f"{name}/" for name in names[:_NAMED]) + more
+    return few([f"{name}/" for name in names])

@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts, RelativePaths, facts_file
 from pipeline.data.datasets.class_folders import class_folders
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, DatasetSpec
 from pipeline.data.datasets.decode import FORMATS, SUFFIXES
-from pipeline.data.datasets.encoded_images import EncodedImages, FileImages, PackedImages
+from pipeline.data.datasets.images import EncodedImages, FileImages, PackedImages
 from pipeline.data.datasets.left_out import UnusableFiles, read_accepted, write_list
-from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.validation import KINDS, check_images
 from pipeline.data.datasets.walk import Found, describe_ignored, images_below
-from sskt.errors import TargetError, shown
-
-_NAMED = 5  # files named in an error
+from sskt.errors import TargetError, few, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,28 +95,26 @@ def list_images(
     return listing
 
 
-def list_paths(root: Path, paths: list[bytes], *, slug: str, index_dir: Path) -> ImageListing:
-    """List and validate the images at `paths` below `root`, in this order; see `list_images`.
+def list_paths(root: Path, names: Sequence[str], *, slug: str, index_dir: Path) -> ImageListing:
+    """List and validate the images called `names` below `root`, in this order; see `list_images`.
 
     Raises UnusableFiles, naming what is missing or cannot be decoded, unless the user goes on without it, and
     TargetError for a path that occurs twice.
     """
-    twice = [path for path, n in Counter(paths).items() if n > 1]
+    twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        raise TargetError(
-            f"{root}: {shown(os.fsdecode(twice[0]))} is listed twice; restore the official list"
-        )
+        raise TargetError(f"{root}: {shown(twice[0])} is listed twice; restore the official list")
     files: list[Found] = []
-    for path in paths:
+    for name in names:
         try:
-            files.append((path, (root / os.fsdecode(path)).stat()))
+            files.append((os.fsencode(name), (root / name).stat()))
         except OSError:
-            files.append((path, None))
+            files.append((os.fsencode(name), None))
     listing, gone = _new_listing(root, files)
     file = facts_file(index_dir, slug, root)
     _drop_unusable(listing, _check(listing, gone, file), file)
     if not len(listing.paths):
-        raise TargetError(f"{root}: none of its {len(paths):,} listed pictures can be used; restore them")
+        raise TargetError(f"{root}: none of its {len(names):,} listed pictures can be used; restore them")
     _set_depth(listing, int(listing.facts["bits"].max()))
     return listing
 
@@ -201,7 +196,7 @@ def _drop_unusable(listing: ImageListing, bad: dict[int, str], file: Path) -> No
     if reasons and reasons.keys() - read_accepted(file):
         named = [f"{shown(path)} ({shown(why)})" for path, why in reasons.items()]
         raise UnusableFiles(
-            f"{shown(str(listing.root))}: {n} cannot be used: {_first(named)}"
+            f"{shown(str(listing.root))}: {n} cannot be used: {few(named)}"
             f"{f', all in {where}' if where else ''}; replace or remove them, or go on without them by "
             f"sskt prepare --allow-missing",
             file,
@@ -226,7 +221,7 @@ def remarks_on(paths: RelativePaths, facts: Facts, where: str) -> list[str]:
         named = [shown(os.fsdecode(bytes(paths[row]))) for row in several]
         notes.append(
             f"{where}: {len(several):,} files hold several images (frames or pages), of which the first is "
-            f"read: {_first(named)}"
+            f"read: {few(named)}"
         )
     suffixes = (os.path.splitext(os.fsdecode(path))[1].lower() for path in paths.tolist())  # noqa: PTH122
     pairs = Counter(zip(facts["kind"].tolist(), suffixes, strict=True))
@@ -273,7 +268,7 @@ def _refuse_empty_classes(root: Path, paths: RelativePaths, what: str) -> None:
     used = {os.fsdecode(bytes(path).split(b"/", 1)[0]) for path in paths}
     empty = [shown(name) for name in class_folders(root) if name not in used]
     if empty:
-        raise TargetError(f"{shown(str(root))}: {what} in class folder {_first(empty)}; fill or remove it")
+        raise TargetError(f"{shown(str(root))}: {what} in class folder {few(empty)}; fill or remove it")
 
 
 def _refuse_empty(root: Path, paths: RelativePaths, what: str) -> None:
@@ -283,9 +278,3 @@ def _refuse_empty(root: Path, paths: RelativePaths, what: str) -> None:
 
 def _suffixes() -> str:
     return ", ".join(suffixes[0] for suffixes in FORMATS.values())
-
-
-def _first(names: list[str]) -> str:
-    """The first few of many names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.class_folders import class_folders, class_names, hold_out
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset, Family, own_folder
 from pipeline.data.datasets.folder_splits import Layout, has_unlabelled, has_val, layout_of
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_images, to_dataset
-from pipeline.data.datasets.registry import UNLABELLED, Family, own_folder, target_slug
 from sskt.errors import TargetError
 
 _FOLDERS = {"train": ("train",), "test": ("val", "test")}  # of an official target
@@ -77,7 +76,7 @@ def load_folders(spec: ImageSpec, split: str, data_dir: Path, index_dir: Path) -
     if split == UNLABELLED:
         return load_unlabelled(spec, folder, index_dir, beside=beside)
     classes = class_names(spec, folder, layout.folders.get("train", folder))
-    listing = list_images(folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside)
+    listing = list_images(folder, slug=spec.slug, index_dir=index_dir, beside=beside)
     dataset = _dataset(spec, split, classes, listing)
     dataset = replace(dataset, notes=(*layout.notes, *dataset.notes))
     if folder != root:
@@ -94,9 +93,7 @@ def load_unlabelled(
     spec: ImageSpec, folder: Path, index_dir: Path, *, beside: Sequence[Path] = ()
 ) -> Dataset:
     """All images below a folder, without labels and classes; `beside` as in `list_images`."""
-    listing = list_images(
-        folder, slug=target_slug(spec.name), index_dir=index_dir, beside=beside, in_classes=False
-    )
+    listing = list_images(folder, slug=spec.slug, index_dir=index_dir, beside=beside, in_classes=False)
     return to_dataset(listing, spec, UNLABELLED, (), np.full(len(listing.paths), -1, dtype=np.int64))
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pipeline.data.datasets.bit_depth import FULL, depth_of
 from pipeline.data.datasets.checked_files import FACTS, Facts
 from pipeline.data.datasets.dataset import Dataset, Images
-from pipeline.data.datasets.encoded_images import FileImages
 from pipeline.data.datasets.image_files import remarks_on
+from pipeline.data.datasets.images import FileImages
 from pipeline.data.datasets.named_files import NamedFiles
 from pipeline.data.datasets.validation import check_unkept
 

@@ -6,17 +6,15 @@ the order of the class folders, so that either form gives the same labels.
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, Family
 from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
 from pipeline.data.datasets.image_folder import has_split, load_folders
-from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
 
 
@@ -60,8 +58,7 @@ class ListedImages(Family[ImageSpec]):
         if has_split(root, split) or not self.has_list(split, root):
             return load_folders(spec, split, data_dir, index_dir)
         images = self.read_list(spec, split, root)
-        paths = [os.fsencode(path) for path in images.paths]
-        listing = list_paths(root, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        listing = list_paths(root, images.paths, slug=f"{spec.slug}-{split}", index_dir=index_dir)
         labels = np.array(images.labels, dtype=np.int64)[listing.ids]
         return to_dataset(listing, spec, split, images.classes, labels)
 

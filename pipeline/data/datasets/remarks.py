@@ -13,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.checked_files import facts_file
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import Dataset, DatasetSpec
 from pipeline.data.datasets.left_out import write_list
-from pipeline.data.datasets.registry import DatasetSpec, target_slug
-from sskt.errors import shown
-
-_NAMED = 5  # classes named in a sentence
+from sskt.errors import few, shown
 
 
 def same_bytes(spec: DatasetSpec, datasets: Mapping[str, Dataset], index_dir: Path) -> list[str]:
@@ -69,8 +66,7 @@ def empty_classes(dataset: Dataset) -> list[str]:
     empty = [shown(name) for name, n in counts if n == 0]
     if not empty:
         return []
-    more = f" and {len(empty) - _NAMED:,} more" if len(empty) > _NAMED else ""
-    n = f"{len(empty):,} of the {len(dataset.classes):,} classes ({', '.join(empty[:_NAMED])}{more})"
+    n = f"{len(empty):,} of the {len(dataset.classes):,} classes ({few(empty)})"
     return [f"{shown(dataset.target)}: the {dataset.split} split has no sample of {n}"]
 
 
@@ -93,5 +89,5 @@ def _list(
         content = dataset.contents[row].tobytes().hex()[:12]
         label = dataset.labels[row]
         lines.append((dataset.name_of(row), split, dataset.classes[label] if label >= 0 else "-", content))
-    kept = facts_file(index_dir, target_slug(spec.name), spec.root)
+    kept = facts_file(index_dir, spec.slug, spec.root)
     return write_list(kept, "same-bytes", lines)

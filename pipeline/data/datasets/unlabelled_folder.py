@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset, Family, no_target, own_folder
 from pipeline.data.datasets.image_files import ImageSpec
 from pipeline.data.datasets.image_folder import load_unlabelled
-from pipeline.data.datasets.registry import UNLABELLED, Family, no_target, own_folder
 from sskt.errors import TargetError, shown
 
 

@@ -19,9 +19,10 @@ from pipeline.data.datasets.checked_files import (
     write_facts,
 )
 from pipeline.data.datasets.dataset import Positions
-from pipeline.data.datasets.decode import FORMATS, UnreadableError, content_of, inspect
-from pipeline.data.datasets.encoded_images import EncodedImages
+from pipeline.data.datasets.decode import FORMATS, content_of, inspect
+from pipeline.data.datasets.images import EncodedImages
 from pipeline.runtime import Progress
+from sskt.errors import UnreadableError
 
 KINDS = tuple(FORMATS)
 _PER_JOB = 64

@@ -7,16 +7,14 @@ absent.
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.dataset import Dataset, MultiHot
+from pipeline.data.datasets.dataset import Dataset, Family, MultiHot
 from pipeline.data.datasets.image_files import ImageSpec, list_paths, to_dataset
-from pipeline.data.datasets.registry import Family, target_slug
 from sskt.errors import TargetError
 
 CLASSES = (
@@ -89,8 +87,8 @@ class Voc(Family[VocSpec]):
         if not names:
             raise TargetError(f"{lists}: names no picture; {spec.how_to_prepare}")
         multi_hot = np.stack([_multi_hot(year / "Annotations" / f"{name}.xml") for name in names])
-        paths = [os.fsencode(f"JPEGImages/{name}.jpg") for name in names]
-        listing = list_paths(year, paths, slug=f"{target_slug(spec.name)}-{split}", index_dir=index_dir)
+        paths = [f"JPEGImages/{name}.jpg" for name in names]
+        listing = list_paths(year, paths, slug=f"{spec.slug}-{split}", index_dir=index_dir)
         multi_hot = multi_hot[listing.ids]
         labels = multi_hot.argmax(axis=1).astype(np.int64)
         return to_dataset(listing, spec, split, CLASSES, labels, multi_hot)

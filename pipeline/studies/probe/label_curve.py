@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import subset
+from pipeline.data import Labels, MultiHot, subset
 from pipeline.studies.probe.figures import HeldOut, Point
 from pipeline.studies.probe.rows import Rows, Samples
 from sskt.probe import fit_linear
@@ -73,7 +71,7 @@ def _numbers(below: float) -> list[int]:
     return [n for n in steps if n < below]
 
 
-def _answers(fitted: Tensor, truth: NDArray[Any], asked: Tensor, n_classes: int) -> NDArray[np.float32]:
+def _answers(fitted: Tensor, truth: Labels | MultiHot, asked: Tensor, n_classes: int) -> NDArray[np.float32]:
     """Logits (m, C) of rows (m, D), by a probe fitted on rows (V, n, D) and truth (n,) or (n, C)."""
     every = torch.from_numpy(np.concatenate([truth] * len(fitted))).long()
     probe = fit_linear(fitted.flatten(0, 1), every, n_classes, strength=_STRENGTH)

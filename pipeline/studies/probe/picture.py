@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from pipeline.runtime import boxes, fitted, lettering, write_result
+from pipeline.runtime import fitted, write_figure
 from sskt.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 _REMEDY = "choose another --picture"
 _TITLE_PT, _LEGEND_PT = 10.0, 8.0
@@ -26,12 +22,8 @@ def draw_to(path: Path, report: Mapping[str, Any]) -> None:
     """Save the picture of a report (see `pipeline.studies.probe.run.probe`) as a PNG. Raises RunError if the
     file cannot be written.
     """
-    data = io.BytesIO()
-    with lettering(report["target"], *(row["name"] for row in report["rows"])) as missing:
-        _draw(report).savefig(data, dpi=150, format="png")
-    write_result(path, data.getvalue(), _REMEDY)
-    if missing:
-        log.info(f"{path}: {boxes(missing)}")
+    names = (row["name"] for row in report["rows"])
+    write_figure(path, lambda: _draw(report), report["target"], *names, remedy=_REMEDY)
 
 
 def require_writable(path: Path) -> None:

@@ -6,7 +6,6 @@ import math
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +65,7 @@ class Samples:
         shares = (self.truth == 1).sum(axis=0) / counted
         return 100 * float(shares[shares > 0].mean())
 
-    def score(self, logits: NDArray[Any], rows: NDArray[np.int64]) -> float:
+    def score(self, logits: NDArray[np.floating], rows: NDArray[np.int64]) -> float:
         """Top-1 or mAP, in percent, of logits (n, C) of the samples `rows`."""
         if not self.several:
             return 100 * float((logits.argmax(axis=1) == self.truth[rows]).mean())

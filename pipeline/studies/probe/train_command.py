@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pipeline.data import DEFAULT_CLIP, DatasetSpec, parse_target
 from pipeline.runtime import Paths, folder_words
 from pipeline.studies.probe.figures import Figures
@@ -39,5 +37,5 @@ def _source_size(chosen: Figures, spec: DatasetSpec) -> int | None:
     return None if (chosen.source_px, chosen.source_scale) == usual else chosen.source_px
 
 
-def _unless(value: Any, usual: int) -> Any:
+def _unless(value: int | None, usual: int) -> int | None:
     return None if value == usual else value

@@ -14,9 +14,9 @@ from PIL import Image
 from pipeline.runtime import fitted, lettering
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
+
+    from pipeline.data import Pixels
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by label: epochs and values
 
@@ -85,7 +85,7 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def image_uri(pixels: NDArray[np.uint8]) -> str:
+def image_uri(pixels: Pixels) -> str:
     """An image, uint8 (H, W, 3), as a data URI: a PNG if it is small, else a JPEG."""
     out, small = io.BytesIO(), pixels.shape[0] <= _SMALL_PX
     Image.fromarray(pixels).save(out, format="PNG" if small else "JPEG", quality=88)

@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data import DEFAULT_VIEWS
-from pipeline.runtime import Execution, Paths, coerce, student_precision
+from pipeline.data import DEFAULT_VIEWS, open_dataset
+from pipeline.runtime import Execution, Paths, coerce, mute_remarks, student_precision
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.published import Published, published_rows
-from pipeline.studies.reproduce.rows import Attempt, Shrink, initial_weights, published_sources
+from pipeline.studies.reproduce.rows import (
+    TRAINING_SAMPLES,
+    Attempt,
+    Shrink,
+    initial_weights,
+    published_sources,
+)
 from sskt.errors import RunError
 from sskt.sources import asked_of, published_digest, sentence, weights_file
 
@@ -52,6 +58,14 @@ class Campaign:
     def folder(self, name: str, seed: int) -> Path:
         """The folder of one run."""
         return self.out / f"{name}-seed{seed}"
+
+    def n_samples(self, target: str, *, official_sizes: bool) -> int:
+        """Training samples of a target, by its official size or by the data at hand."""
+        limit = self.shrink.limit
+        if official_sizes:
+            return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
+        with mute_remarks():
+            return len(open_dataset(target, "train", paths=self.paths, limit=limit))
 
 
 def initial_weights_file(row: Published, paths: Paths) -> Path | None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import open_dataset
-from pipeline.runtime import coerce, join_world, mute_remarks
+from pipeline.runtime import coerce, join_world
 from pipeline.studies.reproduce.all_clips import ALL_CLIPS_METRIC, add_clip_scores, score_clips
 from pipeline.studies.reproduce.campaign import (
     Campaign,
@@ -177,7 +176,7 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: b
     for attempt in chosen:
         target = attempt.row.target
         if target not in samples:
-            samples[target] = _n_samples(target, campaign, official_sizes)
+            samples[target] = campaign.n_samples(target, official_sizes=official_sizes)
         n = samples[target]
         forwards = {(target, name): n * campaign.views for name in attempt.networks}
         if attempt.teacher is not None:
@@ -206,14 +205,6 @@ def _results(chosen: Sequence[Attempt], campaign: Campaign, *, official_sizes: b
             )
         )
     return results
-
-
-def _n_samples(target: str, campaign: Campaign, official_sizes: bool) -> int:
-    limit = campaign.shrink.limit
-    if official_sizes:
-        return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
-    with mute_remarks():
-        return len(open_dataset(target, "train", paths=campaign.paths, limit=limit))
 
 
 def _values(attempt: Attempt, campaign: Campaign, metric: str) -> tuple[float, ...]:
@@ -253,7 +244,7 @@ def _scratch(attempt: Attempt, campaign: Campaign) -> Scratch | None:
 
 def _data_marks(target: str, campaign: Campaign) -> list[Mark]:
     """A mark if the data are not the whole official split; --limit has its own mark."""
-    n, official = _n_samples(target, campaign, official_sizes=False), TRAINING_SAMPLES[target]
+    n, official = campaign.n_samples(target, official_sizes=False), TRAINING_SAMPLES[target]
     if campaign.shrink.limit is not None or n == official:
         return []
     return [Mark("data", f"{n:,} training samples, not the official {official:,}")]

@@ -8,10 +8,8 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data import (
     Augmentation,
@@ -25,7 +23,7 @@ from pipeline.data import (
 from pipeline.runtime import Execution, Paths, World
 from pipeline.train.config import TrainConfig
 from pipeline.train.pretext.motion import MOTION
-from pipeline.train.pretext.per_video import PerVideo
+from pipeline.train.pretext.per_video import Array, PerVideo
 from pipeline.train.pretext.tracks import TRACKS
 from pipeline.train.splits import Splits
 from sskt.errors import RunError
@@ -116,14 +114,14 @@ def _with_tables(
 
 def _tables(
     quantity: PerVideo, parts: list[Dataset], paths: Paths, execution: Execution, world: World
-) -> tuple[dict[int, NDArray[Any]], str]:
+) -> tuple[dict[int, Array], str]:
     """A quantity of every video by id, and the sha256 of all of them."""
     folder = paths.index_dir / _COMPUTED
     if world.is_first:
         for part in parts:
             quantity.of(part, folder, execution.threads)
     world.broadcast(value=True)  # wait until the first rank has written
-    tables: dict[int, NDArray[Any]] = {}
+    tables: dict[int, Array] = {}
     digest = hashlib.sha256()
     for part in parts:
         for number, array in zip(

@@ -11,9 +11,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sskt.errors import RunError
-from sskt.methods.config import MethodConfig
-from sskt.methods.method import Losses, Method, Parts, n_correct, stacked
-from sskt.methods.mixture import Mixture
+from sskt.methods.method import Losses, Method, MethodConfig, Mixture, Parts, n_correct, stacked
 from sskt.students import Backbone, Encoder
 
 

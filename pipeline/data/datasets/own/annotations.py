@@ -13,13 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets.class_folders import hold_out
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset, DatasetSpec
 from pipeline.data.datasets.folder_splits import TEST, TRAIN, VAL, split_named
 from pipeline.data.datasets.image_files import ImageListing, to_dataset
-from pipeline.data.datasets.registry import UNLABELLED, DatasetSpec
-from sskt.errors import TargetError, shown
-
-_NAMED = 5  # values named in a message
+from sskt.errors import TargetError, few, shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +129,7 @@ def check(said: Annotations, *, labelled: bool = True) -> Samples:
         which = (
             "a label that no training image has" if said.classes is None else "a label that is not declared"
         )
-        _refuse(said, unknown, f"have {which}", found, f"expected one of {_some(classes)}; correct the label")
+        _refuse(said, unknown, f"have {which}", found, f"expected one of {few(classes)}; correct the label")
     multi_hot = np.zeros((len(said.labels), len(classes)), dtype=np.int8) if said.several else None
     labels = np.full(len(said.labels), -1, dtype=np.int64)
     for row in np.flatnonzero(counted).tolist():
@@ -195,8 +192,3 @@ def _refuse(said: Annotations, rows: Sequence[int], what: str, found: str, remed
             f"{shown(said.source)}: {len(rows):,} of {len(said.labels):,} images {what}, the first is at "
             f"{shown(said.places[rows[0]])}{shown(found)}; {shown(remedy)}"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -6,11 +6,10 @@ from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset, Family, own_folder
 from pipeline.data.datasets.folder_splits import VAL
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec
 from pipeline.data.datasets.own.annotations import Annotations, check
-from pipeline.data.datasets.registry import UNLABELLED, Family, own_folder, target_slug
 from sskt.errors import TargetError, shown
 
 
@@ -52,7 +51,7 @@ class OwnImages(Family[ImageSpec]):
         """See `Family.load`."""
         if not self.lies_there(spec, data_dir):
             raise TargetError(f"{shown(str(spec.root))}: no such {self.what}; {spec.how_to_prepare}")
-        said, listing = self.annotated(spec.root, data_dir, index_dir, target_slug(spec.name))
+        said, listing = self.annotated(spec.root, data_dir, index_dir, spec.slug)
         listing.notes[:0] = said.notes
         return check(said, labelled=split != UNLABELLED).dataset(spec, split, listing)
 

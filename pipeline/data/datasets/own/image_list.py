@@ -41,8 +41,7 @@ class ImageList(OwnImages):
     ) -> tuple[Annotations, ImageListing]:
         """See `OwnImages.annotated`."""
         listed = _read(root)
-        paths = [path.encode("utf-8", "surrogateescape") for path in listed.paths]
-        return listed.said, list_paths(root.parent, paths, slug=slug, index_dir=index_dir)
+        return listed.said, list_paths(root.parent, listed.paths, slug=slug, index_dir=index_dir)
 
 
 def _read(file: Path) -> ListedImages:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.datasets.encoded_images import PackedImages
 from pipeline.data.datasets.image_files import ImageListing, ImageSpec, list_packed
+from pipeline.data.datasets.images import PackedImages
 from pipeline.data.datasets.own.annotations import Annotations
 from pipeline.data.datasets.own.family import OwnImages
 from pipeline.data.datasets.own.pack_files import names_below, split_of_each

@@ -6,11 +6,16 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp
-from pipeline.data.datasets.video.pack_record import Record, pack_path, write_record
+from pipeline.data.datasets.video.pack_record import (
+    KnownVideos,
+    Record,
+    bytes_sha256,
+    pack_path,
+    write_record,
+)
 from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
+from sskt.errors import UnreadableError
 
 Found = list[tuple[VideoEntry, str, Stamp]]  # a video, its sha256, its length and time
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS
+from pipeline.data.datasets.dataset import SPLITS
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec

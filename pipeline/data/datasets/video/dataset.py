@@ -11,15 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.decode import UnreadableError
-from pipeline.data.datasets.registry import UNLABELLED
+from pipeline.data.datasets.dataset import UNLABELLED, Dataset
 from pipeline.data.datasets.video.adopt import adopt
-from pipeline.data.datasets.video.known import KnownVideos
 from pipeline.data.datasets.video.pack import OpenPack, PackInfo, Stamp, read_pack
-from pipeline.data.datasets.video.pack_record import command_of, pack_path, read_record
+from pipeline.data.datasets.video.pack_record import KnownVideos, command_of, pack_path, read_record
 from pipeline.data.datasets.video.spec import VideoEntry, VideoSpec
-from sskt.errors import TargetError, shown
+from sskt.errors import TargetError, UnreadableError, shown
 
 _OPEN_PACKS = 512  # at a time
 _TARGET = 1 << 40  # between the ids of two joined targets

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from pipeline.data.datasets.bit_depth import FULL, depth_of
-from pipeline.data.datasets.decode import UnreadableError, inspect, to_pixels
+from pipeline.data.datasets.decode import inspect, to_pixels
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES, find_sequence
-from sskt.errors import shown
+from sskt.errors import UnreadableError, shown
 
 if TYPE_CHECKING:
     import av

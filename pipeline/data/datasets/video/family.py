@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.registry import Family
+from pipeline.data.datasets.dataset import Dataset, Family
 from pipeline.data.datasets.video.dataset import load_videos
 from pipeline.data.datasets.video.pack import Packing
 from pipeline.data.datasets.video.pack_record import read_record

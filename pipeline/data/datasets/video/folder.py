@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.datasets.class_folders import class_names, hold_out
-from pipeline.data.datasets.dataset import Dataset
+from pipeline.data.datasets.dataset import UNLABELLED, UNLABELLED_VIDEOS, Dataset, no_target, own_folder
 from pipeline.data.datasets.folder_splits import has_unlabelled, has_val, layout_of
-from pipeline.data.datasets.registry import UNLABELLED, UNLABELLED_VIDEOS, no_target, own_folder
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.sequence import FRAME_SUFFIXES

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.datasets.dataset import Dataset
-from pipeline.data.datasets.decode import UnreadableError
+from pipeline.data.datasets.dataset import Dataset, DatasetSpec
 from pipeline.data.datasets.named_files import NamedFiles
 from pipeline.data.datasets.named_images import unlabelled_dataset
-from pipeline.data.datasets.registry import DatasetSpec
 from pipeline.data.datasets.video.dataset import Packs
 from pipeline.data.datasets.video.pack import SUFFIX, PackInfo, Packing, Stamp, write_pack
 from pipeline.data.datasets.video.pack_record import read_record
 from pipeline.data.datasets.video.spec import VideoSpec
-from sskt.errors import TargetError
+from sskt.errors import TargetError, UnreadableError
 
 
 def load_named_videos(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.datasets.registry import SPLITS
+from pipeline.data.datasets.dataset import SPLITS
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
 from pipeline.data.datasets.video.family import Videos
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec

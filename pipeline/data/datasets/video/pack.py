@@ -100,7 +100,7 @@ class PackInfo:
 def write_pack(source: Path, path: Path, packing: Packing) -> PackInfo:
     """Decode a video and pack its frames at `path`.
 
-    Raises `pipeline.data.datasets.decode.UnreadableError` if any frame cannot be decoded, OSError if the pack
+    Raises UnreadableError if any frame cannot be decoded, OSError if the pack
     cannot be written; nothing is left behind then.
     """
     packing, stamp = packing.settled(1), Stamp.of(source)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from cache.storage.local import sweep
-from pipeline.data.datasets.decode import UnreadableError
 from pipeline.data.datasets.left_out import write_list
 from pipeline.data.datasets.video.decode import VIDEO_SUFFIXES
-from pipeline.data.datasets.video.known import KnownVideos, bytes_sha256
 from pipeline.data.datasets.video.pack import Packing, Stamp, is_sound, read_pack, write_pack
 from pipeline.data.datasets.video.pack_record import (
+    KnownVideos,
     Record,
+    bytes_sha256,
     command_of,
     pack_path,
     write_left_out,
@@ -27,11 +27,10 @@ from pipeline.data.datasets.video.sequence import find_sequence
 from pipeline.data.datasets.video.spec import VideoEntry, VideoListing, VideoSpec
 from pipeline.data.datasets.walk import describe_ignored
 from pipeline.runtime import Progress
-from sskt.errors import TargetError, shown
+from sskt.errors import TargetError, UnreadableError, few, shown
 
 log = logging.getLogger(__name__)
 
-_NAMED = 5  # videos named in a message
 _KEPT, _NEW, _MISSING = "kept", "new", "missing"  # what became of a video
 T = TypeVar("T")
 
@@ -214,7 +213,7 @@ def _note_frames(spec: VideoSpec, data_dir: Path, index_dir: Path, clips: list[V
         n_folders = len({name.rpartition("/")[0] for name, _ in left_out})
         notes.append(
             f"{shown(spec.name)}: {len(left_out):,} images in {n_folders:,} folders are none of the frames, "
-            f"by their names, and are left out ({_first([shown(name) for name, _ in left_out])}){listed}"
+            f"by their names, and are left out ({few([shown(name) for name, _ in left_out])}){listed}"
         )
     if n_missing:
         notes.append(
@@ -229,14 +228,9 @@ def _problems(missing: tuple[str, ...], damaged: dict[str, str]) -> list[str]:
     problems = []
     if missing:
         problems.append(
-            f"{len(missing):,} listed videos are not there ({_first([shown(name) for name in missing])})"
+            f"{len(missing):,} listed videos are not there ({few([shown(name) for name in missing])})"
         )
     if damaged:
         named = [f"{shown(name)}: {damaged[name]}" for name in sorted(damaged)]
-        problems.append(f"{len(damaged):,} videos cannot be used ({_first(named)})")
+        problems.append(f"{len(damaged):,} videos cannot be used ({few(named)})")
     return problems
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.data.datasets.decode import SUFFIXES, UnreadableError
+from pipeline.data.datasets.decode import SUFFIXES
 from pipeline.data.datasets.walk import is_hidden
-from sskt.errors import shown
+from sskt.errors import UnreadableError, shown
 
 FRAME_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".gif")  # a GIF is a video here
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.datasets.registry import DatasetSpec
+from pipeline.data.datasets.dataset import DatasetSpec
 from pipeline.data.datasets.walk import Ignored
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pipeline.data import Dataset
 from pipeline.runtime import student_precision
 from pipeline.studies.reproduce.campaign import GraphSettings
-from pipeline.studies.reproduce.graph.needs import teacher_folders
-from pipeline.studies.reproduce.graph.pretext import pretext_epochs, pretext_folder
+from pipeline.studies.reproduce.graph.needs import pretext_epochs, pretext_folder, teacher_folders
 from pipeline.studies.reproduce.graph.rows import CLIPS, LAYER, PRETRAINED, GraphAttempt
 from pipeline.studies.reproduce.marks import Mark
 from pipeline.studies.reproduce.rows import TRAINING_SAMPLES

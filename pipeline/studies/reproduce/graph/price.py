@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from pipeline.data import parse_target
-from pipeline.data.augmentation import DEFAULT_CLIP
+from pipeline.data import DEFAULT_CLIP, parse_target
 from pipeline.runtime import autocast, coerce, mute_remarks, student_precision
 from pipeline.studies.reproduce.campaign import Campaign
-from pipeline.studies.reproduce.graph.needs import is_taught, teachers_scores
-from pipeline.studies.reproduce.graph.pretext import is_learned, pretext_epochs
+from pipeline.studies.reproduce.graph.needs import is_learned, is_taught, pretext_epochs, teachers_scores
 from pipeline.studies.reproduce.graph.rows import (
     CLIPS,
     GraphAttempt,
@@ -22,7 +20,7 @@ from pipeline.studies.reproduce.graph.rows import (
     network_of_task,
     teacher_settings,
 )
-from pipeline.studies.reproduce.graph.run import n_samples, reproduce_graph
+from pipeline.studies.reproduce.graph.run import reproduce_graph
 from sskt.students import BACKBONES, PRETEXTS, build_backbone
 
 TEST_SAMPLES = {"ucf101": 3_783, "hmdb51": 1_530, "ccv": 4_658}  # of the official test splits
@@ -77,7 +75,7 @@ def price_graph(
         if any(attempt.needs_teachers for attempt in mine):
             parts += _of_teachers(target, mine, campaign)
         left = [(a.epochs, campaign.seeds - finished[a.row]) for a in mine if a.has_student]
-        n, runs = n_samples(target, campaign, official_sizes=True), sum(runs for _, runs in left)
+        n, runs = campaign.n_samples(target, official_sizes=True), sum(runs for _, runs in left)
         steps = sum(epochs * runs * n for epochs, runs in left)
         network = "alexnet-small" if campaign.graph.small else "alexnet"
         forwards = _TRAINING * steps + runs * CLIPS * TEST_SAMPLES[target]
@@ -97,7 +95,7 @@ def price_graph(
 
 def _of_teachers(target: str, mine: Sequence[GraphAttempt], campaign: Campaign) -> Iterator[Part]:
     """Pretext tasks, fine-tuning, stores and scores of a target's four teachers."""
-    n = n_samples(target, campaign, official_sizes=True)
+    n = campaign.n_samples(target, official_sizes=True)
     outputs = dict.fromkeys(output for attempt in mine for output in attempt.outputs)
     n_classes = parse_target(target).n_classes or 0
     for task in PRETEXTS:

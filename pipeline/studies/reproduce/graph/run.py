@@ -19,7 +19,7 @@ from pipeline.studies.reproduce.graph.rows import CLIPS, PRETRAINED, GraphAttemp
 from pipeline.studies.reproduce.loop import run_rows
 from pipeline.studies.reproduce.published import GRAPH
 from pipeline.studies.reproduce.report import Result, Scratch, in_order, write_report
-from pipeline.studies.reproduce.rows import TRAINING_SAMPLES, chosen_rows
+from pipeline.studies.reproduce.rows import chosen_rows
 from pipeline.studies.series import matches, train_or_resume
 from pipeline.train import read_summary
 from sskt.errors import RunError
@@ -157,7 +157,7 @@ def _results(
     for attempt in chosen:
         target = attempt.row.target
         if target not in samples:
-            samples[target] = n_samples(target, campaign, official_sizes=official_sizes)
+            samples[target] = campaign.n_samples(target, official_sizes=official_sizes)
         n = samples[target]
         left = 0
         if attempt.needs_teachers and target not in counted:
@@ -189,15 +189,6 @@ def _results(
 def teacher_word(task: str) -> str:
     """A teacher as the report's column of sources names it."""
     return f"{task}-teacher"
-
-
-def n_samples(target: str, campaign: Campaign, *, official_sizes: bool) -> int:
-    """Training videos of a target, by its official size or by the data at hand."""
-    limit = campaign.shrink.limit
-    if official_sizes:
-        return min(TRAINING_SAMPLES[target], limit or TRAINING_SAMPLES[target])
-    with mute_remarks():
-        return len(open_dataset(target, "train", paths=campaign.paths, limit=limit))
 
 
 def _scratch(

@@ -1,4 +1,4 @@
-"""Access to encoded images on a disk: each a file, or a stretch of bytes in a larger one."""
+"""A dataset's images: in memory, or encoded on a disk, each a file, or a stretch of bytes in a larger one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,41 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets import decode
 from pipeline.data.datasets.bit_depth import FULL
-from pipeline.data.datasets.dataset import Positions
+from pipeline.data.datasets.dataset import Dataset, Labels, Pixels, Positions
 from pipeline.data.datasets.remote_pack import Pack
 from sskt.errors import TargetError, shown
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayImages:
+    """Images of one size in memory: `pixels` uint8 (N_full, H, W, 3), and each row's position in it, int64
+    (N,).
+    """
+
+    source: str  # e.g. "cifar10 train"
+    pixels: Pixels
+    positions: Positions
+
+    def name_of(self, row: int) -> str:
+        """See `Images.name_of`."""
+        return f"{self.source} picture {self.positions[row]}"
+
+    def pixels_of(self, row: int) -> Pixels:
+        """See `Images.pixels_of`."""
+        image: Pixels = self.pixels[self.positions[row]].copy()
+        return image
+
+    def encoded(self, row: int) -> bytes:
+        """See `Images.encoded`."""
+        return decode.to_png(self.pixels_of(row))
+
+    def stack(self, rows: Positions) -> Pixels:
+        """See `Images.stack`."""
+        return self.pixels[self.positions[rows]]
+
+    def take(self, rows: Positions) -> ArrayImages:
+        """See `Images.take`; the pixels are shared, not copied."""
+        return replace(self, positions=self.positions[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -158,6 +190,33 @@ class PackedImages(EncodedImages):
                 f"the file ends within it, {len(encoded):,} of {self.lengths[row]:,} bytes are there"
             )
         return encoded
+
+
+def array_dataset(
+    target: str,
+    split: str,
+    classes: tuple[str, ...],
+    pixels: Pixels,
+    labels: Labels,
+    ids: NDArray[np.int64],
+) -> Dataset:
+    """A dataset of images in memory.
+
+    pixels: uint8 (N_full, H, W, 3). labels: int64 (N_full,). ids: int64 (N,), the rows of both that belong to
+    this split.
+    """
+    contents = b"".join(decode.content_of(pixels[i].data) for i in ids)
+    return Dataset(
+        target=target,
+        split=split,
+        kind="array",
+        classes=classes,
+        ids=ids,
+        labels=labels[ids],
+        sizes=np.tile(np.array(pixels.shape[1:3], dtype=np.int32), (len(ids), 1)),
+        contents=np.frombuffer(contents, dtype=np.uint8).reshape(len(ids), 16),
+        access=ArrayImages(f"{target} {split}", pixels, ids),
+    )
 
 
 def _unknown(paths: Sequence[bytes]) -> dict[str, Any]:
