@@ -15,8 +15,15 @@ from pipeline.runtime.kernels import wrong_layers
 from pipeline.train import confusion, kernel_check
 from sskt.sources import exported_program
 
-# files of tests that count the digits, or continue runs that were recorded elsewhere
-ALL_DIGITS = ("test_cli", "test_golden", "test_pipeline_earlier_runs", "test_pipeline_targets_arrays")
+# files of tests that count the digits, compare shares of them, or continue runs recorded elsewhere
+ALL_DIGITS = (
+    "test_cli",
+    "test_golden",
+    "test_pipeline_earlier_runs",
+    "test_pipeline_ensemble",
+    "test_pipeline_export",
+    "test_pipeline_targets_arrays",
+)
 
 
 @contextmanager
