@@ -36,7 +36,12 @@ class _ConvolutionsAlone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = make_layers(cfgs["D"], batch_norm=True)
+        widths = [each if each == "M" else each // 8 for each in cfgs["D"]]
+        self.features = make_layers(widths, batch_norm=True)
+
+
+def _init_vgg16(network: torchvision_images.VGG16) -> None:
+    torchvision_images._Staged.__init__(network, "vgg16_bn", {"6": 8, "13": 16, "23": 32, "33": 64, "43": 64})
 
 
 def _get_model(name: str, **options: object) -> nn.Module:
@@ -55,6 +60,7 @@ def narrow_networks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet3d, "_WIDTHS", (64, 64, 64, 64))
         patch.setattr(cifar_resnet, "_stage", lambda a, b, _n_units, *, stride: stage(a, b, 1, stride=stride))
+        patch.setattr(torchvision_images.VGG16, "__init__", _init_vgg16)
         patch.setattr(resnet, "torchvision", theirs)
         patch.setattr(torchvision_images, "torchvision", theirs)
         yield
