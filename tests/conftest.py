@@ -1,6 +1,7 @@
 """What several test files need: the real data beside the checkout, where it is there."""
 
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -9,26 +10,49 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # torch would start Pythons of its own to compile in, which takes longer than a few small kernels do
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
-from matplotlib.figure import Figure
-from narrow import narrow_networks
-from programs import open_once
 
-from pipeline import api
-from pipeline.api import Paths
 from pipeline.commands.output import ROOTS
-from pipeline.runtime.kernels import wrong_layers
-from pipeline.train import confusion, kernel_check
-from sskt.sources import exported_program
 
+if TYPE_CHECKING:
+    from pipeline.api import Paths
+
+gc.disable()  # while all is imported, a fifth of whose time it takes, and until the first test
 for name in ROOTS:  # remarks are made, whoever listens
     logging.getLogger(name).setLevel(logging.INFO)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+LONG = (
+    "test_docs",
+    "test_examples",
+    "test_pipeline_ray",
+    "test_pipeline_reproduce_graph",
+    "test_pipeline_resume",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of many seconds come first, so that no worker does one last while the others wait."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """From here on Python's collector looks through what tests make, not through torch as well, and seldom
+    through all of it: that took a tenth of the time.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """At its end, Python looks for what was never freed, and some libraries print what they find."""
+    gc.unfreeze()
 
 
 def shared(relative: str) -> Path:
@@ -39,41 +63,25 @@ def shared(relative: str) -> Path:
     return path
 
 
+# fixtures import what they need: the process that hands the tests to the workers runs none
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_needless_waiting(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Waiting for the disk, opening a program or looking at a network's kernels again, drawing a confusion
-    matrix: only in the files that are about it.
-    """
-    about = request.node.path.stem
-    with pytest.MonkeyPatch.context() as patch:
-        if not about.startswith("test_cache_"):
-            patch.setattr(os, "fsync", lambda _descriptor: None)
-        if about != "test_sskt_programs":
-            patch.setattr(exported_program, "open_archive", open_once)
-        if "kernels" not in about:
-            patch.setattr(kernel_check, "wrong_layers", wrong_layers_once)
-        if about not in ("test_pipeline_titles", "test_pipeline_video_train", "test_sskt_names"):
-            patch.setattr(confusion, "draw_confusion", lambda *_: Figure(figsize=(1, 1)))
+    """Shorter ways than those that this file of tests is not about."""
+    from shortcuts import shortcuts
+
+    with shortcuts(about=request.node.path.stem):
         yield
 
 
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[None]:
     """Named networks are narrow in this file of tests, which is not about them."""
+    from narrow import narrow_networks
+
     with narrow_networks():
         yield
-
-
-_kernels: dict[tuple[object, ...], object] = {}
-
-
-def wrong_layers_once(networks, shape, how, *, learns, plain=(), kept_in):
-    """`wrong_layers`; networks of the same layers as some before are not looked at again."""
-    layers = [(prefix, repr(net), *map(type, net.modules())) for prefix, net in networks.items()]
-    key = (*layers, shape, how, learns, plain)
-    if key not in _kernels:
-        _kernels[key] = wrong_layers(networks, shape, how, learns=learns, plain=plain, kept_in=kept_in)
-    return _kernels[key]
 
 
 @contextmanager
@@ -98,8 +106,11 @@ def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ucf101(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+def ucf101(tmp_path_factory: pytest.TempPathFactory) -> "Paths":
     """Every fourth of the real UCF101 clips that are here, prepared once for all workers."""
+    from pipeline import api
+    from pipeline.api import Paths
+
     there = shared("data/ucf101")
     with for_all_workers(tmp_path_factory, "ucf101") as folder:
         paths = Paths(folder / "data", folder / "stores")

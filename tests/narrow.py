@@ -1,6 +1,6 @@
-"""Named networks with an eighth of their channels, for tests of what is around them: at full width most of
-their time goes into gradients and files. tests/test_sskt_student.py and tests/test_sskt_clips.py have the
-papers' widths.
+"""Named networks with an eighth of their channels, or for small images with a unit a stage, for tests of what
+is around them: whole ones spend most of the time on gradients and files. tests/test_sskt_student.py and
+tests/test_sskt_clips.py have the papers' sizes.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vgg import cfgs, make_layers
 
-from sskt.students import resnet, resnet3d, torchvision_images
+from sskt.students import cifar_resnet, resnet, resnet3d, torchvision_images
 
 _UNITS = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -36,7 +36,12 @@ class _ConvolutionsAlone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = make_layers(cfgs["D"], batch_norm=True)
+        widths = [each if each == "M" else each // 8 for each in cfgs["D"]]
+        self.features = make_layers(widths, batch_norm=True)
+
+
+def _init_vgg16(network: torchvision_images.VGG16) -> None:
+    torchvision_images._Staged.__init__(network, "vgg16_bn", {"6": 8, "13": 16, "23": 32, "33": 64, "43": 64})
 
 
 def _get_model(name: str, **options: object) -> nn.Module:
@@ -49,10 +54,13 @@ def _get_model(name: str, **options: object) -> nn.Module:
 
 @contextmanager
 def narrow_networks() -> Iterator[None]:
-    """Students that are ResNets, but those of CIFAR, while it lasts."""
+    """Students that are ResNets, while it lasts."""
+    stage = cifar_resnet._stage
     theirs = SimpleNamespace(models=SimpleNamespace(get_model=_get_model))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet3d, "_WIDTHS", (64, 64, 64, 64))
+        patch.setattr(cifar_resnet, "_stage", lambda a, b, _n_units, *, stride: stage(a, b, 1, stride=stride))
+        patch.setattr(torchvision_images.VGG16, "__init__", _init_vgg16)
         patch.setattr(resnet, "torchvision", theirs)
         patch.setattr(torchvision_images, "torchvision", theirs)
         yield

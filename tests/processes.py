@@ -19,7 +19,22 @@ from types import ModuleType
 
 PATIENCE_S = 300  # a machine may have other work
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["cli", "pipeline.api"])
+_FORKS.set_forkserver_preload(
+    [
+        "cli",
+        "pipeline.api",
+        # what commands import when they need it: a second of each process otherwise
+        "pipeline.data.render.dali",
+        "sklearn.datasets",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        # what torch imports as it opens a program
+        "torch.export._trace",
+        "torch._functorch.aot_autograd",
+        "torch._inductor.codecache",
+        "sympy.tensor.tensor",
+    ]
+)
 
 
 class Process:

@@ -34,7 +34,7 @@ class S3Server:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Silent)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        Thread(target=self._server.serve_forever, daemon=True).start()
+        Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()  # s, to notice its end
 
     def __call__(self, environ, start_response):
         kind = environ["REQUEST_METHOD"]

@@ -1,5 +1,6 @@
 """A real S3 client on a real server: who comes first wins, nothing is stale, faults are one sentence."""
 
+import asyncio
 import itertools
 import threading
 import uuid
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from cache_samples import ALL_UNITS, fill, logits_of, new_store
 from listening import Remarks
-from s3_server import S3Server
 
 from cache import layout
 from cache import unit as unit_module
@@ -22,9 +22,15 @@ from cache.store import Store, Unit, find_stores
 pytest.importorskip("s3fs")
 
 
+def new_server():
+    from s3_server import S3Server  # a second of imports that other files need not wait for
+
+    return S3Server()
+
+
 @pytest.fixture(scope="module")
 def server():
-    server = S3Server()
+    server = new_server()
     yield server
     server.stop()
 
@@ -39,6 +45,8 @@ def s3(server, monkeypatch, tmp_path):
     }.items():  # fmt: skip
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr(remote, "_buckets", set())
+    pause = asyncio.sleep  # before a client tries again: seconds in all
+    monkeypatch.setattr(asyncio, "sleep", lambda delay, *result: pause(min(delay, 0.01), *result))
     place = another_process(f"s3://b{uuid.uuid4().hex}/stores")
     place.fs.mkdir(place.drive)
     yield place
@@ -186,7 +194,7 @@ def test_a_server_that_cannot_do_conditions_is_written_to_without(s3, server):
 
 
 def test_a_network_that_goes_away_in_the_middle_is_one_sentence_and_costs_nothing(s3, server, monkeypatch):
-    gone = S3Server()  # another door to the same buckets
+    gone = new_server()  # another door to the same buckets
     monkeypatch.setenv("AWS_ENDPOINT_URL", gone.url)
     store = new_store(another_process(s3))
     logits = logits_of(store)

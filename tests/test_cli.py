@@ -18,6 +18,8 @@ from pipeline.data.augmentation import Augmentation
 from pipeline.data.datasets import load_dataset, parse_target
 from pipeline.data.plan import PadCropFlip
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SOURCE = "program:tiny.pt2"
 
 

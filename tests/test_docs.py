@@ -21,6 +21,8 @@ sys.path.insert(0, str(DOCS))
 
 from write_notebook import NOTEBOOK, PAGE, cells, notebook, with_outputs  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 TEXT = PAGE.read_text(encoding="utf-8")
 CELLS = cells(TEXT)
 COMMANDS = [cell for cell in CELLS if cell.kind == "console"]

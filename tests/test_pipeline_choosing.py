@@ -22,6 +22,8 @@ from pipeline.train.splits import open_splits
 from pipeline.train.trainer import Trainer
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 # from the fourth epoch on, so that the best is not the last; clipped, far from what counts as diverged
 SPOILT = {"milestones": (3,), "gamma": 10.0, "clip_norm": 1.0}
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)

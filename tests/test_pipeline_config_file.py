@@ -11,6 +11,8 @@ from cache import Store
 from cli import main
 from pipeline import api
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def run(*words):
     return CliRunner().invoke(main, [*map(str, words)])

@@ -10,6 +10,8 @@ from pipeline import api
 from pipeline.api import Paths, choose_execution
 from pipeline.train.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 FORMS = {"today": "configs.json", "before labels could be left out": "earlier-configs.json"}
 SHORT = ("--epochs", "1", "--batch-size", "20", "--limit", "40", "--amp", "fp32")
 

@@ -23,6 +23,8 @@ from sskt.sources.input_map import InputMap
 from sskt.sources.registry import open_source
 from sskt.students.student import Student
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 N, D = 60, 24
 
 

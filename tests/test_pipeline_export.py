@@ -22,6 +22,8 @@ from sskt.errors import RunError, SettingError
 from sskt.sources import open_source
 from sskt.students import Student, WrappedBackbone
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 
 

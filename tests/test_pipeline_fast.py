@@ -23,6 +23,8 @@ from sskt import recipes
 from sskt.errors import RunError
 from sskt.students.student import build_student
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 FAST = {"recipe": "fast", "method": "scratch", "epochs": 3, "batch_size": 20, "amp": "fp32"}
 LATER = ("recipe", "warm_up", "cool_down", "nesterov", "decay_norms", "ema", "ema_matched")
 

@@ -13,6 +13,8 @@ from pipeline.api import Paths, choose_execution
 from pipeline.data import open_dataset
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SHORT = {"epochs": 1, "batch_size": 10, "amp": "fp32"}
 
 

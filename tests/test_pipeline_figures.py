@@ -30,6 +30,8 @@ from sskt.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from sskt.students.gradcam import grad_cam
 from sskt.students.student import build_student
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 QUICK = {"epochs": 1, "batch_size": 30}
 
 

@@ -19,6 +19,8 @@ from pipeline.train import loop as training
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 N = 40
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 SHORT = {"epochs": 2, "batch_size": 20, "limit": N, "amp": "fp32", "lr": 0.05, "execution": CPU}

@@ -86,10 +86,10 @@ def test_one_thread_and_who_has_chosen_how_to_wait_are_told_nothing(clock, monke
 @pytest.mark.skipif(not neighbours._STAT.exists(), reason="needs Linux's /proc/stat")
 def test_a_process_that_keeps_a_core_busy_is_seen(monkeypatch):
     monkeypatch.setattr(neighbours, "_MIN_S", 0.5)
-    since = CpuContention()
     hog = subprocess.Popen([sys.executable, "-c", HOG])
     try:
-        time.sleep(2)
+        since = CpuContention()
+        time.sleep(0.7)
         assert since.cores() > 0.3
     finally:
         hog.kill()

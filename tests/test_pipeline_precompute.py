@@ -40,6 +40,8 @@ from sskt.sources.forward import Forward
 from sskt.sources.frozen import FrozenSource
 from sskt.topk import decode
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 ROOT = Path(__file__).resolve().parents[1]
 CLI = ["-m", "cli", "precompute", "--target", "digits", "--source"]
 
@@ -73,6 +75,21 @@ def files_of(store):
     """Every unit, entry and table of a store, by name."""
     names = ("logits", "units", "ids", "contents", "probe_ids", "probe")
     return {f"{n}/{f.name}": f.read_bytes() for n in names for f in (store.path / n).glob("c*")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """The files of a store of so many views that one process made without a stop."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    precompute(folder / "stores", source, views=33, renderer="auto")
+    files = files_of(only_store(folder / "stores"))
+
+    def of_views(n):
+        parts = ((name, name.partition("/")[0] in ("logits", "units")) for name in files)
+        return {name: files[name] for name, is_part in parts if not is_part or int(name.split(".")[1]) < n}
+
+    assert len(of_views(33)) == len(files) == len(of_views(32)) + 2
+    return of_views
 
 
 def wait_for_a_unit(stores):
@@ -113,7 +130,9 @@ elastic_launch(LaunchConfig(nproc_per_node=2, start_method="fork", max_restarts=
 """
 
 
-def test_torchruns_ranks_fill_one_store_of_which_one_reports_and_join_once_for_a_series(tmp_path, source):
+def test_torchruns_ranks_fill_one_store_of_which_one_reports_and_join_once_for_a_series(
+    tmp_path, source, undisturbed
+):
     (tmp_path / "both.py").write_text(TORCHRUN)
     words = [tmp_path / "both.py", *CLI[2:], source]
     words += ["--cache-dir", str(tmp_path / "two"), "--views", "8", "--limit", "300", "--json"]
@@ -123,8 +142,7 @@ def test_torchruns_ranks_fill_one_store_of_which_one_reports_and_join_once_for_a
     (row,) = json.loads(done.stdout)
     assert row["views"] == 8
     assert row["rows_done"] == 4 * 300, "its own share"
-    precompute(tmp_path / "one", source, views=8, renderer="auto")
-    assert files_of(only_store(tmp_path / "two")) == files_of(only_store(tmp_path / "one"))
+    assert files_of(only_store(tmp_path / "two")) == undisturbed(8)
 
 
 def test_a_lost_ranks_share_is_done_by_the_same_command_without_a_rank(tmp_path, source):
@@ -143,18 +161,19 @@ def test_a_lost_ranks_share_is_done_by_the_same_command_without_a_rank(tmp_path,
     assert only_store(tmp_path / "two").verify() == []
 
 
-def test_the_same_command_twice_at_once_is_sound(tmp_path, source):
+def test_the_same_command_twice_at_once_is_sound(tmp_path, source, undisturbed):
     words = [*CLI, source, "--cache-dir", str(tmp_path / "two"), "--views", "9", "--limit", "300", "--json"]
     processes = [Process(*words, cwd=ROOT) for _ in range(2)]
     rows = [json.loads(process.communicate()[0])[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert 9 * 300 <= sum(row["rows_done"] for row in rows) <= 2 * 9 * 300
-    precompute(tmp_path / "one", source, views=9, renderer="auto")
-    assert files_of(only_store(tmp_path / "two")) == files_of(only_store(tmp_path / "one"))
+    assert files_of(only_store(tmp_path / "two")) == undisturbed(9)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, source, number, code):
+def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(
+    tmp_path, source, undisturbed, number, code
+):
     words = [*CLI, source, "--cache-dir", str(tmp_path / "stores"), "--views", "24", "--limit", "300"]
     process = Process(*words, cwd=ROOT)
     wait_for_a_unit(tmp_path / "stores")
@@ -171,12 +190,13 @@ def test_a_signal_ends_it_in_one_line_and_the_same_command_goes_on(tmp_path, sou
     assert not list(tmp_path.rglob("*.tmp-*"))
     (report,) = precompute(tmp_path / "stores", source, views=24, renderer="auto")
     assert report.rows_done == (24 - done) * 300
-    precompute(tmp_path / "whole", source, views=24, renderer="auto")
-    assert files_of(store) == files_of(only_store(tmp_path / "whole"))
+    assert files_of(store) == undisturbed(24)
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2])
-def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_path, source, n_ranks):
+def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(
+    tmp_path, source, undisturbed, n_ranks
+):
     """A short form of benchmarks/kill_campaign.py. From 10,000 rows on the source would be compiled."""
     words = [*CLI, source, "--cache-dir", str(tmp_path / "hurt"), "--views", "33", "--limit", "300"]
     rng = random.Random(n_ranks)
@@ -196,8 +216,7 @@ def test_kill_9_at_random_moments_leaves_what_an_uninterrupted_run_leaves(tmp_pa
         assert only_store(tmp_path / "hurt").verify() == []
     (report,) = precompute(tmp_path / "hurt", source, views=33, renderer="auto")
     assert report.rows_done == left * 300
-    precompute(tmp_path / "whole", source, views=33, renderer="auto")
-    assert files_of(only_store(tmp_path / "hurt")) == files_of(only_store(tmp_path / "whole"))
+    assert files_of(only_store(tmp_path / "hurt")) == undisturbed(33)
     assert not list(tmp_path.rglob("*.tmp-*"))
 
 

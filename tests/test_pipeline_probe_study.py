@@ -34,6 +34,8 @@ from pipeline.studies.probe.stored import StoreGroup
 from sskt.errors import RunError
 from sskt.probe import cross_fit
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 N, C, VIEWS = 75, 3, 3
 
 

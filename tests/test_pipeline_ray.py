@@ -50,6 +50,7 @@ def test_a_cluster_on_this_machine_makes_the_bytes_of_this_process(tmp_path, sou
     words = ["-m", "cli", "precompute", "--target", "digits", "--source", source, "--views", "4"]
     words += ["--limit", "60", "--device", "cpu", "--cache-dir", "ray", "--engine", "ray", "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
+    environment["RAY_prestart_worker_first_driver"] = "0"  # one is needed, not one for each core
     done = run_python(*words, cwd=tmp_path, env=environment)
     if "timed out during startup" in done.stderr:
         pytest.skip("Ray gives its own processes 30 s to start, and this machine is too busy for that")

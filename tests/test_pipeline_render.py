@@ -25,13 +25,25 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def index_dir(tmp_path_factory):
+    """What is learnt once of the real pictures here."""
+    return tmp_path_factory.mktemp("index")
+
+
+@pytest.fixture(scope="module")
+def photos(index_dir):
     """40 of the real ImageNet pictures, colour JPEGs of many sizes."""
     data = shared("data/imagenet").parent
-    dataset = load_dataset(
-        parse_target("imagenet"), "test", data_dir=data, index_dir=tmp_path_factory.mktemp("index")
-    )
+    dataset = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=index_dir)
     return dataset.take(np.arange(0, 1000, 25))
+
+
+@pytest.fixture(scope="module")
+def small(cifar10_dir, index_dir):
+    """300 of the real CIFAR-10 pictures."""
+    return load_dataset(
+        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=index_dir, limit=300
+    )
 
 
 def draw(dataset, plan, backend, *, view=3, batches=None, batch_size=16, threads=2) -> torch.Tensor:
@@ -86,7 +98,7 @@ def test_a_picture_does_not_depend_on_order_batch_or_threads(photos, backend):
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])
-def test_another_process_draws_the_same_bytes(photos, backend, tmp_path):
+def test_another_process_draws_the_same_bytes(photos, backend, index_dir):
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import hashlib
@@ -95,7 +107,7 @@ import numpy as np
 from pipeline.data.plan import RandomResizedCropFlip
 from pipeline.data.datasets import load_dataset, parse_target
 from test_pipeline_render import draw
-data, index_dir = Path({str(shared("data/imagenet").parent)!r}), Path({str(tmp_path)!r})
+data, index_dir = Path({str(shared("data/imagenet").parent)!r}), Path({str(index_dir)!r})
 index = load_dataset(parse_target("imagenet"), "test", data_dir=data, index_dir=index_dir)
 pixels = draw(index.take(np.arange(0, 1000, 25)), RandomResizedCropFlip(64, seed=1), {backend!r}, threads=1)
 print(hashlib.sha256(pixels.numpy().tobytes()).hexdigest())
@@ -188,10 +200,8 @@ def test_kept_pictures_give_the_same_bytes_and_no_file_is_read_twice(photos, pla
 
 
 @pytest.mark.parametrize("plan", [PadCropFlip(32, seed=5), PadCropFlip(32, pad=0), Centre(32, 32)])
-def test_small_pictures_are_the_same_bytes_by_all_three(cifar10_dir, tmp_path, plan):
-    dataset = load_dataset(
-        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=300
-    )
+def test_small_pictures_are_the_same_bytes_by_all_three(small, plan):
+    dataset = small
     by_hand = []  # the window of a picture with a black border, mirrored
     rows = plan.rows(3, dataset.ids, dataset.sizes)
     for i, ((top, left, _, _), flip) in enumerate(zip(rows.windows.tolist(), rows.flips, strict=True)):
@@ -210,10 +220,8 @@ def test_small_pictures_are_the_same_bytes_by_all_three(cifar10_dir, tmp_path, p
     assert torch.equal(gather_windows(images, corners, torch.from_numpy(flips), border), expected)
 
 
-def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(photos, cifar10_dir, tmp_path):
-    dataset = load_dataset(
-        parse_target("cifar10"), "train", data_dir=cifar10_dir, index_dir=tmp_path, limit=30
-    )
+def test_the_resident_renderer_is_taken_for_small_pictures_and_refuses_others(photos, small):
+    dataset = small.take(np.arange(30))
     for plan, expected in ((PadCropFlip(32), "resident-cpu"), (PadCropFlip(48), "dali-cpu")):
         renderer = open_renderer(dataset, plan, Execution(CPU, renderer="auto", threads=1), batch_size=4)
         with closing(renderer):

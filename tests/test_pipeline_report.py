@@ -25,6 +25,8 @@ from pipeline.studies.report.taught import agreement
 from pipeline.train import read_metrics
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 NAMES = {"a": {"seed": 0}, "b": {"seed": 1}, "deep/c": {"lr": 0.3}}
 
 

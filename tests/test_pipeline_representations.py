@@ -15,6 +15,8 @@ from pipeline.train import loop as training
 from pipeline.train.run_folder import read_metrics
 from sskt.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 N = 12
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 SHOWN = Augmentation(side_px=64)  # AlexNet's least

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from pipeline.train import loop as training
 from pipeline.train.run_folder import RunBusyError, read_student
 from sskt.errors import RunError
 from sskt.students import WrappedBackbone
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("_s", "_share", "_mb")  # ends of the names of what a clock or the memory tells
@@ -59,8 +62,8 @@ VARIANTS = {
     "mixed": {"mixup": 0.4, "cutmix": 1.0, "clip_norm": 1.0, "label_smoothing": 0.1},
     "module": {"transfer_module": True},
     "gradient cosine": {"gradient_cosine": "weigh"},
-    "dml": {"method": "dml", "sources": (), "peers": 3},
-    "maxl": {"method": "maxl", "sources": (), "psi": 2, "transfer_module": True},
+    "dml": {"method": "dml", "sources": (), "peers": 3, "epochs": 3},
+    "maxl": {"method": "maxl", "sources": (), "psi": 2, "transfer_module": True, "epochs": 3},
 }
 NAMED = ("multistep", "dml", "maxl")  # variants with the recipe's ResNet20: the others have less to compute
 
@@ -192,18 +195,18 @@ def test_kill_9_at_random_moments_leaves_a_run_that_goes_on(project, tmp_path):
     words = ["-m", "cli", "train", "--threads", "1"]
     begin = [*words, "--target", "digits", "--source", source, "--limit", str(N), "--lr", "0.05"]
     begin += ["--cache-dir", str(folder / "stores"), "--data-dir", str(folder / "data")]
-    begin += ["--epochs", "24", "--batch-size", "20", "--eval-every", "7"]
+    begin += ["--epochs", "16", "--batch-size", "20", "--eval-every", "7"]
     assert run_python(*begin, "--out", tmp_path / "whole", cwd=ROOT).returncode == 0
     out, moments = tmp_path / "killed", random.Random(5)
     for _ in range(2):
         goes_on = (out / "config.json").exists()
         process = Process(*(words if goes_on else begin), "--resume" if goes_on else "--out", out, cwd=ROOT)
         wait_for(out / "last.pt", process)
-        time.sleep(moments.uniform(0, 0.8))
+        time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.communicate()
     assert run_python(*words, "--resume", out, cwd=ROOT).returncode == 0
-    assert len(numbers(out)) == 24
+    assert len(numbers(out)) == 16
     assert numbers(out) == numbers(tmp_path / "whole")
     assert student(out) == student(tmp_path / "whole")
 
@@ -214,16 +217,21 @@ def wait_for(path: Path, process: Process) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def stopped(project, tmp_path, monkeypatch):
-    """A run that was stopped in its second epoch, and how to go on with it."""
-    _folder, source, common = project
-    out = tmp_path / "run"
-    with monkeypatch.context() as stopping:
+@pytest.fixture(scope="module")
+def begun(project):
+    """A run that was stopped in its second epoch."""
+    folder, source, common = project
+    with pytest.MonkeyPatch.context() as stopping:
         stop_after(stopping, 4)
         with pytest.raises(KeyboardInterrupt):
-            api.train("digits", out=out, sources=(source,), **SCHEDULE, **common)
-    return out
+            api.train("digits", out=folder / "begun", sources=(source,), **SCHEDULE, **common)
+    return folder / "begun"
+
+
+@pytest.fixture
+def stopped(begun, tmp_path):
+    """A copy of it, to go on with."""
+    return shutil.copytree(begun, tmp_path / "run")
 
 
 def go_on(out: Path, **more) -> list[str]:

@@ -19,6 +19,8 @@ from pipeline.api import Augmentation, Paths, choose_execution
 from sskt.errors import MissingExtraError
 from sskt.sources import Contract, prompts_sha256
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 COLOURS = {"blue": (20, 30, 220), "green": (20, 210, 40), "red": (220, 20, 30)}
 EXTRAS = ("timm", "transformers", "huggingface_hub", "onnx", "onnxruntime")
 

@@ -14,6 +14,8 @@ from pipeline import api
 from pipeline.train import read_metrics
 from sskt.errors import RunError, SettingError
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SHORT = {"method": "scratch", "limit": 20, "batch_size": 20, "epochs": 2, "amp": "fp32", "eval_every": 2}
 
 

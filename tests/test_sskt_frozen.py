@@ -144,15 +144,15 @@ def test_scaled_side_is_the_papers():
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["imagenet", "program"])
 def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, compute):
-    source, pixels = real_source(name), images(38)
+    source, pixels = real_source(name), images(26)
     small = name == "imagenet" and compute == "bf16"  # slow on processors that do not compute in it
     seen = InputMap(37 if small else 74)
     frozen = FrozenSource(source, seen, device=CPU, forward=Forward(compute), threads=2)
     whole = frozen.logits(pixels)
-    assert whole.shape == (38, source.spec.n_classes)
+    assert whole.shape == (26, source.spec.n_classes)
     assert whole.dtype == torch.float16
-    order = torch.from_numpy(np.random.default_rng(0).permutation(38))
-    for batch in (7, 32):
+    order = torch.from_numpy(np.random.default_rng(0).permutation(26))
+    for batch in (13, 20):  # of which forwards take 16 at a time
         again = torch.empty_like(whole)
         for rows in order.split(batch):
             again[rows] = frozen.logits(pixels[rows])
@@ -162,7 +162,7 @@ def test_row_is_the_same_bits_in_any_batch_place_company_and_thread_count(name, 
         torch.set_num_threads(threads)
         try:
             other = FrozenSource(source, seen, device=CPU, forward=Forward(compute))
-            assert torch.equal(other.logits(pixels[9:30]), whole[9:30]), f"{threads} threads"
+            assert torch.equal(other.logits(pixels[9:22]), whole[9:22]), f"{threads} threads"
         finally:
             torch.set_num_threads(before)
 
