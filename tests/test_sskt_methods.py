@@ -421,7 +421,7 @@ def test_distillation_of_several_labels_asks_every_class_for_itself():
     q, p = (1 / (1 + np.exp(-v / 4)) for v in (z, teacher.double().numpy()))
     each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert losses.auxiliary.tolist() == pytest.approx([16 * each.mean()], rel=1e-4)
-    with pytest.raises(RunError, match="--aux-loss ce is of one label a picture"):
+    with pytest.raises(RunError, match="--aux-loss ce is for one label per image"):
         Kd(student, kd(**settings, aux_loss="ce"), channels_last=False, teachers={"a": 4})
 
 

@@ -136,8 +136,8 @@ class Evaluator:
 
     def predict_with_features(self, student: Student, amp: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The probabilities of this rank's samples, float32 (n, classes), and what the student's head reads,
-        float32 (n, n_features), each the mean over a sample's views. With several labels a picture, classes
-        are independent. Raises what `predict` raises.
+        float32 (n, n_features), each the mean over a sample's views. With several labels per image,
+        classes are independent. Raises what `predict` raises.
         """
         n_classes = len(self._dataset.classes)
 
@@ -151,8 +151,8 @@ class Evaluator:
 
     def classify(self, student: Student, amp: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The scores by which `accuracy` ranks the classes of each of this rank's samples, and their
-        probabilities, the mean over a sample's views: float32 (n, classes) each. With several labels a
-        picture, classes are independent. Raises what `predict` raises.
+        probabilities, the mean over a sample's views: float32 (n, classes) each. With several labels
+        per image, classes are independent. Raises what `predict` raises.
         """
         logits = self.predict(student, amp)
         return self._answers(logits), self._probabilities(logits)

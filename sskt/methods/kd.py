@@ -64,13 +64,13 @@ class Kd(Method):
         self, student: Student, config: KdConfig, *, channels_last: bool, teachers: Mapping[str, int]
     ) -> None:
         """`teachers`: their number of classes by name. Raises RunError if there is none, or one has other
-        classes, or for a softmax over several labels a picture.
+        classes, or if a softmax is asked for and images have several labels.
         """
         super().__init__(student, config, channels_last=channels_last)
         require_teachers("kd", teachers, student.head.out_features)
         if config.primary_loss == "bce" and config.aux_loss != "kd":
             raise RunError(
-                f"--method kd: --aux-loss {config.aux_loss} is of one label a picture, this target has "
+                f"--method kd: --aux-loss {config.aux_loss} is for one label per image, this target has "
                 f"several; use kd"
             )
         self.auxiliary_names = tuple(teachers)
