@@ -407,7 +407,7 @@ def test_a_fine_tuned_run_stopped_at_once_begins_with_the_same_weights_again(mad
         with pytest.raises(KeyboardInterrupt):
             train(target, paths, tmp_path / "lost", **settings)
     (tmp_path / "k.pth").unlink()
-    with pytest.raises(RunError, match=r"needs k\.pth sha256 \w+, which is not at"):
+    with pytest.raises(RunError, match=r"was started from k\.pth sha256 \w+, which is not at"):
         api.resume(tmp_path / "lost", execution=choose_execution(device="cpu"))
 
 
