@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # for the workers, too
-    os.environ["RAY_worker_niceness"] = "0"  # as docs/scale.md advises
+    os.environ |= {"RAY_worker_niceness": "0"}  # as docs/scale.md advises
     node = {"num_cpus": os.cpu_count(), "object_store_memory": 80 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     os.environ["RAY_ADDRESS"] = cluster.address
