@@ -98,18 +98,7 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
     kills = 0
     while kills < args.kills:
         processes = [start(hurt, rank, log) for rank in range(args.ranks)]
-        time.sleep(rng.uniform(0, args.longest))
-        victims = processes if rng.random() < 0.5 else [rng.choice(processes)]
-        for process in victims:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-        for process in processes:  # surviving ranks go on for a moment
-            process.join(timeout=0 if process in victims else rng.uniform(0, args.longest))
-            if process.is_alive() and process not in victims:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-            process.join()
+        kills += kill_some(processes, rng, args.longest)
         left = sum(len(Store.open(p).pending(args.views)) for p in find_stores(hurt))
         print(f"\r{kills} kills, {left} units left, {reading.views} whole views read  ", end="", flush=True)
         if kills < args.kills and left == 0 and find_stores(hurt):
@@ -133,6 +122,24 @@ def campaign(args: argparse.Namespace, folder: Path) -> None:
         f"{sum(lost.values())} rows of all sources, of a source and kill at most {most} (one unit allowed); "
         f"{reading.views} whole views read, {reading.refused} refused, none wrong"
     )
+
+
+def kill_some(processes, rng: random.Random, longest: float) -> int:
+    """Kill all processes of a life or one of them, then what is left; returns how many died by SIGKILL."""
+    kills = 0
+    time.sleep(rng.uniform(0, longest))
+    victims = processes if rng.random() < 0.5 else [rng.choice(processes)]
+    for process in victims:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+    for process in processes:  # surviving ranks go on for a moment
+        process.join(timeout=0 if process in victims else rng.uniform(0, longest))
+        if process.is_alive() and process not in victims:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.join()
+    return kills
 
 
 def require_same_files(expected: dict[str, Store], hurt: Path) -> None:
