@@ -10,8 +10,9 @@ real clips beside them, with three controls: uniform edges, maps of another samp
 
 A seed has its own pretext tasks, teachers and students. T0 and the weight of the representation graph are
 chosen on seed 0 of `made` by a fifth of the training videos, then fixed (`--temperature`, `--rep-weight`).
-Finished runs are reused, so a stopped benchmark goes on. The table has mean paired differences of accuracy
-with 95 % intervals by a bootstrap over seeds and test videos.
+Finished runs are reused, so a stopped benchmark goes on; so are the answers in --answers, which are small
+enough to be committed: seeds can come from several machines. The table has mean paired differences of
+accuracy with 95 % intervals by a bootstrap over seeds and test videos.
 """
 
 from __future__ import annotations
@@ -103,12 +104,48 @@ def main() -> None:
         answers: dict[str, list[NDArray[np.bool_]]] = {method: [] for method in METHODS}
         for fold in folds:
             run = Runs(fold, seed, paths, args)
+            kept = Answers(args.answers / f"{args.part}-{fold.name}-{seed}.json", _settings(args))
             for method in METHODS:
-                answers[method].append(run.right(method))
+                if method not in kept:
+                    kept[method] = run.right(method)
+                answers[method].append(kept[method])
         for method in METHODS:
             right[method].append(np.concatenate(answers[method]))
         report({method: np.stack(each) for method, each in right.items()})
     return None
+
+
+class Answers:
+    """Of each method of a seed on a fold, which test videos, sorted by path, its student names: a file of JSON.
+
+    The settings that made them are kept beside them; a file with others is refused.
+    """
+
+    def __init__(self, file: Path, settings: dict[str, Any]) -> None:
+        self.file, self.settings = file, settings
+        self.of: dict[str, str] = {}
+        if file.is_file():
+            found = json.loads(file.read_text())
+            if found["settings"] != settings:
+                raise SystemExit(f"{file} was made with {found['settings']}, not {settings}: delete or move it")
+            self.of = found["right"]
+
+    def __contains__(self, method: str) -> bool:
+        return method in self.of
+
+    def __getitem__(self, method: str) -> NDArray[np.bool_]:
+        return np.array([answer == "1" for answer in self.of[method]])
+
+    def __setitem__(self, method: str, right: NDArray[np.bool_]) -> None:
+        self.of[method] = "".join("1" if answer else "0" for answer in right)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps({"settings": self.settings, "right": self.of}, indent=1) + "\n")
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the answers depend on besides seed and fold."""
+    names = ("temperature", "rep_weight", "pretext_epochs", "teacher_epochs", "epochs")
+    return {name: getattr(args, name) for name in names}
 
 
 class Runs:
@@ -315,6 +352,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("part", choices=("made", "clips"))
     parser.add_argument("--clips", type=Path, help="the folder of real clips")
     parser.add_argument("--out", type=Path, default=Path("runs/graph-evidence"))
+    parser.add_argument("--answers", type=Path, default=Path(__file__).with_suffix(""), help="a folder")
     parser.add_argument("--seeds", type=int, help="default: 5 of made, 3 of clips")
     parser.add_argument("--choose", action="store_true", help="only choose T0 and the weight, on seed 0")
     parser.add_argument("--temperature", type=float, default=2.0)

@@ -353,3 +353,24 @@ print(before, faults())
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
     assert (after < before / 10) == (not chosen), (before, after)
+
+
+def _large_pages() -> str:
+    """Whether the kernel hands out pages of 2 MB: always, when asked to, or never."""
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return file.read_text().partition("[")[2].partition("]")[0] if file.is_file() else "never"
+
+
+@pytest.mark.skipif(_large_pages() == "never", reason="needs a kernel that has large pages")
+def test_tensors_of_many_megabytes_lie_on_large_pages():
+    count_faults = """
+import pipeline, resource, torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+held = [torch.ones(1 << 24) for _ in range(4)]  # 64 MB each
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    own = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    command = [sys.executable, "-c", count_faults]
+    done = subprocess.run(command, env=own, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < (256 << 20) // 4096 / 10, "a fault for nearly every page of 4 KB"
