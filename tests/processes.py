@@ -25,7 +25,9 @@ _FORKS.set_forkserver_preload(
         "pipeline.api",
         # what commands import when they need it: a second of each process otherwise
         "pipeline.data.render.dali",
+        "scipy.optimize",
         "sklearn.datasets",
+        "sklearn.metrics",
         "matplotlib.figure",
         "matplotlib.backends.backend_agg",
         # what torch imports as it opens a program

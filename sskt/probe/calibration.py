@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
 _BINS = 15
@@ -17,6 +16,8 @@ def calibrate(logits: NDArray[np.float64], truth: NDArray[Any]) -> float:
     """The temperature by which to divide logits (N, C) of samples that were held out, for the smallest
     negative log-likelihood of `truth`: labels (N,), or multi-hot (N, C) with -1 not counted.
     """
+    from scipy.optimize import minimize_scalar  # half a second of import that only a probe needs
+
     found = minimize_scalar(
         lambda log_t: log_loss(logits / np.exp(log_t), truth), bounds=_RANGE, method="bounded"
     )

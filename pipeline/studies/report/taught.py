@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
 
 from cache import CacheError, Location, Store, find_stores
 from pipeline.data import Dataset, Labels, Positions
@@ -103,6 +102,8 @@ def _probe(
 
 def agreement(one: Labels, other: Labels) -> float:
     """The adjusted mutual information of two labellings (N,) of the same samples, of any classes."""
+    from sklearn.metrics import adjusted_mutual_info_score  # a second of import that only reports need
+
     return float(adjusted_mutual_info_score(one, other))
 
 
