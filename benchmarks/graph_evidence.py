@@ -116,7 +116,7 @@ def main() -> None:
 
 
 class Answers:
-    """Of each method of a seed on a fold, which test videos, sorted by path, its student names: a file of JSON.
+    """Which test videos, sorted by path, the student of each method names, of a seed on a fold: a JSON file.
 
     The settings that made them are kept beside them; a file with others is refused.
     """
@@ -127,7 +127,9 @@ class Answers:
         if file.is_file():
             found = json.loads(file.read_text())
             if found["settings"] != settings:
-                raise SystemExit(f"{file} was made with {found['settings']}, not {settings}: delete or move it")
+                raise SystemExit(
+                    f"{file} was made with {found['settings']}, not {settings}: delete or move it"
+                )
             self.of = found["right"]
 
     def __contains__(self, method: str) -> bool:
