@@ -26,10 +26,10 @@ def train(out, **more):
 class Package(ModuleType):
     """Records the calls on a tracker's package, and on what they return."""
 
-    def __init__(self, name, broken=()):
+    def __init__(self, name, broken=(), talks=False):
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, None, origin="made")
-        self.calls, self.broken, self.hash = [], broken, "aim-hash"
+        self.calls, self.broken, self.talks, self.hash = [], broken, talks, "aim-hash"
         self.info, self.summary = SimpleNamespace(run_id="mlflow-id"), {}
 
     def __getattr__(self, name):
@@ -38,6 +38,8 @@ class Package(ModuleType):
 
         def call(*args, **kwargs):
             self.calls.append((name, args, kwargs))
+            if self.talks:
+                print(f"about to {name}")
             if name in self.broken:
                 raise ConnectionError("no way there")
             return self
@@ -139,6 +141,18 @@ def test_a_tracker_that_cannot_start_or_is_not_installed_is_refused(tmp_path, pa
     with pytest.raises(SettingError, match="expected one of wandb, mlflow, trackio, aim"):
         train(tmp_path / "other", trackers="comet")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("name", "says"), [("mlflow", "end_run"), ("trackio", "init finish")])
+def test_what_a_package_prints_does_not_mix_with_the_result(tmp_path, package, capsys, name, says):
+    package(name, talks=True)
+    remarks = Remarks()
+    train(tmp_path / "run", trackers=name)
+    assert ("mlflow: sends figures to" in str(remarks)) == (name == "mlflow")
+    out, err = capsys.readouterr()
+    for call in says.split():
+        assert f"about to {call}\n" in err
+        assert f"about to {call}\n" not in out
 
 
 def test_tensorboard_has_the_settings_and_the_images_that_the_student_saw(tmp_path):

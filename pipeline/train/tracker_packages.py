@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
-import uuid
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from cache import flatten, write_durably
+
+log = logging.getLogger(__name__)
 
 _PROJECT = "sskt"
 _IDS = "trackers.json"  # in a run's folder: by tracker, the id under which it knows the run
@@ -27,7 +30,7 @@ class _Wandb:
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
         """See `pipeline.train.trackers.Tracker.start`."""
-        known = _known(run, "wandb") or _remember(run, "wandb", uuid.uuid4().hex[:12])
+        known = _known(run, "wandb") or _remember(run, "wandb", os.urandom(6).hex())
         project = os.environ.get("WANDB_PROJECT", _PROJECT)
         self._run = self._package.init(
             project=project, id=known, name=run.name, config=dict(config), dir=str(run), resume="allow"
@@ -52,9 +55,10 @@ class _Trackio:
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
         """See `pipeline.train.trackers.Tracker.start`."""
-        name = _known(run, "trackio") or _remember(run, "trackio", f"{run.name}-{uuid.uuid4().hex[:4]}")
+        name = _known(run, "trackio") or _remember(run, "trackio", f"{run.name}-{os.urandom(2).hex()}")
         project = os.environ.get("TRACKIO_PROJECT", _PROJECT)
-        self._package.init(project=project, name=name, config=dict(config), resume="allow")
+        with _stdout_is_ours():
+            self._package.init(project=project, name=name, config=dict(config), resume="allow")
 
     def log_epoch(self, figures: Mapping[str, Any]) -> None:
         """See `pipeline.train.trackers.Tracker.log_epoch`."""
@@ -62,7 +66,8 @@ class _Trackio:
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:  # noqa: ARG002
         """See `pipeline.train.trackers.Tracker.finish`; it keeps no summary."""
-        self._package.finish()
+        with _stdout_is_ours():
+            self._package.finish()
 
 
 class _Mlflow:
@@ -73,6 +78,8 @@ class _Mlflow:
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
         """See `pipeline.train.trackers.Tracker.start`."""
+        # first: MLflow says neither where it writes nor that it waits for a server, minutes if that is down
+        log.info(f"mlflow: sends figures to {self._package.get_tracking_uri()}")
         if known := _known(run, "mlflow"):
             self._package.start_run(run_id=known)
             return
@@ -88,7 +95,8 @@ class _Mlflow:
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """See `pipeline.train.trackers.Tracker.finish`."""
-        self._package.end_run(status="FINISHED" if summary is not None else "KILLED")
+        with _stdout_is_ours():
+            self._package.end_run(status="FINISHED" if summary is not None else "KILLED")
 
 
 class _Aim:
@@ -127,6 +135,11 @@ TRACKERS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
+def _stdout_is_ours() -> AbstractContextManager[Any]:
+    """What a package prints meanwhile goes to stderr; stdout is for what a command has made."""
+    return redirect_stdout(sys.stderr)
+
+
 def _numbers(figures: Mapping[str, Any]) -> dict[str, int | float]:
     """The figures of an epoch that are numbers, without its own."""
     return {
@@ -138,7 +151,7 @@ def _numbers(figures: Mapping[str, Any]) -> dict[str, int | float]:
 
 def _word(name: str) -> str:
     """A name of letters, digits and - _ . / and spaces alone, which is all that MLflow takes."""
-    return re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)
+    return "".join(each if each.isascii() and (each.isalnum() or each in "_-./ ") else "_" for each in name)
 
 
 def _known(run: Path, tracker: str) -> str | None:
