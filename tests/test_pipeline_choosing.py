@@ -25,7 +25,7 @@ from sskt.errors import RunError
 pytestmark = pytest.mark.usefixtures("narrow")
 
 # from the fourth epoch on, so that the best is not the last; clipped, far from what counts as diverged
-SPOILT = {"milestones": (3,), "gamma": 10.0, "clip_norm": 1.0}
+SPOILT = {"milestones": (3,), "gamma": 100.0, "clip_norm": 1.0}
 CPU = choose_execution(device="cpu", renderer="torch", threads=1)
 SMALL = Augmentation(side_px=16, source_side_px=16)
 SCRATCH = {"method": "scratch", "views": 2}
@@ -40,8 +40,8 @@ def fill(root, counts, seed=0):
             folder = root / split / name
             folder.mkdir(parents=True)
             for i in range(n):
-                pixels = rng.integers(0, 200, (20, 20, 3))
-                pixels[..., label] += 30
+                pixels = rng.integers(0, 180, (20, 20, 3))
+                pixels[..., label] += 70
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     return root
 
