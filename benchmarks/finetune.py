@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.api import Augmentation, Paths, choose_execution
+from pipeline.api import Augmentation, Paths, choose_execution, open_dataset
 from pipeline.commands.output import show_remarks
 from pipeline.studies.series import train_or_resume
 from sskt.recipes import finetune_length
@@ -34,7 +34,7 @@ ARMS: dict[str, tuple[bool, dict[str, float]]] = {
     "no layer decay": (True, {"layer_decay": 1.0}),
     "no average": (True, {"ema": 0.0}),
 }
-FACTORS = ("lr", "epochs")
+FACTORS = {"lr", "epochs"}
 
 
 class Fire(nn.Module):
@@ -91,12 +91,14 @@ def _conv(state: dict[str, Tensor], name: str, stride: int = 1) -> nn.Conv2d:
 def main() -> None:
     args = _arguments()
     paths, execution = Paths(args.data_dir), choose_execution(threads=args.threads)
+    usual = finetune_length(len(open_dataset(args.target, "train", paths=paths)))
     top1 = dict[str, list[float]]()
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for arm in args.arms.split(","):
             pretrained, changed = ARMS[arm]
-            usual = finetune_length(args.images)
-            settings = {n: usual[n] * v if n in FACTORS else v for n, v in changed.items()}
+            settings = dict(changed)
+            for name in FACTORS & settings.keys():
+                settings[name] *= usual[name]
             if "epochs" in settings:
                 settings["epochs"] = round(settings["epochs"])
             torch.manual_seed(seed)
@@ -122,10 +124,8 @@ def main() -> None:
             )
     print("\n| arm | top-1 | by seed |\n|---|---|---|")
     for arm, found in top1.items():
-        spread, each = (
-            statistics.stdev(found) if len(found) > 1 else 0.0,
-            ", ".join(f"{v:.2f}" for v in found),
-        )
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        each = ", ".join(f"{value:.2f}" for value in found)
         print(f"| {arm} | {statistics.mean(found):.2f} ± {spread:.2f} % | {each} |")
 
 
@@ -135,7 +135,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("target")
     parser.add_argument("--program", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=450, help="that the target has to train on")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", type=int, default=1)

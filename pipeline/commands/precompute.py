@@ -204,7 +204,9 @@ def precompute(estimate: bool, as_json: bool, **what: Any) -> None:
     with --engine ray, or if each has a RANK of WORLD_SIZE; not under torchrun, which ends all when one dies.
     """
     from pipeline import api
+    from pipeline.runtime import ask_for_large_pages
 
+    ask_for_large_pages()
     if estimate:
         if what.pop("engine") != "local" or what.pop("workers"):
             raise click.UsageError("--estimate measures this machine; leave out --engine and --workers")

@@ -19,7 +19,7 @@ from cache import Location, Store, Unit, differences
 from pipeline.precompute.fill import StoreReport, log_complete, tasks_of
 from pipeline.precompute.ray_cluster import connected, first_line, room_for_workers, settle, worker_needs
 from pipeline.precompute.worker import Worker, n_rows, open_worker
-from pipeline.runtime import Execution, Progress, choose_execution, mute_remarks
+from pipeline.runtime import Execution, Progress, ask_for_large_pages, choose_execution, mute_remarks
 from pipeline.stores import Job, destination, log_knowledge, open_source_stores
 from sskt.errors import RunError
 
@@ -67,6 +67,7 @@ class _Opened:
     def __init__(self, order: _Order, at: int, paths: list[Location]) -> None:
         self.key, self.stack = (order.number, at), ExitStack()
         self._worker: Worker | None = None
+        ask_for_large_pages()
         node = settle(order.folder, order.needs, order.n_workers)
         self._execution, jobs = choose_execution(**order.asked), order.open_jobs()
         self.n_jobs, self.job = len(jobs), jobs[at]

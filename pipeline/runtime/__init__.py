@@ -13,7 +13,12 @@ from pipeline.runtime.execution import (
 )
 from pipeline.runtime.figures import fitted, lettering, write_figure
 from pipeline.runtime.kernels import How, sentence, wrong_layers
-from pipeline.runtime.memory import memory_for_images, peak_memory, reuse_freed_memory
+from pipeline.runtime.memory import (
+    ask_for_large_pages,
+    memory_for_images,
+    peak_memory,
+    reuse_freed_memory,
+)
 from pipeline.runtime.paths import Paths, folder_words, require_named
 from pipeline.runtime.prefetch import prefetch
 from pipeline.runtime.progress import Progress
@@ -30,6 +35,7 @@ __all__ = [
     "Paths",
     "Progress",
     "World",
+    "ask_for_large_pages",
     "autocast",
     "channels_last",
     "choose_execution",

@@ -62,6 +62,16 @@ def _memory_limits(root: Path = Path("/")) -> list[int]:
     return [int(limit) for limit in limits if limit.isdecimal()]  # v2 writes "max" for no limit
 
 
+def ask_for_large_pages() -> None:
+    """Have torch ask for pages of 2 MB for large tensors, unless the user has set THP_MEM_ALLOC_ENABLE.
+
+    For a process that computes stage one alone: clearing pages of 4 KB, which every forward takes anew, was a
+    sixth of its time on a CPU. A training, which keeps its memory, gets slower by it and needs more
+    (benchmarks/RESULTS.md). torch reads the variable once, at its first tensor, and on Linux alone.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def reuse_freed_memory() -> None:
     """Let this process keep memory that tensors free, up to 2 GB, for later tensors.
 
