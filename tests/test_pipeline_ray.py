@@ -155,6 +155,17 @@ def test_a_rerun_does_what_is_left_and_remarks_are_passed_on_once(tmp_path, sour
     assert said[-1] == "digits/train: all 6 view(s) of 1 source(s) are already there"
 
 
+@pytest.mark.parametrize(("has", "n_imports"), [({"CPU": 8.0}, 2), ({"CPU": 8.0, "GPU": 1.0}, 0)])
+def test_a_process_on_every_node_without_gpus_imports_before_the_driver_does(
+    ray, monkeypatch, has, n_imports
+):
+    nodes = [{"Alive": alive, "NodeID": str(i)} for i, alive in enumerate((True, False, True))]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
+    with ray_cluster.connected_early("pipeline.api"):
+        assert ray.calls == [("_import", ("pipeline.api",))] * n_imports
+
+
 def test_small_tasks_are_grouped_once_their_seconds_are_known(tmp_path, source, ray, monkeypatch):
     ray.fresh = False
     now, do = [0.0], Worker.do

@@ -97,7 +97,17 @@ def prepare(
     show(rows, as_json, "target split samples classes contents")
 
 
-@click.command(cls=Sectioned)
+class _Precompute(Sectioned):
+    def invoke(self, ctx: click.Context) -> Any:
+        """With --engine ray, connect first, so that workers import torch while this process does."""
+        if ctx.params["engine"] == "ray" and not ctx.params["estimate"]:
+            from pipeline.precompute.ray_cluster import connected_early
+
+            ctx.with_resource(connected_early("pipeline.api"))
+        return super().invoke(ctx)
+
+
+@click.command(cls=_Precompute)
 @options(
     click.option(
         "--source",

@@ -51,6 +51,25 @@ def connected() -> Iterator[Any]:
         ray.shutdown()
 
 
+@contextmanager
+def connected_early(module: str) -> Iterator[None]:
+    """`connected`, with a process on every node that imports `module`, which takes seconds, while the caller
+    does; the first task waits for its core and gets the process. Not where there are GPUs, whose workers are
+    processes of their own.
+    """
+    with connected() as ray:
+        importing = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(_import)
+        if not ray.cluster_resources().get("GPU"):
+            for node in ray.nodes():
+                if node["Alive"]:
+                    importing.remote(module)
+        yield
+
+
+def _import(module: str) -> None:
+    __import__(module)
+
+
 def _require_answer(address: str) -> None:
     """Raise OSError if nobody answers at HOST:PORT, where Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
