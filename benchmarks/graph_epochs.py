@@ -70,6 +70,8 @@ def epoch_s(args: argparse.Namespace, out: Path) -> float:
         args.target,
         out=out,
         method="graph",
+        graph_logits="em",
+        graph_features="graph",
         sources=args.source,
         model=args.model,
         labels="cached",
