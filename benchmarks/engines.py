@@ -7,6 +7,7 @@ The cluster is one node on this machine, warm when the job's clock starts: it ha
 engines are timed as whole commands in turn, and must write the same bytes. With a small --limit and more
 --rounds the difference is what a job pays once; what a task pays is milliseconds. Ray's own processes take
 some 0.04 of a core all the time, from the job where it has every core; OMP_NUM_THREADS=1 leaves them one.
+With it, --at-once runs both jobs side by side: a machine that is now faster, now slower is so for both.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 
 from ray.cluster_utils import Cluster
 
 
-def seconds(args: argparse.Namespace, stores: Path, limit: int, engine: str) -> tuple[float, float]:
+def seconds(stores: Path, engine: str, limit: int, args: argparse.Namespace) -> tuple[float, float]:
     """The time that a user's command takes, and how much of it the rows take."""
     words = [sys.executable, "-m", "cli", "precompute", "--target", args.target, "--data-dir", args.data_dir]
     words += ["--source", args.source, *(word for pair in args.weights for word in ("--weights", pair))]
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--source-size", type=int, default=74)
     parser.add_argument("--limit", type=int, default=40000, help="images of the job")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--at-once", action="store_true", help="both engines' jobs side by side")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])  # for the workers, too
     os.environ |= {"RAY_worker_niceness": "0"}  # as docs/scale.md advises
@@ -59,17 +62,20 @@ def main() -> None:
     os.environ["RAY_ADDRESS"] = cluster.address
     with tempfile.TemporaryDirectory() as folder:
         for engine in ("ray", "local"):
-            seconds(args, Path(folder, "warm", engine), 256, engine)
+            seconds(Path(folder, "warm", engine), engine, 256, args)
         for i in range(args.rounds):
-            took, of_rows, found = {}, {}, {}
-            for engine in ("ray", "local")[:: -1 if i % 2 else 1]:
-                stores = Path(folder, str(i), engine)
-                took[engine], of_rows[engine] = seconds(args, stores, args.limit, engine)
-                found[engine] = rows(stores)
-            shown = [f"{e} {took[e]:.1f} s ({of_rows[e]:.1f} of them for rows)" for e in ("ray", "local")]
-            print(f"{', '.join(shown)}, ratio {took['ray'] / took['local']:.4f}", flush=True)
-            assert found["ray"], "no rows were found"
-            assert found["ray"] == found["local"], "the engines differ"
+            stores = {engine: Path(folder, str(i), engine) for engine in ("ray", "local")}
+            order = ("ray", "local")[:: -1 if i % 2 else 1]
+            with ThreadPoolExecutor(2 if args.at_once else 1) as pool:
+                jobs = {e: pool.submit(seconds, stores[e], e, args.limit, args) for e in order}
+                timed = {engine: jobs[engine].result() for engine in stores}
+            shown = [
+                f"{e} {took:.1f} s ({of_rows:.1f} of them for rows)" for e, (took, of_rows) in timed.items()
+            ]
+            print(f"{', '.join(shown)}, ratio {timed['ray'][0] / timed['local'][0]:.4f}", flush=True)
+            found = rows(stores["ray"])
+            assert found, "no rows were found"
+            assert found == rows(stores["local"]), "the engines differ"
     cluster.shutdown()
 
 

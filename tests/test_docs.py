@@ -27,10 +27,9 @@ TEXT = PAGE.read_text(encoding="utf-8")
 CELLS = cells(TEXT)
 COMMANDS = [cell for cell in CELLS if cell.kind == "console"]
 SMALLER = {
-    "--epochs 60": "--epochs 1",
-    "--epochs 20": "--epochs 1",
+    "--epochs 120": "--epochs 1",
+    "--epochs 40": "--epochs 1",
     "--views 4": "--views 1",
-    "--size 64": "--size 32",
     "--source-size 128": "--source-size 32",
 }
 
