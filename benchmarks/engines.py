@@ -25,7 +25,7 @@ from time import perf_counter
 from ray.cluster_utils import Cluster
 
 
-def seconds(stores: Path, engine: str, limit: int, args: argparse.Namespace) -> tuple[float, float]:
+def seconds(args: argparse.Namespace, stores: Path, limit: int, engine: str) -> tuple[float, float]:
     """The time that a user's command takes, and how much of it the rows take."""
     words = [sys.executable, "-m", "cli", "precompute", "--target", args.target, "--data-dir", args.data_dir]
     words += ["--source", args.source, *(word for pair in args.weights for word in ("--weights", pair))]
@@ -62,12 +62,12 @@ def main() -> None:
     os.environ["RAY_ADDRESS"] = cluster.address
     with tempfile.TemporaryDirectory() as folder:
         for engine in ("ray", "local"):
-            seconds(Path(folder, "warm", engine), engine, 256, args)
+            seconds(args, Path(folder, "warm", engine), 256, engine)
         for i in range(args.rounds):
             stores = {engine: Path(folder, str(i), engine) for engine in ("ray", "local")}
             order = ("ray", "local")[:: -1 if i % 2 else 1]
             with ThreadPoolExecutor(2 if args.at_once else 1) as pool:
-                jobs = {e: pool.submit(seconds, stores[e], e, args.limit, args) for e in order}
+                jobs = {e: pool.submit(seconds, args, stores[e], args.limit, e) for e in order}
                 timed = {engine: jobs[engine].result() for engine in stores}
             shown = [
                 f"{e} {took:.1f} s ({of_rows:.1f} of them for rows)" for e, (took, of_rows) in timed.items()
